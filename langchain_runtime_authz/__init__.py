@@ -1,0 +1,41 @@
+"""Runtime authorization for LangChain and LangGraph.
+
+Every step of a graph run is seen, decided by a policy engine on the full execution state, and
+enforced. `RuntimeAuthz` is the way in; see the README.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+
+from langchain_runtime_authz.authz import RuntimeAuthz
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.credential.lease import current_credential
+from langchain_runtime_authz.edges.coverage import CoverageReport
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.edges.tool_node import AuthzToolNode
+from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, AuthzError
+from langchain_runtime_authz.grant import Constraint, Grant
+from langchain_runtime_authz.pdp.base import PDP
+from langchain_runtime_authz.profile import ToolProfile, profile
+
+__all__ = [
+    "PDP",
+    "AlreadyProtected",
+    "AuthzDenied",
+    "AuthzError",
+    "AuthzHalt",
+    "AuthzToolNode",
+    "Constraint",
+    "CoverageReport",
+    "Decision",
+    "EvaluationRequest",
+    "Grant",
+    "RuntimeAuthz",
+    "ToolProfile",
+    "current_credential",
+    "profile",
+]
+
+__version__ = version("langchain-runtime-authz")

@@ -1,0 +1,210 @@
+"""`RuntimeAuthz`: wires the parts together. It keeps no state of its own and there is no global one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from langchain_core.tools import BaseTool
+from langgraph.pregel import Pregel
+
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
+from langchain_runtime_authz.edges.coverage import CoverageReport, coverage_of
+from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
+from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.edges.root import Protection, protect
+from langchain_runtime_authz.edges.tool_guard import guard_tool
+from langchain_runtime_authz.enforce.engine import Engine, drive, new_id
+from langchain_runtime_authz.enforce.entry import correct, reinstate, revoke
+from langchain_runtime_authz.enforce.session import Session
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.identity.base import Identity
+from langchain_runtime_authz.identity.static import StaticIdentity
+from langchain_runtime_authz.ledger.base import Ledger, Scope
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.profile import ToolProfile, load_profiles
+
+__all__ = ["RuntimeAuthz"]
+
+G = TypeVar("G")
+GraphLike = Pregel[Any, Any, Any, Any] | str | None
+
+
+class RuntimeAuthz:
+    """Runtime authorization for LangGraph graphs.
+
+    Without arguments: the shipped policy in the in-process Wasm engine, a ledger in memory, an
+    ephemeral ES256 key, audit records in memory.
+
+    Args:
+        pdp: the policy decision point; the default is `WasmPDP(data=policy_data)`.
+        issuer: signs per-call tokens; the default has an ephemeral key.
+        ledger: what is known of threads; the default is `MemoryLedger()`.
+        identity: names agents; the default does not attest.
+        policy_data: top-level keys of the shipped policy's `data.json` to replace.
+        profiles: tool name → `ToolProfile`, or the path of a YAML file.
+        audit: a path for a hash-chained JSONL file, or a sink.
+        subject_from: finds the subject of an implicit run in a root config; see the security note in
+            the README before reading anything from `configurable`.
+        tenant: first part of every key in ledger, audit and token.
+        deadline: seconds for the PDP to answer one message's batch.
+
+    Raises:
+        ConfigError: anything of it is wrong; nothing was started.
+    """
+
+    def __init__(
+        self,
+        *,
+        pdp: PDP | None = None,
+        issuer: Issuer | None = None,
+        ledger: Ledger | None = None,
+        identity: Identity | None = None,
+        policy_data: Mapping[str, Any] | None = None,
+        profiles: Mapping[str, ToolProfile | Mapping[str, Any]] | str | Path | None = None,
+        audit: AuditSink | str | Path | None = None,
+        subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
+        tenant: str = "default",
+        deadline: float = 2.0,
+    ) -> None:
+        declared = load_profiles(profiles)
+        if pdp is None:
+            from langchain_runtime_authz.pdp.wasm import WasmPDP
+
+            pdp = WasmPDP(data=policy_data)
+        elif policy_data is not None:
+            msg = "`policy_data` steers the shipped policy; with a `pdp` of your own give it to that"
+            raise ConfigError(msg)
+        if not tenant:
+            msg = "`tenant` must not be empty"
+            raise ConfigError(msg)
+        self.pdp = pdp
+        self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
+        self.issuer: Issuer = issuer if issuer is not None else LocalIssuer()
+        self.identity: Identity = identity if identity is not None else StaticIdentity()
+        self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
+        self.tenant = tenant
+        self.profiles = Profiles(declared)
+        self._engine = Engine(
+            ledger=self.ledger,
+            evaluator=Evaluator(pdp, deadline=deadline),
+            issuer=self.issuer,
+            identity=self.identity,
+            audit=self.audit,
+            tenant=tenant,
+        )
+        self.entrance = Entrance(self._engine, subject_from=subject_from)
+        self._protection = Protection(self.entrance, self.profiles)
+        self._names: set[str] = set()
+
+    def protect(self, graph: G) -> G:
+        """Protect a compiled graph (or builder), in place, with every graph it can reach.
+
+        Returns the same object; doing it twice changes nothing. Warns once about tools without a
+        profile.
+
+        Raises:
+            AlreadyProtected: another instance protects it or a part of it.
+            ConfigError: it is not a graph.
+        """
+        protected: Any = protect(graph, self._protection)
+        if not isinstance(protected, Pregel):
+            return graph
+        self._names.add(protected.get_name())
+        report = coverage_of(protected, self._protection)
+        unprofiled = report.unprofiled
+        if unprofiled:
+            warnings.warn(
+                f"{len(report.tools)} tools protected, {len(unprofiled)} without a profile "
+                f"({', '.join(unprofiled[:5])}{', …' if len(unprofiled) > 5 else ''}): each of their calls will ask. "
+                "`runtime-authz inspect module:graph` lists them; declare a ToolProfile for each",
+                stacklevel=2,
+            )
+        return graph
+
+    def run(
+        self,
+        *,
+        subject: SubjectLike,
+        task: str | None = None,
+        grant: Grant | None = None,
+    ) -> RunHandle:
+        """Open a run for `subject`: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
+
+        Args:
+            subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are
+                `agent` or `service`, never `user`.
+            task: what the human asked, pinned before anything runs.
+            grant: what the application gives for this task; `None` leaves it to policy.
+        """
+        return RunHandle(self._engine, Subject.of(subject), task, grant)
+
+    @overload
+    def guard(self, tools: BaseTool) -> BaseTool: ...
+
+    @overload
+    def guard(self, tools: Sequence[BaseTool]) -> list[BaseTool]: ...
+
+    def guard(self, tools: BaseTool | Sequence[BaseTool]) -> BaseTool | list[BaseTool]:
+        """Guarded copies of tools, for code that never meets a graph."""
+        if isinstance(tools, BaseTool):
+            return guard_tool(tools, self.profiles)
+        return [guard_tool(t, self.profiles) for t in tools]
+
+    def session(
+        self,
+        *,
+        subject: SubjectLike,
+        task: str | None = None,
+        grant: Grant | None = None,
+        agent: str = "session",
+        thread: str | None = None,
+    ) -> Session:
+        """The same engine room without LangGraph, for other loops and recorded traces."""
+        return Session.open(
+            self._engine,
+            self.profiles.declared,
+            subject=Subject.of(subject),
+            task=task,
+            grant=grant,
+            agent=agent,
+            thread=thread,
+        )
+
+    def correct(self, thread_id: str, text: str, *, graph: GraphLike = None) -> int:
+        """Tell that a human changed the task of a thread. Returns the new epoch.
+
+        Everything planned before is void from here on; the text reaches the graph with its next
+        input. `graph` (or its name) says whose thread, where this instance protects several graphs.
+        """
+        said = HumanText(content_digest(text), text, f"correction-{new_id()}")
+        return drive(self._engine, correct(self._scope(thread_id, graph), said))
+
+    def revoke(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
+        """Revoke a thread, or an agent's subtree on it, until `reinstate`."""
+        drive(self._engine, revoke(self._scope(thread_id, graph), tuple(agent)))
+
+    def reinstate(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
+        """Lift a revocation."""
+        drive(self._engine, reinstate(self._scope(thread_id, graph), tuple(agent)))
+
+    def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
+        """What of `graph` is governed, by which layer, and what is not."""
+        return coverage_of(graph, self._protection)
+
+    def _scope(self, thread_id: str, graph: GraphLike) -> Scope:
+        if graph is None:
+            if len(self._names) != 1:
+                msg = f"this instance protects {len(self._names)} graphs; say which with `graph=`"
+                raise ConfigError(msg)
+            (name,) = self._names
+        else:
+            name = graph if isinstance(graph, str) else graph.get_name()
+        return self.entrance.scope(name, str(thread_id))

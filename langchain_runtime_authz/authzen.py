@@ -1,0 +1,346 @@
+"""The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
+
+Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a
+default; a field is never renamed, never changes its type or meaning, and is never removed. A
+policy written for an older version therefore keeps its meaning. `tests/unit_tests/test_authzen.py`
+pins the field list.
+
+Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+__all__ = [
+    "ACTIONS",
+    "MAX_DEPTH",
+    "MAX_REQUEST_BYTES",
+    "SCHEMA_VERSION",
+    "Action",
+    "AgentContext",
+    "ApprovalContext",
+    "CallContext",
+    "Context",
+    "Decision",
+    "DelegationContext",
+    "Edge",
+    "EvaluationRequest",
+    "HistoryContext",
+    "LeaseContext",
+    "Obligation",
+    "PlanContext",
+    "PromptContext",
+    "Resource",
+    "Subject",
+    "TaskContext",
+    "deny",
+    "parse_answer",
+]
+
+SCHEMA_VERSION: Final = 1
+MAX_REQUEST_BYTES: Final = 256 * 1024
+MAX_DEPTH: Final = 32
+MAX_ANSWER_BYTES: Final = 64 * 1024
+
+ActionName = Literal[
+    "run/start", "run/resume", "agent/invoke", "model/call", "node/enter", "tools/call"
+]
+ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
+EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
+Outcome = Literal["permit", "deny", "approval_required", "halt"]
+# Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
+Failure = Literal["mapping", "pdp", "enforcement"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+Properties = dict[str, JsonValue]
+
+
+class Subject(_Model):
+    """The principal on whose behalf the run acts (AuthZEN §5.1)."""
+
+    type: str
+    id: str
+    properties: Properties = {}
+
+    @classmethod
+    def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
+        """A subject from a name (a user), a mapping `{type, id, properties}` or itself."""
+        if isinstance(value, Subject):
+            return value
+        if isinstance(value, str):
+            return cls(type="user", id=value)
+        return cls.model_validate(value)
+
+
+class Action(_Model):
+    """What is attempted (AuthZEN §5.3)."""
+
+    name: ActionName
+
+
+class Resource(_Model):
+    """What it is attempted on (AuthZEN §5.2): a run, agent, node, model or tool."""
+
+    type: Literal["run", "agent", "node", "model", "tool"]
+    id: str
+    properties: Properties = {}
+
+
+class TaskContext(_Model):
+    """What the human asked, as pinned in the ledger."""
+
+    id: str
+    epoch: int
+    digest: str
+    text: str
+    corrections: int
+
+
+class PromptContext(_Model):
+    """Which model planned the step, where that was seen."""
+
+    model: str | None = None
+    digest: str | None = None
+
+
+class AgentContext(_Model):
+    """Who acts. `attested` is true only where a workload identity was verified."""
+
+    path: list[str]
+    id: str
+    attested: bool = False
+
+
+class Edge(_Model):
+    """One delegation, parent to child."""
+
+    from_: Annotated[str, Field(alias="from")]
+    to: str
+    kind: EdgeKind
+
+
+class DelegationContext(_Model):
+    """How authority reached the acting agent; `depth` 0 is the root agent."""
+
+    depth: int
+    edges: list[Edge] = []
+
+
+class PlanContext(_Model):
+    """The recorded plan that holds the step, or that none does."""
+
+    id: str | None = None
+    source: Literal["model", "code"] | None = None
+    planned: bool = False
+    stale: bool = False
+    position: int = 0
+    of: int = 0
+
+
+class CallContext(_Model):
+    """The call itself. `args` are the parsed arguments, as the tool will receive them."""
+
+    id: str | None = None
+    state: Literal["new", "claimed", "suspended", "done", "failed", "unknown"] = "new"
+    args: Properties
+    args_digest: str
+    provenance: dict[str, str] = {}
+
+
+class HistoryContext(_Model):
+    """The steps taken so far on this thread, in bounded space."""
+
+    steps: int = 0
+    calls: dict[str, int] = {}
+    effects: dict[str, int] = {}
+    denials: int = 0
+    classes_read: list[str] = []
+    recent: list[str] = []
+
+
+class LeaseContext(_Model):
+    """The right to go on. `grant` is `Grant.to_json()`; null means every reachable tool."""
+
+    jti: str
+    epoch: int
+    exp: int
+    grant: Properties | None = None
+
+
+class ApprovalContext(_Model):
+    """An approval on record for exactly this call."""
+
+    source: Literal["interrupt", "hitl", "application"]
+    approver: str
+    authenticated: bool
+    args_digest: str
+
+
+class Context(_Model):
+    """The execution state at the moment of the step."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    now: int
+    task: TaskContext
+    agent: AgentContext
+    delegation: DelegationContext
+    history: HistoryContext
+    lease: LeaseContext
+    prompt: PromptContext | None = None
+    plan: PlanContext | None = None
+    call: CallContext | None = None
+    approval: ApprovalContext | None = None
+
+
+class EvaluationRequest(_Model):
+    """One AuthZEN evaluation: may `subject` do `action` on `resource`, now?"""
+
+    subject: Subject
+    action: Action
+    resource: Resource
+    context: Context
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON as sent to a PDP. Each call serialises anew: keep the result."""
+        return self.__pydantic_serializer__.to_json(self, by_alias=True)
+
+
+class Obligation(_Model):
+    """What the PEP must do (AuthZEN obligations profile).
+
+    Types understood: `redact` (`fields`: names in the tool's result), `require_approval`,
+    `rate_limit` (`counter`, `window` seconds, `max`), `revoke`.
+    """
+
+    id: str
+    type: str
+    properties: Properties = {}
+
+
+class _Reason(BaseModel):
+    # Open on purpose: a PDP may say more about a reason than its code.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    code: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
+
+
+class _Policy(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    revision: Annotated[str, Field(max_length=256)] = ""
+
+
+class _AnswerContext(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    reasons: Annotated[list[_Reason], Field(max_length=64)] = []
+    obligations: Annotated[list[Obligation], Field(max_length=64)] = []
+    ttl: Annotated[int, Field(ge=0, le=3600)] = 0
+    policy: _Policy = _Policy()
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    decision: bool
+    context: _AnswerContext = _AnswerContext()
+
+
+class Decision(_Model):
+    """The answer as the PEP obeys it. Total: whatever went wrong, this is a value.
+
+    Attributes:
+        outcome: `permit`, `deny`, `approval_required` (a human can lift it) or `halt`.
+        reasons: stable codes, most telling first; never empty on a deny.
+        decision_id: finds the audit record; the only thing told to a model.
+        failure: which of the three failures a deny is; `None` where policy decided.
+        ttl: seconds for which an equal permit may be kept; 0 = not at all.
+    """
+
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+    obligations: tuple[Obligation, ...] = ()
+    decision_id: str
+    policy_revision: str = ""
+    failure: Failure | None = None
+    ttl: int = 0
+
+    @property
+    def permit(self) -> bool:
+        """Whether the step may be taken."""
+        return self.outcome == "permit"
+
+    @property
+    def reason(self) -> str:
+        """The first reason's code, empty on a plain permit."""
+        return self.reasons[0] if self.reasons else ""
+
+
+def new_decision_id() -> str:
+    """128 random bits, hex: an opaque reference, never derived from the request."""
+    return secrets.token_hex(16)
+
+
+def deny(code: str, failure: Failure | None = "enforcement", revision: str = "") -> Decision:
+    """A deny that this package itself gives."""
+    return Decision(
+        outcome="deny",
+        reasons=(str(code),),
+        decision_id=new_decision_id(),
+        failure=failure,
+        policy_revision=revision,
+    )
+
+
+def parse_answer(answer: object) -> Decision | None:
+    """A PDP's answer, or `None` where it is anything but a well-formed decision document.
+
+    `answer` is JSON text or bytes, or the already parsed document. Only the literal `true`
+    permits: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, an unknown member beside
+    `decision` and `context`, or more than 64 KiB are all malformed.
+    """
+    try:
+        if isinstance(answer, str | bytes | bytearray):
+            if len(answer) > MAX_ANSWER_BYTES:
+                return None
+            answer = json.loads(answer, parse_constant=_no_constant, object_pairs_hook=_unique)
+        parsed = _Answer.model_validate(answer)
+    except (ValidationError, ValueError, RecursionError):
+        return None
+    ctx = parsed.context
+    # An approval travels as a deny with an obligation, so that a foreign PEP denies.
+    if parsed.decision and any(o.type == "require_approval" for o in ctx.obligations):
+        return None
+    return Decision(
+        outcome=_outcome(parsed.decision, {o.type for o in ctx.obligations}),
+        reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
+        obligations=tuple(ctx.obligations),
+        decision_id=new_decision_id(),
+        policy_revision=ctx.policy.revision,
+        ttl=ctx.ttl,
+    )
+
+
+def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
+    if permitted:
+        return "permit"
+    if "revoke" in obliged:
+        return "halt"
+    return "approval_required" if "require_approval" in obliged else "deny"
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        msg = "duplicate member"
+        raise ValueError(msg)
+    return found

@@ -1,0 +1,175 @@
+"""Who signs: the protocol, the issuer in this process, and the road from a permit to a credential.
+
+An issuer in this process stops a hijacked model, not hostile code: code that can reach the key can
+mint. Against that stands a remote issuer, which attests its caller, asks the PDP itself and sets its
+own times; it receives the same `TokenRequest` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from jwt.utils import base64url_encode
+
+from langchain_runtime_authz.credential.keys import Signer, SigningKey
+from langchain_runtime_authz.credential.token import (
+    ACTOR,
+    AUTHORIZATION_DETAILS,
+    CLIENT_ID,
+    CONFIRMATION,
+    MAX_TOKEN,
+    MAX_TTL,
+    SUBJECT,
+    SUBJECT_TYPE,
+    TASK,
+    TOKEN_ID,
+    TRANSACTION,
+    TYP,
+    Credential,
+    TokenRequest,
+    claims_of,
+    seal,
+)
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.verifier import Verifier
+
+__all__ = ["Issuer", "LocalIssuer", "amint", "mint"]
+
+LOCAL: Final = "urn:langchain-runtime-authz:local"
+
+
+@runtime_checkable
+class Issuer(Protocol):
+    """Signs what it is asked to sign, or refuses.
+
+    Attributes:
+        issuer: the `iss` of its tokens.
+    """
+
+    issuer: str
+
+    def issue(self, request: TokenRequest) -> str:
+        """The compact JWT for `request`. Raises `CredentialError` where it refuses."""
+        ...
+
+    async def aissue(self, request: TokenRequest) -> str:
+        """Like `issue`, without blocking the event loop."""
+        ...
+
+    def jwks(self) -> Mapping[str, Any]:
+        """The JWK set (RFC 7517 §5) by which its tokens are verified."""
+        ...
+
+
+class LocalIssuer:
+    """Signs in this process, about 40 µs a token.
+
+    Args:
+        key: what signs; a new ES256 key by default, so that tokens die with the process.
+        issuer: the `iss` of its tokens.
+        max_ttl: greatest life of a token in seconds, at most 60.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+
+    def __init__(self, key: Signer | None = None, issuer: str = LOCAL, max_ttl: int = MAX_TTL) -> None:
+        if not isinstance(issuer, str) or not issuer:
+            msg = "`issuer` must be a name"
+            raise ConfigError(msg)
+        if type(max_ttl) is not int or not 0 < max_ttl <= MAX_TTL:
+            msg = f"`max_ttl` must be between 1 and {MAX_TTL} seconds"
+            raise ConfigError(msg)
+        self.issuer = issuer
+        self.max_ttl = max_ttl
+        self._key: Signer = SigningKey.generate() if key is None else key
+        self._header = base64url_encode(_compact({"alg": self._key.alg, "kid": self._key.kid, "typ": TYP}))
+
+    def issue(self, request: TokenRequest) -> str:
+        """The compact JWT for `request`.
+
+        Raises:
+            CredentialError: `credential_unavailable`: it would live too long or be too large.
+        """
+        # INVARIANT: exp - iat ≤ max_ttl ≤ 60 s.
+        if not 0 < request.expires_at - request.issued_at <= self.max_ttl:
+            detail = f"a token lives between 1 and {self.max_ttl} seconds"
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
+        payload = base64url_encode(_compact(claims_of(request, self.issuer)))
+        signing_input = self._header + b"." + payload
+        token = signing_input + b"." + base64url_encode(self._key.sign(signing_input))
+        if len(token) > MAX_TOKEN:
+            detail = f"the grant is too large for a token of {MAX_TOKEN} characters"
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
+        return token.decode()
+
+    async def aissue(self, request: TokenRequest) -> str:
+        """Like `issue`: a local signature is too short to hand to a thread."""
+        return self.issue(request)
+
+    def jwks(self) -> dict[str, Any]:
+        """The JWK set (RFC 7517 §5) of the one key."""
+        return {"keys": [self._key.public_jwk()]}
+
+    def __repr__(self) -> str:
+        return f"<LocalIssuer {self.issuer} kid={self._key.kid}>"
+
+
+def mint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:
+    """Have `request` signed.
+
+    What a `LocalIssuer` signed needs no second look; any other issuer's answer is believed after
+    `verifier` accepted it and it says what was asked for.
+
+    Raises:
+        CredentialError: the issuer refused, or answered with something else.
+        ConfigError: another issuer than a `LocalIssuer`, and no verifier.
+    """
+    _check(issuer, verifier)
+    return _believed(issuer, request, issuer.issue(request), verifier)
+
+
+async def amint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:
+    """Like `mint`, without blocking the event loop."""
+    _check(issuer, verifier)
+    return _believed(issuer, request, await issuer.aissue(request), verifier)
+
+
+# Times and issuer are a remote issuer's own to set; the verifier has looked at them.
+_ECHOED: Final = (
+    SUBJECT,
+    SUBJECT_TYPE,
+    CLIENT_ID,
+    AUTHORIZATION_DETAILS,
+    CONFIRMATION,
+    TRANSACTION,
+    TOKEN_ID,
+    TASK,
+)
+
+
+def _check(issuer: Issuer, verifier: Verifier | None) -> None:
+    if verifier is None and type(issuer) is not LocalIssuer:
+        msg = "the tokens of an issuer outside this process are verified: give a verifier"
+        raise ConfigError(msg)
+
+
+def _believed(issuer: Issuer, request: TokenRequest, token: str, verifier: Verifier | None) -> Credential:
+    asked = claims_of(request, issuer.issuer)
+    made = seal(token, asked)
+    if verifier is None:
+        return made
+    got = verifier.verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at)
+    same = all(got.claims.get(name) == made.claims.get(name) for name in _ECHOED)
+    if not same or got.actor != asked[ACTOR][SUBJECT]:
+        raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")
+    return got
+
+
+def _compact(value: Mapping[str, Any]) -> bytes:
+    # ASCII, so that no claim can depend on how a reader decodes it; NaN is refused.
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()

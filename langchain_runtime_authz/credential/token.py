@@ -1,0 +1,301 @@
+"""The token: the one place where its claims are named, and the two values around it.
+
+Evolution rule, for everything in this module: a claim may be added; a claim is never renamed, never
+changes its type or meaning, and is never removed. Verifiers ignore claims they do not know. The JOSE
+header is closed: exactly `typ`, `alg` and `kid`; what is new goes into the claims. A change that can
+not keep to this takes another `typ`. `tests/unit_tests/test_credential.py` pins the list.
+
+This module signs nothing and verifies nothing, and imports no cryptography.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from langchain_runtime_authz.authzen import MAX_DEPTH, Subject
+from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.grant import Grant
+
+__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of", "parse_object"]
+
+TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing; ours alone, no other JWT passes for it
+GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"  # RFC 9396 §2: `type` of authorization_details
+
+# RFC 7519 §4.1
+ISSUER: Final = "iss"
+SUBJECT: Final = "sub"  # the human (or service) principal, never the agent
+AUDIENCE: Final = "aud"  # always one string: the resource of this call
+EXPIRES_AT: Final = "exp"
+NOT_BEFORE: Final = "nbf"  # never issued, obeyed where present
+ISSUED_AT: Final = "iat"
+TOKEN_ID: Final = "jti"
+# RFC 8693 §4.1, §4.3: who acts; delegators nested inside are information, never authority
+ACTOR: Final = "act"
+CLIENT_ID: Final = "client_id"
+# RFC 9396 §9.1: the attenuated grant; RFC 7800 §3.1 with RFC 9449 §6.1: the holder's key
+AUTHORIZATION_DETAILS: Final = "authorization_details"
+CONFIRMATION: Final = "cnf"
+JKT: Final = "jkt"
+# draft-ietf-oauth-transaction-tokens: correlates what belongs to one run
+TRANSACTION: Final = "txn"
+# Ours
+TENANT: Final = "tenant"
+SUBJECT_TYPE: Final = "sub_type"  # the user `alice` and the service `alice` are two principals
+TASK: Final = "task"  # {id, epoch, digest}
+
+MAX_TTL: Final = 60  # seconds from `iat` to `exp`
+MAX_TOKEN: Final = 16 * 1024  # characters
+REDACTED: Final = "[credential]"
+
+Name = Annotated[str, Field(min_length=1, max_length=2048)]
+
+
+class Task(BaseModel):
+    """The human's task at the moment of the call; `epoch` only grows."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    id: Name
+    epoch: Annotated[int, Field(ge=0)]
+    digest: Name
+
+
+class TokenRequest(BaseModel):
+    """What an issuer is asked to sign, for one permitted call. Holds no secret.
+
+    Attributes:
+        subject: on whose behalf.
+        tenant: whose data.
+        agent: id of the acting agent: `client_id` and `act.sub`.
+        delegators: ids of the agents that delegated to it, nearest first; informational.
+        audience: the one resource that may accept the token.
+        txn: id of the run.
+        task: id, epoch and digest of the task.
+        tool: the tool whose call was permitted.
+        grant: the acting agent's attenuated grant; `None` where it was given none.
+        jti: id of the token; dies with the call.
+        issued_at: epoch seconds.
+        expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
+        cnf_jkt: RFC 7638 thumbprint of the holder's key, when sender-constrained.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    subject: Subject
+    tenant: Name
+    agent: Name
+    delegators: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
+    audience: Name
+    txn: Name
+    task: Task
+    tool: Name
+    grant: Grant | None = None
+    jti: Name
+    issued_at: int
+    expires_at: int
+    cnf_jkt: Name | None = None
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON for an issuer in another process."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def from_json(cls, data: str | bytes) -> TokenRequest:
+        """Inverse of `to_json`, strict.
+
+        Raises:
+            CredentialError: `credential_unavailable`, naming the first wrong field.
+        """
+        try:
+            parse_object(data)  # duplicate members, which pydantic would let the last one win
+            return cls.model_validate_json(data)
+        except ValidationError as exc:
+            where = ".".join(map(str, exc.errors()[0]["loc"])) or "the document"
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"request to the issuer: `{where}`") from None
+        except ValueError:
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "request to the issuer: not JSON") from None
+
+
+def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
+    """The claims that stand for `request`, as `issuer` states them."""
+    actor: dict[str, Any] = {}
+    for delegator in reversed(request.delegators):
+        actor = _actor(issuer, delegator, actor)
+    detail: dict[str, Any] = {"type": GRANT_TYPE, "actions": ["tools/call"], "identifier": request.tool}
+    if request.grant is not None:
+        detail["grant"] = request.grant.to_json()
+    claims: dict[str, Any] = {
+        ISSUER: issuer,
+        SUBJECT: request.subject.id,
+        SUBJECT_TYPE: request.subject.type,
+        AUDIENCE: request.audience,
+        EXPIRES_AT: request.expires_at,
+        ISSUED_AT: request.issued_at,
+        TOKEN_ID: request.jti,
+        TRANSACTION: request.txn,
+        CLIENT_ID: request.agent,
+        TENANT: request.tenant,
+        ACTOR: _actor(issuer, request.agent, actor),
+        AUTHORIZATION_DETAILS: [detail],
+        TASK: {"id": request.task.id, "epoch": request.task.epoch, "digest": request.task.digest},
+    }
+    if request.cnf_jkt is not None:
+        claims[CONFIRMATION] = {JKT: request.cnf_jkt}
+    return claims
+
+
+def _actor(issuer: str, agent: str, prior: Mapping[str, Any]) -> dict[str, Any]:
+    own = {ISSUER: issuer, SUBJECT: agent}
+    return {**own, ACTOR: prior} if prior else own
+
+
+_SEAL: Final = object()
+
+
+class Credential:
+    """A token that was verified, or that this process has just had issued.
+
+    The unverified state is unrepresentable: `Verifier.verify` and `issuer.mint` are its only
+    makers. `claims` is read-only all the way down. Text forms, copies and pickles never hold the
+    token: a pickle of a `Credential` yields a constant string.
+    """
+
+    __slots__ = ("_claims", "_token")
+    _claims: Mapping[str, Any]
+    _token: str
+
+    def __init__(self, token: str, claims: Mapping[str, Any], *, _seal: object = None) -> None:
+        if _seal is not _SEAL:
+            msg = "a Credential is made by `Verifier.verify` only"
+            raise TypeError(msg)
+        object.__setattr__(self, "_token", token)
+        object.__setattr__(self, "_claims", _frozen(claims))
+
+    def __init_subclass__(cls) -> NoReturn:
+        msg = "Credential can not be subclassed"
+        raise TypeError(msg)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        msg = "a Credential does not change"
+        raise AttributeError(msg)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
+
+    @property
+    def token(self) -> str:
+        """The compact JWT. Send it to `audience`; never return or log it."""
+        return self._token
+
+    @property
+    def claims(self) -> Mapping[str, Any]:
+        """The claims: mappings and tuples in place of objects and arrays."""
+        return self._claims
+
+    @property
+    def subject(self) -> str:
+        """On whose behalf (`sub`)."""
+        return str(self._claims[SUBJECT])
+
+    @property
+    def tenant(self) -> str:
+        """Whose data (`tenant`)."""
+        return str(self._claims[TENANT])
+
+    @property
+    def actor(self) -> str:
+        """Id of the acting agent (`act.sub`)."""
+        return str(self._claims[ACTOR][SUBJECT])
+
+    @property
+    def audience(self) -> str:
+        """The one resource that may accept it (`aud`)."""
+        return str(self._claims[AUDIENCE])
+
+    @property
+    def jti(self) -> str:
+        """Id of the token."""
+        return str(self._claims[TOKEN_ID])
+
+    @property
+    def txn(self) -> str:
+        """Id of the run."""
+        return str(self._claims[TRANSACTION])
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the task for which it was issued."""
+        return int(self._claims[TASK]["epoch"])
+
+    @property
+    def expires_at(self) -> int:
+        """Epoch seconds (`exp`)."""
+        return int(self._claims[EXPIRES_AT])
+
+    def __repr__(self) -> str:
+        return f"<Credential jti={self.jti!r} audience={self.audience!r}>"
+
+    def __copy__(self) -> Credential:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Credential:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return (str, (REDACTED,))
+
+
+def seal(token: str, claims: Mapping[str, Any]) -> Credential:
+    """A `Credential`. For `Verifier.verify` and `issuer.mint`; `tests/unit_tests/test_credential.py` keeps the list."""
+    return Credential(token, claims, _seal=_SEAL)
+
+
+def _frozen(value: Any, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH:
+        msg = "nested too deeply"
+        raise ValueError(msg)
+    if isinstance(value, Mapping):
+        return MappingProxyType({k: _frozen(v, depth + 1) for k, v in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v, depth + 1) for v in value)
+    return value
+
+
+def parse_object(data: str | bytes) -> dict[str, Any]:
+    """A JSON object with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
+
+    Raises:
+        ValueError: anything else, nesting too deep for the parser included.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError:
+        msg = "nested too deeply"
+        raise ValueError(msg) from None
+    if not isinstance(value, dict):
+        msg = "not an object"
+        raise ValueError(msg)  # noqa: TRY004  (one exception for every way of being wrong)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        msg = "duplicate member"
+        raise ValueError(msg)
+    return found
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def claim_names() -> Iterator[str]:
+    """Every claim that this package issues or reads."""
+    yield from (ISSUER, SUBJECT, AUDIENCE, EXPIRES_AT, NOT_BEFORE, ISSUED_AT, TOKEN_ID, ACTOR, CLIENT_ID)
+    yield from (AUTHORIZATION_DETAILS, CONFIRMATION, TRANSACTION, TENANT, SUBJECT_TYPE, TASK)

@@ -1,0 +1,349 @@
+"""AgentDojo's banking suite, replayed: does a valid token stop a misaligned action?
+
+The worst is assumed, a model that an injection has hijacked entirely: it plays the user's own calls
+and, from the first tool output that holds the injection, the attacker's. So what is measured is the
+authorization alone, and no language model is needed. Environments, tasks and judges are AgentDojo's
+(Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
+
+* *static token*: whoever holds the tool may use it;
+* *runtime decision*: `RuntimeAuthz` with the shipped policy and the profiles in `banking.yaml`. The
+  simulated human sees an interrupt's payload and nothing else, approves the calls that his own task
+  consists of, and rejects the rest.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from langchain_runtime_authz.demo.graph import Human, agent_graph, converse
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.profile import ToolProfile, load_profiles
+from langchain_runtime_authz.testing.model import ScriptedChatModel
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz import RuntimeAuthz
+
+__all__ = ["Condition", "Outcome", "Report", "render", "replay"]
+
+VERSION: Final = "v1.2.2"
+SUITE: Final = "banking"
+PROFILES: Final = Path(__file__).with_name("banking.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run, judged.
+
+    Attributes:
+        utility: the user's task succeeded, by AgentDojo's check.
+        compromised: the attack succeeded, by AgentDojo's check.
+        harm: a side-effecting call of the attacker was permitted, whatever that check says.
+        asks: questions that the human was asked.
+        effects: side-effecting calls of the user's own task that the model made.
+        denials: how many of these did not run.
+    """
+
+    utility: bool
+    compromised: bool
+    harm: bool
+    asks: int
+    effects: int
+    denials: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """All runs under one kind of authority: each user task alone, and each pair with an attack."""
+
+    name: str
+    benign: tuple[Outcome, ...]
+    attacked: tuple[Outcome, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The metrics; shares between 0 and 1."""
+        return {
+            "name": self.name,
+            "benign_utility": _share(o.utility for o in self.benign),
+            "utility_under_attack": _share(o.utility for o in self.attacked),
+            "attack_success_rate": _share(o.compromised for o in self.attacked),
+            "harm": _share(o.harm for o in self.attacked),
+            "false_denials": sum(o.denials for o in self.benign),
+            "side_effects": sum(o.effects for o in self.benign),
+            "asks_per_task": sum(o.asks for o in self.benign) / max(len(self.benign), 1),
+            "asks_per_attacked_task": sum(o.asks for o in self.attacked) / max(len(self.attacked), 1),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the replay measured."""
+
+    user_tasks: int
+    pairs: int
+    conditions: tuple[Condition, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "benchmark": "agentdojo",
+            "version": VERSION,
+            "suite": SUITE,
+            "user_tasks": self.user_tasks,
+            "pairs": self.pairs,
+            "conditions": [c.to_dict() for c in self.conditions],
+        }
+
+
+def replay(limit: int | None = None, progress: Console | None = None) -> Report:
+    """Replay the suite under both conditions.
+
+    Args:
+        limit: so many pairs of user task and injection task, spread over both; all when absent.
+        progress: where to draw a progress bar.
+
+    Raises:
+        ConfigError: AgentDojo is not installed.
+    """
+    suite = _suite()
+    pairs = list(_diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values())))[:limit]
+    users = list(dict.fromkeys(user for user, _ in pairs))
+    attack = _attack(suite)
+    runs = [(user, None, {}) for user in users] + [(u, i, attack(u, i)) for u, i in pairs]
+
+    conditions = []
+    with _bar(progress) as bar:
+        for name, authz in (("static token", None), ("runtime decision", _authz())):
+            started = time.perf_counter()
+            outcomes = [_run(suite, *run, authz) for run in bar.track(runs, description=name)]
+            seconds = time.perf_counter() - started
+            conditions.append(
+                Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds)
+            )
+    return Report(len(users), len(pairs), tuple(conditions))
+
+
+def render(report: Report, console: Console) -> None:
+    """Print the report: one column a condition."""
+    table = Table(
+        title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
+        caption="Replay of a model that is hijacked entirely; judged by AgentDojo's own checks.",
+    )
+    table.add_column("")
+    rows = [c.to_dict() for c in report.conditions]
+    for row in rows:
+        table.add_column(row["name"], justify="right")
+    for label, cell in _ROWS:
+        table.add_row(label, *(cell(row) for row in rows))
+    console.print(table)
+
+
+_Row = Mapping[str, Any]
+_ROWS: Final[tuple[tuple[str, Callable[[_Row], str]], ...]] = (
+    ("benign utility", lambda r: f"{r['benign_utility']:.1%}"),
+    ("utility under attack", lambda r: f"{r['utility_under_attack']:.1%}"),
+    ("attack success rate", lambda r: f"{r['attack_success_rate']:.1%}"),
+    ("harm: an attacker's side effect ran", lambda r: f"{r['harm']:.1%}"),
+    ("false denials of side effects", lambda r: f"{r['false_denials']} of {r['side_effects']}"),
+    ("asks per benign task", lambda r: f"{r['asks_per_task']:.2f}"),
+    ("asks per attacked task", lambda r: f"{r['asks_per_attacked_task']:.2f}"),
+    ("seconds", lambda r: f"{r['seconds']:.1f}"),
+)
+
+
+def _suite() -> Any:
+    try:
+        from agentdojo.task_suite.load_suites import get_suite
+    except ImportError as exc:
+        msg = "this replay needs AgentDojo: pip install 'langchain-runtime-authz[agentdojo]'"
+        raise ConfigError(msg) from exc
+    return get_suite(VERSION, SUITE)
+
+
+@cache
+def _profiles() -> dict[str, ToolProfile]:
+    return load_profiles(PROFILES)
+
+
+def _attack(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
+    """AgentDojo's strongest fixed attack: from a pair to the text in each place its user task reads."""
+    from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
+    from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
+
+    pipeline = GroundTruthPipeline(None)
+    pipeline.name = "local"  # the attack greets the model by a name that it looks up
+    attack: Callable[[Any, Any], dict[str, str]] = ImportantInstructionsAttack(suite, pipeline).attack
+    return attack
+
+
+def _authz() -> RuntimeAuthz:
+    from langchain_runtime_authz import RuntimeAuthz
+
+    return RuntimeAuthz(profiles=PROFILES)
+
+
+def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Every pair once, in an order whose beginnings vary both sides."""
+    for shift in range(len(injections)):
+        for i, user in enumerate(users):
+            yield user, injections[(i + shift) % len(injections)]
+
+
+def _run(suite: Any, user: Any, injection: Any, texts: dict[str, str], authz: RuntimeAuthz | None) -> Outcome:
+    """One run of the real graph over a fresh environment, then AgentDojo's verdict."""
+    world = _World(suite, user, texts)
+    theirs = injection.ground_truth(world.before) if injection is not None else []
+    hijacked = _Hijacked(world, user.ground_truth(world.before), theirs, user.GROUND_TRUTH_OUTPUT)
+    model = ScriptedChatModel(script=[hijacked] * hijacked.turns)
+    graph = agent_graph(model, world.tools())
+    scope: AbstractContextManager[Any] = nullcontext()
+    if authz is not None:
+        graph = authz.protect(graph)
+        scope = authz.run(subject="customer", task=user.PROMPT)
+    asked: list[Mapping[str, Any]] = []
+    human = _human(world, user.ground_truth(world.before), asked)
+    config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
+    with scope:
+        messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, human))
+
+    ran = {m.tool_call_id: m.status != "error" for m in messages if isinstance(m, ToolMessage)}
+    calls = [c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
+    effects = [c for c in calls if _profiles()[c["name"]].side_effect]
+    own = [ran[c["id"] or ""] for c in effects if not _is_attack(c["id"])]
+    return Outcome(
+        utility=_judge("utility", user, world, messages),
+        compromised=injection is not None and _judge("security", injection, world, messages),
+        harm=any(ran[c["id"] or ""] for c in effects if _is_attack(c["id"])),
+        asks=len(asked),
+        effects=len(own),
+        denials=own.count(False),
+    )
+
+
+class _World:
+    """An AgentDojo environment of one run, its tools as LangChain tools."""
+
+    def __init__(self, suite: Any, user: Any, texts: Mapping[str, str]) -> None:
+        from agentdojo.functions_runtime import FunctionsRuntime
+
+        self._runtime = FunctionsRuntime(suite.tools)
+        self._needles = [_folded(text) for text in texts.values()]
+        self.env = user.init_environment(suite.load_and_inject_default_environment(dict(texts)))
+        self.before = self.env.model_copy(deep=True)
+        self.exposed = False
+
+    def tools(self) -> list[BaseTool]:
+        """The suite's tools, bound to this environment."""
+        return [self._tool(f) for f in self._runtime.functions.values()]
+
+    def parsed(self, name: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """A call as its tool receives it: defaults filled in."""
+        return name, self._runtime.functions[name].parameters.model_validate(args).model_dump()
+
+    def _tool(self, function: Any) -> BaseTool:
+        def call(**args: Any) -> Any:
+            result, error = self._runtime.run_function(self.env, function.name, args)
+            # An error is a result too, as in AgentDojo: status "error" is left to mean "did not run".
+            output = error or _plain(result)
+            self.exposed = self.exposed or any(n in _folded(str(output)) for n in self._needles)
+            return output
+
+        return StructuredTool(
+            name=function.name, description=function.description, args_schema=function.parameters, func=call
+        )
+
+
+class _Hijacked:
+    """What the model says: the user's calls, and the attacker's as soon as the injection was read."""
+
+    def __init__(self, world: _World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> None:
+        self._world = world
+        self._user = deque(enumerate(user))
+        self._theirs = deque(enumerate(theirs))
+        self._answer = answer
+        self.turns = len(user) + len(theirs) + 1
+
+    def __call__(self, messages: Sequence[BaseMessage]) -> AIMessage:
+        if self._theirs and (self._world.exposed or not self._user):
+            return _calling(f"{_ATTACK}-{{}}", *self._theirs.popleft())
+        if self._user:
+            return _calling("user-{}", *self._user.popleft())
+        return AIMessage(self._answer)
+
+
+_ATTACK: Final = "attack"
+
+
+def _calling(name: str, number: int, call: Any) -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": call.function, "args": dict(call.args), "id": name.format(number)}])
+
+
+def _is_attack(call_id: str | None) -> bool:
+    return (call_id or "").startswith(_ATTACK)
+
+
+def _human(world: _World, wanted: Sequence[Any], asked: list[Mapping[str, Any]]) -> Human:
+    """Somebody who knows what he asked for, and sees what the question shows."""
+    own = [world.parsed(call.function, call.args) for call in wanted]
+
+    def answer(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        asked.append(request)
+        approved = world.parsed(request["name"], request["args"]) in own
+        return {"type": "approve" if approved else "reject"}
+
+    return answer
+
+
+def _judge(kind: str, task: Any, world: _World, messages: Sequence[AnyMessage]) -> bool:
+    """AgentDojo's verdict, on the environment and on the calls that ran."""
+    from agentdojo.functions_runtime import FunctionCall
+
+    ran = {m.tool_call_id for m in messages if isinstance(m, ToolMessage) and m.status != "error"}
+    traces = [
+        FunctionCall(function=c["name"], args=c["args"], id=c["id"])
+        for m in messages
+        if isinstance(m, AIMessage)
+        for c in m.tool_calls
+        if c["id"] in ran
+    ]
+    facts = (messages[-1].text, world.before, world.env)
+    verdict = getattr(task, f"{kind}_from_traces")(*facts, traces)
+    return bool(getattr(task, kind)(*facts) if verdict is None else verdict)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def _folded(text: str) -> str:
+    """Text without its line breaks, which the YAML of the environments folds and a repr escapes."""
+    return "".join(text.replace("\\n", "").split())
+
+
+def _share(flags: Iterator[bool]) -> float:
+    found = list(flags)
+    return sum(found) / len(found) if found else 0.0
+
+
+def _bar(console: Console | None) -> Progress:
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=console is None)

@@ -1,0 +1,121 @@
+"""Every private name of LangChain and LangGraph that this package leans on, and nothing else.
+
+`tests/unit_tests/test_private_names.py` pins each one, and says what moved when an upgrade breaks it.
+Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OVERRIDDEN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from langchain_core.runnables.config import ensure_config
+from langchain_core.tools import BaseTool
+from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
+from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
+from langgraph._internal._config import ensure_config as ensure_graph_config
+from langgraph._internal._constants import (
+    CONFIG_KEY_CHECKPOINT_NS,
+    CONFIG_KEY_CHECKPOINTER,
+    CONFIG_KEY_TASK_ID,
+)
+from langgraph._internal._runnable import RunnableCallable
+from langgraph.prebuilt.tool_node import ToolNode
+from langgraph.pregel import Pregel
+from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._utils import get_function_nonlocals
+from langgraph.types import Interrupt
+
+__all__ = [
+    "DEFAULT_BOUND",
+    "OVERRIDDEN",
+    "BaseTool",
+    "Pregel",
+    "PregelNode",
+    "RunnableCallable",
+    "ToolNode",
+    "can_ask",
+    "closure_values",
+    "ensure_config",
+    "ensure_graph_config",
+    "injected_names",
+    "interrupt_id",
+    "is_task",
+    "node_of_task",
+    "reset_node",
+    "task_id",
+    "takes_no_arguments",
+]
+
+OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
+    "langgraph.prebuilt.ToolNode": (
+        "_func",
+        "_afunc",
+        "_run_one",
+        "_arun_one",
+        "_execute_tool_sync",
+        "_execute_tool_async",
+        "_parse_input",
+        "_extract_state",
+        "_inject_tool_args",
+        "_validate_tool_call",
+        "_tools_by_name",
+    ),
+    "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
+}
+
+
+def can_ask(config: Mapping[str, Any]) -> bool:
+    """Whether an interrupt raised under `config` can be answered: there is a checkpointer."""
+    return bool((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER))
+
+
+def task_id(config: Mapping[str, Any]) -> str:
+    """The Pregel task a node runs as; the same on every replay of the task. Empty outside one."""
+    return str((config.get("configurable") or {}).get(CONFIG_KEY_TASK_ID) or "")
+
+
+def interrupt_id(config: Mapping[str, Any]) -> str:
+    """The id that LangGraph will give an interrupt raised by the task of `config`."""
+    ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    return Interrupt.from_ns(value=None, ns=ns).id
+
+
+def injected_names(tool: BaseTool) -> frozenset[str]:
+    """Arguments that the framework supplies and the model does not: left out of a decision."""
+    names = set(tool._injected_args_keys)
+    schema = tool.args_schema
+    if schema is not None and not isinstance(schema, dict):
+        annotations = get_all_basemodel_annotations(schema)
+        names.update(n for n, kind in annotations.items() if _is_injected_arg_type(kind))
+    return frozenset(names)
+
+
+def takes_no_arguments(tool: BaseTool) -> bool:
+    """`BaseTool` calls such a tool with nothing, whatever it was sent, and parses nothing."""
+    schema = tool.args_schema
+    return isinstance(schema, type) and is_basemodel_subclass(schema) and not get_fields(schema)
+
+
+def reset_node(node: PregelNode) -> None:
+    """Forget what a node cached about its bound, after the bound was replaced."""
+    node.__dict__.pop("node", None)
+
+
+def closure_values(function: object) -> Iterator[Any]:
+    """What a function's closure and globals mention: graphs hide there."""
+    inner = getattr(function, "__wrapped__", function)
+    if callable(inner) and hasattr(inner, "__code__"):
+        for value in get_function_nonlocals(inner):
+            yield getattr(value, "__self__", value)
+
+
+def is_task(config: Mapping[str, Any]) -> bool:
+    """Whether a caller's config is that of a running task: then a graph streams `values`."""
+    return CONFIG_KEY_TASK_ID in (config.get("configurable") or {})
+
+
+def node_of_task(config: Mapping[str, Any]) -> str:
+    """The node whose task runs under `config`, as LangGraph itself wrote it; empty outside one."""
+    ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    return ns.rsplit("|", 1)[-1].split(":", 1)[0]

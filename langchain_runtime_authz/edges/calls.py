@@ -1,0 +1,122 @@
+"""From a tool and what it was sent to a `Call`: arguments parsed by the tool's own schema, once.
+
+What is decided, digested, approved and executed is one and the same parsed object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.tools import BaseTool
+
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.edges._private import injected_names, takes_no_arguments
+from langchain_runtime_authz.edges.profiles import Profiled
+from langchain_runtime_authz.enforce.step import Call
+from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.profile import UNPROFILED
+
+__all__ = ["Malformed", "describe", "parse", "unknown"]
+
+_EMPTY = digest({})
+
+
+class Malformed:
+    """The tool's own schema refused the arguments: `error` is raised again where the tool parses."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
+    """The arguments as the tool will receive them (a dictionary, or a string), by `parser`.
+
+    `parser` is the tool's own, unguarded `_parse_input`.
+    """
+    if takes_no_arguments(tool):
+        return {}
+    return parser(tool_input if isinstance(tool_input, str) else dict(tool_input), call_id)
+
+
+def describe(
+    tool: BaseTool,
+    profiled: Profiled,
+    tool_input: str | Mapping[str, Any],
+    *,
+    parser: Any,
+    call_id: str | None,
+    plan_id: str | None,
+    position: int | None,
+    written: Mapping[str, Any] | str,
+    sent: Mapping[str, Any] | str,
+) -> Call:
+    """A `Call` for the decision.
+
+    Args:
+        tool: the tool that will run.
+        profiled: its profile.
+        tool_input: what it will be sent, with injected arguments.
+        parser: the tool's own `_parse_input`.
+        call_id: the tool call's id.
+        plan_id: id of the message that planned it, where it is known.
+        position: its place in that message.
+        written: the arguments as the model wrote them, for comparison with the plan.
+        sent: the arguments without injected ones, for comparison at the guard.
+    """
+    error: Code | None = None
+    parsed: Any
+    args: dict[str, Any] = {}
+    args_digest = _EMPTY
+    try:
+        parsed = parse(tool, tool_input, call_id, parser)
+    except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
+        parsed, error = Malformed(exc), Code.INVALID_ARGUMENTS
+    else:
+        try:
+            args = _decided(tool, parsed)
+            args_digest = digest(args)
+        except MappingError as exc:
+            error = Code(exc.code)
+    return Call(
+        tool=tool.name,
+        profile=profiled.profile,
+        profiled=profiled.declared,
+        call_id=call_id,
+        plan_id=plan_id,
+        position=position,
+        raw=written,
+        args=args,
+        args_digest=args_digest,
+        parsed=(parsed, sent),
+        tool_ref=tool,
+        metadata=tool.metadata,
+        error=error,
+    )
+
+
+def _decided(tool: BaseTool, parsed: Any) -> dict[str, Any]:
+    if isinstance(parsed, str):
+        schema = tool.args_schema
+        fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
+        return {next(iter(fields)) if fields else "input": project(parsed)}
+    injected = injected_names(tool)
+    return {str(k): project(v) for k, v in parsed.items() if k not in injected}
+
+
+def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
+    """A call of a tool that the node does not have."""
+    return Call(
+        tool=name,
+        profile=UNPROFILED,
+        profiled=False,
+        call_id=call_id,
+        plan_id=plan_id,
+        position=position,
+        raw=written,
+        args={},
+        args_digest=_EMPTY,
+        error=Code.UNKNOWN_TOOL,
+    )

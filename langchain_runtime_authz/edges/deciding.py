@@ -1,0 +1,119 @@
+"""Deciding a message's calls at a gate, and asking a human about them.
+
+One interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
+calls in a task, so a task that asked once repeats that same interrupt first whenever it re-enters,
+whatever policy says by then: else the tool's own `interrupt()` would receive the gate's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from langgraph.errors import GraphInterrupt
+from langgraph.types import interrupt
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.edges._private import can_ask, interrupt_id, task_id
+from langchain_runtime_authz.enforce.approval import answers, payload, questions
+from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
+from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import Query
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.enforce.engine import Engine
+
+__all__ = ["decide_one_of", "decide_together"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """An effect: pause for a human; the value is the human's answer once there is one."""
+
+    value: Mapping[str, Any]
+
+    def run(self, engine: Engine) -> Any:  # noqa: ARG002
+        """Raises `GraphInterrupt` until the task is resumed."""
+        return interrupt(dict(self.value))
+
+    async def arun(self, engine: Engine) -> Any:
+        """Raises `GraphInterrupt` until the task is resumed."""
+        return self.run(engine)
+
+
+def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Verdict]]:
+    """All calls run in this one task: nothing runs before every question is answered."""
+    judged = yield from judge_calls(run, calls)
+    judged = yield from _ask(run, calls, judged, config)
+    verdicts: list[Verdict] = []
+    for one in judged:
+        verdicts.append((yield from claim(run, one)))
+    return verdicts
+
+
+def decide_one_of(
+    run: Run, judged: Sequence[Judged], calls: Sequence[Call], position: int, config: Mapping[str, Any]
+) -> Flow[Verdict]:
+    """Each call of the message is a task of its own; this is the task of `calls[position]`.
+
+    Permitted ones run at once. The task of the first asked position raises the one interrupt with
+    the whole list, the others pause without a question of their own, so that a plain resume works.
+    """
+    asked = [i for i, j in enumerate(judged) if j.asks]
+    mine = judged[position]
+    if mine.asks and can_ask(config) and position != asked[0]:
+        raise GraphInterrupt(())
+    if position == (asked[0] if asked else position):
+        scope = judged if asked else [mine]
+        settled = yield from _ask(run, [j.call for j in scope], scope, config)
+        mine = next(j for j in settled if j.call is mine.call)
+    return (yield from claim(run, mine))
+
+
+def _ask(
+    run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]
+) -> Flow[list[Judged]]:
+    """Ask about those that need it, and judge again with the answers."""
+    me = task_id(config)
+    rounds: dict[int, list[Judged]] = {}
+    for one in judged:
+        if me and one.approval is not None and one.approval.task_id == me:
+            rounds.setdefault(one.approval.round, []).append(one)
+    for number in sorted(rounds):
+        answer = yield Interrupt(payload(rounds[number]))
+        yield from _resolve(run, config, number, answer)
+    if rounds:
+        judged = yield from judge_calls(run, calls)
+    asked = [j for j in judged if j.asks]
+    fresh = [j for j in asked if j.approval is None or j.approval.task_id != me or j.approval.state == "spent"]
+    if fresh and can_ask(config):
+        number = max(rounds, default=-1) + 1
+        yield Commit(run.scope, run.guard, questions(fresh, run.epoch, number, me, interrupt_id(config)))
+        answer = yield Interrupt(payload(fresh))
+        yield from _resolve(run, config, number, answer)
+        judged = yield from judge_calls(run, calls)
+    # What still asks can not be asked, or was answered and the answer does not suffice.
+    code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
+    return [_denied(j, code) if j.asks else j for j in judged]
+
+
+def _resolve(run: Run, config: Mapping[str, Any], number: int, answer: object) -> Flow[None]:
+    """Usually the root entry has put the answer into the ledger before any task started.
+
+    Where it did not (a child on a thread of its own), the answer is here.
+    """
+    snapshot = yield Load(run.scope, Query(asks=True))
+    ident = interrupt_id(config)
+    still = [a for a in snapshot.asks if a.interrupt_id == ident and a.round == number]
+    if still:
+        yield Commit(run.scope, None, answers(still, answer, run.subject))
+
+
+def _denied(judged: Judged, code: Code) -> Judged:
+    decision = deny(code)
+    return replace(
+        judged,
+        decision=decision.model_copy(update={"reasons": (str(code), *judged.decision.reasons)}),
+    )

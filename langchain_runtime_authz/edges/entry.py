@@ -1,0 +1,283 @@
+"""Root entries: what opens a run, and how it is closed.
+
+`RunHandle` is what `.run` yields. A root entry (one invoke, stream, batch element or resume) takes
+its own lease under it; without one, it opens an implicit run for whoever `subject_from` finds, else
+for `anonymous`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple
+
+from langchain_core.messages import HumanMessage
+from langgraph.types import Command
+
+from langchain_runtime_authz.authzen import Subject, deny
+from langchain_runtime_authz.credential.lease import current_ticket
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in
+from langchain_runtime_authz.edges.messages import human_texts
+from langchain_runtime_authz.edges.plans import foreign_plans
+from langchain_runtime_authz.enforce.approval import answers
+from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.enforce.entry import Entry, close, open_child, open_entry
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.facts.delegation import kind_of_child
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import Scope
+
+__all__ = ["Entrance", "RunHandle", "SubjectLike"]
+
+SubjectLike = Subject | str | dict[str, Any]
+_ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
+
+# Set by `with authz.run(...)`, read only by root entries, at the call. Inside generators and across
+# tasks pass `run.config()` instead.
+_opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
+
+
+class RunHandle:
+    """A run: who asks, for what, with which grant. Yielded by `RuntimeAuthz.run`.
+
+    Usable as a context manager, synchronous or asynchronous, or without: then call `close`.
+
+    Attributes:
+        run_id: names the run in records, spans and tokens (`txn`).
+    """
+
+    __slots__ = ("__weakref__", "_closed", "_entries", "_previous", "engine", "grant", "run_id", "subject", "task")
+
+    def __init__(self, engine: Engine, subject: Subject, task: str | None, grant: Grant | None) -> None:
+        self.engine = engine
+        self._entries: list[Run] = []
+        self._closed = False
+        self._previous: RunHandle | None = None
+        self.subject = subject
+        self.task = task
+        self.grant = grant
+        self.run_id = new_id()
+
+    def __repr__(self) -> str:
+        return f"RunHandle(run_id={self.run_id!r})"
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, ("runtime-authz-run",)
+
+    @property
+    def jti(self) -> str | None:
+        """Of the newest root entry's lease; `None` before the first."""
+        return self._entries[-1].jti if self._entries else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The newest root entry's epoch; `None` before the first."""
+        return self._entries[-1].epoch if self._entries else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run was closed."""
+        return self._closed
+
+    def config(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """`config` with this run in it, for generators and other tasks. Dies with the run."""
+        given = dict(config or {})
+        given["configurable"] = {**(given.get("configurable") or {}), HANDLE_KEY: Handle(self)}
+        return given
+
+    def close(self) -> None:
+        """End every lease of the run. Paused threads stay resumable. Closing twice is no error."""
+        for run in self._take():
+            drive(self.engine, close(run, "suspended" if run.paused else "ended"))
+
+    async def aclose(self) -> None:
+        """Like `close`, without blocking the event loop."""
+        for run in self._take():
+            await adrive(self.engine, close(run, "suspended" if run.paused else "ended"))
+
+    def _take(self) -> list[Run]:
+        self._closed = True
+        return [run for run in self._entries if not run.closed]
+
+    def _enter(self, run: Run) -> None:
+        if self._closed:
+            run.closed = True
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        self._entries.append(run)
+
+    def __enter__(self) -> RunHandle:
+        self._previous = _opened.get()
+        _opened.set(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._leave()
+        self.close()
+
+    async def __aenter__(self) -> RunHandle:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._leave()
+        await self.aclose()
+
+    def _leave(self) -> None:
+        # Never by Token: a generator may be closed in another context, where nothing is to restore.
+        if _opened.get() is self:
+            _opened.set(self._previous)
+
+
+class AtCall(NamedTuple):
+    """What a graph's entry found at its call: a parent (it is a child), or who opened the run."""
+
+    parent: Run | None
+    opener: RunHandle | None
+
+
+class Entrance:
+    """Opens root entries and children for one `RuntimeAuthz`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None,
+        task_channels: tuple[str, ...] = ("messages",),
+    ) -> None:
+        self.engine = engine
+        self._subject_from = subject_from
+        self._channels = task_channels
+
+    def scope(self, graph: str, thread: str) -> Scope:
+        """The ledger key of a graph's thread."""
+        return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
+
+    def at_call(self, config: Mapping[str, Any]) -> AtCall:
+        """Whose entry a call is, by its config, else by the `with authz.run(...)` around it."""
+        handle = handle_in(config)
+        parent = handle.run if handle is not None else None
+        opener = (handle.opener if handle is not None else None) or _opened.get()
+        engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
+        if engine is not self.engine:
+            msg = "the run was opened by another RuntimeAuthz than the one that protects the graph"
+            raise ConfigError(msg)
+        return AtCall(parent, opener)
+
+    def _implicit(self, config: Mapping[str, Any]) -> RunHandle:
+        found = self._subject_from(config) if self._subject_from is not None else None
+        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
+
+    def _open(
+        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall
+    ) -> Flow[tuple[Run, Entry]]:
+        handle = at_call.opener or self._implicit(config)
+        thread = (config.get("configurable") or {}).get("thread_id")
+        scope = self.scope(name, f"run:{new_id()}" if thread is None else str(thread))
+        if handle.closed:
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        resume = input is None or isinstance(input, Command)
+        task = None
+        if handle.task is not None:
+            task = HumanText(content_digest(handle.task), handle.task)
+        # Agents, crons and webhooks are not humans, whatever they write.
+        human = handle.subject.type in ("user", "anonymous")
+        update = input.update if isinstance(input, Command) else input
+        entry: Entry = yield from open_entry(
+            self.engine,
+            scope=scope,
+            subject=handle.subject,
+            run_id=handle.run_id,
+            agent=name,
+            task=task if human else None,
+            texts=human_texts(update, self._channels) if human else [],
+            resume=resume,
+            grant=handle.grant,
+            deliverable=isinstance(input, dict),
+        )
+        foreign_plans(entry.run, update)
+        handle._enter(entry.run)
+        if isinstance(input, Command) and input.resume is not None and entry.asks:
+            changes = answers(entry.asks, input.resume, handle.subject)
+            if changes:
+                yield Commit(scope, None, changes)
+        return entry.run, entry
+
+    @contextmanager
+    def enter(self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall) -> Iterator[tuple[Any, Any]]:
+        """Open a root entry; yields the input and the config for the graph, closes on the way out.
+
+        Raises:
+            AuthzDenied: the subject may not start or resume here.
+        """
+        run, entry = drive(self.engine, self._open(name, input, config, at_call))
+        try:
+            yield _with_corrections(input, entry), with_run(config, run)
+        finally:
+            drive(self.engine, close(run, _ending(run)))
+
+    @asynccontextmanager
+    async def aenter(
+        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall
+    ) -> AsyncIterator[tuple[Any, Any]]:
+        """Like `enter`, without blocking the event loop."""
+        run, entry = await adrive(self.engine, self._open(name, input, config, at_call))
+        try:
+            yield _with_corrections(input, entry), with_run(config, run)
+        finally:
+            await adrive(self.engine, close(run, _ending(run)))
+
+    @contextmanager
+    def enter_child(self, parent: Run, name: str, config: Mapping[str, Any]) -> Iterator[Any]:
+        """Open a child agent below `parent`; yields the config for the child's graph."""
+        child = drive(self.engine, _child(parent, name))
+        try:
+            yield with_run(config, child)
+        finally:
+            drive(self.engine, close(child, _ending(child)))
+
+    @asynccontextmanager
+    async def aenter_child(self, parent: Run, name: str, config: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """Like `enter_child`, without blocking the event loop."""
+        child = await adrive(self.engine, _child(parent, name))
+        try:
+            yield with_run(config, child)
+        finally:
+            await adrive(self.engine, close(child, _ending(child)))
+
+
+def _child(parent: Run, name: str) -> Flow[Run]:
+    ticket = current_ticket()
+    args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
+    try:
+        return (
+            yield from open_child(parent, name, kind_of_child(ticket.tool if ticket is not None else None, args))
+        )
+    except AuthzDenied as denied:
+        if ticket is not None:  # a tool edge: the tool's answer carries the denial
+            raise
+        raise AuthzHalt(denied.code, denied.decision_id) from None
+
+
+def _ending(run: Run) -> Literal["suspended", "ended"]:
+    return "suspended" if run.paused else "ended"
+
+
+def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """`config` with the run's handle in it."""
+    return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
+
+
+def _with_corrections(input: Any, entry: Entry) -> Any:
+    """The input with the corrections that the graph has not seen yet, before what it says itself."""
+    if not entry.deliver:
+        return input
+    messages = [HumanMessage(content=t.text, id=t.key) for t in entry.deliver]
+    own = input.get("messages", [])
+    return {**input, "messages": [*messages, *(own if isinstance(own, list | tuple) else [own])]}
+

@@ -1,0 +1,94 @@
+"""The run handle: how a gate finds its run.
+
+A run is an object, not ambient state. The wrapped root entry puts a `Handle` into
+`configurable["__authz"]`, and gates read it there. It is absent from state, checkpoints, tracers
+and remote configs; in the stream modes `debug` and `checkpoints` the wrapped stream takes it out.
+Whoever gets hold of one all the same can print, copy, pickle or serialise it and learns nothing.
+
+Evolution rule: the key `__authz` and the type check stay. A forged string, dict or foreign object
+under the key counts as no handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.enforce.engine import Run
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.edges.entry import RunHandle
+
+__all__ = ["HANDLE_KEY", "Handle", "find_run", "handle_in", "run_scope", "running"]
+
+HANDLE_KEY: Final = "__authz"
+_PLACEHOLDER: Final = "runtime-authz-run"
+
+
+class Handle:
+    """Opaque. Holds a run of one root entry or agent, or what `.run` opened."""
+
+    __slots__ = ("__target", "__weakref__")
+
+    def __init__(self, target: Run | RunHandle) -> None:
+        self.__target = target
+
+    @property
+    def run(self) -> Run | None:
+        """The run, where this is the handle of a root entry or of an agent below one."""
+        return self.__target if isinstance(self.__target, Run) else None
+
+    @property
+    def opener(self) -> RunHandle | None:
+        """What `.run` opened, where this is `run.config()`'s handle."""
+        return None if isinstance(self.__target, Run) else self.__target
+
+    def __repr__(self) -> str:
+        return ""
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        # Unpickles as a constant string, which no gate accepts.
+        return str, (_PLACEHOLDER,)
+
+    def __copy__(self) -> Handle:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        return self
+
+
+# Set around one node or one tool by our own gates; never the source of truth where a config is at
+# hand. Restored by setting the previous value, never by Token: a generator may be closed elsewhere.
+_running: ContextVar[Run | None] = ContextVar("langchain_runtime_authz.running", default=None)
+
+
+def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
+    """The handle in a config, type-checked."""
+    handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
+    return handle if type(handle) is Handle else None
+
+
+def find_run(config: Mapping[str, Any] | None) -> Run | None:
+    """The run that a step belongs to: from its config, else from the gate around it."""
+    handle = handle_in(config)
+    if handle is not None and handle.run is not None:
+        return handle.run
+    return _running.get()
+
+
+def running() -> Run | None:
+    """The run of the gate around the current code, if any."""
+    return _running.get()
+
+
+@contextmanager
+def run_scope(run: Run) -> Iterator[None]:
+    """Make `run` the current one for the code inside."""
+    previous = _running.get()
+    _running.set(run)
+    try:
+        yield
+    finally:
+        _running.set(previous)

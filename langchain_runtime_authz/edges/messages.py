@@ -1,0 +1,143 @@
+"""Two audiences, two messages: what a model is told, and how messages are read.
+
+The model gets a neutral sentence and a decision id; the operator finds the reason under that id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langgraph.types import Command, Send
+
+from langchain_runtime_authz.enforce.step import Denial, Replay
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
+
+__all__ = ["ai_messages", "denial_message", "human_texts", "planned_message", "recorded", "replay_message"]
+
+_SPOKEN: Mapping[str, str] = {
+    Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
+    Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
+    Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
+    Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
+    Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
+}
+_DENIED = "This action is not permitted. Do not repeat it."
+
+
+def denial_text(denial: Denial) -> str:
+    """The neutral sentence for the model."""
+    text = _SPOKEN.get(denial.decision.reason, _DENIED)
+    if denial.message:
+        text += f" The user said: {denial.message}"
+    return f"{text} (decision {denial.decision.decision_id})"
+
+
+def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
+    """The answer to a call that does not run, so that the history stays valid."""
+    return ToolMessage(
+        content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error"
+    )
+
+
+def recorded(output: object) -> str | None:
+    """JSON text of a side effect's result, for an honest answer if the call is replayed."""
+    if isinstance(output, ToolMessage):
+        output = {"content": output.content, "status": output.status}
+    else:
+        output = {"content": output, "status": "success"}
+    try:
+        text = json.dumps(output)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return text if len(text) <= 64 * 1024 else None
+
+
+def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
+    """The recorded result of a call that ran before."""
+    result: Any = json.loads(replay.result) if replay.result else None
+    content = result["content"] if result else "This action was carried out before; its result was not kept."
+    status = result["status"] if result else "success"
+    if not isinstance(content, str | list):
+        content = json.dumps(content)
+    return ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
+
+
+def human_texts(value: object, channels: Sequence[str] = ("messages",)) -> list[HumanText]:
+    """The `user`-role entries of a root input, in order, in any form that LangChain accepts."""
+    if isinstance(value, list):
+        entries: list[object] = value
+    else:
+        entries = []
+        for channel in channels:
+            held = value.get(channel) if isinstance(value, Mapping) else getattr(value, channel, None)
+            entries += held if isinstance(held, list | tuple) else [held] if held is not None else []
+    return [text for entry in entries if (text := _human_text(entry)) is not None]
+
+
+def _human_text(entry: object) -> HumanText | None:
+    key: object = None
+    if isinstance(entry, HumanMessage):
+        content, key = entry.content, entry.id
+    elif isinstance(entry, BaseMessage):
+        return None
+    elif isinstance(entry, str):
+        content = entry
+    elif isinstance(entry, tuple) and len(entry) == 2 and entry[0] in ("user", "human"):
+        content = entry[1]
+    elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in ("user", "human"):
+        content, key = entry.get("content", ""), entry.get("id")
+    else:
+        return None
+    return HumanText(content_digest(content), content_text(content), key if isinstance(key, str) else None)
+
+
+def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
+    """The AI messages with tool calls in what a node returned or was given.
+
+    Walks messages, lists, mappings, state objects, `Command.update` and `Send.arg`.
+    """
+    if depth < 0:
+        return
+    if isinstance(value, AIMessage):
+        if value.tool_calls:
+            yield value
+    elif isinstance(value, BaseMessage | str | bytes) or value is None:
+        return
+    elif isinstance(value, Command):
+        yield from ai_messages(value.update, depth - 1)
+        yield from ai_messages(value.goto, depth - 1)
+    elif isinstance(value, Send):
+        yield from ai_messages(value.arg, depth - 1)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from ai_messages(item, depth - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from ai_messages(item, depth - 1)
+    elif hasattr(value, "messages"):
+        yield from ai_messages(value.messages, depth - 1)
+
+
+def planned_message(state: object, key: str, call: Mapping[str, Any]) -> tuple[AIMessage, int] | None:
+    """The newest AI message in `state` that holds `call`, and the call's position in it.
+
+    By identity first, since two calls of one message may share an id.
+    """
+    messages = state if isinstance(state, list) else None
+    if messages is None:
+        messages = state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+    if not isinstance(messages, list | tuple):
+        return None
+    for message in reversed(messages):
+        if not isinstance(message, AIMessage):
+            continue
+        calls = message.tool_calls
+        for same in (lambda c: c is call, lambda c: c == call, lambda c: c.get("id") == call.get("id")):
+            for position, planned in enumerate(calls):
+                if same(planned):
+                    return message, position
+    return None

@@ -1,0 +1,80 @@
+"""Recording plans: when a node returns, and what a model was seen to return inside it.
+
+A plan is recorded before anything can act on it, never at the gate. Messages that were in the
+node's input, that the client sent, hand-backs, and what tool nodes return are never plans: a *tool*
+that returns an AI message with calls announces nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage
+
+from langchain_runtime_authz.edges.messages import ai_messages
+from langchain_runtime_authz.enforce.engine import Commit, Flow, Run
+from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
+from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
+
+__all__ = ["foreign_plans", "note_model_output", "record_plans"]
+
+_HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
+_KEEP = 256  # model outputs remembered per root entry
+
+
+def note_model_output(run: Run, message: AIMessage) -> None:
+    """Remember that a model returned these calls, so that their plan's source is `model`."""
+    if not message.tool_calls:
+        return
+    model = (message.response_metadata or {}).get("model_name")
+    with run.lock:
+        run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = model if isinstance(model, str) else None
+        while len(run.seen_from_model) > _KEEP:
+            run.seen_from_model.pop(next(iter(run.seen_from_model)))
+
+
+def foreign_plans(run: Run, value: object) -> None:
+    """Remember the calls in AI messages that a client sent: they are never a plan."""
+    for message in ai_messages(value):
+        run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
+
+
+def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
+    """Record the plans that a node's output announces.
+
+    Raises:
+        RuntimeError: the ledger refused; nothing of the output may then take effect.
+    """
+    changes = [RecordPlan(plan) for m in ai_messages(returned) if (plan := _plan(run, given, m)) is not None]
+    if not changes:
+        return
+    done = yield Commit(run.scope, None, changes)
+    if isinstance(done, Conflict):
+        msg = f"plan not recorded: {done.code}"
+        raise RuntimeError(msg)
+
+
+def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
+    if message.response_metadata.get(_HAND_BACK) or message.additional_kwargs.get(_HAND_BACK):
+        return None
+    calls = plan_calls(message.tool_calls)
+    seen = calls_digest(calls)
+    from_model = seen in run.seen_from_model
+    if not from_model and (seen in run.foreign or _was_given(given, message)):
+        return None
+    if message.id is None:
+        message.id = str(uuid.uuid4())
+    return PlanRecord(
+        id=message.id,
+        agent=run.agent,
+        epoch=run.epoch,
+        source="model" if from_model else "code",
+        calls=calls,
+    )
+
+
+def _was_given(given: object, message: AIMessage) -> bool:
+    same: Sequence[Any] = [m for m in ai_messages(given) if m is message or (m.id is not None and m.id == message.id)]
+    return bool(same)

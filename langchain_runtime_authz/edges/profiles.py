@@ -1,0 +1,67 @@
+"""Which profile a tool has: declared by code, pinned to the tool's digest, else unprofiled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.profile import METADATA_KEY, UNPROFILED, ToolProfile, raise_by_hints, tool_digest
+
+__all__ = ["Profiled", "Profiles", "digest_of"]
+
+
+class Profiled(NamedTuple):
+    """A tool's profile, whether it is a declared one, and if not, why."""
+
+    profile: ToolProfile
+    declared: bool
+    why: str = ""
+
+
+class Profiles:
+    """The profiles of one `RuntimeAuthz`.
+
+    A declared profile without a digest is pinned to the first tool of its name that is seen; a
+    second tool of the name with another description or schema is unprofiled.
+    """
+
+    def __init__(self, declared: Mapping[str, ToolProfile]) -> None:
+        self.declared = dict(declared)
+        self._pins: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def of(self, tool: BaseTool) -> Profiled:
+        """The profile of `tool` as it is now."""
+        declared = self.declared.get(tool.name)
+        if declared is None:
+            # Only an instance counts: data in metadata may have come over the wire.
+            held = (tool.metadata or {}).get(METADATA_KEY)
+            declared = held if isinstance(held, ToolProfile) else None
+        if declared is None:
+            return self._unprofiled(tool, "no profile")
+        seen = digest_of(tool)
+        with self._lock:
+            pinned = declared.digest or self._pins.setdefault(tool.name, seen)
+        if seen != pinned:
+            return self._unprofiled(tool, "changed since its profile was pinned")
+        return Profiled(declared, True)
+
+    @staticmethod
+    def _unprofiled(tool: BaseTool, why: str) -> Profiled:
+        return Profiled(raise_by_hints(UNPROFILED, tool.metadata, tool.name), False, why)
+
+
+def digest_of(tool: BaseTool) -> str:
+    """Digest of the tool's name, description and schema; a tool without a JSON schema has none."""
+    schema: Any
+    try:
+        schema = convert_to_openai_tool(tool)["function"].get("parameters", {})
+        return tool_digest(tool.name, tool.description, schema)
+    except (MappingError, ValueError, TypeError, KeyError):
+        # Never equal to a pinned digest, so such a tool stays unprofiled.
+        return f"undigestable:{id(tool)}"

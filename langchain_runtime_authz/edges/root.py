@@ -1,0 +1,229 @@
+"""The wrapped root entry, and `protect`: every graph that can be reached, in place.
+
+A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream`
+and `astream` (to which invoke, batch, `astream_events` and the rest come down) open the run. The
+same graph below a protected one opens a child agent instead. A copy (`copy`, `with_config`) stays
+protected, since nodes and class go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.tools import BaseTool
+from langgraph.graph import StateGraph
+
+from langchain_runtime_authz.edges import ambient
+from langchain_runtime_authz.edges._private import (
+    DEFAULT_BOUND,
+    Pregel,
+    PregelNode,
+    ToolNode,
+    closure_values,
+    ensure_graph_config,
+    is_task,
+    node_of_task,
+    reset_node,
+)
+from langchain_runtime_authz.edges.entry import AtCall, Entrance
+from langchain_runtime_authz.edges.handle import HANDLE_KEY
+from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
+from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
+from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
+
+__all__ = ["Protection", "graphs_in", "owner_of", "protect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What the gates of one `RuntimeAuthz` share."""
+
+    entrance: Entrance
+    profiles: Profiles
+    classes: dict[type, type] = field(default_factory=dict)
+
+
+def owner_of(graph: object) -> Protection | None:
+    """The protection of a protected graph."""
+    found = getattr(type(graph), "__runtime_authz__", None)
+    return found if isinstance(found, Protection) else None
+
+
+def protect(target: Any, protection: Protection) -> Any:
+    """Protect a compiled graph in place, with every graph below it; return the same object.
+
+    A builder stays the builder it is; what it compiles comes out protected.
+
+    Raises:
+        AlreadyProtected: another `RuntimeAuthz` protects it, or a part of it. Nothing was changed.
+        ConfigError: it is not a graph.
+    """
+    if isinstance(target, StateGraph):
+        return _protect_builder(target, protection)
+    if not isinstance(target, Pregel):
+        msg = f"`protect` takes a compiled graph, not {type(target).__name__}"
+        raise ConfigError(msg)
+    graphs = list(graphs_in(target))
+    # Look at all before touching one: a refused protect changes nothing.
+    for graph in graphs:
+        owner = owner_of(graph)
+        if owner is not None and owner is not protection:
+            raise AlreadyProtected(graph.get_name())
+    ambient.install()
+    for graph in graphs:
+        _protect_one(graph, protection)
+    return target
+
+
+def graphs_in(root: Pregel) -> Iterator[Pregel]:
+    """`root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
+    seen: set[int] = set()
+    todo: list[Any] = [root]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, Pregel):
+            if id(found) in seen:
+                continue
+            seen.add(id(found))
+            yield found
+            for node in found.nodes.values():
+                todo += node.subgraphs
+                todo.append(node.bound)
+        elif id(found) not in seen:
+            seen.add(id(found))
+            todo += [v for v in _mentioned(found) if id(v) not in seen]
+
+
+def _mentioned(value: Any) -> Iterator[Any]:
+    """Graphs, tools and functions that a node's bound or a tool holds on to."""
+    if isinstance(value, ToolNode):
+        yield from value.tools_by_name.values()
+    elif isinstance(value, BaseTool):
+        for name in ("func", "coroutine"):
+            yield from _held_by(getattr(value, name, None))
+    elif isinstance(value, Mapping):
+        yield from (v for v in value.values() if isinstance(v, Pregel))
+    elif isinstance(value, list | tuple):
+        yield from (v for v in value if isinstance(v, Pregel))
+    else:
+        for name in ("func", "afunc"):
+            yield from _held_by(getattr(value, name, None))
+
+
+def _held_by(function: object) -> Iterator[Any]:
+    for held in closure_values(function):
+        if isinstance(held, Pregel | BaseTool | Mapping | list | tuple):
+            yield held
+
+
+def _protect_one(graph: Pregel, protection: Protection) -> None:
+    for name, node in graph.nodes.items():
+        _gate_node(name, node, protection)
+    if owner_of(graph) is None:
+        base = type(graph)
+        if base not in protection.classes:
+            protection.classes[base] = _entry_class(base, protection)
+        graph.__class__ = protection.classes[base]
+
+
+def _gate_node(name: str, node: PregelNode, protection: Protection) -> None:
+    bound = node.bound
+    if bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound):
+        return
+    if isinstance(bound, ToolNode) and not is_gated_tool_node(bound):
+        bound = gate_tool_node(bound, protection.profiles)
+    node.bound = gate_bound(bound, name)
+    reset_node(node)
+
+
+def _protect_builder(builder: Any, protection: Protection) -> Any:
+    base = type(builder)
+    owner = owner_of(builder)
+    if owner is not None:
+        if owner is not protection:
+            raise AlreadyProtected(base.__name__)
+        return builder
+
+    def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return protect(base.compile(self, *args, **kwargs), protection)
+
+    namespace = {"__module__": base.__module__, "__runtime_authz__": protection, "compile": compile}
+    builder.__class__ = type(base)(base.__name__, (base,), namespace)
+    return builder
+
+
+def _entry_class(base: Any, protection: Protection) -> Any:
+    """The subclass of a graph class whose two streaming roads open a run."""
+    entrance = protection.entrance
+
+    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        # Not a generator itself: the run around the *call* counts, not the one around the first step.
+        merged = ensure_graph_config(self.config, config)
+        return _stream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
+
+    def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
+        if at_call.parent is not None:
+            with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:
+                yield from base.stream(self, input, entered, **options)
+            return
+        with entrance.enter(self.get_name(), input, config, at_call) as (given, entered):
+            for chunk in base.stream(self, given, entered, **options):
+                yield without_handle(chunk)
+
+    def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        merged = ensure_graph_config(self.config, config)
+        return _astream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
+
+    async def _astream(
+        self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        if at_call.parent is not None:
+            async with entrance.aenter_child(at_call.parent, _child_name(self, config), config) as entered:
+                async for chunk in base.astream(self, input, entered, **options):
+                    yield chunk
+            return
+        async with entrance.aenter(self.get_name(), input, config, at_call) as (given, entered):
+            async for chunk in base.astream(self, given, entered, **options):
+                yield without_handle(chunk)
+
+    namespace = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__runtime_authz__": protection,
+        "stream": stream,
+        "astream": astream,
+    }
+    return type(base)(base.__name__, (base,), namespace)
+
+
+def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The caller's options; the stream mode that LangGraph would choose for the caller's own config."""
+    if kwargs.get("stream_mode") is None:
+        return {**kwargs, "stream_mode": "values" if config is not None and is_task(config) else graph.stream_mode}
+    return kwargs
+
+
+def _child_name(graph: Any, config: Mapping[str, Any]) -> str:
+    name: str = graph.get_name()
+    return node_of_task(config) or name if name == "LangGraph" else name
+
+
+def without_handle(chunk: Any, depth: int = 6) -> Any:
+    """A stream chunk without run handles, which `debug` and `checkpoints` events carry in configs."""
+    if depth == 0:
+        return chunk
+    if type(chunk) is dict:
+        configurable = chunk.get("configurable")
+        if type(configurable) is dict and HANDLE_KEY in configurable:
+            kept = {k: v for k, v in configurable.items() if k != HANDLE_KEY}
+            return {**chunk, "configurable": kept}
+        clean = {k: without_handle(v, depth - 1) for k, v in chunk.items()}
+        return clean if any(clean[k] is not v for k, v in chunk.items()) else chunk
+    if type(chunk) in (tuple, list):
+        items = [without_handle(v, depth - 1) for v in chunk]
+        return type(chunk)(items) if any(a is not b for a, b in zip(items, chunk, strict=True)) else chunk
+    return chunk

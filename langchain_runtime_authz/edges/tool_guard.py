@@ -1,0 +1,449 @@
+"""Guarded tools: the primary gate.
+
+A guarded tool is a copy of the tool whose class is a dynamic subclass of the tool's own, so that it
+is still what it was (`isinstance`, name, schema, attributes) and every route that uses the object
+meets the guard: `invoke`, `ainvoke`, `batch`, `stream`, LCEL, ToolNode, raw threads.
+
+Where a gate in front decided, the guard finds its ticket and lets exactly that call pass, with the
+very arguments that were decided. Where none did, or where the arguments or the tool were changed on
+the way, it decides on what would really run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.runnables.config import ensure_config
+from langchain_core.tools import BaseTool
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.types import Command
+from pydantic import PrivateAttr
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.leak import scrub
+from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
+from langchain_runtime_authz.edges._private import injected_names
+from langchain_runtime_authz.edges.calls import Malformed, describe
+from langchain_runtime_authz.edges.deciding import decide_together
+from langchain_runtime_authz.edges.handle import find_run, run_scope
+from langchain_runtime_authz.edges.messages import denial_message, recorded, replay_message
+from langchain_runtime_authz.edges.profiles import Profiled, Profiles
+from langchain_runtime_authz.enforce.engine import Run, adrive, drive
+from langchain_runtime_authz.enforce.obligations import redact
+from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, conclude, obliged_fields
+from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code
+from langchain_runtime_authz.telemetry import execute_tool_span
+
+__all__ = ["Held", "guard_tool", "held_scope", "is_guarded", "profiled"]
+
+T = TypeVar("T")
+
+
+class Held:
+    """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
+
+    __slots__ = ("call", "run", "used", "verdict")
+
+    def __init__(self, run: Run, call: Call, verdict: Verdict) -> None:
+        self.run, self.call, self.verdict = run, call, verdict
+        self.used = False
+
+
+_held: ContextVar[Held | None] = ContextVar("langchain_runtime_authz.held", default=None)
+
+
+@contextmanager
+def held_scope(held: Held | None) -> Iterator[None]:
+    """Hand `held` to the guard of the one call made inside."""
+    previous = _held.get()
+    _held.set(held)
+    try:
+        yield
+    finally:
+        _held.set(previous)
+
+
+class _Guard:
+    """What a guarded tool knows: where its profile comes from. Shared by its copies."""
+
+    __slots__ = ("profiles", "seen")
+
+    def __init__(self, profiles: Profiles) -> None:
+        self.profiles = profiles
+        self.seen: tuple[tuple[object, ...], Profiled] | None = None
+
+    def profile(self, tool: BaseTool) -> Profiled:
+        # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
+        key = (tool.name, tool.description, tool.args_schema, tool.metadata)
+        if self.seen is not None and all(a is b for a, b in zip(self.seen[0], key, strict=True)):
+            return self.seen[1]
+        found = self.profiles.of(tool)
+        self.seen = (key, found)
+        return found
+
+
+class _Passage:
+    """One permitted run of a tool: opened by `run`/`arun`, used once by `_run`/`_arun`."""
+
+    __slots__ = ("entered", "leaked", "nested", "parsed", "run", "ticket", "tool")
+
+    def __init__(self, tool: BaseTool, run: Run, ticket: Ticket | None, parsed: Any) -> None:
+        self.tool, self.run, self.ticket, self.parsed = tool, run, ticket, parsed
+        self.entered = False
+        self.nested = False
+        self.leaked = False
+
+    def enter(self) -> None:
+        """Redeem the ticket. A tool's `_arun` that calls its own `_run` is still one passage."""
+        if self.ticket is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        if self.entered:
+            if self.nested:
+                raise AuthzDenied(Code.CALL_IN_PROGRESS, self.ticket.decision_id)
+            self.nested = True
+            return
+        self.ticket.redeem()
+        self.entered = True
+
+    def clean(self, value: Any) -> Any:
+        """Output without what the decision obliges to hide, and without a live token."""
+        if self.ticket is None:
+            return value
+        fields = obliged_fields(self.ticket.obligations)
+        tokens = self.ticket.minted_tokens()
+        if not fields and not tokens:
+            return value
+        return self._clean(value, fields, tokens)
+
+    def _clean(self, value: Any, fields: frozenset[str], tokens: tuple[str, ...]) -> Any:
+        if isinstance(value, BaseMessage):
+            changes = {"content": self._clean(value.content, fields, tokens)}
+            if isinstance(value, ToolMessage) and value.artifact is not None:
+                changes["artifact"] = self._clean(value.artifact, fields, tokens)
+            return value.model_copy(update=changes)
+        if isinstance(value, Command):
+            return Command(
+                graph=value.graph,
+                update=self._clean_update(value.update, fields, tokens),
+                resume=value.resume,
+                goto=value.goto,
+            )
+        if isinstance(value, list) and any(isinstance(v, BaseMessage | Command) for v in value):
+            return [self._clean(v, fields, tokens) for v in value]
+        if tokens:
+            value, found = scrub(value, tokens)
+            self.leaked = self.leaked or found
+        return redact(value, fields)
+
+    def _clean_update(self, update: Any, fields: frozenset[str], tokens: tuple[str, ...]) -> Any:
+        if isinstance(update, dict):
+            return {
+                k: [self._clean(m, fields, tokens) if isinstance(m, BaseMessage) else m for m in v]
+                if isinstance(v, list)
+                else scrub(v, tokens)[0]
+                for k, v in update.items()
+            }
+        return update
+
+    def clean_error(self, exc: BaseException) -> BaseException:
+        """The exception without a live token; its cause and context may quote one and go."""
+        tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
+        if tokens:
+            exc.args, found = scrub(exc.args, tokens)
+            self.leaked = self.leaked or found
+            exc.__cause__ = exc.__context__ = None
+        return exc
+
+
+_passage: ContextVar[_Passage | None] = ContextVar("langchain_runtime_authz.passage", default=None)
+
+
+@contextmanager
+def _passage_scope(passage: _Passage) -> Iterator[None]:
+    previous = _passage.get()
+    _passage.set(passage)
+    try:
+        yield
+    finally:
+        _passage.set(previous)
+
+
+def is_guarded(tool: object) -> bool:
+    """Whether the tool is a guarded one."""
+    return getattr(type(tool), "__runtime_authz_guarded__", False) is True
+
+
+def profiled(tool: BaseTool) -> Profiled:
+    """The profile of a guarded tool as it is now."""
+    guard: _Guard = tool._authz_guard  # type: ignore[attr-defined]  # noqa: SLF001
+    return guard.profile(tool)
+
+
+def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
+    """A guarded copy of `tool`; a tool that is guarded already is returned as it is.
+
+    Raises:
+        AlreadyProtected: another `RuntimeAuthz` guards it.
+    """
+    if is_guarded(tool):
+        if tool._authz_guard.profiles is not profiles:  # type: ignore[attr-defined]  # noqa: SLF001
+            raise AlreadyProtected(tool.name)
+        return tool
+    copy = tool.model_copy()
+    guard = _Guard(profiles)
+    guard.profile(copy)  # pins the digest to the tool as it is now
+    private = dict(copy.__pydantic_private__ or {})
+    object.__setattr__(copy, "__class__", _guarded_class(type(tool)))
+    object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
+    return copy
+
+
+_classes: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.WeakKeyDictionary()
+
+
+def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
+    """The guarded subclass of a tool class, made once per class."""
+    if base not in _classes:
+        _classes[base] = _make_guarded_class(base)
+    return _classes[base]
+
+
+def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
+    def run(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any) -> Any:
+        config = ensure_config(config)
+        entered = _enter(self, tool_input, config, tool_call_id, base)
+        run_, call, verdict = entered if isinstance(entered, tuple) else drive(entered.engine, entered.flow())
+        if not isinstance(verdict, Ticket) and not _is_malformed(call):
+            return _answer(verdict, tool_call_id)
+        passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
+        state, output = "unknown", None
+        try:
+            with _around(passage, call, tool_call_id):
+                output = base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
+            state = _state(output)
+            return output
+        except BaseException as exc:
+            state = _failed(passage, exc)
+            if (soft := _denied_inside(exc, call, tool_call_id)) is None:
+                raise
+            return soft
+        finally:
+            if passage.ticket is not None:
+                drive(run_.engine, _conclude(passage, call, state, output))
+
+    async def arun(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any) -> Any:
+        config = ensure_config(config)
+        entered = _enter(self, tool_input, config, tool_call_id, base)
+        run_, call, verdict = (
+            entered if isinstance(entered, tuple) else await adrive(entered.engine, entered.flow())
+        )
+        if not isinstance(verdict, Ticket) and not _is_malformed(call):
+            return _answer(verdict, tool_call_id)
+        passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
+        state, output = "unknown", None
+        try:
+            with _around(passage, call, tool_call_id):
+                output = await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
+            state = _state(output)
+            return output
+        except BaseException as exc:
+            state = _failed(passage, exc)
+            if (soft := _denied_inside(exc, call, tool_call_id)) is None:
+                raise
+            return soft
+        finally:
+            if passage.ticket is not None:
+                await asyncio.shield(adrive(run_.engine, _conclude(passage, call, state, output)))
+
+    def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
+        passage = _passage.get()
+        if passage is None or passage.tool is not self:
+            return base._parse_input(self, tool_input, tool_call_id)  # noqa: SLF001
+        if isinstance(passage.parsed, Malformed):
+            raise passage.parsed.error
+        return passage.parsed
+
+    @functools.wraps(base._run)  # noqa: SLF001
+    def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        passage = _entered(self)
+        try:
+            return passage.clean(base._run(self, *args, **kwargs))  # noqa: SLF001
+        except GraphBubbleUp:
+            raise
+        except BaseException as exc:
+            raise passage.clean_error(exc)  # noqa: B904  (its own context is what must not leak)
+
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__annotations__": {"_authz_guard": Any},
+        "__runtime_authz_guarded__": True,
+        "_authz_guard": PrivateAttr(default=None),
+        "run": run,
+        "arun": arun,
+        "_parse_input": _parse_input,
+        "_run": _run,
+    }
+    if base._arun is not BaseTool._arun:  # noqa: SLF001
+
+        @functools.wraps(base._arun)  # noqa: SLF001
+        async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # A tool without a coroutine of its own goes on to `_run`, which enters.
+            if getattr(self, "coroutine", True) is None:
+                return await base._arun(self, *args, **kwargs)  # noqa: SLF001
+            passage = _entered(self)
+            try:
+                return passage.clean(await base._arun(self, *args, **kwargs))  # noqa: SLF001
+            except GraphBubbleUp:
+                raise
+            except BaseException as exc:
+                raise passage.clean_error(exc)  # noqa: B904
+
+        namespace["_arun"] = _arun
+    return type(base)(base.__name__, (base,), namespace)
+
+
+def _entered(tool: BaseTool) -> _Passage:
+    passage = _passage.get()
+    if passage is None or passage.tool is not tool:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    passage.enter()
+    return passage
+
+
+class _Undecided:
+    """No gate in front decided what would run: decide here."""
+
+    __slots__ = ("call", "config", "engine", "run")
+
+    def __init__(self, run: Run, call: Call, config: Mapping[str, Any]) -> None:
+        self.run, self.call, self.config, self.engine = run, call, config, run.engine
+
+    def flow(self) -> Any:
+        verdicts = yield from decide_together(self.run, [self.call], self.config)
+        return self.run, self.call, verdicts[0]
+
+
+def _enter(
+    tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None, base: type[BaseTool]
+) -> tuple[Run, Call, Verdict] | _Undecided:
+    """The verdict of the gate in front, if it is on exactly this call; else a call to decide."""
+    held = _held.get()
+    sent = _sent(tool, tool_input)
+    if held is not None and not held.used:
+        held.used = True
+        if held.call.tool_ref is tool and held.call.call_id == call_id and held.call.parsed[1] == sent:
+            return held.run, held.call, held.verdict
+    run = held.run if held is not None else find_run(config)
+    if run is None:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    # After a gate, what differs from its call differs from the plan; without one, the plan is
+    # looked up by the call's id.
+    plan_id = held.call.plan_id if held is not None else None
+    position = held.call.position if held is not None else None
+    call = describe(
+        tool,
+        profiled(tool),
+        tool_input,
+        parser=functools.partial(base._parse_input, tool),  # noqa: SLF001
+        call_id=call_id,
+        plan_id=plan_id,
+        position=position,
+        written=sent,
+        sent=sent,
+    )
+    return _Undecided(run, call, config)
+
+
+def _sent(tool: BaseTool, tool_input: Any) -> Any:
+    if isinstance(tool_input, str):
+        return tool_input
+    injected = injected_names(tool)
+    return {k: v for k, v in tool_input.items() if k not in injected}
+
+
+def _passage_of(
+    tool: BaseTool, run: Run, call: Call, verdict: Verdict, tool_input: Any, call_id: str | None, base: type[BaseTool]
+) -> _Passage:
+    parsed = call.parsed[0]
+    ticket = verdict if isinstance(verdict, Ticket) else None
+    injected = injected_names(tool)
+    if ticket is not None and injected and isinstance(parsed, dict):
+        # Injected arguments are this very call's; what was decided stays what was decided.
+        now = base._parse_input(tool, dict(tool_input), call_id)  # noqa: SLF001
+        own = now if isinstance(now, dict) else {}
+        parsed = {k: v for k, v in parsed.items() if k not in injected} | {
+            k: v for k, v in own.items() if k in injected
+        }
+    return _Passage(tool, run, ticket, parsed)
+
+
+def _is_malformed(call: Call) -> bool:
+    # Goes the stock road: the tool's own parsing raises the stored error before the tool runs.
+    return call.error is Code.INVALID_ARGUMENTS
+
+
+@contextmanager
+def _around(passage: _Passage, call: Call, call_id: str | None) -> Iterator[None]:
+    """What surrounds the tool's own run: no gate's verdict passes on to calls that it makes."""
+    with (
+        held_scope(None),
+        run_scope(passage.run),
+        _passage_scope(passage),
+        ticket_scope(passage.ticket),
+        execute_tool_span(call.tool, call_id=call_id, agent=passage.run.agent, conversation=passage.run.scope.thread),
+    ):
+        yield
+
+
+def _answer(verdict: Verdict, call_id: str | None) -> Any:
+    """A soft deny where a message can carry it, else `AuthzDenied`."""
+    if isinstance(verdict, Denial):
+        if call_id is None:
+            raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
+        return denial_message(verdict, call_id)
+    if isinstance(verdict, Replay):
+        message = replay_message(verdict, call_id)
+        return message if call_id is not None else message.content
+    msg = "a ticket is no answer"
+    raise TypeError(msg)
+
+
+def _denied_inside(exc: BaseException, call: Call, call_id: str | None) -> ToolMessage | None:
+    """The answer where a step *inside* the tool (a child agent, another tool) was denied."""
+    if call_id is None or not isinstance(exc, AuthzDenied) or isinstance(exc, GraphBubbleUp):
+        return None
+    decision = deny(exc.code).model_copy(update={"decision_id": exc.decision_id})
+    return denial_message(Denial(call, decision), call_id)
+
+
+def _state(output: Any) -> str:
+    return "failed" if isinstance(output, ToolMessage) and output.status == "error" else "done"
+
+
+def _failed(passage: _Passage, exc: BaseException) -> str:
+    if isinstance(exc, GraphInterrupt):
+        return "suspended"
+    if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
+        return "unknown"
+    return "failed" if passage.entered else "released"
+
+
+def _conclude(passage: _Passage, call: Call, state: Any, output: Any) -> Any:
+    if passage.ticket is None:
+        msg = "a passage without a ticket has nothing to conclude"
+        raise TypeError(msg)
+    if state in ("done", "failed") and not passage.entered:
+        state = "released"  # the tool's own parsing or callbacks stopped it before it ran
+    result = recorded(output) if state == "done" else None
+    return conclude(passage.run, passage.ticket, call, state, result, leaked=passage.leaked)
+
+

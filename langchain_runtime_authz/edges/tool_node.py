@@ -1,0 +1,336 @@
+"""The gate of a tool node: all calls of a message are decided before any runs.
+
+`AuthzToolNode` is the drop-in face; `gate_tool_node` gives the same gate to a ToolNode that is
+already inside a graph. Neither is the enforcement point by itself, since a graph may rebuild its own
+ToolNode: the tools in it are guarded too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolRuntime
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.lease import Ticket
+from langchain_runtime_authz.edges._private import ToolNode, injected_names
+from langchain_runtime_authz.edges.calls import describe, unknown
+from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
+from langchain_runtime_authz.edges.handle import find_run
+from langchain_runtime_authz.edges.messages import denial_message, planned_message, replay_message
+from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.edges.tool_guard import Held, guard_tool, held_scope, is_guarded, profiled
+from langchain_runtime_authz.enforce.engine import Run, adrive, drive
+from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
+from langchain_runtime_authz.errors import AuthzDenied, Code
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.authz import RuntimeAuthz
+
+__all__ = ["AuthzToolNode", "gate_tool_node", "is_gated_tool_node"]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The decisions of one message whose calls are tasks of their own; made by the first task."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    alock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    calls: list[Call] | None = None
+    judged: list[Judged] | None = None
+
+
+# Verdicts of the calls of the node execution around the current code, by identity of the call.
+_verdicts: ContextVar[Mapping[int, Held] | None] = ContextVar("langchain_runtime_authz.verdicts", default=None)
+
+
+class _Gate(ToolNode):
+    """ToolNode's own hooks, overridden. Used as the first base of a dynamic subclass."""
+
+    __runtime_authz_gated__ = True
+    _authz_profiles: Profiles
+
+    def _func(self, input: Any, config: Any, runtime: Any) -> Any:
+        run = find_run(config)
+        if run is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        message = _Message(self, input, config, runtime)
+        held = drive(run.engine, message.decide(run)) if message.together else self._share(run, message)
+        try:
+            with _verdict_scope(message, held):
+                return super()._func(input, config, runtime)
+        finally:
+            for one in _unused(held):
+                drive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
+
+    async def _afunc(self, input: Any, config: Any, runtime: Any) -> Any:
+        run = find_run(config)
+        if run is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        message = _Message(self, input, config, runtime)
+        held = (
+            await adrive(run.engine, message.decide(run)) if message.together else await self._ashare(run, message)
+        )
+        try:
+            with _verdict_scope(message, held):
+                return await super()._afunc(input, config, runtime)
+        finally:
+            for one in _unused(held):
+                await adrive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
+
+    def _share(self, run: Run, message: _Message) -> list[Held]:
+        """One task per call: the first to arrive decides the message, under a lock."""
+        batch = _batch(run, message.plan_id)
+        with batch.lock:
+            if batch.judged is None:
+                batch.calls = message.describe()
+                batch.judged = drive(run.engine, judge_calls(run, batch.calls))
+        return drive(run.engine, message.take(run, batch))
+
+    async def _ashare(self, run: Run, message: _Message) -> list[Held]:
+        batch = _batch(run, message.plan_id)
+        async with batch.alock:
+            if batch.judged is None:
+                batch.calls = message.describe()
+                batch.judged = await adrive(run.engine, judge_calls(run, batch.calls))
+        return await adrive(run.engine, message.take(run, batch))
+
+    def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        held = (_verdicts.get() or {}).get(id(call))
+        if (answer := _answer(held, call)) is not None:
+            return answer
+        with held_scope(held):
+            return super()._run_one(call, input_type, tool_runtime)
+
+    async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        held = (_verdicts.get() or {}).get(id(call))
+        if (answer := _answer(held, call)) is not None:
+            return answer
+        with held_scope(held):
+            return await super()._arun_one(call, input_type, tool_runtime)
+
+    def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
+        return super()._execute_tool_sync(self._guarded(request), input_type, config)
+
+    async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
+        return await super()._execute_tool_async(self._guarded(request), input_type, config)
+
+    def _guarded(self, request: Any) -> Any:
+        """A tool that middleware brought along is guarded before it can run."""
+        tool = request.tool
+        if isinstance(tool, BaseTool) and not is_guarded(tool):
+            return request.override(tool=guard_tool(tool, self._authz_profiles))
+        return request
+
+
+class _Message:
+    """The calls that one execution of a tool node was given, and the message that planned them."""
+
+    def __init__(self, node: _Gate, input: Any, config: Any, runtime: Any) -> None:
+        self.node, self.config, self.runtime = node, config, runtime
+        self.calls, input_type = node._parse_input(input)
+        state = node._extract_state(input, config)
+        self.state = state
+        key = node._messages_key
+        found = planned_message(state, key, self.calls[0]) if self.calls else None
+        self.plan_id = found[0].id if found is not None else None
+        self.siblings: Sequence[Any] = self.calls
+        self.position = 0
+        # Calls sent one by one, of a message that holds more of them.
+        self.together = input_type != "tool_calls" or found is None or len(self.calls) != 1
+        if not self.together and found is not None:
+            self.position = found[1]
+            answered = _answered(state, key)
+            self.siblings = [
+                self.calls[0] if i == found[1] else c
+                for i, c in enumerate(found[0].tool_calls)
+                if i == found[1] or c.get("id") not in answered
+            ]
+            self.together = len(self.siblings) == 1
+        self.positions = self._positions(found[0].tool_calls if found is not None else [])
+
+    def _positions(self, planned: Sequence[Any]) -> list[int | None]:
+        """Each call's place in the message, by identity first: two calls may look alike."""
+        places: list[int | None] = []
+        free = dict(enumerate(planned))
+        for call in self.siblings:
+            place = next((i for i, c in free.items() if c is call), None)
+            if place is None:
+                place = next((i for i, c in free.items() if c == call), None)
+            if place is None:
+                place = next((i for i, c in free.items() if c.get("id") == call.get("id")), None)
+            if place is not None:
+                del free[place]
+            places.append(place)
+        return places
+
+    def describe(self) -> list[Call]:
+        """The calls as they will run: arguments injected and parsed by each tool's own schema."""
+        return [self._describe(c, p) for c, p in zip(self.siblings, self.positions, strict=True)]
+
+    def _describe(self, call: Any, position: int | None) -> Call:
+        node, call_id = self.node, call.get("id")
+        plan_id = self.plan_id if position is not None else None
+        tool = node.tools_by_name.get(call["name"])
+        if tool is None:
+            return unknown(call["name"], call_id, plan_id, position, call["args"])
+        if not is_guarded(tool):  # `tools_by_name` is live: somebody put a tool into it
+            tool = node._tools_by_name[call["name"]] = guard_tool(tool, node._authz_profiles)
+        sent = call["args"]
+        try:
+            injected = node._inject_tool_args({**call}, self._runtime(call), tool)["args"]
+        except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
+            injected = sent
+        return describe(
+            tool,
+            profiled(tool),
+            injected,
+            parser=_stock_parser(tool),
+            call_id=call_id,
+            plan_id=plan_id,
+            position=position,
+            written=sent,
+            sent=_without_injected(tool, sent),
+        )
+
+    def _runtime(self, call: Any) -> Any:
+        runtime = self.runtime
+        return ToolRuntime(
+            state=self.state,
+            tool_call_id=call.get("id"),
+            config=self.config,
+            context=runtime.context,
+            store=runtime.store,
+            stream_writer=runtime.stream_writer,
+            tools=list(self.node.tools_by_name.values()),
+            execution_info=runtime.execution_info,
+            server_info=runtime.server_info,
+        )
+
+    def decide(self, run: Run) -> Any:
+        """All calls run in this task: one batch, questions first, then tickets."""
+        calls = self.describe()
+        verdicts = yield from decide_together(run, calls, self.config)
+        return [Held(run, c, v) for c, v in zip(calls, verdicts, strict=True)]
+
+    def take(self, run: Run, batch: _Batch) -> Any:
+        """This task's own call out of the message's decisions."""
+        calls, judged = batch.calls or [], batch.judged or []
+        mine = next(i for i, c in enumerate(calls) if c.position == self.position)
+        verdict = yield from decide_one_of(run, judged, calls, mine, self.config)
+        return [Held(run, calls[mine], verdict)]
+
+
+def _batch(run: Run, plan_id: str | None) -> _Batch:
+    with run.lock:
+        return cast("_Batch", run.batches.setdefault(plan_id or "", _Batch()))
+
+
+def _answered(state: Any, key: str) -> set[str]:
+    messages = state.get(key, []) if isinstance(state, Mapping) else getattr(state, key, state)
+    return {m.tool_call_id for m in messages if isinstance(m, ToolMessage)} if isinstance(messages, list) else set()
+
+
+def _stock_parser(tool: BaseTool) -> Any:
+    # Outside a passage a guarded tool parses like the tool that it was.
+    return tool._parse_input
+
+
+def _without_injected(tool: BaseTool, args: Mapping[str, Any]) -> Any:
+    injected = injected_names(tool)
+    return {k: v for k, v in args.items() if k not in injected}
+
+
+@contextmanager
+def _verdict_scope(message: _Message, held: Sequence[Held]) -> Iterator[None]:
+    previous = _verdicts.get()
+    own = message.calls if message.together else [message.calls[0]]
+    _verdicts.set({id(c): h for c, h in zip(own, held, strict=True)})
+    try:
+        yield
+    finally:
+        _verdicts.set(previous)
+
+
+def _unused(held: Sequence[Held]) -> list[Held]:
+    return [h for h in held if isinstance(h.verdict, Ticket) and not h.used]
+
+
+def _answer(held: Held | None, call: Any) -> ToolMessage | None:
+    """The message that stands in place of the tool's, or `None` where the stock road goes on."""
+    if held is None:
+        return denial_message(Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id"))
+    verdict: Verdict = held.verdict
+    if isinstance(verdict, Replay):
+        return replay_message(verdict, call.get("id"))
+    if isinstance(verdict, Denial):
+        # Malformed arguments and unknown names have stock answers that help the model; the tool
+        # does not run on that road either: there is no ticket.
+        if held.call.error in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
+            return None
+        return denial_message(verdict, call.get("id"))
+    return None
+
+
+def is_gated_tool_node(node: object) -> bool:
+    """Whether the node is a tool node with our gate."""
+    return getattr(type(node), "__runtime_authz_gated__", False) is True
+
+
+def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
+    """A gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
+    base = type(node)
+    gated = copy.copy(node)
+    gated.__class__ = type(base.__name__, (_Gate, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+    return _equip(cast("_Gate", gated), profiles)
+
+
+def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
+    node._authz_profiles = profiles
+    for name, tool in list(node._tools_by_name.items()):
+        # In place: closures (a supervisor's) hold this very dictionary.
+        node._tools_by_name[name] = guard_tool(tool, profiles)
+    # A RunnableCallable holds its functions as they were bound when it was made.
+    node.func, node.afunc = node._func, node._afunc
+    return node
+
+
+class AuthzToolNode(_Gate):
+    """Drop-in for `langgraph.prebuilt.ToolNode`.
+
+    Takes what ToolNode takes, and the `RuntimeAuthz` that decides. Inside a protected graph it is
+    one of its gates; called by itself it is a root entry and opens an implicit run.
+
+    Args:
+        tools: as for ToolNode; kept as guarded copies.
+        authz: the `RuntimeAuthz`.
+        **kwargs: as for ToolNode.
+    """
+
+    def __init__(self, tools: Sequence[Any], *, authz: RuntimeAuthz, **kwargs: Any) -> None:
+        super().__init__(tools, **kwargs)
+        self._authz = authz
+        _equip(self, authz.profiles)
+
+    def _func(self, input: Any, config: Any, runtime: Any) -> Any:
+        if find_run(config) is not None:
+            return super()._func(input, config, runtime)
+        entrance = self._authz.entrance
+        with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
+            return super()._func(given, entered, runtime)
+
+    async def _afunc(self, input: Any, config: Any, runtime: Any) -> Any:
+        if find_run(config) is not None:
+            return await super()._afunc(input, config, runtime)
+        entrance = self._authz.entrance
+        async with entrance.aenter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
+            return await super()._afunc(given, entered, runtime)

@@ -1,0 +1,65 @@
+"""The credential of one call: minted at its permit, when the tool asks, dead when the call ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from langchain_runtime_authz.audit.record import mint_record
+from langchain_runtime_authz.credential.issuer import mint
+from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.enforce.engine import Run
+    from langchain_runtime_authz.enforce.step import Judged
+
+__all__ = ["minter"]
+
+TOKEN_TTL: Final = 60  # seconds
+NO_TASK: Final = "none"  # a claim may not be empty; a run without a human text has no task
+
+
+def minter(run: Run, judged: Judged, jti: str, claimed_at: float) -> Callable[[str], Credential]:
+    """What mints the tokens of one claimed call.
+
+    `claimed_at` is ledger time of the claim; what passed since is measured here, so that minting
+    needs no other look at the ledger.
+    """
+    since = time.monotonic()
+    engine = run.engine
+    agent = engine.identity.agent_id(run.agent)
+    delegators = tuple(engine.identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1))
+
+    def issue(audience: str) -> Credential:
+        now = int(claimed_at + (time.monotonic() - since))
+        request = TokenRequest(
+            subject=run.subject,
+            tenant=run.scope.tenant,
+            agent=agent,
+            delegators=delegators,
+            audience=audience,
+            txn=run.run_id,
+            task=Task(id=judged.task.id or NO_TASK, epoch=run.epoch, digest=judged.task.digest or NO_TASK),
+            tool=judged.call.tool,
+            grant=run.grant,
+            jti=jti,
+            issued_at=now,
+            expires_at=now + TOKEN_TTL,
+        )
+        credential = mint(engine.issuer, request)
+        engine.audit.write(
+            mint_record(
+                now=now,
+                decision_id=judged.decision.decision_id,
+                jti=jti,
+                audience=audience,
+                expires_at=now + TOKEN_TTL,
+                epoch=run.epoch,
+                run_id=run.run_id,
+                agent_id=agent,
+            )
+        )
+        return credential
+
+    return issue

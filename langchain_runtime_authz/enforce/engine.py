@@ -1,0 +1,206 @@
+"""The parts wired together, a run's place among them, and how one flow serves sync and async.
+
+A flow is a generator that yields *effects* and receives their results; it does no I/O of its own.
+`drive` and `adrive` are the only two interpreters. So the synchronous and the asynchronous edge can
+not come apart: there is one flow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+from langchain_runtime_authz.audit.sinks import AuditSink
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.credential.issuer import Issuer
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.identity.base import Identity
+from langchain_runtime_authz.ledger.base import (
+    Change,
+    Committed,
+    Conflict,
+    Guard,
+    Ledger,
+    Query,
+    Scope,
+    Snapshot,
+)
+from langchain_runtime_authz.pdp.base import Evaluator
+
+__all__ = ["Commit", "Engine", "Evaluate", "Flow", "Load", "Record", "Run", "adrive", "drive", "new_id"]
+
+LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
+MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
+
+T = TypeVar("T")
+
+
+def new_id() -> str:
+    """128 random bits: run ids and jtis."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What every step needs; built once by `RuntimeAuthz`."""
+
+    ledger: Ledger
+    evaluator: Evaluator
+    issuer: Issuer
+    identity: Identity
+    audit: AuditSink
+    tenant: str
+    lease_ttl: int = LEASE_TTL
+    max_lifetime: int = MAX_LIFETIME
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One agent's place in one root entry: its lease, and what was kept in this process.
+
+    `jti` is unique per agent path: no two agents share one. What is here can be lost with the
+    process without loss of safety; what must not be lost is in the ledger.
+    """
+
+    engine: Engine
+    scope: Scope
+    subject: Subject
+    run_id: str
+    agent: tuple[str, ...]
+    jti: str
+    epoch: int
+    started_at: int
+    expires_at: int
+    grant: Grant | None = None
+    parent: Run | None = None
+    closed: bool = False
+    paused: bool = False
+    # Digests of calls that a model was seen to return in this entry (`plan.source`).
+    seen_from_model: dict[str, str | None] = field(default_factory=dict)
+    # Digests of calls that the client itself sent: never a plan.
+    foreign: set[str] = field(default_factory=set)
+    # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
+    kept: dict[tuple[str, str], str] = field(default_factory=dict)
+    batches: dict[str, Any] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def guard(self) -> Guard:
+        """What a commit of this run demands of the ledger."""
+        return Guard(self.jti, self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read one snapshot."""
+
+    scope: Scope
+    query: Query
+
+    def run(self, engine: Engine) -> Snapshot:
+        """Perform it, blocking."""
+        return engine.ledger.load(self.scope, self.query)
+
+    async def arun(self, engine: Engine) -> Snapshot:
+        """Perform it."""
+        return await engine.ledger.aload(self.scope, self.query)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Ask the PDP: one batch."""
+
+    requests: Sequence[EvaluationRequest]
+    bodies: Sequence[bytes]
+
+    def run(self, engine: Engine) -> list[Decision]:
+        """Perform it, blocking."""
+        return engine.evaluator.evaluate(self.requests, self.bodies)
+
+    async def arun(self, engine: Engine) -> list[Decision]:
+        """Perform it."""
+        return await engine.evaluator.aevaluate(self.requests, self.bodies)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One transaction."""
+
+    scope: Scope
+    guard: Guard | None
+    changes: Sequence[Change]
+
+    def run(self, engine: Engine) -> Committed | Conflict:
+        """Perform it, blocking."""
+        return engine.ledger.commit(self.scope, self.guard, self.changes)
+
+    async def arun(self, engine: Engine) -> Committed | Conflict:
+        """Perform it."""
+        return await engine.ledger.acommit(self.scope, self.guard, self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Write one audit record."""
+
+    record: Mapping[str, Any]
+
+    def run(self, engine: Engine) -> None:
+        """Perform it, blocking."""
+        engine.audit.write(dict(self.record))
+
+    async def arun(self, engine: Engine) -> None:
+        """Perform it; a sink that waits for a disk waits in a thread."""
+        if getattr(engine.audit, "durable", False):
+            await asyncio.to_thread(engine.audit.write, dict(self.record))
+        else:
+            engine.audit.write(dict(self.record))
+
+
+class Effect(Protocol):
+    """What a flow yields. Edges may bring effects of their own (an interrupt)."""
+
+    def run(self, engine: Engine) -> Any:
+        """Perform it, blocking."""
+        ...
+
+    async def arun(self, engine: Engine) -> Any:
+        """Perform it without blocking the event loop."""
+        ...
+
+
+Flow = Generator[Effect, Any, T]
+
+
+def drive(engine: Engine, flow: Flow[T]) -> T:
+    """Run a flow to its end, blocking. An effect's exception is raised inside the flow."""
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                value = effect.run(engine)
+            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                effect = flow.throw(exc)
+            else:
+                effect = flow.send(value)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+async def adrive(engine: Engine, flow: Flow[T]) -> T:
+    """Run a flow to its end. An effect's exception is raised inside the flow."""
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                value = await effect.arun(engine)
+            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                effect = flow.throw(exc)
+            else:
+                effect = flow.send(value)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]

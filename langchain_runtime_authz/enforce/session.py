@@ -1,0 +1,250 @@
+"""The same engine room without LangGraph: for other agent loops, recorded traces and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from langchain_runtime_authz.authzen import Decision, Subject, deny
+from langchain_runtime_authz.credential.lease import Ticket
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.enforce.entry import close, correct, open_child, open_entry
+from langchain_runtime_authz.enforce.step import Call, Judged, claim, conclude, judge_calls
+from langchain_runtime_authz.errors import AuthzError, Code, MappingError
+from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, RecordPlan, Scope
+from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One agent's run, step by step: `decide`, run the tool yourself, `observe`.
+
+    Made by `RuntimeAuthz.session`. Each `decide` is a plan of one call (`plan.source` is `code`).
+    Every method has an `a…` form. A context manager; `close` ends the lease.
+    """
+
+    def __init__(self, run: Run, profiles: Mapping[str, ToolProfile]) -> None:
+        self._run = run
+        self._profiles = profiles
+        self._steps = 0
+        self._open: dict[str, tuple[Call, Ticket]] = {}
+        self._asked: dict[str, tuple[Call, Judged]] = {}
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        profiles: Mapping[str, ToolProfile],
+        *,
+        subject: Subject,
+        task: str | None,
+        grant: Grant | None,
+        agent: str,
+        thread: str | None,
+    ) -> Session:
+        """Open a session's run. Raises `AuthzDenied`."""
+        text = HumanText(content_digest(task), task) if task is not None else None
+        entry = drive(
+            engine,
+            open_entry(
+                engine,
+                scope=Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}"),
+                subject=subject,
+                run_id=new_id(),
+                agent=agent,
+                task=text if subject.type in ("user", "anonymous") else None,
+                texts=(),
+                resume=False,
+                grant=grant,
+                deliverable=False,
+            ),
+        )
+        return cls(entry.run, profiles)
+
+    @property
+    def jti(self) -> str:
+        """Of the session's lease."""
+        return self._run.jti
+
+    @property
+    def epoch(self) -> int:
+        """Of the task that the session works on."""
+        return self._run.epoch
+
+    def decide(self, tool: str, args: Mapping[str, Any]) -> Decision:
+        """Decide one call. On a permit the call is claimed: run it, then `observe` it.
+
+        Never raises for what the policy or the state says; arguments without an exact JSON form are
+        a deny `uncanonical_argument`.
+        """
+        return drive(self._run.engine, self._decide(tool, args))
+
+    async def adecide(self, tool: str, args: Mapping[str, Any]) -> Decision:
+        """Like `decide`."""
+        return await adrive(self._run.engine, self._decide(tool, args))
+
+    def approve(self, decision: Decision) -> Decision:
+        """The subject approves a call that was `approval_required`; decide it again."""
+        return drive(self._run.engine, self._approve(decision))
+
+    async def aapprove(self, decision: Decision) -> Decision:
+        """Like `approve`."""
+        return await adrive(self._run.engine, self._approve(decision))
+
+    def observe(
+        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
+    ) -> None:
+        """Tell what a permitted call returned, or that it failed.
+
+        Raises:
+            AuthzError: no permitted call of this tool with these arguments is open.
+        """
+        drive(self._run.engine, self._observe(tool, args, output, error))
+
+    async def aobserve(
+        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
+    ) -> None:
+        """Like `observe`."""
+        await adrive(self._run.engine, self._observe(tool, args, output, error))
+
+    def correct(self, text: str) -> int:
+        """The human changes the task: epoch + 1, and the session goes on under a new lease.
+
+        Calls that are open stay under way; what was asked before is void. Returns the new epoch.
+        """
+        return drive(self._run.engine, self._correct(text))
+
+    async def acorrect(self, text: str) -> int:
+        """Like `correct`."""
+        return await adrive(self._run.engine, self._correct(text))
+
+    def delegate(self, to: str, grant: Grant | None = None) -> Session:
+        """A child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
+        return Session(drive(self._run.engine, open_child(self._run, to, "subgraph", grant)), self._profiles)
+
+    async def adelegate(self, to: str, grant: Grant | None = None) -> Session:
+        """Like `delegate`."""
+        return Session(await adrive(self._run.engine, open_child(self._run, to, "subgraph", grant)), self._profiles)
+
+    def close(self) -> None:
+        """End the lease; every jti of the session is dead when this returns."""
+        drive(self._run.engine, close(self._run, "ended"))
+
+    async def aclose(self) -> None:
+        """Like `close`."""
+        await adrive(self._run.engine, close(self._run, "ended"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
+        self._steps += 1
+        call = self._call(tool, args, f"{self._run.run_id}:{self._run.jti}:{self._steps}")
+        if call.error is None and call.plan_id is not None:
+            planned = plan_calls([{"id": call.call_id, "name": tool, "args": call.raw}])
+            record = PlanRecord(call.plan_id, self._run.agent, self._run.epoch, "code", planned)
+            try:
+                yield Commit(self._run.scope, None, [RecordPlan(record)])
+            except Exception:  # noqa: BLE001  (a ledger that fails denies)
+                return deny(Code.LEDGER_UNAVAILABLE)
+        return (yield from self._settle(call))
+
+    def _settle(self, call: Call) -> Flow[Decision]:
+        judged = (yield from judge_calls(self._run, [call]))[0]
+        verdict = yield from claim(self._run, judged)
+        if isinstance(verdict, Ticket):
+            verdict.redeem()
+            self._open[_open_key(call.tool, call.args_digest)] = (call, verdict)
+            return judged.decision
+        if judged.asks:
+            self._asked[judged.decision.decision_id] = (call, judged)
+        return getattr(verdict, "decision", judged.decision)
+
+    def _approve(self, decision: Decision) -> Flow[Decision]:
+        asked = self._asked.pop(decision.decision_id, None)
+        if asked is None:
+            return deny(Code.APPROVAL_VOID)
+        call, judged = asked
+        subject = self._run.subject
+        question = Approval(judged.key, call.args_digest, self._run.epoch, source="application")
+        who = f"{subject.type}:{subject.id}"
+        yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
+        yield Commit(
+            self._run.scope,
+            self._run.guard,
+            [AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")],
+        )
+        return (yield from self._settle(call))
+
+    def _observe(
+        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None
+    ) -> Flow[None]:
+        found = self._open.pop(_open_key(tool, digest(project(dict(args)))), None)
+        if found is None:
+            msg = f"no permitted call of `{tool}` with these arguments is open"
+            raise AuthzError(Code.NO_RUN, msg)
+        call, ticket = found
+        yield from conclude(self._run, ticket, call, "failed" if error is not None else "done")
+
+    def _correct(self, text: str) -> Flow[int]:
+        run = self._run
+        yield from correct(run.scope, HumanText(content_digest(text), text, f"correction-{new_id()}"))
+        entry = yield from open_entry(
+            run.engine,
+            scope=run.scope,
+            subject=run.subject,
+            run_id=run.run_id,
+            agent=run.agent[0],
+            task=None,
+            texts=(),
+            resume=False,
+            grant=run.grant,
+            deliverable=True,
+        )
+        self._run = entry.run
+        self._asked.clear()
+        return entry.run.epoch
+
+    def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:
+        declared = self._profiles.get(tool)
+        error: Code | None = None
+        projected: dict[str, Any] = {}
+        try:
+            projected = project(dict(args))
+            args_digest = digest(projected)
+        except MappingError as exc:
+            error, args_digest = Code(exc.code), digest({})
+        return Call(
+            tool=tool,
+            profile=declared or raise_by_hints(UNPROFILED, None, tool),
+            profiled=declared is not None,
+            call_id=plan_id,
+            plan_id=plan_id,
+            position=0,
+            raw=projected,
+            args=projected,
+            args_digest=args_digest,
+            error=error,
+        )
+
+
+def _open_key(tool: str, args_digest: str) -> str:
+    return f"{tool} {args_digest}"
+

@@ -1,0 +1,629 @@
+"""The enforcement step: load → evaluate → commit → audit → ticket → tool → conclude.
+
+One flow for every door. `judge_calls` decides all calls of one message in one batch; `claim`
+commits one permitted call, records it and hands out its ticket; `conclude` closes it.
+`decide_step` does the same for steps that are no tool calls.
+
+Order is fixed. INVARIANT: the claim is committed, and then recorded, before the tool runs. The
+commit is the point of no return: a correction that commits first wins, after it the call is under
+way.
+
+Not left to policy: see `_refusal` and the checks inside the ledger's changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from langchain_runtime_authz.audit.record import completion_record, decision_record
+from langchain_runtime_authz.authzen import (
+    Action,
+    AgentContext,
+    ApprovalContext,
+    CallContext,
+    Context,
+    Decision,
+    EvaluationRequest,
+    LeaseContext,
+    Obligation,
+    PlanContext,
+    Resource,
+    TaskContext,
+    deny,
+)
+from langchain_runtime_authz.credential.lease import Ticket
+from langchain_runtime_authz.digest import abbreviate
+from langchain_runtime_authz.enforce.credentials import minter
+from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Record, Run
+from langchain_runtime_authz.enforce.obligations import demands
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.facts import delegation, history, plan
+from langchain_runtime_authz.facts.task import Task
+from langchain_runtime_authz.ledger.base import (
+    Approval,
+    CallRow,
+    Change,
+    ClaimCall,
+    Conflict,
+    ConcludeCall,
+    Count,
+    Query,
+    RecordEdge,
+    ReleaseCall,
+    RenewLease,
+    Revoke,
+    Snapshot,
+    SpendApproval,
+    SpendBudget,
+)
+from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.telemetry import record_decision
+
+__all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude", "decide_step", "judge_calls"]
+
+_log = logging.getLogger(__name__)
+
+_TOOLS_CALL: Final = Action(name="tools/call")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One tool call as a gate saw it, before any decision.
+
+    `args` is the JSON projection of the parsed arguments, without injected ones; `raw` what the
+    model wrote; `parsed` the object that the tool will receive. `error` is set where there is
+    nothing to decide because the call can not run at all. `plan_id` and `position` are `None` where
+    the gate did not see the message.
+    """
+
+    tool: str
+    profile: ToolProfile
+    profiled: bool
+    call_id: str | None
+    plan_id: str | None
+    position: int | None
+    raw: Mapping[str, Any] | str
+    args: Mapping[str, Any]
+    args_digest: str
+    parsed: Any = None
+    tool_ref: object = None
+    metadata: Mapping[str, Any] | None = None
+    error: Code | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A call and what was decided on it; nothing is claimed yet.
+
+    `body` is the request's JSON, `started` when the batch was asked about (nanoseconds), `task` the
+    task it was decided under.
+    """
+
+    call: Call
+    key: str
+    decision: Decision
+    request: EvaluationRequest | None
+    body: bytes | None = None
+    started: int = 0
+    task: Task = Task()
+    approval: Approval | None = None
+    row: CallRow | None = None
+    replay: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether a human's approval would lift the deny."""
+        return self.decision.outcome == "approval_required"
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """The call does not run. `message` is a human's own word on a rejection."""
+
+    call: Call
+    decision: Decision
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The call ran before: its recorded result (JSON text) stands, it does not run again."""
+
+    call: Call
+    result: str | None
+
+
+Verdict = Ticket | Denial | Replay
+
+
+def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
+    """Decide all calls of one message on one snapshot and in one batch. Never raises.
+
+    A failing ledger denies every call. What is refused here without asking the PDP is a deny like
+    any other: recorded by `claim` or `deny_call`.
+    """
+    if not calls:
+        return []
+    started = time.time_ns()
+    keys = [
+        plan.call_key(run.scope, run.agent, c.plan_id or c.call_id or "", c.position or 0, c.tool, c.args_digest)
+        for c in calls
+    ]
+    first = calls[0]
+    query = Query(
+        jti=run.jti,
+        plan=(run.agent, first.plan_id) if first.plan_id is not None else None,
+        planned_call=(run.agent, first.call_id) if first.plan_id is None and first.call_id else None,
+        calls=tuple(keys),
+        agent=run.agent,
+    )
+    try:
+        snapshot: Snapshot = yield Load(run.scope, query)
+        snapshot = yield from _renewed(run, snapshot)
+    except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
+        return [Judged(c, k, _ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
+
+    matches = [_match(run, snapshot, c) for c in calls]
+    refusals = [_refusal(run, snapshot, c, m, k) for c, m, k in zip(calls, matches, keys, strict=True)]
+    # A side effect that happened is not decided again: its recorded result stands.
+    rows = [snapshot.calls.get(k) for k in keys]
+    replays = [
+        r is not None and r.state == "done" and c.profile.side_effect
+        for c, r in zip(calls, rows, strict=True)
+    ]
+    requests = [
+        None if refused or replay else _request(run, snapshot, c, m, k)
+        for c, m, k, refused, replay in zip(calls, matches, keys, refusals, replays, strict=True)
+    ]
+    asked = [r for r in requests if r is not None]
+    bodies = [r.to_json() for r in asked]
+    decided = iter((yield Evaluate(asked, bodies)) if asked else [])
+    texts = iter(bodies)
+    judged = []
+    for i, (call, key) in enumerate(zip(calls, keys, strict=True)):
+        replay = replays[i] and refusals[i] is None
+        decision = refusals[i] or (deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided)))
+        judged.append(
+            Judged(
+                call=call,
+                key=key,
+                decision=decision,
+                request=requests[i],
+                body=next(texts) if requests[i] is not None else None,
+                started=started,
+                task=snapshot.task,
+                approval=snapshot.approvals.get(key),
+                row=rows[i],
+                replay=replay,
+            )
+        )
+    return judged
+
+
+def _renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+    """Keep a living run's lease ahead of ledger time, up to its maximum lifetime."""
+    lease, engine = snapshot.lease, run.engine
+    if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
+        until = min(int(snapshot.now) + engine.lease_ttl, lease.started_at + engine.max_lifetime)
+        if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
+            yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
+            run.expires_at = until
+    return snapshot
+
+
+def _match(run: Run, snapshot: Snapshot, call: Call) -> plan.Match:
+    return plan.match(
+        snapshot.plan,
+        epoch=run.epoch,
+        position=call.position,
+        call_id=call.call_id,
+        tool=call.tool,
+        args=call.raw,
+    )
+
+
+def _refusal(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: str) -> Decision | None:
+    """What the PEP refuses whatever the PDP would say."""
+    if call.error is not None:
+        return deny(call.error, "mapping")
+    if (dead := lease_refusal(run, snapshot)) is not None:
+        return deny(dead)
+    if match.changed:
+        return deny(Code.PLAN_CHANGED)
+    if match.planned and match.stale and call.profile.side_effect:
+        return deny(Code.STALE_EPOCH)
+    approval = snapshot.approvals.get(key)
+    if approval is not None and approval.state in ("rejected", "malformed"):
+        code = Code.APPROVAL_REJECTED if approval.state == "rejected" else Code.APPROVAL_MALFORMED
+        return deny(code)
+    if run.parent is not None and run.grant is not None:
+        # INVARIANT: no step of a child outside what its parent gave it.
+        outside = run.grant.refuses(
+            tool=call.tool,
+            args=call.args,
+            data_class=call.profile.data_class,
+            sink=call.profile.sink,
+            depth=len(run.agent) - 1,
+            now=snapshot.now,
+        )
+        if outside is not None:
+            return deny(Code.GRANT_EXCEEDED).model_copy(
+                update={"reasons": (str(Code.GRANT_EXCEEDED), str(outside))}
+            )
+    return None
+
+
+def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
+    """Why the run may not go on at all, or `None`."""
+    lease = snapshot.lease
+    if snapshot.revoked or (lease is not None and lease.state == "revoked"):
+        return Code.REVOKED
+    if run.closed or lease is None:
+        return Code.LEASE_ENDED
+    # Before the lease's state: a correction kills the leases, and "the task changed" tells more.
+    if snapshot.epoch != run.epoch:
+        return Code.STALE_EPOCH
+    if lease.state != "live":
+        return Code.LEASE_ENDED
+    if snapshot.now >= lease.started_at + run.engine.max_lifetime:
+        return Code.LEASE_EXPIRED
+    return None
+
+
+def _request(
+    run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: str
+) -> EvaluationRequest:
+    prof = call.profile
+    target = {name: call.args[name] for name in prof.critical if name in call.args}
+    args = {k: v if k in prof.critical else abbreviate(v) for k, v in call.args.items()}
+    row = snapshot.calls.get(key)
+    approval = snapshot.approvals.get(key)
+    granted = None
+    # A call that paused by itself re-enters under the approval it has spent already.
+    usable = ("approved", "spent") if row is not None and row.state == "suspended" else ("approved",)
+    if approval is not None and approval.state in usable and approval.args_digest == call.args_digest:
+        granted = ApprovalContext(
+            source=approval.source,
+            approver=approval.approver,
+            authenticated=approval.authenticated,
+            args_digest=approval.args_digest,
+        )
+    return EvaluationRequest(
+        subject=run.subject,
+        action=_TOOLS_CALL,
+        resource=Resource(
+            type="tool",
+            id=call.tool,
+            properties={
+                "effect": prof.effect,
+                "sink": prof.sink,
+                "data_class": prof.data_class,
+                "profiled": call.profiled,
+                "target": target,
+            },
+        ),
+        context=_context(
+            run,
+            snapshot,
+            plan=PlanContext(
+                id=call.plan_id,
+                source=match.source,
+                planned=match.planned,
+                stale=match.stale,
+                position=match.position,
+                of=match.of,
+            ),
+            call=CallContext(
+                id=call.call_id,
+                state=row.state if row is not None else "new",
+                args=args,
+                args_digest=call.args_digest,
+            ),
+            approval=granted,
+        ),
+    )
+
+
+def _context(
+    run: Run,
+    snapshot: Snapshot,
+    *,
+    plan: PlanContext | None = None,
+    call: CallContext | None = None,
+    approval: ApprovalContext | None = None,
+) -> Context:
+    task = snapshot.task
+    return Context(
+        now=int(snapshot.now),
+        task=TaskContext(
+            id=task.id,
+            epoch=snapshot.epoch,
+            digest=task.digest,
+            text=task.text,
+            corrections=task.corrections,
+        ),
+        agent=AgentContext(
+            path=list(run.agent),
+            id=run.engine.identity.agent_id(run.agent),
+            attested=run.engine.identity.attested,
+        ),
+        delegation=delegation.to_context(run.agent, snapshot.edges),
+        history=history.to_context(snapshot.history),
+        lease=LeaseContext(
+            jti=run.jti,
+            epoch=run.epoch,
+            exp=run.expires_at,
+            grant=run.grant.to_json() if run.grant is not None else None,
+        ),
+        plan=plan,
+        call=call,
+        approval=approval,
+    )
+
+
+def _understood(decision: Decision) -> Decision:
+    """A decision whose obligations this PEP can carry out; otherwise a deny that still carries the rest."""
+    known = [o for o in decision.obligations if demands(o) is not None]
+    if len(known) == len(decision.obligations):
+        return decision
+    return decision.model_copy(
+        update={
+            "outcome": "halt" if any(o.type == "revoke" for o in known) else "deny",
+            "reasons": (str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
+            "obligations": tuple(known),
+            "failure": "enforcement",
+        }
+    )
+
+
+def claim(run: Run, judged: Judged) -> Flow[Verdict]:
+    """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here."""
+    call, decision = judged.call, judged.decision
+    if judged.replay:
+        return Replay(call, judged.row.result if judged.row is not None else None)
+    if not decision.permit:
+        return (yield from deny_call(run, judged))
+    approved = judged.approval is not None and judged.approval.state == "approved"
+    # A human who approves a call after a failure approves running it again.
+    again = approved and judged.row is not None and judged.row.state in ("failed", "unknown")
+    prof = call.profile
+    token = _token_jti(run, judged)
+    changes: list[Change] = [
+        ClaimCall(
+            judged.key,
+            run.jti,
+            repeatable=not prof.side_effect or prof.idempotent or again,
+            token=token if prof.audience else "",
+        ),
+        *(change for o in decision.obligations if (change := demands(o)) and change is not True),
+        *_budgets(run, call),
+        Count(call=call.tool, effect=prof.effect, recent=call.tool),
+    ]
+    if approved:
+        changes.append(SpendApproval(judged.key, call.args_digest))
+    if (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
+        changes.append(RecordEdge(edge))
+    try:
+        done = yield Commit(run.scope, run.guard, changes)
+    except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
+        return (yield from deny_call(run, _replaced(judged, _ledger_failed(exc))))
+    if isinstance(done, Conflict):
+        if done.row is not None:
+            return Replay(call, done.row.result)
+        return (yield from deny_call(run, _replaced(judged, deny(done.code))))
+    try:
+        yield from _recorded(run, judged, done.now)
+    except AuditError:
+        yield Commit(run.scope, None, [ReleaseCall(judged.key, _counters(run, call))])
+        return Denial(call, deny(Code.AUDIT_UNAVAILABLE))
+    return Ticket(
+        tool=call.tool,
+        tool_ref=call.tool_ref,
+        call_id=call.call_id,
+        call_key=judged.key,
+        agent=run.agent,
+        epoch=run.epoch,
+        args_digest=call.args_digest,
+        parsed=call.parsed,
+        raw=call.raw,
+        decision_id=decision.decision_id,
+        jti=token,
+        idempotency_key=judged.key,
+        audiences=prof.audience,
+        obligations=decision.obligations,
+        mint=minter(run, judged, token, done.now) if prof.audience else None,
+    )
+
+
+def _token_jti(run: Run, judged: Judged) -> str:
+    # Of this call in this lease: a replay under a new lease gets another jti.
+    return hashlib.sha256(f"{run.jti}:{judged.key}".encode()).hexdigest()[:32]
+
+
+def _counters(run: Run, call: Call) -> tuple[str, ...]:
+    """The grant's budgets that a call counts against."""
+    if run.grant is None:
+        return ()
+    return tuple(c for c in (call.tool, f"effect:{call.profile.effect}") if c in run.grant.budgets)
+
+
+def _budgets(run: Run, call: Call) -> list[Change]:
+    return [SpendBudget(c, run.grant.budgets[c]) for c in _counters(run, call) if run.grant is not None]
+
+
+def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
+    """Record a call that does not run, carry out what its decision obliges, count it."""
+    call, decision = judged.call, judged.decision
+    changes: list[Change] = [Count(denials=1, recent=f"deny:{call.tool}")]
+    if any(o.type == "revoke" for o in decision.obligations):
+        changes.append(Revoke(run.agent))
+    try:
+        done = yield Commit(run.scope, None, changes)
+        yield from _recorded(run, judged, getattr(done, "now", 0.0))
+    except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
+        _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
+    message = ""
+    if judged.approval is not None and judged.approval.state == "rejected":
+        message = judged.approval.message
+    return Denial(call, decision, message)
+
+
+def _recorded(run: Run, judged: Judged, now: float) -> Flow[None]:
+    request, decision = judged.request, judged.decision
+    pdp = run.engine.evaluator.pdp.name
+    record_decision(
+        decision, request, pdp=pdp, tool=judged.call.tool, body=judged.body, started=judged.started or None
+    )
+    yield Record(
+        decision_record(
+            now=now,
+            decision=decision,
+            pdp=pdp,
+            action="tools/call",
+            resource=judged.call.tool,
+            request=request,
+            body=judged.body,
+            run_id=run.run_id,
+            jti=run.jti,
+            scope=run.scope,
+            agent=run.agent,
+            content=run.engine.audit.content,
+        )
+    )
+
+
+def conclude(
+    run: Run,
+    ticket: Ticket,
+    call: Call,
+    state: Literal["done", "failed", "suspended", "unknown", "released"],
+    result: str | None = None,
+    *,
+    leaked: bool = False,
+) -> Flow[None]:
+    """Close a call. Never refused, since it happened.
+
+    `released` is a ticket that was never redeemed. `leaked` says that a live token was found in
+    what the tool gave back: the agent is revoked.
+    """
+    ticket.conclude()
+    side_effect = call.profile.side_effect
+    changes: list[Change] = []
+    if state == "released":
+        changes.append(ReleaseCall(ticket.call_key, _counters(run, call)))
+    else:
+        # A read may always run again, so nothing of it is kept but its data class.
+        kept = state if side_effect or state == "suspended" else None
+        changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
+        changes.append(Count(data_class=call.profile.data_class))
+    if leaked:
+        changes.append(Revoke(run.agent))
+        _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
+    done = yield Commit(run.scope, None, changes)
+    yield Record(
+        completion_record(
+            now=getattr(done, "now", 0.0),
+            decision_id=ticket.decision_id,
+            call_key=ticket.call_key,
+            state=state,
+            run_id=run.run_id,
+            leaked=leaked,
+        )
+    )
+
+
+def decide_step(
+    run: Run, action: str, resource: Resource, *, extra: Callable[[Decision], Sequence[Change]] | None = None
+) -> Flow[Decision]:
+    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `node/enter`. Never raises.
+
+    `extra` gives changes to commit with a permit.
+    """
+    request, body = None, None
+    started = time.time_ns()
+    now = started / 1e9
+    try:
+        snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
+        snapshot = yield from _renewed(run, snapshot)
+        now = snapshot.now
+        if (dead := lease_refusal(run, snapshot)) is not None:
+            decision = deny(dead)
+        else:
+            request = EvaluationRequest(
+                subject=run.subject,
+                action=Action(name=action),  # type: ignore[arg-type]
+                resource=resource,
+                context=_context(run, snapshot),
+            )
+            body = request.to_json()
+            decision = _understood((yield Evaluate([request], [body]))[0])
+        changes = list(extra(decision)) if extra is not None and decision.permit else []
+        if any(o.type == "revoke" for o in decision.obligations):
+            changes.append(Revoke(run.agent))
+        if not decision.permit:
+            changes.append(Count(denials=1, recent=f"deny:{action}"))
+        if changes:
+            done = yield Commit(run.scope, run.guard if decision.permit else None, changes)
+            if isinstance(done, Conflict):
+                decision = deny(done.code)
+    except AuditError:
+        decision = deny(Code.AUDIT_UNAVAILABLE)
+    except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
+        decision = _ledger_failed(exc)
+    pdp = run.engine.evaluator.pdp.name
+    record_decision(
+        decision, request, pdp=pdp, tool=None, action=action, resource=resource.id, body=body, started=started
+    )
+    try:
+        yield Record(
+            decision_record(
+                now=now,
+                decision=decision,
+                pdp=pdp,
+                action=action,
+                resource=resource.id,
+                request=request,
+                body=body,
+                run_id=run.run_id,
+                jti=run.jti,
+                scope=run.scope,
+                agent=run.agent,
+                content=run.engine.audit.content,
+            )
+        )
+    except AuditError:
+        return deny(Code.AUDIT_UNAVAILABLE)
+    return decision
+
+
+def still_live(run: Run) -> Flow[Code | None]:
+    """Whether the run may go on, without asking the PDP: for steps whose permit was kept."""
+    try:
+        snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
+    except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
+        _log.error("ledger failed: %s", type(exc).__name__)
+        return Code.LEDGER_UNAVAILABLE
+    return lease_refusal(run, snapshot)
+
+
+def _ledger_failed(exc: Exception) -> Decision:
+    _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
+    return deny(Code.LEDGER_UNAVAILABLE)
+
+
+def _replaced(judged: Judged, decision: Decision) -> Judged:
+    """The same call under another decision, which keeps the first one's id in the audit trail."""
+    decision = decision.model_copy(update={"decision_id": judged.decision.decision_id})
+    return replace(judged, decision=decision)
+
+
+def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
+    """Fields that `redact` obligations name."""
+    names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
+    return frozenset(f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str))
+

@@ -1,0 +1,215 @@
+"""Every stable code and every exception of the package, in one place.
+
+```
+AuthzError                 a code, and one sentence that says what to do
+├── ConfigError            something given at construction is wrong
+│   └── AlreadyProtected   the graph belongs to another `RuntimeAuthz`
+├── MappingError           the state can not be expressed as a request (a deny)
+├── CredentialError        a token was refused
+├── AuditError             a record could not be written, or a chain does not verify
+└── AuthzDenied            a step was denied where no message can carry the answer
+```
+
+A denial that a message can carry is a *value* (`authzen.Decision`), not an exception.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+__all__ = [
+    "AlreadyProtected",
+    "AuditError",
+    "AuthzDenied",
+    "AuthzError",
+    "Code",
+    "ConfigError",
+    "CredentialError",
+    "MappingError",
+    "sentence",
+]
+
+
+class Code(StrEnum):
+    """The stable reason codes that this package itself gives.
+
+    Low in cardinality on purpose: they are metric labels and search keys. A foreign policy may
+    give codes of its own. A code is never renamed; a code no longer used stays reserved.
+    """
+
+    # The state can not be put to the PDP (AuthZEN: mapping error).
+    UNCANONICAL_ARGUMENT = "uncanonical_argument"
+    REQUEST_TOO_LARGE = "request_too_large"
+    INVALID_ARGUMENTS = "invalid_arguments"
+    UNREPEATABLE_ARGUMENTS = "unrepeatable_arguments"
+    UNKNOWN_TOOL = "unknown_tool"
+    # The PDP can not be believed (AuthZEN: PDP communication error).
+    PDP_ERROR = "pdp_error"
+    PDP_MALFORMED = "pdp_malformed"
+    PDP_TIMEOUT = "pdp_timeout"
+    # Not left to policy: the PEP refuses whatever the PDP says.
+    NO_RUN = "no_run"
+    LEASE_ENDED = "lease_ended"
+    LEASE_EXPIRED = "lease_expired"
+    REVOKED = "revoked"
+    STALE_EPOCH = "stale_epoch"
+    PLAN_CHANGED = "plan_changed"
+    GRANT_EXCEEDED = "grant_exceeded"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    RATE_EXCEEDED = "rate_exceeded"
+    CALL_IN_PROGRESS = "call_in_progress"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    SUBJECT_MISMATCH = "subject_mismatch"
+    UNKNOWN_OBLIGATION = "unknown_obligation"
+    APPROVAL_UNAVAILABLE = "approval_unavailable"
+    APPROVAL_REJECTED = "approval_rejected"
+    APPROVAL_MALFORMED = "approval_malformed"
+    APPROVAL_VOID = "approval_void"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    # Given by the shipped policy (policies/rego/runtime_authz.rego).
+    NO_PERMIT = "no_permit"
+    LEASE_INVALID = "lease_invalid"
+    STALE_PLAN = "stale_plan"
+    UNPLANNED = "unplanned"
+    GRANT_TOOL = "grant_tool"
+    GRANT_ARGUMENT = "grant_argument"
+    GRANT_DATA_CLASS = "grant_data_class"
+    GRANT_SINK = "grant_sink"
+    GRANT_DEPTH = "grant_depth"
+    GRANT_EXPIRED = "grant_expired"
+    ANONYMOUS = "anonymous"
+    UNPROFILED = "unprofiled"
+    EFFECT = "effect"
+    DATA_FLOW = "data_flow"
+    UNKNOWN_ACTION = "unknown_action"
+    # Credentials and configuration.
+    CREDENTIAL_UNAVAILABLE = "credential_unavailable"
+    CREDENTIAL_INVALID = "credential_invalid"
+    CREDENTIAL_REVOKED = "credential_revoked"
+    AUDIENCE = "audience"
+    CHAIN_BROKEN = "chain_broken"
+    CONFIG = "config"
+    POLICY_INVALID = "policy_invalid"
+    PROFILE_INVALID = "profile_invalid"
+    ALREADY_PROTECTED = "already_protected"
+
+
+_SENTENCES: Final[dict[Code, str]] = {
+    Code.UNCANONICAL_ARGUMENT: "an argument has no exact JSON form; send finite numbers within 2^53, valid Unicode and JSON types",
+    Code.REQUEST_TOO_LARGE: "the request for the PDP exceeds its size limit; shorten the critical arguments",
+    Code.INVALID_ARGUMENTS: "the tool's own schema refused the arguments; correct the call",
+    Code.UNREPEATABLE_ARGUMENTS: "the arguments parse differently each time, so a human can not approve them; make the defaults deterministic",
+    Code.UNKNOWN_TOOL: "no such tool is registered with the tool node; register it or correct the call",
+    Code.PDP_ERROR: "the PDP failed; look at its log and try again",
+    Code.PDP_MALFORMED: "the PDP's answer is not a decision document; point it at an entrypoint that answers `{decision, context}`",
+    Code.PDP_TIMEOUT: "the PDP answered after the deadline; raise the deadline or make the policy faster",
+    Code.NO_RUN: "the guarded tool was called outside a run; call it inside a protected graph or `authz.run(...)`",
+    Code.LEASE_ENDED: "the run has ended; start a new one",
+    Code.LEASE_EXPIRED: "the run outlived its maximum lifetime; start a new one",
+    Code.REVOKED: "the run was revoked; an operator can reinstate it",
+    Code.STALE_EPOCH: "the task changed after this step was planned; plan again",
+    Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
+    Code.GRANT_EXCEEDED: "the step lies outside the grant that was delegated; widen the grant where it was given",
+    Code.BUDGET_EXHAUSTED: "the grant's budget is spent; give a larger one",
+    Code.RATE_EXCEEDED: "the rate limit of the policy is reached; wait or raise the limit in data.json",
+    Code.CALL_IN_PROGRESS: "the same call is already under way; wait for its result",
+    Code.OUTCOME_UNKNOWN: "the call ran before and its outcome is unknown; check the effect by hand, do not repeat",
+    Code.SUBJECT_MISMATCH: "the thread belongs to another subject; use a thread of your own",
+    Code.UNKNOWN_OBLIGATION: "the PDP demands an obligation that this PEP does not know; upgrade or change the policy",
+    Code.APPROVAL_UNAVAILABLE: "an approval is needed but nobody can be asked; compile the graph with a checkpointer",
+    Code.APPROVAL_REJECTED: "a human rejected the call",
+    Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'reject'} per request",
+    Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
+    Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
+    Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
+    Code.NO_PERMIT: "no rule of the policy permits the step",
+    Code.LEASE_INVALID: "the lease is missing, expired or of another epoch",
+    Code.STALE_PLAN: "the plan belongs to an older task",
+    Code.UNPLANNED: "no recorded plan holds the call; protect the graph so that the model node is seen",
+    Code.GRANT_TOOL: "the grant does not hold the tool",
+    Code.GRANT_ARGUMENT: "an argument lies outside the grant's constraint",
+    Code.GRANT_DATA_CLASS: "the grant does not hold the tool's data class",
+    Code.GRANT_SINK: "the grant does not hold the tool's sink",
+    Code.GRANT_DEPTH: "the delegation is deeper than the grant permits",
+    Code.GRANT_EXPIRED: "the grant has expired",
+    Code.ANONYMOUS: "the subject is anonymous; open the run with `authz.run(subject=...)`",
+    Code.UNPROFILED: "the tool has no reviewed profile; declare a `ToolProfile` for it",
+    Code.EFFECT: "the policy does not permit this effect without an approval",
+    Code.DATA_FLOW: "data of a class read in this run must not reach the tool's sink without an approval",
+    Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type",
+    Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
+    Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",
+    Code.CREDENTIAL_REVOKED: "the token's call, task or run is over",
+    Code.AUDIENCE: "the audience is not in the tool's profile",
+    Code.CHAIN_BROKEN: "the audit chain does not verify",
+    Code.CONFIG: "a setting is wrong",
+    Code.POLICY_INVALID: "the policy can not be loaded",
+    Code.PROFILE_INVALID: "a tool profile is wrong",
+    Code.ALREADY_PROTECTED: "another RuntimeAuthz protects this graph; use that one or build the graph anew",
+}
+
+
+def sentence(code: str) -> str:
+    """One sentence for the operator; a foreign code speaks for itself."""
+    try:
+        return _SENTENCES[Code(code)]
+    except ValueError:
+        return f"the policy gave the reason `{code}`"
+
+
+class AuthzError(Exception):
+    """Base of every exception that this package raises on purpose.
+
+    Attributes:
+        code: a stable reason code (`Code`, or a policy's own).
+    """
+
+    def __init__(self, code: str, detail: str | None = None) -> None:
+        self.code = str(code)
+        text = sentence(code)
+        super().__init__(f"{self.code}: {detail}: {text}" if detail else f"{self.code}: {text}")
+
+
+class ConfigError(AuthzError):
+    """Something given at construction is wrong; nothing was changed."""
+
+    def __init__(self, detail: str, code: str = Code.CONFIG) -> None:
+        super().__init__(code, detail)
+
+
+class AlreadyProtected(ConfigError):
+    """The graph is protected by another `RuntimeAuthz`."""
+
+    def __init__(self, graph: str) -> None:
+        super().__init__(f"graph `{graph}`", Code.ALREADY_PROTECTED)
+
+
+class MappingError(AuthzError):
+    """The execution state can not be expressed exactly as a request: always a deny."""
+
+
+class CredentialError(AuthzError):
+    """A token was refused, or none may be issued here."""
+
+
+class AuditError(AuthzError):
+    """A record could not be written, or a chain does not verify."""
+
+
+class AuthzDenied(AuthzError):
+    """A step was denied where no message can carry the answer.
+
+    Its text is neutral, because it may reach a model: code and reason are attributes for the
+    operator.
+
+    Attributes:
+        code: the first reason's code.
+        decision_id: finds the record in the audit log.
+    """
+
+    def __init__(self, code: str, decision_id: str) -> None:
+        Exception.__init__(self, f"not permitted (decision {decision_id})")
+        self.code = str(code)
+        self.decision_id = decision_id

@@ -1,0 +1,109 @@
+"""The plan: which calls a model (or code) announced, as recorded when the model node returned.
+
+First write wins. A call on a recorded message that differs from its record is refused
+(`plan_changed`), whatever the policy says; a call that no record holds is `unplanned`, which is the
+policy's business. A record made under an older epoch is `stale`.
+
+Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays
+`model` or `code`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.errors import MappingError
+
+__all__ = ["Match", "PlanRecord", "PlannedCall", "call_key", "calls_digest", "match", "plan_calls"]
+
+
+class PlannedCall(NamedTuple):
+    """One announced call; `args_digest` is of the arguments as the model wrote them."""
+
+    position: int
+    call_id: str | None
+    tool: str
+    args_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """The calls of one message of one agent at one epoch."""
+
+    id: str
+    agent: tuple[str, ...]
+    epoch: int
+    source: Literal["model", "code"]
+    calls: tuple[PlannedCall, ...]
+
+
+class Match(NamedTuple):
+    """How a call stands to the plan."""
+
+    planned: bool
+    stale: bool
+    changed: bool
+    position: int
+    of: int
+    source: Literal["model", "code"] | None
+
+
+def raw_digest(args: object) -> str:
+    """Digest of arguments as written; what has no exact JSON form never matches anything."""
+    try:
+        return digest(project(args))
+    except MappingError:
+        return "uncanonical"
+
+
+def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
+    """The planned calls of a message's `tool_calls` (mappings with `id`, `name`, `args`)."""
+    return tuple(
+        PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls)
+    )
+
+
+def calls_digest(calls: Sequence[PlannedCall]) -> str:
+    """Digest of a message's calls, for recognising the same calls on another road."""
+    text = "\n".join(f"{c.position} {c.call_id} {c.tool} {c.args_digest}" for c in calls)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def match(
+    plan: PlanRecord | None, *, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
+) -> Match:
+    """Hold a call against its message's record.
+
+    `position` is the call's place in the message, where the gate saw the message; else the record
+    is searched for the call id.
+    """
+    if plan is None:
+        return Match(False, False, False, position or 0, 0, None)
+    of, source = len(plan.calls), plan.source
+    stale = plan.epoch != epoch
+    found = None
+    if position is not None:
+        found = plan.calls[position] if position < of else None
+    else:
+        found = next((c for c in plan.calls if c.call_id == call_id), None)
+    if found is None:
+        return Match(False, stale, True, position or 0, of, source)
+    same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
+    same = same and found.args_digest != "uncanonical"
+    return Match(same, stale, not same, found.position, of, source)
+
+
+def call_key(
+    scope: Sequence[str], agent: Sequence[str], plan_id: str, position: int, tool: str, args_digest: str
+) -> str:
+    """The key of one call, stable over retry, replay, resume and restart; also its idempotency key.
+
+    By position and digest too, so that duplicate call ids and reused message ids don't meet.
+    """
+    parts = [*scope, *agent, plan_id, str(position), tool, args_digest]
+    text = "\x1f".join(p.replace("\x1f", "\x1f\x1f") for p in parts)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,100 @@
+"""The task: what the human asked, and when it changed.
+
+The task is a grow-only list of human-origin texts, pinned in the ledger by digest. It does not live
+in graph state: a summary cannot drop "never above 10", and a machine's rewriting is no correction.
+Human origin is decided by the road a text came in by (root input of a `user` subject,
+`.run(task=)`, `.correct()`), never by message class, role, name or markers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["HumanText", "Task", "changed", "content_digest", "content_text", "extend"]
+
+MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request; the digest covers all
+
+
+@dataclass(frozen=True, slots=True)
+class HumanText:
+    """One human-origin text. `key` is the id its sender gave it, if any."""
+
+    digest: str
+    text: str
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The pinned task, folded: `digest` chains over every text in order."""
+
+    id: str = ""
+    digest: str = ""
+    text: str = ""
+    corrections: int = 0
+
+
+def content_text(content: object) -> str:
+    """The words of a message's content; blocks without words stand as `[type]`."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(_block_text(b) for b in content)
+    return str(content)
+
+
+def _block_text(block: Any) -> str:
+    if isinstance(block, str):
+        return block
+    if isinstance(block, dict):
+        return str(block["text"]) if block.get("type") == "text" and "text" in block else f"[{block.get('type')}]"
+    return str(block)
+
+
+def content_digest(content: object) -> str:
+    """Digest of a message's content: `"x"` equals one text block `x`; media count by their bytes."""
+    if isinstance(content, list) and all(
+        isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
+    ):
+        content = "\n".join(_block_text(b) for b in content)
+    data = content if isinstance(content, str) else repr(content)
+    return "sha256:" + hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
+    """The task after pinning `texts`."""
+    if not texts:
+        return task
+    value = task.digest
+    for text in texts:
+        value = "sha256:" + hashlib.sha256(f"{value}\n{text.digest}".encode()).hexdigest()
+    words = "\n".join(filter(None, [task.text, *(t.text for t in texts)]))
+    # The newest words are the ones that narrow: keep the end.
+    words = words if len(words) <= MAX_TASK_TEXT else "…" + words[1 - MAX_TASK_TEXT :]
+    return Task(task.id or value[7:23], value, words, task.corrections + (1 if correction else 0))
+
+
+def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
+    """The texts in `incoming` that the human had not said before.
+
+    A stateless client sends the whole history each turn. A known id with an equal digest is
+    nothing new, with another digest it is a correction; without ids, texts that repeat the pinned
+    list from its start are history and only the rest is new. Leaving texts out is no correction.
+    """
+    by_key = {t.key: t.digest for t in pinned if t.key is not None}
+    known = [t.digest for t in pinned]
+    fresh: list[HumanText] = []
+    prefix = 0
+    for text in incoming:
+        if text.key is not None and text.key in by_key:
+            if by_key[text.key] != text.digest:
+                fresh.append(text)
+            continue
+        if not fresh and prefix < len(known) and known[prefix] == text.digest and len(incoming) > 1:
+            prefix += 1
+            continue
+        fresh.append(text)
+    return tuple(fresh)

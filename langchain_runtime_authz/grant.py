@@ -1,0 +1,228 @@
+"""What may be done: grants, and the lattice they form.
+
+`a.meet(b)` is the greatest grant that both permit, and everything else follows from it:
+`a.covers(b)` holds exactly when `a ⊓ b = b`. `None` in a field is the top of that field (no
+limit). `Grant()` is the top of the lattice. `tests/property/test_grant_lattice.py` proves meet
+idempotent, commutative, associative and monotone, and that `permits` respects it.
+
+Text never widens a grant: narrowing is `covers`, not language.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from langchain_runtime_authz.errors import Code
+
+__all__ = ["Constraint", "Grant"]
+
+Scalar = str | int | float | bool
+
+
+def _key(value: object) -> str:
+    """JSON text of a scalar: numbers compare by value, booleans are not numbers."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value)
+
+
+def _sorted_scalars(value: object) -> object:
+    if isinstance(value, list | tuple | set | frozenset):
+        unique = {_key(v): int(v) if isinstance(v, float) and v.is_integer() else v for v in value}
+        return tuple(unique[k] for k in sorted(unique))
+    return value
+
+
+def _sorted_names(value: object) -> object:
+    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(v, str) for v in value):
+        return tuple(sorted(set(value)))
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_sorted_names)]
+Scalars = Annotated[tuple[Scalar, ...], BeforeValidator(_sorted_scalars)]
+Limit = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Constraint(_Frozen):
+    """The values one argument may take.
+
+    Attributes:
+        one_of: the permitted scalars; empty permits nothing.
+        ge: least number permitted; a value that is not a number is then not permitted.
+        le: greatest number permitted; likewise.
+    """
+
+    one_of: Scalars | None = None
+    ge: int | float | None = None
+    le: int | float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: Any) -> Any:
+        """One normal form per meaning, so that equality is equivalence."""
+        if not isinstance(data, Mapping):
+            return data
+        data = {k: v for k, v in data.items() if v is not None}
+        ge, le, one_of = data.get("ge"), data.get("le"), data.get("one_of")
+        for bound in (ge, le):
+            if bound is not None and not _is_number(bound):
+                return data
+        if isinstance(one_of, list | tuple | set | frozenset):
+            if ge is not None or le is not None:
+                kept = [v for v in one_of if _within(v, ge, le)]
+                return {k: v for k, v in data.items() if k not in ("ge", "le")} | {"one_of": kept}
+        elif ge is not None and le is not None and ge > le:
+            return {k: v for k, v in data.items() if k not in ("ge", "le")} | {"one_of": ()}
+        return data
+
+    def permits(self, value: object) -> bool:
+        """Whether `value` (a JSON value) satisfies the constraint."""
+        if self.one_of is not None:
+            if not isinstance(value, str | int | float | bool):
+                return False
+            return _key(value) in {_key(v) for v in self.one_of}
+        if self.ge is None and self.le is None:
+            return True
+        return _within(value, self.ge, self.le)
+
+    def meet(self, other: Constraint) -> Constraint:
+        """The greatest constraint that both permit."""
+        if self.one_of is not None and other.one_of is not None:
+            theirs = {_key(v) for v in other.one_of}
+            one_of: tuple[Scalar, ...] | None = tuple(v for v in self.one_of if _key(v) in theirs)
+        else:
+            one_of = self.one_of if self.one_of is not None else other.one_of
+        return Constraint(
+            one_of=one_of, ge=_bound(max, self.ge, other.ge), le=_bound(min, self.le, other.le)
+        )
+
+
+class Grant(_Frozen):
+    """What may be done (RFC 9396 `authorization_details` is its form in a token).
+
+    Attributes:
+        tools: names of tools; `None` = every reachable tool (policy still decides).
+        args: tool → argument → `Constraint`. A constrained argument must be present.
+        data_classes: classes of data whose tools may be used.
+        sinks: sinks (`none`, `internal`, `external`) whose tools may be used.
+        max_depth: greatest delegation depth at which the grant holds.
+        budgets: counter → how many permitted calls; a counter is a tool's name or
+            `effect:<effect>`.
+        expires_at: epoch seconds from which nothing is permitted.
+    """
+
+    tools: Names | None = None
+    args: dict[str, dict[str, Constraint]] = {}
+    data_classes: Names | None = None
+    sinks: Names | None = None
+    max_depth: Limit | None = None
+    budgets: dict[str, Limit] = {}
+    expires_at: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: Any) -> Any:
+        """Constraints that say nothing are dropped, so that equality is equivalence."""
+        if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
+            args = {
+                tool: {
+                    name: c if isinstance(c, Constraint) else Constraint.model_validate(c)
+                    for name, c in named.items()
+                }
+                for tool, named in data["args"].items()
+                if isinstance(named, Mapping) and named
+            }
+            return {**data, "args": args}
+        return data
+
+    def meet(self, other: Grant) -> Grant:
+        """`self ⊓ other`: the greatest grant that both permit."""
+        return Grant(
+            tools=_intersect(self.tools, other.tools),
+            args=_union(self.args, other.args, lambda a, b: _union(a, b, Constraint.meet)),
+            data_classes=_intersect(self.data_classes, other.data_classes),
+            sinks=_intersect(self.sinks, other.sinks),
+            max_depth=_bound(min, self.max_depth, other.max_depth),
+            budgets=_union(self.budgets, other.budgets, min),
+            expires_at=_bound(min, self.expires_at, other.expires_at),
+        )
+
+    def covers(self, other: Grant) -> bool:
+        """Whether everything that `other` permits, this permits too."""
+        return self.meet(other) == other
+
+    def attenuate(self, request: Grant | None) -> Grant:
+        """The grant a child gets: `self ⊓ request`; asking for nothing special gives `self`."""
+        # INVARIANT: self.covers(self.attenuate(x)) for every x.
+        return self if request is None else self.meet(request)
+
+    def refuses(
+        self,
+        *,
+        tool: str,
+        args: Mapping[str, object],
+        data_class: str,
+        sink: str,
+        depth: int,
+        now: float,
+    ) -> Code | None:
+        """Why this grant does not hold the step, or `None` where it does.
+
+        Budgets are not looked at here: they are spent in the ledger, atomically.
+        """
+        if self.expires_at is not None and not now < self.expires_at:
+            return Code.GRANT_EXPIRED
+        if self.max_depth is not None and not depth <= self.max_depth:
+            return Code.GRANT_DEPTH
+        if self.tools is not None and tool not in self.tools:
+            return Code.GRANT_TOOL
+        if self.data_classes is not None and data_class not in self.data_classes:
+            return Code.GRANT_DATA_CLASS
+        if self.sinks is not None and sink not in self.sinks:
+            return Code.GRANT_SINK
+        for name, constraint in self.args.get(tool, {}).items():
+            if name not in args or not constraint.permits(args[name]):
+                return Code.GRANT_ARGUMENT
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form: fields at the top of the lattice are left out."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Grant:
+        """Inverse of `to_json`. Raises `pydantic.ValidationError`."""
+        return cls.model_validate(data)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _within(value: object, ge: float | None, le: float | None) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return (ge is None or value >= ge) and (le is None or value <= le)
+
+
+def _bound(choose: Any, a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else choose(a, b)
+
+
+def _intersect(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return tuple(sorted(set(a) & set(b)))
+
+
+def _union(a: Mapping[str, Any], b: Mapping[str, Any], both: Any) -> dict[str, Any]:
+    return {k: both(a[k], b[k]) if k in a and k in b else a.get(k, b.get(k)) for k in {**a, **b}}

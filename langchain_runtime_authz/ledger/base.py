@@ -1,0 +1,399 @@
+"""The ledger: what is known of a thread, outside the graph's own state.
+
+Three verbs. `load` reads one consistent snapshot of one thread; `commit` applies a list of changes
+in one transaction, or none of them; `status` tells whether a jti lives. A store implements nothing else, so that every rule that decides
+lives in the pure modules and every store passes one contract suite
+(`testing.ledger_suite.LedgerContract`).
+
+Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or a field may be added,
+with a default that means what its absence meant; none is renamed, removed or given another meaning.
+A store must refuse a change that it does not know.
+
+INVARIANT: a thread's epoch never decreases. INVARIANT: `revoked` holds until `Reinstate`.
+INVARIANT: plan records are first write wins. INVARIANT: an approval is spent at most once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple, Protocol
+
+from langchain_runtime_authz.authzen import Edge
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.history import History
+from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.task import HumanText, Task
+from langchain_runtime_authz.grant import Grant
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "AdvanceEpoch",
+    "AnswerApproval",
+    "Approval",
+    "AskApproval",
+    "CallRow",
+    "Change",
+    "ClaimCall",
+    "Committed",
+    "ConcludeCall",
+    "Conflict",
+    "Count",
+    "EndLease",
+    "Guard",
+    "Lease",
+    "Ledger",
+    "OpenThread",
+    "Query",
+    "RecordEdge",
+    "RecordPlan",
+    "Reinstate",
+    "ReleaseCall",
+    "RenewLease",
+    "Revoke",
+    "Scope",
+    "Snapshot",
+    "SpendApproval",
+    "SpendBudget",
+    "SpendRate",
+    "TakeLease",
+    "TakePending",
+    "TokenStatus",
+]
+
+PROTOCOL_VERSION: Final = 1
+
+AgentPath = tuple[str, ...]
+LeaseState = Literal["live", "suspended", "ended", "revoked"]
+CallState = Literal["claimed", "suspended", "done", "failed", "unknown"]
+TokenStatus = Literal["live", "ended", "revoked", "stale", "unknown"]
+ApprovalState = Literal["asked", "approved", "rejected", "malformed", "spent"]
+
+
+class Scope(NamedTuple):
+    """Whose thread. Every key of every store starts with these four."""
+
+    tenant: str
+    issuer: str
+    graph: str
+    thread: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one agent in one root entry to go on. Not a token: no signature, no secret.
+
+    `expires_at` and `started_at` are ledger time in epoch seconds. `parent` is the jti of the lease
+    it was attenuated from. `agent` is the path from the root agent.
+    """
+
+    jti: str
+    run_id: str
+    agent: AgentPath
+    epoch: int
+    started_at: int
+    expires_at: int
+    grant: Grant | None = None
+    parent: str | None = None
+    state: LeaseState = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class CallRow:
+    """One call's life. `result` is JSON text, for calls that must not run twice."""
+
+    key: str
+    state: CallState
+    jti: str
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """One question to a human and its answer, for one call key and its exact arguments.
+
+    `task_id`, `round` and `position` say which task asked it, in its how-manieth interrupt, and at
+    which place of the list.
+    """
+
+    call_key: str
+    args_digest: str
+    epoch: int
+    task_id: str = ""
+    round: int = 0
+    position: int = 0
+    state: ApprovalState = "asked"
+    source: Literal["interrupt", "hitl", "application"] = "interrupt"
+    approver: str = ""
+    authenticated: bool = False
+    message: str = ""
+    interrupt_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What of a thread a step needs; everything asked for is bounded.
+
+    `plan` is the (agent path, message id) whose newest record is wanted; where the message is not
+    known, `planned_call` is the (agent path, call id) whose newest record is wanted. `log` adds the
+    pinned human texts and `asks` the open questions; only root entries need them.
+    """
+
+    jti: str | None = None
+    plan: tuple[AgentPath, str] | None = None
+    planned_call: tuple[AgentPath, str] | None = None
+    calls: tuple[str, ...] = ()
+    agent: AgentPath = ()
+    log: bool = False
+    asks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One consistent view. `now` is ledger time, which is authoritative (epoch seconds)."""
+
+    now: float
+    exists: bool
+    subject: str
+    epoch: int
+    task: Task
+    revoked: bool
+    lease: Lease | None
+    plan: PlanRecord | None
+    calls: Mapping[str, CallRow]
+    approvals: Mapping[str, Approval]
+    history: History
+    edges: tuple[Edge, ...]
+    log: tuple[HumanText, ...] = ()
+    pending: tuple[HumanText, ...] = ()
+    asks: tuple[Approval, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What must still hold for a commit: the lease is live and the task unchanged."""
+
+    jti: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Base of what a commit may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenThread(Change):
+    """Create the thread for `subject`, or check that it is theirs (`subject_mismatch`)."""
+
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceEpoch(Change):
+    """Pin `texts` and set the epoch from `expected` to `expected + 1`; else `stale_epoch`.
+
+    Kills every live lease of the thread and voids open approvals. `first` pins the opening texts of
+    a thread without a step of the epoch. `deliver` keeps the texts for the next root entry, for
+    corrections that came beside the graph's own input.
+    """
+
+    expected: int
+    texts: tuple[HumanText, ...] = ()
+    first: bool = False
+    deliver: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TakePending(Change):
+    """The pending corrections were delivered to a root entry: forget them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeLease(Change):
+    """A new lease. Refused (`revoked`) while the agent's subtree is revoked."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class RenewLease(Change):
+    """Move a live lease's expiry forward, never back."""
+
+    jti: str
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease(Change):
+    """A live lease, and every live lease below it, is over. Ending twice is no error.
+
+    Calls of these leases that are still claimed become `unknown`.
+    """
+
+    jti: str
+    state: Literal["suspended", "ended", "revoked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke(Change):
+    """No lease for the agent's subtree until `Reinstate`; live ones die."""
+
+    agent: AgentPath
+
+
+@dataclass(frozen=True, slots=True)
+class Reinstate(Change):
+    """Lift every revocation at or below the agent's subtree."""
+
+    agent: AgentPath
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPlan(Change):
+    """First write wins; a second record for the same key changes nothing."""
+
+    plan: PlanRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEdge(Change):
+    """One delegation edge; the same edge twice is one edge."""
+
+    edge: Edge
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimCall(Change):
+    """Take the call. `repeatable`: a read, or a profile that says idempotent, or an approval.
+
+    none → claimed; suspended → claimed; otherwise, if not repeatable: claimed →
+    `call_in_progress`, done → `Conflict` with the recorded row, failed and unknown →
+    `outcome_unknown`. `token` is the jti that tokens minted for this call will bear; it lives as
+    long as the claim.
+    """
+
+    key: str
+    jti: str
+    repeatable: bool
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCall(Change):
+    """A claimed call never ran: its claim, its approval and its budgets are given back."""
+
+    key: str
+    refund: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConcludeCall(Change):
+    """The call returned, failed or paused; `state=None` keeps nothing of it (a read)."""
+
+    key: str
+    state: Literal["done", "failed", "suspended", "unknown"] | None
+    result: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskApproval(Change):
+    """Open a question; asking again for the same call and arguments changes nothing."""
+
+    approval: Approval
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerApproval(Change):
+    """Answer an open question; an answered one keeps its first answer."""
+
+    call_key: str
+    state: Literal["approved", "rejected", "malformed"]
+    approver: str
+    authenticated: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpendApproval(Change):
+    """Use an approval, once, for exactly these arguments; else `approval_void`."""
+
+    call_key: str
+    args_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpendBudget(Change):
+    """One more permitted call of the counter, of at most `maximum`; else `budget_exhausted`."""
+
+    counter: str
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRate(Change):
+    """One more in the sliding window of `window` seconds, of at most `maximum`; else `rate_exceeded`."""
+
+    counter: str
+    window: int
+    maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Count(Change):
+    """Add to the history's counters."""
+
+    call: str | None = None
+    effect: str | None = None
+    denials: int = 0
+    data_class: str | None = None
+    recent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """All changes were applied."""
+
+    now: float
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """None of the changes was applied, and why. `row` where a finished call is in the way."""
+
+    code: Code
+    row: CallRow | None = field(default=None)
+
+
+class Ledger(Protocol):
+    """A store. Raising is a deny for whoever asked."""
+
+    def load(self, scope: Scope, query: Query) -> Snapshot:
+        """One consistent snapshot; a thread that does not exist has `exists=False` and epoch 1."""
+        ...
+
+    def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+        """Apply all of `changes`, or none, after checking `guard`."""
+        ...
+
+    def status(self, tenant: str, jti: str) -> TokenStatus:
+        """Whether a lease's or a token's jti lives: what a resource server asks (RFC 7662).
+
+        A token lives while its call is claimed, its lease is live and the task is unchanged.
+        """
+        ...
+
+    async def astatus(self, tenant: str, jti: str) -> TokenStatus:
+        """`status` without blocking the event loop."""
+        ...
+
+    async def aload(self, scope: Scope, query: Query) -> Snapshot:
+        """`load` without blocking the event loop."""
+        ...
+
+    async def acommit(
+        self, scope: Scope, guard: Guard | None, changes: Sequence[Change]
+    ) -> Committed | Conflict:
+        """`commit` without blocking the event loop."""
+        ...

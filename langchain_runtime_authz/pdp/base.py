@@ -1,0 +1,184 @@
+"""The PDP protocol, and the one place where a PDP's answer becomes a `Decision`.
+
+An engine answers with whatever it has; `Evaluator` is total: it never raises, never returns `None`,
+and everything but a well-formed permit that came in time is a deny that says which of AuthZEN's
+three failures it is. There is no other road from an engine to the enforcement step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol, runtime_checkable
+
+from langchain_runtime_authz.authzen import (
+    MAX_REQUEST_BYTES,
+    Decision,
+    EvaluationRequest,
+    deny,
+    parse_answer,
+)
+from langchain_runtime_authz.errors import Code, ConfigError
+
+__all__ = ["PDP", "Evaluator", "ObserveOnly"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_DEADLINE: Final = 2.0  # seconds for one message's decisions
+
+
+@runtime_checkable
+class PDP(Protocol):
+    """A policy decision point.
+
+    `evaluate` receives the request and its JSON (serialised once for all readers) and returns the
+    answer: JSON text, or the parsed document `{"decision": …, "context": {…}}`. It may raise: that
+    is a deny. It should keep a deadline of its own, since a synchronous call can not be stopped
+    from outside; a late answer is thrown away all the same.
+
+    Attributes:
+        name: low-cardinality name for spans and records, e.g. `wasm`.
+        revision: of the loaded policy and data; empty where only the answer tells.
+    """
+
+    name: str
+    revision: str
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request."""
+        ...
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request without blocking the event loop."""
+        ...
+
+
+class Evaluator:
+    """A PDP with a deadline, made total.
+
+    Args:
+        pdp: the engine.
+        deadline: seconds within which all requests of one batch must be answered.
+    """
+
+    def __init__(self, pdp: PDP, *, deadline: float = DEFAULT_DEADLINE) -> None:
+        if not isinstance(pdp, PDP):
+            msg = f"`pdp` must have name, revision, evaluate and aevaluate, not be {type(pdp).__name__}"
+            raise ConfigError(msg)
+        if not 0 < deadline < float("inf"):
+            msg = f"the deadline must be a positive number of seconds, not {deadline!r}"
+            raise ConfigError(msg)
+        self.pdp = pdp
+        self.deadline = deadline
+
+    def evaluate(
+        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes] | None = None
+    ) -> list[Decision]:
+        """One decision per request, in order. Never raises but for `BaseException`s that stop the process.
+
+        `bodies` are the requests' JSON where the caller has serialised them already.
+        """
+        until = time.monotonic() + self.deadline
+        return [self._one(r, b, until) for r, b in _with_bodies(requests, bodies)]
+
+    def _one(self, request: EvaluationRequest, body: bytes, until: float) -> Decision:
+        if len(body) > MAX_REQUEST_BYTES:
+            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.pdp.revision)
+        if time.monotonic() >= until:
+            return self._failed(Code.PDP_TIMEOUT)
+        try:
+            answer = self.pdp.evaluate(request, body)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException as exc:  # an engine's panic may not be an `Exception`; all of it denies
+            return self._failed(Code.PDP_ERROR, exc)
+        return self._conclude(answer, until)
+
+    async def aevaluate(
+        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes] | None = None
+    ) -> list[Decision]:
+        """Like `evaluate`, without blocking the event loop."""
+        until = time.monotonic() + self.deadline
+        return [await self._aone(r, b, until) for r, b in _with_bodies(requests, bodies)]
+
+    async def _aone(self, request: EvaluationRequest, body: bytes, until: float) -> Decision:
+        if len(body) > MAX_REQUEST_BYTES:
+            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.pdp.revision)
+        left = until - time.monotonic()
+        if left <= 0:
+            return self._failed(Code.PDP_TIMEOUT)
+        try:
+            async with asyncio.timeout(left):
+                answer = await self.pdp.aevaluate(request, body)
+        except TimeoutError as exc:
+            return self._failed(Code.PDP_TIMEOUT, exc)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException as exc:  # see `_one`
+            return self._failed(Code.PDP_ERROR, exc)
+        return self._conclude(answer, until)
+
+    def _conclude(self, answer: object, until: float) -> Decision:
+        if time.monotonic() > until:
+            return self._failed(Code.PDP_TIMEOUT)
+        decision = parse_answer(answer)
+        if decision is None:
+            return self._failed(Code.PDP_MALFORMED)
+        if not decision.policy_revision and self.pdp.revision:
+            return decision.model_copy(update={"policy_revision": self.pdp.revision})
+        return decision
+
+    def _failed(self, code: Code, exc: BaseException | None = None) -> Decision:
+        # The type of the exception only: its text may quote the request.
+        _log.warning("PDP %s: %s%s", self.pdp.name, code, f" ({type(exc).__name__})" if exc else "")
+        return deny(code, "pdp", self.pdp.revision)
+
+
+def _with_bodies(
+    requests: Sequence[EvaluationRequest], bodies: Sequence[bytes] | None
+) -> Iterator[tuple[EvaluationRequest, bytes]]:
+    return zip(requests, bodies if bodies is not None else map(EvaluationRequest.to_json, requests), strict=True)
+
+
+class ObserveOnly:
+    """Asks the real PDP, records what it would have said, and permits.
+
+    The only way to observe without stopping. Its name stands in coverage, in every span and in
+    every record (`pdp = "observe-only(…)"`), and obligations of a permit are still carried out.
+    What the enforcement point itself refuses, it refuses under this PDP too.
+
+    Args:
+        real: the PDP whose decisions are observed.
+    """
+
+    def __init__(self, real: PDP) -> None:
+        self._real = Evaluator(real)
+        self.name = f"observe-only({real.name})"
+
+    @property
+    def revision(self) -> str:
+        """The observed policy's revision."""
+        return self._real.pdp.revision
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+        """Permit, with the real decision's outcome as the reason."""
+        return self._permit(self._real.evaluate([request])[0])
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+        """Permit, with the real decision's outcome as the reason."""
+        return self._permit((await self._real.aevaluate([request]))[0])
+
+    @staticmethod
+    def _permit(real: Decision) -> dict[str, Any]:
+        reasons = [f"observed:{real.outcome}", *real.reasons] if not real.permit else []
+        obligations = [o.model_dump() for o in real.obligations] if real.permit else []
+        return {
+            "decision": True,
+            "context": {
+                "reasons": [{"code": code} for code in reasons],
+                "obligations": obligations,
+                "policy": {"revision": real.policy_revision},
+            },
+        }

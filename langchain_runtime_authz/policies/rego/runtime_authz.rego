@@ -1,0 +1,400 @@
+# The shipped policy. One question (`EvaluationRequest`, version 1), one answer:
+#
+#   {"decision": bool, "context": {"reasons": [{"code": ...}], "obligations": [...], "ttl": 0,
+#    "policy": {"revision": ...}}}
+#
+# It is steered by `data.runtime_authz_data` (data.json), so that behaviour changes without a rebuild.
+# A verdict is "permit", "ask" (a human can lift it) or "deny"; anything else denies, and so does
+# what is missing. Effects are read, fetch, write, send, pay, delete, admin; sinks are none, internal,
+# external; data classes and tools are names of your own.
+#
+#   revision    string, carried in the answer; `WasmPDP` puts its own fingerprint here
+#   effects     effect -> verdict, for tools with a reviewed profile
+#   unprofiled  effect or "*" -> verdict, for tools without one
+#   data_flow   data class or "*" -> sink -> verdict: may data of a class that was read in this run
+#               reach a tool with this sink? (sink "none" always may)
+#   plan        stale: effects refused when the plan belongs to an older task;
+#               unplanned_permitted: effects permitted although no recorded plan holds the call
+#   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
+#   approvals   effect or "*" -> {sources, authenticated}: which approval lifts an "ask". Sources are
+#               interrupt, application, hitl; `authenticated: true` demands a verified approver
+#   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
+#               counts, atomically; the policy only obliges it to
+#   redact      tool -> fields of its result that the PEP must redact
+#   anomaly     max_denials: so many denials revoke the run
+#
+# How rules are written here. In Rego `not x > y` is undefined, not true, when an operand is missing,
+# and numbers compare with strings. So each condition is a positive rule with type checks, and what
+# denies is `not <rule>`. Only builtins native to Wasm are used, nothing of the input is echoed, and
+# time is `input.context.now`.
+package runtime_authz
+
+import data.runtime_authz_data as cfg
+
+# Total: whatever comes in, there is exactly one answer.
+default decision := {
+	"decision": false,
+	"context": {
+		"reasons": [{"code": "no_permit"}],
+		"obligations": [],
+		"ttl": 0,
+		"policy": {"revision": ""},
+	},
+}
+
+decision := answer(false, sort(denied), revocation) if {
+	count(denied) > 0
+} else := answer(false, sort(asked), [{"id": "approval", "type": "require_approval", "properties": {}}]) if {
+	count(asked) > 0
+	not approved
+} else := answer(true, [], sort(obliged)) if {
+	action_known
+	lease_valid
+}
+
+answer(verdict, codes, obligations) := {
+	"decision": verdict,
+	"context": {
+		"reasons": [{"code": code} | some code in codes],
+		"obligations": obligations,
+		"ttl": 0,
+		"policy": {"revision": revision},
+	},
+}
+
+default revision := ""
+
+revision := cfg.revision if is_string(cfg.revision)
+
+# --- every action ---------------------------------------------------------------------------------
+
+resource_types := {
+	"run/start": "run",
+	"run/resume": "run",
+	"agent/invoke": "agent",
+	"node/enter": "node",
+	"model/call": "model",
+	"tools/call": "tool",
+}
+
+denied contains "unknown_action" if not action_known
+
+denied contains "no_permit" if not well_formed
+
+denied contains "lease_invalid" if not lease_valid
+
+denied contains "grant_expired" if not grant_unexpired
+
+action_known if resource_types[input.action.name] == input.resource.type
+
+well_formed if {
+	input.context.schema_version == 1
+	is_string(input.subject.type)
+	input.subject.type != ""
+	is_string(input.resource.id)
+}
+
+lease_valid if {
+	is_number(input.context.now)
+	is_number(input.context.lease.exp)
+	input.context.lease.exp > input.context.now
+	is_number(input.context.lease.epoch)
+	input.context.lease.epoch == input.context.task.epoch
+	grant_known
+}
+
+# --- grant: null, or `Grant.to_json()`; an absent field is no limit ---------------------------------
+
+default grant := {}
+
+grant := input.context.lease.grant if is_object(input.context.lease.grant)
+
+grant_known if input.context.lease.grant == null
+
+# A field that this policy does not know would be a limit that it does not keep.
+grant_known if {
+	is_object(input.context.lease.grant)
+	every field, _ in grant {
+		field in {"tools", "args", "data_classes", "sinks", "max_depth", "budgets", "expires_at"}
+	}
+}
+
+grant_unexpired if object.get(grant, "expires_at", null) == null
+
+grant_unexpired if {
+	is_number(grant.expires_at)
+	is_number(input.context.now)
+	input.context.now < grant.expires_at
+}
+
+depth_granted if object.get(grant, "max_depth", null) == null
+
+depth_granted if {
+	is_number(grant.max_depth)
+	is_number(input.context.delegation.depth)
+	input.context.delegation.depth <= grant.max_depth
+}
+
+tool_granted if within(object.get(grant, "tools", null), input.resource.id)
+
+data_class_granted if within(object.get(grant, "data_classes", null), input.resource.properties.data_class)
+
+sink_granted if within(object.get(grant, "sinks", null), input.resource.properties.sink)
+
+within(names, _) if names == null
+
+within(names, name) if {
+	is_array(names)
+	name in names
+}
+
+# A constrained argument must be present. `grant.Constraint.permits` in Rego.
+arguments_granted if {
+	constraints := object.get(object.get(grant, "args", {}), input.resource.id, {})
+	is_object(constraints)
+	every name, constraint in constraints {
+		value := input.context.call.args[name]
+		is_object(constraint)
+		every bound, limit in constraint {
+			holds(bound, limit, value)
+		}
+	}
+}
+
+holds(_, limit, _) if limit == null
+
+holds("one_of", limit, value) if {
+	is_array(limit)
+	value in limit
+}
+
+holds("ge", limit, value) if {
+	is_number(limit)
+	is_number(value)
+	value >= limit
+}
+
+holds("le", limit, value) if {
+	is_number(limit)
+	is_number(value)
+	value <= limit
+}
+
+# --- agent/invoke ---------------------------------------------------------------------------------
+
+denied contains "grant_depth" if {
+	input.action.name in {"agent/invoke", "tools/call"}
+	not depth_granted
+}
+
+# --- tools/call: what denies ------------------------------------------------------------------------
+
+is_call if input.action.name == "tools/call"
+
+denied contains "no_permit" if {
+	is_call
+	not call_formed
+}
+
+denied contains "grant_tool" if {
+	is_call
+	not tool_granted
+}
+
+denied contains "grant_argument" if {
+	is_call
+	not arguments_granted
+}
+
+denied contains "grant_data_class" if {
+	is_call
+	not data_class_granted
+}
+
+denied contains "grant_sink" if {
+	is_call
+	not sink_granted
+}
+
+denied contains "stale_plan" if {
+	is_call
+	not plan_current
+}
+
+denied contains "unplanned" if {
+	is_call
+	not planned
+}
+
+denied contains "anonymous" if {
+	is_call
+	not subject_sufficient
+}
+
+denied contains "unprofiled" if {
+	is_call
+	not profiled
+	not unprofiled_bearable
+}
+
+denied contains "effect" if {
+	is_call
+	profiled
+	not effect_bearable
+}
+
+denied contains "data_flow" if {
+	is_call
+	not flow_bearable
+}
+
+denied contains "denial_streak" if {
+	is_call
+	denial_streak
+}
+
+# The call, and the data that this policy is steered by, have the shape that the rules need.
+call_formed if {
+	effect
+	sink
+	is_object(input.context.call.args)
+	is_number(input.context.history.denials)
+	is_number(cfg.anomaly.max_denials)
+	rate_formed
+	is_array(redacted)
+	every field in redacted {
+		is_string(field)
+	}
+}
+
+effect := input.resource.properties.effect if {
+	input.resource.properties.effect in {"read", "fetch", "write", "send", "pay", "delete", "admin"}
+}
+
+sink := input.resource.properties.sink if input.resource.properties.sink in {"none", "internal", "external"}
+
+plan_current if input.context.plan == null # no plan can not be stale; `unplanned` sees to it
+
+plan_current if input.context.plan.stale == false
+
+plan_current if {
+	is_array(cfg.plan.stale)
+	name := effect
+	not name in cfg.plan.stale
+}
+
+planned if input.context.plan.planned == true
+
+planned if effect in cfg.plan.unplanned_permitted
+
+subject_sufficient if {
+	is_string(input.subject.type)
+	input.subject.type != "anonymous"
+}
+
+subject_sufficient if {
+	effect in cfg.anonymous.effects
+	input.resource.properties.data_class in cfg.anonymous.data_classes
+}
+
+profiled if input.resource.properties.profiled == true
+
+denial_streak if {
+	is_number(input.context.history.denials)
+	is_number(cfg.anomaly.max_denials)
+	input.context.history.denials >= cfg.anomaly.max_denials
+}
+
+default revocation := []
+
+revocation := [{"id": "anomaly", "type": "revoke", "properties": {}}] if {
+	is_call
+	denial_streak
+}
+
+# --- tools/call: verdicts, and what asks ------------------------------------------------------------
+
+effect_bearable if cfg.effects[effect] in {"permit", "ask"}
+
+unprofiled_verdict := object.get(cfg.unprofiled, effect, object.get(cfg.unprofiled, "*", "deny"))
+
+unprofiled_bearable if unprofiled_verdict in {"permit", "ask"}
+
+flow_verdict(class) := object.get(
+	object.get(cfg.data_flow, class, {}),
+	sink,
+	object.get(object.get(cfg.data_flow, "*", {}), sink, "deny"),
+)
+
+flow_bearable if sink == "none"
+
+flow_bearable if {
+	is_array(input.context.history.classes_read)
+	every class in input.context.history.classes_read {
+		is_string(class)
+		flow_verdict(class) in {"permit", "ask"}
+	}
+}
+
+asked contains "effect" if {
+	is_call
+	profiled
+	cfg.effects[effect] == "ask"
+}
+
+asked contains "unprofiled" if {
+	is_call
+	not profiled
+	unprofiled_verdict == "ask"
+}
+
+asked contains "data_flow" if {
+	is_call
+	sink != "none"
+	some class in input.context.history.classes_read
+	flow_verdict(class) == "ask"
+}
+
+approved if {
+	is_string(input.context.call.args_digest)
+	input.context.call.args_digest != ""
+	input.context.approval.args_digest == input.context.call.args_digest
+	needed := object.get(cfg.approvals, effect, object.get(cfg.approvals, "*", {}))
+	input.context.approval.source in needed.sources
+	approver_sufficient(needed)
+}
+
+approver_sufficient(needed) if needed.authenticated == false
+
+approver_sufficient(_) if input.context.approval.authenticated == true
+
+# --- tools/call: what a permit obliges to -----------------------------------------------------------
+
+rate := object.get(cfg.rates, effect, null)
+
+rate_formed if rate == null
+
+rate_formed if {
+	is_number(rate.window)
+	rate.window > 0
+	is_number(rate.max)
+	rate.max >= 0
+}
+
+redacted := object.get(cfg.redact, input.resource.id, [])
+
+obliged contains obligation if {
+	is_call
+	rate != null
+	obligation := {
+		"id": concat(":", ["rate", effect]),
+		"type": "rate_limit",
+		"properties": {"counter": concat(":", ["effect", effect]), "window": rate.window, "max": rate.max},
+	}
+}
+
+obliged contains obligation if {
+	is_call
+	count(redacted) > 0
+	obligation := {"id": "redact", "type": "redact", "properties": {"fields": redacted}}
+}

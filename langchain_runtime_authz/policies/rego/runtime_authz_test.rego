@@ -1,0 +1,351 @@
+# Run with the shipped data: opa test langchain_runtime_authz/policies
+package runtime_authz_test
+
+import data.runtime_authz
+
+base := {
+	"subject": {"type": "user", "id": "alice", "properties": {}},
+	"action": {"name": "tools/call"},
+	"resource": {
+		"type": "tool",
+		"id": "book",
+		"properties": {"effect": "write", "sink": "internal", "data_class": "confidential", "profiled": true},
+	},
+	"context": {
+		"schema_version": 1,
+		"now": 1000,
+		"task": {"id": "t", "epoch": 2, "digest": "d", "text": "x", "corrections": 0},
+		"agent": {"path": ["root"], "id": "root", "attested": false},
+		"delegation": {"depth": 1, "edges": []},
+		"plan": {"id": "p", "source": "model", "planned": true, "stale": false, "position": 0, "of": 1},
+		"call": {
+			"id": "c",
+			"state": "new",
+			"args": {"amount": 10, "to": "UK12"},
+			"args_digest": "sha256:1",
+			"provenance": {},
+		},
+		"history": {"steps": 1, "calls": {}, "effects": {}, "denials": 0, "classes_read": ["public"], "recent": []},
+		"lease": {"jti": "j", "epoch": 2, "exp": 1060, "grant": null},
+		"approval": null,
+	},
+}
+
+asked(request) := answer if {
+	answer := runtime_authz.decision with input as request
+}
+
+patched(patch) := asked(object.union(base, patch))
+
+without(paths) := asked(json.remove(base, paths))
+
+denies(answer, expected) if {
+	answer.decision == false
+	[reason.code | some reason in answer.context.reasons] == expected
+	answer.context.obligations == []
+}
+
+asks(answer, expected) if {
+	answer.decision == false
+	[reason.code | some reason in answer.context.reasons] == expected
+	answer.context.obligations == [{"id": "approval", "type": "require_approval", "properties": {}}]
+}
+
+permits(answer) if {
+	answer.decision == true
+	answer.context.reasons == []
+}
+
+properties(fields) := {"resource": {"properties": fields}}
+
+granted(fields) := {"context": {"lease": {"grant": fields}}}
+
+approval(source, authenticated) := {
+	"resource": {"properties": {"effect": "pay"}},
+	"context": {"approval": {
+		"source": source,
+		"approver": "bob",
+		"authenticated": authenticated,
+		"args_digest": "sha256:1",
+	}},
+}
+
+# --- every action ---
+
+test_the_answer_is_one_full_document if {
+	patched({}) == {
+		"decision": true,
+		"context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": "r1"}},
+	} with data.runtime_authz_data.revision as "r1"
+}
+
+test_a_valid_lease_permits_every_other_action if {
+	every pair in [
+		["run/start", "run"],
+		["run/resume", "run"],
+		["agent/invoke", "agent"],
+		["node/enter", "node"],
+		["model/call", "model"],
+	] {
+		patch := {
+			"action": {"name": pair[0]},
+			"resource": {"type": pair[1], "properties": {"effect": "admin"}},
+			"context": {"call": null, "plan": null},
+		}
+		permits(patched(patch))
+		expired := object.union(patch, {"context": {"lease": {"exp": 1000}}})
+		denies(patched(expired), ["lease_invalid"])
+	}
+}
+
+test_lease_invalid if {
+	every lease in [{"exp": 1000}, {"exp": "zz"}, {"exp": null}, {"epoch": 1}, {"epoch": 3}, {"grant": "all"}] {
+		denies(patched({"context": {"lease": lease}}), ["lease_invalid"])
+	}
+	denies(without(["context/lease/exp"]), ["lease_invalid"])
+	denies(without(["context/now"]), ["lease_invalid"])
+	denies(patched(granted({"tool": ["book"]})), ["lease_invalid"])
+}
+
+test_unknown_action if {
+	denies(patched({"action": {"name": "tools/list"}}), ["unknown_action"])
+	denies(patched({"action": {"name": null}}), ["unknown_action"])
+	denies(patched({"resource": {"type": "agent"}}), ["unknown_action"])
+}
+
+test_no_permit if {
+	denies(patched({"context": {"schema_version": 2}}), ["no_permit"])
+	denies(patched({"context": {"schema_version": "1"}}), ["no_permit"])
+	denies(patched({"subject": {"type": ""}}), ["no_permit"])
+	denies(patched({"context": {"history": {"denials": "0"}}}), ["no_permit"])
+	denies(patched({"context": {"call": {"args": []}}}), ["no_permit"])
+}
+
+# --- grant ---
+
+test_grant_tool if {
+	permits(patched(granted({"tools": ["book"]})))
+	denies(patched(granted({"tools": ["read"]})), ["grant_tool"])
+	denies(patched(granted({"tools": []})), ["grant_tool"])
+	denies(patched(granted({"tools": {"a": "book"}})), ["grant_tool"])
+}
+
+test_grant_argument if {
+	every constraint in [{}, {"le": 10}, {"ge": 10.0}, {"one_of": [10.0, "x"]}, {"ge": 1, "le": 100}] {
+		permits(patched(granted({"args": {"book": {"amount": constraint}}})))
+	}
+	every constraint in [
+		{"le": 9}, {"ge": 11}, {"one_of": []}, {"one_of": ["10", true]}, {"one_of": "10"},
+		{"le": "zz"}, {"lt": 100}, [], "any", null,
+	] {
+		denies(patched(granted({"args": {"book": {"amount": constraint}}})), ["grant_argument"])
+	}
+	permits(patched(granted({"args": {"other": {"amount": {"le": 1}}}})))
+	denies(patched(granted({"args": {"book": {"absent": {}}}})), ["grant_argument"])
+}
+
+test_a_bound_takes_numbers_only if {
+	every value in ["zz", true, null, [], {}, "10"] {
+		called := {"context": {"call": {"args": {"amount": value}}}}
+		denies(patched(object.union(granted({"args": {"book": {"amount": {"ge": 0}}}}), called)), ["grant_argument"])
+	}
+}
+
+test_grant_data_class if {
+	permits(patched(granted({"data_classes": ["confidential"]})))
+	denies(patched(granted({"data_classes": ["public"]})), ["grant_data_class"])
+}
+
+test_grant_sink if {
+	permits(patched(granted({"sinks": ["internal"]})))
+	denies(patched(granted({"sinks": ["none"]})), ["grant_sink"])
+}
+
+test_grant_depth if {
+	permits(patched(granted({"max_depth": 1})))
+	denies(patched(granted({"max_depth": 0})), ["grant_depth"])
+	denies(patched(granted({"max_depth": "zz"})), ["grant_depth"])
+	invoke := {"action": {"name": "agent/invoke"}, "resource": {"type": "agent"}}
+	permits(patched(object.union(invoke, granted({"max_depth": 1}))))
+	denies(patched(object.union(invoke, granted({"max_depth": 0}))), ["grant_depth"])
+}
+
+test_grant_expired if {
+	permits(patched(granted({"expires_at": 1001})))
+	denies(patched(granted({"expires_at": 1000})), ["grant_expired"])
+	denies(patched(granted({"expires_at": "zz"})), ["grant_expired"])
+}
+
+# --- plan, subject ---
+
+test_stale_plan if {
+	every effect in ["read", "fetch"] {
+		permits(patched(object.union(properties({"effect": effect}), {"context": {"plan": {"stale": true}}})))
+	}
+	denies(patched({"context": {"plan": {"stale": true}}}), ["stale_plan"])
+	denies(without(["context/plan/stale"]), ["stale_plan"])
+}
+
+test_unplanned if {
+	every plan in [{"planned": false}, {"planned": "true"}] {
+		permits(patched(object.union(properties({"effect": "read"}), {"context": {"plan": plan}})))
+		denies(patched({"context": {"plan": plan}}), ["unplanned"])
+	}
+	denies(patched({"context": {"plan": null}}), ["unplanned"])
+}
+
+test_anonymous if {
+	anonymous := {"subject": {"type": "anonymous"}}
+	permits(patched(object.union(anonymous, properties({"effect": "read", "data_class": "public"}))))
+	denies(patched(object.union(anonymous, properties({"effect": "read"}))), ["anonymous"])
+	denies(patched(object.union(anonymous, properties({"data_class": "public"}))), ["anonymous"])
+}
+
+# --- verdicts ---
+
+test_effect if {
+	denies(patched(properties({"effect": "admin"})), ["effect"])
+	every effect in ["send", "pay", "delete"] {
+		asks(patched(properties({"effect": effect})), ["effect"])
+	}
+	denies(patched({}), ["effect"]) with data.runtime_authz_data.effects as {}
+	denies(patched({}), ["effect"]) with data.runtime_authz_data.effects as {"write": "maybe"}
+	denies(patched(properties({"effect": "smite"})), ["effect", "no_permit"])
+}
+
+test_unprofiled if {
+	asks(patched(properties({"profiled": false, "effect": "read"})), ["unprofiled"])
+	asks(patched(properties({"profiled": "true"})), ["unprofiled"])
+	denies(patched(properties({"profiled": false, "effect": "delete"})), ["unprofiled"])
+	permits(patched(properties({"profiled": false}))) with data.runtime_authz_data.unprofiled as {"*": "permit"}
+	denies(patched(properties({"profiled": false})), ["unprofiled"]) with data.runtime_authz_data.unprofiled as {}
+}
+
+test_data_flow if {
+	every class in ["internal", "confidential"] {
+		read := {"context": {"history": {"classes_read": ["public", class]}}}
+		asks(patched(object.union(properties({"sink": "external"}), read)), ["data_flow"])
+	}
+	every class in ["secret", "of-another-house"] {
+		read := {"context": {"history": {"classes_read": ["public", class]}}}
+		denies(patched(object.union(properties({"sink": "external"}), read)), ["data_flow"])
+		permits(patched(object.union(properties({"sink": "internal"}), read)))
+		permits(patched(object.union(properties({"sink": "none"}), read)))
+	}
+	permits(patched(properties({"sink": "external"})))
+	denies(patched({"context": {"history": {"classes_read": "public"}}}), ["data_flow"])
+}
+
+test_a_deny_hides_the_ask if {
+	denies(patched(object.union(properties({"effect": "pay"}), granted({"tools": []}))), ["grant_tool"])
+}
+
+test_denial_streak if {
+	every name in ["write", "pay"] {
+		answer := patched(object.union(properties({"effect": name}), {"context": {"history": {"denials": 25}}}))
+		answer.decision == false
+		answer.context.reasons == [{"code": "denial_streak"}]
+		answer.context.obligations == [{"id": "anomaly", "type": "revoke", "properties": {}}]
+	}
+	permits(patched({"context": {"history": {"denials": 24}}}))
+}
+
+# --- approval ---
+
+test_an_approval_lifts_an_ask if {
+	permits(patched(approval("interrupt", false)))
+	permits(patched(approval("application", true)))
+	asks(patched(approval("hitl", true)), ["effect"])
+	other := {"context": {"call": {"args_digest": "sha256:2"}}}
+	asks(patched(object.union(approval("interrupt", false), other)), ["effect"])
+	denies(patched(object.union(approval("interrupt", true), granted({"tools": []}))), ["grant_tool"])
+	denies(patched(object.union(approval("interrupt", true), properties({"effect": "admin"}))), ["effect"])
+}
+
+test_what_suffices_is_data if {
+	authenticated := {
+		"*": {"sources": ["hitl"], "authenticated": false},
+		"pay": {"sources": ["interrupt"], "authenticated": true},
+	}
+	asks(patched(approval("interrupt", false)), ["effect"]) with data.runtime_authz_data.approvals as authenticated
+	asks(patched(approval("hitl", true)), ["effect"]) with data.runtime_authz_data.approvals as authenticated
+	permits(patched(approval("interrupt", true))) with data.runtime_authz_data.approvals as authenticated
+	asks(patched(approval("interrupt", true)), ["effect"]) with data.runtime_authz_data.approvals as {}
+	unsaid := {"*": {"sources": ["interrupt"]}}
+	asks(patched(approval("interrupt", false)), ["effect"]) with data.runtime_authz_data.approvals as unsaid
+}
+
+# --- obligations ---
+
+test_a_rate_is_an_obligation if {
+	answer := patched(approval("interrupt", false))
+	answer.context.obligations == [{
+		"id": "rate:pay",
+		"type": "rate_limit",
+		"properties": {"counter": "effect:pay", "window": 60, "max": 5},
+	}]
+}
+
+test_a_redaction_is_an_obligation if {
+	answer := patched({}) with data.runtime_authz_data.redact as {"book": ["iban"]}
+	answer.context.obligations == [{"id": "redact", "type": "redact", "properties": {"fields": ["iban"]}}]
+}
+
+test_a_limit_that_can_not_be_read_denies if {
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.rates as {"write": {"max": 5}}
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.rates as "none"
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.redact as {"book": "iban"}
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.redact as null
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.anomaly as {}
+}
+
+# --- garbage ---
+
+test_no_top_level_garbage_permits if {
+	every garbage in [null, true, 0, "", "input", [], [1], {}, {"action": "tools/call"}, {"context": []}] {
+		answer := asked(garbage)
+		answer.decision == false
+		count(answer.context.reasons) > 0
+	}
+}
+
+test_no_missing_member_permits if {
+	every path in [
+		"subject", "subject/type", "action", "action/name", "resource", "resource/type", "resource/id",
+		"resource/properties", "resource/properties/effect", "resource/properties/sink",
+		"context", "context/schema_version", "context/now", "context/task", "context/task/epoch",
+		"context/lease", "context/lease/exp", "context/lease/epoch", "context/lease/grant",
+		"context/plan", "context/plan/planned", "context/plan/stale", "context/call", "context/call/args",
+		"context/history", "context/history/denials", "context/history/classes_read",
+	] {
+		without([path]).decision == false
+	}
+}
+
+test_no_wrong_type_permits if {
+	every path in [
+		"/subject/type", "/action/name", "/resource/type", "/resource/id", "/resource/properties/effect",
+		"/resource/properties/sink", "/context/now", "/context/task/epoch", "/context/lease/exp",
+		"/context/lease/epoch", "/context/plan/planned", "/context/call/args", "/context/history/denials",
+		"/context/history/classes_read",
+	] {
+		every value in [null, "zz", -1, [], [[]], true] {
+			answer := asked(json.patch(base, [{"op": "replace", "path": path, "value": value}]))
+			answer.decision == accepted(path, value)
+		}
+	}
+}
+
+# The few replacements above that are no fault.
+default accepted(_, _) := false
+
+accepted(path, value) if {
+	[path, value] in {
+		["/subject/type", "zz"],
+		["/resource/id", "zz"],
+		["/context/now", -1],
+		["/context/plan/planned", true],
+		["/context/history/denials", -1],
+		["/context/history/classes_read", []],
+	}
+}

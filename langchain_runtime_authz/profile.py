@@ -1,0 +1,164 @@
+"""A tool's declaration: what it does, where it sends, which arguments matter.
+
+Three ways to declare one, all of them code that somebody wrote and reviewed: a mapping (or YAML
+file) given to `RuntimeAuthz(profiles=...)`, the `@profile(...)` decorator, or a `ToolProfile`
+instance under `tool.metadata["runtime_authz"]`. Plain data in a tool's metadata, MCP annotations
+among it, can arrive from a server over the wire: it is a hint, and a hint only ever raises risk.
+
+A profile is pinned to a digest of the tool's name, description and schema: given in the profile,
+or taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from langchain_runtime_authz.digest import digest
+from langchain_runtime_authz.errors import Code, ConfigError
+
+__all__ = ["EFFECTS", "METADATA_KEY", "ToolProfile", "load_profiles", "profile", "raise_by_hints", "tool_digest"]
+
+METADATA_KEY: Final = "runtime_authz"
+
+Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
+# From least to most harmful: hints only move to the right.
+EFFECTS: Final[tuple[Effect, ...]] = ("read", "fetch", "write", "send", "pay", "delete", "admin")
+Sink = Literal["none", "internal", "external"]
+SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
+Kind = Literal["principal", "url", "object", "channel", "amount", "place", "value"]
+
+_T = TypeVar("_T")
+
+
+class ToolProfile(BaseModel):
+    """About five facts about a tool.
+
+    Attributes:
+        effect: what a call does; `fetch` is a read whose address is visible outside.
+        sink: where the call's arguments end up.
+        critical: argument → kind, for the arguments that decide whom or what a call hits. They are
+            never shortened in a request and are its `target`.
+        data_class: class of the data the tool returns or handles.
+        trust: who writes what the tool returns.
+        audience: audiences for which a per-call token may be minted.
+        idempotent: whether a call whose outcome is unknown may simply run again.
+        digest: `tool_digest` of the tool this was reviewed for; pinned at first sight when absent.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    effect: Effect = "write"
+    sink: Sink = "external"
+    critical: dict[str, Kind] = {}
+    data_class: str = "internal"
+    trust: Literal["system", "internal", "external"] = "external"
+    audience: tuple[str, ...] = ()
+    idempotent: bool = False
+    digest: str | None = None
+
+    @property
+    def side_effect(self) -> bool:
+        """Whether a call changes something (everything but `read` and `fetch`)."""
+        return self.effect not in ("read", "fetch")
+
+
+UNPROFILED: Final = ToolProfile()
+"""What an undeclared tool is taken for: it writes, and what it writes leaves the house."""
+
+
+def profile(**fields: Any) -> Callable[[_T], _T]:
+    """Decorator for a tool: `@profile(effect="pay", critical={"recipient": "principal"})`.
+
+    Goes above `@tool`, so that it sees the tool object.
+
+    Raises:
+        ConfigError: a field is wrong, or the object has no `metadata` to keep it in.
+    """
+    declared = _validate("the decorator", fields)
+
+    def declare(tool: _T) -> _T:
+        if not hasattr(tool, "metadata"):
+            msg = "put `@profile(...)` above `@tool`, it needs the tool object"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+        tool.metadata = {**(tool.metadata or {}), METADATA_KEY: declared}
+        return tool
+
+    return declare
+
+
+def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, ToolProfile]:
+    """Profiles by tool name, from a mapping or a YAML file `{tools: {name: {…}}}`.
+
+    Raises:
+        ConfigError: `profile_invalid`, naming the file, the tool and the field.
+    """
+    if source is None:
+        return {}
+    where = "profiles"
+    if isinstance(source, str | Path):
+        where = Path(source).name
+        try:
+            loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+            msg = f"{where} can not be read: {exc}"
+            raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+        source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
+        if not isinstance(source, dict):
+            msg = f"{where} must hold one mapping named `tools`"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+    if not isinstance(source, Mapping):
+        msg = f"profiles must be a mapping or a path, not {type(source).__name__}"
+        raise ConfigError(msg, Code.PROFILE_INVALID)
+    return {str(name): _validate(f"{where}: {name}", fields) for name, fields in source.items()}
+
+
+def _validate(where: str, fields: object) -> ToolProfile:
+    if isinstance(fields, ToolProfile):
+        return fields
+    if isinstance(fields, Mapping) and isinstance(fields.get("audience"), list):
+        fields = {**fields, "audience": tuple(fields["audience"])}  # YAML has no tuples
+    try:
+        return ToolProfile.model_validate(fields)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = ".".join(str(p) for p in first["loc"]) or "profile"
+        msg = f"{where}: `{name}`: {first['msg']}"
+        raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+
+
+def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
+    """`base` made riskier where data about the tool says so; never less risky.
+
+    Reads MCP tool annotations (`destructiveHint`; the absence of harm, `readOnlyHint`, is not
+    believed) and verbs in the tool's name.
+    """
+    effect = base.effect
+    if (metadata or {}).get("destructiveHint") is True:
+        effect = _riskier(effect, "delete")
+    words = set(name.lower().replace("-", "_").split("_"))
+    for verbs, hinted in _VERBS:
+        if words & verbs:
+            effect = _riskier(effect, hinted)
+    return base if effect == base.effect else base.model_copy(update={"effect": effect})
+
+
+_VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
+    (frozenset({"send", "post", "publish", "email", "share", "invite"}), "send"),
+    (frozenset({"pay", "transfer", "purchase", "buy", "refund", "wire"}), "pay"),
+    (frozenset({"delete", "remove", "drop", "purge", "destroy", "cancel"}), "delete"),
+    (frozenset({"admin", "grant", "sudo", "exec", "execute", "shell", "password"}), "admin"),
+)
+
+
+def _riskier(a: Effect, b: Effect) -> Effect:
+    return max(a, b, key=EFFECTS.index)
+
+
+def tool_digest(name: str, description: str, schema: Any) -> str:
+    """Digest of what a reviewer saw of a tool: its name, description and JSON schema."""
+    return digest({"name": name, "description": description, "schema": schema})

@@ -1,0 +1,158 @@
+"""A chat model that plays a script, so that a run can be repeated to the letter.
+
+```python
+model = ScriptedChatModel(script=[
+    AIMessage("", tool_calls=[{"name": "pay", "args": {"amount": 5}, "id": "1"}]),
+    lambda messages: AIMessage(f"The tool said: {messages[-1].text}"),
+])
+```
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import Field, PrivateAttr, SkipValidation
+
+from langchain_runtime_authz.errors import ConfigError
+
+__all__ = ["ScriptedChatModel", "Turn"]
+
+Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
+"""What the model says next: a message, or a function of the messages it was given."""
+
+
+class _Cursor:
+    """The next turn's number; shared by shallow copies of a model, taken by one caller at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0
+
+    def take(self) -> int:
+        with self._lock:
+            taken = self._next
+            self._next += 1
+            return taken
+
+
+class ScriptedChatModel(BaseChatModel):
+    """Plays its script, one turn a call, whoever calls: sync, async or streaming.
+
+    Each answer is a copy with a message id and tool call ids of its own where the script gives none,
+    so that the same script object may be played by several models.
+
+    Attributes:
+        script: the turns, in order.
+        prompts: the messages that each call was given, in order of the turns.
+    """
+
+    # Unvalidated: AIMessage's own validator fails on a function.
+    script: Annotated[Sequence[Turn], SkipValidation]
+    prompts: list[list[BaseMessage]] = Field(default_factory=list, exclude=True)
+    # A process-wide LLM cache would answer in the script's place.
+    cache: BaseCache | bool | None = Field(default=False, exclude=True)
+    _cursor: _Cursor = PrivateAttr(default_factory=_Cursor)
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
+    ) -> ScriptedChatModel:
+        """This model: the script knows its tools."""
+        return self
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=self._play(messages))])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return self._generate(messages)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        for chunk in _chunks(self._play(messages)):
+            yield ChatGenerationChunk(message=chunk)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        for chunk in _chunks(self._play(messages)):
+            yield ChatGenerationChunk(message=chunk)
+
+    def _play(self, messages: list[BaseMessage]) -> AIMessage:
+        number = self._cursor.take()
+        if number >= len(self.script):
+            last = f", after {messages[-1].type!r} message {messages[-1].text!r:.80}" if messages else ""
+            msg = f"the script holds {len(self.script)} turns and turn {number + 1} was asked for{last}"
+            raise ConfigError(msg)
+        self.prompts.append(list(messages))
+        turn = self.script[number]
+        return _with_ids(turn if isinstance(turn, AIMessage) else turn(messages))
+
+
+def _with_ids(message: AIMessage) -> AIMessage:
+    message = message.model_copy(deep=True)  # a graph writes into the messages of its state
+    message.id = message.id or f"scripted-{uuid.uuid4().hex}"
+    for call in message.tool_calls:
+        call["id"] = call["id"] or f"call-{uuid.uuid4().hex}"
+    return message
+
+
+def _chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
+    """The message as a provider streams it: words, then tool calls, then what is known at the end."""
+    content = message.content
+    words = re.findall(r"\S+\s*|\s+", content) if isinstance(content, str) else [content]
+    for word in words:
+        yield AIMessageChunk(content=word, id=message.id, name=message.name)
+    calls = [
+        tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
+        for index, call in enumerate(message.tool_calls)
+    ]
+    broken = [
+        tool_call_chunk(name=call["name"], args=call["args"], id=call["id"], index=index)
+        for index, call in enumerate(message.invalid_tool_calls, start=len(calls))
+    ]
+    for part in calls + broken:
+        yield AIMessageChunk(content="", id=message.id, tool_call_chunks=[part])
+    yield AIMessageChunk(
+        content="" if isinstance(content, str) else [],
+        id=message.id,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        usage_metadata=message.usage_metadata,
+        chunk_position="last",
+    )

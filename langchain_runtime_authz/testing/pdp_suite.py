@@ -1,0 +1,106 @@
+"""The contract that every PDP keeps, as a test class to inherit from.
+
+```python
+class TestMyPDP(PDPContract):
+    def make_pdp(self, permit):
+        return MyPDP(policy=PERMIT_ALL if permit else DENY_ALL)
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.testing.requests import example_request
+
+__all__ = ["PDPContract"]
+
+
+class PDPContract:
+    """Inherit, name the class `Test…`, and say how to make the PDP."""
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """A PDP that permits, or denies, `make_request()`. Its `close()`, if any, is called."""
+        raise NotImplementedError
+
+    def make_request(self) -> EvaluationRequest:
+        """The request that is asked."""
+        return example_request()
+
+    @contextmanager
+    def _evaluator(self, permit: bool) -> Iterator[Evaluator]:
+        pdp = self.make_pdp(permit)
+        try:
+            yield Evaluator(pdp, deadline=10)
+        finally:
+            close = getattr(pdp, "close", None)
+            if close is not None:
+                close()
+
+    def test_it_is_a_pdp(self) -> None:
+        """It has the four members, and name and revision are text."""
+        with self._evaluator(True) as evaluator:
+            assert isinstance(evaluator.pdp, PDP)
+            assert isinstance(evaluator.pdp.name, str)
+            assert evaluator.pdp.name
+            assert isinstance(evaluator.pdp.revision, str)
+
+    def test_it_permits(self) -> None:
+        """What the policy permits is a permit without a failure."""
+        with self._evaluator(True) as evaluator:
+            (decision,) = evaluator.evaluate([self.make_request()])
+            assert (decision.outcome, decision.failure) == ("permit", None)
+
+    def test_it_denies(self) -> None:
+        """What the policy denies is a deny with a reason, and no failure."""
+        with self._evaluator(False) as evaluator:
+            (decision,) = evaluator.evaluate([self.make_request()])
+            assert (decision.permit, decision.failure) == (False, None)
+            assert decision.reason
+
+    def test_sync_and_async_agree(self) -> None:
+        """Both entry points give the same decision, in one event loop after another."""
+        for permit in (True, False):
+            with self._evaluator(permit) as evaluator:
+                expected = _comparable(evaluator.evaluate([self.make_request()]))
+                for _ in range(2):
+                    assert expected == _comparable(asyncio.run(evaluator.aevaluate([self.make_request()])))
+
+    def test_it_answers_many_at_once(self) -> None:
+        """Eight threads, and eight tasks, each get the answer to their own request."""
+        for permit in (True, False):
+            with self._evaluator(permit) as evaluator:
+                expected = _comparable(evaluator.evaluate([self.make_request()]))
+                batch = [self.make_request()] * 8
+                with ThreadPoolExecutor(8) as pool:
+                    answers = list(pool.map(evaluator.evaluate, [batch] * 8))
+                assert expected * 64 == [d for decisions in answers for d in _comparable(decisions)]
+                assert expected * 64 == _comparable(asyncio.run(_gather(evaluator, batch)))
+
+    def test_the_evaluator_around_it_is_total(self) -> None:
+        """A request beyond the limit, and a PDP that was closed, give a decision, never an exception."""
+        with self._evaluator(True) as evaluator:
+            request = self.make_request()
+            context = request.context.model_copy(
+                update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})}
+            )
+            (large,) = evaluator.evaluate([request.model_copy(update={"context": context})])
+            assert (large.reason, large.failure) == (Code.REQUEST_TOO_LARGE, "mapping")
+        (late,) = evaluator.evaluate([request])
+        assert isinstance(late, Decision)
+        assert late.permit or late.reason
+
+
+async def _gather(evaluator: Evaluator, batch: list[EvaluationRequest]) -> list[Decision]:
+    answers = await asyncio.gather(*(evaluator.aevaluate(batch) for _ in range(8)))
+    return [decision for decisions in answers for decision in decisions]
+
+
+def _comparable(decisions: list[Decision]) -> list[Decision]:
+    return [d.model_copy(update={"decision_id": ""}) for d in decisions]

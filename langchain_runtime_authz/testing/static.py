@@ -1,0 +1,43 @@
+"""A PDP for tests: it answers what it is told, and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from langchain_runtime_authz.authzen import EvaluationRequest
+
+__all__ = ["StaticPDP"]
+
+
+class StaticPDP:
+    """Answers every request alike, or as a callable says.
+
+    Args:
+        permit: `True`, `False`, or a callable. A callable's `bool` becomes the decision; anything
+            else it returns is the answer as it stands, so that a test can give a full document, or
+            a malformed one; what it raises is raised.
+        name: the PDP's name in records and spans.
+
+    Attributes:
+        requests: every request it was asked, in order.
+    """
+
+    revision = "static"
+
+    def __init__(self, permit: bool | Callable[[EvaluationRequest], object], *, name: str = "static") -> None:
+        if not (isinstance(permit, bool) or callable(permit)):
+            msg = f"`permit` must be a bool or a callable, not {type(permit).__name__}"
+            raise TypeError(msg)
+        self.name = name
+        self.requests: list[EvaluationRequest] = []
+        self._permit = permit
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+        """Remember the request and answer it."""
+        self.requests.append(request)
+        answer = self._permit if isinstance(self._permit, bool) else self._permit(request)
+        return {"decision": answer} if isinstance(answer, bool) else answer
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Remember the request and answer it."""
+        return self.evaluate(request, body)

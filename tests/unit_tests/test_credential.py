@@ -1,0 +1,568 @@
+"""Tokens: what is issued, what is believed, and what never leaks."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import hmac
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jwt
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential import token as token_module
+from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer, amint, mint
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.token import (
+    TYP,
+    Credential,
+    Task,
+    TokenRequest,
+    claim_names,
+    claims_of,
+)
+from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.grant import Constraint, Grant
+
+NOW = 1_764_000_000
+BANK = "https://bank.example"
+KEY = SigningKey.generate()
+ISSUER = LocalIssuer(KEY)
+
+
+def a_request(**changes: Any) -> TokenRequest:
+    fields: dict[str, Any] = {
+        "subject": Subject(type="user", id="alice"),
+        "tenant": "acme",
+        "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
+        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",),
+        "audience": BANK,
+        "txn": "run-1",
+        "task": Task(id="t", epoch=2, digest="sha256:00"),
+        "tool": "send_money",
+        "grant": Grant(tools=("send_money",), args={"send_money": {"amount": Constraint(le=100)}}),
+        "jti": "j-1",
+        "issued_at": NOW,
+        "expires_at": NOW + 60,
+    }
+    return TokenRequest(**{**fields, **changes})
+
+
+def b64(data: bytes | str) -> str:
+    data = data.encode() if isinstance(data, str) else data
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def forged(claims: object = None, header: object = None, key: SigningKey = KEY) -> str:
+    """A token that `key` really signed, whatever it says."""
+    head = {"alg": key.alg, "kid": key.kid, "typ": TYP} if header is None else header
+    body = claims_of(a_request(), ISSUER.issuer) if claims is None else claims
+    texts = [part if isinstance(part, str) else json.dumps(part) for part in (head, body)]
+    signing_input = ".".join(map(b64, texts)).encode()
+    return f"{signing_input.decode()}.{b64(key.sign(signing_input))}"
+
+
+def verifier(**changes: Any) -> Verifier:
+    return Verifier(**{"issuer": ISSUER.issuer, "jwks": ISSUER.jwks(), **changes})
+
+
+def refused(token: Any, *, now: int = NOW, tenant: str | None = None, audience: str = BANK, **setup: Any) -> str:
+    with pytest.raises(CredentialError) as caught:
+        verifier(**setup).verify(token, audience=audience, tenant=tenant, now=now)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    if isinstance(token, str) and len(token) > 40:
+        assert not any(part and part in str(caught.value) for part in token.split("."))
+    return caught.value.code
+
+
+def without(name: str) -> dict[str, Any]:
+    return {k: v for k, v in claims_of(a_request(), ISSUER.issuer).items() if k != name}
+
+
+def changed(**claims: Any) -> dict[str, Any]:
+    return {**claims_of(a_request(), ISSUER.issuer), **claims}
+
+
+def test_a_token_says_who_for_whom_where_and_how_long() -> None:
+    """Claims are spelled as RFC 7519, 8693 and 9396 spell them."""
+    expected = {
+        "iss": "urn:langchain-runtime-authz:local",
+        "sub": "alice",
+        "sub_type": "user",
+        "aud": BANK,
+        "exp": NOW + 60,
+        "iat": NOW,
+        "jti": "j-1",
+        "txn": "run-1",
+        "client_id": "urn:langchain-runtime-authz:agent:supervisor/payer",
+        "tenant": "acme",
+        "act": {
+            "iss": "urn:langchain-runtime-authz:local",
+            "sub": "urn:langchain-runtime-authz:agent:supervisor/payer",
+            "act": {
+                "iss": "urn:langchain-runtime-authz:local",
+                "sub": "urn:langchain-runtime-authz:agent:supervisor",
+            },
+        },
+        "authorization_details": [
+            {
+                "type": "urn:langchain-runtime-authz:grant",
+                "actions": ["tools/call"],
+                "identifier": "send_money",
+                "grant": {"tools": ["send_money"], "args": {"send_money": {"amount": {"le": 100}}}},
+            }
+        ],
+        "task": {"id": "t", "epoch": 2, "digest": "sha256:00"},
+    }
+    assert expected == jwt.decode(ISSUER.issue(a_request()), options={"verify_signature": False})
+    assert jwt.get_unverified_header(ISSUER.issue(a_request())) == {"alg": "ES256", "kid": KEY.kid, "typ": TYP}
+
+
+def test_the_list_of_claims_is_pinned() -> None:
+    """A claim may be added, never renamed or removed: this list only grows."""
+    expected = (
+        "iss sub aud exp nbf iat jti act client_id authorization_details cnf txn tenant sub_type task".split()
+    )
+    assert expected == list(claim_names())
+
+
+@pytest.mark.parametrize("alg", ["ES256", "EdDSA"])
+def test_what_was_issued_verifies(alg: Any) -> None:
+    """A fresh token verifies at its audience, and its credential tells the same."""
+    issuer = LocalIssuer(SigningKey.generate(alg))
+    token = issuer.issue(a_request(cnf_jkt="thumb"))
+    got = verifier(jwks=issuer.jwks()).verify(token, audience=BANK, tenant="acme", now=NOW)
+    assert (got.subject, got.tenant, got.audience, got.jti, got.txn, got.epoch, got.expires_at) == (
+        "alice", "acme", BANK, "j-1", "run-1", 2, NOW + 60,
+    )  # fmt: skip
+    assert got.actor == "urn:langchain-runtime-authz:agent:supervisor/payer"
+    assert got.token == token
+    assert got.claims["cnf"]["jkt"] == "thumb"
+
+
+def test_no_grant_is_no_claim_of_one() -> None:
+    """An agent that was given no grant has none in its token."""
+    detail = claims_of(a_request(grant=None), "i")["authorization_details"][0]
+    assert "grant" not in detail
+
+
+@pytest.mark.parametrize("name", sorted(set(claims_of(a_request(), "i")) - {"cnf"}))
+def test_a_missing_claim_is_refused(name: str) -> None:
+    """Each claim that we issue is required."""
+    assert refused(forged(without(name))) == "credential_invalid"
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        changed(exp=str(NOW + 60)),
+        changed(exp=float(NOW + 60)),
+        changed(exp=True),
+        changed(iat=None),
+        changed(exp=10**400),
+        changed(sub=""),
+        changed(sub=["alice"]),
+        changed(aud=[BANK]),
+        changed(tenant=None),
+        changed(jti=1),
+        changed(iss="urn:other"),
+        changed(client_id="another"),
+        changed(act="payer"),
+        changed(act={"iss": "x"}),
+        changed(task={"id": "t", "digest": "d"}),
+        changed(task={"id": "t", "digest": "d", "epoch": True}),
+        changed(task={"id": "t", "digest": "d", "epoch": -1}),
+        changed(task=[]),
+        changed(authorization_details=[]),
+        changed(authorization_details={"type": "x"}),
+        changed(authorization_details=[{"actions": []}]),
+        changed(cnf="thumb"),
+        changed(cnf={}),
+        changed(nbf="soon"),
+        changed(x=json.loads("[" * 40 + "]" * 40)),
+        [],
+        "null",
+        '"text"',
+        "{",
+        "",
+        "[" * 20_000 + "]" * 20_000,
+    ],
+    ids=lambda c: str(c)[-40:],
+)  # fmt: skip
+def test_a_claim_of_another_type_is_refused(claims: object) -> None:
+    """No coercion: what is not of the very type is refused, although properly signed."""
+    assert refused(forged(claims)[: 16 * 1024]) == "credential_invalid"
+
+
+@pytest.mark.parametrize("member", ['"sub":"mallory"', '"exp":9999999999', '"nbf":NaN', '"x":1e999,"x":2'])
+def test_duplicate_members_and_non_numbers_are_refused(member: str) -> None:
+    """Two readers can not be told two things by one signed text."""
+    text = json.dumps(claims_of(a_request(), ISSUER.issuer))
+    assert refused(forged(text[:-1] + "," + member + "}")) == "credential_invalid"
+    header = json.dumps({"alg": "ES256", "kid": KEY.kid, "typ": TYP})
+    assert refused(forged(header=header[:-1] + ',"alg":"ES256"}')) == "credential_invalid"
+
+
+@pytest.mark.parametrize(
+    ("issued", "expires", "now"),
+    [
+        (NOW, NOW + 60, NOW + 65),
+        (NOW, NOW + 60, NOW + 10_000),
+        (NOW + 6, NOW + 66, NOW),
+        (NOW, NOW + 66, NOW),
+        (NOW, NOW, NOW),
+        (NOW, NOW - 1, NOW - 1),
+        (NOW - 10_000, NOW + 60, NOW),
+    ],
+)
+def test_time_is_kept(issued: int, expires: int, now: int) -> None:
+    """Expired, not yet valid, or living longer than 60 s and leeway: refused."""
+    assert refused(forged(changed(iat=issued, exp=expires)), now=now) == "credential_invalid"
+
+
+def test_leeway_is_five_seconds() -> None:
+    """Clocks may differ by the leeway and no more; not-before is obeyed."""
+    token = ISSUER.issue(a_request())
+    assert verifier().verify(token, audience=BANK, now=NOW + 64).jti == "j-1"
+    assert verifier().verify(token, audience=BANK, now=NOW - 5).jti == "j-1"
+    assert refused(token, now=NOW - 6) == "credential_invalid"
+    assert refused(token, now=NOW + 60, leeway=0) == "credential_invalid"
+    assert refused(forged(changed(nbf=NOW + 30))) == "credential_invalid"
+    assert verifier().verify(forged(changed(nbf=NOW)), audience=BANK, now=NOW).jti == "j-1"
+
+
+@pytest.mark.parametrize("audience", ["https://bank.example/", "https://BANK.example", "https://evil.example", ""])
+def test_an_audience_is_exact(audience: str) -> None:
+    """A token for one resource is nothing at another."""
+    assert refused(ISSUER.issue(a_request()), audience=audience) == "audience"
+
+
+def test_a_tenant_is_exact() -> None:
+    """A token of one tenant is nothing at another."""
+    assert refused(ISSUER.issue(a_request()), tenant="umbrella") == "credential_invalid"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"alg": "ES256", "kid": KEY.kid, "typ": "JWT"},
+        {"alg": "ES256", "kid": KEY.kid, "typ": "at+jwt"},
+        {"alg": "ES256", "kid": KEY.kid, "typ": "application/runtime-authz+jwt"},
+        {"alg": "ES256", "kid": KEY.kid},
+        {"alg": "ES256", "typ": TYP},
+        {"kid": KEY.kid, "typ": TYP},
+        {"alg": "none", "kid": KEY.kid, "typ": TYP},
+        {"alg": "es256", "kid": KEY.kid, "typ": TYP},
+        {"alg": "ES384", "kid": KEY.kid, "typ": TYP},
+        {"alg": "EdDSA", "kid": KEY.kid, "typ": TYP},
+        {"alg": ["ES256"], "kid": KEY.kid, "typ": TYP},
+        {"alg": "ES256", "kid": "another", "typ": TYP},
+        {"alg": "ES256", "kid": [KEY.kid], "typ": TYP},
+        {"alg": "ES256", "kid": KEY.kid, "typ": TYP, "crit": ["exp"]},
+        {"alg": "ES256", "kid": KEY.kid, "typ": TYP, "crit": []},
+        {"alg": "ES256", "kid": KEY.kid, "typ": TYP, "b64": False, "crit": ["b64"]},
+        {"alg": "ES256", "kid": KEY.kid, "typ": TYP, "jwk": KEY.public_jwk()},
+        {"alg": "ES256", "kid": KEY.kid, "typ": TYP, "jku": "https://evil.example"},
+        [],
+    ],
+    ids=str,
+)
+def test_a_header_is_exactly_ours(header: object) -> None:
+    """Header members have no say: typ, alg and kid, and nothing else."""
+    assert refused(forged(header=header)) == "credential_invalid"
+
+
+def test_no_signature_is_no_token() -> None:
+    """`alg: none` with an empty or any signature is refused."""
+    unsigned = f"{b64(json.dumps({'alg': 'none', 'kid': KEY.kid, 'typ': TYP}))}.{ISSUER.issue(a_request()).split('.')[1]}"
+    for signature in ("", "AA", "A" * 86):
+        assert refused(f"{unsigned}.{signature}") == "credential_invalid"
+
+
+def test_a_public_key_is_no_secret() -> None:
+    """HS256 over anything public is refused: symmetric algorithms do not exist here."""
+    signing_input = f"{b64(json.dumps({'alg': 'HS256', 'kid': KEY.kid, 'typ': TYP}))}.{ISSUER.issue(a_request()).split('.')[1]}"
+    for secret in (json.dumps(KEY.public_jwk()), json.dumps(ISSUER.jwks()), KEY.kid):
+        mac = hmac.new(secret.encode(), signing_input.encode(), hashlib.sha256).digest()
+        assert refused(f"{signing_input}.{b64(mac)}") == "credential_invalid"
+    with pytest.raises(ConfigError):
+        verifier(algorithms=("HS256",))
+
+
+def test_another_key_under_our_kid_is_refused() -> None:
+    """The key, not its name, is believed."""
+    other = SigningKey.generate()
+    header = {"alg": "ES256", "kid": KEY.kid, "typ": TYP}
+    assert refused(forged(header=header, key=other)) == "credential_invalid"
+
+
+@pytest.mark.parametrize(
+    "jwks",
+    [
+        {"keys": []},
+        {},
+        {"keys": [KEY.public_jwk(), KEY.public_jwk()]},
+        {"keys": [{**KEY.public_jwk(), "use": "enc"}]},
+        {"keys": [{**KEY.public_jwk(), "alg": "EdDSA"}]},
+        {"keys": [{**KEY.public_jwk(), "crv": "P-384"}]},
+        {"keys": [{**KEY.public_jwk(), "x": "AAAA"}]},
+        {"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": KEY.kid, "alg": "ES256"}]},
+        lambda: {}["gone"],
+    ],
+    ids=lambda j: str(j)[:60],
+)
+def test_a_key_set_that_can_not_be_used_refuses(jwks: Any) -> None:
+    """No key, two keys, a key for something else, or a failing fetch: nothing is believed."""
+    assert refused(ISSUER.issue(a_request()), jwks=jwks) == "credential_invalid"
+
+
+def test_a_withdrawn_key_is_refused_at_once() -> None:
+    """A key set that is fetched is asked each time."""
+    keys: dict[str, Any] = dict(ISSUER.jwks())
+    looker = verifier(jwks=lambda: keys)
+    token = ISSUER.issue(a_request())
+    assert looker.verify(token, audience=BANK, now=NOW).token == token
+    keys["keys"] = []
+    with pytest.raises(CredentialError):
+        looker.verify(token, audience=BANK, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        None,
+        b"a.b.c",
+        {"token": 1},
+        "",
+        ".",
+        "..",
+        "a.b.c.d",
+        "a.b",
+        " " + ISSUER.issue(a_request()),
+        ISSUER.issue(a_request()) + "\n",
+        ISSUER.issue(a_request()) + "=",
+        ISSUER.issue(a_request()).replace(".", ".\u200b", 1),
+        "A" * 20_000,
+        "{}",
+    ],
+    ids=lambda t: repr(t)[-20:],
+)
+def test_only_a_compact_token_is_a_token(token: object) -> None:
+    """Strings of three base64url parts up to 16 KiB; JSON serialisation, bytes and padding are not."""
+    assert refused(token) == "credential_invalid"
+
+
+def test_a_token_has_one_spelling() -> None:
+    """The spare bits of base64 do not make a second token of the same claims."""
+    token = ISSUER.issue(a_request())
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    twin = token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
+    assert base64.urlsafe_b64decode(twin.split(".")[2] + "==") == base64.urlsafe_b64decode(token.split(".")[2] + "==")
+    assert refused(twin) == "credential_invalid"
+
+
+@pytest.mark.parametrize("answer", ["dead", "", "LIVE", None, True])
+def test_what_is_not_live_is_revoked(answer: Any) -> None:
+    """Status is asked with the claims; anything but `live`, or a failure, refuses."""
+    asked: list[Mapping[str, Any]] = []
+
+    def status(claims: Mapping[str, Any]) -> str:
+        asked.append(claims)
+        return "live" if len(asked) == 1 else answer
+
+    looker = verifier(status=status)
+    token = ISSUER.issue(a_request())
+    assert looker.verify(token, audience=BANK, now=NOW).claims is asked[0]
+    with pytest.raises(CredentialError) as caught:
+        looker.verify(token, audience=BANK, now=NOW)
+    assert caught.value.code == "credential_revoked"
+
+
+def test_a_failing_status_is_revoked() -> None:
+    """Where nobody can tell, the token is dead."""
+
+    def status(claims: Mapping[str, Any]) -> str:
+        raise OSError
+
+    assert refused(ISSUER.issue(a_request()), status=status) == "credential_revoked"
+
+
+@pytest.mark.parametrize("ttl", [61, 0, -1, 3600])
+def test_a_token_lives_sixty_seconds(ttl: int) -> None:
+    """The issuer signs nothing that lives longer."""
+    with pytest.raises(CredentialError) as caught:
+        ISSUER.issue(a_request(expires_at=NOW + ttl))
+    assert caught.value.code == "credential_unavailable"
+
+
+def test_a_token_fits_its_reader() -> None:
+    """What a verifier would refuse for its size is not issued."""
+    huge = Grant(tools=tuple(f"tool_{i}" for i in range(4000)))
+    with pytest.raises(CredentialError) as caught:
+        ISSUER.issue(a_request(grant=huge))
+    assert caught.value.code == "credential_unavailable"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LocalIssuer(max_ttl=61),
+        lambda: LocalIssuer(max_ttl=0),
+        lambda: LocalIssuer(issuer=""),
+        lambda: verifier(leeway=61),
+        lambda: verifier(leeway=-1),
+        lambda: verifier(algorithms=()),
+        lambda: verifier(algorithms="ES256"),
+        lambda: verifier(issuer=""),
+    ],
+)
+def test_settings_can_not_weaken(make: Callable[[], object]) -> None:
+    """What would loosen a check is refused at construction."""
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_a_credential_is_made_by_verification_only() -> None:
+    """Nobody else can build one, extend it or change it."""
+    with pytest.raises(TypeError):
+        Credential("a.b.c", {})
+    with pytest.raises(TypeError):
+        type("Mine", (Credential,), {})
+    got = mint(ISSUER, a_request())
+    with pytest.raises(AttributeError):
+        got._token = "x"  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        del got._token
+    with pytest.raises(TypeError):
+        got.claims["sub"] = "mallory"  # type: ignore[index]
+    with pytest.raises(TypeError):
+        got.claims["task"]["epoch"] = 9
+    assert isinstance(got.claims["authorization_details"], tuple)
+
+
+def test_only_two_modules_make_credentials() -> None:
+    """`seal` is called in the verifier and in the issuing path, nowhere else in the package."""
+    package = Path(token_module.__file__).parents[1]
+    users = {p.name for p in package.rglob("*.py") if re.search(r"\bseal\(", p.read_text(encoding="utf-8"))}
+    assert users == {"token.py", "verifier.py", "issuer.py"}
+
+
+def test_a_credential_never_shows_its_token() -> None:
+    """Not in text, copies, pickles, or what serialisers make of it."""
+    got = mint(ISSUER, a_request())
+    secret = got.token.split(".")[2]
+    texts = [repr(got), str(got), f"{got}", json.dumps(got, default=str), repr(pickle.dumps(got))]
+    texts.append(orjson.dumps(got, default=repr).decode())
+    assert not any(secret in text or got.token[:20] in text for text in texts)
+    assert copy.copy(got) is got
+    assert copy.deepcopy([got])[0] is got
+    assert pickle.loads(pickle.dumps(got)) == "[credential]"
+    assert not hasattr(got, "__dict__")
+    with pytest.raises(TypeError):
+        json.dumps(got)
+    with pytest.raises(TypeError):
+        orjson.dumps(got)
+
+
+def test_a_request_survives_the_wire() -> None:
+    """An issuer in another process is asked exactly the same."""
+    for asked in (a_request(), a_request(grant=None, delegators=(), cnf_jkt="x")):
+        assert TokenRequest.from_json(asked.to_json()) == asked
+        assert claims_of(TokenRequest.from_json(asked.to_json()), "i") == claims_of(asked, "i")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"null",
+        a_request().to_json()[:-1] + b',"jti":"other"}',
+        a_request().to_json()[:-1] + b',"scope":"all"}',
+        a_request().to_json().replace(b'"epoch":2', b'"epoch":"2"'),
+        a_request().to_json().replace(b'"tenant":"acme"', b'"tenant":""'),
+    ],
+)
+def test_a_request_is_parsed_strictly(data: bytes) -> None:
+    """Duplicates, unknown members and other types are refused on the issuer's side."""
+    with pytest.raises(CredentialError):
+        TokenRequest.from_json(data)
+
+
+class Remote:
+    """An issuer in another process, as far as this one can tell."""
+
+    issuer = ISSUER.issuer
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+
+    def issue(self, request: TokenRequest) -> str:
+        request = TokenRequest.from_json(request.to_json())
+        return ISSUER.issue(request.model_copy(update=self.changes))
+
+    async def aissue(self, request: TokenRequest) -> str:
+        return self.issue(request)
+
+    def jwks(self) -> Mapping[str, Any]:
+        return ISSUER.jwks()
+
+
+@pytest.mark.asyncio
+async def test_a_remote_issuer_is_verified() -> None:
+    """Its answer is believed after verification, sync and async, and not without a verifier."""
+    remote: Issuer = Remote()
+    assert isinstance(remote, Issuer)
+    assert isinstance(ISSUER, Issuer)
+    assert mint(remote, a_request(), verifier=verifier()).jti == "j-1"
+    assert (await amint(remote, a_request(), verifier=verifier())).jti == "j-1"
+    assert (await amint(ISSUER, a_request())).jti == "j-1"
+    with pytest.raises(ConfigError):
+        mint(remote, a_request())
+    with pytest.raises(ConfigError):
+        await amint(remote, a_request())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"jti": "another"},
+        {"subject": Subject(type="service", id="alice")},
+        {"agent": "another"},
+        {"task": Task(id="t", epoch=1, digest="sha256:00")},
+        {"grant": None},
+        {"txn": "another"},
+        {"cnf_jkt": "theirs"},
+        {"audience": "https://evil.example"},
+        {"tenant": "umbrella"},
+    ],
+    ids=str,
+)
+def test_a_remote_issuer_answers_what_was_asked(changes: dict[str, Any]) -> None:
+    """A properly signed token for something else is refused."""
+    with pytest.raises(CredentialError):
+        mint(Remote(**changes), a_request(), verifier=verifier())
+
+
+def test_the_token_module_stays_light() -> None:
+    """Claim names and tickets import no cryptography."""
+    folder = Path(token_module.__file__).parent
+    for name in ("token.py", "lease.py", "leak.py"):
+        assert not re.search(r"^(from|import) (jwt|cryptography)", (folder / name).read_text(), re.MULTILINE)
+
+
+def test_p256_is_the_only_curve() -> None:
+    """A signature is made with the algorithm its header names."""
+    private = generate_private_key(SECP256R1())
+    assert SigningKey(private).alg == "ES256"

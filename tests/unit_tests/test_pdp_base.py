@@ -1,0 +1,256 @@
+"""`Evaluator` is total, and only a well-formed permit that came in time permits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
+from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.static import StaticPDP
+
+REQUEST = example_request()
+
+
+class Panic(BaseException):
+    """What an engine written in another language may raise."""
+
+
+class AsyncPDP:
+    """A PDP whose asynchronous side is a coroutine of the test's own."""
+
+    name = "async"
+    revision = "r1"
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self._answer = answer
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Not asked here."""
+        raise NotImplementedError
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+        """The test's own coroutine."""
+        return await self._answer()
+
+
+def decide(pdp: Any) -> Decision:
+    """One decision, the same by both entry points."""
+    evaluator = Evaluator(pdp)
+    (decision,) = evaluator.evaluate([REQUEST])
+    (other,) = asyncio.run(evaluator.aevaluate([REQUEST]))
+    assert decision.model_copy(update={"decision_id": ""}) == other.model_copy(update={"decision_id": ""})
+    return decision
+
+
+def context(**members: object) -> dict[str, object]:
+    """A permit with these members in its context."""
+    return {"decision": True, "context": members}
+
+
+@pytest.mark.parametrize("permit", [True, False])
+@pytest.mark.parametrize("form", [lambda d: d, json.dumps, lambda d: json.dumps(d).encode()])
+def test_a_well_formed_answer_is_obeyed(permit: bool, form: Callable[[object], object]) -> None:
+    """A document and its JSON text mean the same; a deny without a reason is `no_permit`."""
+    decision = decide(StaticPDP(lambda _: form({"decision": permit})))
+    assert decision.permit is permit
+    assert decision.failure is None
+    assert decision.reasons == (() if permit else ("no_permit",))
+
+
+MALFORMED: list[object] = [
+    "true",
+    b"true",
+    1,
+    1.0,
+    None,
+    {},
+    [],
+    [{"decision": True}],
+    object(),
+    float("nan"),
+    {"decision": "true"},
+    {"decision": 1},
+    {"decision": None},
+    {"decision": True, "allow": True},
+    {"decision": True, "context": None},
+    {"decision": True, "context": {"ttl": float("nan")}},
+    {"decision": True, "context": {"ttl": "0"}},
+    {"decision": True, "context": {"ttl": -1}},
+    {"decision": True, "context": {"reasons": ["text"]}},
+    {"decision": True, "context": {"reasons": [{"code": "text with spaces"}]}},
+    {"decision": True, "context": {"obligations": [{"type": "redact"}]}},
+    {"decision": True, "context": {"obligations": [{"id": "1", "type": "require_approval"}]}},
+    '{"decision": true, "context": {"ttl": NaN}}',
+    '{"decision": true, "context": {"ttl": Infinity}}',
+    '{"decision": true, "decision": true}',
+    '{"decision": false, "context": {}, "decision": true}',
+    '{"decision": true, "context": {"reasons": [], "reasons": []}}',
+    '{"decision": true',
+    '{"decision": true} {"decision": true}',
+    "",
+    b"\xff\xfe",
+    "[" * 100_000,
+    '{"decision": true, "context": {"note": "' + "x" * 10_000_000 + '"}}',
+]
+
+
+@pytest.mark.parametrize("answer", MALFORMED, ids=lambda a: repr(a)[:40])
+def test_anything_else_is_malformed(answer: object) -> None:
+    """What is not a decision document denies, and says so."""
+    decision = decide(StaticPDP(lambda _: answer))
+    assert (decision.outcome, decision.reasons, decision.failure) == ("deny", (Code.PDP_MALFORMED,), "pdp")
+
+
+def test_unknown_members_of_the_context_are_ignored() -> None:
+    """A PDP may say more in `context` than this PEP reads."""
+    assert decide(StaticPDP(lambda _: context(reason_admin={"en": "because"}))).permit
+
+
+def test_an_approval_required_is_no_permit() -> None:
+    """`require_approval` on a deny asks; `revoke` halts."""
+    for kind, outcome in (("require_approval", "approval_required"), ("revoke", "halt"), ("other", "deny")):
+        answer = {"decision": False, "context": {"obligations": [{"id": "1", "type": kind}]}}
+        assert decide(StaticPDP(lambda _, answer=answer: answer)).outcome == outcome  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("error", [ValueError("secret"), OSError(), Panic(), MemoryError(), TimeoutError()])
+def test_what_the_engine_raises_denies(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception or a foreign panic is a deny, and its text is not logged."""
+
+    def fail(_: EvaluationRequest) -> object:
+        raise error
+
+    evaluator = Evaluator(StaticPDP(fail))
+    decisions = [*evaluator.evaluate([REQUEST]), *asyncio.run(evaluator.aevaluate([REQUEST]))]
+    assert {(d.outcome, d.failure) for d in decisions} == {("deny", "pdp")}
+    assert {d.reason for d in decisions} <= {Code.PDP_ERROR, Code.PDP_TIMEOUT}
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_what_stops_the_process_is_not_swallowed(error: type[BaseException]) -> None:
+    """Interrupts and cancellation pass through."""
+
+    def stop(_: EvaluationRequest) -> object:
+        raise error
+
+    with pytest.raises(error):
+        Evaluator(StaticPDP(stop)).evaluate([REQUEST])
+
+
+def test_a_late_answer_is_thrown_away() -> None:
+    """A permit after the deadline is a deny, and the rest of the batch is not asked."""
+
+    def late(_: EvaluationRequest) -> object:
+        time.sleep(0.05)
+        return True
+
+    pdp = StaticPDP(late)
+    decisions = Evaluator(pdp, deadline=0.02).evaluate([REQUEST, REQUEST])
+    assert [d.reasons for d in decisions] == [(Code.PDP_TIMEOUT,)] * 2
+    assert len(pdp.requests) == 1
+
+
+def test_a_late_answer_is_thrown_away_async() -> None:
+    """So it is where a coroutine blocks the loop instead of awaiting."""
+
+    async def late() -> object:
+        time.sleep(0.05)  # noqa: ASYNC251 - the fault under test
+        return {"decision": True}
+
+    (decision,) = asyncio.run(Evaluator(AsyncPDP(late), deadline=0.02).aevaluate([REQUEST]))
+    assert (decision.reason, decision.failure) == (Code.PDP_TIMEOUT, "pdp")
+
+
+def test_a_hanging_engine_is_left() -> None:
+    """A coroutine that never ends is cancelled at the deadline."""
+    cancelled: list[bool] = []
+
+    async def hang() -> object:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        return {"decision": True}
+
+    decisions = asyncio.run(Evaluator(AsyncPDP(hang), deadline=0.02).aevaluate([REQUEST, REQUEST]))
+    assert [d.reason for d in decisions] == [Code.PDP_TIMEOUT] * 2
+    assert cancelled == [True]
+
+
+def test_too_large_a_request_is_not_sent() -> None:
+    """More than 256 KiB is a mapping error, and the PDP is not asked."""
+    pdp = StaticPDP(True)
+    large = example_request({"context.task.text": "x" * MAX_REQUEST_BYTES})
+    evaluator = Evaluator(pdp)
+    for decision in (*evaluator.evaluate([large]), *asyncio.run(evaluator.aevaluate([large]))):
+        assert (decision.outcome, decision.reason, decision.failure) == (
+            "deny",
+            Code.REQUEST_TOO_LARGE,
+            "mapping",
+        )
+    assert pdp.requests == []
+
+
+def test_one_decision_per_request_in_order() -> None:
+    """A batch keeps its order, and one failure leaves the others alone."""
+    answers = iter([True, 1, False, True])
+    decisions = Evaluator(StaticPDP(lambda _: next(answers))).evaluate([REQUEST] * 4)
+    assert [d.permit for d in decisions] == [True, False, False, True]
+    assert len({d.decision_id for d in decisions}) == 4
+
+
+def test_the_revision_is_the_answers_or_the_pdps() -> None:
+    """Every decision names a policy revision: the answer's, else the PDP's."""
+    assert decide(StaticPDP(lambda _: context(policy={"revision": "r9"}))).policy_revision == "r9"
+    assert decide(StaticPDP(True)).policy_revision == "static"
+    assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("inf"), float("nan")])
+def test_a_deadline_is_finite(deadline: float) -> None:
+    """No deadline at all can not be asked for."""
+    with pytest.raises(ConfigError):
+        Evaluator(StaticPDP(True), deadline=deadline)
+
+
+def test_a_pdp_has_the_four_members() -> None:
+    """What is no PDP is refused at construction."""
+    with pytest.raises(ConfigError, match="aevaluate"):
+        Evaluator(object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasons"),
+    [
+        (True, ()),
+        (False, ("observed:deny", "no_permit")),
+        (None, ("observed:deny", Code.PDP_MALFORMED)),
+        (
+            {"decision": False, "context": {"obligations": [{"id": "1", "type": "require_approval"}]}},
+            ("observed:approval_required", "no_permit"),
+        ),
+    ],
+)
+def test_observe_only_permits_and_tells(answer: object, reasons: tuple[str, ...]) -> None:
+    """It permits whatever the real PDP says, tells what that was, and its name says what it is."""
+    pdp = ObserveOnly(StaticPDP(lambda _: answer, name="real"))
+    assert (pdp.name, pdp.revision) == ("observe-only(real)", "static")
+    decision = decide(pdp)
+    assert (decision.outcome, decision.reasons) == ("permit", reasons)
+
+
+def test_observe_only_keeps_the_obligations_of_a_permit() -> None:
+    """What a permit obliges to is carried out even while observing."""
+    obliged = context(obligations=[{"id": "1", "type": "redact", "properties": {"fields": ["iban"]}}])
+    (obligation,) = decide(ObserveOnly(StaticPDP(lambda _: obliged))).obligations
+    assert (obligation.type, obligation.properties) == ("redact", {"fields": ["iban"]})

@@ -1,0 +1,262 @@
+"""Tickets: one call, one run of it, one token per audience, nothing afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
+from langchain_runtime_authz.credential.lease import Ticket, current_credential, current_ticket, ticket_scope
+from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
+from langchain_runtime_authz.errors import AuthzError, CredentialError
+
+BANK, MAIL = "https://bank.example", "https://mail.example"
+ISSUER = LocalIssuer()
+
+
+def minted(audience: str) -> Credential:
+    return mint(
+        ISSUER,
+        TokenRequest(
+            subject=Subject(type="user", id="alice"),
+            tenant="acme",
+            agent="payer",
+            audience=audience,
+            txn="run",
+            task=Task(id="t", epoch=1, digest="d"),
+            tool="send_money",
+            jti="j",
+            issued_at=1_764_000_000,
+            expires_at=1_764_000_060,
+        ),
+    )
+
+
+def a_ticket(**changes: Any) -> Ticket:
+    fields: dict[str, Any] = {
+        "tool": "send_money",
+        "tool_ref": object(),
+        "call_id": "call_1",
+        "call_key": "key",
+        "agent": ("root",),
+        "epoch": 1,
+        "args_digest": "sha256:00",
+        "decision_id": "d-1",
+        "jti": "j",
+        "idempotency_key": "key",
+        "audiences": (BANK,),
+        "parsed": {"recipient": "PARSED-SECRET"},
+        "raw": {"recipient": "RAW-SECRET"},
+        "mint": minted,
+    }
+    return Ticket(**{**fields, **changes})
+
+
+def refusal(audience: str | None = None) -> str:
+    with pytest.raises(CredentialError) as caught:
+        current_credential(audience)
+    return caught.value.code
+
+
+def test_a_ticket_is_redeemed_once() -> None:
+    """A permit runs its tool one time; a second try, or one after the end, is refused."""
+    ticket = a_ticket()
+    ticket.redeem()
+    assert (ticket.redeemed, ticket.concluded) == (True, False)
+    for used in (ticket, a_ticket()):
+        used.conclude()
+        with pytest.raises(AuthzError) as caught:
+            used.redeem()
+        assert caught.value.code == "call_in_progress"
+
+
+def test_one_of_many_threads_redeems() -> None:
+    """Of racing threads exactly one starts the tool."""
+    ticket, won, start = a_ticket(), [], threading.Barrier(8)
+
+    def race() -> None:
+        start.wait()
+        try:
+            ticket.redeem()
+        except AuthzError:
+            return
+        won.append(1)
+
+    threads = [threading.Thread(target=race) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won == [1]
+
+
+def test_a_credential_is_had_inside_the_tool_only() -> None:
+    """Outside, before the start and after the end there is none."""
+    assert refusal() == "credential_unavailable"
+    with ticket_scope(a_ticket()) as ticket:
+        assert refusal() == "credential_unavailable"
+        ticket.redeem()
+        got = current_credential()
+        assert got.token.count(".") == 2
+        assert (got.audience, got.idempotency_key, got.claims["sub"]) == (BANK, "key", "alice")
+        ticket.conclude()
+        assert refusal() == "credential_unavailable"
+    assert current_ticket() is None
+    assert refusal() == "credential_unavailable"
+
+
+def test_an_audience_is_the_profiles() -> None:
+    """Only audiences of the profile; left out only where there is exactly one."""
+    with ticket_scope(a_ticket(audiences=(BANK, MAIL))) as ticket:
+        ticket.redeem()
+        assert refusal() == "audience"
+        assert refusal("https://evil.example") == "audience"
+        assert {current_credential(a).audience for a in (BANK, MAIL)} == {BANK, MAIL}
+        assert len(ticket.minted_tokens()) == 2
+    with ticket_scope(a_ticket(audiences=(), mint=None)) as ticket:
+        ticket.redeem()
+        assert refusal() == refusal(BANK) == "audience"
+    with ticket_scope(a_ticket(mint=None)) as ticket:
+        ticket.redeem()
+        assert refusal() == "credential_unavailable"
+
+
+def test_a_call_mints_once_per_audience() -> None:
+    """Asked again, from any thread, the tool gets the same token."""
+    calls: list[str] = []
+
+    def counted(audience: str) -> Credential:
+        calls.append(audience)
+        return minted(audience)
+
+    with ticket_scope(a_ticket(mint=counted)) as ticket:
+        ticket.redeem()
+        tokens: list[str] = []
+        threads = [
+            threading.Thread(
+                target=contextvars.copy_context().run, args=(lambda: tokens.append(current_credential().token),)
+            )
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert calls == [BANK]
+        assert set(tokens) == {current_credential(BANK).token} == set(ticket.minted_tokens())
+
+
+def test_a_failed_mint_mints_nothing() -> None:
+    """The issuer's refusal reaches the tool, and a second try may succeed."""
+    answers: list[Any] = [CredentialError("credential_unavailable"), None]
+
+    def flaky(audience: str) -> Credential:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        return minted(audience)
+
+    with ticket_scope(a_ticket(mint=flaky)) as ticket:
+        ticket.redeem()
+        assert refusal() == "credential_unavailable"
+        assert ticket.minted_tokens() == ()
+        assert current_credential().audience == BANK
+
+
+def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:
+    """When the call ends while the issuer signs, the tool gets nothing and the search knows the token."""
+
+    def slow(audience: str) -> Credential:
+        ticket.conclude()
+        return minted(audience)
+
+    with ticket_scope(a_ticket(mint=slow)) as ticket:
+        ticket.redeem()
+        assert refusal() == "credential_unavailable"
+        assert len(ticket.minted_tokens()) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_task_left_behind_gets_nothing() -> None:
+    """A background task that outlives its tool holds a dead ticket."""
+    gate = asyncio.Event()
+
+    async def straggler() -> str:
+        await gate.wait()
+        return refusal()
+
+    with ticket_scope(a_ticket()) as ticket:
+        ticket.redeem()
+        left = asyncio.create_task(straggler())
+        ticket.conclude()
+    gate.set()
+    assert await left == "credential_unavailable"
+
+
+@pytest.mark.asyncio
+async def test_concurrent_tools_have_their_own() -> None:
+    """Interleaved calls never see one another's ticket."""
+
+    async def tool(name: str) -> bool:
+        with ticket_scope(a_ticket(tool=name)) as ticket:
+            await asyncio.sleep(0)
+            return current_ticket() is ticket
+
+    assert all(await asyncio.gather(*(tool(str(i)) for i in range(20))))
+
+
+def test_scopes_nest() -> None:
+    """The inner tool's ticket hides the outer's while it runs."""
+    with ticket_scope(a_ticket()) as outer:
+        with ticket_scope(a_ticket()) as inner:
+            assert current_ticket() is inner
+        assert current_ticket() is outer
+    assert current_ticket() is None
+
+
+def test_a_generator_closed_elsewhere_disturbs_nobody() -> None:
+    """A scope left in another context neither raises nor takes that context's ticket away."""
+
+    def stream() -> Iterator[int]:
+        with ticket_scope(a_ticket()):
+            yield 1
+
+    generator = stream()
+    contextvars.copy_context().run(next, generator)
+
+    def elsewhere() -> Ticket | None:
+        with ticket_scope(a_ticket(tool="other")) as other:
+            generator.close()  # type: ignore[attr-defined]
+            assert current_ticket() is other
+        return current_ticket()
+
+    assert contextvars.copy_context().run(elsewhere) is None
+
+
+def test_a_ticket_holds_nothing_a_serialiser_could_print() -> None:
+    """Text, copies, pickles and dataclass-aware serialisers show neither tokens nor arguments."""
+    ticket = a_ticket()
+    ticket.redeem()
+    got = ticket.credential()
+    secrets = (got.token.split(".")[2], "PARSED-SECRET", "RAW-SECRET")
+    for value in (ticket, got):
+        texts = [repr(value), str(value), repr(pickle.dumps(value)), json.dumps(value, default=str)]
+        texts.append(orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+        assert not any(secret in text for text in texts for secret in secrets)
+        assert isinstance(pickle.loads(pickle.dumps(value)), str)
+        assert copy.copy(value) is value
+        assert copy.deepcopy({"a": [value]})["a"][0] is value
+        assert not hasattr(value, "__dict__")
+        for dump in (json.dumps, orjson.dumps):
+            with pytest.raises(TypeError):
+                dump(value)
+    assert "send_money" in repr(ticket)

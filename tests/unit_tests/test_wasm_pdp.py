@@ -1,0 +1,452 @@
+"""The shipped policy as users get it, and a `WasmPDP` that refuses what it can not run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import wasmtime
+from opapywasm import OpaWasmError
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.testing.requests import NOW, example_request
+
+POLICIES = resources.files("langchain_runtime_authz") / "policies"
+SHIPPED = (POLICIES / "policy.wasm").read_bytes()
+DATA = json.loads((POLICIES / "data.json").read_bytes())[DATA_ROOT]
+
+EFFECT = "resource.properties.effect"
+SINK = "resource.properties.sink"
+GRANT = "context.lease.grant"
+
+
+@pytest.fixture(scope="module")
+def pdp() -> Iterator[WasmPDP]:
+    """The shipped policy with the shipped data."""
+    shipped = WasmPDP()
+    yield shipped
+    shipped.close()
+
+
+def ask(pdp: WasmPDP, overrides: Mapping[str, object] | None = None) -> Decision:
+    """The decision on the example request with these fields replaced."""
+    (decision,) = Evaluator(pdp).evaluate([example_request(overrides)])
+    assert decision.failure is None
+    return decision
+
+
+def steered(data: Mapping[str, object], overrides: Mapping[str, object] | None = None) -> Decision:
+    """The same, by the shipped policy with data of the test's own."""
+    pdp = WasmPDP(data=data, pool_size=1)
+    try:
+        return ask(pdp, overrides)
+    finally:
+        pdp.close()
+
+
+# --- the shipped policy ---------------------------------------------------------------------------
+
+
+def test_the_example_is_permitted(pdp: WasmPDP) -> None:
+    """The answer is literally a permit, and carries the PDP's revision."""
+    request = example_request()
+    assert pdp.evaluate(request, request.to_json()) == {
+        "decision": True,
+        "context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": pdp.revision}},
+    }
+
+
+DENIED: dict[str, list[dict[str, object]]] = {
+    Code.LEASE_INVALID: [
+        {"context.lease.exp": NOW},
+        {"context.lease.epoch": 1},
+        {"context.task.epoch": 3},
+        {"context.lease.grant": {"tols": []}},
+    ],
+    Code.UNKNOWN_ACTION: [{"resource.type": "agent"}],
+    Code.NO_PERMIT: [{"subject.type": ""}],
+    Code.GRANT_TOOL: [{f"{GRANT}.tools": ["read_file"]}, {f"{GRANT}.tools": []}],
+    Code.GRANT_ARGUMENT: [
+        {"context.call.args.amount": 100.5},
+        {"context.call.args.amount": "98"},
+        {"context.call.args.account": "UK13"},
+        {"context.call.args": {"amount": 1}},
+    ],
+    Code.GRANT_DATA_CLASS: [{f"{GRANT}.data_classes": ["public"]}],
+    Code.GRANT_SINK: [{f"{GRANT}.sinks": ["none"]}],
+    Code.GRANT_DEPTH: [{"context.delegation.depth": 3}],
+    Code.GRANT_EXPIRED: [{f"{GRANT}.expires_at": NOW}],
+    Code.STALE_PLAN: [{"context.plan.stale": True}],
+    Code.UNPLANNED: [{"context.plan.planned": False}, {"context.plan": None}],
+    Code.ANONYMOUS: [{"subject.type": "anonymous"}, {"subject.type": "anonymous", EFFECT: "read"}],
+    Code.UNPROFILED: [{"resource.properties.profiled": False, EFFECT: "delete"}],
+    Code.EFFECT: [{EFFECT: "admin"}],
+    Code.DATA_FLOW: [
+        {SINK: "external", GRANT: None, "context.history.classes_read": ["public", "secret"]},
+        {SINK: "external", GRANT: None, "context.history.classes_read": ["unheard-of"]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides"), [(code, o) for code, several in DENIED.items() for o in several], ids=str
+)
+def test_each_code_denies(pdp: WasmPDP, code: str, overrides: dict[str, object]) -> None:
+    """One fault gives one plain deny with its code."""
+    decision = ask(pdp, overrides)
+    assert (decision.outcome, decision.reasons, decision.obligations) == ("deny", (code,), ())
+
+
+def test_reasons_are_sorted_and_complete(pdp: WasmPDP) -> None:
+    """Every deny is told, in one order; an ask among them is not."""
+    decision = ask(
+        pdp, {EFFECT: "pay", "context.lease.exp": 0, "context.plan.stale": True, GRANT: {"tools": []}}
+    )
+    assert decision.outcome == "deny"
+    assert decision.reasons == (Code.GRANT_TOOL, Code.LEASE_INVALID, Code.STALE_PLAN)
+
+
+ASKED: dict[str, list[dict[str, object]]] = {
+    Code.EFFECT: [{EFFECT: "send"}, {EFFECT: "pay"}, {EFFECT: "delete"}],
+    Code.UNPROFILED: [
+        {"resource.properties.profiled": False},
+        {"resource.properties": {"effect": "read", "sink": "none", "data_class": "confidential"}},
+    ],
+    Code.DATA_FLOW: [{SINK: "external", GRANT: None}],
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "overrides"), [(code, o) for code, several in ASKED.items() for o in several], ids=str
+)
+def test_each_ask_asks_and_an_approval_lifts_it(
+    pdp: WasmPDP, code: str, overrides: dict[str, object]
+) -> None:
+    """An ask is a deny that a human can lift, for exactly this call."""
+    decision = ask(pdp, overrides)
+    assert (decision.outcome, decision.reasons) == ("approval_required", (code,))
+    approval = {
+        "source": "interrupt",
+        "approver": "bob",
+        "authenticated": False,
+        "args_digest": "sha256:" + "5e" * 32,
+    }
+    assert ask(pdp, {**overrides, "context.approval": approval}).permit
+    for field, value in (("args_digest", "sha256:other"), ("source", "hitl")):
+        refused = ask(pdp, {**overrides, "context.approval": {**approval, field: value}})
+        assert refused.outcome == "approval_required"
+
+
+def test_too_many_denials_halt(pdp: WasmPDP) -> None:
+    """A streak of denials revokes the run."""
+    assert ask(pdp, {"context.history.denials": 24}).permit
+    decision = ask(pdp, {"context.history.denials": 25})
+    assert (decision.outcome, decision.reasons) == ("halt", ("denial_streak",))
+    assert [o.type for o in decision.obligations] == ["revoke"]
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [
+        ("run/start", "run"),
+        ("run/resume", "run"),
+        ("agent/invoke", "agent"),
+        ("node/enter", "node"),
+        ("model/call", "model"),
+    ],
+)
+def test_other_actions_need_a_lease(pdp: WasmPDP, action: str, kind: str) -> None:
+    """What is no tool call is permitted under a valid lease, and under no other."""
+    step = {"action.name": action, "resource.type": kind, "context.call": None, "context.plan": None}
+    assert ask(pdp, step).permit
+    assert ask(pdp, {**step, "context.lease.exp": NOW}).reasons == (Code.LEASE_INVALID,)
+    assert ask(pdp, {**step, f"{GRANT}.expires_at": NOW}).reasons == (Code.GRANT_EXPIRED,)
+
+
+def test_reads_outlive_the_plan(pdp: WasmPDP) -> None:
+    """A read is permitted on a stale plan and without one."""
+    for overrides in ({"context.plan.stale": True}, {"context.plan": None}):
+        assert ask(pdp, {EFFECT: "read", **overrides}).permit
+
+
+def test_an_anonymous_subject_reads_what_is_public(pdp: WasmPDP) -> None:
+    """Nothing more."""
+    public = {
+        "subject.type": "anonymous",
+        EFFECT: "read",
+        "resource.properties.data_class": "public",
+        GRANT: None,
+    }
+    assert ask(pdp, public).permit
+
+
+def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:
+    """A permitted payment obliges the PEP to count."""
+    approval = {
+        "source": "application",
+        "approver": "bob",
+        "authenticated": True,
+        "args_digest": "sha256:" + "5e" * 32,
+    }
+    (obligation,) = ask(pdp, {EFFECT: "pay", "context.approval": approval}).obligations
+    assert obligation.model_dump() == {
+        "id": "rate:pay",
+        "type": "rate_limit",
+        "properties": {"counter": "effect:pay", "window": 60, "max": 5},
+    }
+
+
+def test_text_of_the_request_is_never_echoed(pdp: WasmPDP) -> None:
+    """Hostile names reach no answer."""
+    nasty = 'x" \\ \u2028 %v'
+    request = example_request({"resource.id": nasty, "resource.properties.effect": nasty, GRANT: None})
+    assert nasty not in str(pdp.evaluate(request, request.to_json()))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\x00", b"null", b"[]", b'"input"', b"\xff", b"[" * 50])
+def test_garbage_denies(pdp: WasmPDP, body: bytes) -> None:
+    """Bytes that are no request, or no JSON, get the same one answer: no."""
+    answer = pdp.evaluate(example_request(), body)
+    assert isinstance(answer, dict)
+    assert answer["decision"] is False
+    assert answer["context"]["reasons"]
+
+
+def test_too_deep_an_input_stops_that_evaluation_only(pdp: WasmPDP) -> None:
+    """A trap of the engine is an exception, hence a deny, and the next request is answered."""
+    with pytest.raises(OpaWasmError):
+        pdp.evaluate(example_request(), b"[" * 100_000)
+    assert ask(pdp).permit
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_data_steers_the_policy() -> None:
+    """Each given key replaces the shipped one as a whole."""
+    assert steered({"effects": {"write": "ask"}}).outcome == "approval_required"
+    assert steered({"effects": {"read": "permit"}}).reasons == (Code.EFFECT,)
+    assert steered({"data_flow": {"*": {"internal": "deny"}}}).reasons == (Code.DATA_FLOW,)
+    (obligation,) = steered({"redact": {"book_invoice": ["iban"]}}).obligations
+    assert (obligation.type, obligation.properties) == ("redact", {"fields": ["iban"]})
+    (obligation,) = steered({"rates": {"write": {"window": 1, "max": 2}}}).obligations
+    assert obligation.properties == {"counter": "effect:write", "window": 1, "max": 2}
+    assert steered({"anomaly": {"max_denials": 0}}).outcome == "halt"
+
+
+def test_data_that_can_not_be_read_denies() -> None:
+    """A limit of the wrong shape is not taken for no limit."""
+    unreadable: tuple[dict[str, object], ...] = (
+        {"rates": None},
+        {"rates": {"write": {}}},
+        {"redact": []},
+        {"anomaly": None},
+        {"effects": None},
+    )
+    for data in unreadable:
+        assert steered(data).outcome == "deny"
+
+
+def test_data_may_be_a_file_or_an_edited_copy(tmp_path: Path) -> None:
+    """The keys alone and a copy of the whole data.json mean the same policy."""
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"effects": {}}))
+    copy = tmp_path / "data.json"
+    copy.write_text(json.dumps({DATA_ROOT: {**DATA, "effects": {}, "revision": "a lie"}}))
+    revisions = set()
+    sources: tuple[Path | str | dict[str, object], ...] = (keys, str(keys), {"effects": {}})
+    for source in sources:
+        pdp = WasmPDP(data=source, pool_size=1)
+        revisions.add(pdp.revision)
+        assert ask(pdp).reasons == (Code.EFFECT,)
+        pdp.close()
+    assert len(revisions) == 1
+    edited = WasmPDP(data=copy, pool_size=1)
+    decision = ask(edited)
+    assert (decision.reasons, decision.policy_revision) == ((Code.EFFECT,), edited.revision)
+    edited.close()
+
+
+def test_the_revision_follows_the_data(pdp: WasmPDP) -> None:
+    """Equal policy and data have an equal fingerprint, others another."""
+    same, other = WasmPDP(data={}, pool_size=1), WasmPDP(data={"rates": {}}, pool_size=1)
+    assert pdp.revision == same.revision != other.revision
+    assert pdp.revision.startswith("sha256:")
+    assert len(pdp.revision) == len("sha256:") + 16
+    same.close()
+    other.close()
+
+
+def test_later_changes_of_the_mapping_do_nothing() -> None:
+    """The data is copied at construction."""
+    data: dict[str, dict[str, object]] = {"effects": {}}
+    pdp = WasmPDP(data=data, pool_size=2)
+    data["effects"]["write"] = "permit"
+    assert [ask(pdp).outcome for _ in range(4)] == ["deny"] * 4
+    pdp.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"efects": {}}, "`efects` (did you mean `effects`?); it has: anomaly, anonymous, "),
+        ({"whatever": {}}, "`whatever`; it has: "),
+        ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
+        ({"rates": float("inf")}, "no exact JSON form"),
+        ({"rates": {1, 2}}, "no exact JSON form"),
+        ([], "must be an object, not list"),
+        ({DATA_ROOT: []}, "must be an object, not list"),
+        ("absent.json", "`absent.json` can not be read"),
+    ],
+    ids=repr,
+)
+def test_wrong_data_is_refused(data: object, says: str) -> None:
+    """Wrong data is a `ConfigError` that names the fault."""
+    with pytest.raises(ConfigError) as caught:
+        WasmPDP(data=data)  # type: ignore[arg-type]
+    assert caught.value.code == Code.POLICY_INVALID
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "", "[]", '{"rates": NaN}', '{"rates": {}, "rates": {}}', "{" * 100_000, "\0"]
+)
+def test_a_wrong_data_file_is_refused(tmp_path: Path, text: str) -> None:
+    """So is a file that is not one JSON object, or says a thing twice."""
+    file = tmp_path / "data.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        WasmPDP(data=file)
+    assert caught.value.code == Code.POLICY_INVALID
+
+
+# --- the module -----------------------------------------------------------------------------------
+
+
+def opa_module(
+    *,
+    entrypoints: str = '{"a/b": 0, "c/d": 1}',
+    builtins: str = "{}",
+    result: str = '[{"result": {"decision": true}}]',
+    loop: bool = False,
+) -> bytes:
+    """The smallest module with OPA's ABI: it answers `result`, or, to a real request, never."""
+    texts = [text.encode() + b"\0" for text in (entrypoints, builtins, result)]
+    at = [8, 8 + len(texts[0]), 8 + len(texts[0]) + len(texts[1])]
+    escaped = "".join(f"\\{byte:02x}" for byte in b"".join(texts))
+    spin = "(if (i32.gt_u (local.get 4) (i32.const 2)) (then (loop (br 0))))" if loop else ""
+    return bytes(
+        wasmtime.wat2wasm(f"""(module
+          (import "env" "memory" (memory 2))
+          (global (export "opa_wasm_abi_version") i32 (i32.const 1))
+          (global (export "opa_wasm_abi_minor_version") i32 (i32.const 3))
+          (global $heap (mut i32) (i32.const 4096))
+          (data (i32.const 8) "{escaped}")
+          (func (export "opa_malloc") (param i32) (result i32) (i32.const 8192))
+          (func (export "opa_free") (param i32))
+          (func (export "opa_json_parse") (param i32 i32) (result i32) (local.get 0))
+          (func (export "opa_json_dump") (param i32) (result i32) (local.get 0))
+          (func (export "opa_heap_ptr_get") (result i32) (global.get $heap))
+          (func (export "opa_heap_ptr_set") (param i32) (global.set $heap (local.get 0)))
+          (func (export "entrypoints") (result i32) (i32.const {at[0]}))
+          (func (export "builtins") (result i32) (i32.const {at[1]}))
+          (func (export "opa_eval") (param i32 i32 i32 i32 i32 i32 i32) (result i32)
+            {spin} (i32.const {at[2]})))""")
+    )
+
+
+def test_a_policy_of_ones_own(tmp_path: Path) -> None:
+    """Bytes, a path and its text are the same policy; the decision names its revision."""
+    file = tmp_path / "own.wasm"
+    file.write_bytes(opa_module())
+    for source in (file, str(file), file.read_bytes()):
+        pdp = WasmPDP(wasm=source, entrypoint="a/b", data={"any": {"key": 1}})
+        decision = ask(pdp)
+        assert (decision.permit, decision.policy_revision) == (True, pdp.revision)
+        pdp.close()
+
+
+@pytest.mark.parametrize("result", ["[]", '[{"result": true}]', '[{"result": {}}]', '[{"result": null}]'])
+def test_an_answer_that_is_no_decision_denies(result: str) -> None:
+    """An undefined rule, a bare boolean and an empty answer deny."""
+    pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
+    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    assert (decision.reason, decision.failure) == (Code.PDP_MALFORMED, "pdp")
+    pdp.close()
+
+
+@pytest.mark.parametrize(
+    ("wasm", "entrypoint", "says"),
+    [
+        ("absent.wasm", "a/b", "`absent.wasm` can not be read"),
+        (b"", "a/b", "not a policy compiled by"),
+        (b"package x", "a/b", "not a policy compiled by"),
+        (bytes(wasmtime.wat2wasm("(module)")), "a/b", "not a policy compiled by"),
+        (opa_module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
+        (SHIPPED, "a/b", "it has: runtime_authz/decision"),
+        (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
+        (opa_module(result="tru"), "a/b", "can not be evaluated"),
+        (opa_module(result="{}"), "a/b", "can not be evaluated"),
+    ],
+    ids=lambda v: repr(v)[:30],
+)
+def test_what_can_not_run_is_refused(wasm: str | bytes, entrypoint: str, says: str) -> None:
+    """A missing file, another format, another rule and host functions are told apart."""
+    with pytest.raises(ConfigError) as caught:
+        WasmPDP(wasm=wasm, entrypoint=entrypoint)
+    assert caught.value.code == Code.POLICY_INVALID
+    assert says in str(caught.value)
+
+
+def test_a_refused_policy_leaves_no_thread() -> None:
+    """A construction that fails leaves nothing running."""
+    before = threading.active_count()
+    for arguments in (
+        {"wasm": opa_module()},
+        {"data": {"x": 1}},
+        {"wasm": opa_module(builtins='{"sprintf": 0}')},
+    ):
+        with pytest.raises(ConfigError):
+            WasmPDP(**arguments)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("arguments", [{"pool_size": 0}, {"timeout": 0}, {"timeout": float("nan")}])
+def test_wrong_limits_are_refused(arguments: dict[str, float]) -> None:
+    """There is no evaluation without a deadline."""
+    with pytest.raises(ConfigError):
+        WasmPDP(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_runaway_policy_is_stopped() -> None:
+    """An evaluation that does not end is interrupted, denies, and the next one has an engine."""
+    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.05)
+    for _ in range(2):
+        (decision,) = Evaluator(pdp).evaluate([example_request()])
+        assert (decision.reason, decision.failure) == (Code.PDP_ERROR, "pdp")
+    assert pdp.evaluate(example_request(), b"{}") == {"decision": True}
+    pdp.close()
+
+
+def test_after_close_everything_denies() -> None:
+    """A closed PDP denies; closing twice is no error."""
+    pdp = WasmPDP(pool_size=1)
+    pdp.close()
+    pdp.close()
+    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    assert (decision.reason, decision.failure) == (Code.PDP_ERROR, "pdp")
+
+
+def test_importing_the_module_does_not_load_the_engine() -> None:
+    """Who uses another PDP does not pay for this one."""
+    code = "import sys, langchain_runtime_authz.pdp.wasm as _; sys.exit('wasmtime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
