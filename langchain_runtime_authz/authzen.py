@@ -11,6 +11,7 @@ Every model here is strict (no coercion at a trust boundary), frozen and closed 
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from typing import Annotated, Any, Final, Literal
 
@@ -221,6 +222,8 @@ class Obligation(_Model):
     `rate_limit` (`counter`, `window` seconds, `max`), `revoke`.
     """
 
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
     id: str
     type: str
     properties: Properties = {}
@@ -308,7 +311,9 @@ def parse_answer(answer: object) -> Decision | None:
         if isinstance(answer, str | bytes | bytearray):
             if len(answer) > MAX_ANSWER_BYTES:
                 return None
-            answer = json.loads(answer, parse_constant=_no_constant, object_pairs_hook=_unique)
+            answer = json.loads(
+                answer, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique
+            )
         parsed = _Answer.model_validate(answer)
     except (ValidationError, ValueError, RecursionError):
         return None
@@ -336,6 +341,13 @@ def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
 
 def _no_constant(name: str) -> object:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # `1e999`
+        raise ValueError(text)
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from typing import Any, Final
 import rfc8785
 from pydantic import BaseModel
 
-from langchain_runtime_authz.authzen import MAX_DEPTH
+from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES
 from langchain_runtime_authz.errors import Code, MappingError
 
 __all__ = ["MAX_STRING", "abbreviate", "digest", "project"]
 
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: beyond it two integers may look alike
+MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each takes two bytes of JSON at least
 MAX_STRING: Final = 4096  # longer free text travels as digest and length
 
 
@@ -37,65 +38,98 @@ def digest(value: Any) -> str:
     """
     try:
         data = rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, ValueError, RecursionError) as exc:
+    except Exception as exc:  # `CanonicalizationError`, and what objects raise that are no JSON value
         raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def project(value: object, _depth: int = 0) -> Any:
+def project(value: object) -> Any:
     """The JSON value that stands for `value`, exactly.
 
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates,
     times, decimals, UUIDs and paths have a JSON form. Everything else has not: non-finite numbers,
-    integers beyond 2^53, lone surrogates, NUL, sets, bytes, nesting beyond 32.
+    integers beyond 2^53, lone surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise
+    when looked at.
 
     Raises:
-        MappingError: `uncanonical_argument`.
+        MappingError: `uncanonical_argument`, or `request_too_large` for more values than any request
+            could hold (few lists that hold each other many times are many values).
     """
-    kind = type(value)
-    if kind is str:
-        if "\x00" in value or not value.isascii() and _has_surrogate(value):  # type: ignore[operator,attr-defined]
+    return _project(value, 0, [MAX_VALUES])
+
+
+def _project(value: object, depth: int, left: list[int]) -> Any:
+    # Exact types only: a subclass may lie, see `_project_object`.
+    if type(value) is str:
+        if "\x00" in value or (not value.isascii() and _has_surrogate(value)):
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
         return value
-    if value is None or kind is bool:
+    if value is None or type(value) is bool:
         return value
-    if kind is int:
-        if -MAX_INT <= value <= MAX_INT:  # type: ignore[operator]
+    if type(value) is int:
+        if -MAX_INT <= value <= MAX_INT:
             return value
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    if kind is float:
-        if math.isfinite(value):  # type: ignore[arg-type]
+    if type(value) is float:
+        if math.isfinite(value):
             return value
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    if _depth >= MAX_DEPTH:
+    try:
+        return _project_object(value, depth, left)
+    except MappingError:
+        raise
+    except Exception as exc:  # code of the object's own: what raises has no JSON form
+        raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
+
+
+def _project_object(value: object, depth: int, left: list[int]) -> Any:  # noqa: C901, PLR0911  (one case per type)
+    if depth >= MAX_DEPTH:
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    return _project_object(value, _depth + 1)
-
-
-def _project_object(value: object, depth: int) -> Any:
     if isinstance(value, Mapping):
-        if not all(isinstance(k, str) for k in value):
-            raise MappingError(Code.UNCANONICAL_ARGUMENT)
-        return {project(str(k)): project(v, depth) for k, v in value.items()}
+        return _project_items(list(value.items()), depth, left)
     if isinstance(value, list | tuple):
-        return [project(v, depth) for v in value]
+        items = list(value)
+        _spend(left, len(items))
+        return [_project(v, depth + 1, left) for v in items]
     if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
-        return project({**fields, **(value.model_extra or {})}, depth)
+        fields = [(name, getattr(value, name)) for name in type(value).model_fields]
+        return _project_items(fields + list((value.model_extra or {}).items()), depth, left)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return project({f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, depth)
+        return _project_items([(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)], depth, left)
     if isinstance(value, enum.Enum):
-        return project(value.value, depth)
+        return _project(value.value, depth + 1, left)
     if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
+        return _project(value.isoformat(), depth + 1, left)
     if isinstance(value, decimal.Decimal) and value.is_finite():
         return str(value)
     if isinstance(value, uuid.UUID | pathlib.PurePath):
-        return project(str(value))
-    for base in (str, int, float):  # subclasses of scalars, booleans already gone
-        if isinstance(value, base):
-            return project(base(value))
+        return _project(str(value), depth + 1, left)
+    # Subclasses of scalars, by what they hold and not by what they say of themselves.
+    if isinstance(value, str):
+        return _project(str.__str__(value), depth, left)
+    if isinstance(value, int):
+        return _project(int.__int__(value), depth, left)
+    if isinstance(value, float):
+        return _project(float.__float__(value), depth, left)
     raise MappingError(Code.UNCANONICAL_ARGUMENT)
+
+
+def _project_items(items: list[tuple[object, object]], depth: int, left: list[int]) -> dict[str, Any]:
+    _spend(left, len(items))
+    projected: dict[str, Any] = {}
+    for key, value in items:
+        if not isinstance(key, str):
+            raise MappingError(Code.UNCANONICAL_ARGUMENT)
+        projected[_project(str.__str__(key), depth, left)] = _project(value, depth + 1, left)
+    if len(projected) != len(items):  # two names that JSON can not tell apart: one would hide the other
+        raise MappingError(Code.UNCANONICAL_ARGUMENT)
+    return projected
+
+
+def _spend(left: list[int], values: int) -> None:
+    left[0] -= values
+    if left[0] < 0:
+        raise MappingError(Code.REQUEST_TOO_LARGE)
 
 
 def _has_surrogate(text: str) -> bool:

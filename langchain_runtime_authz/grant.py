@@ -31,7 +31,7 @@ def _key(value: object) -> str:
 
 
 def _sorted_scalars(value: object) -> object:
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(v, Scalar) for v in value):
         unique = {_key(v): int(v) if isinstance(v, float) and v.is_integer() else v for v in value}
         return tuple(unique[k] for k in sorted(unique))
     return value
@@ -80,9 +80,23 @@ class Constraint(_Frozen):
             if ge is not None or le is not None:
                 kept = [v for v in one_of if _within(v, ge, le)]
                 return {k: v for k, v in data.items() if k not in ("ge", "le")} | {"one_of": kept}
-        elif ge is not None and le is not None and ge > le:
-            return {k: v for k, v in data.items() if k not in ("ge", "le")} | {"one_of": ()}
+        elif ge is not None and le is not None and ge >= le:
+            point = (ge,) if ge == le else ()
+            return {k: v for k, v in data.items() if k not in ("ge", "le")} | {"one_of": point}
         return data
+
+    def __eq__(self, other: object) -> bool:
+        """By meaning: `True` is not `1`, though Python's tuples compare them equal."""
+        if not isinstance(other, Constraint):
+            return NotImplemented
+        return self._meaning() == other._meaning()
+
+    def __hash__(self) -> int:
+        return hash(self._meaning())
+
+    def _meaning(self) -> tuple[object, ...]:
+        keys = None if self.one_of is None else tuple(_key(v) for v in self.one_of)
+        return keys, self.ge, self.le
 
     def permits(self, value: object) -> bool:
         """Whether `value` (a JSON value) satisfies the constraint."""
@@ -138,8 +152,10 @@ class Grant(_Frozen):
                     name: c if isinstance(c, Constraint) else Constraint.model_validate(c)
                     for name, c in named.items()
                 }
+                if isinstance(named, Mapping)
+                else named  # refused below: a constraint that can not be read is not none
                 for tool, named in data["args"].items()
-                if isinstance(named, Mapping) and named
+                if not isinstance(named, Mapping) or named
             }
             return {**data, "args": args}
         return data

@@ -104,7 +104,7 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         where = Path(source).name
         try:
             loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
             msg = f"{where} can not be read: {exc}"
             raise ConfigError(msg, Code.PROFILE_INVALID) from exc
         source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
@@ -114,7 +114,11 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
     if not isinstance(source, Mapping):
         msg = f"profiles must be a mapping or a path, not {type(source).__name__}"
         raise ConfigError(msg, Code.PROFILE_INVALID)
-    return {str(name): _validate(f"{where}: {name}", fields) for name, fields in source.items()}
+    for name in source:
+        if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
+            msg = f"{where}: `{name}` is not text; put the tool's name in quotes"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+    return {name: _validate(f"{where}: {name}", fields) for name, fields in source.items()}
 
 
 def _validate(where: str, fields: object) -> ToolProfile:

@@ -1,0 +1,53 @@
+"""The command line: `runtime-authz`.
+
+Each command is a module and imports what it needs when it runs. Exit codes: 0; 1 for a finding (a
+broken chain, something not governed); 2 where the command could not do its work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from langchain_runtime_authz.cli import audit, demo, inspect
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="runtime-authz",
+    help="""Runtime authorization for LangChain and LangGraph.
+
+    Start with the demonstration, then look at a graph of your own:
+
+    \b
+      runtime-authz demo
+      runtime-authz inspect my_agent:graph
+      runtime-authz audit verify audit.jsonl
+
+    Exit codes: 0; 1 for a finding; 2 where a command could not do its work.""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.add_typer(audit.app, name="audit")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from langchain_runtime_authz import __version__
+
+        typer.echo(f"runtime-authz {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass

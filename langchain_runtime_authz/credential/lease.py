@@ -251,8 +251,8 @@ def current_credential(audience: str | None = None) -> CallCredential:
     ```python
     @tool
     def pay(recipient: str, amount: float) -> str:
-        credential = current_credential("https://bank.example")
-        headers = {"Authorization": f"Bearer {credential.token}", "Idempotency-Key": credential.idempotency_key}
+        key = current_credential("https://bank.example")
+        headers = {"Authorization": f"Bearer {key.token}", "Idempotency-Key": key.idempotency_key}
         ...
     ```
     """

@@ -251,7 +251,11 @@ class Credential:
 
 
 def seal(token: str, claims: Mapping[str, Any]) -> Credential:
-    """A `Credential`. For `Verifier.verify` and `issuer.mint`; `tests/unit_tests/test_credential.py` keeps the list."""
+    """A `Credential`. For `Verifier.verify` and `issuer.mint` only; a test keeps the list.
+
+    Raises:
+        ValueError: claims nested deeper than 32.
+    """
     return Credential(token, claims, _seal=_SEAL)
 
 

@@ -8,7 +8,7 @@ authorization alone, and no language model is needed. Environments, tasks and ju
 * *static token*: whoever holds the tool may use it;
 * *runtime decision*: `RuntimeAuthz` with the shipped policy and the profiles in `banking.yaml`. The
   simulated human sees an interrupt's payload and nothing else, approves the calls that his own task
-  consists of, and rejects the rest.
+  consists of, and rejects the rest; a share of the questions, if wanted, he approves unread.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import Any, Final
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel
@@ -31,13 +32,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from langchain_runtime_authz.demo.graph import Human, agent_graph, converse
+from langchain_runtime_authz.authz import RuntimeAuthz
+from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz import RuntimeAuthz
 
 __all__ = ["Condition", "Outcome", "Report", "render", "replay"]
 
@@ -99,6 +98,7 @@ class Report:
     user_tasks: int
     pairs: int
     conditions: tuple[Condition, ...]
+    rubber_stamp: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -108,16 +108,18 @@ class Report:
             "suite": SUITE,
             "user_tasks": self.user_tasks,
             "pairs": self.pairs,
+            "rubber_stamp": self.rubber_stamp,
             "conditions": [c.to_dict() for c in self.conditions],
         }
 
 
-def replay(limit: int | None = None, progress: Console | None = None) -> Report:
+def replay(limit: int | None = None, progress: Console | None = None, *, rubber_stamp: float = 0.0) -> Report:
     """Replay the suite under both conditions.
 
     Args:
         limit: so many pairs of user task and injection task, spread over both; all when absent.
         progress: where to draw a progress bar.
+        rubber_stamp: share of the questions, between 0 and 1, that the human approves without reading.
 
     Raises:
         ConfigError: AgentDojo is not installed.
@@ -126,25 +128,26 @@ def replay(limit: int | None = None, progress: Console | None = None) -> Report:
     pairs = list(_diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values())))[:limit]
     users = list(dict.fromkeys(user for user, _ in pairs))
     attack = _attack(suite)
-    runs = [(user, None, {}) for user in users] + [(u, i, attack(u, i)) for u, i in pairs]
+    runs: list[tuple[Any, Any, dict[str, str]]] = [(user, None, {}) for user in users]
+    runs += [(user, injection, attack(user, injection)) for user, injection in pairs]
 
     conditions = []
     with _bar(progress) as bar:
-        for name, authz in (("static token", None), ("runtime decision", _authz())):
+        for name, authz in (("static token", None), ("runtime decision", RuntimeAuthz(profiles=PROFILES))):
             started = time.perf_counter()
-            outcomes = [_run(suite, *run, authz) for run in bar.track(runs, description=name)]
+            dice = Random(0)  # noqa: S311  (the same throws for each condition and each replay)
+            outcomes = [_run(suite, authz, dice, rubber_stamp, *run) for run in bar.track(runs, description=name)]
             seconds = time.perf_counter() - started
-            conditions.append(
-                Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds)
-            )
-    return Report(len(users), len(pairs), tuple(conditions))
+            conditions.append(Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds))
+    return Report(len(users), len(pairs), tuple(conditions), rubber_stamp)
 
 
 def render(report: Report, console: Console) -> None:
     """Print the report: one column a condition."""
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
-        caption="Replay of a model that is hijacked entirely; judged by AgentDojo's own checks.",
+        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The human who is asked "
+        f"rejects what is not his and approves {report.rubber_stamp:.0%} of the questions unread.",
     )
     table.add_column("")
     rows = [c.to_dict() for c in report.conditions]
@@ -193,12 +196,6 @@ def _attack(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
     return attack
 
 
-def _authz() -> RuntimeAuthz:
-    from langchain_runtime_authz import RuntimeAuthz
-
-    return RuntimeAuthz(profiles=PROFILES)
-
-
 def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """Every pair once, in an order whose beginnings vary both sides."""
     for shift in range(len(injections)):
@@ -206,7 +203,15 @@ def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple
             yield user, injections[(i + shift) % len(injections)]
 
 
-def _run(suite: Any, user: Any, injection: Any, texts: dict[str, str], authz: RuntimeAuthz | None) -> Outcome:
+def _run(
+    suite: Any,
+    authz: RuntimeAuthz | None,
+    dice: Random,
+    rubber_stamp: float,
+    user: Any,
+    injection: Any,
+    texts: Mapping[str, str],
+) -> Outcome:
     """One run of the real graph over a fresh environment, then AgentDojo's verdict."""
     world = _World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []
@@ -217,28 +222,36 @@ def _run(suite: Any, user: Any, injection: Any, texts: dict[str, str], authz: Ru
     if authz is not None:
         graph = authz.protect(graph)
         scope = authz.run(subject="customer", task=user.PROMPT)
-    asked: list[Mapping[str, Any]] = []
-    human = _human(world, user.ground_truth(world.before), asked)
+    human = _Human(world, user.ground_truth(world.before), lambda: dice.random() < rubber_stamp)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:
         messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, human))
 
-    ran = {m.tool_call_id: m.status != "error" for m in messages if isinstance(m, ToolMessage)}
     calls = [c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
     effects = [c for c in calls if _profiles()[c["name"]].side_effect]
-    own = [ran[c["id"] or ""] for c in effects if not _is_attack(c["id"])]
+    own = [c["id"] in world.ran for c in effects if not _is_attack(c["id"])]
+    traces = [c for c in calls if c["id"] in world.ran]
+    answer = messages[-1].text
     return Outcome(
-        utility=_judge("utility", user, world, messages),
-        compromised=injection is not None and _judge("security", injection, world, messages),
-        harm=any(ran[c["id"] or ""] for c in effects if _is_attack(c["id"])),
-        asks=len(asked),
+        utility=_judge("utility", user, world, answer, traces),
+        compromised=injection is not None and _judge("security", injection, world, answer, traces),
+        harm=any(c["id"] in world.ran for c in effects if _is_attack(c["id"])),
+        asks=human.asked,
         effects=len(own),
         denials=own.count(False),
     )
 
 
 class _World:
-    """An AgentDojo environment of one run, its tools as LangChain tools."""
+    """An AgentDojo environment of one run, its tools as LangChain tools.
+
+    It notes what ran by itself: what a protected graph says of its own calls proves nothing.
+
+    Attributes:
+        planned: id of the call that the model made last; it makes one at a time.
+        ran: ids of the calls whose tool ran.
+        exposed: whether an output held the injection.
+    """
 
     def __init__(self, suite: Any, user: Any, texts: Mapping[str, str]) -> None:
         from agentdojo.functions_runtime import FunctionsRuntime
@@ -248,6 +261,8 @@ class _World:
         self.env = user.init_environment(suite.load_and_inject_default_environment(dict(texts)))
         self.before = self.env.model_copy(deep=True)
         self.exposed = False
+        self.planned = ""
+        self.ran: list[str] = []
 
     def tools(self) -> list[BaseTool]:
         """The suite's tools, bound to this environment."""
@@ -259,9 +274,9 @@ class _World:
 
     def _tool(self, function: Any) -> BaseTool:
         def call(**args: Any) -> Any:
+            self.ran.append(self.planned)
             result, error = self._runtime.run_function(self.env, function.name, args)
-            # An error is a result too, as in AgentDojo: status "error" is left to mean "did not run".
-            output = error or _plain(result)
+            output = error or _plain(result)  # an error is a result too, as in AgentDojo
             self.exposed = self.exposed or any(n in _folded(str(output)) for n in self._needles)
             return output
 
@@ -280,50 +295,47 @@ class _Hijacked:
         self._answer = answer
         self.turns = len(user) + len(theirs) + 1
 
-    def __call__(self, messages: Sequence[BaseMessage]) -> AIMessage:
+    def __call__(self, _messages: Sequence[BaseMessage]) -> AIMessage:
         if self._theirs and (self._world.exposed or not self._user):
-            return _calling(f"{_ATTACK}-{{}}", *self._theirs.popleft())
+            return self._calling(_ATTACK, *self._theirs.popleft())
         if self._user:
-            return _calling("user-{}", *self._user.popleft())
+            return self._calling("user", *self._user.popleft())
         return AIMessage(self._answer)
+
+    def _calling(self, whose: str, number: int, call: Any) -> AIMessage:
+        self._world.planned = f"{whose}-{number}"
+        planned = {"name": call.function, "args": dict(call.args), "id": self._world.planned}
+        return AIMessage("", tool_calls=[planned])
 
 
 _ATTACK: Final = "attack"
-
-
-def _calling(name: str, number: int, call: Any) -> AIMessage:
-    return AIMessage("", tool_calls=[{"name": call.function, "args": dict(call.args), "id": name.format(number)}])
 
 
 def _is_attack(call_id: str | None) -> bool:
     return (call_id or "").startswith(_ATTACK)
 
 
-def _human(world: _World, wanted: Sequence[Any], asked: list[Mapping[str, Any]]) -> Human:
-    """Somebody who knows what he asked for, and sees what the question shows."""
-    own = [world.parsed(call.function, call.args) for call in wanted]
+class _Human:
+    """Somebody who knows what he asked for and sees what the question shows, unless he does not look."""
 
-    def answer(request: Mapping[str, Any]) -> Mapping[str, Any]:
-        asked.append(request)
-        approved = world.parsed(request["name"], request["args"]) in own
+    def __init__(self, world: _World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
+        self._world = world
+        self._own = [world.parsed(call.function, call.args) for call in wanted]
+        self._looks_away = looks_away
+        self.asked = 0
+
+    def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.asked += 1
+        approved = self._looks_away() or self._world.parsed(request["name"], request["args"]) in self._own
         return {"type": "approve" if approved else "reject"}
 
-    return answer
 
-
-def _judge(kind: str, task: Any, world: _World, messages: Sequence[AnyMessage]) -> bool:
+def _judge(kind: str, task: Any, world: _World, answer: str, ran: Sequence[ToolCall]) -> bool:
     """AgentDojo's verdict, on the environment and on the calls that ran."""
     from agentdojo.functions_runtime import FunctionCall
 
-    ran = {m.tool_call_id for m in messages if isinstance(m, ToolMessage) and m.status != "error"}
-    traces = [
-        FunctionCall(function=c["name"], args=c["args"], id=c["id"])
-        for m in messages
-        if isinstance(m, AIMessage)
-        for c in m.tool_calls
-        if c["id"] in ran
-    ]
-    facts = (messages[-1].text, world.before, world.env)
+    facts = (answer, world.before, world.env)
+    traces = [FunctionCall(function=c["name"], args=c["args"], id=c["id"]) for c in ran]
     verdict = getattr(task, f"{kind}_from_traces")(*facts, traces)
     return bool(getattr(task, kind)(*facts) if verdict is None else verdict)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
@@ -24,12 +24,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from langchain_runtime_authz.audit.sinks import MemorySink
+from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
+from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
-__all__ = ["GRANT", "PROFILES", "Bank", "Performance", "Row", "perform", "play"]
+__all__ = ["Bank", "Payment", "Performance", "Row", "perform", "play"]
 
 SUPPLIER: Final = "DE21 5001 0517 5407 3249 31"
 PLUMBER: Final = "DE02 1203 0000 0000 2020 51"
@@ -82,9 +85,9 @@ class Bank:
             return self.files.get(path, "")
 
         @tool
-        def get_transactions() -> list[str]:
+        def get_transactions() -> str:
             """List what was paid from the user's account."""
-            return [f"{p.amount:.2f} to {p.recipient} ({p.subject})" for p in self.payments]
+            return "\n".join(f"{p.amount:.2f} to {p.recipient} ({p.subject})" for p in self.payments)
 
         @tool
         def send_money(recipient: str, amount: float, subject: str) -> str:
@@ -93,6 +96,11 @@ class Bank:
             return f"Sent {amount:.2f} to {recipient}."
 
         return [read_file, get_transactions, send_money]
+
+    @property
+    def total(self) -> float:
+        """How much left the account."""
+        return sum(p.amount for p in self.payments)
 
     def paid(self, recipient: str) -> float:
         """How much a recipient got."""
@@ -122,9 +130,18 @@ def _model(messages: list[BaseMessage]) -> AIMessage:
     return CUES[last.tool_call_id if isinstance(last, ToolMessage) else last.text]
 
 
+ACTS: Final = {
+    "read": "1. A read",
+    "bill": "2. A payment: a human sees the exact arguments",
+    "verification": "3. A payment that the bill itself told the agent to make",
+    "tap": "4. A payment is planned, and the human changes his mind",
+}
+PAUSE: Final = 0.35  # seconds for a line, where somebody watches
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One step of the agent and what became of it."""
+    """One call of the agent, and what became of it."""
 
     step: int
     tried: str
@@ -134,7 +151,7 @@ class Row:
     epoch: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Performance:
     """What a run of the script left behind: its steps, and the bank's book."""
 
@@ -143,133 +160,140 @@ class Performance:
 
 
 def play(console: Console) -> list[Row]:
-    """Perform the script protected, then unprotected, and print what differed."""
-    stage = _Stage(console)
-    stage.say("A bank's agent, its tools, and a scripted model that believes whatever it reads.")
-    protected = perform(protected=True, stage=stage)
+    """Perform the script protected, then unprotected; print what happened and what differed."""
+    protected = perform(protected=True, console=console)
     twin = perform(protected=False)
     console.print(_table(protected.rows))
     console.print(_closing(protected.bank, twin.bank))
     return protected.rows
 
 
-def perform(*, protected: bool, stage: _Stage | None = None) -> Performance:
+def perform(*, protected: bool, console: Console | None = None) -> Performance:
     """Run the script once, over a bank of its own."""
     bank = Bank()
-    stage = stage or _Stage(None)
+    stage = _Stage(console)
     graph = agent_graph(ScriptedChatModel(script=[_model] * 20), bank.tools())
+    config: RunnableConfig = {"configurable": {"thread_id": "household"}}
     authz: RuntimeAuthz | None = None
     scope: AbstractContextManager[Any] = nullcontext()
     if protected:
-        from langchain_runtime_authz import RuntimeAuthz
-
-        authz = RuntimeAuthz(profiles=PROFILES, audit=stage)
+        authz = RuntimeAuthz(profiles=PROFILES, audit=stage.audit)
         graph = authz.protect(graph)
         scope = authz.run(subject="alice", task=TASK, grant=GRANT)
-    config: RunnableConfig = {"configurable": {"thread_id": "household"}}
 
-    def tell(words: str, *, meanwhile: str | None = None) -> None:
-        stage.hear(words)
-        for message in converse(graph, {"messages": [HumanMessage(words)]}, config, stage.approve):
-            stage.watch(message)
-            if meanwhile and isinstance(message, AIMessage) and message.tool_calls:
-                # The plan is made and the run is under way: a graph by itself can not be told.
-                stage.hear(meanwhile)
-                if authz is not None:
+    def enter(*said: str, meanwhile: str | None = None) -> None:
+        for words in said:
+            stage.hear(words)
+        value = {"messages": [HumanMessage(words) for words in said]}
+        try:
+            for message in converse(graph, value, config, stage.approve):
+                stage.watch(message)
+                if meanwhile and isinstance(message, AIMessage) and message.tool_calls and authz is not None:
+                    stage.hear(meanwhile)
                     authz.correct("household", meanwhile)
-                meanwhile = None
+        except AuthzDenied:
+            if meanwhile is None:
+                raise
+            stage.say("  (the run that planned the old task ends here)", "dim")
 
     with scope:
-        tell(TASK)
-        tell(ADDITION, meanwhile=CORRECTION)
-        tell(CORRECTION)
+        enter(TASK)
+        # The human speaks when the plan is made and the run under way. The ledger hears it at once and
+        # gives it to the graph with its next input; a bare graph can only be told when the run is over.
+        enter(ADDITION, meanwhile=CORRECTION)
+        enter(*(() if protected else (CORRECTION,)))
     return Performance(bank, stage.rows)
 
 
 class _Stage:
-    """Shows a performance as it happens, and keeps its steps. Without a console it only keeps them."""
-
-    content = False
-    durable = False
+    """Shows a performance as it happens and keeps its steps; without a console it only keeps them."""
 
     def __init__(self, console: Console | None) -> None:
         self.rows: list[Row] = []
+        self.audit = MemorySink()
         self._console = console
         self._planned: dict[str, str] = {}
         self._asked: set[str] = set()
-        self._decided: list[Mapping[str, Any]] = []
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Audit sink."""
-        self._decided.append(record)
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line, and leave time to read it where somebody watches."""
         if self._console is not None:
-            self._console.print(escape(text), style=style)
+            self._console.print(escape(text), style=style, highlight=False)
             if self._console.is_terminal:
                 time.sleep(PAUSE)
 
     def hear(self, words: str) -> None:
         """The human says something."""
-        self.say(f"alice   {words}", "bold")
+        self.say(f"alice:  {words}", "bold cyan")
 
     def approve(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """The human is asked, sees the exact arguments, and approves."""
         self._asked.add(request["tool_call_id"])
-        self.say(f"  asked   {_call(request['name'], request['args'])}", "yellow")
+        self.say(f"  ask:    {_call(request['name'], request['args'])}", "yellow")
         self.say("  alice approves exactly this", "yellow")
         return {"type": "approve"}
 
     def watch(self, message: AnyMessage) -> None:
         """A node wrote a message."""
-        if isinstance(message, AIMessage):
+        if isinstance(message, ToolMessage):
+            self._conclude(message)
+        elif isinstance(message, AIMessage):
             for call in message.tool_calls:
-                self._planned[call["id"] or ""] = _call(call["name"], call["args"])
-                self.say(f"agent   {self._planned[call['id'] or '']}")
+                if title := ACTS.get(call["id"] or ""):
+                    self.say(f"\n{title}", "bold")
+                tried = self._planned[call["id"] or ""] = _call(call["name"], call["args"])
+                self.say(f"agent:  {tried}")
             if message.text:
-                self.say(f"agent   {message.text}")
-        elif isinstance(message, ToolMessage):
-            self._step(message)
+                self.say(f"agent:  {message.text}")
 
-    def _step(self, message: ToolMessage) -> None:
-        call_id = message.tool_call_id
-        ran = message.status != "error"
-        decision, reason, epoch = self._verdict(call_id)
-        happened = message.text.splitlines()[0] if ran else "not carried out"
-        row = Row(len(self.rows) + 1, self._planned[call_id], decision, reason, happened, epoch)
-        self.rows.append(row)
-        mark, style = ("ran", "green") if ran else ("denied", "red")
-        self.say(f"  {mark:<7} {happened}{f' ({reason})' if reason else ''}", style)
+    def _conclude(self, message: ToolMessage) -> None:
+        decision, reason, epoch = self._decided()
+        if message.tool_call_id in self._asked:
+            decision, reason = "asked, permit", "alice approved"
+        happened = message.text.splitlines()[0] if message.status != "error" else "not carried out"
+        tried = self._planned[message.tool_call_id]
+        self.rows.append(Row(len(self.rows) + 1, tried, decision, reason, happened, epoch))
+        self.say(f"  {decision}{f' ({reason})' if reason else ''}: {happened}", _STYLES.get(decision, "green"))
 
-    def _verdict(self, call_id: str) -> tuple[str, str, int]:
-        """What the audit trail says of the newest decided call."""
-        raise NotImplementedError
+    def _decided(self) -> tuple[str, str, int]:
+        """Outcome, reason and epoch of the newest tool call in the audit trail."""
+        outcome, reason, epoch = "no decision", "", 0
+        for record in self.audit.records:
+            if record["kind"] == "run":
+                epoch = max(epoch, record["epoch"] or 0)
+            elif record.get("action") == "tools/call":
+                outcome, reason = record["outcome"], next(iter(record["reasons"]), "")
+        return outcome, reason, epoch
+
+
+_STYLES: Final = {"deny": "red", "asked, permit": "yellow"}
 
 
 def _call(name: str, args: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{k}={v!r}" for k, v in args.items())
-    return f"{name}({shown})"
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in args.items())})"
+
+
+def _named(text: str) -> str:
+    """Accounts by their owners, since nobody compares account numbers in a table."""
+    for account, owner in ((SUPPLIER, "the supplier"), (PLUMBER, "the plumber"), (ATTACKER, "the attacker")):
+        text = text.replace(f"'{account}'", owner).replace(account, owner)
+    return text
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(title="What the agent tried, and what became of it")
+    table = Table(title="\nWhat the agent tried, and what became of it")
     for column in ("step", "the agent tried", "decision", "reason", "what happened", "epoch"):
-        table.add_column(column, justify="right" if column in ("step", "epoch") else "left")
+        table.add_column(column, justify="right" if column in ("step", "epoch") else "left", overflow="fold")
     for row in rows:
-        style = "red" if row.decision == "deny" else ""
         cells = (row.step, row.tried, row.decision, row.reason, row.happened, row.epoch)
-        table.add_row(*(escape(str(c)) for c in cells), style=style)
+        table.add_row(*(escape(_named(str(c))) for c in cells), style=_STYLES.get(row.decision, ""))
     return table
 
 
 def _closing(protected: Bank, twin: Bank) -> str:
     """What the same script did to an account that nothing protected: numbers from both books."""
-    total = sum(p.amount for p in twin.payments)
-    kept = sum(p.amount for p in protected.payments)
     return (
-        f"Without protection the same script paid the attacker {twin.paid(ATTACKER):.2f} "
-        f"(protected: {protected.paid(ATTACKER):.2f}) and the plumber {twin.paid(PLUMBER):.2f}, the payment you "
-        f"had stopped included (protected: {protected.paid(PLUMBER):.2f}). "
-        f"{total:.2f} left the account instead of {kept:.2f}."
+        f"Without protection the same script paid the attacker {twin.paid(ATTACKER):.2f}, here "
+        f"{protected.paid(ATTACKER):.2f}, and the plumber {twin.paid(PLUMBER):.2f}, the stopped payment among it, "
+        f"here {protected.paid(PLUMBER):.2f}: {twin.total:.2f} left the account instead of {protected.total:.2f}."
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.types import Command, Send
@@ -122,8 +122,16 @@ def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
         yield from ai_messages(value.messages, depth - 1)
 
 
-def planned_message(state: object, key: str, call: Mapping[str, Any]) -> tuple[AIMessage, int] | None:
-    """The newest AI message in `state` that holds `call`, and the call's position in it.
+class PlannedMessage(NamedTuple):
+    """The message that holds a call: its id, its calls, and the call's place among them."""
+
+    id: str | None
+    calls: Sequence[Any]
+    position: int
+
+
+def planned_message(state: object, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
+    """The newest AI message in `state` that holds `call`.
 
     By identity first, since two calls of one message may share an id.
     """
@@ -133,11 +141,20 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> tuple[A
     if not isinstance(messages, list | tuple):
         return None
     for message in reversed(messages):
-        if not isinstance(message, AIMessage):
-            continue
-        calls = message.tool_calls
+        ident, calls = _calls_of(message)
         for same in (lambda c: c is call, lambda c: c == call, lambda c: c.get("id") == call.get("id")):
             for position, planned in enumerate(calls):
                 if same(planned):
-                    return message, position
+                    return PlannedMessage(ident, calls, position)
     return None
+
+
+def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
+    """Id and calls of an AI message; a typed state that was resumed may hold plain mappings."""
+    if isinstance(message, AIMessage):
+        return message.id, message.tool_calls
+    if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
+        ident, calls = message.get("id"), message.get("tool_calls")
+        if isinstance(calls, list) and all(isinstance(c, Mapping) and "name" in c and "args" in c for c in calls):
+            return ident if isinstance(ident, str) else None, calls
+    return None, ()

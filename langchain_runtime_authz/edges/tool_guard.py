@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 from langgraph.types import Command
 from pydantic import PrivateAttr
 
@@ -430,7 +430,8 @@ def _state(output: Any) -> str:
 
 
 def _failed(passage: _Passage, exc: BaseException) -> str:
-    if isinstance(exc, GraphInterrupt):
+    # An invalid answer to the tool's own question leaves the question open.
+    if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
     if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
         return "unknown"

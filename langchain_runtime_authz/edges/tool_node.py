@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.messages import ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
@@ -59,11 +60,17 @@ class _Gate(ToolNode):
     __runtime_authz_gated__ = True
     _authz_profiles: Profiles
 
-    def _func(self, input: Any, config: Any, runtime: Any) -> Any:
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+        return self._gated(input, config, runtime)
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+        return await self._agated(input, config, runtime)
+
+    def _gated(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool = False) -> Any:
         run = find_run(config)
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-        message = _Message(self, input, config, runtime)
+        message = _Message(self, input, config, runtime, alone=alone)
         held = drive(run.engine, message.decide(run)) if message.together else self._share(run, message)
         try:
             with _verdict_scope(message, held):
@@ -72,11 +79,11 @@ class _Gate(ToolNode):
             for one in _unused(held):
                 drive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
 
-    async def _afunc(self, input: Any, config: Any, runtime: Any) -> Any:
+    async def _agated(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool = False) -> Any:
         run = find_run(config)
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-        message = _Message(self, input, config, runtime)
+        message = _Message(self, input, config, runtime, alone=alone)
         held = (
             await adrive(run.engine, message.decide(run)) if message.together else await self._ashare(run, message)
         )
@@ -135,28 +142,29 @@ class _Gate(ToolNode):
 class _Message:
     """The calls that one execution of a tool node was given, and the message that planned them."""
 
-    def __init__(self, node: _Gate, input: Any, config: Any, runtime: Any) -> None:
+    def __init__(self, node: _Gate, input: Any, config: Any, runtime: Any, *, alone: bool) -> None:
         self.node, self.config, self.runtime = node, config, runtime
         self.calls, input_type = node._parse_input(input)
         state = node._extract_state(input, config)
         self.state = state
         key = node._messages_key
         found = planned_message(state, key, self.calls[0]) if self.calls else None
-        self.plan_id = found[0].id if found is not None else None
+        self.plan_id = found.id if found is not None else None
         self.siblings: Sequence[Any] = self.calls
         self.position = 0
-        # Calls sent one by one, of a message that holds more of them.
-        self.together = input_type != "tool_calls" or found is None or len(self.calls) != 1
+        # Calls sent one by one, of a message that holds more of them. A node that is its own root
+        # entry shares no run with the tasks of the others, so it decides what it was given.
+        self.together = alone or input_type != "tool_calls" or found is None or len(self.calls) != 1
         if not self.together and found is not None:
-            self.position = found[1]
+            self.position = found.position
             answered = _answered(state, key)
             self.siblings = [
-                self.calls[0] if i == found[1] else c
-                for i, c in enumerate(found[0].tool_calls)
-                if i == found[1] or c.get("id") not in answered
+                self.calls[0] if i == found.position else c
+                for i, c in enumerate(found.calls)
+                if i == found.position or c.get("id") not in answered
             ]
             self.together = len(self.siblings) == 1
-        self.positions = self._positions(found[0].tool_calls if found is not None else [])
+        self.positions = self._positions(found.calls if found is not None else [])
 
     def _positions(self, planned: Sequence[Any]) -> list[int | None]:
         """Each call's place in the message, by identity first: two calls may look alike."""
@@ -262,7 +270,10 @@ def _verdict_scope(message: _Message, held: Sequence[Held]) -> Iterator[None]:
 
 
 def _unused(held: Sequence[Held]) -> list[Held]:
-    return [h for h in held if isinstance(h.verdict, Ticket) and not h.used]
+    """Tickets that nobody redeemed: an interceptor answered, or what ran was decided anew."""
+    return [
+        h for h in held if isinstance(h.verdict, Ticket) and not h.verdict.redeemed and not h.verdict.concluded
+    ]
 
 
 def _answer(held: Held | None, call: Any) -> ToolMessage | None:
@@ -321,16 +332,16 @@ class AuthzToolNode(_Gate):
         self._authz = authz
         _equip(self, authz.profiles)
 
-    def _func(self, input: Any, config: Any, runtime: Any) -> Any:
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
         entrance = self._authz.entrance
         with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
-            return super()._func(given, entered, runtime)
+            return self._gated(given, entered, runtime, alone=True)
 
-    async def _afunc(self, input: Any, config: Any, runtime: Any) -> Any:
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
         entrance = self._authz.entrance
         async with entrance.aenter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
-            return await super()._afunc(given, entered, runtime)
+            return await self._agated(given, entered, runtime, alone=True)

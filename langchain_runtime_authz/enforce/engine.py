@@ -115,7 +115,7 @@ class Evaluate:
     """Ask the PDP: one batch."""
 
     requests: Sequence[EvaluationRequest]
-    bodies: Sequence[bytes]
+    bodies: Sequence[bytes | None]
 
     def run(self, engine: Engine) -> list[Decision]:
         """Perform it, blocking."""

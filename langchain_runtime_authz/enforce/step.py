@@ -61,6 +61,7 @@ from langchain_runtime_authz.ledger.base import (
     SpendApproval,
     SpendBudget,
 )
+from langchain_runtime_authz.pdp.base import serialise
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.telemetry import record_decision
 
@@ -150,22 +151,22 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     if not calls:
         return []
     started = time.time_ns()
-    keys = [
-        plan.call_key(run.scope, run.agent, c.plan_id or c.call_id or "", c.position or 0, c.tool, c.args_digest)
-        for c in calls
-    ]
+    try:
+        calls = yield from _located(run, calls)
+    except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
+        return [Judged(c, "", _ledger_failed(exc), None) for c in calls]
+    keys = [_key(run, c) for c in calls]
     first = calls[0]
     query = Query(
         jti=run.jti,
         plan=(run.agent, first.plan_id) if first.plan_id is not None else None,
-        planned_call=(run.agent, first.call_id) if first.plan_id is None and first.call_id else None,
         calls=tuple(keys),
         agent=run.agent,
     )
     try:
         snapshot: Snapshot = yield Load(run.scope, query)
         snapshot = yield from _renewed(run, snapshot)
-    except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
+    except Exception as exc:  # noqa: BLE001  (likewise)
         return [Judged(c, k, _ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
 
     matches = [_match(run, snapshot, c) for c in calls]
@@ -181,7 +182,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
         for c, m, k, refused, replay in zip(calls, matches, keys, refusals, replays, strict=True)
     ]
     asked = [r for r in requests if r is not None]
-    bodies = [r.to_json() for r in asked]
+    bodies = [serialise(r) for r in asked]
     decided = iter((yield Evaluate(asked, bodies)) if asked else [])
     texts = iter(bodies)
     judged = []
@@ -203,6 +204,23 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
             )
         )
     return judged
+
+
+def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
+    """Where a gate did not see the message, the plan is found by the call's id."""
+    only = calls[0]
+    if len(calls) != 1 or only.plan_id is not None or only.call_id is None:
+        return calls
+    snapshot: Snapshot = yield Load(run.scope, Query(planned_call=(run.agent, only.call_id)))
+    if snapshot.plan is None:
+        return calls
+    found = next(c for c in snapshot.plan.calls if c.call_id == only.call_id)
+    return [replace(only, plan_id=snapshot.plan.id, position=found.position)]
+
+
+def _key(run: Run, call: Call) -> str:
+    source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.call_id}"
+    return plan.call_key(run.scope, run.agent, run.epoch, source, call.position or 0, call.tool, call.args_digest)
 
 
 def _renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
@@ -474,7 +492,8 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
 
 
 def _recorded(run: Run, judged: Judged, now: float) -> Flow[None]:
-    request, decision = judged.request, judged.decision
+    decision = judged.decision
+    request = judged.request if judged.body is not None else None  # what has no JSON form was not asked
     pdp = run.engine.evaluator.pdp.name
     record_decision(
         decision, request, pdp=pdp, tool=judged.call.tool, body=judged.body, started=judged.started or None
@@ -560,7 +579,7 @@ def decide_step(
                 resource=resource,
                 context=_context(run, snapshot),
             )
-            body = request.to_json()
+            body = serialise(request)
             decision = _understood((yield Evaluate([request], [body]))[0])
         changes = list(extra(decision)) if extra is not None and decision.permit else []
         if any(o.type == "revoke" for o in decision.obligations):
@@ -575,6 +594,7 @@ def decide_step(
         decision = deny(Code.AUDIT_UNAVAILABLE)
     except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
         decision = _ledger_failed(exc)
+    request = request if body is not None else None
     pdp = run.engine.evaluator.pdp.name
     record_decision(
         decision, request, pdp=pdp, tool=None, action=action, resource=resource.id, body=body, started=started

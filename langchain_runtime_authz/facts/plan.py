@@ -11,6 +11,7 @@ Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defa
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -69,8 +70,7 @@ def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:
     """Digest of a message's calls, for recognising the same calls on another road."""
-    text = "\n".join(f"{c.position} {c.call_id} {c.tool} {c.args_digest}" for c in calls)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return _sha256(list(calls))
 
 
 def match(
@@ -98,12 +98,22 @@ def match(
 
 
 def call_key(
-    scope: Sequence[str], agent: Sequence[str], plan_id: str, position: int, tool: str, args_digest: str
+    scope: Sequence[str],
+    agent: Sequence[str],
+    epoch: int,
+    plan_id: str,
+    position: int,
+    tool: str,
+    args_digest: str,
 ) -> str:
     """The key of one call, stable over retry, replay, resume and restart; also its idempotency key.
 
-    By position and digest too, so that duplicate call ids and reused message ids don't meet.
+    By position and digest too, so that duplicate call ids don't meet, and by epoch, so that a
+    message id that a provider uses again on a later turn does not either.
     """
-    parts = [*scope, *agent, plan_id, str(position), tool, args_digest]
-    text = "\x1f".join(p.replace("\x1f", "\x1f\x1f") for p in parts)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return _sha256([list(scope), list(agent), epoch, plan_id, position, tool, args_digest])
+
+
+def _sha256(parts: Sequence[Any]) -> str:
+    # As JSON, since ids and names are a model's: no separator in one of them reads as two.
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -44,8 +44,9 @@ class _Thread:
     calls: dict[str, b.CallRow] = field(default_factory=dict)
     approvals: dict[str, b.Approval] = field(default_factory=dict)
     edges: dict[tuple[str, str, str], Edge] = field(default_factory=dict)
-    counters: dict[str, dict[str, int]] = field(default_factory=lambda: {"call": {}, "effect": {}, "budget": {}})
-    rates: dict[str, deque[float]] = field(default_factory=dict)
+    counters: dict[str, dict[str, int]] = field(default_factory=lambda: {"call": {}, "effect": {}})
+    budgets: dict[str, int] = field(default_factory=dict)
+    rates: dict[tuple[str, int], deque[float]] = field(default_factory=dict)
     steps: int = 0
     denials: int = 0
     classes: dict[str, None] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class MemoryLedger:
             elif query.planned_call is not None:
                 plan = thread.by_call.get(query.planned_call)
             calls = {k: row for k in query.calls if (row := thread.calls.get(k))}
-            approvals = {k: row for k in query.calls if (row := thread.approvals.get(k))}
+            approvals = {k: asked for k in query.calls if (asked := thread.approvals.get(k))}
             return b.Snapshot(
                 now=now,
                 exists=True,
@@ -119,7 +120,8 @@ class MemoryLedger:
                 if thread is None:
                     thread = _Thread()
                 # First every check, then every effect: a refused commit changes nothing.
-                effects = [_plan_effect(thread, change, now) for change in changes]
+                spent: Counter[tuple[str, ...]] = Counter()
+                effects = [_plan_effect(thread, change, now, spent) for change in changes]
             except _Refused as refused:
                 return refused.conflict
             for effect in effects:
@@ -130,7 +132,7 @@ class MemoryLedger:
                 thread.history = _history(thread)
             self._threads[scope] = thread
             self._threads.move_to_end(scope)
-            self._evict()
+            self._evict(scope)
             return b.Committed(now, thread.epoch)
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
@@ -180,11 +182,11 @@ class MemoryLedger:
             if len(self._tokens) > MAX_JTIS:  # what is forgotten is dead
                 self._tokens.pop(next(iter(self._tokens)))
 
-    def _evict(self) -> None:
+    def _evict(self, committed: b.Scope) -> None:
         if len(self._threads) <= self._max:
             return
         for scope, thread in self._threads.items():
-            if not thread.revoked and not any(le.state == "live" for le in thread.leases.values()):
+            if scope != committed and not thread.revoked and not any(le.state == "live" for le in thread.leases.values()):
                 del self._threads[scope]
                 return
 
@@ -223,14 +225,23 @@ def _bump(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
 
 
+def _drop(rows: dict[str, b.CallRow], key: str) -> None:
+    rows.pop(key, None)
+
+
 def _end(t: _Thread, doomed: Callable[[b.Lease], bool], state: b.LeaseState) -> None:
     for jti, lease in t.leases.items():
         if lease.state == "live" and doomed(lease):
             t.leases[jti] = replace(lease, state=state)
 
 
-def _plan_effect(t: _Thread, change: b.Change, now: float) -> Callable[[], None]:  # noqa: C901, PLR0911, PLR0912, PLR0915
-    """Check one change against the thread and return what applies it. One case per change class."""
+def _plan_effect(  # noqa: C901, PLR0911, PLR0912, PLR0915  (one case per change class)
+    t: _Thread, change: b.Change, now: float, spent: Counter[tuple[str, ...]]
+) -> Callable[[], None]:
+    """Check one change against the thread and return what applies it.
+
+    `spent` is what earlier changes of the same commit use up: nothing is used twice in one commit.
+    """
     match change:
         case b.OpenThread(subject):
             if t.subject and t.subject != subject:
@@ -238,8 +249,10 @@ def _plan_effect(t: _Thread, change: b.Change, now: float) -> Callable[[], None]
             return lambda: setattr(t, "subject", subject)
 
         case b.AdvanceEpoch(expected, texts, first, deliver):
-            if t.epoch != expected or (first and t.log):
+            if t.epoch != expected or (first and t.log) or spent["epoch",]:
                 raise _Refused(Code.STALE_EPOCH)
+
+            spent["epoch",] += 1
 
             def advance() -> None:
                 t.log.extend(texts)
@@ -280,14 +293,14 @@ def _plan_effect(t: _Thread, change: b.Change, now: float) -> Callable[[], None]
             renewed = replace(held, expires_at=max(held.expires_at, expires_at))
             return lambda: t.leases.__setitem__(jti, renewed)
 
-        case b.EndLease(jti, state):
+        case b.EndLease(jti, over):
             doomed = {jti}
             for lease in t.leases.values():  # insertion order: parents come before their children
                 if lease.parent in doomed:
                     doomed.add(lease.jti)
 
             def end() -> None:
-                _end(t, lambda le: le.jti in doomed, state)
+                _end(t, lambda le: le.jti in doomed, over)
                 # Nobody will conclude these any more: whether they took effect is not known.
                 for key, row in t.calls.items():
                     if row.state == "claimed" and row.jti in doomed:
@@ -310,28 +323,36 @@ def _plan_effect(t: _Thread, change: b.Change, now: float) -> Callable[[], None]
             return lambda: _record_plan(t, plan)
 
         case b.RecordEdge(edge):
-            return lambda: t.edges.setdefault((edge.from_, edge.to, edge.kind), edge) and None
+            known = t.edges.get((edge.from_, edge.to, edge.kind), edge)
+            return lambda: t.edges.__setitem__((edge.from_, edge.to, edge.kind), known)
 
         case b.ClaimCall(key, jti, repeatable, _):
             row = t.calls.get(key)
+            if spent["call", key] and not repeatable:
+                raise _Refused(Code.CALL_IN_PROGRESS)
             if row is not None and row.state != "suspended" and not repeatable:
                 code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
                 raise _Refused(code, row if row.state == "done" else None)
+            spent["call", key] += 1
             return lambda: t.calls.__setitem__(key, b.CallRow(key, "claimed", jti))
 
         case b.ReleaseCall(key, refund):
 
+            # Only what is held can be given back: not twice, and not by a call that ran.
+            if (row := t.calls.get(key)) is None or row.state not in ("claimed", "unknown"):
+                return lambda: None
+
             def release() -> None:
                 t.calls.pop(key, None)
-                if (spent := t.approvals.get(key)) is not None and spent.state == "spent":
-                    t.approvals[key] = replace(spent, state="approved")
+                if (used := t.approvals.get(key)) is not None and used.state == "spent":
+                    t.approvals[key] = replace(used, state="approved")
                 for counter in refund:
-                    t.counters["budget"][counter] = max(t.counters["budget"].get(counter, 0) - 1, 0)
+                    t.budgets[counter] = max(t.budgets.get(counter, 0) - 1, 0)
 
             return release
 
         case b.ConcludeCall(key, None):
-            return lambda: t.calls.pop(key, None) and None
+            return lambda: _drop(t.calls, key)
 
         case b.ConcludeCall(key, state, result):
             row = t.calls.get(key)
@@ -360,22 +381,28 @@ def _plan_effect(t: _Thread, change: b.Change, now: float) -> Callable[[], None]
                 or held_approval.state != "approved"
                 or held_approval.args_digest != args_digest
                 or held_approval.epoch != t.epoch
+                or spent["approval", key]
             ):
                 raise _Refused(Code.APPROVAL_VOID)
+            spent["approval", key] += 1
             used = replace(held_approval, state="spent")
             return lambda: t.approvals.__setitem__(key, used)
 
         case b.SpendBudget(counter, maximum):
-            if t.counters["budget"].get(counter, 0) >= maximum:
+            if t.budgets.get(counter, 0) + spent["budget", counter] >= maximum:
                 raise _Refused(Code.BUDGET_EXHAUSTED)
-            return lambda: _bump(t.counters["budget"], counter)
+            spent["budget", counter] += 1
+            # Every one by its own name: a budget that shares a counter is not kept.
+            return lambda: t.budgets.__setitem__(counter, t.budgets.get(counter, 0) + 1)
 
         case b.SpendRate(counter, window, maximum):
-            times = t.rates.setdefault(counter, deque())
+            # By window too: the shorter of two must not forget what the longer one counts.
+            times = t.rates.setdefault((counter, window), deque())
             while times and times[0] <= now - window:
                 times.popleft()
-            if len(times) >= maximum:
+            if len(times) + spent["rate", counter, str(window)] >= maximum:
                 raise _Refused(Code.RATE_EXCEEDED)
+            spent["rate", counter, str(window)] += 1
             return lambda: times.append(now)
 
         case b.Count(call, effect, denials, data_class, recent):
@@ -387,8 +414,9 @@ def _plan_effect(t: _Thread, change: b.Change, now: float) -> Callable[[], None]
                     _bump(t.counters["call"], call)
                 if effect is not None:
                     _bump(t.counters["effect"], effect)
-                if data_class is not None and len(t.classes) < MAX_NAMES:
-                    t.classes[data_class] = None
+                if data_class is not None:
+                    known = data_class in t.classes or len(t.classes) < MAX_NAMES
+                    t.classes[data_class if known else "*"] = None
                 if recent is not None:
                     t.recent.append(recent)
 

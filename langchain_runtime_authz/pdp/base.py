@@ -22,7 +22,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.errors import Code, ConfigError
 
-__all__ = ["PDP", "Evaluator", "ObserveOnly"]
+__all__ = ["PDP", "Evaluator", "ObserveOnly", "serialise"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,15 @@ class PDP(Protocol):
         revision: of the loaded policy and data; empty where only the answer tells.
     """
 
-    name: str
-    revision: str
+    @property
+    def name(self) -> str:
+        """Low-cardinality name."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """Of the loaded policy and data."""
+        ...
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Answer one request."""
@@ -74,38 +81,40 @@ class Evaluator:
         self.deadline = deadline
 
     def evaluate(
-        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes] | None = None
+        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes | None] | None = None
     ) -> list[Decision]:
         """One decision per request, in order. Never raises but for `BaseException`s that stop the process.
 
-        `bodies` are the requests' JSON where the caller has serialised them already.
+        `bodies` are the requests' JSON where the caller has serialised them already (`serialise`).
         """
         until = time.monotonic() + self.deadline
         return [self._one(r, b, until) for r, b in _with_bodies(requests, bodies)]
 
-    def _one(self, request: EvaluationRequest, body: bytes, until: float) -> Decision:
-        if len(body) > MAX_REQUEST_BYTES:
-            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.pdp.revision)
+    def _one(self, request: EvaluationRequest, body: bytes | None, until: float) -> Decision:
+        if (refused := self._unaskable(body)) is not None or body is None:
+            return refused or deny(Code.UNCANONICAL_ARGUMENT, "mapping")
         if time.monotonic() >= until:
             return self._failed(Code.PDP_TIMEOUT)
         try:
             answer = self.pdp.evaluate(request, body)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
             raise
+        except TimeoutError as exc:
+            return self._failed(Code.PDP_TIMEOUT, exc)
         except BaseException as exc:  # an engine's panic may not be an `Exception`; all of it denies
             return self._failed(Code.PDP_ERROR, exc)
         return self._conclude(answer, until)
 
     async def aevaluate(
-        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes] | None = None
+        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes | None] | None = None
     ) -> list[Decision]:
         """Like `evaluate`, without blocking the event loop."""
         until = time.monotonic() + self.deadline
         return [await self._aone(r, b, until) for r, b in _with_bodies(requests, bodies)]
 
-    async def _aone(self, request: EvaluationRequest, body: bytes, until: float) -> Decision:
-        if len(body) > MAX_REQUEST_BYTES:
-            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.pdp.revision)
+    async def _aone(self, request: EvaluationRequest, body: bytes | None, until: float) -> Decision:
+        if (refused := self._unaskable(body)) is not None or body is None:
+            return refused or deny(Code.UNCANONICAL_ARGUMENT, "mapping")
         left = until - time.monotonic()
         if left <= 0:
             return self._failed(Code.PDP_TIMEOUT)
@@ -119,6 +128,13 @@ class Evaluator:
         except BaseException as exc:  # see `_one`
             return self._failed(Code.PDP_ERROR, exc)
         return self._conclude(answer, until)
+
+    def _unaskable(self, body: bytes | None) -> Decision | None:
+        if body is None:
+            return deny(Code.UNCANONICAL_ARGUMENT, "mapping", self.pdp.revision)
+        if len(body) > MAX_REQUEST_BYTES:
+            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.pdp.revision)
+        return None
 
     def _conclude(self, answer: object, until: float) -> Decision:
         if time.monotonic() > until:
@@ -137,9 +153,17 @@ class Evaluator:
 
 
 def _with_bodies(
-    requests: Sequence[EvaluationRequest], bodies: Sequence[bytes] | None
-) -> Iterator[tuple[EvaluationRequest, bytes]]:
-    return zip(requests, bodies if bodies is not None else map(EvaluationRequest.to_json, requests), strict=True)
+    requests: Sequence[EvaluationRequest], bodies: Sequence[bytes | None] | None
+) -> Iterator[tuple[EvaluationRequest, bytes | None]]:
+    return zip(requests, bodies if bodies is not None else map(serialise, requests), strict=True)
+
+
+def serialise(request: EvaluationRequest) -> bytes | None:
+    """The request's JSON, or `None` where a string in it has no UTF-8 form (a lone surrogate)."""
+    try:
+        return request.to_json()
+    except (ValueError, RecursionError):
+        return None
 
 
 class ObserveOnly:

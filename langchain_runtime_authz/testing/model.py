@@ -8,6 +8,9 @@ model = ScriptedChatModel(script=[
 ```
 """
 
+# A script needs none of what these overrides are handed.
+# ruff: noqa: ARG002
+
 from __future__ import annotations
 
 import json
@@ -69,9 +72,7 @@ class ScriptedChatModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def bind_tools(
-        self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
-    ) -> ScriptedChatModel:
+    def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> ScriptedChatModel:
         """This model: the script knows its tools."""
         return self
 

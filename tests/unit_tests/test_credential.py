@@ -76,7 +76,9 @@ def verifier(**changes: Any) -> Verifier:
     return Verifier(**{"issuer": ISSUER.issuer, "jwks": ISSUER.jwks(), **changes})
 
 
-def refused(token: Any, *, now: int = NOW, tenant: str | None = None, audience: str = BANK, **setup: Any) -> str:
+def refused(
+    token: Any, *, now: int = NOW, tenant: str | None = None, audience: str = BANK, **setup: Any
+) -> str:
     with pytest.raises(CredentialError) as caught:
         verifier(**setup).verify(token, audience=audience, tenant=tenant, now=now)
     assert caught.value.__cause__ is None
@@ -126,7 +128,11 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
         "task": {"id": "t", "epoch": 2, "digest": "sha256:00"},
     }
     assert expected == jwt.decode(ISSUER.issue(a_request()), options={"verify_signature": False})
-    assert jwt.get_unverified_header(ISSUER.issue(a_request())) == {"alg": "ES256", "kid": KEY.kid, "typ": TYP}
+    assert jwt.get_unverified_header(ISSUER.issue(a_request())) == {
+        "alg": "ES256",
+        "kid": KEY.kid,
+        "typ": TYP,
+    }
 
 
 def test_the_list_of_claims_is_pinned() -> None:
@@ -242,7 +248,9 @@ def test_leeway_is_five_seconds() -> None:
     assert verifier().verify(forged(changed(nbf=NOW)), audience=BANK, now=NOW).jti == "j-1"
 
 
-@pytest.mark.parametrize("audience", ["https://bank.example/", "https://BANK.example", "https://evil.example", ""])
+@pytest.mark.parametrize(
+    "audience", ["https://bank.example/", "https://BANK.example", "https://evil.example", ""]
+)
 def test_an_audience_is_exact(audience: str) -> None:
     """A token for one resource is nothing at another."""
     assert refused(ISSUER.issue(a_request()), audience=audience) == "audience"
@@ -368,7 +376,9 @@ def test_a_token_has_one_spelling() -> None:
     token = ISSUER.issue(a_request())
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     twin = token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
-    assert base64.urlsafe_b64decode(twin.split(".")[2] + "==") == base64.urlsafe_b64decode(token.split(".")[2] + "==")
+    assert base64.urlsafe_b64decode(twin.split(".")[2] + "==") == base64.urlsafe_b64decode(
+        token.split(".")[2] + "=="
+    )
     assert refused(twin) == "credential_invalid"
 
 

@@ -24,11 +24,18 @@ def pem(private: Any, password: bytes | None = None, form: Any = ser.PrivateForm
 
 def test_a_thumbprint_is_rfc_8037s() -> None:
     """RFC 8037 appendix A.3 gives the thumbprint of its Ed25519 key."""
-    jwk = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "ignored"}
+    jwk = {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "kid": "ignored",
+    }
     assert thumbprint(jwk) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
-@pytest.mark.parametrize("jwk", [{}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}])
+@pytest.mark.parametrize(
+    "jwk", [{}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}]
+)
 def test_a_thumbprint_needs_a_public_key(jwk: dict[str, str]) -> None:
     """Symmetric keys and halves have none."""
     with pytest.raises(ConfigError):

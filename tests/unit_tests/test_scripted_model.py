@@ -94,9 +94,7 @@ WHOLE = AIMessage(
         {"name": "add", "args": {"a": 1, "b": [None, "ü"]}, "id": "c-1"},
         {"name": "add", "args": {}, "id": "c-2"},
     ],
-    invalid_tool_calls=[
-        {"name": "add", "args": "oops", "id": "c-3", "error": None, "type": "invalid_tool_call"}
-    ],
+    invalid_tool_calls=[{"name": "add", "args": "oops", "id": "c-3", "error": None, "type": "invalid_tool_call"}],
     additional_kwargs={"refusal": None},
     response_metadata={"model_name": "none"},
     usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
@@ -151,9 +149,7 @@ def test_an_exhausted_script_says_so() -> None:
     """A call beyond the script fails and names how many turns there are and what it came after."""
     model = ScriptedChatModel(script=[AIMessage("once")])
     model.invoke("go")
-    with pytest.raises(
-        ConfigError, match=r"holds 1 turns and turn 2 was asked for, after 'human' message 'again'"
-    ):
+    with pytest.raises(ConfigError, match=r"holds 1 turns and turn 2 was asked for, after 'human' message 'again'"):
         model.invoke("again")
 
 

@@ -144,7 +144,8 @@ def test_a_call_mints_once_per_audience() -> None:
         tokens: list[str] = []
         threads = [
             threading.Thread(
-                target=contextvars.copy_context().run, args=(lambda: tokens.append(current_credential().token),)
+                target=contextvars.copy_context().run,
+                args=(lambda: tokens.append(current_credential().token),),
             )
             for _ in range(8)
         ]

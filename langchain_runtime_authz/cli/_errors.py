@@ -1,0 +1,38 @@
+"""How a command fails: one line on stderr that begins with a stable code, and never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NoReturn
+
+import typer
+
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence
+
+__all__ = ["FINDING", "UNUSABLE", "fail", "reporting"]
+
+FINDING: Final = 1
+UNUSABLE: Final = 2
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn what the package raises on purpose into one line and exit code 2.
+
+    What it does not raise on purpose is a defect, and keeps its traceback.
+    """
+    try:
+        yield
+    except AuthzError as exc:
+        fail(exc)
+    except OSError as exc:
+        fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
+
+
+def fail(exc: AuthzError, code: int = UNUSABLE, advice: str = "") -> NoReturn:
+    """Print `error: <stable code>: …` on one line and leave with `code`."""
+    # "a setting is wrong" says nothing that the detail before it does not.
+    text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")
+    typer.echo(f"error: {' '.join(text.split())}{advice and f'; {advice}'}", err=True)
+    raise typer.Exit(code)

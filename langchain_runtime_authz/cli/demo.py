@@ -1,0 +1,55 @@
+"""`runtime-authz demo`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from langchain_runtime_authz.cli._errors import reporting
+
+__all__ = ["demo"]
+
+
+def demo(
+    agentdojo: Annotated[
+        bool, typer.Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --agentdojo: so many attacked pairs; all when absent.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="PATH", dir_okay=False, help="With --agentdojo: write the report.")
+    ] = None,
+) -> None:
+    """A bank's agent meets a hostile bill, protected and unprotected.
+
+    No language model is asked and no network is used.
+
+    \b
+    Examples:
+      runtime-authz demo
+      runtime-authz demo --agentdojo --limit 20
+      runtime-authz demo --agentdojo --json report.json
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    from rich.console import Console
+
+    if not agentdojo:
+        if limit is not None or as_json is not None:
+            raise typer.BadParameter("goes with --agentdojo", param_hint="--limit and --json")
+        from langchain_runtime_authz.demo.bank import play
+
+        with reporting():
+            play(Console())
+        return
+    from langchain_runtime_authz.demo.agentdojo import render, replay
+
+    with reporting():
+        if as_json is not None:
+            as_json.touch()  # before the work, so that a wrong path costs nothing
+        report = replay(limit, progress=Console(stderr=True))
+        render(report, Console())
+        if as_json is not None:
+            as_json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,230 @@
+"""`runtime-authz inspect`: what of a graph is governed, as it is and as it would be."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from langchain_runtime_authz.cli._errors import FINDING, fail, reporting
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.profile import EFFECTS, SINKS, UNPROFILED
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+    from langgraph.pregel import Pregel
+
+    from langchain_runtime_authz.edges.coverage import CoverageReport
+    from langchain_runtime_authz.edges.profiles import Profiles
+
+    Graph = Pregel[Any, Any, Any, Any]
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fail_ungoverned: Annotated[
+        bool, typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection.")
+    ] = False,
+    profiles: Annotated[
+        Path | None, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with.")
+    ] = None,
+) -> None:
+    """Show what of a graph is governed: as it is, and as it would be under `protect`.
+
+    The module is imported from the current directory, so its code runs; the graph is not invoked.
+    Tools without a profile are listed as YAML to start from.
+
+    \b
+    Examples:
+      runtime-authz inspect my_agent:graph
+      runtime-authz inspect my_package.agents:build --profiles profiles.yaml
+      runtime-authz inspect my_agent:graph --fail-ungoverned --json
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    with reporting():
+        with redirect_stdout(sys.stderr):  # what the module prints must not mix with the answer
+            graph = _load(target)
+            before, after, held = _look(graph, profiles)
+        unprofiled = {t.name: t for t in _tools(graph) if t.name in after.unprofiled}
+        if as_json:
+            document = {
+                "target": target,
+                "protected_by_module": before is None,
+                "before": before and before.to_dict(),
+                "after": after.to_dict(),
+                "unprofiled": {
+                    n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()
+                },
+            }
+            typer.echo(json.dumps(document, indent=2))
+        else:
+            _print(target, before, after, [_stanza(t, held) for t in unprofiled.values()])
+        if fail_ungoverned and after.ungoverned:
+            try:
+                after.raise_if_ungoverned()
+            except ConfigError as exc:
+                fail(exc, FINDING)
+
+
+def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
+    """Coverage as it is (`None` where the module protects the graph itself), and under protection."""
+    from langchain_runtime_authz import RuntimeAuthz
+    from langchain_runtime_authz.edges.coverage import coverage_of
+    from langchain_runtime_authz.edges.root import owner_of
+
+    owner = owner_of(graph)
+    if owner is not None:
+        if profiles is not None:
+            msg = "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
+            raise ConfigError(msg)
+        return None, coverage_of(graph, owner), owner.profiles
+    authz = RuntimeAuthz(profiles=profiles)
+    before = authz.coverage(graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its one warning is what this command prints
+        authz.protect(graph)
+    return before, authz.coverage(graph), authz.profiles
+
+
+def _print(target: str, before: CoverageReport | None, after: CoverageReport, stanzas: list[str]) -> None:
+    if before is None:
+        typer.echo(f"{target} is protected by its module.\n")
+    else:
+        typer.echo(f"{target} as it is:\n\n{before}\n\nUnder `authz.protect(graph)`:\n")
+    typer.echo(f"{after}\n")
+    if not stanzas:
+        typer.echo("Every tool that was found in a tool node has a profile.")
+        return
+    typer.echo(f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied.")
+    typer.echo('Review what follows, save it as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").\n')
+    typer.echo("# DOUBT marks a guess of this command, no fact about the tool.")
+    for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
+        typer.echo(f"# {name}: {', '.join(values)}")
+    typer.echo("tools:\n" + "\n".join(stanzas))
+
+
+def _stanza(tool: BaseTool, held: Profiles) -> str:
+    """A tool's profile in YAML, with the doubt beside each guess."""
+    from langchain_runtime_authz.edges._private import injected_names
+    from langchain_runtime_authz.edges.profiles import digest_of
+
+    guess = held.of(tool).profile
+    raised = guess.effect != UNPROFILED.effect
+    doubt = "its name or annotations say so" if raised else "nothing says more; perhaps only `read`"
+    arguments = ", ".join(f"{name}: value" for name in tool.args if name not in injected_names(tool))
+    lines = [
+        f"  {_key(tool.name)}:",
+        f"    effect: {guess.effect}  # DOUBT: {doubt}",
+        f"    sink: {guess.sink}  # DOUBT: where do its arguments end up?",
+        f"    data_class: {guess.data_class}  # DOUBT: what does it return? A name of your own",
+        f"    trust: {guess.trust}  # DOUBT: who writes what it returns?",
+    ]
+    if arguments:
+        lines.append(f"    # critical: {{{arguments}}}  # keep those that decide whom or what a call hits")
+    digest = digest_of(tool)
+    if digest.startswith("sha256:"):
+        lines.append(f"    # digest: {digest}  # pins the review to the tool as it is now")
+    return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name if name.replace("-", "_").isidentifier() and not name[0].isdigit() else json.dumps(name)
+
+
+def _tools(graph: Graph) -> Iterator[BaseTool]:
+    from langchain_runtime_authz.edges._private import ToolNode
+    from langchain_runtime_authz.edges.root import graphs_in
+
+    for found in graphs_in(graph):
+        for node in found.nodes.values():
+            if isinstance(node.bound, ToolNode):
+                yield from node.bound.tools_by_name.values()
+
+
+def _load(target: str) -> Graph:
+    """The compiled graph that `module:attribute.path` names."""
+    from langgraph.graph import StateGraph
+    from langgraph.pregel import Pregel
+
+    name, colon, path = target.partition(":")
+    if not colon or not name or not path:
+        msg = f"`{target}` must be `module:graph`, like `my_agent:graph`"
+        raise ConfigError(msg)
+    if "/" in name or name.endswith(".py"):
+        dotted = name.removeprefix("./").removesuffix(".py").replace("/", ".")
+        msg = f"`{name}` is a file; name its module: `{dotted}:{path}`"
+        raise ConfigError(msg)
+    found: Any = _imported(name)
+    for step in path.split("."):
+        if not hasattr(found, step):
+            _unknown(name, found, step)
+        found = getattr(found, step)
+    if not isinstance(found, Pregel | StateGraph) and callable(found):
+        found = _called(target, found)
+    if isinstance(found, StateGraph):
+        with _user_code(f"`{target}` does not compile"):
+            found = found.compile()
+    if not isinstance(found, Pregel):
+        msg = f"`{target}` is not a graph but {type(found).__name__}"
+        raise ConfigError(msg)
+    return found
+
+
+def _imported(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    with _user_code(f"`{name}` can not be imported"):
+        return importlib.import_module(name)
+
+
+def _called(target: str, factory: Any) -> Any:
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    try:
+        needed = [
+            p.name for p in signature(factory).parameters.values() if p.default is p.empty and p.kind not in kinds
+        ]
+    except (TypeError, ValueError):
+        needed = []
+    if needed:
+        msg = f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters"
+        raise ConfigError(msg)
+    with _user_code(f"`{target}` failed"):
+        return factory()
+
+
+@contextmanager
+def _user_code(what: str) -> Iterator[None]:
+    """The inspected module's own failures, as one line with the place where it failed."""
+    try:
+        yield
+    except (Exception, SystemExit) as exc:  # other people's code may raise anything
+        frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename]
+        last = frames[-1]  # this module's own, where theirs did not begin
+        where = f" ({Path(last.filename).name}:{last.lineno})" if last.filename != __file__ else ""
+        msg = f"{what}: {type(exc).__name__}: {exc}{where}"
+        raise ConfigError(msg) from exc
+
+
+def _unknown(module: str, owner: Any, name: str) -> NoReturn:
+    from langgraph.graph import StateGraph
+    from langgraph.pregel import Pregel
+
+    names = [n for n in dir(owner) if not n.startswith("_")]
+    close = difflib.get_close_matches(name, names, n=1)
+    graphs = [n for n in names if isinstance(getattr(owner, n, None), Pregel | StateGraph)]
+    hint = f"did you mean `{close[0]}`?" if close else f"its graphs are {', '.join(graphs) or 'none'}"
+    msg = f"`{module}` has no `{name}`; {hint}"
+    raise ConfigError(msg)

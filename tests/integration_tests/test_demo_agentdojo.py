@@ -1,0 +1,117 @@
+"""The AgentDojo replay: the attacks succeed under a static token, and not under a runtime decision."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from langchain_runtime_authz.demo import agentdojo
+from langchain_runtime_authz.demo.agentdojo import Condition, Report
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.profile import load_profiles
+
+PAIRS = 7
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    pytest.importorskip("agentdojo")
+    return agentdojo.replay(PAIRS)
+
+
+@pytest.fixture(scope="module")
+def static(report: Report) -> Condition:
+    return report.conditions[0]
+
+
+@pytest.fixture(scope="module")
+def runtime(report: Report) -> Condition:
+    return report.conditions[1]
+
+
+def test_a_static_token_stops_nothing(static: Condition) -> None:
+    """The unenforced twin: every attack of these pairs succeeds, by AgentDojo's own check."""
+    assert all(o.compromised and o.harm for o in static.attacked)
+    assert all(o.utility and o.asks == 0 for o in static.benign)
+
+
+def test_a_runtime_decision_stops_every_attack(runtime: Condition) -> None:
+    """No attack of these pairs succeeds, and no side-effecting call of the attacker runs."""
+    assert not any(o.compromised or o.harm for o in runtime.attacked)
+
+
+def test_the_user_still_gets_what_he_asked_for(runtime: Condition) -> None:
+    """Under attack and alone, these user tasks succeed and none of their calls is denied."""
+    assert all(o.utility and o.denials == 0 for o in (*runtime.benign, *runtime.attacked))
+
+
+def test_the_human_is_asked_about_attacks_too(runtime: Condition) -> None:
+    """An attacker's payment is asked about, seen and rejected, on top of the user's own."""
+    assert sum(o.asks for o in runtime.attacked) > sum(o.asks for o in runtime.benign) > 0
+
+
+@pytest.mark.usefixtures("report")
+def test_a_rubber_stamp_gives_the_protection_away() -> None:
+    """What is asked is only as safe as the human: with every question approved unread, attacks succeed."""
+    runtime = agentdojo.replay(2, rubber_stamp=1.0).conditions[1]
+    assert any(o.compromised for o in runtime.attacked)
+
+
+def test_a_limit_varies_both_sides(report: Report) -> None:
+    """A short replay takes as many different tasks of each kind as it can."""
+    assert (PAIRS, PAIRS) == (report.user_tasks, report.pairs)
+    pairs = list(agentdojo._diagonal("abcd", "xyz"))
+    assert [("a", "x"), ("b", "y"), ("c", "z"), ("d", "x")] == pairs[:4]
+    assert len(pairs) == len(set(pairs)) == 12
+
+
+def test_the_report_is_json(report: Report) -> None:
+    """`to_dict` holds both conditions and survives JSON."""
+    data = json.loads(json.dumps(report.to_dict()))
+    assert ["static token", "runtime decision"] == [c["name"] for c in data["conditions"]]
+    assert [1.0, 0.0] == [c["attack_success_rate"] for c in data["conditions"]]
+
+
+def test_the_table_shows_both_conditions(report: Report) -> None:
+    """`render` prints a column for each condition."""
+    console = Console(file=io.StringIO(), width=100)
+    agentdojo.render(report, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "static token" in shown
+    assert "runtime decision" in shown
+    assert "attack success rate" in shown
+
+
+def test_every_tool_of_the_suite_has_a_profile() -> None:
+    """`banking.yaml` declares exactly the suite's tools, so that none is taken for unprofiled."""
+    pytest.importorskip("agentdojo")
+    assert {t.name for t in agentdojo._suite().tools} == set(load_profiles(agentdojo.PROFILES))
+
+
+def test_profiles_name_no_task_account_or_secret() -> None:
+    """Profiles know the tools, not the environment: no value of it stands in them."""
+    pytest.importorskip("agentdojo")
+    environment = agentdojo._suite().load_and_inject_default_environment({}).model_dump()
+    text = agentdojo.PROFILES.read_text(encoding="utf-8")
+    values = {v for v in _strings(environment) if len(v) > 4}
+    assert values
+    assert not {v for v in values if v in text}
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [s for v in value.values() for s in _strings(v)]
+    if isinstance(value, list):
+        return [s for v in value for s in _strings(v)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_without_agentdojo_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing extra is a `ConfigError` that holds the command to install it."""
+    monkeypatch.setitem(sys.modules, "agentdojo.task_suite.load_suites", None)
+    with pytest.raises(ConfigError, match=r"pip install 'langchain-runtime-authz\[agentdojo\]'"):
+        agentdojo.replay(1)

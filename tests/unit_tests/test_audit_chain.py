@@ -1,0 +1,576 @@
+"""The decision log: what a record holds, and that a chain shows every change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.audit import sinks
+from langchain_runtime_authz.audit.chain import GENESIS, ChainReport, line_hash, make_line, verify_chain
+from langchain_runtime_authz.audit.record import completion_record, decision_record, mint_record, run_record
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
+from langchain_runtime_authz.authzen import (
+    Action,
+    AgentContext,
+    CallContext,
+    Context,
+    Decision,
+    DelegationContext,
+    EvaluationRequest,
+    HistoryContext,
+    LeaseContext,
+    Obligation,
+    Resource,
+    Subject,
+    TaskContext,
+    deny,
+)
+from langchain_runtime_authz.errors import AuditError, ConfigError
+from langchain_runtime_authz.identity.base import Identity
+from langchain_runtime_authz.identity.static import StaticIdentity
+
+NASTY = 'x"\n\r\u2028\u0085\x00\ud800\\","prev":"0"}\n{"seq":0}'
+
+
+def a_request() -> EvaluationRequest:
+    return EvaluationRequest(
+        subject=Subject(type="user", id="alice"),
+        action=Action(name="tools/call"),
+        resource=Resource(
+            type="tool", id="pay", properties={"effect": "pay", "target": {"to": "TARGET-SECRET"}}
+        ),
+        context=Context(
+            now=1_764_000_000,
+            task=TaskContext(id="t", epoch=1, digest="d", text="TASK-SECRET", corrections=0),
+            agent=AgentContext(path=["root"], id="a"),
+            delegation=DelegationContext(depth=0),
+            history=HistoryContext(),
+            lease=LeaseContext(jti="j", epoch=1, exp=1_764_000_060),
+            call=CallContext(id="c", args={"to": "ARGS-SECRET"}, args_digest="sha256:00"),
+        ),
+    )
+
+
+PERMIT = Decision(
+    outcome="permit",
+    decision_id="d-1",
+    obligations=(Obligation(id="o", type="redact", properties={"fields": ["iban"]}),),
+    policy_revision="r1",
+)
+
+
+def a_record(request: EvaluationRequest | None, **changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "now": 5.0,
+        "decision": PERMIT,
+        "pdp": "wasm",
+        "action": "tools/call",
+        "resource": "pay",
+    }
+    return decision_record(request=request, **{**fields, **changes})
+
+
+def test_a_decision_record_says_what_was_decided_and_by_whom() -> None:
+    """Everything an operator asks first, without contents."""
+    request = a_request()
+    record = a_record(request, run_id="r", jti="j", scope=("acme", "iss", "g", "th"), agent=("root", "payer"))
+    asked = record.pop("request")
+    expected = {
+        "v": 1,
+        "kind": "decision",
+        "ts": 5.0,
+        "decision_id": "d-1",
+        "outcome": "permit",
+        "reasons": [],
+        "failure": None,
+        "obligations": ["redact"],
+        "policy_revision": "r1",
+        "pdp": "wasm",
+        "action": "tools/call",
+        "resource": "pay",
+        "run_id": "r",
+        "jti": "j",
+        "scope": {"tenant": "acme", "issuer": "iss", "graph": "g", "thread": "th"},
+        "agent": ["root", "payer"],
+        "request_digest": "sha256:" + hashlib.sha256(request.to_json()).hexdigest(),
+        "erased": ["/context/call/args", "/context/task/text", "/resource/properties/target"],
+    }
+    assert expected == record
+    assert "SECRET" not in json.dumps(asked)
+    assert asked["context"]["call"]["args_digest"] == "sha256:00"
+    assert asked["resource"]["properties"] == {"effect": "pay"}
+
+
+def test_contents_are_kept_on_demand() -> None:
+    """A sink that wants contents gets them all, and nothing is named as erased."""
+    record = a_record(a_request(), content=True)
+    assert record["request"] == json.loads(a_request().to_json())
+    assert record["erased"] == []
+
+
+def test_a_refusal_without_a_request_is_a_record_too() -> None:
+    """What could not be put into words is recorded by action and resource."""
+    record = a_record(None, decision=deny("uncanonical_argument", "mapping"))
+    assert (record["request"], record["request_digest"], record["erased"]) == (None, None, [])
+    assert (record["failure"], record["reasons"]) == ("mapping", ["uncanonical_argument"])
+    assert (record["action"], record["resource"]) == ("tools/call", "pay")
+
+
+def test_only_what_was_there_is_named_as_erased() -> None:
+    """A request without a call loses its task text only."""
+    request = a_request()
+    bare = request.model_copy(
+        update={
+            "resource": Resource(type="run", id="r"),
+            "context": request.context.model_copy(update={"call": None}),
+        }
+    )
+    assert a_record(bare)["erased"] == ["/context/task/text"]
+
+
+def test_all_records_share_a_head() -> None:
+    """Version, kind and time stand in every record."""
+    records = [
+        a_record(a_request()),
+        completion_record(now=5.0, decision_id="d", call_key="k", state="done"),
+        mint_record(now=5.0, decision_id="d", jti="j", audience="a", expires_at=65, epoch=1),
+        run_record(now=5.0, event="started", run_id="r", epoch=1, detail={"code": "x"}),
+    ]
+    assert [r["kind"] for r in records] == ["decision", "completion", "mint", "run"]
+    assert {(r["v"], r["ts"]) for r in records} == {(1, 5.0)}
+    assert all("token" not in key for r in records for key in r)
+
+
+def test_memory_keeps_the_last() -> None:
+    """The default sink is bounded."""
+    sink = MemorySink(maxlen=2)
+    assert isinstance(sink, AuditSink)
+    for n in range(3):
+        sink.write({"n": n})
+    assert sink.records == [{"n": 1}, {"n": 2}]
+    assert (sink.content, sink.durable) == (False, False)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+def filled(path: Path, count: int = 5, **setup: Any) -> FileSink:
+    sink = FileSink(path, **setup)
+    for n in range(count):
+        sink.write({"kind": "x", "n": n, "text": NASTY})
+    return sink
+
+
+def lines_of(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_chain_verifies(path: Path, durable: bool) -> None:
+    """What was written verifies up to the writer's own head; hostile strings stay inside their line."""
+    sink = filled(path, durable=durable)
+    assert isinstance(sink, AuditSink)
+    report = verify_chain(path, sink.head)
+    assert report == ChainReport(records=5, head=sink.head, ok=True)
+    records = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    assert [r["seq"] for r in records] == [0, 1, 2, 3, 4]
+    assert records[0]["prev"] == GENESIS
+    assert {r["text"] for r in records} == {NASTY}
+    assert verify_chain(lines_of(path), sink.head) == report
+    assert verify_chain(str(path), sink.head) == report
+
+
+def test_a_chain_verifies_in_another_process(path: Path) -> None:
+    """A reader that shares nothing with the writer comes to the same head."""
+    sink = filled(path)
+    program = (
+        "import sys; from langchain_runtime_authz.audit.chain import verify_chain;"
+        "sys.exit(0 if verify_chain(sys.argv[1], sys.argv[2]).ok else 1)"
+    )
+    root = Path(sinks.__file__).parents[2]
+    for head, code in ((sink.head, 0), (GENESIS, 1)):
+        done = subprocess.run([sys.executable, "-c", program, str(path), head], cwd=root, check=False)
+        assert done.returncode == code
+
+
+def test_an_empty_chain_is_whole(path: Path) -> None:
+    """A sink that wrote nothing leaves a chain of nothing."""
+    sink = FileSink(path)
+    assert verify_chain(path, sink.head) == ChainReport(0, GENESIS, True)
+
+
+def test_a_chain_goes_on(path: Path) -> None:
+    """A second start continues where the first ended."""
+    filled(path).close()
+    sink = filled(path)
+    assert verify_chain(path, sink.head).records == 10
+
+
+def edit(lines: list[bytes], at: int) -> list[bytes]:
+    return [*lines[:at], lines[at].replace(b'"kind":"x"', b'"kind":"y"'), *lines[at + 1 :]]
+
+
+TAMPER = {
+    "edit": lambda ls: edit(ls, 2),
+    "edit first": lambda ls: edit(ls, 0),
+    "edit last": lambda ls: edit(ls, 4),
+    "whitespace": lambda ls: [ls[0], ls[1].replace(b":", b": "), *ls[2:]],
+    "delete": lambda ls: [*ls[:2], *ls[3:]],
+    "delete first": lambda ls: ls[1:],
+    "truncate": lambda ls: ls[:4],
+    "empty": lambda ls: [],
+    "cut a line": lambda ls: [*ls[:4], ls[4][:-20]],
+    "cut the newline": lambda ls: [*ls[:4], ls[4][:-1]],
+    "swap": lambda ls: [ls[0], ls[2], ls[1], *ls[3:]],
+    "repeat": lambda ls: [*ls[:3], ls[2], *ls[3:]],
+    "repeat last": lambda ls: [*ls, ls[-1]],
+    "insert": lambda ls: [*ls[:2], make_line({"kind": "x"}, 2, line_hash(ls[1][:-1])) + b"\n", *ls[2:]],
+    "append": lambda ls: [*ls, make_line({"kind": "x"}, 5, line_hash(ls[4][:-1])) + b"\n"],
+    "garbage": lambda ls: [*ls, b"garbage\n"],
+    "garbage without newline": lambda ls: [*ls, b"garbage"],
+    "blank line": lambda ls: [*ls, b"\n"],
+    "garbage between": lambda ls: [*ls[:2], b"garbage\n", *ls[2:]],
+    "not an object": lambda ls: [*ls, b"[]\n"],
+    "duplicate member": lambda ls: [*ls[:4], ls[4].replace(b'{"kind":"x"', b'{"kind":"y","kind":"x"')],
+    "no newline between": lambda ls: [ls[0], ls[1][:-1], *ls[2:]],
+    "not a number": lambda ls: [*ls[:4], ls[4].replace(b'"n":4', b'"n":NaN')],
+    "boolean seq": lambda ls: [ls[0].replace(b'"seq":0', b'"seq":false'), *ls[1:]],
+    "forged torn": lambda ls: [
+        *ls[:4],
+        b"gone\n",
+        make_line(
+            {"kind": "torn", "fragments": [line_hash(b"gone")], "after": line_hash(ls[3][:-1])},
+            5,
+            line_hash(b"gone"),
+        )
+        + b"\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPER.values(), ids=TAMPER)
+def test_a_chain_shows_every_change(path: Path, tamper: Any) -> None:
+    """Edit, deletion, insertion, reordering, cut and trailing garbage do not verify against a pinned head."""
+    sink = filled(path)
+    path.write_bytes(b"".join(tamper(lines_of(path))))
+    report = verify_chain(path, sink.head)
+    assert not report.ok
+    assert report.error
+    assert report.error_line is not None
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(TAMPER) - {"edit last", "truncate", "empty", "append", "forged torn"})
+)
+def test_most_changes_show_without_a_pin(path: Path, name: str) -> None:
+    """Without a pinned head only the end of the file can be rewritten."""
+    filled(path)
+    path.write_bytes(b"".join(TAMPER[name](lines_of(path))))
+    if name == "duplicate member" or name == "not a number":
+        assert verify_chain(path).error_line == 5
+    assert not verify_chain(path).ok
+
+
+def test_the_line_of_an_error_is_named(path: Path) -> None:
+    """The first line that does not fit is told, counted from 1."""
+    filled(path)
+    lines = lines_of(path)
+    path.write_bytes(b"".join(edit(lines, 2)))
+    report = verify_chain(path)
+    assert (report.records, report.error_line) == (3, 4)
+
+
+def test_any_flipped_byte_shows(path: Path) -> None:
+    """There is no byte of the file that can be changed unseen."""
+    sink = filled(path, 3)
+    whole, chance = path.read_bytes(), random.Random(7)
+    for at in chance.sample(range(len(whole)), 200):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ chance.randrange(1, 256)]) + whole[at + 1 :])
+        assert not verify_chain(path, sink.head).ok
+
+
+def test_a_file_is_the_owners(path: Path) -> None:
+    """A new file has mode 0600 whatever the umask."""
+    before = os.umask(0)
+    try:
+        filled(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("record", [{"x": float("nan")}, {"x": object()}, {"x": {1, 2}}])
+def test_what_can_not_be_written_is_an_error(path: Path, record: dict[str, Any]) -> None:
+    """A record that is not JSON is refused, quotes nothing, and the chain goes on."""
+    sink = filled(path, 1)
+    with pytest.raises(AuditError) as caught:
+        sink.write(record)
+    assert caught.value.code == "audit_unavailable"
+    sink.write({"kind": "x"})
+    assert verify_chain(path, sink.head).records == 2
+
+
+def test_a_record_can_not_forge_its_place(path: Path) -> None:
+    """`seq` and `prev` are the chain's, and the caller's record is not changed."""
+    sink = FileSink(path)
+    record = {"seq": 99, "prev": "f" * 64}
+    sink.write(record)
+    assert record == {"seq": 99, "prev": "f" * 64}
+    assert verify_chain(path, sink.head).ok
+
+
+def test_a_sink_that_can_not_write_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a failing sync is `audit_unavailable`; nothing is lost and the chain goes on."""
+    sink = filled(path, 1, durable=True)
+    real = os.write
+    for fail in ("raise", "short", "sync"):
+        with monkeypatch.context() as patch:
+            if fail == "sync":
+                patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(5, "I/O error")))
+            elif fail == "short":
+                patch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
+            else:
+                patch.setattr(
+                    os, "write", lambda fd, data: (_ for _ in ()).throw(OSError(28, "No space left"))
+                )
+            with pytest.raises(AuditError) as caught:
+                sink.write({"kind": "x", "fail": fail})
+        assert caught.value.code == "audit_unavailable"
+        sink.write({"kind": "x"})
+    assert verify_chain(path, sink.head).ok
+
+
+@pytest.mark.parametrize("make", ["missing/audit.jsonl", ".", "fifo"])
+def test_a_place_that_is_no_file_is_refused(tmp_path: Path, make: str) -> None:
+    """A missing folder, a folder and a pipe fail when the sink is built, not at the first record."""
+    if make == "fifo":
+        os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(AuditError):
+        FileSink(tmp_path / make)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 150])
+def test_a_torn_end_stays_and_is_named(path: Path, cut: int) -> None:
+    """What a crash left is never taken away: it is followed by a record of it, and the chain verifies."""
+    filled(path, 3).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    assert not verify_chain(path).ok
+    sink = filled(path, 2)
+    after = path.read_bytes()
+    assert after.startswith(whole[:-cut])
+    assert verify_chain(path, sink.head).ok
+    kinds = [json.loads(line).get("kind") for line in after.splitlines() if line.endswith(b"}")]
+    # Only the newline was missing: the record is whole, there is nothing to tell.
+    assert kinds.count("torn") == (0 if cut == 1 else 1)
+
+
+def test_a_crash_in_the_repair_is_repaired(path: Path) -> None:
+    """Every cut of a repaired file is repaired in its turn, again and again."""
+    filled(path, 1).close()
+    path.write_bytes(path.read_bytes()[:-20])
+    FileSink(path).close()
+    repaired = path.read_bytes()
+    for cut in range(1, 60, 7):
+        path.write_bytes(repaired[:-cut])
+        for _ in range(3):
+            FileSink(path).close()
+            assert verify_chain(path).ok
+            path.write_bytes(path.read_bytes()[:-15])
+        sink = filled(path, 1)
+        assert verify_chain(path, sink.head).ok
+
+
+def test_zeros_after_a_power_loss_are_a_fragment(path: Path) -> None:
+    """Blocks that a file system filled with zeros are kept and named, larger than a read or not."""
+    for size in (10, 50_000):
+        filled(path, 2).close()
+        with path.open("ab") as file:
+            file.write(b"\0" * size)
+        sink = filled(path, 1)
+        assert verify_chain(path, sink.head).ok
+
+
+def test_a_fragment_can_not_be_edited(path: Path) -> None:
+    """The torn record binds the bytes that it names."""
+    filled(path, 2).close()
+    path.write_bytes(path.read_bytes()[:-20])
+    sink = filled(path, 1)
+    lines = lines_of(path)
+    path.write_bytes(b"".join([lines[0], lines[1][:-10] + b"\n", *lines[2:]]))
+    assert not verify_chain(path, sink.head).ok
+
+
+def test_another_file_is_not_adopted(path: Path) -> None:
+    """A text file that is no chain is refused and left as it was."""
+    path.write_text("one\ntwo\nthree\n")
+    with pytest.raises(AuditError) as caught:
+        FileSink(path)
+    assert caught.value.code == "chain_broken"
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_file_that_shrank_is_refused(path: Path) -> None:
+    """A writer does not go on after its own records were cut away."""
+    sink = filled(path)
+    path.write_bytes(b"".join(lines_of(path)[:2]))
+    with pytest.raises(AuditError) as caught:
+        sink.write({"kind": "x"})
+    assert caught.value.code == "chain_broken"
+
+
+def test_a_rotated_file_is_continued(path: Path) -> None:
+    """A file that was moved away is followed by one that begins with its head."""
+    sink = filled(path, 2)
+    old = sink.head
+    path.rename(path.with_suffix(".1"))
+    sink.write({"kind": "x"})
+    first = json.loads(lines_of(path)[0])
+    assert (first["kind"], first["after"], first["seq"]) == ("continued", old, 0)
+    assert verify_chain(path, sink.head).records == 2
+    assert verify_chain(path.with_suffix(".1"), old).ok
+
+
+def test_threads_share_a_sink(path: Path) -> None:
+    """Records of racing threads stand in one chain, each once."""
+    sink = FileSink(path)
+
+    def work(name: int) -> None:
+        for n in range(50):
+            sink.write({"who": name, "n": n})
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verify_chain(path, sink.head).records == 400
+    seen = {(r["who"], r["n"]) for r in map(json.loads, lines_of(path))}
+    assert len(seen) == 400
+
+
+def test_two_sinks_of_one_process_share_a_file(path: Path) -> None:
+    """Each begins where the other ended."""
+    a, b = FileSink(path), FileSink(path)
+    for n in range(20):
+        (a if n % 3 else b).write({"n": n, "pad": "x" * n * 1000})
+    assert verify_chain(path, (b if (20 - 1) % 3 == 0 else a).head).records == 20
+
+
+def _write_many(path: str, who: int, count: int) -> None:
+    sink = FileSink(path)
+    for n in range(count):
+        sink.write({"kind": "x", "who": who, "n": n})
+
+
+def test_processes_share_a_file(path: Path) -> None:
+    """Records of racing processes stand in one chain, each once, in each writer's order."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_write_many, args=(str(path), who, 150)) for who in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert verify_chain(path) == ChainReport(450, verify_chain(path).head, True)
+    records = [json.loads(line) for line in lines_of(path)]
+    for who in range(3):
+        assert [r["n"] for r in records if r["who"] == who] == list(range(150))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_inherits_a_working_sink(path: Path) -> None:
+    """Parent and child go on writing through the same object, even when a thread held its lock."""
+    sink = filled(path, 1)
+    sink._lock.acquire()  # as another thread would, at the moment of the fork
+    children = []
+    for who in range(2):
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover
+            code = 1
+            try:
+                for n in range(100):
+                    sink.write({"kind": "x", "who": who, "n": n})
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(pid)
+    sink._lock.release()
+    for n in range(100):
+        sink.write({"kind": "x", "who": "parent", "n": n})
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
+    assert verify_chain(path).records == 301
+
+
+def test_a_killed_writer_leaves_a_chain(path: Path) -> None:
+    """After a kill at any moment the next writer goes on and everything verifies."""
+    context = multiprocessing.get_context("spawn")
+    worker = context.Process(target=_write_many, args=(str(path), 0, 1_000_000))
+    worker.start()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and (not path.exists() or path.stat().st_size < 20_000):
+        time.sleep(0.005)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(30)
+    sink = filled(path, 1)
+    report = verify_chain(path, sink.head)
+    assert report.ok
+    assert report.records > 20
+
+
+def test_a_lock_is_not_waited_for_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that hangs makes the others fail closed, not hang."""
+    import fcntl
+
+    sink = filled(path, 1)
+    monkeypatch.setattr(sinks, "LOCK_TIMEOUT", 0.05)
+    with path.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(AuditError) as caught:
+            sink.write({"kind": "x"})
+    assert caught.value.code == "audit_unavailable"
+    sink.write({"kind": "x"})
+    assert verify_chain(path, sink.head).records == 2
+
+
+def test_paths_of_agents_never_share_an_id() -> None:
+    """Separators inside names are escaped, and nobody vouches for a static id."""
+    identity = StaticIdentity()
+    assert isinstance(identity, Identity)
+    paths = [
+        (),
+        ("",),
+        ("", ""),
+        ("a",),
+        ("a", "b"),
+        ("a/b",),
+        ("a%2Fb",),
+        ("é",),
+        ("\ud800",),
+        ("\\ud800",),
+        ("a", ""),
+    ]
+    assert len({identity.agent_id(p) for p in paths}) == len(paths)
+    assert identity.agent_id(("supervisor", "payer")) == "urn:langchain-runtime-authz:agent:supervisor/payer"
+    assert all(identity.agent_id(p).isascii() for p in paths)
+    assert identity.attested is False
+    for base in ("", "spiffe://example.org/agent", "SPIFFE://x"):
+        with pytest.raises(ConfigError):
+            StaticIdentity(base)

@@ -1,0 +1,89 @@
+"""The bank demonstration: what protection stops is what happens without it."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from langchain_runtime_authz.demo import bank
+from langchain_runtime_authz.demo.bank import ATTACKER, PLUMBER, SUPPLIER, Performance
+
+
+@pytest.fixture(scope="module")
+def protected() -> Performance:
+    return bank.perform(protected=True)
+
+
+@pytest.fixture(scope="module")
+def twin() -> Performance:
+    return bank.perform(protected=False)
+
+
+def _payments(performance: Performance) -> list[tuple[str, float]]:
+    return [(p.recipient, p.amount) for p in performance.bank.payments]
+
+
+def test_the_twin_comes_to_harm(twin: Performance) -> None:
+    """Without protection the same script pays the attacker, and the payment that was stopped."""
+    expected = [(SUPPLIER, 98.70), (ATTACKER, 95.00), (PLUMBER, 90.00), (PLUMBER, 45.00)]
+    assert expected == _payments(twin)
+
+
+def test_only_what_was_asked_for_is_paid(protected: Performance) -> None:
+    """With protection the account pays the bill and the corrected amount, each once."""
+    assert [(SUPPLIER, 98.70), (PLUMBER, 45.00)] == _payments(protected)
+
+
+@pytest.mark.parametrize(
+    ("step", "tool", "decision", "reason", "epoch"),
+    [
+        pytest.param(1, "read_file", "permit", "", 1, id="a read is permitted"),
+        pytest.param(2, "send_money", "asked, permit", "alice approved", 1, id="a payment is asked about"),
+        pytest.param(3, "send_money", "deny", "grant_argument", 1, id="the attacker is outside the grant"),
+        pytest.param(4, "send_money", "deny", "stale_epoch", 3, id="the plan of the old task is void"),
+        pytest.param(5, "send_money", "asked, permit", "alice approved", 3, id="the new plan is asked about"),
+        pytest.param(6, "get_transactions", "permit", "", 3, id="reads go on"),
+    ],
+)
+def test_each_act(protected: Performance, step: int, tool: str, decision: str, reason: str, epoch: int) -> None:
+    """Each step is decided for the reason that the act is about, at the epoch of its time."""
+    row = protected.rows[step - 1]
+    assert (step, decision, reason, epoch) == (row.step, row.decision, row.reason, row.epoch)
+    assert row.tried.startswith(f"{tool}(")
+    assert (row.happened == "not carried out") == (decision == "deny")
+
+
+def test_nothing_else_was_tried(protected: Performance) -> None:
+    """The acts are all there is: no call is missing from the table."""
+    assert list(range(1, 7)) == [row.step for row in protected.rows]
+
+
+def test_play_shows_both_books(protected: Performance) -> None:
+    """`play` returns the protected run's rows and ends with numbers from both runs."""
+    console = Console(file=io.StringIO(), width=200)
+    assert protected.rows == bank.play(console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the attacker 95.00, here 0.00" in shown
+    assert "328.70 left the account instead of 143.70" in " ".join(shown.split())
+
+
+def test_the_human_sees_the_exact_arguments() -> None:
+    """What the human approves is printed in full, account number included."""
+    console = Console(file=io.StringIO(), width=200)
+    bank.perform(protected=True, console=console)
+    asked = [line for line in console.file.getvalue().splitlines() if "ask:" in line]  # type: ignore[attr-defined]
+    assert len(asked) == 2
+    assert f"recipient='{SUPPLIER}', amount=98.7, subject='December'" in asked[0]
+
+
+def test_nobody_waits_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal the performance does not sleep; with one it sleeps ten seconds at most."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    bank.play(Console(file=io.StringIO()))
+    assert [] == slept
+    bank.play(Console(file=io.StringIO(), force_terminal=True))
+    assert 0 < sum(slept) <= 10

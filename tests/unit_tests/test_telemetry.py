@@ -1,0 +1,313 @@
+"""Spans: what they say, what they never say, and that they stop nothing."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from langchain_runtime_authz import telemetry
+from langchain_runtime_authz.authzen import (
+    Action,
+    AgentContext,
+    CallContext,
+    Context,
+    Decision,
+    DelegationContext,
+    EvaluationRequest,
+    HistoryContext,
+    LeaseContext,
+    Obligation,
+    Resource,
+    Subject,
+    TaskContext,
+    deny,
+)
+from langchain_runtime_authz.telemetry import authorize_span, execute_tool_span, record_decision
+
+PERMIT = Decision(
+    outcome="permit",
+    decision_id="d-1",
+    obligations=(Obligation(id="o", type="redact"), Obligation(id="p", type="rate_limit")),
+    policy_revision="r1",
+)
+REQUEST = EvaluationRequest(
+    subject=Subject(type="user", id="alice"),
+    action=Action(name="tools/call"),
+    resource=Resource(type="tool", id="pay", properties={"target": "SECRET"}),
+    context=Context(
+        now=1,
+        task=TaskContext(id="t", epoch=3, digest="d", text="SECRET", corrections=0),
+        agent=AgentContext(path=["root", "payer"], id="agent-id"),
+        delegation=DelegationContext(depth=1),
+        history=HistoryContext(),
+        lease=LeaseContext(jti="SECRET", epoch=3, exp=2),
+        call=CallContext(id="call_1", args={"to": "SECRET"}, args_digest="d"),
+    ),
+)
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    return exporter
+
+
+def only(exporter: InMemorySpanExporter) -> ReadableSpan:
+    (span,) = exporter.get_finished_spans()
+    return span
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
+    """Everything of a decision that is low in cardinality or an id, nothing else."""
+    with authorize_span("tools/call", "pay") as span:
+        span.decided(PERMIT, REQUEST, pdp="wasm")
+    got = attributes(only(exporter))
+    digest = got.pop("runtime_authz.request.hash")
+    expected = {
+        "openinference.span.kind": "GUARDRAIL",
+        "runtime_authz.action": "tools/call",
+        "runtime_authz.resource": "pay",
+        "gen_ai.tool.name": "pay",
+        "gen_ai.tool.call.id": "call_1",
+        "runtime_authz.decision": "permit",
+        "runtime_authz.decision.id": "d-1",
+        "runtime_authz.policy.revision": "r1",
+        "runtime_authz.pdp": "wasm",
+        "runtime_authz.obligation.types": ("rate_limit", "redact"),
+        "runtime_authz.subject.type": "user",
+        "runtime_authz.actor.id": "agent-id",
+        "runtime_authz.delegation.depth": 1,
+        "runtime_authz.credential.epoch": 3,
+    }
+    assert expected == got
+    assert len(digest) == 64
+    span = only(exporter)
+    assert (span.name, span.kind, span.status.status_code) == (
+        "authorize pay",
+        trace.SpanKind.INTERNAL,
+        StatusCode.UNSET,
+    )
+    assert "SECRET" not in span.to_json()
+    assert "alice" not in span.to_json()
+
+
+def test_a_request_is_known_again_but_not_guessed(
+    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal requests have equal hashes under one key, and another under another."""
+    for key in (None, None, b"another key"):
+        if key is not None:
+            monkeypatch.setattr(telemetry, "_HASH_KEY", key)
+        record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay")
+    a, b, c = (attributes(s)["runtime_authz.request.hash"] for s in exporter.get_finished_spans())
+    assert a == b != c
+
+
+@pytest.mark.parametrize("body", [None, REQUEST.to_json()])
+def test_a_batch_records_as_a_span_does(exporter: InMemorySpanExporter, body: bytes | None) -> None:
+    """`record_decision` and `authorize_span` write the same span."""
+    with authorize_span("tools/call", "pay") as span:
+        span.decided(PERMIT, REQUEST, pdp="wasm")
+    record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay", body=body, started=1)
+    first, second = exporter.get_finished_spans()
+    assert attributes(first) == attributes(second)
+    assert first.name == second.name
+    assert second.start_time == 1
+
+
+def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
+    """Policy and enforcement said no: the status stays unset."""
+    for failure in (None, "enforcement"):
+        record_decision(deny("effect", failure), REQUEST, pdp="wasm", tool="pay")  # type: ignore[arg-type]
+    for span in exporter.get_finished_spans():
+        assert attributes(span)["runtime_authz.decision"] == "deny"
+        assert attributes(span)["runtime_authz.reason"] == "effect"
+        assert "error.type" not in attributes(span)
+        assert span.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize(("failure", "code"), [("pdp", "pdp_timeout"), ("mapping", "uncanonical_argument")])
+def test_a_failure_to_ask_or_answer_is_an_error(
+    exporter: InMemorySpanExporter, failure: Any, code: str
+) -> None:
+    """A mapping or PDP failure sets `error.type` to its code, and the status."""
+    record_decision(deny(code, failure), None, pdp="opa", tool="pay")
+    span = only(exporter)
+    assert attributes(span)["error.type"] == code
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.name == "authorize pay"
+
+
+def test_a_step_without_a_request_has_a_name(exporter: InMemorySpanExporter) -> None:
+    """A refusal before any question still says of what."""
+    record_decision(deny("revoked"), None, pdp="wasm", tool=None, action="run/start", resource="graph")
+    span = only(exporter)
+    assert span.name == "authorize graph"
+    assert "gen_ai.tool.name" not in attributes(span)
+
+
+def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
+    """Names as the GenAI conventions spell them; no arguments, no result."""
+    with execute_tool_span("pay", "call_1", "payer", "thread-1", agent_id="agent-id"):
+        pass
+    with execute_tool_span("pay"):
+        pass
+    full, bare = exporter.get_finished_spans()
+    expected = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.type": "function",
+        "gen_ai.tool.name": "pay",
+        "gen_ai.tool.call.id": "call_1",
+        "gen_ai.agent.name": "payer",
+        "gen_ai.agent.id": "agent-id",
+        "gen_ai.conversation.id": "thread-1",
+    }
+    assert expected == attributes(full)
+    assert full.name == "execute_tool pay"
+    assert set(attributes(bare)) == {"gen_ai.operation.name", "gen_ai.tool.type", "gen_ai.tool.name"}
+
+
+def test_a_failing_tool_tells_its_type_only(exporter: InMemorySpanExporter) -> None:
+    """The exception goes on; its text, which may quote arguments, is not recorded."""
+    with pytest.raises(ValueError, match="SECRET"), execute_tool_span("pay"):
+        raise ValueError("SECRET")
+    span = only(exporter)
+    assert attributes(span)["error.type"] == "ValueError"
+    assert span.status.status_code is StatusCode.ERROR
+    assert not span.events
+    assert "SECRET" not in span.to_json()
+
+
+class GraphBubbleUp(Exception):
+    """Named as LangGraph's own."""
+
+
+class GraphInterrupt(GraphBubbleUp):
+    """A tool that asks a human."""
+
+
+@pytest.mark.parametrize("control", [GraphInterrupt, KeyboardInterrupt, GeneratorExit])
+def test_control_flow_is_no_error(exporter: InMemorySpanExporter, control: type[BaseException]) -> None:
+    """Interrupts, hand-offs and cancellations pass and mark nothing."""
+    for scope in (execute_tool_span("pay"), authorize_span("tools/call", "pay")):
+        with pytest.raises(control), scope:
+            raise control
+    assert {s.status.status_code for s in exporter.get_finished_spans()} == {StatusCode.UNSET}
+
+
+def test_a_tool_may_be_marked_as_failed(exporter: InMemorySpanExporter) -> None:
+    """A tool that answers with an error message can be marked without an exception."""
+    with execute_tool_span("pay") as span:
+        span.failed("tool_error")
+    assert attributes(only(exporter))["error.type"] == "tool_error"
+
+
+def test_spans_nest(exporter: InMemorySpanExporter) -> None:
+    """What runs inside is a child; afterwards the outer context is back."""
+    before = trace.get_current_span()
+    with execute_tool_span("outer"):
+        record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay")
+        with execute_tool_span("inner"):
+            pass
+    assert trace.get_current_span() is before
+    decided, inner, outer = exporter.get_finished_spans()
+    assert outer.context is not None
+    assert inner.parent is not None
+    assert decided.parent is not None
+    assert inner.parent.span_id == decided.parent.span_id == outer.context.span_id
+
+
+def test_a_block_left_elsewhere_disturbs_nobody(exporter: InMemorySpanExporter) -> None:
+    """A generator closed in another context ends its span and leaves that context's span current."""
+
+    def stream() -> Iterator[int]:
+        with execute_tool_span("stream"):
+            yield 1
+
+    generator = stream()
+    contextvars.copy_context().run(next, generator)
+    with execute_tool_span("other") as other:
+        generator.close()  # type: ignore[attr-defined]
+        assert trace.get_current_span() is other._span
+    assert {s.name for s in exporter.get_finished_spans()} == {"execute_tool stream", "execute_tool other"}
+
+
+def test_long_names_are_cut_in_span_names(exporter: InMemorySpanExporter) -> None:
+    """A tool name that a model made up can not bloat span names."""
+    record_decision(deny("unknown_tool"), None, pdp="wasm", tool="x" * 5000)
+    assert len(only(exporter).name) < 200
+
+
+class Broken:
+    """A tracer that fails at `at`."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def start_span(self, *args: Any, **kwargs: Any) -> Any:
+        return self._do("start_span") or self
+
+    def _do(self, name: str) -> Any:
+        if name == self.at:
+            raise RuntimeError(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *a, **k: self._do(name) or name == "is_recording"
+
+
+@pytest.mark.parametrize("at", ["start_span", "is_recording", "set_attribute", "set_status", "end"])
+def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """Whatever the tracing library does, the decision and the tool go on."""
+    monkeypatch.setattr(telemetry, "_tracer", Broken(at))
+    before = otel_context.get_current()
+    done = []
+    with authorize_span("tools/call", "pay") as span:
+        span.decided(deny("pdp_error", "pdp"), REQUEST, pdp="wasm")
+        done.append(1)
+    with execute_tool_span("pay") as tool:
+        tool.failed("x")
+        done.append(2)
+    with pytest.raises(ValueError, match="mine"), execute_tool_span("pay"):
+        raise ValueError("mine")
+    record_decision(deny("pdp_error", "pdp"), REQUEST, pdp="wasm", tool="pay")
+    assert done == [1, 2]
+    assert otel_context.get_current() == before
+
+
+def test_without_an_sdk_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No span is recording, so no attribute is computed and no context is attached."""
+    monkeypatch.setattr(telemetry, "_tracer", trace.NoOpTracer())
+    monkeypatch.setattr(telemetry, "_decide", lambda *a: pytest.fail("built"))
+    before = otel_context.get_current()
+    with authorize_span("tools/call", "pay") as span:
+        assert otel_context.get_current() is before
+        span.decided(PERMIT, REQUEST, pdp="wasm")
+    with execute_tool_span("pay") as tool:
+        tool.failed("x")
+    record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay")
+
+
+def test_names_stay_in_our_own_space() -> None:
+    """Nothing is added to `gen_ai.*`; what is ours begins with our own prefix."""
+    names = {v for k, v in vars(telemetry).items() if k.isupper() and isinstance(v, str) and "." in v}
+    theirs = {
+        "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type",
+        "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id", "error.type", "openinference.span.kind",
+    }  # fmt: skip
+    assert {n for n in names if not n.startswith("runtime_authz.")} == theirs
