@@ -300,10 +300,11 @@ def deny(code: str, failure: Failure | None = "enforcement", revision: str = "")
     )
 
 
-def parse_answer(answer: object) -> Decision | None:
+def parse_answer(answer: object, revision: str = "") -> Decision | None:
     """A PDP's answer, or `None` where it is anything but a well-formed decision document.
 
-    `answer` is JSON text or bytes, or the already parsed document. Only the literal `true`
+    `answer` is JSON text or bytes, or the already parsed document; `revision` stands in where the
+    answer names no policy revision. Only the literal `true`
     permits: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, an unknown member beside
     `decision` and `context`, or more than 64 KiB are all malformed.
     """
@@ -326,7 +327,7 @@ def parse_answer(answer: object) -> Decision | None:
         reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
         obligations=tuple(ctx.obligations),
         decision_id=new_decision_id(),
-        policy_revision=ctx.policy.revision,
+        policy_revision=ctx.policy.revision or revision,
         ttl=ctx.ttl,
     )
 

@@ -138,8 +138,7 @@ class AuthorizeSpan(_Current):
             pdp: name of the engine.
             body: `request.to_json()`, where it is at hand.
         """
-        if self._span.is_recording():
-            _decide(self._span, decision, request, pdp, body)
+        _decide(self._span, decision, request, pdp, body)
 
 
 class ExecuteToolSpan(_Current):
@@ -181,7 +180,10 @@ class ExecuteToolSpan(_Current):
 
     def failed(self, error_type: str) -> None:
         """Record that the tool failed: the type only, since a text may quote arguments."""
-        _fail(self._span, error_type)
+        try:
+            _fail(self._span, error_type)
+        except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
+            _log.debug("failure not recorded", exc_info=True)
 
 
 def authorize_span(action: str, resource: str) -> AuthorizeSpan:
@@ -262,6 +264,8 @@ def _decide(
     span: Span, decision: Decision, request: EvaluationRequest | None, pdp: str, body: bytes | None
 ) -> None:
     try:
+        if not span.is_recording():
+            return
         span.set_attribute(DECISION, decision.outcome)
         span.set_attribute(DECISION_ID, decision.decision_id)
         span.set_attribute(POLICY_REVISION, decision.policy_revision)

@@ -167,17 +167,18 @@ class FileSink:
         if size < self._at[0]:
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter")
         lines = _last_lines(self._fd, size)
-        if lines[-1] != b"":
-            # One byte can not be torn. Where only the newline was missing, the record is whole.
-            self._put(b"\n")
-            lines.append(b"")
+        open_end = lines[-1] != b""
+        if not open_end:
+            lines.pop()
         fragments: list[str] = []
         record = None
-        lines.pop()
         while lines and (record := parse_line(lines[-1])) is None:
             fragments.insert(0, line_hash(lines.pop()))
         if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
+        if open_end:
+            # One byte can not be torn. Where only the newline was missing, the record is whole.
+            self._put(b"\n")
         after = GENESIS if record is None else line_hash(lines[-1])
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
         self._at = (os.fstat(self._fd).st_size, seq, fragments[-1] if fragments else after)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -128,15 +128,16 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     pairs = list(_diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values())))[:limit]
     users = list(dict.fromkeys(user for user, _ in pairs))
     attack = _attack(suite)
-    runs: list[tuple[Any, Any, dict[str, str]]] = [(user, None, {}) for user in users]
-    runs += [(user, injection, attack(user, injection)) for user, injection in pairs]
+    cases: list[_Case] = [(user, None, {}) for user in users]
+    cases += [(user, injection, attack(user, injection)) for user, injection in pairs]
 
     conditions = []
     with _bar(progress) as bar:
         for name, authz in (("static token", None), ("runtime decision", RuntimeAuthz(profiles=PROFILES))):
             started = time.perf_counter()
             dice = Random(0)  # noqa: S311  (the same throws for each condition and each replay)
-            outcomes = [_run(suite, authz, dice, rubber_stamp, *run) for run in bar.track(runs, description=name)]
+            looks_away = partial(_happens, dice, rubber_stamp)
+            outcomes = [_run(suite, authz, case, looks_away) for case in bar.track(cases, description=name)]
             seconds = time.perf_counter() - started
             conditions.append(Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds))
     return Report(len(users), len(pairs), tuple(conditions), rubber_stamp)
@@ -203,16 +204,12 @@ def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple
             yield user, injections[(i + shift) % len(injections)]
 
 
-def _run(
-    suite: Any,
-    authz: RuntimeAuthz | None,
-    dice: Random,
-    rubber_stamp: float,
-    user: Any,
-    injection: Any,
-    texts: Mapping[str, str],
-) -> Outcome:
+_Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `None`, and the injected texts
+
+
+def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callable[[], bool]) -> Outcome:
     """One run of the real graph over a fresh environment, then AgentDojo's verdict."""
+    user, injection, texts = case
     world = _World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []
     hijacked = _Hijacked(world, user.ground_truth(world.before), theirs, user.GROUND_TRUTH_OUTPUT)
@@ -222,7 +219,7 @@ def _run(
     if authz is not None:
         graph = authz.protect(graph)
         scope = authz.run(subject="customer", task=user.PROMPT)
-    human = _Human(world, user.ground_truth(world.before), lambda: dice.random() < rubber_stamp)
+    human = _Human(world, user.ground_truth(world.before), looks_away)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:
         messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, human))
@@ -349,6 +346,10 @@ def _plain(value: Any) -> Any:
 def _folded(text: str) -> str:
     """Text without its line breaks, which the YAML of the environments folds and a repr escapes."""
     return "".join(text.replace("\\n", "").split())
+
+
+def _happens(dice: Random, probability: float) -> bool:
+    return dice.random() < probability
 
 
 def _share(flags: Iterator[bool]) -> float:

@@ -6,18 +6,20 @@ What is decided, digested, approved and executed is one and the same parsed obje
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.digest import digest, project
-from langchain_runtime_authz.edges._private import injected_names, takes_no_arguments
-from langchain_runtime_authz.edges.profiles import Profiled
+from langchain_runtime_authz.edges._private import takes_no_arguments
 from langchain_runtime_authz.enforce.step import Call
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.profile import UNPROFILED
 
-__all__ = ["Malformed", "describe", "parse", "unknown"]
+if TYPE_CHECKING:
+    from langchain_runtime_authz.edges.tool_guard import ToolFacts
+
+__all__ = ["Malformed", "describe", "parse", "unknown", "without"]
 
 _EMPTY = digest({})
 
@@ -43,7 +45,7 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
 
 def describe(
     tool: BaseTool,
-    profiled: Profiled,
+    facts: ToolFacts,
     tool_input: str | Mapping[str, Any],
     *,
     parser: Any,
@@ -57,7 +59,7 @@ def describe(
 
     Args:
         tool: the tool that will run.
-        profiled: its profile.
+        facts: its profile, and the names of its injected arguments.
         tool_input: what it will be sent, with injected arguments.
         parser: the tool's own `_parse_input`.
         call_id: the tool call's id.
@@ -76,14 +78,14 @@ def describe(
         parsed, error = Malformed(exc), Code.INVALID_ARGUMENTS
     else:
         try:
-            args = _decided(tool, parsed)
+            args = _decided(tool, parsed, facts.injected)
             args_digest = digest(args)
         except MappingError as exc:
             error = Code(exc.code)
     return Call(
         tool=tool.name,
-        profile=profiled.profile,
-        profiled=profiled.declared,
+        profile=facts.profiled.profile,
+        profiled=facts.profiled.declared,
         call_id=call_id,
         plan_id=plan_id,
         position=position,
@@ -97,13 +99,17 @@ def describe(
     )
 
 
-def _decided(tool: BaseTool, parsed: Any) -> dict[str, Any]:
+def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str, Any]:
     if isinstance(parsed, str):
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
         return {next(iter(fields)) if fields else "input": project(parsed)}
-    injected = injected_names(tool)
     return {str(k): project(v) for k, v in parsed.items() if k not in injected}
+
+
+def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
+    """Arguments that the model or a caller sent, without those that the framework supplies."""
+    return {k: v for k, v in args.items() if k not in injected}
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:

@@ -14,7 +14,7 @@ from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, ToolNode, closure_values
 from langchain_runtime_authz.edges.node_gate import is_gated
-from langchain_runtime_authz.edges.root import graphs_in, owner_of
+from langchain_runtime_authz.edges.root import AnyGraph, graphs_in, owner_of
 from langchain_runtime_authz.edges.tool_guard import is_guarded
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -108,7 +108,7 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     return CoverageReport(graph.get_name(), protection.entrance.engine.evaluator.pdp.name, tuple(dict.fromkeys(rows)))
 
 
-def _rows(graph: Pregel, protection: Protection, *, root: bool) -> Iterator[Row]:
+def _rows(graph: AnyGraph, protection: Protection, *, root: bool) -> Iterator[Row]:
     name = graph.get_name()
     entered = owner_of(graph) is protection
     yield Row("entry" if root else "agent", name, name, (("root entry" if root else "child entry"),) if entered else ())

@@ -31,10 +31,11 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 
-__all__ = ["Entrance", "RunHandle", "SubjectLike"]
+__all__ = ["Entrance", "RunHandle", "SubjectLike", "opened"]
 
 SubjectLike = Subject | str | dict[str, Any]
 _ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
+_BESIDE: Final = "guard"  # the agent's name where guarded tools are called beside every protected graph
 
 # Set by `with authz.run(...)`, read only by root entries, at the call. Inside generators and across
 # tasks pass `run.config()` instead.
@@ -50,11 +51,16 @@ class RunHandle:
         run_id: names the run in records, spans and tokens (`txn`).
     """
 
-    __slots__ = ("__weakref__", "_closed", "_entries", "_previous", "engine", "grant", "run_id", "subject", "task")
+    __slots__ = (
+        "__weakref__", "_beside", "_closed", "_entries", "_previous",
+        "engine", "grant", "run_id", "settled", "subject", "task",
+    )  # fmt: skip
 
     def __init__(self, engine: Engine, subject: Subject, task: str | None, grant: Grant | None) -> None:
         self.engine = engine
         self._entries: list[Run] = []
+        self._beside: Run | None = None
+        self.settled: dict[str, int] = {}
         self._closed = False
         self._previous: RunHandle | None = None
         self.subject = subject
@@ -103,6 +109,42 @@ class RunHandle:
         self._closed = True
         return [run for run in self._entries if not run.closed]
 
+    def beside(self) -> Flow[Run]:
+        """The run of guarded tools called by code beside every protected graph; the first opens it."""
+        if self._closed:
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        if self._beside is None:
+            engine = self.engine
+            entry: Entry = yield from open_entry(
+                engine,
+                scope=Scope(engine.tenant, engine.issuer.issuer, _BESIDE, f"run:{self.run_id}"),
+                subject=self.subject,
+                run_id=self.run_id,
+                agent=_BESIDE,
+                task=self.pinned_task(),
+                texts=(),
+                resume=False,
+                grant=self.grant,
+                deliverable=False,
+            )
+            self._enter(entry.run)
+            if self._beside is None:
+                self._beside = entry.run
+            else:  # another thread was first
+                yield from close(entry.run, "ended")
+        return self._beside
+
+    def pinned_task(self) -> HumanText | None:
+        """What `.run(task=)` said. Agents, crons and webhooks are not humans, whatever they write."""
+        if self.task is None or not self.human:
+            return None
+        return HumanText(content_digest(self.task), self.task)
+
+    @property
+    def human(self) -> bool:
+        """Whether what this run's subject says is a human's word."""
+        return self.subject.type in ("user", "anonymous")
+
     def _enter(self, run: Run) -> None:
         if self._closed:
             run.closed = True
@@ -131,6 +173,12 @@ class RunHandle:
         # Never by Token: a generator may be closed in another context, where nothing is to restore.
         if _opened.get() is self:
             _opened.set(self._previous)
+
+
+def opened(config: Mapping[str, Any]) -> RunHandle | None:
+    """The run that a call is in, by its config, else by the `with authz.run(...)` around it."""
+    handle = handle_in(config)
+    return (handle.opener if handle is not None else None) or _opened.get()
 
 
 class AtCall(NamedTuple):
@@ -162,7 +210,7 @@ class Entrance:
         """Whose entry a call is, by its config, else by the `with authz.run(...)` around it."""
         handle = handle_in(config)
         parent = handle.run if handle is not None else None
-        opener = (handle.opener if handle is not None else None) or _opened.get()
+        opener = opened(config)
         engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
         if engine is not self.engine:
             msg = "the run was opened by another RuntimeAuthz than the one that protects the graph"
@@ -182,11 +230,6 @@ class Entrance:
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         resume = input is None or isinstance(input, Command)
-        task = None
-        if handle.task is not None:
-            task = HumanText(content_digest(handle.task), handle.task)
-        # Agents, crons and webhooks are not humans, whatever they write.
-        human = handle.subject.type in ("user", "anonymous")
         update = input.update if isinstance(input, Command) else input
         entry: Entry = yield from open_entry(
             self.engine,
@@ -194,8 +237,8 @@ class Entrance:
             subject=handle.subject,
             run_id=handle.run_id,
             agent=name,
-            task=task if human else None,
-            texts=human_texts(update, self._channels) if human else [],
+            task=handle.pinned_task(),
+            texts=human_texts(update, self._channels) if handle.human else [],
             resume=resume,
             grant=handle.grant,
             deliverable=isinstance(input, dict),

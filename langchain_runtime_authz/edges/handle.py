@@ -21,7 +21,7 @@ from langchain_runtime_authz.enforce.engine import Run
 if TYPE_CHECKING:
     from langchain_runtime_authz.edges.entry import RunHandle
 
-__all__ = ["HANDLE_KEY", "Handle", "find_run", "handle_in", "run_scope", "running"]
+__all__ = ["HANDLE_KEY", "Handle", "find_run", "handle_in", "run_scope", "running", "settled"]
 
 HANDLE_KEY: Final = "__authz"
 _PLACEHOLDER: Final = "runtime-authz-run"
@@ -63,6 +63,10 @@ class Handle:
 # hand. Restored by setting the previous value, never by Token: a generator may be closed elsewhere.
 _running: ContextVar[Run | None] = ContextVar("langchain_runtime_authz.running", default=None)
 
+# How often the code of one node (or tool) execution has had an answer to a call, for calls that no
+# message planned: the n-th of equal calls is the same call when the node is executed again.
+_settled: ContextVar[dict[str, int] | None] = ContextVar("langchain_runtime_authz.settled", default=None)
+
 
 def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
     """The handle in a config, type-checked."""
@@ -86,9 +90,16 @@ def running() -> Run | None:
 @contextmanager
 def run_scope(run: Run) -> Iterator[None]:
     """Make `run` the current one for the code inside."""
-    previous = _running.get()
+    previous, counted = _running.get(), _settled.get()
     _running.set(run)
+    _settled.set({})
     try:
         yield
     finally:
         _running.set(previous)
+        _settled.set(counted)
+
+
+def settled() -> dict[str, int] | None:
+    """The counts of equal calls in the node or tool execution around the current code."""
+    return _settled.get()

@@ -34,7 +34,9 @@ from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
 from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 
-__all__ = ["Protection", "graphs_in", "owner_of", "protect"]
+__all__ = ["AnyGraph", "Protection", "graphs_in", "owner_of", "protect"]
+
+AnyGraph = Pregel[Any, Any, Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def protect(target: Any, protection: Protection) -> Any:
     return target
 
 
-def graphs_in(root: Pregel) -> Iterator[Pregel]:
+def graphs_in(root: AnyGraph) -> Iterator[AnyGraph]:
     """`root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
     seen: set[int] = set()
     todo: list[Any] = [root]
@@ -119,7 +121,7 @@ def _held_by(function: object) -> Iterator[Any]:
             yield held
 
 
-def _protect_one(graph: Pregel, protection: Protection) -> None:
+def _protect_one(graph: AnyGraph, protection: Protection) -> None:
     for name, node in graph.nodes.items():
         _gate_node(name, node, protection)
     if owner_of(graph) is None:
@@ -151,7 +153,8 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
         return protect(base.compile(self, *args, **kwargs), protection)
 
     namespace = {"__module__": base.__module__, "__runtime_authz__": protection, "compile": compile}
-    builder.__class__ = type(base)(base.__name__, (base,), namespace)
+    metaclass: Any = type(base)
+    builder.__class__ = metaclass(base.__name__, (base,), namespace)
     return builder
 
 
@@ -197,7 +200,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "stream": stream,
         "astream": astream,
     }
-    return type(base)(base.__name__, (base,), namespace)
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (base,), namespace)
 
 
 def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import asyncio
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
@@ -29,19 +30,20 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.leak import scrub
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
-from langchain_runtime_authz.edges._private import injected_names
-from langchain_runtime_authz.edges.calls import Malformed, describe
+from langchain_runtime_authz.edges._private import injected_names, task_id
+from langchain_runtime_authz.edges.calls import Malformed, describe, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
-from langchain_runtime_authz.edges.handle import find_run, run_scope
+from langchain_runtime_authz.edges.entry import RunHandle, opened
+from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
 from langchain_runtime_authz.edges.messages import denial_message, recorded, replay_message
 from langchain_runtime_authz.edges.profiles import Profiled, Profiles
-from langchain_runtime_authz.enforce.engine import Run, adrive, drive
+from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.obligations import redact
 from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, conclude, obliged_fields
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code
 from langchain_runtime_authz.telemetry import execute_tool_span
 
-__all__ = ["Held", "guard_tool", "held_scope", "is_guarded", "profiled"]
+__all__ = ["Held", "ToolFacts", "facts_of", "guard_tool", "held_scope", "is_guarded"]
 
 T = TypeVar("T")
 
@@ -70,6 +72,13 @@ def held_scope(held: Held | None) -> Iterator[None]:
         _held.set(previous)
 
 
+class ToolFacts(NamedTuple):
+    """What does not change while a tool stays the same: looked up once, not per call."""
+
+    profiled: Profiled
+    injected: frozenset[str]
+
+
 class _Guard:
     """What a guarded tool knows: where its profile comes from. Shared by its copies."""
 
@@ -77,14 +86,14 @@ class _Guard:
 
     def __init__(self, profiles: Profiles) -> None:
         self.profiles = profiles
-        self.seen: tuple[tuple[object, ...], Profiled] | None = None
+        self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
-    def profile(self, tool: BaseTool) -> Profiled:
+    def facts(self, tool: BaseTool) -> ToolFacts:
         # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
         key = (tool.name, tool.description, tool.args_schema, tool.metadata)
         if self.seen is not None and all(a is b for a, b in zip(self.seen[0], key, strict=True)):
             return self.seen[1]
-        found = self.profiles.of(tool)
+        found = ToolFacts(self.profiles.of(tool), injected_names(tool))
         self.seen = (key, found)
         return found
 
@@ -180,10 +189,10 @@ def is_guarded(tool: object) -> bool:
     return getattr(type(tool), "__runtime_authz_guarded__", False) is True
 
 
-def profiled(tool: BaseTool) -> Profiled:
-    """The profile of a guarded tool as it is now."""
-    guard: _Guard = tool._authz_guard  # type: ignore[attr-defined]  # noqa: SLF001
-    return guard.profile(tool)
+def facts_of(tool: BaseTool) -> ToolFacts:
+    """What is known of a guarded tool as it is now."""
+    guard: _Guard = tool._authz_guard  # type: ignore[attr-defined]
+    return guard.facts(tool)
 
 
 def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
@@ -198,7 +207,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         return tool
     copy = tool.model_copy()
     guard = _Guard(profiles)
-    guard.profile(copy)  # pins the digest to the tool as it is now
+    guard.facts(copy)  # pins the digest to the tool as it is now
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(type(tool)))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
@@ -220,7 +229,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         config = ensure_config(config)
         entered = _enter(self, tool_input, config, tool_call_id, base)
         run_, call, verdict = entered if isinstance(entered, tuple) else drive(entered.engine, entered.flow())
-        if not isinstance(verdict, Ticket) and not _is_malformed(call):
+        if run_ is None or (not isinstance(verdict, Ticket) and not _is_malformed(call)):
             return _answer(verdict, tool_call_id)
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
         state, output = "unknown", None
@@ -228,6 +237,8 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             with _around(passage, call, tool_call_id):
                 output = base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
             state = _state(output)
+            if state == "done" and isinstance(entered, _Undecided):
+                entered.settled()
             return output
         except BaseException as exc:
             state = _failed(passage, exc)
@@ -244,7 +255,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         run_, call, verdict = (
             entered if isinstance(entered, tuple) else await adrive(entered.engine, entered.flow())
         )
-        if not isinstance(verdict, Ticket) and not _is_malformed(call):
+        if run_ is None or (not isinstance(verdict, Ticket) and not _is_malformed(call)):
             return _answer(verdict, tool_call_id)
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
         state, output = "unknown", None
@@ -252,6 +263,8 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             with _around(passage, call, tool_call_id):
                 output = await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
             state = _state(output)
+            if state == "done" and isinstance(entered, _Undecided):
+                entered.settled()
             return output
         except BaseException as exc:
             state = _failed(passage, exc)
@@ -308,7 +321,8 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
                 raise passage.clean_error(exc)  # noqa: B904
 
         namespace["_arun"] = _arun
-    return type(base)(base.__name__, (base,), namespace)
+    made: type[BaseTool] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]  # its own metaclass
+    return made
 
 
 def _entered(tool: BaseTool) -> _Passage:
@@ -320,21 +334,54 @@ def _entered(tool: BaseTool) -> _Passage:
 
 
 class _Undecided:
-    """No gate in front decided what would run: decide here."""
+    """No gate in front decided what would run: decide here.
 
-    __slots__ = ("call", "config", "engine", "run")
+    `opener` instead of `run` where code beside every protected graph makes the call.
+    """
 
-    def __init__(self, run: Run, call: Call, config: Mapping[str, Any]) -> None:
-        self.run, self.call, self.config, self.engine = run, call, config, run.engine
+    __slots__ = ("call", "config", "engine", "opener", "run")
 
-    def flow(self) -> Any:
-        verdicts = yield from decide_together(self.run, [self.call], self.config)
-        return self.run, self.call, verdicts[0]
+    def __init__(self, run: Run | None, opener: RunHandle | None, call: Call, config: Mapping[str, Any]) -> None:
+        self.run, self.opener, self.call, self.config = run, opener, call, config
+        owner = run or opener
+        if owner is None:
+            msg = "a call is decided in a run"
+            raise TypeError(msg)
+        self.engine = owner.engine
+
+    def flow(self) -> Flow[tuple[Run | None, Call, Verdict]]:
+        run = self.run
+        if run is None and self.opener is not None:
+            try:
+                run = yield from self.opener.beside()
+            except AuthzDenied as denied:  # nothing may start here
+                return None, self.call, _denied(self.call, denied)
+        if run is None:
+            return None, self.call, Denial(self.call, deny(Code.NO_RUN))
+        call = self.call
+        if call.plan_id is None and (counts := self._counts()) is not None:
+            call = replace(call, place=f"{task_id(self.config)}:{counts.get(_equal(call), 0)}")
+        (verdict,) = yield from decide_together(run, [call], self.config)
+        if isinstance(verdict, Replay):
+            self.settled()
+        return run, call, verdict
+
+    def settled(self) -> None:
+        """The call has its answer: an equal one of the same code is another call."""
+        if (counts := self._counts()) is not None:
+            counts[_equal(self.call)] = counts.get(_equal(self.call), 0) + 1
+
+    def _counts(self) -> dict[str, int] | None:
+        return self.opener.settled if self.opener is not None else settled()
+
+
+def _equal(call: Call) -> str:
+    return f"{call.call_id} {call.tool} {call.args_digest}"
 
 
 def _enter(
     tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None, base: type[BaseTool]
-) -> tuple[Run, Call, Verdict] | _Undecided:
+) -> tuple[Run | None, Call, Verdict] | _Undecided:
     """The verdict of the gate in front, if it is on exactly this call; else a call to decide."""
     held = _held.get()
     sent = _sent(tool, tool_input)
@@ -343,8 +390,10 @@ def _enter(
         if held.call.tool_ref is tool and held.call.call_id == call_id and held.call.parsed[1] == sent:
             return held.run, held.call, held.verdict
     run = held.run if held is not None else find_run(config)
-    if run is None:
-        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    opener = opened(config) if run is None else None
+    if run is None and opener is None:
+        nowhere = unknown(tool.name, call_id, None, None, {})
+        return None, nowhere, Denial(nowhere, deny(Code.NO_RUN))
     # After a gate, what differs from its call differs from the plan; without one, the plan is
     # looked up by the call's id.
     plan_id = held.call.plan_id if held is not None else None
@@ -360,14 +409,13 @@ def _enter(
         written=sent,
         sent=sent,
     )
-    return _Undecided(run, call, config)
+    return _Undecided(run, opener, call, config)
 
 
 def _sent(tool: BaseTool, tool_input: Any) -> Any:
     if isinstance(tool_input, str):
         return tool_input
-    injected = injected_names(tool)
-    return {k: v for k, v in tool_input.items() if k not in injected}
+    return without(tool_input, facts_of(tool).injected)
 
 
 def _passage_of(
@@ -375,7 +423,7 @@ def _passage_of(
 ) -> _Passage:
     parsed = call.parsed[0]
     ticket = verdict if isinstance(verdict, Ticket) else None
-    injected = injected_names(tool)
+    injected = facts_of(tool).injected
     if ticket is not None and injected and isinstance(parsed, dict):
         # Injected arguments are this very call's; what was decided stays what was decided.
         now = base._parse_input(tool, dict(tool_input), call_id)  # noqa: SLF001
@@ -394,12 +442,19 @@ def _is_malformed(call: Call) -> bool:
 @contextmanager
 def _around(passage: _Passage, call: Call, call_id: str | None) -> Iterator[None]:
     """What surrounds the tool's own run: no gate's verdict passes on to calls that it makes."""
+    run = passage.run
     with (
         held_scope(None),
-        run_scope(passage.run),
+        run_scope(run),
         _passage_scope(passage),
-        ticket_scope(passage.ticket),
-        execute_tool_span(call.tool, call_id=call_id, agent=passage.run.agent, conversation=passage.run.scope.thread),
+        ticket_scope(passage.ticket) if passage.ticket is not None else nullcontext(),
+        execute_tool_span(
+            call.tool,
+            call_id,
+            run.agent[-1],
+            run.scope.thread,
+            agent_id=run.engine.identity.agent_id(run.agent),
+        ),
     ):
         yield
 
@@ -421,8 +476,11 @@ def _denied_inside(exc: BaseException, call: Call, call_id: str | None) -> ToolM
     """The answer where a step *inside* the tool (a child agent, another tool) was denied."""
     if call_id is None or not isinstance(exc, AuthzDenied) or isinstance(exc, GraphBubbleUp):
         return None
-    decision = deny(exc.code).model_copy(update={"decision_id": exc.decision_id})
-    return denial_message(Denial(call, decision), call_id)
+    return denial_message(_denied(call, exc), call_id)
+
+
+def _denied(call: Call, exc: AuthzDenied) -> Denial:
+    return Denial(call, deny(exc.code).model_copy(update={"decision_id": exc.decision_id}))
 
 
 def _state(output: Any) -> str:

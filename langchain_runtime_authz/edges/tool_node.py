@@ -14,28 +14,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket
-from langchain_runtime_authz.edges._private import ToolNode, injected_names
-from langchain_runtime_authz.edges.calls import describe, unknown
+from langchain_runtime_authz.edges._private import ToolNode
+from langchain_runtime_authz.edges.calls import describe, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
+from langchain_runtime_authz.edges.entry import Entrance
 from langchain_runtime_authz.edges.handle import find_run
 from langchain_runtime_authz.edges.messages import denial_message, planned_message, replay_message
 from langchain_runtime_authz.edges.profiles import Profiles
-from langchain_runtime_authz.edges.tool_guard import Held, guard_tool, held_scope, is_guarded, profiled
+from langchain_runtime_authz.edges.tool_guard import Held, facts_of, guard_tool, held_scope, is_guarded
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.authz import RuntimeAuthz
 
 __all__ = ["AuthzToolNode", "gate_tool_node", "is_gated_tool_node"]
 
@@ -193,21 +191,21 @@ class _Message:
             return unknown(call["name"], call_id, plan_id, position, call["args"])
         if not is_guarded(tool):  # `tools_by_name` is live: somebody put a tool into it
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, node._authz_profiles)
-        sent = call["args"]
+        sent, facts = call["args"], facts_of(tool)
         try:
-            injected = node._inject_tool_args({**call}, self._runtime(call), tool)["args"]
+            injected = node._inject_tool_args(cast("ToolCall", dict(call)), self._runtime(call), tool)["args"]
         except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
             injected = sent
         return describe(
             tool,
-            profiled(tool),
+            facts,
             injected,
             parser=_stock_parser(tool),
             call_id=call_id,
             plan_id=plan_id,
             position=position,
             written=sent,
-            sent=_without_injected(tool, sent),
+            sent=without(sent, facts.injected),
         )
 
     def _runtime(self, call: Any) -> Any:
@@ -251,11 +249,6 @@ def _answered(state: Any, key: str) -> set[str]:
 def _stock_parser(tool: BaseTool) -> Any:
     # Outside a passage a guarded tool parses like the tool that it was.
     return tool._parse_input
-
-
-def _without_injected(tool: BaseTool, args: Mapping[str, Any]) -> Any:
-    injected = injected_names(tool)
-    return {k: v for k, v in args.items() if k not in injected}
 
 
 @contextmanager
@@ -315,6 +308,16 @@ def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
     return node
 
 
+class _Authz(Protocol):
+    """What of a `RuntimeAuthz` the node needs."""
+
+    @property
+    def profiles(self) -> Profiles: ...
+
+    @property
+    def entrance(self) -> Entrance: ...
+
+
 class AuthzToolNode(_Gate):
     """Drop-in for `langgraph.prebuilt.ToolNode`.
 
@@ -327,7 +330,7 @@ class AuthzToolNode(_Gate):
         **kwargs: as for ToolNode.
     """
 
-    def __init__(self, tools: Sequence[Any], *, authz: RuntimeAuthz, **kwargs: Any) -> None:
+    def __init__(self, tools: Sequence[Any], *, authz: _Authz, **kwargs: Any) -> None:
         super().__init__(tools, **kwargs)
         self._authz = authz
         _equip(self, authz.profiles)

@@ -79,7 +79,7 @@ class Call:
     `args` is the JSON projection of the parsed arguments, without injected ones; `raw` what the
     model wrote; `parsed` the object that the tool will receive. `error` is set where there is
     nothing to decide because the call can not run at all. `plan_id` and `position` are `None` where
-    the gate did not see the message.
+    the gate did not see the message; `place` then says which of several equal calls this is.
     """
 
     tool: str
@@ -95,6 +95,7 @@ class Call:
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
 
 
 def _key(run: Run, call: Call) -> str:
-    source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.call_id}"
+    source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     return plan.call_key(run.scope, run.agent, run.epoch, source, call.position or 0, call.tool, call.args_digest)
 
 

@@ -139,12 +139,7 @@ class Evaluator:
     def _conclude(self, answer: object, until: float) -> Decision:
         if time.monotonic() > until:
             return self._failed(Code.PDP_TIMEOUT)
-        decision = parse_answer(answer)
-        if decision is None:
-            return self._failed(Code.PDP_MALFORMED)
-        if not decision.policy_revision and self.pdp.revision:
-            return decision.model_copy(update={"policy_revision": self.pdp.revision})
-        return decision
+        return parse_answer(answer, self.pdp.revision) or self._failed(Code.PDP_MALFORMED)
 
     def _failed(self, code: Code, exc: BaseException | None = None) -> Decision:
         # The type of the exception only: its text may quote the request.

@@ -382,7 +382,7 @@ def test_a_torn_end_stays_and_is_named(path: Path, cut: int) -> None:
 
 def test_a_crash_in_the_repair_is_repaired(path: Path) -> None:
     """Every cut of a repaired file is repaired in its turn, again and again."""
-    filled(path, 1).close()
+    filled(path, 2).close()
     path.write_bytes(path.read_bytes()[:-20])
     FileSink(path).close()
     repaired = path.read_bytes()
@@ -418,11 +418,11 @@ def test_a_fragment_can_not_be_edited(path: Path) -> None:
 
 def test_another_file_is_not_adopted(path: Path) -> None:
     """A text file that is no chain is refused and left as it was."""
-    path.write_text("one\ntwo\nthree\n")
+    path.write_text("one\ntwo\nthree")
     with pytest.raises(AuditError) as caught:
         FileSink(path)
     assert caught.value.code == "chain_broken"
-    assert path.read_text() == "one\ntwo\nthree\n"
+    assert path.read_text() == "one\ntwo\nthree"
 
 
 def test_a_file_that_shrank_is_refused(path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Graphs, tools and drivers that the attack tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool, tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.prebuilt import ToolNode, tools_condition
+from pydantic import BaseModel, Field
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+
+PROFILES = {
+    "pay": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}),
+    "read": ToolProfile(effect="read", sink="none", data_class="public"),
+    "write": ToolProfile(effect="write", sink="internal"),
+    "ask_agent": ToolProfile(effect="write", sink="internal"),
+}
+
+FORMS = ("invoke", "ainvoke", "stream", "astream", "batch", "abatch", "astream_events")
+
+
+class PayArgs(BaseModel):
+    """Coerced, aliased and defaulted: what the model writes is not what the tool receives."""
+
+    recipient: str = Field(alias="to")
+    amount: float
+    currency: str = "USD"
+
+
+def pay_tool(ran: list[Any]) -> BaseTool:
+    """A tool with a side effect, seen in `ran`."""
+
+    @tool(args_schema=PayArgs)
+    def pay(recipient: str, amount: float, currency: str = "unset") -> str:
+        """Pay somebody."""
+        ran.append((recipient, amount, currency))
+        return "paid"
+
+    return pay
+
+
+def read_tool(ran: list[Any]) -> BaseTool:
+    """A tool without a side effect, seen in `ran` all the same."""
+
+    @tool
+    def read(path: str) -> str:
+        """Read something."""
+        ran.append(("read", path))
+        return f"text of {path}"
+
+    return read
+
+
+def call(name: str, args: dict[str, Any], ident: str) -> dict[str, Any]:
+    """A tool call as a model writes it."""
+    return {"name": name, "args": args, "id": ident, "type": "tool_call"}
+
+
+def says(*calls: dict[str, Any], text: str = "") -> AIMessage:
+    """What the model says: calls, or a text."""
+    return AIMessage(text, tool_calls=list(calls))
+
+
+PAY = call("pay", {"to": "bob", "amount": "5"}, "call-pay")
+READ = call("read", {"path": "a"}, "call-read")
+PAID = ("bob", 5.0, "USD")
+
+
+def replying(*turns: Sequence[dict[str, Any]]) -> ScriptedChatModel:
+    """A model that plays one turn of calls per tool round since the last human message, then ends.
+
+    It goes by the messages that it is given, so several runs may share it.
+    """
+
+    def respond(messages: list[Any]) -> AIMessage:
+        since = 0
+        for message in reversed(messages):
+            if isinstance(message, HumanMessage):
+                break
+            since += isinstance(message, AIMessage) and bool(message.tool_calls)
+        return says(*turns[since]) if since < len(turns) else says(text="done")
+
+    return ScriptedChatModel(script=[respond] * 200)
+
+
+def hand_written(
+    model: ScriptedChatModel,
+    tools: Sequence[BaseTool] | ToolNode,
+    *,
+    checkpointer: Any = None,
+    name: str = "hand",
+    handle_tool_errors: Any = None,
+    retry_policy: Any = None,
+    **compiled: Any,
+) -> Any:
+    """model → tools → model, with one ToolNode that runs all calls of a message in one task."""
+    node = tools
+    if not isinstance(tools, ToolNode):
+        options = {} if handle_tool_errors is None else {"handle_tool_errors": handle_tool_errors}
+        node = ToolNode(list(tools), **options)
+
+    def agent(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke(state["messages"])]}
+
+    async def aagent(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    from langgraph._internal._runnable import RunnableCallable
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", RunnableCallable(agent, aagent, name="agent"))
+    builder.add_node("tools", node, retry_policy=retry_policy)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "agent")
+    return builder.compile(checkpointer=checkpointer, name=name, **compiled)
+
+
+def agent_graph(model: ScriptedChatModel, tools: Sequence[BaseTool], **options: Any) -> Any:
+    """LangChain's `create_agent`: one task per tool call."""
+    from langchain.agents import create_agent
+
+    return create_agent(model, list(tools), **{"name": "agent", **options})
+
+
+def deny_only(name: str) -> StaticPDP:
+    """Denies calls of one tool and nothing else, so that no test can pass by halting early."""
+    return StaticPDP(lambda r: not (r.action.name == "tools/call" and r.resource.id == name))
+
+
+def calls_of(pdp: StaticPDP, name: str | None = None) -> list[EvaluationRequest]:
+    """The `tools/call` requests that the PDP was asked."""
+    return [r for r in pdp.requests if r.action.name == "tools/call" and name in (None, r.resource.id)]
+
+
+def authz_with(pdp: Any, **options: Any) -> RuntimeAuthz:
+    """A `RuntimeAuthz` with the tests' profiles."""
+    return RuntimeAuthz(pdp=pdp, **{"profiles": PROFILES, **options})
+
+
+def human(text: str = "Pay the bill", **fields: Any) -> dict[str, Any]:
+    """A root input."""
+    return {"messages": [HumanMessage(text, **fields)]}
+
+
+def drive_form(form: str, graph: Any, given: Any, config: dict[str, Any] | None = None) -> list[Any]:
+    """Run a graph in one of `FORMS`; its final states (one, or one per batch element)."""
+    if form == "invoke":
+        return [graph.invoke(given, config)]
+    if form == "stream":
+        return [list(graph.stream(given, config, stream_mode="values"))[-1]]
+    if form == "batch":
+        return graph.batch([given, given], [config or {}, config or {}])
+    return asyncio.run(_adrive(form, graph, given, config))
+
+
+async def _adrive(form: str, graph: Any, given: Any, config: dict[str, Any] | None) -> list[Any]:
+    if form == "ainvoke":
+        return [await graph.ainvoke(given, config)]
+    if form == "astream":
+        return [[chunk async for chunk in graph.astream(given, config, stream_mode="values")][-1]]
+    if form == "abatch":
+        return await graph.abatch([given, given], [config or {}, config or {}])
+    if form == "astream_events":
+        events = [e async for e in graph.astream_events(given, config, version="v2")]
+        return [events[-1]["data"]["output"]]
+    raise ValueError(form)
+
+
+def unanswered(messages: Sequence[Any]) -> list[str]:
+    """Ids of the tool calls in a history that no ToolMessage after them answers."""
+    left: list[str] = []
+    for message in messages:
+        if isinstance(message, AIMessage):
+            left += [c["id"] for c in message.tool_calls]
+        elif isinstance(message, ToolMessage) and message.tool_call_id in left:
+            left.remove(message.tool_call_id)
+    return left
+
+
+def answer_to(messages: Sequence[Any], call_id: str) -> ToolMessage:
+    """The one ToolMessage that answers a call."""
+    found = [m for m in messages if isinstance(m, ToolMessage) and m.tool_call_id == call_id]
+    assert len(found) == 1, f"{len(found)} answers to {call_id}"
+    return found[0]
+
+
+def assert_went_on(state: Any) -> None:
+    """The run reached its end, and no call in its history is left without an answer."""
+    messages = state["messages"]
+    assert isinstance(messages[-1], AIMessage)
+    assert not messages[-1].tool_calls
+    assert messages[-1].content == "done"
+    assert unanswered(messages) == []
+
+
+class ListState(TypedDict):
+    """A state of its own class, with the messages under the usual key."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer: Any = None, **options: Any) -> Any:
+    """A graph of one node."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("step", step)
+    builder.add_edge(START, "step")
+    builder.add_edge("step", END)
+    return builder.compile(checkpointer=checkpointer, name=name, **options)

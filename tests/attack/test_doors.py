@@ -1,0 +1,364 @@
+"""Every door × every form: denied means not run, answered, and recorded as it would have run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import tool
+from langgraph._internal._runnable import RunnableCallable
+from langgraph.graph import MessagesState
+from langgraph.prebuilt import ToolNode
+from langgraph.runtime import Runtime
+
+from langchain_runtime_authz import AuthzDenied, AuthzToolNode
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import (
+    FORMS,
+    PAID,
+    PAY,
+    READ,
+    agent_graph,
+    answer_to,
+    assert_went_on,
+    authz_with,
+    calls_of,
+    deny_only,
+    drive_form,
+    hand_written,
+    human,
+    node_graph,
+    pay_tool,
+    read_tool,
+    replying,
+)
+
+
+class Door:
+    """A graph behind one of the doors. `authz=None` builds the unenforced twin."""
+
+    def __init__(self, authz: Any) -> None:
+        self.authz = authz
+        self.ran: list[Any] = []
+        self.model = replying([PAY, READ])
+        self.tools = [pay_tool(self.ran), read_tool(self.ran)]
+
+    def protected(self, graph: Any) -> Any:
+        return graph if self.authz is None else self.authz.protect(graph)
+
+    def guarded(self) -> Any:
+        return self.tools if self.authz is None else self.authz.guard(self.tools)
+
+    def toolnode(self) -> Any:
+        """`AuthzToolNode` in a hand-written graph that is protected."""
+        node = ToolNode(self.tools) if self.authz is None else AuthzToolNode(self.tools, authz=self.authz)
+        return self.protected(hand_written(self.model, node))
+
+    def toolnode_alone(self) -> Any:
+        """`AuthzToolNode` in a hand-written graph that nobody protected."""
+        node = ToolNode(self.tools) if self.authz is None else AuthzToolNode(self.tools, authz=self.authz)
+        return hand_written(self.model, node)
+
+    def guarded_in_toolnode(self) -> Any:
+        """Guarded tools in a plain ToolNode, in a protected graph."""
+        return self.protected(hand_written(self.model, ToolNode(self.guarded())))
+
+    def guarded_unprotected(self) -> Any:
+        """Guarded tools in a plain ToolNode, in a graph that nobody protected."""
+        return hand_written(self.model, ToolNode(self.guarded()))
+
+    def guarded_in_node(self) -> Any:
+        """Guarded tools called by a node function, in a protected graph."""
+        return self.protected(self._looped(self.guarded()))
+
+    def guarded_in_node_unprotected(self) -> Any:
+        """Guarded tools called by a node function, in a graph that nobody protected."""
+        return self._looped(self.guarded())
+
+    def _looped(self, tools: Any) -> Any:
+        by_name = {t.name: t for t in tools}
+
+        def act(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [by_name[c["name"]].invoke(c) for c in state["messages"][-1].tool_calls]}
+
+        async def aact(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [await by_name[c["name"]].ainvoke(c) for c in state["messages"][-1].tool_calls]}
+
+        from langgraph.graph import END, START, StateGraph
+        from langgraph.prebuilt import tools_condition
+
+        def agent(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [self.model.invoke(state["messages"])]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("agent", agent)
+        builder.add_node("tools", RunnableCallable(act, aact, name="tools"))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
+        builder.add_edge("tools", "agent")
+        return builder.compile()
+
+    def create_agent(self) -> Any:
+        """`create_agent`, protected."""
+        return self.protected(agent_graph(self.model, self.tools))
+
+    def hand_written(self) -> Any:
+        """model → ToolNode → model, protected."""
+        return self.protected(hand_written(self.model, self.tools))
+
+    def subgraph(self) -> Any:
+        """A compiled graph as a node of a protected one."""
+        return self.protected(node_graph(hand_written(self.model, self.tools, name="inner")))
+
+    def subgraph_agent(self) -> Any:
+        """A `create_agent` graph as a node of a protected one."""
+        return self.protected(node_graph(agent_graph(self.model, self.tools, name="inner")))
+
+    def agent_in_node(self) -> Any:
+        """An agent invoked by a node function, reached through the function's closure."""
+        inner = agent_graph(self.model, self.tools, name="inner")
+
+        def step(state: MessagesState) -> dict[str, Any]:
+            return {"messages": inner.invoke({"messages": state["messages"]})["messages"]}
+
+        async def astep(state: MessagesState) -> dict[str, Any]:
+            return {"messages": (await inner.ainvoke({"messages": state["messages"]}))["messages"]}
+
+        return self.protected(node_graph(RunnableCallable(step, astep, name="step")))
+
+    def agent_as_tool(self) -> Any:
+        """An agent inside a tool of another agent; the payment is the inner agent's."""
+        inner = agent_graph(self.model, self.tools, name="inner")
+
+        @tool
+        def ask_agent(request: str) -> str:
+            """Ask the other agent."""
+            state = inner.invoke({"messages": [HumanMessage(request)]})
+            self.inner_states.append(state)
+            return str(state["messages"][-1].content)
+
+        self.inner_states: list[Any] = []
+        outer = replying([{"name": "ask_agent", "args": {"request": "pay"}, "id": "call-ask", "type": "tool_call"}])
+        return self.protected(agent_graph(outer, [ask_agent], name="outer"))
+
+
+DOORS = (
+    "toolnode",
+    "toolnode_alone",
+    "guarded_in_toolnode",
+    "guarded_unprotected",
+    "guarded_in_node",
+    "guarded_in_node_unprotected",
+    "create_agent",
+    "hand_written",
+    "subgraph",
+    "subgraph_agent",
+    "agent_in_node",
+    "agent_as_tool",
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("door", DOORS)
+def test_denied_tool_never_runs(door: str, form: str) -> None:
+    """Denied alone, the tool does not run, its sibling does, and the run goes on to its end."""
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    behind = Door(authz)
+    graph = getattr(behind, door)()
+    with authz.run(subject="alice", task="Pay the bill"):
+        states = drive_form(form, graph, human())
+    assert [r for r in behind.ran if r[0] != "read"] == []
+    assert behind.ran == [("read", "a")] * len(states)
+    for state in states:
+        assert_went_on(state)
+    for state in getattr(behind, "inner_states", states):
+        assert_went_on(state)
+        denial = answer_to(state["messages"], "call-pay")
+        assert denial.status == "error"
+        assert denial.name == "pay"
+        assert answer_to(state["messages"], "call-read").status == "success"
+    asked = calls_of(pdp, "pay")
+    assert len(asked) == len(states)
+    for request in asked:
+        assert request.subject.id == "alice"
+        assert request.context.call is not None
+        assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
+        assert type(request.context.call.args["amount"]) is float
+        assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("door", DOORS)
+def test_permitted_tool_runs_as_decided(door: str, form: str) -> None:
+    """Permitted, the tool runs once a run, with the arguments in the recorded request."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    behind = Door(authz)
+    graph = getattr(behind, door)()
+    with authz.run(subject="alice", task="Pay the bill"):
+        states = drive_form(form, graph, human())
+    assert sorted(behind.ran) == sorted([PAID, ("read", "a")] * len(states))
+    for state in states:
+        assert_went_on(state)
+    decided = [r.context.call.args for r in calls_of(pdp, "pay") if r.context.call is not None]
+    assert decided == [{"recipient": "bob", "amount": 5.0, "currency": "USD"}] * len(states)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("door", DOORS)
+def test_unenforced_twin_runs(door: str, form: str) -> None:
+    """The same graph without us runs the payment."""
+    behind = Door(None)
+    states = drive_form(form, getattr(behind, door)(), human())
+    assert behind.ran.count(PAID) == len(states)
+    for state in states:
+        assert_went_on(state)
+
+
+@pytest.mark.parametrize("door", ["toolnode", "hand_written", "create_agent", "subgraph", "agent_in_node"])
+def test_calls_in_a_protected_graph_are_planned_by_the_model(door: str) -> None:
+    """What the model announced is recorded as its plan, before the gate is asked about it."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    graph = getattr(Door(authz), door)()
+    with authz.run(subject="alice", task="Pay the bill"):
+        graph.invoke(human())
+    plans = [r.context.plan for r in calls_of(pdp)]
+    assert [(p.planned, p.stale, p.source, p.position, p.of) for p in plans if p is not None] == [
+        (True, False, "model", 0, 2),
+        (True, False, "model", 1, 2),
+    ]
+
+
+def _bare(node: Any, form: str, messages: list[Any]) -> list[Any]:
+    """A ToolNode called outside a graph, as LangGraph's own tests call it."""
+    config: RunnableConfig = {"configurable": {"__pregel_runtime": Runtime()}}
+    given = {"messages": messages}
+    if form == "invoke":
+        return [node.invoke(given, config)]
+    if form == "stream":
+        return [list(node.stream(given, config))[-1]]
+    if form == "batch":
+        return node.batch([given, given], [config, config])
+    import asyncio
+
+    async def go() -> list[Any]:
+        if form == "ainvoke":
+            return [await node.ainvoke(given, config)]
+        if form == "astream":
+            return [[c async for c in node.astream(given, config)][-1]]
+        return await node.abatch([given, given], [config, config])
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("form", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
+@pytest.mark.parametrize("within", [True, False])
+def test_tool_node_outside_a_graph_is_a_root_entry(form: str, within: bool) -> None:
+    """Called bare, `AuthzToolNode` decides under the open run, or under an implicit one for nobody."""
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    ran: list[Any] = []
+    node = AuthzToolNode([pay_tool(ran), read_tool(ran)], authz=authz)
+    plan = [AIMessage("", tool_calls=[PAY, READ], id="m")]
+    if within:
+        with authz.run(subject="alice"):
+            states = _bare(node, form, plan)
+    else:
+        states = _bare(node, form, plan)
+    assert ran == [("read", "a")] * len(states)
+    for state in states:
+        assert [(m.tool_call_id, m.status) for m in state["messages"]] == [
+            ("call-pay", "error"),
+            ("call-read", "success"),
+        ]
+    assert {r.subject.id for r in calls_of(pdp)} == {"alice" if within else "anonymous"}
+    # The client's own AI message announces nothing.
+    assert {r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None} == {False}
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch", "abatch", "run", "arun", "stream"])
+@pytest.mark.parametrize("as_call", [True, False])
+def test_guarded_tool_called_directly(how: str, as_call: bool) -> None:
+    """A guarded tool called by plain code in a run is decided: a message or `AuthzDenied`, no effect."""
+    import asyncio
+
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    ran: list[Any] = []
+    pay = authz.guard(pay_tool(ran))
+    given: Any = PAY if as_call else PAY["args"]
+
+    def go() -> Any:
+        if how == "invoke":
+            return pay.invoke(given)
+        if how == "ainvoke":
+            return asyncio.run(pay.ainvoke(given))
+        if how == "batch":
+            return pay.batch([given])[0]
+        if how == "abatch":
+            return asyncio.run(pay.abatch([given]))[0]
+        if how == "stream":
+            return next(iter(pay.stream(given)))
+        if how == "run":
+            return pay.run(PAY["args"], tool_call_id="call-pay" if as_call else None)
+        return asyncio.run(pay.arun(PAY["args"], tool_call_id="call-pay" if as_call else None))
+
+    with authz.run(subject="alice", task="Pay"):
+        if as_call:
+            answer = go()
+            assert isinstance(answer, ToolMessage)
+            assert (answer.status, answer.tool_call_id) == ("error", "call-pay")
+        else:
+            with pytest.raises(AuthzDenied):
+                go()
+    assert ran == []
+    (request,) = calls_of(pdp, "pay")
+    assert request.subject.id == "alice"
+    assert request.context.call is not None
+    assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
+
+
+def test_guarded_tool_called_directly_runs_when_permitted() -> None:
+    """In a run, plain code gets the tool's own result, twice where it calls twice."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    ran: list[Any] = []
+    pay = authz.guard(pay_tool(ran))
+    with authz.run(subject="alice", task="Pay"):
+        assert pay.invoke(PAY["args"]) == "paid"
+        assert pay.invoke(PAY["args"]) == "paid"
+    assert ran == [PAID, PAID]
+    assert all(authz.ledger.status("default", r.context.lease.jti) == "ended" for r in calls_of(pdp))
+
+
+def test_guarded_tool_without_a_run_is_denied() -> None:
+    """Outside every run a guarded tool denies with `no_run`, and the PDP is not asked."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    ran: list[Any] = []
+    pay = authz.guard(pay_tool(ran))
+    with pytest.raises(AuthzDenied) as denied:
+        pay.invoke(PAY["args"])
+    assert denied.value.code == "no_run"
+    assert pay.invoke(PAY).status == "error"
+    with authz.run(subject="alice"):
+        pass
+    with pytest.raises(AuthzDenied):
+        pay.invoke(PAY["args"])
+    assert ran == []
+    assert calls_of(pdp) == []
+
+
+def test_direct_call_of_the_function_of_a_guarded_tool_is_denied() -> None:
+    """`tool._run(...)` of a guarded tool without a ticket does not run."""
+    authz = authz_with(StaticPDP(True))
+    ran: list[Any] = []
+    pay = authz.guard(pay_tool(ran))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        pay._run(recipient="bob", amount=5.0, config={})
+    assert ran == []

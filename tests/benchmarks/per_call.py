@@ -1,0 +1,227 @@
+"""What a protected tool call costs beside a plain one: CPU, interleaved call by call in one process.
+
+`python -m tests.benchmarks.per_call [--calls N]`. Prints medians and ratios with the machine they were
+measured on; asserts nothing. Figures are CPU time of the whole process (`process_time`), because a
+ToolNode runs its tools in a thread pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.runtime import Runtime
+from rich.console import Console
+from rich.table import Table
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.edges.handle import find_run
+from langchain_runtime_authz.edges.node_gate import gate_bound
+from langchain_runtime_authz.edges.plans import record_plans
+from langchain_runtime_authz.edges.tool_node import gate_tool_node
+from langchain_runtime_authz.enforce.engine import drive
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing import StaticPDP
+
+PROFILES = {
+    "book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})
+}
+
+
+@tool
+def book(account: str, amount: float, note: str = "") -> str:
+    """Book an amount on an account."""
+    return "booked"
+
+
+class Timed:
+    """A PDP that adds up its own CPU time."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.name, self.revision, self.spent = real, real.name, real.revision, 0
+
+    def evaluate(self, request: Any, body: bytes) -> object:
+        """Answer, and count."""
+        start = time.process_time_ns()
+        try:
+            return self.real.evaluate(request, body)
+        finally:
+            self.spent += time.process_time_ns() - start
+
+    async def aevaluate(self, request: Any, body: bytes) -> object:
+        """Answer, and count."""
+        return self.evaluate(request, body)
+
+
+def message(i: int) -> AIMessage:
+    """A planned call that differs from every other."""
+    args = {"account": f"DE{i:020d}", "amount": 98.7, "note": "December"}
+    return AIMessage("", id=f"m{i}", tool_calls=[{"name": "book", "args": args, "id": f"c{i}", "type": "tool_call"}])
+
+
+class Bench:
+    """One protected node in one open run, beside a plain node."""
+
+    def __init__(self, pdp: Any, **options: Any) -> None:
+        self.pdp = Timed(pdp)
+        self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES, **options)
+        self.node = gate_tool_node(ToolNode([book]), self.authz.profiles)
+        self.handle = self.authz.run(subject="alice", task="Book the December bill")
+        entrance = self.authz.entrance
+        config = self.handle.config({"configurable": {"thread_id": "bench"}})
+        self._scope = entrance.enter("bench", {"messages": []}, config, entrance.at_call(config))
+        _, self.config = self._scope.__enter__()
+        runtime = Runtime(context=None, store=None, stream_writer=lambda _: None)
+        self.config["configurable"]["__pregel_runtime"] = runtime
+        self.plain = ToolNode([book])
+        self.plain_config = {"configurable": {"__pregel_runtime": runtime}}
+        self.state = [HumanMessage("Book the December bill")]
+
+    def close(self) -> None:
+        """End the run."""
+        self._scope.__exit__(None, None, None)
+
+    def plan(self, i: int) -> AIMessage:
+        """Record the plan of call `i`, outside what is timed."""
+        planned = message(i)
+        run = find_run(self.config)
+        assert run is not None
+        drive(run.engine, record_plans(run, [], {"messages": [planned]}))
+        return planned
+
+    def once(self, i: int) -> tuple[int, int, int]:
+        """CPU of one plain call, one protected call, and the engine's part of the latter (ns)."""
+        planned = self.plan(i)
+        state = {"messages": [*self.state, planned]}
+        start = time.process_time_ns()
+        self.plain.invoke(state, self.plain_config)
+        plain = time.process_time_ns() - start
+        before = self.pdp.spent
+        start = time.process_time_ns()
+        out = self.node.invoke(state, self.config)
+        ours = time.process_time_ns() - start
+        assert out["messages"][0].tool_call_id == f"c{i}"
+        return plain, ours, self.pdp.spent - before
+
+
+def median_us(values: list[int]) -> float:
+    """Median of nanoseconds, in microseconds."""
+    return statistics.median(values) / 1000
+
+
+def calls(bench: Bench, n: int, first: int = 0) -> tuple[float, float, float]:
+    """Medians (µs) of plain, added without the engine, engine."""
+    rows = [bench.once(first + i) for i in range(n)]
+    added = [ours - plain - engine for plain, ours, engine in rows]
+    return median_us([r[0] for r in rows]), median_us(added), median_us([r[2] for r in rows])
+
+
+def whole_graph(pdp: Any, n: int) -> tuple[float, float]:
+    """Medians (µs) of one `invoke` of a two-node graph, plain and protected (root entry included)."""
+
+    def build() -> Any:
+        builder = StateGraph(MessagesState)
+        counter = iter(range(10**9))
+        builder.add_node("agent", lambda _: {"messages": [message(next(counter))]})
+        builder.add_node("tools", ToolNode([book]))
+        builder.add_edge(START, "agent")
+        builder.add_edge("agent", "tools")
+        builder.add_edge("tools", END)
+        return builder.compile()
+
+    authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
+    plain, ours = build(), authz.protect(build())
+    spent: dict[str, list[int]] = {"plain": [], "ours": []}
+    with authz.run(subject="alice", task="Book it"):
+        for i in range(n + 20):
+            for name, graph in (("plain", plain), ("ours", ours)):
+                start = time.process_time_ns()
+                graph.invoke({"messages": [("user", "Book it")]})
+                if i >= 20:
+                    spent[name].append(time.process_time_ns() - start)
+    return median_us(spent["plain"]), median_us(spent["ours"])
+
+
+def node_gate(n: int) -> float:
+    """Median (µs) that a kept permit adds to a node whose inside is gated."""
+    bench = Bench(StaticPDP(permit=True))
+    node = gate_bound(bench.node, "tools")
+    rows = []
+    for i in range(n):
+        state = {"messages": [*bench.state, bench.plan(i)]}
+        again = {"messages": [*bench.state, bench.plan(10**6 + i)]}
+        start = time.process_time_ns()
+        bench.node.invoke(state, bench.config)
+        inner = time.process_time_ns() - start
+        start = time.process_time_ns()
+        node.invoke(again, bench.config)
+        rows.append(time.process_time_ns() - start - inner)
+    bench.close()
+    return median_us(rows[10:])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=1500)
+    n = parser.parse_args().calls
+    gc.disable()
+    table = Table(title="CPU per call, median µs", caption=machine())
+    for column in ("row", "plain ToolNode", "we add", "engine", "all added", "budget"):
+        table.add_column(column, justify="left" if column == "row" else "right")
+
+    def row(name: str, figures: tuple[float, float, float], budget: str) -> None:
+        plain, added, engine = figures
+        table.add_row(name, f"{plain:.0f}", f"{added:.0f}", f"{engine:.0f}", f"{added + engine:.0f}", budget)
+
+    static = Bench(StaticPDP(permit=True))
+    calls(static, 200)
+    early = calls(static, n, 10_000)
+    row("StaticPDP, permit", early, "we add ≤ 100")
+    wasm = Bench(WasmPDP())
+    calls(wasm, 200)
+    permit = calls(wasm, n, 10_000)
+    row("WasmPDP (shipped policy), permit", permit, "all ≤ 400, wanted ≤ 300")
+    denying = Bench(StaticPDP(permit=lambda r: r.action.name != "tools/call"))
+    calls(denying, 200)
+    refused = calls(denying, n, 10_000)
+    row("StaticPDP, deny", refused, "within 10 % of permit")
+    late = calls(static, n, 20_000)
+    row(f"StaticPDP, after {2 * n + 200} calls on the thread", late, "≤ 1.25 × early")
+    with tempfile.TemporaryDirectory() as folder:
+        for durable, name in ((False, "audit file"), (True, "audit file, fsync")):
+            filed = Bench(StaticPDP(permit=True), audit=FileSink(Path(folder) / f"{durable}.jsonl", durable=durable))
+            calls(filed, 100)
+            row(f"StaticPDP, {name}", calls(filed, max(n // 4, 100), 10_000), "")
+            filed.close()
+    for bench in (static, wasm, denying):
+        bench.close()
+    Console(width=120).print(table)
+    print(f"node gate on a kept permit: +{node_gate(n):.0f} µs (budget ≤ 15)")
+    print(f"late / early: {late[1] / early[1]:.2f} (budget ≤ 1.25); deny / permit: {refused[1] / early[1]:.2f}")
+    for name, pdp in (("StaticPDP", StaticPDP(permit=True)), ("WasmPDP", WasmPDP())):
+        plain, ours = whole_graph(pdp, max(n // 3, 100))
+        print(f"whole invoke of a two-node graph, {name}: plain {plain:.0f} µs, protected {ours:.0f} µs, ratio {ours / plain:.2f}")
+
+
+def machine() -> str:
+    """What this was measured on."""
+    info = SimpleNamespace(python=platform.python_version(), system=platform.system(), cpus=os.cpu_count())
+    return f"Python {info.python}, {info.system} {platform.machine()}, {info.cpus} CPUs, load {os.getloadavg()[0]:.1f}"
+
+
+if __name__ == "__main__":
+    main()
