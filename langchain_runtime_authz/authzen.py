@@ -5,6 +5,8 @@ default; a field is never renamed, never changes its type or meaning, and is nev
 policy written for an older version therefore keeps its meaning. `tests/unit_tests/test_authzen.py`
 pins the field list.
 
+Mutable defaults come from factories: pydantic deep-copies a plain one at every validation.
+
 Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`).
 """
 
@@ -48,9 +50,7 @@ MAX_REQUEST_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
 MAX_ANSWER_BYTES: Final = 64 * 1024
 
-ActionName = Literal[
-    "run/start", "run/resume", "agent/invoke", "model/call", "node/enter", "tools/call"
-]
+ActionName = Literal["run/start", "run/resume", "agent/invoke", "model/call", "node/enter", "tools/call"]
 ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
 EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
 Outcome = Literal["permit", "deny", "approval_required", "halt"]
@@ -70,7 +70,7 @@ class Subject(_Model):
 
     type: str
     id: str
-    properties: Properties = {}
+    properties: Properties = Field(default_factory=dict)
 
     @classmethod
     def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
@@ -93,7 +93,7 @@ class Resource(_Model):
 
     type: Literal["run", "agent", "node", "model", "tool"]
     id: str
-    properties: Properties = {}
+    properties: Properties = Field(default_factory=dict)
 
 
 class TaskContext(_Model):
@@ -133,7 +133,7 @@ class DelegationContext(_Model):
     """How authority reached the acting agent; `depth` 0 is the root agent."""
 
     depth: int
-    edges: list[Edge] = []
+    edges: list[Edge] = Field(default_factory=list)
 
 
 class PlanContext(_Model):
@@ -154,18 +154,18 @@ class CallContext(_Model):
     state: Literal["new", "claimed", "suspended", "done", "failed", "unknown"] = "new"
     args: Properties
     args_digest: str
-    provenance: dict[str, str] = {}
+    provenance: dict[str, str] = Field(default_factory=dict)
 
 
 class HistoryContext(_Model):
     """The steps taken so far on this thread, in bounded space."""
 
     steps: int = 0
-    calls: dict[str, int] = {}
-    effects: dict[str, int] = {}
+    calls: dict[str, int] = Field(default_factory=dict)
+    effects: dict[str, int] = Field(default_factory=dict)
     denials: int = 0
-    classes_read: list[str] = []
-    recent: list[str] = []
+    classes_read: list[str] = Field(default_factory=list)
+    recent: list[str] = Field(default_factory=list)
 
 
 class LeaseContext(_Model):
@@ -226,7 +226,7 @@ class Obligation(_Model):
 
     id: str
     type: str
-    properties: Properties = {}
+    properties: Properties = Field(default_factory=dict)
 
 
 class _Reason(BaseModel):
@@ -242,16 +242,16 @@ class _Policy(BaseModel):
 
 class _AnswerContext(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-    reasons: Annotated[list[_Reason], Field(max_length=64)] = []
-    obligations: Annotated[list[Obligation], Field(max_length=64)] = []
+    reasons: Annotated[list[_Reason], Field(max_length=64, default_factory=list)]
+    obligations: Annotated[list[Obligation], Field(max_length=64, default_factory=list)]
     ttl: Annotated[int, Field(ge=0, le=3600)] = 0
-    policy: _Policy = _Policy()
+    policy: _Policy = Field(default_factory=lambda: _Policy())
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
     decision: bool
-    context: _AnswerContext = _AnswerContext()
+    context: _AnswerContext = Field(default_factory=lambda: _AnswerContext())
 
 
 class Decision(_Model):
@@ -312,9 +312,7 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
         if isinstance(answer, str | bytes | bytearray):
             if len(answer) > MAX_ANSWER_BYTES:
                 return None
-            answer = json.loads(
-                answer, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique
-            )
+            answer = json.loads(answer, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
         parsed = _Answer.model_validate(answer)
     except (ValidationError, ValueError, RecursionError):
         return None

@@ -115,9 +115,7 @@ class Constraint(_Frozen):
             one_of: tuple[Scalar, ...] | None = tuple(v for v in self.one_of if _key(v) in theirs)
         else:
             one_of = self.one_of if self.one_of is not None else other.one_of
-        return Constraint(
-            one_of=one_of, ge=_bound(max, self.ge, other.ge), le=_bound(min, self.le, other.le)
-        )
+        return Constraint(one_of=one_of, ge=_bound(max, self.ge, other.ge), le=_bound(min, self.le, other.le))
 
 
 class Grant(_Frozen):
@@ -149,8 +147,7 @@ class Grant(_Frozen):
         if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
             args = {
                 tool: {
-                    name: c if isinstance(c, Constraint) else Constraint.model_validate(c)
-                    for name, c in named.items()
+                    name: c if isinstance(c, Constraint) else Constraint.model_validate(c) for name, c in named.items()
                 }
                 if isinstance(named, Mapping)
                 else named  # refused below: a constraint that can not be read is not none

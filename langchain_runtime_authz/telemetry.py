@@ -146,9 +146,7 @@ class ExecuteToolSpan(_Current):
 
     __slots__ = ("_agent", "_agent_id", "_call_id", "_conversation", "_tool")
 
-    def __init__(
-        self, tool: str, call_id: str | None, agent: str, conversation: str | None, agent_id: str
-    ) -> None:
+    def __init__(self, tool: str, call_id: str | None, agent: str, conversation: str | None, agent_id: str) -> None:
         super().__init__()
         self._tool = tool
         self._call_id = call_id
@@ -248,9 +246,7 @@ def record_decision(
 
 
 def _start_authorize(action: str, resource: str, started: int | None = None) -> Span:
-    span = _tracer.start_span(
-        f"{AUTHORIZE} {resource[:_MAX_NAME]}", kind=SpanKind.INTERNAL, start_time=started
-    )
+    span = _tracer.start_span(f"{AUTHORIZE} {resource[:_MAX_NAME]}", kind=SpanKind.INTERNAL, start_time=started)
     if span.is_recording():
         span.set_attribute(OPENINFERENCE_SPAN_KIND, GUARDRAIL)
         span.set_attribute(ACTION, action)
@@ -260,9 +256,7 @@ def _start_authorize(action: str, resource: str, started: int | None = None) -> 
     return span
 
 
-def _decide(
-    span: Span, decision: Decision, request: EvaluationRequest | None, pdp: str, body: bytes | None
-) -> None:
+def _decide(span: Span, decision: Decision, request: EvaluationRequest | None, pdp: str, body: bytes | None) -> None:
     try:
         if not span.is_recording():
             return

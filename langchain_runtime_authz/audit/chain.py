@@ -68,11 +68,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    if (
-        not isinstance(record, dict)
-        or type(record.get("seq")) is not int
-        or not isinstance(record.get("prev"), str)
-    ):
+    if not isinstance(record, dict) or type(record.get("seq")) is not int or not isinstance(record.get("prev"), str):
         return None
     return record
 
@@ -122,9 +118,7 @@ def _verify(lines: Iterable[bytes], head: str | None) -> ChainReport:
         count += 1
     if fragments:
         intact = count - len(fragments)
-        return ChainReport(
-            intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows"
-        )
+        return ChainReport(intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows")
     if head is not None and head != prev:
         return ChainReport(
             count, prev, False, count + 1, "the last line is not the pinned head: the end was cut or edited"

@@ -75,9 +75,7 @@ def decision_record(
         "resource": resource,
         "run_id": run_id,
         "jti": jti,
-        "scope": None
-        if scope is None
-        else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True)),
+        "scope": None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True)),
         "agent": list(agent),
         "request": asked,
         "request_digest": None if body is None else "sha256:" + hashlib.sha256(body).hexdigest(),
@@ -184,9 +182,7 @@ def run_record(
         "run_id": run_id,
         "jti": jti,
         "epoch": epoch,
-        "scope": None
-        if scope is None
-        else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True)),
+        "scope": None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True)),
         "agent": list(agent),
         "detail": dict(detail or {}),
     }

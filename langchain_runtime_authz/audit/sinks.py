@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -58,16 +58,20 @@ class MemorySink:
 
     def __init__(self, maxlen: int = 10_000, *, content: bool = False) -> None:
         self.content = content
-        self._records: deque[dict[str, Any]] = deque(maxlen=maxlen)
+        self._records: deque[dict[str, Any] | Callable[[], dict[str, Any]]] = deque(maxlen=maxlen)
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """The records, oldest first."""
-        return list(self._records)
+        return [r() if callable(r) else r for r in list(self._records)]
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep one record."""
         self._records.append(record)
+
+    def defer(self, build: Callable[[], dict[str, Any]]) -> None:
+        """Keep one record that is built when somebody reads it, from values that do not change."""
+        self._records.append(build)
 
 
 class FileSink:
@@ -146,9 +150,7 @@ class FileSink:
             if _named(self.path) == self._file:
                 return
             self._close()
-        flags = (
-            os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(self.path, flags, 0o600)
         opened = os.fstat(self._fd)
         if not stat.S_ISREG(opened.st_mode):

@@ -20,8 +20,18 @@ def demo(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="With --agentdojo: so many attacked pairs; all when absent.")
     ] = None,
+    rubber_stamp: Annotated[
+        float,
+        typer.Option(
+            "--rubber-stamp",
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="With --agentdojo: share of the questions that the simulated human approves unread.",
+        ),
+    ] = 0.0,
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", dir_okay=False, help="With --agentdojo: write the report.")
+        Path | None, typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
     ] = None,
 ) -> None:
     """A bank's agent meets a hostile bill, protected and unprotected.
@@ -37,8 +47,8 @@ def demo(
     from rich.console import Console
 
     if not agentdojo:
-        if limit is not None or as_json is not None:
-            raise typer.BadParameter("goes with --agentdojo", param_hint="--limit and --json")
+        if limit is not None or rubber_stamp or as_json is not None:
+            raise typer.BadParameter("they go with --agentdojo", param_hint="--limit, --rubber-stamp, --json")
         from langchain_runtime_authz.demo.bank import play
 
         with reporting():
@@ -49,7 +59,7 @@ def demo(
     with reporting():
         if as_json is not None:
             as_json.touch()  # before the work, so that a wrong path costs nothing
-        report = replay(limit, progress=Console(stderr=True))
+        report = replay(limit, progress=Console(stderr=True), rubber_stamp=rubber_stamp)
         render(report, Console())
         if as_json is not None:
             as_json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -118,12 +118,17 @@ class _Search:
         for form in self._forms:
             if form in clean:
                 clean = _without(clean, form)
-        # Escaped or wrapped, positions are lost: the whole text goes.
-        if ("%" in clean and self._in(unquote(clean))) or ("\n" in clean and self._in(_unwrapped(clean))):
+        if "%" in clean and (cleaner := _ESCAPED.sub(self._in_run, clean)) != clean:
+            clean = cleaner
+        # Wrapped, the position is lost: the whole text goes.
+        if "\n" in clean and self._in(_unwrapped(clean)):
             clean = REDACTED
         if clean is not text:
             self.found = True
         return clean
+
+    def _in_run(self, run: re.Match[str]) -> str:
+        return REDACTED if "%" in run[0] and self._in(unquote(run[0])) else run[0]
 
     def _in(self, text: str) -> bool:
         return any(form in text for form in self._forms)
@@ -137,12 +142,15 @@ def _shown(exc: BaseException) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    return re.sub(r"[\r\n]+[ \t]*", "", text)
+    # By way of bytes, where the deletion is one pass in C.
+    data = text.encode("utf-8", "surrogatepass").translate(None, b" \t\r\n")
+    return data.decode("utf-8", "surrogatepass")
 
 
 # What may stand around a signature: header and payload, or more of the same base64 or percent-encoding.
 _BEFORE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.%+/-")
 _AFTER: Final = _BEFORE | {"="}
+_ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{64,}")  # no signature of ours is shorter
 
 
 def _without(text: str, form: str) -> str:

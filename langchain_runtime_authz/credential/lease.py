@@ -178,9 +178,7 @@ class Ticket:
         """
         if audience is None:
             if len(self.audiences) != 1:
-                raise CredentialError(
-                    Code.AUDIENCE, f"the profile of `{self.tool}` names {len(self.audiences)}"
-                )
+                raise CredentialError(Code.AUDIENCE, f"the profile of `{self.tool}` names {len(self.audiences)}")
             audience = self.audiences[0]
         if audience not in self.audiences:
             raise CredentialError(Code.AUDIENCE, f"`{self.tool}`")

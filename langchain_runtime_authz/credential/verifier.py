@@ -90,9 +90,7 @@ class Verifier:
         self._status = status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
-    def verify(
-        self, token: str, *, audience: str, tenant: str | None = None, now: int | None = None
-    ) -> Credential:
+    def verify(self, token: str, *, audience: str, tenant: str | None = None, now: int | None = None) -> Credential:
         """The credential that `token` is.
 
         Args:

@@ -6,18 +6,16 @@ What is decided, digested, approved and executed is one and the same parsed obje
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.edges._private import takes_no_arguments
+from langchain_runtime_authz.edges.profiles import ToolFacts
 from langchain_runtime_authz.enforce.step import Call
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.profile import UNPROFILED
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.edges.tool_guard import ToolFacts
 
 __all__ = ["Malformed", "describe", "parse", "unknown", "without"]
 

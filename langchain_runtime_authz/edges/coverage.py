@@ -94,7 +94,9 @@ class CoverageReport:
             for r in self.rows
         )
         head = "".join(f"<th>{h}</th>" for h in ("kind", "name", "graph", "governed by", "note"))
-        return f"<p>{html.escape(self.graph)}, decided by {html.escape(self.pdp)}</p><table><tr>{head}</tr>{cells}</table>"
+        return (
+            f"<p>{html.escape(self.graph)}, decided by {html.escape(self.pdp)}</p><table><tr>{head}</tr>{cells}</table>"
+        )
 
 
 def coverage_of(graph: Any, protection: Protection) -> CoverageReport:

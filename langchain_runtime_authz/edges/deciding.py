@@ -7,25 +7,28 @@ whatever policy says by then: else the tool's own `interrupt()` would receive th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from langgraph.errors import GraphInterrupt
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.edges._private import can_ask, interrupt_id, task_id
 from langchain_runtime_authz.enforce.approval import answers, payload, questions
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
-from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls
-from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls, record_asks
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.ledger.base import Conflict, Query
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Engine
 
 __all__ = ["decide_one_of", "decide_together"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,20 @@ def decide_one_of(
     return (yield from claim(run, mine))
 
 
-def _ask(
-    run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]
-) -> Flow[list[Judged]]:
-    """Ask about those that need it, and judge again with the answers."""
+def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
+    """Ask about those that need it, and judge again with the answers. A failing ledger denies."""
+    try:
+        return (yield from _asked(run, calls, judged, config))
+    except GraphBubbleUp:
+        raise
+    except AuditError:
+        return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in judged]
+    except Exception as exc:  # noqa: BLE001  (see `enforce.step.judge_calls`)
+        _log.error("ledger failed: %s", type(exc).__name__)
+        return [_denied(j, Code.LEDGER_UNAVAILABLE) for j in judged]
+
+
+def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
     me = task_id(config)
     rounds: dict[int, list[Judged]] = {}
     for one in judged:
@@ -90,9 +103,11 @@ def _ask(
     fresh = [j for j in asked if j.approval is None or j.approval.task_id != me or j.approval.state == "spent"]
     if fresh and can_ask(config):
         number = max(rounds, default=-1) + 1
-        yield Commit(run.scope, run.guard, questions(fresh, run.epoch, number, me, interrupt_id(config)))
-        answer = yield Interrupt(payload(fresh))
-        yield from _resolve(run, config, number, answer)
+        yield from record_asks(run, fresh)
+        opened = yield Commit(run.scope, run.guard, questions(fresh, run.epoch, number, me, interrupt_id(config)))
+        if not isinstance(opened, Conflict):  # else the run is over or the task changed: nothing to ask
+            answer = yield Interrupt(payload(fresh))
+            yield from _resolve(run, config, number, answer)
         judged = yield from judge_calls(run, calls)
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE

@@ -221,9 +221,7 @@ class Entrance:
         found = self._subject_from(config) if self._subject_from is not None else None
         return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
 
-    def _open(
-        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall
-    ) -> Flow[tuple[Run, Entry]]:
+    def _open(self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall) -> Flow[tuple[Run, Entry]]:
         handle = at_call.opener or self._implicit(config)
         thread = (config.get("configurable") or {}).get("thread_id")
         scope = self.scope(name, f"run:{new_id()}" if thread is None else str(thread))
@@ -298,9 +296,7 @@ def _child(parent: Run, name: str) -> Flow[Run]:
     ticket = current_ticket()
     args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
     try:
-        return (
-            yield from open_child(parent, name, kind_of_child(ticket.tool if ticket is not None else None, args))
-        )
+        return (yield from open_child(parent, name, kind_of_child(ticket.tool if ticket is not None else None, args)))
     except AuthzDenied as denied:
         if ticket is not None:  # a tool edge: the tool's answer carries the denial
             raise
@@ -323,4 +319,3 @@ def _with_corrections(input: Any, entry: Entry) -> Any:
     messages = [HumanMessage(content=t.text, id=t.key) for t in entry.deliver]
     own = input.get("messages", [])
     return {**input, "messages": [*messages, *(own if isinstance(own, list | tuple) else [own])]}
-

@@ -38,9 +38,7 @@ def denial_text(denial: Denial) -> str:
 
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
     """The answer to a call that does not run, so that the history stays valid."""
-    return ToolMessage(
-        content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error"
-    )
+    return ToolMessage(content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error")
 
 
 def recorded(output: object) -> str | None:

@@ -81,9 +81,7 @@ def _gated_class(base: Any, name: str) -> Any:
     def transform(self: Any, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
         yield self.invoke(_joined(list(input)), config, **kwargs)
 
-    async def atransform(
-        self: Any, input: AsyncIterator[Any], config: Any = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
+    async def atransform(self: Any, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         yield await self.ainvoke(_joined([chunk async for chunk in input]), config, **kwargs)
 
     namespace = {

@@ -12,7 +12,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.profile import METADATA_KEY, UNPROFILED, ToolProfile, raise_by_hints, tool_digest
 
-__all__ = ["Profiled", "Profiles", "digest_of"]
+__all__ = ["Profiled", "Profiles", "ToolFacts", "digest_of"]
 
 
 class Profiled(NamedTuple):
@@ -21,6 +21,13 @@ class Profiled(NamedTuple):
     profile: ToolProfile
     declared: bool
     why: str = ""
+
+
+class ToolFacts(NamedTuple):
+    """What does not change while a tool stays the same: looked up once, not per call."""
+
+    profiled: Profiled
+    injected: frozenset[str]
 
 
 class Profiles:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
@@ -36,14 +36,14 @@ from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
 from langchain_runtime_authz.edges.messages import denial_message, recorded, replay_message
-from langchain_runtime_authz.edges.profiles import Profiled, Profiles
+from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.obligations import redact
 from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, conclude, obliged_fields
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code
 from langchain_runtime_authz.telemetry import execute_tool_span
 
-__all__ = ["Held", "ToolFacts", "facts_of", "guard_tool", "held_scope", "is_guarded"]
+__all__ = ["Held", "facts_of", "guard_tool", "held_scope", "is_guarded"]
 
 T = TypeVar("T")
 
@@ -70,13 +70,6 @@ def held_scope(held: Held | None) -> Iterator[None]:
         yield
     finally:
         _held.set(previous)
-
-
-class ToolFacts(NamedTuple):
-    """What does not change while a tool stays the same: looked up once, not per call."""
-
-    profiled: Profiled
-    injected: frozenset[str]
 
 
 class _Guard:
@@ -225,7 +218,9 @@ def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
 
 
 def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
-    def run(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any) -> Any:
+    def run(
+        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
+    ) -> Any:
         config = ensure_config(config)
         entered = _enter(self, tool_input, config, tool_call_id, base)
         run_, call, verdict = entered if isinstance(entered, tuple) else drive(entered.engine, entered.flow())
@@ -249,12 +244,12 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             if passage.ticket is not None:
                 drive(run_.engine, _conclude(passage, call, state, output))
 
-    async def arun(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any) -> Any:
+    async def arun(
+        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
+    ) -> Any:
         config = ensure_config(config)
         entered = _enter(self, tool_input, config, tool_call_id, base)
-        run_, call, verdict = (
-            entered if isinstance(entered, tuple) else await adrive(entered.engine, entered.flow())
-        )
+        run_, call, verdict = entered if isinstance(entered, tuple) else await adrive(entered.engine, entered.flow())
         if run_ is None or (not isinstance(verdict, Ticket) and not _is_malformed(call)):
             return _answer(verdict, tool_call_id)
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
@@ -336,13 +331,21 @@ def _entered(tool: BaseTool) -> _Passage:
 class _Undecided:
     """No gate in front decided what would run: decide here.
 
-    `opener` instead of `run` where code beside every protected graph makes the call.
+    `opener` instead of `run` where code beside every protected graph makes the call. `counts` of
+    equal calls, where no gate and no message tells them apart.
     """
 
-    __slots__ = ("call", "config", "engine", "opener", "run")
+    __slots__ = ("call", "config", "counts", "engine", "opener", "run")
 
-    def __init__(self, run: Run | None, opener: RunHandle | None, call: Call, config: Mapping[str, Any]) -> None:
-        self.run, self.opener, self.call, self.config = run, opener, call, config
+    def __init__(
+        self,
+        run: Run | None,
+        opener: RunHandle | None,
+        call: Call,
+        config: Mapping[str, Any],
+        counts: dict[str, int] | None,
+    ) -> None:
+        self.run, self.opener, self.call, self.config, self.counts = run, opener, call, config, counts
         owner = run or opener
         if owner is None:
             msg = "a call is decided in a run"
@@ -359,8 +362,8 @@ class _Undecided:
         if run is None:
             return None, self.call, Denial(self.call, deny(Code.NO_RUN))
         call = self.call
-        if call.plan_id is None and (counts := self._counts()) is not None:
-            call = replace(call, place=f"{task_id(self.config)}:{counts.get(_equal(call), 0)}")
+        if self.counts is not None:
+            call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(_equal(call), 0)}")
         (verdict,) = yield from decide_together(run, [call], self.config)
         if isinstance(verdict, Replay):
             self.settled()
@@ -368,11 +371,8 @@ class _Undecided:
 
     def settled(self) -> None:
         """The call has its answer: an equal one of the same code is another call."""
-        if (counts := self._counts()) is not None:
-            counts[_equal(self.call)] = counts.get(_equal(self.call), 0) + 1
-
-    def _counts(self) -> dict[str, int] | None:
-        return self.opener.settled if self.opener is not None else settled()
+        if self.counts is not None:
+            self.counts[_equal(self.call)] = self.counts.get(_equal(self.call), 0) + 1
 
 
 def _equal(call: Call) -> str:
@@ -400,7 +400,7 @@ def _enter(
     position = held.call.position if held is not None else None
     call = describe(
         tool,
-        profiled(tool),
+        facts_of(tool),
         tool_input,
         parser=functools.partial(base._parse_input, tool),  # noqa: SLF001
         call_id=call_id,
@@ -409,7 +409,8 @@ def _enter(
         written=sent,
         sent=sent,
     )
-    return _Undecided(run, opener, call, config)
+    counts = None if held is not None else settled() if opener is None else opener.settled
+    return _Undecided(run, opener, call, config, counts)
 
 
 def _sent(tool: BaseTool, tool_input: Any) -> Any:
@@ -504,5 +505,3 @@ def _conclude(passage: _Passage, call: Call, state: Any, output: Any) -> Any:
         state = "released"  # the tool's own parsing or callbacks stopped it before it ran
     result = recorded(output) if state == "done" else None
     return conclude(passage.run, passage.ticket, call, state, result, leaked=passage.leaked)
-
-

@@ -82,9 +82,7 @@ class _Gate(ToolNode):
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         message = _Message(self, input, config, runtime, alone=alone)
-        held = (
-            await adrive(run.engine, message.decide(run)) if message.together else await self._ashare(run, message)
-        )
+        held = await adrive(run.engine, message.decide(run)) if message.together else await self._ashare(run, message)
         try:
             with _verdict_scope(message, held):
                 return await super()._afunc(input, config, runtime)
@@ -264,9 +262,7 @@ def _verdict_scope(message: _Message, held: Sequence[Held]) -> Iterator[None]:
 
 def _unused(held: Sequence[Held]) -> list[Held]:
     """Tickets that nobody redeemed: an interceptor answered, or what ran was decided anew."""
-    return [
-        h for h in held if isinstance(h.verdict, Ticket) and not h.verdict.redeemed and not h.verdict.concluded
-    ]
+    return [h for h in held if isinstance(h.verdict, Ticket) and not h.verdict.redeemed and not h.verdict.concluded]
 
 
 def _answer(held: Held | None, call: Any) -> ToolMessage | None:

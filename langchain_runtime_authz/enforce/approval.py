@@ -32,15 +32,11 @@ def payload(asked: Sequence[Judged]) -> dict[str, Any]:
             }
             for j in asked
         ],
-        "review_configs": [
-            {"action_name": j.call.tool, "allowed_decisions": ["approve", "reject"]} for j in asked
-        ],
+        "review_configs": [{"action_name": j.call.tool, "allowed_decisions": ["approve", "reject"]} for j in asked],
     }
 
 
-def questions(
-    asked: Sequence[Judged], epoch: int, number: int, task_id: str, interrupt_id: str
-) -> list[Change]:
+def questions(asked: Sequence[Judged], epoch: int, number: int, task_id: str, interrupt_id: str) -> list[Change]:
     """The changes that open the questions in the ledger, before anybody is asked.
 
     `number` counts the interrupts of one task, so that a re-entered task repeats them in order.

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-from langchain_runtime_authz.audit.sinks import AuditSink
+from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.credential.issuer import Issuer
+from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.ledger.base import (
@@ -143,22 +145,32 @@ class Commit:
         return await engine.ledger.acommit(self.scope, self.guard, self.changes)
 
 
-@dataclass(frozen=True, slots=True)
 class Record:
-    """Write one audit record."""
+    """Write one audit record, built from values that do not change."""
 
-    record: Mapping[str, Any]
+    __slots__ = ("build",)
+
+    def __init__(self, builder: Callable[..., dict[str, Any]], **values: Any) -> None:
+        self.build = partial(builder, **values)
 
     def run(self, engine: Engine) -> None:
         """Perform it, blocking."""
-        engine.audit.write(dict(self.record))
+        if isinstance(engine.audit, MemorySink):
+            engine.audit.defer(self.build)
+            return
+        try:
+            engine.audit.write(self.build())
+        except AuditError:
+            raise
+        except Exception as exc:  # a foreign sink's own failure is a failed record like any other
+            raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
 
     async def arun(self, engine: Engine) -> None:
         """Perform it; a sink that waits for a disk waits in a thread."""
         if getattr(engine.audit, "durable", False):
-            await asyncio.to_thread(engine.audit.write, dict(self.record))
+            await asyncio.to_thread(self.run, engine)
         else:
-            engine.audit.write(dict(self.record))
+            self.run(engine)
 
 
 class Effect(Protocol):

@@ -175,16 +175,15 @@ def _lease(run: Run) -> Lease:
 
 def _record(run: Run, event: str, now: float, **detail: object) -> Record:
     return Record(
-        run_record(
-            now=now,
-            event=event,
-            run_id=run.run_id,
-            jti=run.jti,
-            epoch=run.epoch,
-            scope=run.scope,
-            agent=run.agent,
-            detail=detail,
-        )
+        run_record,
+        now=now,
+        event=event,
+        run_id=run.run_id,
+        jti=run.jti,
+        epoch=run.epoch,
+        scope=run.scope,
+        agent=run.agent,
+        detail=detail,
     )
 
 
@@ -244,7 +243,7 @@ def correct(scope: Scope, text: HumanText) -> Flow[int]:
         snapshot: Snapshot = yield Load(scope, Query())
         done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (text,), deliver=True)])
         if not isinstance(done, Conflict):
-            yield Record(run_record(now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope))
+            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
             return int(done.epoch)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
@@ -253,11 +252,11 @@ def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
     done = yield Commit(scope, None, [Revoke(agent)])
     now = getattr(done, "now", 0.0)
-    yield Record(run_record(now=now, event="revoked", run_id="", scope=scope, agent=agent))
+    yield Record(run_record, now=now, event="revoked", run_id="", scope=scope, agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Lift a revocation."""
     done = yield Commit(scope, None, [Reinstate(agent)])
     now = getattr(done, "now", 0.0)
-    yield Record(run_record(now=now, event="reinstated", run_id="", scope=scope, agent=agent))
+    yield Record(run_record, now=now, event="reinstated", run_id="", scope=scope, agent=agent)

@@ -69,8 +69,10 @@ def redact(value: Any, fields: Collection[str]) -> Any:
     if isinstance(value, dict):
         return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_inside(v, fields) for v in value) if isinstance(value, list) else tuple(
-            _inside(v, fields) for v in value
+        return (
+            type(value)(_inside(v, fields) for v in value)
+            if isinstance(value, list)
+            else tuple(_inside(v, fields) for v in value)
         )
     return REDACTED if value is not None else None
 

@@ -97,9 +97,7 @@ class Session:
         """Like `approve`."""
         return await adrive(self._run.engine, self._approve(decision))
 
-    def observe(
-        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
-    ) -> None:
+    def observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None) -> None:
         """Tell what a permitted call returned, or that it failed.
 
         Raises:
@@ -193,9 +191,7 @@ class Session:
         )
         return (yield from self._settle(call))
 
-    def _observe(
-        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None
-    ) -> Flow[None]:
+    def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:
         found = self._open.pop(_open_key(tool, digest(project(dict(args)))), None)
         if found is None:
             msg = f"no permitted call of `{tool}` with these arguments is open"
@@ -247,4 +243,3 @@ class Session:
 
 def _open_key(tool: str, args_digest: str) -> str:
     return f"{tool} {args_digest}"
-

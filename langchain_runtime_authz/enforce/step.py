@@ -174,18 +174,17 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     refusals = [_refusal(run, snapshot, c, m, k) for c, m, k in zip(calls, matches, keys, strict=True)]
     # A side effect that happened is not decided again: its recorded result stands.
     rows = [snapshot.calls.get(k) for k in keys]
-    replays = [
-        r is not None and r.state == "done" and c.profile.side_effect
-        for c, r in zip(calls, rows, strict=True)
-    ]
+    replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
+    # What is refused here is not asked, but its record still says what it was.
     requests = [
-        None if refused or replay else _request(run, snapshot, c, m, k)
-        for c, m, k, refused, replay in zip(calls, matches, keys, refusals, replays, strict=True)
+        None if c.error is not None else _request(run, snapshot, c, m, k)
+        for c, m, k in zip(calls, matches, keys, strict=True)
     ]
-    asked = [r for r in requests if r is not None]
-    bodies = [serialise(r) for r in asked]
-    decided = iter((yield Evaluate(asked, bodies)) if asked else [])
-    texts = iter(bodies)
+    bodies = [serialise(r) if r is not None else None for r in requests]
+    asked = [
+        (r, b) for r, b, no, yes in zip(requests, bodies, refusals, replays, strict=True) if r and not no and not yes
+    ]
+    decided = iter((yield Evaluate([r for r, _ in asked], [b for _, b in asked])) if asked else [])
     judged = []
     for i, (call, key) in enumerate(zip(calls, keys, strict=True)):
         replay = replays[i] and refusals[i] is None
@@ -196,7 +195,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
                 key=key,
                 decision=decision,
                 request=requests[i],
-                body=next(texts) if requests[i] is not None else None,
+                body=bodies[i],
                 started=started,
                 task=snapshot.task,
                 approval=snapshot.approvals.get(key),
@@ -271,9 +270,7 @@ def _refusal(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: s
             now=snapshot.now,
         )
         if outside is not None:
-            return deny(Code.GRANT_EXCEEDED).model_copy(
-                update={"reasons": (str(Code.GRANT_EXCEEDED), str(outside))}
-            )
+            return deny(Code.GRANT_EXCEEDED).model_copy(update={"reasons": (str(Code.GRANT_EXCEEDED), str(outside))})
     return None
 
 
@@ -294,9 +291,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
     return None
 
 
-def _request(
-    run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: str
-) -> EvaluationRequest:
+def _request(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: str) -> EvaluationRequest:
     prof = call.profile
     target = {name: call.args[name] for name in prof.critical if name in call.args}
     args = {k: v if k in prof.critical else abbreviate(v) for k, v in call.args.items()}
@@ -475,6 +470,12 @@ def _budgets(run: Run, call: Call) -> list[Change]:
     return [SpendBudget(c, run.grant.budgets[c]) for c in _counters(run, call) if run.grant is not None]
 
 
+def record_asks(run: Run, asked: Sequence[Judged]) -> Flow[None]:
+    """Record the decisions that a human is about to be asked about. Raises `AuditError`."""
+    for judged in asked:
+        yield from _recorded(run, judged, time.time())
+
+
 def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = judged.call, judged.decision
@@ -496,24 +497,21 @@ def _recorded(run: Run, judged: Judged, now: float) -> Flow[None]:
     decision = judged.decision
     request = judged.request if judged.body is not None else None  # what has no JSON form was not asked
     pdp = run.engine.evaluator.pdp.name
-    record_decision(
-        decision, request, pdp=pdp, tool=judged.call.tool, body=judged.body, started=judged.started or None
-    )
+    record_decision(decision, request, pdp=pdp, tool=judged.call.tool, body=judged.body, started=judged.started or None)
     yield Record(
-        decision_record(
-            now=now,
-            decision=decision,
-            pdp=pdp,
-            action="tools/call",
-            resource=judged.call.tool,
-            request=request,
-            body=judged.body,
-            run_id=run.run_id,
-            jti=run.jti,
-            scope=run.scope,
-            agent=run.agent,
-            content=run.engine.audit.content,
-        )
+        decision_record,
+        now=now,
+        decision=decision,
+        pdp=pdp,
+        action="tools/call",
+        resource=judged.call.tool,
+        request=request,
+        body=judged.body,
+        run_id=run.run_id,
+        jti=run.jti,
+        scope=run.scope,
+        agent=run.agent,
+        content=run.engine.audit.content,
     )
 
 
@@ -544,9 +542,10 @@ def conclude(
     if leaked:
         changes.append(Revoke(run.agent))
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
-    done = yield Commit(run.scope, None, changes)
-    yield Record(
-        completion_record(
+    try:
+        done = yield Commit(run.scope, None, changes)
+        yield Record(
+            completion_record,
             now=getattr(done, "now", 0.0),
             decision_id=ticket.decision_id,
             call_key=ticket.call_key,
@@ -554,7 +553,8 @@ def conclude(
             run_id=run.run_id,
             leaked=leaked,
         )
-    )
+    except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
+        _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
 
 
 def decide_step(
@@ -602,20 +602,19 @@ def decide_step(
     )
     try:
         yield Record(
-            decision_record(
-                now=now,
-                decision=decision,
-                pdp=pdp,
-                action=action,
-                resource=resource.id,
-                request=request,
-                body=body,
-                run_id=run.run_id,
-                jti=run.jti,
-                scope=run.scope,
-                agent=run.agent,
-                content=run.engine.audit.content,
-            )
+            decision_record,
+            now=now,
+            decision=decision,
+            pdp=pdp,
+            action=action,
+            resource=resource.id,
+            request=request,
+            body=body,
+            run_id=run.run_id,
+            jti=run.jti,
+            scope=run.scope,
+            agent=run.agent,
+            content=run.engine.audit.content,
         )
     except AuditError:
         return deny(Code.AUDIT_UNAVAILABLE)
@@ -647,4 +646,3 @@ def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
     """Fields that `redact` obligations name."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     return frozenset(f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str))
-

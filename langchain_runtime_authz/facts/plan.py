@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
@@ -69,9 +68,7 @@ def raw_digest(args: object) -> str:
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
     """The planned calls of a message's `tool_calls` (mappings with `id`, `name`, `args`)."""
-    return tuple(
-        PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls)
-    )
+    return tuple(PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls))
 
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:

@@ -392,8 +392,6 @@ class Ledger(Protocol):
         """`load` without blocking the event loop."""
         ...
 
-    async def acommit(
-        self, scope: Scope, guard: Guard | None, changes: Sequence[Change]
-    ) -> Committed | Conflict:
+    async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """`commit` without blocking the event loop."""
         ...

@@ -107,9 +107,7 @@ class MemoryLedger:
                 asks=tuple(a for a in thread.approvals.values() if a.state == "asked") if query.asks else (),
             )
 
-    def commit(
-        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]
-    ) -> b.Committed | b.Conflict:
+    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
         with self._lock:
             now = self._clock()
@@ -186,7 +184,11 @@ class MemoryLedger:
         if len(self._threads) <= self._max:
             return
         for scope, thread in self._threads.items():
-            if scope != committed and not thread.revoked and not any(le.state == "live" for le in thread.leases.values()):
+            if (
+                scope != committed
+                and not thread.revoked
+                and not any(le.state == "live" for le in thread.leases.values())
+            ):
                 del self._threads[scope]
                 return
 
@@ -337,7 +339,6 @@ def _plan_effect(  # noqa: C901, PLR0911, PLR0912, PLR0915  (one case per change
             return lambda: t.calls.__setitem__(key, b.CallRow(key, "claimed", jti))
 
         case b.ReleaseCall(key, refund):
-
             # Only what is held can be given back: not twice, and not by a call that ran.
             if (row := t.calls.get(key)) is None or row.state not in ("claimed", "unknown"):
                 return lambda: None
@@ -369,9 +370,7 @@ def _plan_effect(  # noqa: C901, PLR0911, PLR0912, PLR0915  (one case per change
             asked = t.approvals.get(key)
             if asked is None or asked.state != "asked":
                 raise _Refused(Code.APPROVAL_VOID)
-            answered = replace(
-                asked, state=answer, approver=approver, authenticated=authenticated, message=message
-            )
+            answered = replace(asked, state=answer, approver=approver, authenticated=authenticated, message=message)
             return lambda: t.approvals.__setitem__(key, answered)
 
         case b.SpendApproval(key, args_digest):

@@ -215,3 +215,49 @@ def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer:
     builder.add_edge(START, "step")
     builder.add_edge("step", END)
     return builder.compile(checkpointer=checkpointer, name=name, **options)
+
+
+ASK = {
+    "decision": False,
+    "context": {
+        "reasons": [{"code": "effect"}],
+        "obligations": [{"id": "approval", "type": "require_approval", "properties": {}}],
+    },
+}
+
+
+def asking(*names: str) -> StaticPDP:
+    """Asks about calls of these tools until they carry an approval; permits the rest."""
+
+    def answer(request: EvaluationRequest) -> object:
+        if request.action.name == "tools/call" and request.resource.id in names:
+            return True if request.context.approval is not None else ASK
+        return True
+
+    return StaticPDP(answer)
+
+
+def reasons(authz: RuntimeAuthz, tool_name: str) -> list[str]:
+    """First reasons of the recorded denials of a tool, in order."""
+    return [
+        r["reasons"][0]
+        for r in authz.audit.records  # type: ignore[attr-defined]
+        if r["kind"] == "decision" and r["resource"] == tool_name and r["outcome"] != "permit"
+    ]
+
+
+def writing_tool(ran: list[Any], name: str = "write") -> BaseTool:
+    """A tool with a side effect, told apart by its text."""
+
+    @tool(name)
+    def write(text: str) -> str:
+        """Write something."""
+        ran.append((name, text))
+        return f"wrote {text}"
+
+    return write
+
+
+def write_call(text: str, ident: str | None = None) -> dict[str, Any]:
+    """A call of `write`."""
+    return call("write", {"text": text}, ident or f"call-{text}")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def edit(lines: list[bytes], at: int) -> list[bytes]:
     return [*lines[:at], lines[at].replace(b'"kind":"x"', b'"kind":"y"'), *lines[at + 1 :]]
 
 
-TAMPER = {
+TAMPER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "edit": lambda ls: edit(ls, 2),
     "edit first": lambda ls: edit(ls, 0),
     "edit last": lambda ls: edit(ls, 4),
@@ -281,8 +282,6 @@ def test_most_changes_show_without_a_pin(path: Path, name: str) -> None:
     """Without a pinned head only the end of the file can be rewritten."""
     filled(path)
     path.write_bytes(b"".join(TAMPER[name](lines_of(path))))
-    if name == "duplicate member" or name == "not a number":
-        assert verify_chain(path).error_line == 5
     assert not verify_chain(path).ok
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import namedtuple
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
@@ -17,7 +16,11 @@ HEADER = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"runtime-authz+jwt"}').
 PAYLOAD = base64.urlsafe_b64encode(b'{"sub":"alice","jti":"j-1"}').decode().rstrip("=")
 SIGNATURE = base64.urlsafe_b64encode(bytes(range(190, 254))).decode().rstrip("=")
 TOKEN = f"{HEADER}.{PAYLOAD}.{SIGNATURE}"
-Pair = namedtuple("Pair", "a b")
+
+
+class Pair(NamedTuple):
+    a: str
+    b: str
 
 
 def std(text: str) -> str:
@@ -94,6 +97,7 @@ def test_containers_are_searched() -> None:
 def test_what_is_clean_is_the_same_object() -> None:
     """Nothing is copied where nothing was found, or nothing was minted."""
     value = {"a": [1, 2.5, None, True, "text % and\nlines", b"bytes", ("x",), {"y"}, object()]}
+    value["b"] = ["%41" * 100, "50% of\n" * 100]
     assert scrub(value, [TOKEN])[0] is value
     leaky = [TOKEN]
     assert scrub(leaky, []) == (leaky, False)
@@ -162,7 +166,8 @@ def test_a_clean_exception_keeps_its_chain() -> None:
 
 def test_an_exception_that_still_shows_a_token_is_replaced() -> None:
     """A text of its own making, or a group of such, can not be cleaned in place."""
-    for exc in (Stubborn(), ExceptionGroup("group", [Stubborn(), ValueError("x")])):
+    stubborn: tuple[Exception, ...] = (Stubborn(), ExceptionGroup("group", [Stubborn(), ValueError("x")]))
+    for exc in stubborn:
         clean, found = scrub(exc, [TOKEN])
         assert found
         assert type(clean) is RuntimeError

@@ -23,6 +23,7 @@ from langchain_runtime_authz.authzen import (
     Decision,
     DelegationContext,
     EvaluationRequest,
+    Failure,
     HistoryContext,
     LeaseContext,
     Obligation,
@@ -53,6 +54,9 @@ REQUEST = EvaluationRequest(
         call=CallContext(id="call_1", args={"to": "SECRET"}, args_digest="d"),
     ),
 )
+
+
+_REFUSALS: tuple[Failure | None, ...] = (None, "enforcement")
 
 
 @pytest.fixture
@@ -97,14 +101,14 @@ def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
     }
     assert expected == got
     assert len(digest) == 64
-    span = only(exporter)
-    assert (span.name, span.kind, span.status.status_code) == (
+    done = only(exporter)
+    assert (done.name, done.kind, done.status.status_code) == (
         "authorize pay",
         trace.SpanKind.INTERNAL,
         StatusCode.UNSET,
     )
-    assert "SECRET" not in span.to_json()
-    assert "alice" not in span.to_json()
+    assert "SECRET" not in done.to_json()
+    assert "alice" not in done.to_json()
 
 
 def test_a_request_is_known_again_but_not_guessed(
@@ -133,8 +137,8 @@ def test_a_batch_records_as_a_span_does(exporter: InMemorySpanExporter, body: by
 
 def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
     """Policy and enforcement said no: the status stays unset."""
-    for failure in (None, "enforcement"):
-        record_decision(deny("effect", failure), REQUEST, pdp="wasm", tool="pay")  # type: ignore[arg-type]
+    for failure in _REFUSALS:
+        record_decision(deny("effect", failure), REQUEST, pdp="wasm", tool="pay")
     for span in exporter.get_finished_spans():
         assert attributes(span)["runtime_authz.decision"] == "deny"
         assert attributes(span)["runtime_authz.reason"] == "effect"
@@ -317,7 +321,8 @@ def test_without_an_sdk_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_names_stay_in_our_own_space() -> None:
     """Nothing is added to `gen_ai.*`; what is ours begins with our own prefix."""
-    names = {v for k, v in vars(telemetry).items() if k.isupper() and isinstance(v, str) and "." in v}
+    constants = {v for k, v in vars(telemetry).items() if k.isupper() and isinstance(v, str)}
+    names = {v for v in constants if "." in v}
     theirs = {
         "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type",
         "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id", "error.type", "openinference.span.kind",

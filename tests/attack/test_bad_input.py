@@ -1,0 +1,826 @@
+"""Bad input: a clear error at construction, or a deny with a stable code; the tool never runs, the run goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+import uuid
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, ToolException, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import MessagesState
+from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
+from langgraph.store.memory import InMemoryStore
+from langgraph.types import Command
+from pydantic import BaseModel, Field
+from pydantic.v1 import BaseModel as BaseModelV1
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import (
+    PAID,
+    PAY,
+    PROFILES,
+    READ,
+    agent_graph,
+    answer_to,
+    asking,
+    assert_went_on,
+    authz_with,
+    call,
+    calls_of,
+    hand_written,
+    human,
+    pay_tool,
+    read_tool,
+    reasons,
+    replying,
+)
+
+THREAD = {"configurable": {"thread_id": "t"}}
+BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
+builders = pytest.mark.parametrize("kind", ["hand", "agent"])
+
+
+def run_sync(graph: Any, given: Any, config: Any = None) -> Any:
+    return graph.invoke(given, config)
+
+
+def run_async(graph: Any, given: Any, config: Any = None) -> Any:
+    return asyncio.run(graph.ainvoke(given, config))
+
+
+ways = pytest.mark.parametrize("go", [run_sync, run_async], ids=["sync", "async"])
+
+
+def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any = None, **options: Any) -> Any:
+    """One message of calls through a protected graph: the authz, the PDP and the final state."""
+    pdp = pdp or StaticPDP(True)
+    profiles = {**PROFILES, "probe": ToolProfile(effect="write", sink="internal")}
+    authz = authz_with(pdp, profiles=profiles)
+    graph = authz.protect(BUILDERS[kind](replying(calls), tools, **options))
+    with authz.run(subject="alice", task="x"):
+        state = go(graph, human())
+    return authz, pdp, state
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+@builders
+@ways
+@pytest.mark.parametrize("args", [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}], ids=repr)
+def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, Any]) -> None:
+    """Wrong or missing arguments: the PDP is not asked, the tool's own answer helps the model."""
+    ran: list[Any] = []
+    authz, pdp, state = play(kind, go, [pay_tool(ran), read_tool(ran)], [call("pay", args, "call-pay"), READ])
+    assert ran == [("read", "a")]
+    assert calls_of(pdp, "pay") == []
+    assert reasons(authz, "pay") == ["invalid_arguments"]
+    assert answer_to(state["messages"], "call-pay").status == "error"
+    assert_went_on(state)
+
+
+@builders
+@ways
+def test_arguments_that_the_schema_drops(kind: str, go: Any) -> None:
+    """Keys that the schema does not know are neither decided nor received."""
+    ran: list[Any] = []
+    args = {"to": "bob", "amount": 5, "evil": "x", "recipient": "mallory"}
+    _, pdp, state = play(kind, go, [pay_tool(ran)], [call("pay", args, "call-pay")])
+    (request,) = calls_of(pdp, "pay")
+    assert request.context.call is not None
+    assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
+    assert ran == [PAID]
+    assert_went_on(state)
+
+
+@builders
+@ways
+@pytest.mark.parametrize("name", ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"], ids=lambda n: n[:10].encode("utf-8", "replace").decode())
+def test_unknown_tools(kind: str, go: Any, name: str, tmp_path: Path) -> None:
+    """A name that no tool has: `unknown_tool`, the stock answer, the sibling runs, the record is written."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, audit=tmp_path / "audit.jsonl")
+    graph = authz.protect(BUILDERS[kind](replying([call(name, {"to": "x"}, "call-x"), READ]), [pay_tool(ran), read_tool(ran)]))
+    with authz.run(subject="alice", task="x"):
+        state = go(graph, human())
+    assert ran == [("read", "a")]
+    assert [r.resource.id for r in calls_of(pdp)] == ["read"]
+    assert answer_to(state["messages"], "call-x").status == "error"
+    assert_went_on(state)
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert any("unknown_tool" in json.dumps(r) for r in records)
+
+
+def _probe(ran: list[Any]) -> BaseTool:
+    @tool
+    def probe(value: Any) -> str:
+        """Take anything."""
+        ran.append(value)
+        return "probed"
+
+    return probe
+
+
+UNCANONICAL = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    2**60,
+    -(2**53),
+    "\ud800",
+    "a\x00b",
+    {"k": [1, {"x": math.nan}]},
+    {"\ud800": 1},
+    {1, 2},
+    b"bytes",
+    object(),
+    [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
+]
+
+
+@builders
+@ways
+@pytest.mark.parametrize("value", UNCANONICAL, ids=lambda v: ascii(v)[:20])
+def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any) -> None:
+    """What JSON can not say exactly is `uncanonical_argument`: not asked, not run; the sibling runs."""
+    ran: list[Any] = []
+    other: list[Any] = []
+    authz, pdp, state = play(
+        kind, go, [_probe(ran), read_tool(other)], [call("probe", {"value": value}, "call-probe"), READ]
+    )
+    assert ran == []
+    assert other == [("read", "a")]
+    assert calls_of(pdp, "probe") == []
+    assert reasons(authz, "probe") == ["uncanonical_argument"]
+    assert answer_to(state["messages"], "call-probe").status == "error"
+    assert_went_on(state)
+
+
+@ways
+def test_request_that_is_too_large(go: Any) -> None:
+    """A critical argument is never shortened: 300 KiB of it is `request_too_large`; other text is digested."""
+    ran: list[Any] = []
+    big = "x" * 300_000
+    authz, pdp, state = play("hand", go, [pay_tool(ran)], [call("pay", {"to": big, "amount": 5}, "call-pay")])
+    assert ran == []
+    assert reasons(authz, "pay") == ["request_too_large"]
+    assert_went_on(state)
+    probed: list[Any] = []
+    _, pdp, state = play("hand", go, [_probe(probed)], [call("probe", {"value": big}, "call-probe")])
+    assert probed == [big]
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert request.context.call.args["value"]["length"] == 300_000
+
+
+@builders
+@ways
+def test_duplicate_call_ids_are_decided_each(kind: str, go: Any) -> None:
+    """Two calls under one id with other arguments: the forbidden one does not run under the other's permit."""
+    ran: list[Any] = []
+    plan = [call("pay", {"to": "bob", "amount": 5}, "dup"), call("pay", {"to": "mallory", "amount": 666}, "dup")]
+    pdp = StaticPDP(
+        lambda r: r.action.name != "tools/call" or r.context.call is None or r.context.call.args["amount"] < 100
+    )
+    _, pdp, state = play(kind, go, [pay_tool(ran)], plan, pdp)
+    assert ran == [PAID]
+    assert len({r.context.call.args_digest for r in calls_of(pdp) if r.context.call}) == 2
+    assert [m.status for m in state["messages"] if isinstance(m, ToolMessage)].count("error") == 1
+
+
+@builders
+@ways
+def test_equal_calls_under_one_id(kind: str, go: Any) -> None:
+    """Two equal calls under one id run at most twice, at least once, and both are answered."""
+    ran: list[Any] = []
+    _, _, state = play(kind, go, [pay_tool(ran)], [PAY, PAY])
+    assert ran in ([PAID], [PAID, PAID])
+    assert len([m for m in state["messages"] if isinstance(m, ToolMessage)]) == 2
+    assert_went_on(state)
+
+
+@builders
+@ways
+def test_two_calls_that_differ_only_in_their_id(kind: str, go: Any) -> None:
+    """Equal arguments under two ids are two calls: both run."""
+    ran: list[Any] = []
+    _, _, state = play(kind, go, [pay_tool(ran)], [PAY, {**PAY, "id": "call-2"}])
+    assert ran == [PAID, PAID]
+    assert_went_on(state)
+
+
+@builders
+def test_arguments_changed_in_place_after_the_decision(kind: str) -> None:
+    """A wrapper that changes an argument inside, after the gate, does not make the tool run what was not decided."""
+    ran: list[Any] = []
+
+    @tool
+    def probe(value: Any) -> str:
+        """Take anything."""
+        ran.append(json.dumps(value))
+        return "probed"
+
+    def wrap(request: Any, handler: Any) -> Any:
+        request.tool_call["args"]["value"].append("mallory")
+        return handler(request)
+
+    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or "mallory" not in json.dumps(r.context.call.args))  # type: ignore[union-attr]
+    authz = authz_with(pdp, profiles={"probe": ToolProfile(effect="write", sink="internal")})
+    plan = [call("probe", {"value": ["bob"]}, "call-probe")]
+    if kind == "hand":
+        graph = authz.protect(hand_written(replying(plan), ToolNode([probe], wrap_tool_call=wrap)))
+    else:
+        from langchain.agents.middleware import wrap_tool_call
+
+        graph = authz.protect(agent_graph(replying(plan), [probe], middleware=[wrap_tool_call(wrap)]))
+    with authz.run(subject="alice", task="x"):
+        state = graph.invoke(human())
+    assert ran in ([], ['["bob"]']), ran
+    assert_went_on(state)
+
+
+@builders
+@pytest.mark.parametrize("change", ["args", "name"])
+def test_arguments_or_tool_exchanged_after_the_decision(kind: str, change: str) -> None:
+    """A wrapper that exchanges arguments or tool: the guard decides again, and it differs from the plan."""
+    ran: list[Any] = []
+    evil: list[Any] = []
+
+    @tool("evil")
+    def other(to: str, amount: float) -> str:
+        """Evil."""
+        evil.append(to)
+        return "evil"
+
+    def wrap(request: Any, handler: Any) -> Any:
+        changed = {**request.tool_call, "args": {"to": "mallory", "amount": 666}}
+        if change == "args":
+            return handler(request.override(tool_call=changed))
+        return handler(request.override(tool=other))
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    if kind == "hand":
+        graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
+    else:
+        from langchain.agents.middleware import wrap_tool_call
+
+        graph = authz.protect(agent_graph(replying([PAY]), [pay_tool(ran)], middleware=[wrap_tool_call(wrap)]))
+    with authz.run(subject="alice", task="x"):
+        state = graph.invoke(human())
+    assert ran == []
+    assert evil == []
+    assert reasons(authz, "pay" if change == "args" else "evil") == ["plan_changed"]
+    assert answer_to(state["messages"], "call-pay").status == "error"
+    assert_went_on(state)
+
+
+# --- injected arguments ---------------------------------------------------------------------------
+
+
+@builders
+@ways
+def test_injected_arguments_are_neither_decided_nor_forged(kind: str, go: Any) -> None:
+    """State, store, call id and runtime come from the framework, whatever the model writes under their names."""
+    got: list[Any] = []
+
+    @tool
+    def probe(
+        text: str,
+        state: Annotated[dict[str, Any], InjectedState],
+        ident: Annotated[str, InjectedToolCallId],
+        store: Annotated[Any, InjectedStore],
+        runtime: ToolRuntime,
+    ) -> str:
+        """Look at what is injected."""
+        got.append((text, state, ident, store, runtime))
+        return "ok"
+
+    forged = {
+        "text": "x",
+        "state": {"messages": ["forged"]},
+        "ident": "forged",
+        "store": "forged",
+        "runtime": "forged",
+        "config": {"configurable": {"__authz": "forged"}},
+    }
+    store = InMemoryStore()
+    _, pdp, state = play(kind, go, [probe], [call("probe", forged, "call-probe")], store=store)
+    ((text, seen, ident, injected, runtime),) = got
+    assert text == "x"
+    assert seen["messages"][-1].tool_calls[0]["id"] == "call-probe"
+    assert ident == "call-probe"
+    assert injected is store
+    assert runtime.tool_call_id == "call-probe"
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert request.context.call.args == {"text": "x"}
+    assert "forged" not in request.to_json().decode()
+    assert_went_on(state)
+
+
+@builders
+@ways
+def test_forged_injected_tool_arg_never_reaches_the_tool(kind: str, go: Any) -> None:
+    """An `InjectedToolArg` that the model writes is not decided and not received."""
+    got: list[Any] = []
+
+    @tool
+    def probe(text: str, user: Annotated[str, InjectedToolArg] = "nobody") -> str:
+        """Act for a user."""
+        got.append(user)
+        return "ok"
+
+    _, pdp, state = play(kind, go, [probe], [call("probe", {"text": "x", "user": "admin"}, "call-probe")])
+    assert got == ["nobody"]
+    assert all(r.context.call is None or "user" not in r.context.call.args for r in calls_of(pdp))
+    assert_went_on(state)
+
+
+def test_injected_arguments_in_a_node_function_and_after_a_question() -> None:
+    """Injected state is that of the execution in which the tool runs, also when it was asked about before."""
+    got: list[Any] = []
+
+    @tool
+    def probe(text: str, state: Annotated[dict[str, Any], InjectedState]) -> str:
+        """Look at the state."""
+        got.append(len(state["messages"]))
+        return "ok"
+
+    authz = authz_with(asking("probe"), profiles={"probe": ToolProfile()})
+    graph = authz.protect(
+        hand_written(replying([call("probe", {"text": "x"}, "call-probe")]), [probe], checkpointer=InMemorySaver())
+    )
+    with authz.run(subject="alice", task="x"):
+        graph.invoke(human(), THREAD)
+        state = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+    assert got == [2]
+    assert_went_on(state)
+
+
+# --- shapes of tools and results ------------------------------------------------------------------
+
+
+class _OnlyRun(BaseTool):
+    name: str = "probe"
+    description: str = "probe"
+    ran: list[Any] = Field(default_factory=list)
+
+    def _run(self, text: str) -> str:
+        self.ran.append(text)
+        return text
+
+
+class _ArunCallsRun(_OnlyRun):
+    async def _arun(self, text: str) -> str:
+        return self._run(text)
+
+
+class _ArunCallsRunTwice(_OnlyRun):
+    async def _arun(self, text: str) -> str:
+        return self._run(text) + self._run(text)
+
+
+class _V1(BaseModelV1):
+    text: str
+    number: int = 7
+
+
+def _shape(name: str, ran: list[Any]) -> BaseTool:
+    if name in ("only_run", "arun_calls_run"):
+        made = (_OnlyRun if name == "only_run" else _ArunCallsRun)()
+        made.ran = ran
+        return made
+    if name == "dict_schema":
+        schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "probe", "description": "d"}
+
+        def act(**kwargs: Any) -> str:
+            ran.append(kwargs["text"])
+            return kwargs["text"]
+
+        async def aact(**kwargs: Any) -> str:
+            return act(**kwargs)
+
+        return StructuredTool(name="probe", description="d", args_schema=schema, func=act, coroutine=aact)
+    if name == "v1_schema":
+
+        def act1(text: str, number: int) -> str:
+            ran.append(text)
+            return text
+
+        return StructuredTool(name="probe", description="d", args_schema=_V1, func=act1)
+
+    @tool
+    def probe(text: str) -> str:
+        """Act."""
+        ran.append(text)
+        return text
+
+    return probe
+
+
+SHAPES = ["only_run", "arun_calls_run", "dict_schema", "v1_schema", "function"]
+
+
+@builders
+@ways
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("permit", [True, False])
+def test_every_shape_of_tool(kind: str, go: Any, shape: str, permit: bool) -> None:
+    """BaseTool subclasses, JSON schemas, pydantic v1: permitted they run once, denied never."""
+    ran: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
+        _, pdp, state = play(kind, go, [_shape(shape, ran)], [call("probe", {"text": "x"}, "call-probe")], pdp)
+    assert ran == (["x"] if permit else [])
+    assert answer_to(state["messages"], "call-probe").status == ("success" if permit else "error")
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert request.context.call.args["text"] == "x"
+    if shape == "v1_schema":
+        assert request.context.call.args["number"] == 7
+    assert_went_on(state)
+
+
+def test_arun_that_runs_twice_is_one_passage() -> None:
+    """A ticket is for one run: an `_arun` that calls `_run` a second time is stopped."""
+    made = _ArunCallsRunTwice()
+    _, _, state = play("hand", run_async, [made], [call("probe", {"text": "x"}, "call-probe")], handle_tool_errors=True)
+    assert len(made.ran) <= 1
+    assert answer_to(state["messages"], "call-probe").status == "error"
+
+
+@builders
+@pytest.mark.parametrize("permit", [True, False])
+def test_async_only_tool(kind: str, permit: bool) -> None:
+    """A tool with only a coroutine runs on the async road; denied it runs on none."""
+    ran: list[Any] = []
+
+    @tool
+    async def probe(text: str) -> str:
+        """Act."""
+        ran.append(text)
+        return text
+
+    pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
+    plan = [call("probe", {"text": "x"}, "call-probe")]
+    _, _, state = play(kind, run_async, [probe], plan, pdp)
+    assert ran == (["x"] if permit else [])
+    assert_went_on(state)
+    if not permit:
+        _, _, state = play(kind, run_sync, [probe], plan, pdp)
+        assert_went_on(state)
+        assert ran == []
+
+
+@builders
+@ways
+def test_shapes_of_results(kind: str, go: Any) -> None:
+    """Commands, artifacts, lists and five megabytes come through as the tool gave them."""
+
+    @tool
+    def commanding(ident: Annotated[str, InjectedToolCallId]) -> Command[Any]:
+        """Answer by a command."""
+        return Command(update={"messages": [ToolMessage("commanded", tool_call_id=ident)]})
+
+    @tool(response_format="content_and_artifact")
+    def artifact() -> tuple[str, dict[str, int]]:
+        """Answer with an artifact."""
+        return "content", {"a": 1}
+
+    @tool
+    def blocks() -> list[dict[str, str]]:
+        """Answer with blocks."""
+        return [{"type": "text", "text": "block"}]
+
+    @tool
+    def huge() -> str:
+        """Answer at length."""
+        return "x" * 5_000_000
+
+    @tool
+    def nothing() -> None:
+        """Answer nothing."""
+
+    tools = [commanding, artifact, blocks, huge, nothing]
+    profiles = {t.name: ToolProfile(effect="write", sink="internal") for t in tools}
+    authz = authz_with(StaticPDP(True), profiles=profiles)
+    graph = authz.protect(BUILDERS[kind](replying([call(t.name, {}, t.name) for t in tools]), tools))
+    with authz.run(subject="alice", task="x"):
+        messages = go(graph, human())["messages"]
+    assert answer_to(messages, "commanding").content == "commanded"
+    assert answer_to(messages, "artifact").content == "content"
+    assert answer_to(messages, "artifact").artifact == {"a": 1}
+    assert answer_to(messages, "blocks").content == [{"type": "text", "text": "block"}]
+    assert len(answer_to(messages, "huge").content) == 5_000_000
+    assert answer_to(messages, "nothing").content in ("null", "None")
+
+
+@builders
+@ways
+@pytest.mark.parametrize("error", [ValueError("boom"), ToolException("boom"), KeyError("boom")], ids=lambda e: type(e).__name__)
+def test_raising_tool(kind: str, go: Any, error: Exception) -> None:
+    """What a tool raises goes the stock road; the call is recorded as failed and its sibling ran once."""
+    ran: list[Any] = []
+
+    @tool
+    def probe(text: str) -> str:
+        """Fail."""
+        ran.append(text)
+        raise error
+
+    authz = authz_with(StaticPDP(True), profiles={"probe": ToolProfile(effect="write", sink="internal"), **PROFILES})
+    plan = [READ, call("probe", {"text": "x"}, "call-probe")]
+    if kind == "hand":
+        graph = authz.protect(hand_written(replying(plan), [probe, read_tool(ran)], handle_tool_errors=True))
+        with authz.run(subject="alice", task="x"):
+            state = go(graph, human())
+        assert "boom" in answer_to(state["messages"], "call-probe").content
+        assert_went_on(state)
+    else:
+        graph = authz.protect(agent_graph(replying(plan), [probe, read_tool(ran)]))
+        with authz.run(subject="alice", task="x"), pytest.raises(type(error)):
+            go(graph, human())
+    assert ran.count("x") == 1
+    states = [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
+    assert sorted(states) == ["done", "failed"]
+
+
+class _Fresh(BaseModel):
+    text: str
+    ident: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    at: float = Field(default_factory=time.monotonic)
+
+
+def _fresh_tool(ran: list[Any]) -> BaseTool:
+    @tool(args_schema=_Fresh)
+    def probe(text: str, ident: str = "", at: float = 0.0) -> str:
+        """Act with a default of its own each time."""
+        ran.append({"text": text, "ident": ident, "at": at})
+        return "ok"
+
+    return probe
+
+
+@builders
+@ways
+def test_defaults_that_differ_each_time_are_decided_as_received(kind: str, go: Any) -> None:
+    """A default made afresh by each parse: the tool receives the very one that was decided."""
+    ran: list[Any] = []
+    _, pdp, state = play(kind, go, [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")])
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert ran == [request.context.call.args]
+    assert_went_on(state)
+
+
+@builders
+@ways
+def test_defaults_that_differ_each_time_can_not_be_approved(kind: str, go: Any) -> None:
+    """A human can not approve what is parsed anew after the answer: `unrepeatable_arguments`, nobody is asked."""
+    ran: list[Any] = []
+    authz, _, state = play(
+        kind, lambda g, i: go(g, i, THREAD), [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")],
+        asking("probe"), checkpointer=InMemorySaver(),
+    )  # fmt: skip
+    assert ran == []
+    assert reasons(authz, "probe")[-1] == "unrepeatable_arguments"
+    assert_went_on(state)
+
+
+# --- answers of a PDP ------------------------------------------------------------------------------
+
+
+def _late(_: Any) -> object:
+    time.sleep(0.3)
+    return True
+
+
+def _raise(_: Any) -> object:
+    msg = "secret detail of the PDP"
+    raise RuntimeError(msg)
+
+
+ANSWERS: dict[str, tuple[Any, str]] = {
+    "string true": (lambda _: {"decision": "true"}, "pdp_malformed"),
+    "bare string": (lambda _: "true", "pdp_malformed"),
+    "json text of one": (lambda _: b'{"decision": 1}', "pdp_malformed"),
+    "one": (lambda _: {"decision": 1}, "pdp_malformed"),
+    "bare one": (lambda _: 1, "pdp_malformed"),
+    "empty": (lambda _: {}, "pdp_malformed"),
+    "null": (lambda _: {"decision": None}, "pdp_malformed"),
+    "nothing": (lambda _: None, "pdp_malformed"),
+    "json null": (lambda _: b"null", "pdp_malformed"),
+    "nan": (lambda _: {"decision": math.nan}, "pdp_malformed"),
+    "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"),
+    "list": (lambda _: [True], "pdp_malformed"),
+    "ten megabytes": (lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(), "pdp_malformed"),
+    "twice": (lambda _: b'{"decision": false, "decision": true}', "pdp_malformed"),
+    "truncated": (lambda _: b'{"decision": tru', "pdp_malformed"),
+    "context of another type": (lambda _: {"decision": True, "context": "x"}, "pdp_malformed"),
+    "unknown obligation": (
+        lambda _: {"decision": True, "context": {"obligations": [{"id": "1", "type": "sing", "properties": {}}]}},
+        "unknown_obligation",
+    ),
+    "late": (_late, "pdp_timeout"),
+    "raises": (_raise, "pdp_error"),
+}
+
+
+@builders
+@ways
+@pytest.mark.parametrize("answer", ANSWERS, ids=str)
+def test_answers_that_are_no_permit(kind: str, go: Any, answer: str) -> None:
+    """Anything but a well-formed permit in time denies that one call with a stable code; the run goes on."""
+    make, code = ANSWERS[answer]
+    ran: list[Any] = []
+    pdp = StaticPDP(lambda r: make(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True)
+    authz = authz_with(pdp, deadline=0.2)
+    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]))
+    with authz.run(subject="alice", task="x"):
+        state = go(graph, human())
+    assert ran == []
+    assert reasons(authz, "pay") == [code]
+    said = answer_to(state["messages"], "call-pay")
+    assert said.status == "error"
+    assert "secret" not in said.content
+    assert_went_on(state)
+
+
+@pytest.mark.parametrize("action", ["run/start", "node/enter"])
+@pytest.mark.parametrize("answer", ["string true", "nothing", "raises", "ten megabytes"])
+def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str) -> None:
+    """The same for the start of a run (`AuthzDenied`) and a node (`AuthzHalt`)."""
+    make, code = ANSWERS[answer]
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(lambda r: make(r) if r.action.name == action else True))
+    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
+    with authz.run(subject="alice", task="x"), pytest.raises(AuthzDenied) as denied:
+        graph.invoke(human())
+    assert denied.value.code == code
+    assert isinstance(denied.value, AuthzHalt) is (action == "node/enter")
+    assert ran == []
+
+
+@ways
+def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any) -> None:
+    """The deadline is for a message: what is not answered in time is denied, and nothing of it runs."""
+    ran: list[Any] = []
+    pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True)
+    authz = authz_with(pdp, deadline=0.2)
+    graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
+    with authz.run(subject="alice", task="x"):
+        state = go(graph, human())
+    assert ran == []
+    assert reasons(authz, "pay") == reasons(authz, "read") == ["pdp_timeout"]
+    assert_went_on(state)
+
+
+# --- construction ----------------------------------------------------------------------------------
+
+
+def _code(make: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert str(error.value).startswith(f"{error.value.code}: ")
+    return error.value.code
+
+
+def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
+    """A policy file that is missing, no Wasm, or lacks the entrypoint: `policy_invalid` at construction."""
+    (tmp_path / "text.wasm").write_text("package runtime_authz")
+    (tmp_path / "empty.wasm").write_bytes(b"")
+    (tmp_path / "header.wasm").write_bytes(b"\0asm\1\0\0\0")
+    for name in ("missing.wasm", "text.wasm", "empty.wasm", "header.wasm"):
+        assert _code(lambda name=name: WasmPDP(wasm=tmp_path / name)) == "policy_invalid"
+    assert _code(lambda: WasmPDP(entrypoint="runtime_authz/nothing")) == "policy_invalid"
+    (tmp_path / "bad.json").write_text("{")
+    assert _code(lambda: WasmPDP(data=tmp_path / "bad.json")) == "policy_invalid"
+
+
+@pytest.mark.parametrize("data", [{"effect": {}}, {"effects": {"pay": "maybe"}}, {"rates": 5}, {"plan": {"stale": "pay"}}, {"anomaly": {"max_denials": "5"}}, {1: 2}], ids=repr)
+def test_policy_data_that_is_wrong(data: Any) -> None:
+    """`policy_data` with an unknown key is refused; a known key of another shape is refused, or denies."""
+    try:
+        authz = RuntimeAuthz(policy_data=data, profiles=PROFILES)
+    except ConfigError as error:
+        assert error.code == "policy_invalid"
+        return
+    ran: list[Any] = []
+    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
+    with authz.run(subject="alice", task="x"):
+        graph.invoke(human())
+    assert ran == []
+
+
+def test_policy_data_with_unknown_keys_is_refused() -> None:
+    """A mistyped key is found at construction."""
+    assert _code(lambda: RuntimeAuthz(policy_data={"effect": {}})) == "policy_invalid"
+
+
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        {"pay": {"effect": "steal"}},
+        {"pay": {"efect": "pay"}},
+        {"pay": {"critical": {"to": "who"}}},
+        {"pay": {"idempotent": "yes"}},
+        {"pay": {"audience": "https://bank"}},
+        {"pay": 5},
+        {"pay": None},
+        ["pay"],
+        "missing.yaml",
+    ],
+    ids=repr,
+)
+def test_profiles_with_wrong_fields(profiles: Any) -> None:
+    """A profile with a wrong field: `profile_invalid` at construction."""
+    assert _code(lambda: RuntimeAuthz(profiles=profiles)) == "profile_invalid"
+
+
+@pytest.mark.parametrize("text", ["tools: [", "tools: []", "profiles: {}", "", "tools:\n  pay:\n    effect: steal", "tools:\n  pay: pay"])
+def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
+    """A profile file that does not parse or holds something else: `profile_invalid`, naming the file."""
+    (tmp_path / "profiles.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"profiles\.yaml") as error:
+        RuntimeAuthz(profiles=tmp_path / "profiles.yaml")
+    assert error.value.code == "profile_invalid"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pdp": object()},
+        {"pdp": StaticPDP(True), "policy_data": {}},
+        {"pdp": StaticPDP(True), "deadline": 0},
+        {"pdp": StaticPDP(True), "deadline": math.inf},
+        {"pdp": StaticPDP(True), "tenant": ""},
+    ],
+    ids=repr,
+)
+def test_other_settings_that_are_wrong(options: Any) -> None:
+    """A wrong PDP, deadline or tenant is a `ConfigError`."""
+    assert _code(lambda: RuntimeAuthz(**options)) == "config"
+
+
+def test_things_that_are_no_graph() -> None:
+    """`protect` and `coverage` of something else: `ConfigError`."""
+    authz = authz_with(StaticPDP(True))
+    for thing in (object(), None, lambda x: x, "graph"):
+        assert _code(lambda thing=thing: authz.protect(thing)) == "config"
+        assert _code(lambda thing=thing: authz.coverage(thing)) == "config"
+
+
+def test_graph_of_another_instance() -> None:
+    """A second instance is refused, and nothing of its own is in the graph afterwards."""
+    ran: list[Any] = []
+    first, second = authz_with(StaticPDP(True)), authz_with(StaticPDP(False))
+    graph = first.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
+    assert _code(lambda: second.protect(graph)) == "already_protected"
+    with first.run(subject="alice", task="x"):
+        graph.invoke(human())
+    assert ran == [PAID]
+
+
+@pytest.mark.parametrize("subject", ["", None, 5, {}, {"id": "x"}, {"type": "user"}, {"type": "", "id": ""}], ids=repr)
+def test_subjects_that_are_wrong(subject: Any) -> None:
+    """A subject without a type or id is refused where it is given."""
+    authz = authz_with(StaticPDP(True))
+    with pytest.raises((ConfigError, ValueError)):
+        authz.run(subject=subject)
+
+
+class _Odd(BaseModel):
+    who: str = Field(alias="to")
+    also: str = "x"
+
+
+def test_messages_of_every_input_form_reach_the_same_task() -> None:
+    """A root input may be a string, tuple, mapping or message: the recorded task is the same."""
+    texts = set()
+    for message in (HumanMessage("Pay"), ("user", "Pay"), {"role": "user", "content": "Pay"}, "Pay", HumanMessage([{"type": "text", "text": "Pay"}])):
+        pdp = StaticPDP(True)
+        authz = authz_with(pdp)
+        graph = authz.protect(hand_written(replying([READ]), [read_tool([])]))
+        with authz.run(subject="alice"):
+            graph.invoke({"messages": [message]})
+        (request,) = calls_of(pdp)
+        assert request.context.task is not None
+        texts.add((request.context.task.text, request.context.task.digest))
+    assert len(texts) == 1
+    assert MessagesState

@@ -1,0 +1,428 @@
+"""What is decided is what runs: a value has one JSON form and one digest, or none."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import json
+import math
+import pathlib
+import types
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES
+from langchain_runtime_authz.digest import MAX_INT, MAX_STRING, abbreviate, digest, project
+from langchain_runtime_authz.errors import Code, MappingError
+
+MANY = settings(deadline=None, max_examples=300)
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
+numbers = st.integers(-MAX_INT, MAX_INT) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | numbers | text
+json_values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12
+)
+# Few values, so that two of them are often equal or nearly so.
+close_values = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, -0.0, 1.0, 0.5, "", "0", "1", "true", "null", "a"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["", "a", "1"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def refused(value: object) -> str:
+    """The code with which `value` is refused."""
+    with pytest.raises(MappingError) as caught:
+        digest(project(value))
+    return caught.value.code
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of JSON values (RFC 8259): numbers by value, booleans apart, members in any order."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BOX = ["a", {"b": 1}]
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Name(str, enum.Enum):
+    ALICE = "alice"
+
+
+class Word(enum.StrEnum):
+    YES = "yes"
+
+
+class Model(BaseModel):
+    amount: float
+    to: str = Field(alias="recipient", default="x")
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+
+    inner: Any = None
+    amount: int = Field(alias="sum", default=0)
+
+
+@dataclasses.dataclass
+class Data:
+    x: Any
+    y: Any = None
+
+
+@dataclasses.dataclass(slots=True, repr=False)
+class Slotted:
+    x: int = dataclasses.field(init=False)
+
+
+class Liar(str):
+    """Says of itself what it does not hold."""
+
+    def __str__(self) -> str:
+        return "harmless"
+
+
+class Hostile:
+    """Raises whatever is asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class HostileMapping(collections.abc.Mapping[str, Any]):
+    def __getitem__(self, key: str) -> Any:
+        raise KeyError(key)
+
+    def __iter__(self) -> Any:
+        raise ZeroDivisionError
+
+    def __len__(self) -> int:
+        return 1
+
+
+class HostileList(list[Any]):
+    def __iter__(self) -> Any:
+        raise LookupError
+
+
+class HostileZone(dt.tzinfo):
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta:
+        raise OSError
+
+
+@MANY
+@given(value=json_values)
+def test_a_json_value_stands_for_itself(value: Any) -> None:
+    """Nothing is changed by projecting it, once or twice, or by a trip through JSON text."""
+    projected = project(value)
+    assert same(projected, value)
+    assert type(projected) is type(value)
+    assert digest(projected) == digest(value) == digest(project(projected))
+    assert digest(project(json.loads(json.dumps(value)))) == digest(value)
+
+
+@MANY
+@given(a=close_values, b=close_values)
+@example(1, True)
+@example(0, False)
+@example(1, 1.0)
+@example(0, -0.0)
+@example({"a": 1, "1": 2}, {"1": 2, "a": 1})
+@example({}, [])
+@example([[], []], [[[]]])
+@example({"a": None}, {})
+def test_digests_are_equal_exactly_where_values_are(a: Any, b: Any) -> None:
+    """Integers and floats by value, booleans and text never as numbers, members in any order."""
+    assert (digest(project(a)) == digest(project(b))) is same(a, b)
+
+
+@MANY
+@given(a=json_values, b=json_values)
+def test_different_values_differ(a: Any, b: Any) -> None:
+    """Of any two JSON values."""
+    assert (digest(project(a)) == digest(project(b))) is same(a, b)
+
+
+@given(value=json_values)
+def test_a_tuple_is_a_list(value: Any) -> None:
+    """JSON has one kind of sequence."""
+    assert project((value, value)) == project([value, value])
+
+
+@given(number=st.integers())
+def test_integers_are_exact_or_refused(number: int) -> None:
+    """Beyond 2^53 two of them may look alike to a reader of JSON."""
+    for candidate in (number, number * 2**40):
+        if abs(candidate) <= MAX_INT:
+            assert project(candidate) == candidate
+        else:
+            assert refused(candidate) == refused({"a": [candidate]}) == Code.UNCANONICAL_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        math.inf,
+        -math.inf,
+        2**53,
+        -(2**53),
+        10**5000,
+        "\ud800",
+        "a\udfffb",
+        "\x00",
+        "a\x00",
+        b"bytes",
+        bytearray(b"x"),
+        memoryview(b"x"),
+        {1, 2},
+        frozenset(),
+        1j,
+        object(),
+        object,
+        Data,
+        Model,
+        len,
+        lambda: None,
+        iter([]),
+        range(3),
+        (x for x in ()),
+        {}.keys(),
+        dt.timedelta(1),
+        decimal.Decimal("nan"),
+        decimal.Decimal("snan"),
+        decimal.Decimal("inf"),
+        pathlib.PurePosixPath("a\udc80"),
+        types.SimpleNamespace(a=1),
+        ValueError("x"),
+        HostileMapping(),
+        HostileList([1]),
+        dt.datetime(2026, 1, 1, tzinfo=HostileZone()),
+        Slotted(),
+        Model.model_construct(),
+        Open(inner={1}),
+        Data(b"x"),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_has_no_json_form_is_refused(value: object) -> None:
+    """At the top, as a member, as an element and as a field."""
+    for held in (value, {"a": value}, [value], Data(value), (1, {"a": [value]})):
+        assert refused(held) == Code.UNCANONICAL_ARGUMENT
+
+
+def test_an_object_that_raises_when_looked_at_is_refused() -> None:
+    """Whatever it raises, even for `isinstance`."""
+    hostile = Hostile()
+    for held in (hostile, [hostile], {"a": hostile}, Data(hostile)):
+        assert refused(held) == Code.UNCANONICAL_ARGUMENT
+
+
+@pytest.mark.parametrize("key", [1, 1.0, True, None, ("a",), b"a", "\ud800", "a\x00", Level.HIGH])
+def test_a_key_is_text(key: Any) -> None:
+    """Python's other keys would become text, and could meet one that is text already."""
+    assert refused({key: 1}) == refused({"a": {key: 1, "b": 2}}) == Code.UNCANONICAL_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("value", "form"),
+    [
+        (Color.RED, "red"),
+        (Color.BOX, ["a", {"b": 1}]),
+        (Level.HIGH, 3),
+        (Name.ALICE, "alice"),
+        (Word.YES, "yes"),
+        ({Name.ALICE: Word.YES, Word.YES: Level.HIGH}, {"alice": "yes", "yes": 3}),
+        (Model(amount=1, recipient="bob"), {"amount": 1.0, "to": "bob"}),
+        (Open(inner=Model(amount=2), note="n"), {"inner": {"amount": 2.0, "to": "x"}, "amount": 0, "note": "n"}),
+        (RootModel[list[int]]([1, 2]), {"root": [1, 2]}),
+        (Data(1, Data((2,))), {"x": 1, "y": {"x": [2], "y": None}}),
+        (types.MappingProxyType({"a": 1}), {"a": 1}),
+        (collections.OrderedDict(a=1), {"a": 1}),
+        (collections.namedtuple("Point", "x y")(1, 2), [1, 2]),
+        (decimal.Decimal("10.50"), "10.50"),
+        (dt.date(2026, 1, 2), "2026-01-02"),
+        (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05+00:00"),
+        (dt.time(1, 2), "01:02:00"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (pathlib.PurePosixPath("/etc/passwd"), "/etc/passwd"),
+        (Liar("rm -rf"), "rm -rf"),
+        ({Liar("rm"): 1}, {"rm": 1}),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_python_values_have_the_form_of_what_they_hold(value: object, form: object) -> None:
+    """Models and dataclasses by field name, enums by value, subclasses by content, not by their own word."""
+    projected = project(value)
+    assert projected == form
+    assert digest(projected) == digest(form)
+    for part in (projected, *(projected if isinstance(projected, dict | list) else ())):
+        assert type(part) in (str, int, float, bool, dict, list, type(None))
+
+
+def test_no_name_hides_another() -> None:
+    """An extra named like an aliased field, or two keys with one text, would show what the tool does not get."""
+    hidden = Open.model_validate({"sum": 1_000_000, "amount": 1})
+    assert (hidden.amount, hidden.model_extra) == (1_000_000, {"amount": 1})
+    assert refused(hidden) == Code.UNCANONICAL_ARGUMENT
+
+    class Twin(str):
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+    assert refused({Twin("to"): "alice", Twin("to"): "mallory"}) == Code.UNCANONICAL_ARGUMENT
+
+
+@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"a": v}, lambda v: (v,), Data, lambda v: Open(inner=v)])
+def test_depth_is_bounded(wrap: Any) -> None:
+    """32 levels of any kind have a form, 33 have none, and neither has any deeper nesting."""
+    value: Any = 1
+    for _ in range(MAX_DEPTH):
+        value = wrap(value)
+    digest(project(value))
+    for _ in range(3):
+        value = wrap(value)
+        assert refused(value) == Code.UNCANONICAL_ARGUMENT
+    for _ in range(5000):
+        value = [value]
+    assert refused(value) == Code.UNCANONICAL_ARGUMENT
+
+
+def test_a_value_within_itself_is_refused() -> None:
+    """Also where it holds itself often: that would be 2^32 values."""
+    ring: list[Any] = []
+    ring.append(ring)
+    loop: dict[str, Any] = {}
+    loop["a"] = loop
+    data = Data(None)
+    data.x = data
+    opened = Open()
+    opened.inner = [opened]
+    for value in (ring, loop, data, opened):
+        assert refused(value) == Code.UNCANONICAL_ARGUMENT
+    ring.extend([ring, ring, 1])
+    loop.update(b=loop, c=[loop, ring])
+    for value in (ring, loop):
+        assert refused(value) in (Code.UNCANONICAL_ARGUMENT, Code.REQUEST_TOO_LARGE)
+
+
+def test_few_lists_that_stand_for_many_values_are_refused() -> None:
+    """Thirty lists that hold each other twice are a thousand million values: too large, and at once."""
+    value: list[Any] = []
+    for _ in range(30):
+        value = [value, value]
+    assert refused(value) == Code.REQUEST_TOO_LARGE
+    assert refused([0] * MAX_REQUEST_BYTES) == Code.REQUEST_TOO_LARGE
+    digest(project([0] * 100_000))
+
+
+anything = st.recursive(
+    scalars
+    | st.sampled_from([Color.RED, Level.HIGH, Name.ALICE, Word.YES, HostileMapping(), Slotted(), object(), Data, Model])
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4)
+    | st.decimals()
+    | st.datetimes()
+    | st.timedeltas()
+    | st.uuids()
+    | st.complex_numbers(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.lists(inner, max_size=3).map(HostileList)
+        | st.dictionaries(st.text(max_size=3) | st.integers() | st.none(), inner, max_size=3)
+        | st.builds(Data, inner, inner)
+        | st.builds(lambda v, k: Open.model_construct(inner=v, **{k: v}), inner, st.sampled_from(["amount", "n", "é"]))
+    ),
+    max_leaves=10,
+)
+
+
+@MANY
+@given(value=anything)
+def test_any_object_has_a_form_or_is_refused(value: object) -> None:
+    """A `MappingError`, never another exception; and a form is JSON, the same each time."""
+    try:
+        form = project(value)
+    except MappingError as exc:
+        assert exc.code == Code.UNCANONICAL_ARGUMENT
+    else:
+        assert same(json.loads(json.dumps(form, allow_nan=False)), form)
+        json.dumps(form, ensure_ascii=False).encode()
+        assert digest(form) == digest(project(value)) == digest(project(form))
+
+
+@MANY
+@given(value=anything)
+def test_a_digest_of_any_object_is_total_too(value: object) -> None:
+    """`digest` is for JSON values; of anything else it raises nothing but `MappingError`."""
+    try:
+        assert digest(value).startswith("sha256:")
+    except MappingError as exc:
+        assert exc.code == Code.UNCANONICAL_ARGUMENT
+
+
+def test_close_to_the_end_of_the_stack_it_is_still_a_mapping_error() -> None:
+    """Where Python has no stack left, a value has no form; the caller is not torn down."""
+
+    def sink(left: int) -> str:
+        return sink(left - 1) if left else refused([[[[[[{"a": [[Data([Model(amount=1)])]]}]]]]]])
+
+    codes = set()
+    for left in range(700, 1100, 5):
+        try:
+            codes.add(sink(left))
+        except RecursionError:
+            break  # the test's own frames
+        except pytest.fail.Exception:
+            continue  # enough stack: it has a form
+    assert codes <= {Code.UNCANONICAL_ARGUMENT}
+
+
+@given(value=json_values, limit=st.integers(0, 6))
+def test_abbreviating_keeps_what_is_short(value: Any, limit: int) -> None:
+    """Each longer string becomes its digest and length; everything else stays as it is."""
+    short = abbreviate(value, limit)
+    if isinstance(value, str) and len(value) > limit:
+        assert short == {"digest": short["digest"], "length": len(value)}
+        assert short["digest"].startswith("sha256:")
+    elif isinstance(value, dict):
+        assert short == {k: abbreviate(v, limit) for k, v in value.items()}
+    elif isinstance(value, list):
+        assert short == [abbreviate(v, limit) for v in value]
+    else:
+        assert short == value
+    assert abbreviate(value, MAX_STRING) == value
+
+
+@given(a=text, b=text)
+def test_abbreviations_tell_texts_apart(a: str, b: str) -> None:
+    """Two different texts have two digests."""
+    assume(a != b)
+    assert abbreviate(a + "x" * 10, 1) != abbreviate(b + "x" * 10, 1)

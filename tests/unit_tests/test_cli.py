@@ -1,0 +1,279 @@
+"""The command line: what it prints, how it fails, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import langchain_runtime_authz
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.profile import load_profiles
+
+MODULE = """
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+
+@tool
+def send_mail(to: str, body: str) -> str:
+    "Send a mail."
+    return "sent"
+
+@tool
+def look_up(query: str) -> str:
+    "Look something up."
+    return "found"
+
+print("a module may print")
+
+def builder():
+    b = StateGraph(MessagesState)
+    b.add_node("model", lambda state: {})
+    b.add_node("tools", ToolNode([send_mail, look_up]))
+    b.add_edge(START, "model")
+    b.add_conditional_edges("model", tools_condition)
+    b.add_edge("tools", "model")
+    return b
+
+def build():
+    return builder().compile()
+
+graph = build()
+
+class Agents:
+    payer = build()
+
+def needs(model):
+    return build()
+
+def fails():
+    raise ValueError("two\\nlines")
+
+def leaves():
+    raise SystemExit(0)
+"""
+
+PROFILES = {"send_mail": {"effect": "send"}, "look_up": {"effect": "read", "sink": "none"}}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    monkeypatch.chdir(tmp_path)
+    before, path = set(sys.modules), list(sys.path)
+    (tmp_path / "a_module.py").write_text(MODULE)
+    yield lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if name.startswith(("a_", "protected_")):
+            del sys.modules[name]
+
+
+def _error(result: Any) -> str:
+    """The one line of an error, without the inspected module's own print."""
+    lines = [line for line in result.stderr.splitlines() if line != "a module may print"]
+    assert len(lines) == 1, result.output
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", [["demo"], ["inspect"], ["audit", "verify"]])
+def test_help_has_an_example(run: Callable[..., Any], command: list[str]) -> None:
+    """The help of each command shows how it is called, each example on a line of its own."""
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    examples = [
+        line for line in result.output.splitlines() if line.startswith(f"    runtime-authz {' '.join(command)}")
+    ]
+    assert examples
+
+
+def test_help_and_version(run: Callable[..., Any]) -> None:
+    """The program names its commands and its version."""
+    assert all(command in run("--help").output for command in ("demo", "inspect", "audit"))
+    assert run("--version").output == f"runtime-authz {langchain_runtime_authz.__version__}\n"
+
+
+def test_demo_plays(run: Callable[..., Any]) -> None:
+    """`demo` runs offline and prints what the twin lost."""
+    result = run("demo")
+    assert result.exit_code == 0
+    assert "grant_argument" in result.output
+    assert "Without protection" in " ".join(result.output.split())
+
+
+def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
+    """Options of the replay without `--agentdojo` are a usage error."""
+    for options in (["--limit", "3"], ["--json", "x.json"], ["--rubber-stamp", "0.5"]):
+        result = run("demo", *options)
+        assert result.exit_code == 2
+        assert "--agentdojo" in result.stderr
+
+
+def test_demo_says_which_extra_is_missing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AgentDojo the replay says what to install."""
+    for name in [n for n in sys.modules if n.split(".")[0] == "agentdojo"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "agentdojo", None)
+    result = run("demo", "--agentdojo")
+    assert result.exit_code == 2
+    assert "langchain-runtime-authz[agentdojo]" in _error(result)
+
+
+def test_inspect_shows_both_states(run: Callable[..., Any]) -> None:
+    """The graph's coverage is printed as it is and as it would be, and nothing of the module's own output."""
+    result = run("inspect", "a_module:graph")
+    assert result.exit_code == 0
+    before, after = result.stdout.split("Under `authz.protect(graph)`")
+    assert "0 governed, 5 not" in before
+    assert "5 governed, 0 not" in after
+    assert "a module may print" not in result.stdout
+
+
+@pytest.mark.parametrize("path", ["graph", "build", "builder", "Agents.payer"])
+def test_inspect_finds_graphs(run: Callable[..., Any], path: str) -> None:
+    """A graph, a builder, what returns one, and an attribute path all lead to a graph."""
+    result = run("inspect", f"a_module:{path}", "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert not any(row["governed"] for row in document["before"]["rows"])
+    assert all(row["governed"] for row in document["after"]["rows"])
+    assert document["unprofiled"] == {
+        "send_mail": {"effect": "send", "sink": "external"},
+        "look_up": {"effect": "write", "sink": "external"},
+    }
+
+
+def test_inspect_proposes_profiles_that_load(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The proposed YAML loads as it stands, guesses no tool harmless, and marks every guess."""
+    result = run("inspect", "a_module:graph")
+    stanza = result.stdout[result.stdout.index("tools:") :]
+    (tmp_path / "profiles.yaml").write_text(stanza)
+    proposed = load_profiles(tmp_path / "profiles.yaml")
+    assert {name: p.effect for name, p in proposed.items()} == {"send_mail": "send", "look_up": "write"}
+    values = [line for line in stanza.splitlines() if line.startswith("    ") and not line.lstrip().startswith("#")]
+    assert values
+    assert all("# DOUBT" in line for line in values)
+
+
+def test_inspect_uses_given_profiles(run: Callable[..., Any], tmp_path: Path) -> None:
+    """With profiles for every tool there is nothing to propose."""
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"tools": PROFILES}))
+    result = run("inspect", "a_module:graph", "--profiles", "profiles.yaml")
+    assert result.exit_code == 0
+    assert "DOUBT" not in result.stdout
+    assert (
+        json.loads(run("inspect", "a_module:build", "--json", "--profiles", "profiles.yaml").stdout)["unprofiled"] == {}
+    )
+
+
+def test_inspect_respects_the_modules_own_protection(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A graph that its module protects is shown as that module protects it."""
+    (tmp_path / "protected_module.py").write_text(
+        "from a_module import build\nfrom langchain_runtime_authz import RuntimeAuthz\n"
+        f"graph = RuntimeAuthz(profiles={PROFILES!r}).protect(build())\n"
+    )
+    document = json.loads(run("inspect", "protected_module:graph", "--json").stdout)
+    assert document["protected_by_module"]
+    assert document["before"] is None
+    assert document["unprofiled"] == {}
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"tools": PROFILES}))
+    result = run("inspect", "protected_module:graph", "--profiles", "profiles.yaml")
+    assert result.exit_code == 2
+    assert "--profiles" in _error(result)
+
+
+def test_inspect_fails_on_what_stays_ungoverned(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--fail-ungoverned` is exit code 1 exactly when something is ungoverned under protection."""
+    assert run("inspect", "a_module:graph", "--fail-ungoverned").exit_code == 0
+    monkeypatch.setattr("langchain_runtime_authz.edges.coverage.is_guarded", lambda tool: False)
+    result = run("inspect", "a_module:graph", "--fail-ungoverned")
+    assert result.exit_code == 1
+    assert "tool send_mail" in _error(result)
+    assert run("inspect", "a_module:graph").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("a_module", "`a_module` must be `module:graph`"),
+        ("a_module:", "must be `module:graph`"),
+        ("./sub/a_module.py:graph", "`sub.a_module:graph`"),
+        ("a_missing_module:graph", "`a_missing_module` can not be imported: ModuleNotFoundError"),
+        ("a_module:grpah", "has no `grpah`; did you mean `graph`?"),
+        ("a_module:zzz", "has no `zzz`; its graphs are graph"),
+        ("a_module:send_mail", "is not a graph but StructuredTool"),
+        ("a_module:needs", "needs `model`"),
+        ("a_module:fails", "`a_module:fails` failed: ValueError: two lines (a_module.py:"),
+        ("a_module:leaves", "failed: SystemExit"),
+    ],
+)
+def test_inspect_says_what_is_wrong(run: Callable[..., Any], target: str, expected: str) -> None:
+    """A wrong target is one line with a stable code and exit code 2, never a traceback."""
+    result = run("inspect", target)
+    assert result.exit_code == 2
+    error = _error(result)
+    assert error.startswith("error: config: ")
+    assert expected in error
+
+
+def test_profiles_errors_are_one_line(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A YAML error, which has several lines of its own, is told in one."""
+    (tmp_path / "profiles.yaml").write_text("tools: [\n")
+    result = run("inspect", "a_module:graph", "--profiles", "profiles.yaml")
+    assert result.exit_code == 2
+    assert _error(result).startswith("error: profile_invalid: profiles.yaml")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> tuple[Path, str]:
+    sink = FileSink(tmp_path / "audit.jsonl")
+    for number in range(3):
+        sink.write({"v": 1, "kind": "run", "ts": 0, "number": number})
+    sink.close()
+    return sink.path, sink.head
+
+
+def test_verify_accepts_a_whole_chain(run: Callable[..., Any], log: tuple[Path, str]) -> None:
+    """A whole chain is exit code 0, with its records and its head; the pinned head is compared."""
+    path, head = log
+    result = run("audit", "verify", path)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[:2] == ["records  3", f"head     {head}"]
+    assert "its end is not verified" in result.stdout
+    assert "pinned head" in run("audit", "verify", path, "--head", head).stdout
+
+
+def test_verify_names_the_broken_line(run: Callable[..., Any], log: tuple[Path, str]) -> None:
+    """An edited chain is exit code 1, the number of the line and what to do, on one line."""
+    path, _ = log
+    path.write_bytes(path.read_bytes().replace(b'"number":1', b'"number":7'))
+    result = run("audit", "verify", path)
+    assert result.exit_code == 1
+    assert "BROKEN at line 3" in result.stdout
+    error = _error(result)
+    assert error.startswith("error: chain_broken: line 3: ")
+    assert "keep audit.jsonl as evidence" in error
+
+
+def test_verify_finds_a_cut_end_by_its_head(run: Callable[..., Any], log: tuple[Path, str]) -> None:
+    """A chain that was cut verifies by itself, and does not against a pinned head."""
+    path, head = log
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert run("audit", "verify", path).exit_code == 0
+    assert run("audit", "verify", path, "--head", head).exit_code == 1
+
+
+def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> None:
+    """A file that can not be read and a head that is none are exit code 2."""
+    result = run("audit", "verify", "missing.jsonl")
+    assert result.exit_code == 2
+    assert _error(result) == "error: config: missing.jsonl: No such file or directory"
+    assert run("audit", "verify", log[0], "--head", "abc").exit_code == 2

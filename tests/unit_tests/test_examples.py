@@ -1,0 +1,37 @@
+"""The examples: each short, each runs offline, each shows something."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHOWN = {
+    "create_agent.py": ("asked: [('send_money'", "tool   Sent 98.70 to DE21.", "ai     Paid."),
+    "hand_written.py": ("This action is not permitted", "['grant_argument']"),
+    "session.py": ("permit ()", "approval_required", "approved: permit", "deny ('grant_argument',)", "epoch: 2"),
+}
+
+
+def test_every_example_is_run() -> None:
+    """No example is left out here."""
+    assert sorted(SHOWN) == sorted(p.name for p in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An example has fewer than 40 lines and prints what it is there to show."""
+    path = EXAMPLES / name
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 40
+    runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert [text for text in SHOWN[name] if text not in printed] == []
+
+
+def test_a_denial_can_be_found_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
+    """The decision id that the model is told is the one under which the operator finds the reason."""
+    runpy.run_path(str(EXAMPLES / "hand_written.py"), run_name="__main__")
+    model, operator = capsys.readouterr().out.splitlines()
+    assert f"(decision {operator.split()[4]})" in model

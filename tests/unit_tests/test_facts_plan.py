@@ -1,0 +1,183 @@
+"""A call is held against what was announced, and every call has a key of its own."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_runtime_authz.facts.plan import (
+    Match,
+    PlannedCall,
+    PlanRecord,
+    call_key,
+    calls_digest,
+    match,
+    plan_calls,
+    raw_digest,
+)
+
+CALLS = [
+    {"id": "c1", "name": "pay", "args": {"amount": 10}},
+    {"id": "c2", "name": "pay", "args": {"amount": 20}},
+    {"id": None, "name": "read", "args": {}},
+]
+PLAN = PlanRecord("m1", ("root",), 2, "model", plan_calls(CALLS))
+
+
+def held(
+    plan: PlanRecord | None = PLAN,
+    *,
+    epoch: int = 2,
+    position: int | None = 0,
+    call_id: str | None = "c1",
+    tool: str = "pay",
+    args: object = None,
+) -> Match:
+    args = {"amount": 10} if args is None else args
+    return match(plan, epoch=epoch, position=position, call_id=call_id, tool=tool, args=args)
+
+
+def test_a_plan_holds_each_call_of_a_message() -> None:
+    """Its place, id and tool, and of its arguments the digest alone."""
+    assert [(c.position, c.call_id, c.tool) for c in PLAN.calls] == [
+        (0, "c1", "pay"),
+        (1, "c2", "pay"),
+        (2, None, "read"),
+    ]
+    assert PLAN.calls[0].args_digest == raw_digest({"amount": 10})
+    assert "amount" not in repr(PLAN)
+    assert plan_calls([]) == ()
+
+
+def test_a_call_as_it_was_announced_is_planned() -> None:
+    """By its place where the message is known, else by its id."""
+    for position in (0, None):
+        assert held(position=position) == Match(True, False, False, 0, 3, "model")
+    assert held(position=1, call_id="c2", args={"amount": 20}).planned
+    assert held(position=2, call_id=None, tool="read", args={}).planned
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"args": {"amount": 11}},
+        {"args": {"amount": "10"}},
+        {"args": {"amount": True}},
+        {"args": {"amount": 10, "to": "mallory"}},
+        {"args": {}},
+        {"args": '{"amount": 10}'},
+        {"tool": "wire"},
+        {"call_id": "c2"},
+        {"call_id": None},
+        {"position": 1},
+        {"position": 3},
+        {"position": None, "call_id": "c9"},
+        {"position": None, "call_id": "c2"},
+    ],
+)
+def test_a_call_that_differs_is_changed(difference: dict[str, Any]) -> None:
+    """In arguments, tool, id or place; and never planned at the same time."""
+    found = held(**difference)
+    assert (found.planned, found.changed, found.of) == (False, True, 3)
+
+
+def test_without_a_plan_a_call_is_unplanned() -> None:
+    """Which is not to be changed: what to do about it is the policy's business."""
+    assert held(None) == Match(False, False, False, 0, 0, None)
+    assert held(None, position=4).position == 4
+
+
+def test_a_plan_of_another_epoch_is_stale() -> None:
+    """Whether or not the call is as announced."""
+    for epoch in (1, 3):
+        assert held(epoch=epoch) == Match(True, True, False, 0, 3, "model")
+        assert held(epoch=epoch, tool="wire").stale
+
+
+@pytest.mark.parametrize("args", [{"amount": float("nan")}, {"amount": float("inf")}, {"a": {1}}, {"a": b"x"}])
+def test_arguments_that_are_not_json_never_match(args: object) -> None:
+    """Not even themselves."""
+    assert raw_digest(args) == "uncanonical"
+    plan = PlanRecord("m1", ("root",), 2, "model", plan_calls([{"id": "c1", "name": "pay", "args": args}]))
+    assert held(plan, args=args).changed
+    assert held(plan, args="uncanonical").changed
+
+
+def test_duplicate_ids_do_not_meet() -> None:
+    """Two calls of one id are told apart by their place."""
+    twins = [{"id": "c1", "name": "pay", "args": {"amount": n}} for n in (1, 2)]
+    plan = PlanRecord("m1", ("root",), 2, "model", plan_calls(twins))
+    assert held(plan, position=0, args={"amount": 1}).planned
+    assert held(plan, position=1, args={"amount": 2}).planned
+    assert held(plan, position=0, args={"amount": 2}).changed
+
+
+# --- keys ---
+
+SCOPE = ("acme", "issuer", "graph", "thread")
+BASE: tuple[Any, ...] = (SCOPE, ("root",), 1, "m1", 0, "pay", "sha256:00")
+
+
+def test_a_key_is_stable() -> None:
+    """It is the idempotency key: the same for the same call, on every day and machine."""
+    assert call_key(*BASE) == call_key(*BASE)
+    assert call_key(list(SCOPE), ["root"], *BASE[2:]) == call_key(*BASE)
+    assert len(call_key(*BASE)) == 64
+
+
+def test_every_part_makes_another_key() -> None:
+    """Scope, agent, epoch, message, place, tool and arguments."""
+    others: tuple[Any, ...] = (("acme", "issuer", "graph", "t2"), ("root", "a"), 2, "m2", 1, "wire", "sha256:01")
+    keys = {call_key(*BASE)}
+    for i, other in enumerate(others):
+        keys.add(call_key(*BASE[:i], other, *BASE[i + 1 :]))
+    assert len(keys) == 1 + len(others)
+
+
+# Names that look like two where they are joined by a separator.
+nasty = st.text(st.sampled_from(["a", "\x1f", "\n", " ", ",", '"', "\\", "/", "\ud800", "é"]), max_size=4)
+parts = st.tuples(
+    st.lists(nasty, min_size=4, max_size=4).map(tuple),
+    st.lists(nasty, max_size=3).map(tuple),
+    st.integers(1, 3),
+    nasty,
+    st.integers(0, 2),
+    nasty,
+    nasty,
+)
+
+
+@given(a=parts, b=parts)
+def test_keys_are_equal_exactly_where_calls_are(a: Any, b: Any) -> None:
+    """Ids and names are a model's to choose: none of them can make one call look like another."""
+    assert (call_key(*a) == call_key(*b)) is (a == b)
+
+
+def test_separators_do_not_make_one_key_of_two() -> None:
+    """Whichever stands in a part's end or the next one's beginning."""
+    for mark in ("\x1f", "\x1f\x1f", "\n", " ", ",", '"', '","', "/", ""):
+        pairs = [(f"a{mark}", "b"), ("a", f"{mark}b"), (f"a{mark}b", ""), ("", f"a{mark}b"), ("a", "b", "")]
+        keys = {call_key(SCOPE, pair, *BASE[2:]) for pair in pairs}
+        assert len(keys) == len(set(pairs))
+        names = {call_key(SCOPE, ("root",), 1, *(pair[0], 0, pair[1]), "d") for pair in pairs[:4]}
+        assert len(names) == len(set(pairs[:4]))
+
+
+calls = st.lists(
+    st.builds(PlannedCall, st.integers(0, 2), st.none() | nasty | st.just("None"), nasty, nasty), max_size=3
+)
+
+
+@given(a=calls, b=calls)
+def test_a_digest_of_calls_is_of_these_calls(a: list[PlannedCall], b: list[PlannedCall]) -> None:
+    """A message with one strange call is not the message with two."""
+    assert (calls_digest(a) == calls_digest(b)) is (a == b)
+
+
+def test_the_order_of_calls_counts() -> None:
+    """Each has its place."""
+    assert len({calls_digest(p) for p in itertools.permutations(PLAN.calls)}) == 6

@@ -1,0 +1,177 @@
+"""An obligation is understood to the last property, or not at all; and redaction leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_runtime_authz.authzen import Obligation
+from langchain_runtime_authz.enforce.obligations import REDACTED, demands, redact
+from langchain_runtime_authz.ledger.base import SpendRate
+
+SECRET = "DE89-SECRET"
+
+
+def obligation(kind: str, **properties: Any) -> Obligation:
+    return Obligation(id="o", type=kind, properties=properties)
+
+
+@pytest.mark.parametrize(
+    ("asked", "demanded"),
+    [
+        (obligation("require_approval"), True),
+        (obligation("require_approval", anything=1), True),
+        (obligation("revoke"), True),
+        (obligation("redact", fields=["iban"]), True),
+        (obligation("redact", fields=["iban", "pin"]), True),
+        (obligation("rate_limit", counter="pay", window=60, max=5), SpendRate("pay", 60, 5)),
+        (obligation("rate_limit", counter="pay", window=1, max=0), SpendRate("pay", 1, 0)),
+    ],
+)
+def test_what_is_understood(asked: Obligation, demanded: object) -> None:
+    """What must be committed with the permit, or that there is nothing to commit."""
+    assert demands(asked) == demanded
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        obligation(""),
+        obligation("notify"),
+        obligation("Redact", fields=["iban"]),
+        obligation("redact"),
+        obligation("redact", fields=[]),
+        obligation("redact", fields="iban"),
+        obligation("redact", fields=["iban", 1]),
+        obligation("redact", fields={"iban": True}),
+        obligation("redact", field=["iban"]),
+        obligation("rate_limit"),
+        obligation("rate_limit", counter="pay", window=60),
+        obligation("rate_limit", counter="pay", max=5),
+        obligation("rate_limit", window=60, max=5),
+        obligation("rate_limit", counter=1, window=60, max=5),
+        obligation("rate_limit", counter="pay", window=0, max=5),
+        obligation("rate_limit", counter="pay", window=-1, max=5),
+        obligation("rate_limit", counter="pay", window=True, max=5),
+        obligation("rate_limit", counter="pay", window=60.0, max=5),
+        obligation("rate_limit", counter="pay", window="60", max=5),
+        obligation("rate_limit", counter="pay", window=60, max=-1),
+        obligation("rate_limit", counter="pay", window=60, max=True),
+        obligation("rate_limit", counter="pay", window=60, max=None),
+    ],
+    ids=lambda o: f"{o.type} {o.properties}",
+)
+def test_what_is_not_understood(asked: Obligation) -> None:
+    """An unknown type, and a known one with properties of another shape."""
+    assert demands(asked) is None
+
+
+Point = namedtuple("Point", "iban x")
+
+
+@pytest.mark.parametrize(
+    ("value", "clean"),
+    [
+        ({"iban": SECRET, "name": "bob"}, {"iban": REDACTED, "name": "bob"}),
+        ({"a": [{"iban": SECRET}, {"b": {"iban": [SECRET]}}]}, {"a": [{"iban": REDACTED}, {"b": {"iban": REDACTED}}]}),
+        ([{"iban": SECRET}, 1, "text"], [{"iban": REDACTED}, 1, "text"]),
+        (({"iban": SECRET}, [({"iban": SECRET},)]), ({"iban": REDACTED}, [({"iban": REDACTED},)])),
+        ({"iban": None}, {"iban": REDACTED}),
+        ({"iban": {"country": "DE", "number": SECRET}}, {"iban": REDACTED}),
+        ({1: {"iban": SECRET}}, {1: {"iban": REDACTED}}),
+        (Point(1, {"iban": SECRET}), (1, {"iban": REDACTED})),
+        ({}, {}),
+        ([], []),
+        (None, None),
+        (SECRET, REDACTED),
+        ("", REDACTED),
+        (7, REDACTED),
+        (True, REDACTED),
+        (b"bytes", REDACTED),
+        ({SECRET}, REDACTED),
+        (object, REDACTED),
+    ],
+)
+def test_a_field_is_redacted_at_any_depth(value: object, clean: object) -> None:
+    """In dictionaries, lists and tuples; and what can not be searched by field goes as a whole."""
+    before = repr(value)
+    assert redact(value, ["iban"]) == clean
+    assert SECRET not in repr(redact(value, ["iban"]))
+    assert repr(value) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ('{"iban": "DE89-SECRET", "name": "bób"}', {"iban": REDACTED, "name": "bób"}),
+        ('[{"iban": "DE89-SECRET"}, {"iban": 7}]', [{"iban": REDACTED}, {"iban": REDACTED}]),
+        ('{"a": {"iban": "DE89-SECRET"}}', {"a": {"iban": REDACTED}}),
+        ('{"iban": "DE89-SECRET", "iban": "DE89-SECRET"}', {"iban": REDACTED}),
+        ('{"\\u0069ban": "DE89-SECRET"}', {"iban": REDACTED}),
+        ('  {"iban": "DE89-SECRET"}\n', {"iban": REDACTED}),
+    ],
+)
+def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
+    """Its fields are redacted, however they are spelt, and it stays JSON."""
+    redacted = redact(text, ["iban"])
+    assert json.loads(redacted) == clean
+    assert SECRET not in redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The IBAN is DE89-SECRET.",
+        "{'iban': 'DE89-SECRET'}",
+        '{"iban": "DE89-SECRET"',
+        '{"iban": "DE89-SECRET"} and more',
+        '"DE89-SECRET"',
+        "7",
+        "null",
+        "iban: DE89-SECRET",
+    ],
+)
+def test_other_text_goes_as_a_whole(text: str) -> None:
+    """It can not be searched by field."""
+    assert redact(text, ["iban"]) == REDACTED
+
+
+def test_without_fields_nothing_is_touched() -> None:
+    """The very object comes back."""
+    for value in ("text", {"iban": SECRET}, None, 7):
+        assert redact(value, []) is value
+
+
+def test_the_others_stay() -> None:
+    """Only what is named is redacted: values that merely look alike are not."""
+    assert redact({"IBAN": "x", "iban2": "y", "note": "iban"}, ["iban"]) == {"IBAN": "x", "iban2": "y", "note": "iban"}
+
+
+names = st.sampled_from(["iban", "pin", "a", "b"])
+# The fields hold the secret, and nothing else does.
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.integers() | st.sampled_from(["x", "y"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(names, inner, max_size=4).map(
+            lambda d: {k: {SECRET: v} if k in ("iban", "pin") else v for k, v in d.items()}
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@given(value=values)
+def test_no_named_field_survives(value: Any) -> None:
+    """Whatever the structure, as an object and as JSON text; and redacting again changes nothing."""
+    clean = redact(value, ["iban", "pin"])
+    assert SECRET not in repr(clean)
+    assert redact(clean, ["iban", "pin"]) == clean
+    text = json.dumps(value)
+    assert SECRET not in redact(text, ["iban", "pin"])
