@@ -242,8 +242,8 @@ class _Policy(BaseModel):
 
 class _AnswerContext(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-    reasons: Annotated[list[_Reason], Field(max_length=64, default_factory=list)]
-    obligations: Annotated[list[Obligation], Field(max_length=64, default_factory=list)]
+    reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
+    obligations: Annotated[list[Obligation], Field(max_length=64)] = Field(default_factory=list)
     ttl: Annotated[int, Field(ge=0, le=3600)] = 0
     policy: _Policy = Field(default_factory=lambda: _Policy())
 

@@ -17,6 +17,7 @@ from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
+    CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_TASK_ID,
 )
 from langgraph._internal._runnable import RunnableCallable
@@ -24,7 +25,7 @@ from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import get_function_nonlocals
-from langgraph.types import Interrupt
+from langgraph.types import _interrupt_id
 
 __all__ = [
     "DEFAULT_BOUND",
@@ -76,9 +77,11 @@ def task_id(config: Mapping[str, Any]) -> str:
 
 
 def interrupt_id(config: Mapping[str, Any]) -> str:
-    """The id that LangGraph will give an interrupt raised by the task of `config`."""
-    ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
-    return Interrupt.from_ns(value=None, ns=ns).id
+    """The id that LangGraph will give the next interrupt raised by the task of `config`."""
+    configurable = config.get("configurable") or {}
+    ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    return _interrupt_id(ns, len(scratchpad.resume) if scratchpad is not None else 0)
 
 
 def injected_names(tool: BaseTool) -> frozenset[str]:

@@ -17,9 +17,11 @@ from langchain_runtime_authz.enforce.step import Call
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.profile import UNPROFILED
 
-__all__ = ["Malformed", "describe", "parse", "unknown", "without"]
+__all__ = ["Malformed", "describe", "parse", "parses_alike", "unchanged", "unknown", "without"]
 
 _EMPTY = digest({})
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_MAX_NAME = 128  # characters kept of a tool's name that a model made up
 
 
 class Malformed:
@@ -90,7 +92,7 @@ def describe(
         raw=written,
         args=args,
         args_digest=args_digest,
-        parsed=(parsed, sent),
+        parsed=(parsed, sent, lambda: digest(_decided(tool, parse(tool, tool_input, call_id, parser), facts.injected))),
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,
@@ -105,15 +107,38 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str,
     return {str(k): project(v) for k, v in parsed.items() if k not in injected}
 
 
+def parses_alike(call: Call) -> bool:
+    """Whether the arguments, parsed once more, are the ones that were decided."""
+    if call.parsed is None:
+        return True
+    try:
+        return bool(call.parsed[2]() == call.args_digest)
+    except Exception:  # noqa: BLE001  (what can not be parsed again is not the same)
+        return False
+
+
+def unchanged(call: Call, injected: frozenset[str]) -> bool:
+    """Whether the parsed arguments are still what was decided: nested values may be shared with a message."""
+    parsed = call.parsed[0]
+    if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
+        return True
+    if all(type(v) in _SCALARS for k, v in parsed.items() if k not in injected):
+        return True
+    try:
+        return digest(_decided(call.tool_ref, parsed, injected)) == call.args_digest
+    except MappingError:
+        return False
+
+
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
     """Arguments that the model or a caller sent, without those that the framework supplies."""
     return {k: v for k, v in args.items() if k not in injected}
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
-    """A call of a tool that the node does not have."""
+    """A call of a tool that the node does not have. Its name is the model's own text."""
     return Call(
-        tool=name,
+        tool=name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME],
         profile=UNPROFILED,
         profiled=False,
         call_id=call_id,

@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool
 from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, ToolNode, closure_values
 from langchain_runtime_authz.edges.node_gate import is_gated
 from langchain_runtime_authz.edges.root import AnyGraph, graphs_in, owner_of
-from langchain_runtime_authz.edges.tool_guard import is_guarded
+from langchain_runtime_authz.edges.tool_guard import facts_of, is_guarded
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def _rows(graph: AnyGraph, protection: Protection, *, root: bool) -> Iterator[Ro
     name = graph.get_name()
     entered = owner_of(graph) is protection
     yield Row("entry" if root else "agent", name, name, (("root entry" if root else "child entry"),) if entered else ())
+    inside = {n for node in graph.nodes.values() if isinstance(node.bound, ToolNode) for n in node.bound.tools_by_name}
     for node_name, node in graph.nodes.items():
         bound = node.bound
         if bound is DEFAULT_BOUND:
@@ -127,10 +128,10 @@ def _rows(graph: AnyGraph, protection: Protection, *, root: bool) -> Iterator[Ro
         elif not isinstance(bound, ToolNode) and gated:
             note = "plain side effects inside the node are not seen"
         yield Row("node", node_name, name, ("node gate",) if gated else (), note)
-        yield from _tools(bound, name, protection, gated)
+        yield from _tools(bound, name, protection, gated, inside)
 
 
-def _tools(bound: Any, graph: str, protection: Protection, node_gated: bool) -> Iterator[Row]:
+def _tools(bound: Any, graph: str, protection: Protection, node_gated: bool, inside: set[str]) -> Iterator[Row]:
     if isinstance(bound, ToolNode):
         for tool in bound.tools_by_name.values():
             yield _tool_row(tool, graph, protection, ("tool node gate",) if node_gated else ())
@@ -139,13 +140,14 @@ def _tools(bound: Any, graph: str, protection: Protection, node_gated: bool) -> 
         for held in closure_values(getattr(bound, attribute, None)):
             found = held if isinstance(held, list | tuple) else [held]
             for tool in found:
-                if isinstance(tool, BaseTool) and not is_guarded(tool):
+                # A model node holds the tools that it binds; the tool node is where they run.
+                if isinstance(tool, BaseTool) and not is_guarded(tool) and tool.name not in inside:
                     layers = ("node gate",) if node_gated else ()
                     yield Row("tool", tool.name, graph, layers, "held by a node function: wrap it with authz.guard")
 
 
 def _tool_row(tool: BaseTool, graph: str, protection: Protection, layers: tuple[str, ...]) -> Row:
     guarded = is_guarded(tool)
-    profiled = protection.profiles.of(tool)
+    profiled = facts_of(tool).profiled if guarded else protection.profiles.of(tool)
     note = "" if profiled.declared else f"unprofiled: {profiled.why}"
     return Row("tool", tool.name, graph, (*layers, "tool guard") if guarded else (), note)

@@ -17,6 +17,7 @@ from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.edges._private import can_ask, interrupt_id, task_id
+from langchain_runtime_authz.edges.calls import parses_alike
 from langchain_runtime_authz.enforce.approval import answers, payload, questions
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
 from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls, record_asks
@@ -64,12 +65,13 @@ def decide_one_of(
     Permitted ones run at once. The task of the first asked position raises the one interrupt with
     the whole list, the others pause without a question of their own, so that a plain resume works.
     """
-    asked = [i for i, j in enumerate(judged) if j.asks]
+    asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine = judged[position]
-    if mine.asks and can_ask(config) and position != asked[0]:
+    asked_before = mine.approval is not None and mine.approval.task_id == task_id(config)
+    if _askable(mine) and not asked_before and can_ask(config) and position != asked[0]:
         raise GraphInterrupt(())
-    if position == (asked[0] if asked else position):
-        scope = judged if asked else [mine]
+    if mine.asks or asked_before or not asked:
+        scope = judged if asked and position == asked[0] else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config)
         mine = next(j for j in settled if j.call is mine.call)
     return (yield from claim(run, mine))
@@ -96,32 +98,44 @@ def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Ma
             rounds.setdefault(one.approval.round, []).append(one)
     for number in sorted(rounds):
         answer = yield Interrupt(payload(rounds[number]))
-        yield from _resolve(run, config, number, answer)
+        yield from _resolve(run, me, number, answer)
     if rounds:
         judged = yield from judge_calls(run, calls)
     asked = [j for j in judged if j.asks]
-    fresh = [j for j in asked if j.approval is None or j.approval.task_id != me or j.approval.state == "spent"]
+    unrepeatable = {j.key for j in asked if not _askable(j)}
+    fresh = [
+        j
+        for j in asked
+        if j.key not in unrepeatable
+        and (j.approval is None or j.approval.task_id != me or j.approval.state == "spent")
+    ]
     if fresh and can_ask(config):
         number = max(rounds, default=-1) + 1
         yield from record_asks(run, fresh)
         opened = yield Commit(run.scope, run.guard, questions(fresh, run.epoch, number, me, interrupt_id(config)))
         if not isinstance(opened, Conflict):  # else the run is over or the task changed: nothing to ask
             answer = yield Interrupt(payload(fresh))
-            yield from _resolve(run, config, number, answer)
+            yield from _resolve(run, me, number, answer)
         judged = yield from judge_calls(run, calls)
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
-    return [_denied(j, code) if j.asks else j for j in judged]
+    return [
+        _denied(j, Code.UNREPEATABLE_ARGUMENTS if j.key in unrepeatable else code) if j.asks else j for j in judged
+    ]
 
 
-def _resolve(run: Run, config: Mapping[str, Any], number: int, answer: object) -> Flow[None]:
+def _askable(judged: Judged) -> bool:
+    """Whether a human's answer would be about what runs: the arguments are parsed again after it."""
+    return judged.asks and parses_alike(judged.call)
+
+
+def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
     """Usually the root entry has put the answer into the ledger before any task started.
 
     Where it did not (a child on a thread of its own), the answer is here.
     """
     snapshot = yield Load(run.scope, Query(asks=True))
-    ident = interrupt_id(config)
-    still = [a for a in snapshot.asks if a.interrupt_id == ident and a.round == number]
+    still = [a for a in snapshot.asks if a.task_id == me and a.round == number]
     if still:
         yield Commit(run.scope, None, answers(still, answer, run.subject))
 

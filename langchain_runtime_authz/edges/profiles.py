@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -13,6 +13,21 @@ from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.profile import METADATA_KEY, UNPROFILED, ToolProfile, raise_by_hints, tool_digest
 
 __all__ = ["Profiled", "Profiles", "ToolFacts", "digest_of"]
+
+
+# Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
+# over the wire can claim. What they lead to (the other agent's steps) is decided there.
+_COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")
+_FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
+    "langgraph_supervisor.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
+    "langgraph_swarm.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
+    "deepagents.middleware.subagents:_build_task_tool.<locals>.task": _COORDINATION,
+}
+
+
+def _origin(tool: BaseTool) -> str:
+    function = getattr(tool, "func", None)
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
 
 
 class Profiled(NamedTuple):
@@ -50,7 +65,8 @@ class Profiles:
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else None
         if declared is None:
-            return self._unprofiled(tool, "no profile")
+            own = _FRAMEWORK.get(_origin(tool))
+            return Profiled(own, True) if own is not None else self._unprofiled(tool, "no profile")
         seen = digest_of(tool)
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)

@@ -31,7 +31,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.leak import scrub
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
 from langchain_runtime_authz.edges._private import injected_names, task_id
-from langchain_runtime_authz.edges.calls import Malformed, describe, unknown, without
+from langchain_runtime_authz.edges.calls import Malformed, describe, unchanged, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
@@ -387,7 +387,12 @@ def _enter(
     sent = _sent(tool, tool_input)
     if held is not None and not held.used:
         held.used = True
-        if held.call.tool_ref is tool and held.call.call_id == call_id and held.call.parsed[1] == sent:
+        if (
+            held.call.tool_ref is tool
+            and held.call.call_id == call_id
+            and held.call.parsed[1] == sent
+            and unchanged(held.call, facts_of(tool).injected)
+        ):
             return held.run, held.call, held.verdict
     run = held.run if held is not None else find_run(config)
     opener = opened(config) if run is None else None

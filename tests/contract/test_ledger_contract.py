@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from langchain_runtime_authz.ledger.base import Ledger
+import pytest
+
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
+    EndLease,
+    Lease,
+    Ledger,
+    OpenThread,
+    Query,
+    Revoke,
+    Scope,
+    TakeLease,
+)
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing.ledger_suite import LedgerContract
 
@@ -15,3 +29,56 @@ class TestMemoryLedger(LedgerContract):
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
         """An empty one."""
         return MemoryLedger(clock=clock)
+
+
+# --- what is the memory ledger's own: it forgets threads when there are too many ---
+
+
+def scope(name: str) -> Scope:
+    return Scope("acme", "issuer", "graph", name)
+
+
+def living(ledger: MemoryLedger, name: str) -> Lease:
+    lease = Lease(f"jti-{name}", "run", ("root",), 1, 0, 2_000_000_000)
+    ledger.commit(scope(name), None, [OpenThread("user:alice")])
+    ledger.commit(scope(name), None, [TakeLease(lease)])
+    return lease
+
+
+def exists(ledger: MemoryLedger, name: str) -> bool:
+    return ledger.load(scope(name), Query()).exists
+
+
+def test_an_old_thread_without_a_live_lease_is_forgotten_first() -> None:
+    """It then counts as never seen, and its jtis are dead."""
+    ledger = MemoryLedger(max_threads=2)
+    ended, live = living(ledger, "ended"), living(ledger, "live")
+    ledger.commit(scope("ended"), None, [EndLease(ended.jti, "ended")])
+    living(ledger, "new")
+    assert [exists(ledger, n) for n in ("ended", "live", "new")] == [False, True, True]
+    assert (ledger.status("acme", ended.jti), ledger.status("acme", live.jti)) == ("ended", "live")
+
+
+def test_a_revoked_thread_is_never_forgotten() -> None:
+    """Otherwise many new threads would reinstate it."""
+    ledger = MemoryLedger(max_threads=1)
+    ledger.commit(scope("revoked"), None, [Revoke(())])
+    for number in range(5):
+        living(ledger, str(number))
+    assert ledger.load(scope("revoked"), Query(agent=("root",))).revoked
+
+
+def test_a_thread_is_not_forgotten_by_its_own_commit() -> None:
+    """Where all others live, what a root entry has just pinned is still there for its lease."""
+    ledger = MemoryLedger(max_threads=1)
+    living(ledger, "live")
+    ledger.commit(scope("new"), None, [OpenThread("user:bob"), AdvanceEpoch(1, (HumanText("d", "task"),), first=True)])
+    seen = ledger.load(scope("new"), Query())
+    assert (seen.exists, seen.subject, seen.task.text) == (True, "user:bob", "task")
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_ledger_keeps_at_least_one_thread(number: int) -> None:
+    """Else it would keep nothing at all."""
+    with pytest.raises(ConfigError):
+        MemoryLedger(max_threads=number)

@@ -72,7 +72,8 @@ def test_the_original_verifies() -> None:
     assert verify(signed(HEADER, CLAIMS)) is not None
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
+@settings(deadline=None)
 @given(st.data())
 def test_no_mutated_token_verifies(data: st.DataObject) -> None:
     """Any character changed, inserted, dropped or moved makes it nobody's token."""
@@ -86,6 +87,7 @@ def test_no_mutated_token_verifies(data: st.DataObject) -> None:
     assert verify(token) is None
 
 
+@settings(deadline=None)
 @given(st.permutations(TOKEN.split(".")), st.integers(0, 3))
 def test_no_rearranged_token_verifies(parts: list[str], kept: int) -> None:
     """Parts swapped, dropped or repeated are no token."""
@@ -94,12 +96,14 @@ def test_no_rearranged_token_verifies(parts: list[str], kept: int) -> None:
     assert verify(token) is None
 
 
+@settings(deadline=None)
 @given(st.text() | st.binary() | JSON)
 def test_anything_else_is_refused(value: Any) -> None:
     """Whatever is handed in, the answer is a refusal with a code."""
     assert verify(value) is None
 
 
+@settings(deadline=None)
 @given(st.text(ALPHABET, max_size=40), st.text(ALPHABET, max_size=40), st.text(ALPHABET, max_size=90))
 def test_anything_of_the_right_shape_is_refused(header: str, payload: str, signature: str) -> None:
     """Three base64url parts are not yet a token."""
@@ -107,6 +111,7 @@ def test_anything_of_the_right_shape_is_refused(header: str, payload: str, signa
     assert verify(f"{TOKEN.split('.')[0]}.{payload}.{signature}") is None
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(CLAIMS)), JSON)
 def test_a_signed_claim_of_another_kind_is_refused_or_told(name: str, value: Any) -> None:
     """With our own signature, a claim either fits its type or the token is refused; nothing else happens."""
@@ -120,6 +125,7 @@ def test_a_signed_claim_of_another_kind_is_refused_or_told(name: str, value: Any
         assert isinstance(got.expires_at, int)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "jwk", "jku", "b64", "zip"]), JSON))
 def test_a_signed_header_of_another_kind_is_refused(header: dict[str, Any]) -> None:
     """With our own signature, any other header is refused."""
@@ -127,6 +133,7 @@ def test_a_signed_header_of_another_kind_is_refused(header: dict[str, Any]) -> N
     assert verify(signed(header, CLAIMS)) is None
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(CLAIMS)))
 def test_a_signed_token_of_another_key_is_refused(name: str) -> None:
     """The same claims under another key are nobody's."""

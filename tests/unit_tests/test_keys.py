@@ -110,7 +110,6 @@ def test_private_material_stays(alg: Any) -> None:
     key = SigningKey.generate(alg)
     raw = key._private
     assert repr(key) == str(key) == f"<SigningKey alg={alg} kid={key.kid}>"
-    assert "0x" not in repr(key)
     assert not hasattr(key, "__dict__")
     for attempt in (pickle.dumps, copy.copy, copy.deepcopy, json.dumps, vars):
         with pytest.raises(TypeError):

@@ -325,6 +325,7 @@ def test_names_stay_in_our_own_space() -> None:
     names = {v for v in constants if "." in v}
     theirs = {
         "gen_ai.operation.name", "gen_ai.tool.name", "gen_ai.tool.call.id", "gen_ai.tool.type",
-        "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id", "error.type", "openinference.span.kind",
+        "gen_ai.agent.name", "gen_ai.agent.id", "gen_ai.conversation.id",
+        "error.type", "openinference.span.kind",
     }  # fmt: skip
     assert {n for n in names if not n.startswith("runtime_authz.")} == theirs

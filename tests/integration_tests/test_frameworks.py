@@ -1,0 +1,130 @@
+"""Supervisor, swarm and deepagents: their tools are gated, their edges recorded, their hand-offs not asked."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+
+ran: list[tuple[str, float]] = []
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    ran.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@tool
+def pay(to: str, amount: float) -> str:
+    """Pay somebody."""
+    ran.append((to, amount))
+    return "paid"
+
+
+def call(name, args, ident):
+    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": ident, "type": "tool_call"}])
+
+
+PAY = ("pay", {"to": "bob", "amount": "5"}, "p1")
+
+
+def deepagents():
+    from deepagents import create_deep_agent
+
+    task = call("task", {"description": "pay bob", "subagent_type": "payer"}, "t1")
+    model = ScriptedChatModel(script=[task, call(*PAY), AIMessage("child done"), AIMessage("done")])
+    child = {"name": "payer", "description": "pays", "system_prompt": "x", "tools": [pay]}
+    return create_deep_agent(model=model, tools=[pay], subagents=[child])
+
+
+def supervisor():
+    from langgraph.prebuilt import create_react_agent
+    from langgraph_supervisor import create_supervisor
+
+    child = create_react_agent(ScriptedChatModel(script=[call(*PAY), AIMessage("child done")]), [pay], name="payer")
+    model = ScriptedChatModel(script=[call("transfer_to_payer", {}, "h1"), AIMessage("done")])
+    return create_supervisor([child], model=model).compile()
+
+
+def swarm():
+    from langgraph.prebuilt import create_react_agent
+    from langgraph_swarm import create_handoff_tool, create_swarm
+
+    front = ScriptedChatModel(script=[call("transfer_to_payer", {}, "h1")])
+    payer = ScriptedChatModel(script=[call(*PAY), AIMessage("done")])
+    agents = [
+        create_react_agent(front, [create_handoff_tool(agent_name="payer")], name="front"),
+        create_react_agent(payer, [pay], name="payer"),
+    ]
+    return create_swarm(agents, default_active_agent="front").compile()
+
+
+GRAPHS = [deepagents, supervisor, swarm]
+EDGE = {deepagents: ("LangGraph", "payer", "task"), supervisor: ("supervisor", "payer", "handoff"), swarm: ("front", "payer", "handoff")}
+
+
+async def play(graph, mode):
+    given = {"messages": [("user", "Pay bob")]}
+    return graph.invoke(given) if mode == "sync" else await graph.ainvoke(given)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("build", GRAPHS)
+async def test_the_unenforced_twin_pays(build, mode):
+    """Without protection the payment happens."""
+    await play(build(), mode)
+    assert ran == [("bob", 5.0)]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("build", GRAPHS)
+async def test_a_child_agents_denied_tool_does_not_run(build, mode):
+    """A PDP that denies only `pay` stops it below the root; the request holds path, edge and parsed arguments."""
+    pdp = StaticPDP(lambda r: r.resource.id != "pay")
+    authz = RuntimeAuthz(pdp=pdp)
+    graph = authz.protect(build())
+    with authz.run(subject="alice", task="Pay bob"):
+        out = await play(graph, mode)
+    assert ran == []
+    assert out["messages"][-1].content == "done"
+    (asked,) = [r for r in pdp.requests if r.resource.id == "pay"]
+    assert asked.context.call.args == {"to": "bob", "amount": 5.0}
+    assert asked.context.plan.planned
+    assert asked.context.plan.source == "model"
+    assert asked.context.agent.path[-1] == "payer"
+    assert EDGE[build] in [(e.from_, e.to, e.kind) for e in asked.context.delegation.edges]
+
+
+@pytest.mark.parametrize("build", GRAPHS)
+def test_hand_overs_are_not_asked_about_and_children_hold_their_own_lease(build):
+    """Under the shipped policy a hand-over is permitted; root and child act under different jtis."""
+    pdp = StaticPDP(permit=True)
+    authz = RuntimeAuthz(pdp=pdp)
+    graph = authz.protect(build())
+    with authz.run(subject="alice", task="Pay bob"):
+        graph.invoke({"messages": [("user", "Pay bob")]})
+    first = next(r for r in pdp.requests if r.resource.id in ("task", "transfer_to_payer"))
+    assert first.resource.properties["profiled"] is True
+    assert first.resource.properties["effect"] == "read"
+    jtis = {tuple(r.context.agent.path): r.context.lease.jti for r in pdp.requests if r.action.name == "tools/call"}
+    assert len(set(jtis.values())) == len(jtis) > 1
+    assert {authz.ledger.status("default", j) for j in jtis.values()} == {"ended"}
+
+
+@pytest.mark.parametrize("build", GRAPHS)
+def test_coverage_reaches_every_agent(build):
+    """Every tool that can run is guarded, in agents that only closures hold too."""
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True))
+    report = authz.coverage(authz.protect(build()))
+    report.raise_if_ungoverned()
+    agents = {r.name for r in report.rows if r.kind in ("entry", "agent")}
+    assert "payer" in agents
+    assert all("tool guard" in r.layers for r in report.rows if r.kind == "tool")

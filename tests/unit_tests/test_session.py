@@ -1,0 +1,1020 @@
+"""A session: decide, run the tool, observe; without LangGraph, under the same rules."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.audit.sinks import MemorySink
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.enforce.engine import LEASE_TTL, MAX_LIFETIME
+from langchain_runtime_authz.enforce.session import Session
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, ConfigError, MappingError
+from langchain_runtime_authz.grant import Constraint, Grant
+from langchain_runtime_authz.ledger.base import (
+    Change,
+    ClaimCall,
+    Committed,
+    Conflict,
+    Guard,
+    Ledger,
+    Query,
+    ReleaseCall,
+    Scope,
+    Snapshot,
+)
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.static import StaticPDP
+
+PROFILES = {
+    "lookup": ToolProfile(effect="read", sink="none", trust="system"),
+    "pay": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, trust="system"),
+    "note": ToolProfile(effect="write", sink="internal", trust="system"),
+    "note_again": ToolProfile(effect="write", sink="internal", idempotent=True, trust="system"),
+}
+PAY = {"to": "UK12", "amount": 98.7}
+BOTH = pytest.mark.parametrize("form", ["sync", "async"])
+
+
+class Forms:
+    """A session driven through its sync or its async methods."""
+
+    def __init__(self, session: Session, form: str) -> None:
+        self.session = session
+        self.waits = form == "async"
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if self.waits:
+            return lambda *args, **kwargs: asyncio.run(getattr(self.session, f"a{name}")(*args, **kwargs))
+        return getattr(self.session, name)  # type: ignore[no-any-return]
+
+
+class BrokenLedger:
+    """A ledger that fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.real = MemoryLedger()
+        self.broken: Callable[[str, Sequence[Change]], bool] = lambda _verb, _changes: False
+
+    def _check(self, verb: str, changes: Sequence[Change] = ()) -> None:
+        if self.broken(verb, changes):
+            raise ConnectionError("db.internal: password=hunter2")
+
+    def load(self, scope: Scope, query: Query) -> Snapshot:
+        self._check("load")
+        return self.real.load(scope, query)
+
+    def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+        self._check("commit", changes)
+        return self.real.commit(scope, guard, changes)
+
+    def status(self, tenant: str, jti: str) -> Any:
+        return self.real.status(tenant, jti)
+
+    async def astatus(self, tenant: str, jti: str) -> Any:
+        return self.real.status(tenant, jti)
+
+    async def aload(self, scope: Scope, query: Query) -> Snapshot:
+        return self.load(scope, query)
+
+    async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+        return self.commit(scope, guard, changes)
+
+
+class BrokenSink:
+    """An audit sink that fails where it is told to."""
+
+    content = True
+
+    def __init__(self, broken: Callable[[dict[str, Any]], bool]) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.broken = broken
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.broken(record):
+            raise AuditError(Code.AUDIT_UNAVAILABLE, "disk full")
+        self.records.append(record)
+
+
+def authz_with(pdp: StaticPDP | None = None, **parts: Any) -> RuntimeAuthz:
+    return RuntimeAuthz(pdp=pdp or StaticPDP(True), profiles=PROFILES, **parts)
+
+
+def opened(authz: RuntimeAuthz, **settings: Any) -> Session:
+    return authz.session(**{"subject": "alice", "task": "Pay the December bill", **settings})
+
+
+def the_ledger(authz: RuntimeAuthz) -> MemoryLedger:
+    assert isinstance(authz.ledger, MemoryLedger)
+    return authz.ledger
+
+
+def status(authz: RuntimeAuthz, session: Session | str) -> str:
+    return authz.ledger.status(authz.tenant, session if isinstance(session, str) else session.jti)
+
+
+def calls(pdp: StaticPDP) -> list[EvaluationRequest]:
+    return [r for r in pdp.requests if r.action.name == "tools/call"]
+
+
+def records(authz: RuntimeAuthz) -> list[dict[str, Any]]:
+    assert isinstance(authz.audit, MemorySink)
+    return authz.audit.records
+
+
+# --- decide and observe -----------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_permitted_call_runs_and_is_observed(form: str) -> None:
+    """Everything is decided on what the human asked, the profile and the projected arguments."""
+    pdp = StaticPDP(True)
+    session = Forms(opened(authz_with(pdp)), form)
+    decision = session.decide("pay", PAY)
+    assert (decision.outcome, decision.permit, decision.reasons) == ("permit", True, ())
+    session.observe("pay", PAY, "paid")
+    (request,) = calls(pdp)
+    assert (request.subject.type, request.subject.id) == ("user", "alice")
+    assert (request.resource.type, request.resource.id) == ("tool", "pay")
+    assert request.resource.properties["effect"] == "pay"
+    assert request.resource.properties["profiled"] is True
+    assert request.resource.properties["target"] == PAY
+    context = request.context
+    assert context.call is not None
+    assert context.plan is not None
+    assert (context.call.args, context.call.state) == (PAY, "new")
+    assert (context.plan.planned, context.plan.source, context.plan.of) == (True, "code", 1)
+    assert (context.task.text, context.task.epoch, context.task.corrections) == ("Pay the December bill", 1, 0)
+    assert (context.agent.path, context.lease.jti) == (["session"], session.session.jti)
+
+
+@BOTH
+def test_a_denied_call_is_not_claimed(form: str) -> None:
+    """It can not be observed, and the next request counts it."""
+    pdp = StaticPDP(lambda r: r.resource.id != "pay")
+    session = Forms(opened(authz_with(pdp)), form)
+    decision = session.decide("pay", PAY)
+    assert (decision.outcome, decision.reasons) == ("deny", ("no_permit",))
+    with pytest.raises(AuthzError, match="no permitted call of `pay`") as caught:
+        session.observe("pay", PAY, "paid")
+    assert caught.value.code == Code.NO_RUN
+    assert session.decide("lookup", {"key": "x"}).permit
+    assert calls(pdp)[-1].context.history.denials == 1
+    assert calls(pdp)[-1].context.history.recent == ["deny:pay"]
+
+
+@BOTH
+def test_a_call_is_observed_once(form: str) -> None:
+    """And only as it was permitted: of the tool, with the arguments."""
+    session = Forms(opened(authz_with()), form)
+    assert session.decide("pay", PAY).permit
+    for tool, args in (("note", PAY), ("pay", {**PAY, "amount": 99}), ("pay", {})):
+        with pytest.raises(AuthzError):
+            session.observe(tool, args, "x")
+    session.observe("pay", {"amount": 98.7, "to": "UK12"}, "paid")
+    with pytest.raises(AuthzError):
+        session.observe("pay", PAY, "paid")
+
+
+@BOTH
+def test_a_failed_call_is_recorded_as_failed(form: str) -> None:
+    """With what happened, never with the exception's text."""
+    authz = authz_with()
+    session = Forms(opened(authz), form)
+    session.decide("pay", PAY)
+    session.observe("pay", PAY, None, error=RuntimeError("SECRET"))
+    session.decide("note", {})
+    session.observe("note", {}, "ok")
+    completions = [r for r in records(authz) if r["kind"] == "completion"]
+    assert [r["state"] for r in completions] == ["failed", "done"]
+    assert "SECRET" not in str(completions)
+
+
+@BOTH
+def test_each_decision_is_a_plan_of_its_own(form: str) -> None:
+    """The same side effect decided again is another call: the policy sees it in the history."""
+    pdp = StaticPDP(True)
+    session = Forms(opened(authz_with(pdp)), form)
+    for _ in range(3):
+        assert session.decide("pay", PAY).permit
+        session.observe("pay", PAY, "paid")
+    seen = calls(pdp)
+    assert len({r.context.plan.id for r in seen if r.context.plan is not None}) == 3
+    assert [r.context.history.calls.get("pay", 0) for r in seen] == [0, 1, 2]
+
+
+def test_data_classes_are_remembered_when_read() -> None:
+    """What a tool returned is part of the state that the next step is decided on."""
+    pdp = StaticPDP(True)
+    authz = RuntimeAuthz(pdp=pdp, profiles={"vault": ToolProfile(effect="read", sink="none", data_class="secret")})
+    session = opened(authz)
+    session.decide("vault", {})
+    session.decide("vault", {"again": True})
+    assert calls(pdp)[-1].context.history.classes_read == []
+    session.observe("vault", {}, "s3cret")
+    session.decide("vault", {})
+    assert calls(pdp)[-1].context.history.classes_read == ["secret"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"a": float("nan")},
+        {"a": 2**53},
+        {"a": "\ud800"},
+        {"a": "\x00"},
+        {"a": {1}},
+        {"a": b"x"},
+        {1: 2},
+        {"a": object()},
+    ],
+    ids=repr,
+)
+@BOTH
+def test_arguments_without_an_exact_form_are_denied(form: str, args: Any) -> None:
+    """The PDP is not asked, since it could not be told exactly what would run."""
+    pdp = StaticPDP(True)
+    session = Forms(opened(authz_with(pdp)), form)
+    decision = session.decide("pay", args)
+    assert (decision.outcome, decision.reason, decision.failure) == ("deny", "uncanonical_argument", "mapping")
+    assert calls(pdp) == []
+    with pytest.raises(MappingError):
+        session.observe("pay", args, "x")
+    assert session.decide("pay", PAY).permit
+
+
+def test_a_request_beyond_the_limit_is_denied() -> None:
+    """A critical argument is never shortened, other long texts travel by digest."""
+    pdp = StaticPDP(True)
+    session = opened(authz_with(pdp))
+    decision = session.decide("pay", {**PAY, "to": "x" * 300_000})
+    assert (decision.reason, decision.failure) == ("request_too_large", "mapping")
+    assert session.decide("pay", {**PAY, "memo": "x" * 300_000}).permit
+    (request,) = calls(pdp)
+    assert request.context.call is not None
+    memo = request.context.call.args["memo"]
+    assert isinstance(memo, dict)
+    assert memo["length"] == 300_000
+
+
+@BOTH
+def test_every_decision_is_recorded(form: str) -> None:
+    """Permits and denials, by the id that the caller holds, in the order of the steps."""
+    authz = authz_with(StaticPDP(lambda r: r.resource.id != "pay"))
+    session = Forms(opened(authz), form)
+    decisions = [session.decide("lookup", {}), session.decide("pay", PAY), session.decide("note", {"a": {1}})]
+    written = [r for r in records(authz) if r["kind"] == "decision" and r["action"] == "tools/call"]
+    assert [r["decision_id"] for r in written] == [d.decision_id for d in decisions]
+    assert [r["outcome"] for r in written] == ["permit", "deny", "deny"]
+    assert "UK12" not in str(written)
+
+
+# --- the life of a session ----------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_closed_session_is_over(form: str) -> None:
+    """Its jti is dead when `close` returns; closing twice is no error; nothing is decided any more."""
+    authz = authz_with()
+    session = Forms(opened(authz), form)
+    assert status(authz, session.session) == "live"
+    session.close()
+    session.close()
+    assert status(authz, session.session) == "ended"
+    assert session.decide("lookup", {}).reason == "lease_ended"
+    with pytest.raises(AuthzDenied):
+        session.delegate("child")
+
+
+def test_the_context_manager_closes() -> None:
+    """In both forms, and when the body raises."""
+    authz = authz_with()
+    with opened(authz) as session:
+        assert session.decide("lookup", {}).permit
+    assert status(authz, session) == "ended"
+
+    async def body() -> Session:
+        async with opened(authz) as inner:
+            raise LookupError(inner)
+
+    with pytest.raises(LookupError) as caught:
+        asyncio.run(body())
+    assert status(authz, caught.value.args[0]) == "ended"
+
+
+def test_a_session_that_may_not_start_is_refused() -> None:
+    """By the policy, or because the thread is somebody else's; no lease is left behind."""
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "run/start"))
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz)
+    assert (caught.value.code, "no_permit" in str(caught.value)) == ("no_permit", False)
+    (started,) = [r for r in records(authz) if r["kind"] == "decision"]
+    assert started["decision_id"] == caught.value.decision_id
+    assert status(authz, started["jti"]) == "ended"
+    authz = authz_with()
+    opened(authz, thread="t1")
+    opened(authz, thread="t1")
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz, thread="t1", subject="mallory")
+    assert caught.value.code == Code.SUBJECT_MISMATCH
+
+
+def test_sessions_do_not_meet() -> None:
+    """Each has a thread of its own, unless it is given one; the same task again changes nothing."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    first, second = opened(authz), opened(authz)
+    assert first.jti != second.jti
+    first.decide("pay", PAY)
+    second.decide("lookup", {})
+    assert calls(pdp)[-1].context.history.calls == {}
+    third, fourth = opened(authz, thread="t"), opened(authz, thread="t")
+    third.decide("pay", PAY)
+    fourth.decide("lookup", {})
+    assert calls(pdp)[-1].context.history.calls == {"pay": 1}
+    assert (third.epoch, fourth.epoch) == (1, 1)
+
+
+def test_only_a_human_gives_a_task() -> None:
+    """What an agent or a cron is told is no human's word."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    opened(authz, subject={"type": "service", "id": "cron"}, task="Pay everything").decide("lookup", {})
+    assert calls(pdp)[-1].context.task.text == ""
+    assert calls(pdp)[-1].subject.type == "service"
+
+
+def test_a_revoked_thread_stays_revoked() -> None:
+    """For the session that runs and for new ones, until it is reinstated."""
+    authz = authz_with()
+    session = opened(authz, thread="t")
+    authz.revoke("t", graph="session")
+    assert status(authz, session) == "revoked"
+    assert session.decide("lookup", {}).reason == "revoked"
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz, thread="t")
+    assert caught.value.code == Code.REVOKED
+    authz.reinstate("t", graph="session")
+    assert opened(authz, thread="t").decide("lookup", {}).permit
+    assert session.decide("lookup", {}).reason in ("revoked", "lease_ended")
+
+
+def test_a_halt_revokes_the_agent() -> None:
+    """A policy's `revoke` obligation kills the lease; nothing more is asked."""
+    halt = {"decision": False, "context": {"obligations": [{"id": "x", "type": "revoke"}]}}
+    pdp = StaticPDP(lambda r: halt if r.resource.id == "pay" else True)
+    authz = authz_with(pdp)
+    session = opened(authz)
+    assert session.decide("pay", PAY).outcome == "halt"
+    assert status(authz, session) == "revoked"
+    asked = len(pdp.requests)
+    assert session.decide("lookup", {}).reason == "revoked"
+    assert len(pdp.requests) == asked
+
+
+# --- corrections --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_correction_opens_a_new_epoch(form: str) -> None:
+    """Epoch + 1, the old jti is dead, and the session goes on under a new one."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    session = Forms(opened(authz), form)
+    old = session.session.jti
+    assert session.correct("Never above 10") == session.session.epoch == 2
+    assert (status(authz, old), status(authz, session.session)) == ("stale", "live")
+    assert session.decide("pay", PAY).permit
+    task = calls(pdp)[-1].context.task
+    assert (task.epoch, task.corrections, task.text) == (2, 1, "Pay the December bill\nNever above 10")
+    assert session.correct("Never above 10") == 3
+    session.close()
+    assert status(authz, session.session) == "ended"
+
+
+@BOTH
+def test_a_correction_from_beside_stops_the_session(form: str) -> None:
+    """Whoever tells the instance that the task changed: what was planned before is void."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    session = Forms(opened(authz, thread="t"), form)
+    assert authz.correct("t", "Stop", graph="session") == 2
+    asked = len(pdp.requests)
+    assert session.decide("lookup", {}).reason == "stale_epoch"
+    assert session.decide("pay", PAY).reason == "stale_epoch"
+    assert len(pdp.requests) == asked
+    with pytest.raises(AuthzDenied):
+        session.delegate("child")
+
+
+@BOTH
+def test_a_call_under_way_is_observed_after_a_correction(form: str) -> None:
+    """The commit was the point of no return: what happened is recorded."""
+    authz = authz_with()
+    session = Forms(opened(authz), form)
+    session.decide("pay", PAY)
+    session.correct("Stop")
+    session.observe("pay", PAY, "paid")
+    assert [r["state"] for r in records(authz) if r["kind"] == "completion"] == ["done"]
+
+
+@BOTH
+def test_a_correction_voids_what_was_asked(form: str) -> None:
+    """An approval of the old task's call is not one of the new task's."""
+    authz = authz_with(StaticPDP(ask_for_pay))
+    session = Forms(opened(authz), form)
+    asked = session.decide("pay", PAY)
+    session.correct("Not that one")
+    assert session.approve(asked).reason == "approval_void"
+
+
+# --- approvals ------------------------------------------------------------------------------------------
+
+
+def ask_for_pay(request: EvaluationRequest) -> object:
+    """Permits everything but `pay`, which needs an approval for exactly these arguments."""
+    if request.resource.id != "pay":
+        return True
+    call, approval = request.context.call, request.context.approval
+    if approval is not None and call is not None and approval.args_digest == call.args_digest:
+        return True
+    return {"decision": False, "context": {"obligations": [{"id": "a", "type": "require_approval"}]}}
+
+
+@BOTH
+def test_an_approval_lifts_the_question(form: str) -> None:
+    """The call is decided again with the approval in the request, and runs once."""
+    pdp = StaticPDP(ask_for_pay)
+    session = Forms(opened(authz_with(pdp)), form)
+    asked = session.decide("pay", PAY)
+    assert (asked.outcome, asked.permit) == ("approval_required", False)
+    with pytest.raises(AuthzError):
+        session.observe("pay", PAY, "paid")
+    decision = session.approve(asked)
+    assert decision.permit
+    approval = calls(pdp)[-1].context.approval
+    assert approval is not None
+    assert (approval.source, approval.approver, approval.authenticated) == ("application", "user:alice", True)
+    session.observe("pay", PAY, "paid")
+    assert session.approve(asked).reason == "approval_void"
+    assert session.decide("pay", PAY).outcome == "approval_required"
+
+
+def test_only_a_question_can_be_approved() -> None:
+    """Neither a denial, nor a permit, nor another session's question."""
+    authz = authz_with(StaticPDP(lambda r: False if r.resource.id == "note" else ask_for_pay(r)))
+    session, other = opened(authz), opened(authz)
+    for decision in (session.decide("note", {}), session.decide("lookup", {}), other.decide("pay", PAY)):
+        assert session.approve(decision).reason == "approval_void"
+    forged = Decision(outcome="approval_required", decision_id="x")
+    assert session.approve(forged).reason == "approval_void"
+
+
+def test_an_approval_of_a_service_is_not_authenticated() -> None:
+    """A policy can tell a user's word from a program's."""
+    pdp = StaticPDP(ask_for_pay)
+    session = opened(authz_with(pdp), subject={"type": "service", "id": "cron"})
+    session.approve(session.decide("pay", PAY))
+    approval = calls(pdp)[-1].context.approval
+    assert approval is not None
+    assert (approval.approver, approval.authenticated) == ("service:cron", False)
+
+
+def test_an_approval_does_not_survive_the_session() -> None:
+    """Once it is over, nothing of it can be approved."""
+    session = opened(authz_with(StaticPDP(ask_for_pay)))
+    asked = session.decide("pay", PAY)
+    session.close()
+    assert session.approve(asked).reason == "lease_ended"
+
+
+# --- grants, delegation, budgets --------------------------------------------------------------------------
+
+GRANT = Grant(tools=("lookup", "pay"), args={"pay": {"amount": Constraint(le=100)}}, max_depth=2, budgets={"pay": 2})
+
+
+@BOTH
+def test_a_child_gets_the_parents_grant_narrowed(form: str) -> None:
+    """It has a path and a jti of its own, and asking for more gives no more."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    parent = Forms(opened(authz, grant=GRANT), form)
+    child = parent.delegate(
+        "payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}})
+    )
+    assert child.jti != parent.session.jti
+    assert Forms(child, form).decide("pay", PAY).permit
+    request = calls(pdp)[-1]
+    assert request.context.agent.path == ["session", "payer"]
+    assert request.context.delegation.depth == 1
+    assert [(e.from_, e.to) for e in request.context.delegation.edges] == [("session", "payer")]
+    assert request.context.lease.grant is not None
+    granted = Grant.from_json(request.context.lease.grant)
+    assert granted.tools == ("pay",)
+    assert GRANT.covers(granted)
+    invoked = next(r for r in pdp.requests if r.action.name == "agent/invoke")
+    assert (invoked.resource.type, invoked.resource.id) == ("agent", "payer")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("tool", "args", "why"),
+    [
+        ("note", {}, "grant_tool"),
+        ("pay", {**PAY, "amount": 100.5}, "grant_argument"),
+        ("pay", {"to": "UK12"}, "grant_argument"),
+        ("pay", {**PAY, "amount": "98.7"}, "grant_argument"),
+        ("pay", {**PAY, "amount": True}, "grant_argument"),
+    ],
+)
+def test_a_child_stays_within_its_parents_grant(form: str, tool: str, args: dict[str, Any], why: str) -> None:
+    """Though the PDP permits everything: it is not even asked."""
+    pdp = StaticPDP(True)
+    child = Forms(Forms(opened(authz_with(pdp), grant=GRANT), form).delegate("payer"), form)
+    asked = len(pdp.requests)
+    decision = child.decide(tool, args)
+    assert (decision.outcome, decision.reasons) == ("deny", ("grant_exceeded", why))
+    assert len(pdp.requests) == asked
+    assert child.decide("pay", PAY).permit
+
+
+def test_what_a_parent_asks_for_binds_a_child_of_an_unlimited_one() -> None:
+    """A parent without a grant may still delegate little; and over two edges nothing comes back."""
+    authz = authz_with()
+    child = opened(authz).delegate("a", Grant(tools=("lookup",)))
+    assert child.decide("lookup", {}).permit
+    assert child.decide("pay", PAY).reason == "grant_exceeded"
+    grandchild = child.delegate("b", Grant(tools=("lookup", "pay")))
+    assert grandchild.decide("lookup", {}).permit
+    assert grandchild.decide("pay", PAY).reason == "grant_exceeded"
+
+
+def test_a_grant_ends_at_its_depth_and_time() -> None:
+    """Below the depth, and from the moment on which it expires."""
+    clock = FrozenClock()
+    authz = authz_with(ledger=MemoryLedger(clock=clock))
+    parent = opened(authz, grant=Grant(max_depth=1, expires_at=int(clock.now) + 10))
+    child = parent.delegate("a")
+    assert child.decide("lookup", {}).permit
+    assert child.delegate("b").decide("lookup", {}).reasons == ("grant_exceeded", "grant_depth")
+    clock.tick(10)
+    assert child.decide("lookup", {"x": 1}).reasons == ("grant_exceeded", "grant_expired")
+
+
+def test_a_denied_delegation_gives_no_session() -> None:
+    """`AuthzDenied`, without an edge and without a lease."""
+    pdp = StaticPDP(lambda r: r.action.name != "agent/invoke")
+    session = opened(authz_with(pdp))
+    with pytest.raises(AuthzDenied) as caught:
+        session.delegate("payer")
+    assert caught.value.code == "no_permit"
+    session.decide("lookup", {})
+    assert calls(pdp)[-1].context.delegation.edges == []
+
+
+@BOTH
+def test_children_end_with_their_parent(form: str) -> None:
+    """And not the other way round."""
+    authz = authz_with()
+    parent = Forms(opened(authz), form)
+    first, second = parent.delegate("a"), parent.delegate("b")
+    below = first.delegate("c")
+    Forms(first, form).close()
+    assert [status(authz, s) for s in (parent.session, first, below, second)] == ["live", "ended", "ended", "live"]
+    assert below.decide("lookup", {}).reason == "lease_ended"
+    parent.close()
+    assert status(authz, second) == "ended"
+
+
+def test_a_correction_reaches_every_agent() -> None:
+    """A child of the old epoch may do nothing more; the parent delegates anew."""
+    authz = authz_with()
+    parent = opened(authz)
+    child = parent.delegate("a")
+    parent.correct("Stop")
+    assert status(authz, child) == "stale"
+    assert child.decide("lookup", {}).reason == "stale_epoch"
+    assert parent.delegate("a").decide("lookup", {}).permit
+
+
+@BOTH
+def test_a_budget_is_spent_by_permitted_calls(form: str) -> None:
+    """Not by denied ones; the next call is refused though the PDP permits."""
+    session = Forms(opened(authz_with(), grant=Grant(budgets={"pay": 2, "effect:write": 1})), form)
+    assert not session.decide("pay", {"a": {1}}).permit
+    for number in range(2):
+        assert session.decide("pay", {**PAY, "n": number}).permit
+    assert session.decide("pay", {**PAY, "n": 3}).reason == "budget_exhausted"
+    assert session.decide("note", {}).permit
+    assert session.decide("note_again", {}).reason == "budget_exhausted"
+    assert session.decide("lookup", {}).permit
+
+
+def test_a_budget_is_one_for_parent_and_child() -> None:
+    """Delegating does not multiply it, nor does a correction renew it."""
+    parent = opened(authz_with(), grant=Grant(budgets={"pay": 3}))
+    child = parent.delegate("a", Grant(budgets={"pay": 100}))
+    assert parent.decide("pay", {**PAY, "n": 1}).permit
+    assert child.decide("pay", {**PAY, "n": 2}).permit
+    parent.correct("Go on")
+    assert parent.decide("pay", {**PAY, "n": 3}).permit
+    assert parent.decide("pay", {**PAY, "n": 4}).reason == "budget_exhausted"
+
+
+def test_a_rate_limit_of_the_policy_is_kept() -> None:
+    """In the commit that claims the call, by the ledger's clock."""
+    clock = FrozenClock()
+    limit = {"id": "r", "type": "rate_limit", "properties": {"counter": "pay", "window": 60, "max": 2}}
+    pdp = StaticPDP(lambda _: {"decision": True, "context": {"obligations": [limit]}})
+    session = opened(authz_with(pdp, ledger=MemoryLedger(clock=clock)))
+    outcomes = [session.decide("pay", {**PAY, "n": n}).reason for n in range(3)]
+    assert outcomes == ["", "", "rate_exceeded"]
+    clock.tick(60)
+    assert session.decide("pay", PAY).permit
+
+
+@pytest.mark.parametrize("unknown", [{"id": "o", "type": "notify"}, {"id": "o", "type": "redact", "properties": {}}])
+@BOTH
+def test_an_obligation_that_is_not_understood_denies(form: str, unknown: dict[str, Any]) -> None:
+    """The call does not run, and the PDP's own reasons stand behind ours."""
+    answer = {"decision": True, "context": {"obligations": [unknown], "reasons": [{"code": "theirs"}]}}
+    session = Forms(opened(authz_with(StaticPDP(lambda r: answer if r.resource.id == "pay" else True))), form)
+    decision = session.decide("pay", PAY)
+    assert (decision.outcome, decision.reasons) == ("deny", ("unknown_obligation", "theirs"))
+    with pytest.raises(AuthzError):
+        session.observe("pay", PAY, "paid")
+
+
+# --- what can fail --------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (RuntimeError("SECRET"), "pdp_error"),
+        (TimeoutError(), "pdp_timeout"),
+        (None, "pdp_malformed"),
+        ({"decision": "true"}, "pdp_malformed"),
+        ({"decision": 1}, "pdp_malformed"),
+        ({}, "pdp_malformed"),
+    ],
+    ids=repr,
+)
+def test_a_pdp_that_fails_denies(form: str, answer: object, code: str) -> None:
+    """By a value, with the code of what went wrong; the session goes on."""
+
+    def respond(request: EvaluationRequest) -> object:
+        if request.resource.id != "pay":
+            return True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if answer is not None else "null"
+
+    session = Forms(opened(authz_with(StaticPDP(respond))), form)
+    decision = session.decide("pay", PAY)
+    assert (decision.outcome, decision.reason, decision.failure) == ("deny", code, "pdp")
+    assert session.decide("lookup", {}).permit
+
+
+def test_a_pdp_that_fails_lets_no_session_start() -> None:
+    """`AuthzDenied` with its code."""
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz_with(StaticPDP(lambda _: 1 / 0)))
+    assert caught.value.code == Code.PDP_ERROR
+
+
+@BOTH
+@pytest.mark.parametrize("verb", ["load", "commit"])
+def test_a_ledger_that_fails_denies(form: str, verb: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By a value; and when it is repaired the session goes on."""
+    ledger = BrokenLedger()
+    session = Forms(opened(authz_with(ledger=ledger)), form)
+    ledger.broken = lambda used, _: used == verb
+    with caplog.at_level(logging.ERROR):
+        decision = session.decide("pay", PAY)
+    assert (decision.outcome, decision.reason) == ("deny", "ledger_unavailable")
+    with pytest.raises(AuthzError):
+        session.observe("pay", PAY, "paid")
+    ledger.broken = lambda _, __: False
+    assert session.decide("pay", PAY).permit
+
+
+@BOTH
+def test_a_ledger_that_fails_at_the_claim_denies(form: str) -> None:
+    """The PDP had permitted; without the commit nothing runs."""
+    ledger = BrokenLedger()
+    pdp = StaticPDP(True)
+    session = Forms(opened(authz_with(pdp, ledger=ledger)), form)
+    ledger.broken = lambda _, changes: any(isinstance(c, ClaimCall) for c in changes)
+    assert session.decide("pay", PAY).reason == "ledger_unavailable"
+    assert len(calls(pdp)) == 1
+    with pytest.raises(AuthzError):
+        session.observe("pay", PAY, "paid")
+
+
+@pytest.mark.parametrize("verb", ["load", "commit"])
+def test_a_ledger_that_fails_lets_no_session_start(verb: str) -> None:
+    """`AuthzDenied` whose text says nothing of the store."""
+    ledger = BrokenLedger()
+    ledger.broken = lambda used, _: used == verb
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz_with(ledger=ledger))
+    assert caught.value.code == Code.LEDGER_UNAVAILABLE
+    assert "hunter2" not in str(caught.value)
+
+
+def is_permit(record: dict[str, Any]) -> bool:
+    return record["kind"] == "decision" and record["action"] == "tools/call" and record["outcome"] == "permit"
+
+
+@BOTH
+def test_a_permit_that_can_not_be_recorded_is_none(form: str) -> None:
+    """The call is denied and released: nothing is claimed, and its budget is given back."""
+    sink = BrokenSink(is_permit)
+    pdp = StaticPDP(True)
+    session = Forms(opened(authz_with(pdp, audit=sink), grant=Grant(budgets={"pay": 1})), form)
+    for _ in range(3):
+        decision = session.decide("pay", PAY)
+        assert (decision.outcome, decision.reason) == ("deny", "audit_unavailable")
+        with pytest.raises(AuthzError):
+            session.observe("pay", PAY, "paid")
+    sink.broken = lambda _: False
+    assert session.decide("pay", PAY).permit
+    assert session.decide("pay", {**PAY, "n": 1}).reason == "budget_exhausted"
+
+
+@BOTH
+def test_an_approval_is_not_lost_with_the_record(form: str) -> None:
+    """What was released can be approved and run once the sink is repaired."""
+    sink = BrokenSink(is_permit)
+    session = Forms(opened(authz_with(StaticPDP(ask_for_pay), audit=sink)), form)
+    asked = session.decide("pay", PAY)
+    assert session.approve(asked).reason == "audit_unavailable"
+    sink.broken = lambda _: False
+    assert session.approve(session.decide("pay", PAY)).permit
+
+
+def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
+    """A failing sink never turns it into something else."""
+    sink = BrokenSink(lambda r: r["kind"] == "decision" and r["outcome"] == "deny")
+    session = opened(authz_with(StaticPDP(lambda r: r.resource.id != "pay"), audit=sink))
+    assert session.decide("pay", PAY).reason == "no_permit"
+    assert session.decide("lookup", {}).permit
+
+
+def test_a_start_that_can_not_be_recorded_is_none() -> None:
+    """No record, no session."""
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz_with(audit=BrokenSink(lambda r: r["kind"] == "decision")))
+    assert caught.value.code == Code.AUDIT_UNAVAILABLE
+
+
+# --- time -----------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_living_session_outlives_its_lease_time(form: str) -> None:
+    """Each step keeps the lease ahead of the ledger's clock; a silent one looks dead to others meanwhile."""
+    clock = FrozenClock()
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, ledger=MemoryLedger(clock=clock))
+    session = Forms(opened(authz), form)
+    for _ in range(20):
+        clock.tick(LEASE_TTL * 0.75)
+        assert session.decide("lookup", {}).permit
+        lease = calls(pdp)[-1].context.lease
+        assert clock.now < lease.exp <= clock.now + LEASE_TTL
+        assert status(authz, session.session) == "live"
+    clock.tick(LEASE_TTL)
+    assert status(authz, session.session) == "ended"
+    assert session.decide("lookup", {}).permit
+    assert status(authz, session.session) == "live"
+
+
+@BOTH
+def test_no_session_outlives_its_maximum(form: str) -> None:
+    """However lively: from the maximum on it is `lease_expired`, for children too, and the PDP is not asked."""
+    clock = FrozenClock()
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, ledger=MemoryLedger(clock=clock))
+    session = Forms(opened(authz), form)
+    clock.tick(MAX_LIFETIME - 1)
+    child = session.delegate("late")
+    assert session.decide("pay", PAY).permit
+    assert Forms(child, form).decide("lookup", {}).permit
+    assert calls(pdp)[-1].context.lease.exp <= clock.now + 1
+    clock.tick(1)
+    asked = len(pdp.requests)
+    assert session.decide("lookup", {}).reason == "lease_expired"
+    assert Forms(child, form).decide("lookup", {}).reason == "lease_expired"
+    assert len(pdp.requests) == asked
+    assert status(authz, session.session) == "ended"
+    session.observe("pay", PAY, "paid")
+    assert opened(authz).decide("lookup", {}).permit
+
+
+def test_time_is_the_ledgers() -> None:
+    """A policy reads the clock that leases are measured by."""
+    clock = FrozenClock(1000.7)
+    pdp = StaticPDP(True)
+    opened(authz_with(pdp, ledger=MemoryLedger(clock=clock))).decide("lookup", {})
+    assert {r.context.now for r in pdp.requests} == {1000}
+
+
+# --- known defects: each of these must begin to fail when it is repaired ---------------------------------
+
+
+@pytest.mark.xfail(reason="enforce/session.py `_settle`: `_open` keeps one ticket per tool and digest", strict=True)
+def test_two_equal_calls_may_be_open_at_once() -> None:
+    """Both were permitted and claimed, so both are observed."""
+    session = opened(authz_with())
+    for _ in range(2):
+        assert session.decide("pay", PAY).permit
+    for _ in range(2):
+        session.observe("pay", PAY, "paid")
+
+
+@pytest.mark.xfail(reason="enforce/session.py `_correct`: reopens at `run.agent[0]` without a parent", strict=True)
+def test_a_corrected_child_is_still_a_child() -> None:
+    """A correction narrows: it gives a delegated session neither the root's path nor freedom from its grant."""
+    pdp = StaticPDP(True)
+    child = opened(authz_with(pdp)).delegate("reader", Grant(tools=("lookup",)))
+    try:
+        child.correct("Go on")
+    except AuthzDenied:
+        return
+    assert child.decide("pay", PAY).reason == "grant_exceeded"
+    child.decide("lookup", {})
+    assert calls(pdp)[-1].context.agent.path == ["session", "reader"]
+
+
+@pytest.mark.xfail(reason="enforce/session.py `_approve`: its commits are not guarded", strict=True)
+def test_a_ledger_that_fails_at_an_approval_denies() -> None:
+    """By a value, as `decide` does."""
+    ledger = BrokenLedger()
+    session = opened(authz_with(StaticPDP(ask_for_pay), ledger=ledger))
+    asked = session.decide("pay", PAY)
+    ledger.broken = lambda _, __: True
+    assert session.approve(asked).reason == "ledger_unavailable"
+
+
+@pytest.mark.xfail(reason="enforce/step.py `claim`: the release after a failed record is not guarded", strict=True)
+def test_an_audit_sink_and_a_ledger_that_both_fail_deny() -> None:
+    """By a value: `claim` never raises."""
+    ledger, sink = BrokenLedger(), BrokenSink(is_permit)
+    session = opened(authz_with(ledger=ledger, audit=sink))
+    ledger.broken = lambda _, changes: any(isinstance(c, ReleaseCall) for c in changes)
+    assert session.decide("pay", PAY).reason == "audit_unavailable"
+
+
+@pytest.mark.xfail(reason="authzen.py `_outcome`, step.py `claim`: a permit's `revoke` is dropped", strict=True)
+def test_a_permit_that_obliges_to_revoke_does_not_pass_unheeded() -> None:
+    """An obligation is carried out, or the answer is none."""
+    both = {"decision": True, "context": {"obligations": [{"id": "x", "type": "revoke"}]}}
+    authz = authz_with(StaticPDP(lambda r: both if r.resource.id == "pay" else True))
+    session = opened(authz)
+    decision = session.decide("pay", PAY)
+    assert not decision.permit or status(authz, session) == "revoked"
+
+
+@pytest.mark.xfail(reason="enforce/step.py `deny_call`: `recent` holds a model's tool name as it stands", strict=True)
+@pytest.mark.parametrize("name", ["\ud800", "x" * 300_000], ids=["surrogate", "long"])
+def test_a_strange_tool_name_does_not_spoil_the_next_steps(name: str) -> None:
+    """It is denied itself, and what follows is decided as ever."""
+    session = opened(authz_with())
+    assert not session.decide(name, {}).permit
+    assert session.decide("lookup", {}).permit
+
+
+# --- the two forms ----------------------------------------------------------------------------------------
+
+
+def test_sync_and_async_agree() -> None:
+    """The same steps, the same requests, decisions and records, but for random ids."""
+
+    def told(request: EvaluationRequest) -> object:
+        return ask_for_pay(request) if request.resource.id != "note" else False
+
+    def walk(form: str) -> tuple[list[object], list[object], list[object]]:
+        pdp = StaticPDP(told)
+        authz = authz_with(pdp, ledger=MemoryLedger(clock=FrozenClock()))
+        session = Forms(opened(authz, grant=GRANT, thread="t"), form)
+        seen: list[object] = []
+
+        def note(decision: Decision) -> Decision:
+            seen.append(decision.model_dump(exclude={"decision_id"}))
+            return decision
+
+        note(session.decide("lookup", {"key": "x"}))
+        session.observe("lookup", {"key": "x"}, "y")
+        asked = note(session.decide("pay", PAY))
+        note(session.approve(asked))
+        session.observe("pay", PAY, None, error=ValueError())
+        note(session.decide("note", {}))
+        note(session.decide("pay", {"a": {1}}))
+        child = Forms(session.delegate("child", Grant(tools=("lookup",))), form)
+        note(child.decide("pay", PAY))
+        seen.append(session.correct("Stop"))
+        note(child.decide("lookup", {}))
+        session.close()
+        note(session.decide("lookup", {}))
+        requests = [
+            r.model_dump(exclude={"context": {"lease": {"jti"}, "plan": {"id"}, "call": {"id"}}}) for r in pdp.requests
+        ]
+        lines = [(r["kind"], r.get("action"), r.get("outcome"), r.get("state"), r.get("event")) for r in records(authz)]
+        return seen, requests, lines
+
+    assert walk("sync") == walk("async")
+
+
+# --- the shipped policy -------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_the_shipped_policy_reads_and_asks(form: str) -> None:
+    """A profiled read runs, a payment asks, an approved payment runs, and an admin tool does not."""
+    authz = RuntimeAuthz(profiles={**PROFILES, "sudo": ToolProfile(effect="admin", sink="internal")})
+    session = Forms(opened(authz), form)
+    assert session.decide("lookup", {"key": "x"}).permit
+    session.observe("lookup", {"key": "x"}, "y")
+    asked = session.decide("pay", PAY)
+    assert (asked.outcome, "effect" in asked.reasons) == ("approval_required", True)
+    paid = session.approve(asked)
+    assert paid.permit
+    assert paid.policy_revision
+    session.observe("pay", PAY, "paid")
+    assert (session.decide("sudo", {}).outcome, session.decide("sudo", {}).reason) == ("deny", "effect")
+
+
+def test_the_shipped_policy_asks_for_an_unprofiled_tool() -> None:
+    """Under a named subject; one whose name promises harm is denied."""
+    session = opened(RuntimeAuthz())
+    asked = session.decide("frobnicate", {})
+    assert (asked.outcome, asked.reasons) == ("approval_required", ("unprofiled",))
+    assert session.approve(asked).permit
+    assert session.decide("delete_everything", {}).outcome == "deny"
+
+
+def test_the_shipped_policy_lets_anonymous_do_next_to_nothing() -> None:
+    """Public data may be read."""
+    public = ToolProfile(effect="read", sink="none", data_class="public")
+    authz = RuntimeAuthz(profiles={**PROFILES, "news": public})
+    session = opened(authz, subject={"type": "anonymous", "id": "anonymous"}, task=None)
+    assert session.decide("news", {}).permit
+    for tool in ("lookup", "note", "frobnicate"):
+        decision = session.decide(tool, {})
+        assert (decision.outcome, "anonymous" in decision.reasons) == ("deny", True)
+
+
+def test_the_shipped_policy_keeps_a_root_grant() -> None:
+    """What the application gave for the task binds the first agent as well."""
+    session = opened(RuntimeAuthz(profiles=PROFILES), grant=GRANT)
+    assert session.decide("lookup", {}).permit
+    assert session.decide("note", {}).reason == "grant_tool"
+    assert session.decide("pay", {**PAY, "amount": 1000}).outcome == "deny"
+    assert session.decide("pay", PAY).outcome == "approval_required"
+
+
+def test_the_shipped_policy_follows_the_data() -> None:
+    """After secret data were read, nothing goes outside; before, it would have."""
+    vault = ToolProfile(effect="read", sink="none", data_class="secret", trust="system")
+    post = ToolProfile(effect="write", sink="external", data_class="public")
+    session = opened(RuntimeAuthz(profiles={"vault": vault, "post": post}))
+    assert session.decide("post", {"n": 1}).permit
+    session.observe("post", {"n": 1}, "ok")
+    session.decide("vault", {})
+    session.observe("vault", {}, "s3cret")
+    decision = session.decide("post", {"n": 2})
+    assert (decision.outcome, decision.reason) == ("deny", "data_flow")
+
+
+def test_the_shipped_policy_stops_a_streak_of_denials() -> None:
+    """The agent is revoked, and its next step is refused without asking."""
+    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_denials": 3}})
+    session = opened(authz)
+    for _ in range(3):
+        assert session.decide("delete_everything", {}).outcome == "deny"
+    halted = session.decide("lookup", {})
+    assert (halted.outcome, halted.reason) == ("halt", "denial_streak")
+    assert status(authz, session) == "revoked"
+    assert session.decide("lookup", {}).reason == "revoked"
+
+
+def test_policy_data_is_for_the_shipped_policy() -> None:
+    """With another PDP it would steer nothing."""
+    with pytest.raises(ConfigError):
+        authz_with(policy_data={"effects": {}})
+
+
+def test_the_broken_ledger_is_a_ledger() -> None:
+    """The fake has the protocol's shape."""
+    ledger: Ledger = BrokenLedger()
+    assert ledger.status("t", "x") == "unknown"
