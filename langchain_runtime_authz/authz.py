@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
 from langchain_runtime_authz.edges.coverage import CoverageReport, coverage_of
 from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
 from langchain_runtime_authz.edges.profiles import Profiles
@@ -30,6 +29,9 @@ from langchain_runtime_authz.ledger.base import Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.issuer import Issuer
 
 __all__ = ["RuntimeAuthz"]
 
@@ -75,6 +77,11 @@ class RuntimeAuthz:
         deadline: float = 2.0,
     ) -> None:
         declared = load_profiles(profiles)
+        # The engine and the signing library are loaded when an instance is made, not at import.
+        if issuer is None:
+            from langchain_runtime_authz.credential.issuer import LocalIssuer
+
+            issuer = LocalIssuer()
         if pdp is None:
             from langchain_runtime_authz.pdp.wasm import WasmPDP
 
@@ -87,7 +94,7 @@ class RuntimeAuthz:
             raise ConfigError(msg)
         self.pdp = pdp
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
-        self.issuer: Issuer = issuer if issuer is not None else LocalIssuer()
+        self.issuer: Issuer = issuer
         self.identity: Identity = identity if identity is not None else StaticIdentity()
         self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
         self.tenant = tenant

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from langchain_runtime_authz.digest import digest
@@ -101,6 +100,8 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         return {}
     where = "profiles"
     if isinstance(source, str | Path):
+        import yaml  # only where a file is read
+
         where = Path(source).name
         try:
             loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz.audit.record import mint_record
-from langchain_runtime_authz.credential.issuer import mint
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ def minter(run: Run, judged: Judged, jti: str, claimed_at: float) -> Callable[[s
     `claimed_at` is ledger time of the claim; what passed since is measured here, so that minting
     needs no other look at the ledger.
     """
+    from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
+
     since = time.monotonic()
     engine = run.engine
     agent = engine.identity.agent_id(run.agent)

@@ -13,11 +13,10 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
-from langchain_runtime_authz.credential.issuer import Issuer
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
@@ -32,6 +31,9 @@ from langchain_runtime_authz.ledger.base import (
     Snapshot,
 )
 from langchain_runtime_authz.pdp.base import Evaluator
+
+if TYPE_CHECKING:  # its module loads the signing library, which an import of ours should not
+    from langchain_runtime_authz.credential.issuer import Issuer
 
 __all__ = ["Commit", "Engine", "Evaluate", "Flow", "Load", "Record", "Run", "adrive", "drive", "new_id"]
 

@@ -12,7 +12,7 @@ import math
 import pathlib
 import types
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -66,7 +66,7 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
-class Name(str, enum.Enum):
+class Name(str, enum.Enum):  # noqa: UP042  (its `str()` is not its value, which is the point)
     ALICE = "alice"
 
 
@@ -97,8 +97,15 @@ class Slotted:
     x: int = dataclasses.field(init=False)
 
 
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
 class Liar(str):
     """Says of itself what it does not hold."""
+
+    __slots__ = ()
 
     def __str__(self) -> str:
         return "harmless"
@@ -261,7 +268,7 @@ def test_a_key_is_text(key: Any) -> None:
         (Data(1, Data((2,))), {"x": 1, "y": {"x": [2], "y": None}}),
         (types.MappingProxyType({"a": 1}), {"a": 1}),
         (collections.OrderedDict(a=1), {"a": 1}),
-        (collections.namedtuple("Point", "x y")(1, 2), [1, 2]),
+        (Point(1, 2), [1, 2]),
         (decimal.Decimal("10.50"), "10.50"),
         (dt.date(2026, 1, 2), "2026-01-02"),
         (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05+00:00"),
@@ -289,6 +296,7 @@ def test_no_name_hides_another() -> None:
     assert refused(hidden) == Code.UNCANONICAL_ARGUMENT
 
     class Twin(str):
+        __slots__ = ()
         __hash__ = object.__hash__
 
         def __eq__(self, other: object) -> bool:

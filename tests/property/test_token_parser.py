@@ -73,7 +73,6 @@ def test_the_original_verifies() -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@settings(deadline=None)
 @given(st.data())
 def test_no_mutated_token_verifies(data: st.DataObject) -> None:
     """Any character changed, inserted, dropped or moved makes it nobody's token."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -71,7 +70,9 @@ def test_what_is_not_understood(asked: Obligation) -> None:
     assert demands(asked) is None
 
 
-Point = namedtuple("Point", "iban x")
+class Point(NamedTuple):
+    iban: Any
+    x: Any
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,559 @@
+"""Two users in one process: each step under its own subject, and nothing lives on after its run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import (
+    PAY,
+    agent_graph,
+    assert_went_on,
+    authz_with,
+    call,
+    calls_of,
+    deny_only,
+    hand_written,
+    human,
+    node_graph,
+    pay_tool,
+    replying,
+)
+
+USERS = ("alice", "bob")
+BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
+
+
+def who(user: str, ident: str = "call-who") -> dict[str, Any]:
+    """A call that says for whom it was planned."""
+    return call("who", {"user": user}, ident)
+
+
+def _speaking(ran: list[Any], hold: Any = None) -> Any:
+    @tool
+    def who(user: str) -> str:
+        """Say for whom."""
+        if hold is not None:
+            hold(user)
+        ran.append(user)
+        return user
+
+    return who
+
+
+def _model() -> Any:
+    """Plans a call for whoever the human message names, three rounds long."""
+    from langchain_core.messages import AIMessage, HumanMessage
+
+    from langchain_runtime_authz.testing import ScriptedChatModel
+
+    def respond(messages: list[Any]) -> AIMessage:
+        user = next(m.content for m in reversed(messages) if isinstance(m, HumanMessage))
+        rounds = sum(isinstance(m, AIMessage) for m in messages)
+        return AIMessage("", tool_calls=[who(user, f"call-{rounds}")]) if rounds < 3 else AIMessage("done")
+
+    return ScriptedChatModel(script=[respond] * 500)
+
+
+def build(kind: str, ran: list[Any], hold: Any = None, pdp: Any = None) -> tuple[RuntimeAuthz, StaticPDP, Any]:
+    pdp = pdp or StaticPDP(True)
+    profiles = {"who": ToolProfile(effect="write", sink="internal", audience=("https://who.example",))}
+    authz = authz_with(pdp, profiles=profiles)
+    if kind == "subgraph":
+        graph = node_graph(hand_written(_model(), [_speaking(ran, hold)], name="inner"))
+    else:
+        graph = BUILDERS[kind](_model(), [_speaking(ran, hold)])
+    return authz, pdp, authz.protect(graph)
+
+
+def check(authz: RuntimeAuthz, pdp: StaticPDP, *, calls: int | None = None) -> None:
+    """Every request's subject is the one its call names; every jti that was seen is dead."""
+    for request in calls_of(pdp):
+        assert request.context.call is not None
+        assert request.subject.id == request.context.call.args["user"]
+        assert request.context.task is not None
+        assert request.context.task.text == request.subject.id
+    if calls is not None:
+        assert len(calls_of(pdp)) == calls
+    jtis = {r.context.lease.jti: r.subject.id for r in pdp.requests}
+    assert len(jtis) >= 2
+    owners: dict[str, set[str]] = {}
+    for request in pdp.requests:
+        owners.setdefault(request.context.lease.jti, set()).add(request.subject.id)
+    assert all(len(names) == 1 for names in owners.values())
+    assert {authz.ledger.status("default", jti) for jti in jtis} <= {"ended", "stale", "revoked"}
+
+
+kinds = pytest.mark.parametrize("kind", ["hand", "agent", "subgraph"])
+modes = pytest.mark.parametrize("mode", ["config", "with", "with+config"])
+
+
+def _streaming(authz: Any, graph: Any, user: str, mode: str) -> Iterator[Any]:
+    if mode == "config":
+        run = authz.run(subject=user)
+        try:
+            yield from graph.stream(human(user), run.config())
+        finally:
+            run.close()
+        return
+    with authz.run(subject=user) as run:
+        yield from graph.stream(human(user), run.config() if mode == "with+config" else None)
+
+
+@kinds
+@modes
+def test_two_generators_consumed_in_turn(kind: str, mode: str) -> None:
+    """Steps of two streams alternate; each is decided under the subject that opened it."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    streams = [_streaming(authz, graph, user, mode) for user in USERS]
+    while streams:
+        for stream in list(streams):
+            if next(stream, None) is None:
+                streams.remove(stream)
+    assert sorted(ran) == ["alice"] * 3 + ["bob"] * 3
+    check(authz, pdp, calls=6)
+
+
+@kinds
+def test_several_entries_of_one_generator_with_config(kind: str) -> None:
+    """A generator that enters the graph several times stays its own user with `run.config()`."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+
+    def talk(user: str) -> Iterator[Any]:
+        with authz.run(subject=user) as run:
+            for _ in range(2):
+                yield from graph.stream(human(user), run.config())
+
+    streams = [talk(user) for user in USERS]
+    while streams:
+        for stream in list(streams):
+            if next(stream, None) is None:
+                streams.remove(stream)
+    check(authz, pdp, calls=12)
+
+
+@kinds
+def test_several_entries_of_one_generator_without_config(kind: str) -> None:
+    """The plain `with` form in a generator never enters under the user of another generator."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+
+    def talk(user: str) -> Iterator[Any]:
+        with authz.run(subject=user):
+            for _ in range(2):
+                yield from graph.stream(human(user))
+
+    streams = [talk(user) for user in USERS]
+    with contextlib.suppress(AuthzDenied):
+        while streams:
+            for stream in list(streams):
+                if next(stream, None) is None:
+                    streams.remove(stream)
+    for request in calls_of(pdp):
+        assert request.context.call is not None
+        assert request.subject.id == request.context.call.args["user"]
+
+
+def test_code_beside_an_open_generator_is_nobody() -> None:
+    """While a generator is suspended in its `with authz.run(...)`, code outside it does not act as its user."""
+    ran: list[Any] = []
+    authz, pdp, graph = build("hand", ran)
+    stream = _streaming(authz, graph, "alice", "with")
+    next(stream)
+    seen = len(pdp.requests)
+    with contextlib.suppress(AuthzDenied):
+        graph.invoke(human("nobody"))
+    assert {r.subject.id for r in pdp.requests[seen:]} <= {"anonymous"}
+    stream.close()
+
+
+def test_code_after_interleaved_generators_is_nobody() -> None:
+    """After generators ended out of order, a later entry is under an implicit run, not a dead one."""
+    ran: list[Any] = []
+    authz, pdp, graph = build("hand", ran)
+    first, second = (_streaming(authz, graph, user, "with") for user in USERS)
+    next(first)
+    next(second)
+    list(first)
+    list(second)
+    seen = len(pdp.requests)
+    graph.invoke(human("anonymous"))
+    assert {r.subject.id for r in pdp.requests[seen:]} == {"anonymous"}
+    with authz.run(subject="carol"):
+        graph.invoke(human("carol"))
+    check(authz, pdp)
+
+
+def test_code_inside_a_generators_run_may_use_threads_and_tasks() -> None:
+    """Plain `with` in a generator still holds for batch (threads) and tasks made inside it."""
+    ran: list[Any] = []
+    authz, pdp, graph = build("hand", ran)
+
+    def talk(user: str) -> Iterator[Any]:
+        with authz.run(subject=user):
+            yield graph.batch([human(user)] * 2)
+
+    assert len(list(talk("alice"))) == 1
+
+    async def atalk(user: str) -> AsyncIterator[Any]:
+        async with authz.run(subject=user):
+            yield await asyncio.gather(*(graph.ainvoke(human(user)) for _ in range(2)))
+
+    async def go() -> None:
+        async for _ in atalk("bob"):
+            pass
+
+    asyncio.run(go())
+    check(authz, pdp, calls=12)
+
+
+async def _astreaming(authz: Any, graph: Any, user: str, mode: str) -> AsyncIterator[Any]:
+    if mode == "config":
+        run = authz.run(subject=user)
+        try:
+            async for chunk in graph.astream(human(user), run.config()):
+                yield chunk
+        finally:
+            await run.aclose()
+        return
+    async with authz.run(subject=user) as run:
+        async for chunk in graph.astream(human(user), run.config() if mode == "with+config" else None):
+            yield chunk
+
+
+@kinds
+@modes
+async def test_two_async_generators_consumed_in_turn(kind: str, mode: str) -> None:
+    """The same for asynchronous generators in one task."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    streams = [_astreaming(authz, graph, user, mode) for user in USERS]
+    while streams:
+        for stream in list(streams):
+            if await anext(stream, None) is None:
+                streams.remove(stream)
+    assert sorted(ran) == ["alice"] * 3 + ["bob"] * 3
+    check(authz, pdp, calls=6)
+
+
+@kinds
+@modes
+async def test_async_generators_stepped_in_other_tasks(kind: str, mode: str) -> None:
+    """Each step in a task of its own, as web frameworks do it."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    streams = [_astreaming(authz, graph, user, mode) for user in USERS]
+    while streams:
+        for stream in list(streams):
+            if await asyncio.create_task(anext(stream, None)) is None:  # type: ignore[arg-type]
+                streams.remove(stream)
+    assert sorted(ran) == ["alice"] * 3 + ["bob"] * 3
+    check(authz, pdp, calls=6)
+
+
+@kinds
+async def test_concurrent_tasks(kind: str) -> None:
+    """Twenty tasks of two users at the same time."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+
+    async def one(user: str) -> None:
+        async with authz.run(subject=user):
+            await asyncio.sleep(0)
+            assert_went_on(await graph.ainvoke(human(user)))
+
+    await asyncio.gather(*(one(USERS[i % 2]) for i in range(20)))
+    check(authz, pdp, calls=60)
+
+
+@kinds
+def test_concurrent_threads(kind: str) -> None:
+    """Ten threads of two users at the same time, and batches with threads of their own."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    failures: list[BaseException] = []
+
+    def one(user: str) -> None:
+        try:
+            with authz.run(subject=user):
+                for state in graph.batch([human(user)] * 3):
+                    assert_went_on(state)
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=one, args=(USERS[i % 2],)) for i in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    check(authz, pdp, calls=90)
+
+
+@kinds
+async def test_abatch_of_two_users(kind: str) -> None:
+    """Batch elements with a run each in their configs."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    runs = [authz.run(subject=user) for user in USERS]
+    await graph.abatch([human(user) for user in USERS], [run.config() for run in runs])
+    graph.batch([human(user) for user in USERS], [run.config() for run in runs])
+    for run in runs:
+        await run.aclose()
+    check(authz, pdp, calls=12)
+
+
+@kinds
+@modes
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_closed_early(kind: str, mode: str, steps: int) -> None:
+    """A stream that is closed after some steps: its leases are dead at once, the other user's go on."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    left, right = (_streaming(authz, graph, user, mode) for user in USERS)
+    for _ in range(steps):
+        next(left)
+        next(right)
+    left.close()
+    dead = {r.context.lease.jti for r in pdp.requests if r.subject.id == "alice"}
+    assert {authz.ledger.status("default", jti) for jti in dead} == {"ended"}
+    list(right)
+    assert ran.count("bob") == 3
+    check(authz, pdp)
+
+
+@kinds
+@modes
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_aclosed_early(kind: str, mode: str, elsewhere: bool) -> None:
+    """`aclose()`, also from another task than the one that stepped."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    left, right = (_astreaming(authz, graph, user, mode) for user in USERS)
+    for _ in range(2):
+        await anext(left)
+        await anext(right)
+    if elsewhere:
+        await asyncio.create_task(left.aclose())  # type: ignore[attr-defined]
+    else:
+        await left.aclose()  # type: ignore[attr-defined]
+    dead = {r.context.lease.jti for r in pdp.requests if r.subject.id == "alice"}
+    assert {authz.ledger.status("default", jti) for jti in dead} == {"ended"}
+    async for _ in right:
+        pass
+    assert ran.count("bob") == 3
+    check(authz, pdp)
+
+
+@kinds
+async def test_dropped_without_closing(kind: str) -> None:
+    """A stream that is simply dropped is closed by the garbage collector, and its leases with it."""
+    import gc
+
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    with authz.run(subject="alice"):
+        stream = graph.stream(human("alice"))
+        next(stream)
+        del stream
+        gc.collect()
+        jtis = {r.context.lease.jti for r in pdp.requests}
+        assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+
+
+@kinds
+async def test_cancelled_in_a_tool(kind: str) -> None:
+    """A task cancelled in the middle of a tool: dead leases, call unknown, the other user unharmed."""
+    started = asyncio.Event()
+    ran: list[Any] = []
+
+    @tool
+    async def who(user: str) -> str:
+        """Hang for alice."""
+        if user == "alice":
+            started.set()
+            await asyncio.sleep(60)
+        ran.append(user)
+        return user
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles={"who": ToolProfile(effect="write", sink="internal")})
+    graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
+    graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
+
+    async def one(user: str) -> Any:
+        async with authz.run(subject=user):
+            return await graph.ainvoke(human(user))
+
+    hanging, other = asyncio.create_task(one("alice")), asyncio.create_task(one("bob"))
+    await started.wait()
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    assert_went_on(await other)
+    assert ran == ["bob"] * 3
+    check(authz, pdp)
+    states = [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
+    assert states.count("unknown") == 1
+
+
+@kinds
+async def test_timed_out(kind: str) -> None:
+    """`asyncio.timeout` around a run leaves nothing alive."""
+    ran: list[Any] = []
+
+    @tool
+    async def who(user: str) -> str:
+        """Hang."""
+        await asyncio.sleep(60)
+        ran.append(user)
+        return user
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles={"who": ToolProfile(effect="write", sink="internal")})
+    graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
+    graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3), authz.run(subject="alice"):
+            await graph.ainvoke(human("alice"))
+    assert ran == []
+    jtis = {r.context.lease.jti for r in pdp.requests}
+    assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+
+
+@kinds
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_exception_in_a_tool(kind: str, how: str) -> None:
+    """A run that fails leaves nothing alive."""
+
+    def hold(user: str) -> None:
+        if user == "alice":
+            raise ConnectionError
+
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran, hold)
+    if how == "sync":
+        with pytest.raises(ConnectionError), authz.run(subject="alice"):
+            graph.invoke(human("alice"))
+    else:
+
+        async def go() -> None:
+            async with authz.run(subject="alice"):
+                await graph.ainvoke(human("alice"))
+
+        with pytest.raises(ConnectionError):
+            asyncio.run(go())
+    with authz.run(subject="bob"):
+        graph.invoke(human("bob"))
+    assert ran == ["bob"] * 3
+    check(authz, pdp)
+
+
+@kinds
+@pytest.mark.parametrize("mode", ["config", "with+config"])
+def test_run_closed_in_the_middle_of_its_stream(kind: str, mode: str) -> None:
+    """The next gate after `run.close()` halts; no further tool runs."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    run = authz.run(subject="alice")
+    stream = graph.stream(human("alice"), run.config())
+    # Hand-written graphs yield once a node, the one with a subgraph once at its end.
+    if kind != "subgraph":
+        next(stream)
+        next(stream)
+        assert ran == ["alice"]
+    else:
+        stream = graph.stream(human("alice"), run.config(), subgraphs=True)
+        next(stream)
+        next(stream)
+    done = list(ran)
+    run.close()
+    with pytest.raises(AuthzHalt) as halted:
+        list(stream)
+    assert halted.value.code == "lease_ended"
+    assert ran == done
+    with pytest.raises(AuthzDenied):
+        graph.invoke(human("alice"), run.config())
+    jtis = {r.context.lease.jti for r in pdp.requests}
+    assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+
+
+@kinds
+async def test_run_closed_in_the_middle_of_its_astream(kind: str) -> None:
+    """The same on the asynchronous road."""
+    ran: list[Any] = []
+    authz, pdp, graph = build(kind, ran)
+    run = authz.run(subject="alice")
+    stream = graph.astream(human("alice"), run.config(), subgraphs=True)
+    await anext(stream)
+    await anext(stream)
+    done = list(ran)
+    await run.aclose()
+    with pytest.raises(AuthzHalt):
+        async for _ in stream:
+            pass
+    assert ran == done
+    check_dead = {authz.ledger.status("default", r.context.lease.jti) for r in pdp.requests}
+    assert check_dead == {"ended"}
+
+
+def test_work_that_outlives_its_run_is_denied() -> None:
+    """A thread that a tool left behind calls a guarded tool after the end of the run: denied, no effect."""
+    import contextvars
+
+    ran: list[Any] = []
+    late: list[Any] = []
+    authz = authz_with(StaticPDP(True))
+    pay = authz.guard(pay_tool(ran))
+
+    @tool("who")
+    def leaving(user: str) -> str:
+        """Leave work behind."""
+        late.append(contextvars.copy_context())
+        return user
+
+    graph = authz.protect(hand_written(replying([who("alice")]), [leaving]))
+    with authz.run(subject="alice"):
+        graph.invoke(human("alice"))
+    with pytest.raises(AuthzDenied) as denied:
+        late[0].run(pay.invoke, {"to": "bob", "amount": 5})
+    assert denied.value.code in ("lease_ended", "no_run")
+    assert ran == []
+
+
+@pytest.mark.parametrize("forged", ["alice", {"run": "x"}, 1, object(), None], ids=repr)
+def test_forged_handle_is_no_handle(forged: Any) -> None:
+    """Whatever stands under `__authz` but a handle of ours counts as no run."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
+    graph.invoke(human(), {"configurable": {"__authz": forged}})
+    assert {r.subject.id for r in pdp.requests} == {"anonymous"}
+
+
+def test_config_of_an_ended_run_opens_nothing() -> None:
+    """`graph.with_config(run.config())` dies with its run."""
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(True))
+    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
+    with authz.run(subject="alice") as run:
+        kept = graph.with_config(run.config())
+        kept.invoke(human())
+    assert len(ran) == 1
+    with pytest.raises(AuthzDenied):
+        kept.invoke(human())
+    assert len(ran) == 1
