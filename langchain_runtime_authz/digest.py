@@ -82,7 +82,7 @@ def _project(value: object, depth: int, left: list[int]) -> Any:
         raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
 
 
-def _project_object(value: object, depth: int, left: list[int]) -> Any:  # noqa: C901, PLR0911  (one case per type)
+def _project_object(value: object, depth: int, left: list[int]) -> Any:
     if depth >= MAX_DEPTH:
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
     if isinstance(value, Mapping):

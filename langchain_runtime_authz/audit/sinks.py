@@ -230,7 +230,7 @@ def _after_fork(sink: FileSink) -> None:
 
     def forked() -> None:
         if (alive := weak()) is not None:
-            alive._forked()
+            alive._forked()  # noqa: SLF001  (its own module)
 
     os.register_at_fork(after_in_child=forked)
 
@@ -241,7 +241,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 def _named(path: Path) -> tuple[int, int] | None:
     try:
-        return _identity(os.stat(path))
+        return _identity(path.stat())
     except FileNotFoundError:
         return None
 

@@ -33,7 +33,7 @@ AUDIENCE: Final = "aud"  # always one string: the resource of this call
 EXPIRES_AT: Final = "exp"
 NOT_BEFORE: Final = "nbf"  # never issued, obeyed where present
 ISSUED_AT: Final = "iat"
-TOKEN_ID: Final = "jti"
+TOKEN_ID: Final = "jti"  # noqa: S105  (a name)
 # RFC 8693 §4.1, §4.3: who acts; delegators nested inside are information, never authority
 ACTOR: Final = "act"
 CLIENT_ID: Final = "client_id"

@@ -43,6 +43,9 @@ from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["Verifier"]
 
+MAX_LEEWAY: Final = 60  # seconds
+MAX_KEYS: Final = 64  # parsed and kept
+PARTS: Final = 3  # of a compact JWS: header, payload, signature
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _KEY_TYPES: Final = {"ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519")}
 _NAMES: Final = (ISSUER, SUBJECT, SUBJECT_TYPE, AUDIENCE, TOKEN_ID, TRANSACTION, CLIENT_ID, TENANT)
@@ -80,8 +83,8 @@ class Verifier:
         if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
             msg = f"`algorithms` must be some of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
-        if type(leeway) is not int or not 0 <= leeway <= 60:
-            msg = "`leeway` must be between 0 and 60 seconds"
+        if type(leeway) is not int or not 0 <= leeway <= MAX_LEEWAY:
+            msg = f"`leeway` must be between 0 and {MAX_LEEWAY} seconds"
             raise ConfigError(msg)
         self._issuer = issuer
         self._jwks = jwks
@@ -112,7 +115,7 @@ class Verifier:
             _refuse("it is not a compact JWS")
         # Base64 has spare bits: one token must have one spelling.
         decoded = [data for part in parts.groups() if (data := _decoded(part)) is not None]
-        if len(decoded) != 3:
+        if len(decoded) != PARTS:
             _refuse("it is not base64url")
         header = _object(decoded[0])
         if header is None:
@@ -163,7 +166,7 @@ class Verifier:
         key = _read_key(jwk, alg)
         if key is None:
             _refuse("its key can not be read")
-        if len(self._parsed) >= 64:
+        if len(self._parsed) >= MAX_KEYS:
             self._parsed.clear()
         self._parsed[kid] = (jwk, key)
         return key

@@ -106,8 +106,7 @@ def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Ma
     fresh = [
         j
         for j in asked
-        if j.key not in unrepeatable
-        and (j.approval is None or j.approval.task_id != me or j.approval.state == "spent")
+        if j.key not in unrepeatable and (j.approval is None or j.approval.task_id != me or j.approval.state == "spent")
     ]
     if fresh and can_ask(config):
         number = max(rounds, default=-1) + 1
@@ -119,9 +118,7 @@ def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Ma
         judged = yield from judge_calls(run, calls)
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
-    return [
-        _denied(j, Code.UNREPEATABLE_ARGUMENTS if j.key in unrepeatable else code) if j.asks else j for j in judged
-    ]
+    return [_denied(j, Code.UNREPEATABLE_ARGUMENTS if j.key in unrepeatable else code) if j.asks else j for j in judged]
 
 
 def _askable(judged: Judged) -> bool:

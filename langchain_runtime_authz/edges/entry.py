@@ -7,11 +7,14 @@ for `anonymous`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple
+from dataclasses import replace
+from types import FrameType, TracebackType
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langchain_core.messages import HumanMessage
 from langgraph.types import Command
@@ -20,11 +23,11 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in
-from langchain_runtime_authz.edges.messages import human_texts
+from langchain_runtime_authz.edges.messages import human_texts, unanswered
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.enforce.approval import answers
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import Entry, close, open_child, open_entry
+from langchain_runtime_authz.enforce.entry import Entry, close, deliver, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -34,7 +37,9 @@ from langchain_runtime_authz.ledger.base import Scope
 __all__ = ["Entrance", "RunHandle", "SubjectLike", "opened"]
 
 SubjectLike = Subject | str | dict[str, Any]
+T = TypeVar("T")
 _ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
+_GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _BESIDE: Final = "guard"  # the agent's name where guarded tools are called beside every protected graph
 
 # Set by `with authz.run(...)`, read only by root entries, at the call. Inside generators and across
@@ -52,7 +57,7 @@ class RunHandle:
     """
 
     __slots__ = (
-        "__weakref__", "_beside", "_closed", "_entries", "_previous",
+        "__weakref__", "_beside", "_closed", "_entries", "_owner", "_previous", "_stream",
         "engine", "grant", "run_id", "settled", "subject", "task",
     )  # fmt: skip
 
@@ -63,6 +68,7 @@ class RunHandle:
         self.settled: dict[str, int] = {}
         self._closed = False
         self._previous: RunHandle | None = None
+        self._owner, self._stream = 0, False
         self.subject = subject
         self.task = task
         self.grant = grant
@@ -125,7 +131,6 @@ class RunHandle:
                 texts=(),
                 resume=False,
                 grant=self.grant,
-                deliverable=False,
             )
             self._enter(entry.run)
             if self._beside is None:
@@ -151,9 +156,14 @@ class RunHandle:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         self._entries.append(run)
 
-    def __enter__(self) -> RunHandle:
+    def _open(self, frame: FrameType) -> None:
+        owner = _owner_of(frame)
+        self._owner, self._stream = id(owner), bool(owner.f_code.co_flags & _GENERATORS)
         self._previous = _opened.get()
         _opened.set(self)
+
+    def __enter__(self) -> RunHandle:
+        self._open(sys._getframe(1))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -161,7 +171,8 @@ class RunHandle:
         self.close()
 
     async def __aenter__(self) -> RunHandle:
-        return self.__enter__()
+        self._open(sys._getframe(1))
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -178,7 +189,54 @@ class RunHandle:
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
     """The run that a call is in, by its config, else by the `with authz.run(...)` around it."""
     handle = handle_in(config)
-    return (handle.opener if handle is not None else None) or _opened.get()
+    return (handle.opener if handle is not None else None) or _around()
+
+
+def _around() -> RunHandle | None:
+    """The run of the `with` around the current code.
+
+    A generator that pauses inside its `with` leaves its run behind for whoever steps it. So where
+    several runs are open, one of a generator counts only for code below that generator.
+
+    Raises:
+        ConfigError: it can not be told which of them the call is in.
+    """
+    found: list[RunHandle] = []
+    handle = _opened.get()
+    while handle is not None:
+        if not handle.closed:
+            found.append(handle)
+        handle = handle._previous
+    if len(found) < 2:
+        return found[0] if found else None
+    for handle in found:
+        if not handle._stream or _is_below(handle._owner):
+            return handle
+    msg = "several generators have a run open here; pass `run.config()` to say which one the call is in"
+    raise ConfigError(msg)
+
+
+def _owner_of(frame: FrameType) -> FrameType:
+    """The frame with the `with` statement: context managers made by `contextlib` stand between."""
+    above: FrameType | None = frame
+    while above is not None:
+        by = above.f_back
+        if above.f_code.co_filename == contextlib.__file__:
+            above = by
+        elif above.f_code.co_flags & _GENERATORS and by is not None and by.f_code.co_filename == contextlib.__file__:
+            above = by
+        else:
+            return above
+    return frame
+
+
+def _is_below(owner: int) -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if id(frame) == owner:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class AtCall(NamedTuple):
@@ -210,7 +268,7 @@ class Entrance:
         """Whose entry a call is, by its config, else by the `with authz.run(...)` around it."""
         handle = handle_in(config)
         parent = handle.run if handle is not None else None
-        opener = opened(config)
+        opener = opened(config) if parent is None else None
         engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
         if engine is not self.engine:
             msg = "the run was opened by another RuntimeAuthz than the one that protects the graph"
@@ -239,7 +297,6 @@ class Entrance:
             texts=human_texts(update, self._channels) if handle.human else [],
             resume=resume,
             grant=handle.grant,
-            deliverable=isinstance(input, dict),
         )
         foreign_plans(entry.run, update)
         handle._enter(entry.run)
@@ -249,47 +306,100 @@ class Entrance:
                 yield Commit(scope, None, changes)
         return entry.run, entry
 
-    @contextmanager
-    def enter(self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall) -> Iterator[tuple[Any, Any]]:
-        """Open a root entry; yields the input and the config for the graph, closes on the way out.
+    def enter(
+        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
+    ) -> Entering[tuple[Any, Any]]:
+        """A root entry, to be opened by `with` or `async with`; gives the input and config for the graph.
+
+        `graph` is asked for its state where a correction waits that the input can not carry.
 
         Raises:
-            AuthzDenied: the subject may not start or resume here.
+            AuthzDenied: on the way in: the subject may not start or resume here.
         """
-        run, entry = drive(self.engine, self._open(name, input, config, at_call))
-        try:
-            yield _with_corrections(input, entry), with_run(config, run)
-        finally:
-            drive(self.engine, close(run, _ending(run)))
+        return _Root(self, name, input, config, at_call, graph)
 
-    @asynccontextmanager
-    async def aenter(
-        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall
-    ) -> AsyncIterator[tuple[Any, Any]]:
-        """Like `enter`, without blocking the event loop."""
-        run, entry = await adrive(self.engine, self._open(name, input, config, at_call))
-        try:
-            yield _with_corrections(input, entry), with_run(config, run)
-        finally:
-            await adrive(self.engine, close(run, _ending(run)))
+    def enter_child(self, parent: Run, name: str, config: Mapping[str, Any]) -> Entering[Any]:
+        """A child agent below `parent`, likewise; gives the config for the child's graph."""
+        return _Child(self, parent, name, config)
 
-    @contextmanager
-    def enter_child(self, parent: Run, name: str, config: Mapping[str, Any]) -> Iterator[Any]:
-        """Open a child agent below `parent`; yields the config for the child's graph."""
-        child = drive(self.engine, _child(parent, name))
-        try:
-            yield with_run(config, child)
-        finally:
-            drive(self.engine, close(child, _ending(child)))
 
-    @asynccontextmanager
-    async def aenter_child(self, parent: Run, name: str, config: Mapping[str, Any]) -> AsyncIterator[Any]:
-        """Like `enter_child`, without blocking the event loop."""
-        child = await adrive(self.engine, _child(parent, name))
+class Entering(Generic[T]):
+    """Opens a run on the way in and closes it on the way out, without blocking where it is `async with`.
+
+    A class and no generator: an event loop that ends closes generators in any order, an inner one
+    before the stream that it serves.
+    """
+
+    def __init__(self, entrance: Entrance) -> None:
+        self.entrance = entrance
+        self.engine = entrance.engine
+        self.run: Run | None = None
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self.run is not None:
+            drive(self.engine, close(self.run, _ending(self.run)))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.run is not None:
+            await adrive(self.engine, close(self.run, _ending(self.run)))
+
+    def __enter__(self) -> T:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> T:
+        raise NotImplementedError
+
+
+class _Root(Entering[tuple[Any, Any]]):
+    def __init__(
+        self, entrance: Entrance, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any
+    ) -> None:
+        super().__init__(entrance)
+        self.name, self.input, self.config, self.at_call, self.graph = name, input, config, at_call, graph
+
+    def __enter__(self) -> tuple[Any, Any]:
+        self.run, entry = drive(self.engine, self._open())
         try:
-            yield with_run(config, child)
-        finally:
-            await adrive(self.engine, close(child, _ending(child)))
+            if entry.pending:
+                state = self.graph.get_state(self.config).values if self._waits() else None
+                self.input = drive(self.engine, _deliver(entry, self.input, state))
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self.input, with_run(self.config, self.run)
+
+    async def __aenter__(self) -> tuple[Any, Any]:
+        self.run, entry = await adrive(self.engine, self._open())
+        try:
+            if entry.pending:
+                state = (await self.graph.aget_state(self.config)).values if self._waits() else None
+                self.input = await adrive(self.engine, _deliver(entry, self.input, state))
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self.input, with_run(self.config, self.run)
+
+    def _open(self) -> Flow[tuple[Run, Entry]]:
+        return self.entrance._open(self.name, self.input, self.config, self.at_call)
+
+    def _waits(self) -> bool:
+        return self.graph is not None and not isinstance(self.input, dict)
+
+
+class _Child(Entering[Any]):
+    def __init__(self, entrance: Entrance, parent: Run, name: str, config: Mapping[str, Any]) -> None:
+        super().__init__(entrance)
+        self.parent, self.name, self.config = parent, name, config
+
+    def __enter__(self) -> Any:
+        self.run = drive(self.engine, _child(self.parent, self.name))
+        return with_run(self.config, self.run)
+
+    async def __aenter__(self) -> Any:
+        self.run = await adrive(self.engine, _child(self.parent, self.name))
+        return with_run(self.config, self.run)
 
 
 def _child(parent: Run, name: str) -> Flow[Run]:
@@ -312,10 +422,24 @@ def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
 
 
-def _with_corrections(input: Any, entry: Entry) -> Any:
-    """The input with the corrections that the graph has not seen yet, before what it says itself."""
-    if not entry.deliver:
+def _deliver(entry: Entry, input: Any, state: Any) -> Flow[Any]:
+    """The input with the corrections that the graph has not seen yet.
+
+    Before what a new input says itself; as an update of a resumed state. Where calls of that state
+    are still unanswered a human message may not come between: then the answers to those calls,
+    which the correction made stale, carry the text.
+    """
+    messages = [HumanMessage(content=t.text, id=t.key) for t in entry.pending]
+    if isinstance(input, dict):
+        own = input.get("messages", [])
+        yield from deliver(entry.run)
+        return {**input, "messages": [*messages, *(own if isinstance(own, list | tuple) else [own])]}
+    held = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    update = input.update if isinstance(input, Command) else None
+    if not isinstance(held, list) or unanswered(held) or not (update is None or isinstance(update, dict)):
+        entry.run.undelivered = tuple(t.text for t in entry.pending)
         return input
-    messages = [HumanMessage(content=t.text, id=t.key) for t in entry.deliver]
-    own = input.get("messages", [])
-    return {**input, "messages": [*messages, *(own if isinstance(own, list | tuple) else [own])]}
+    yield from deliver(entry.run)
+    given = (update or {}).get("messages", [])
+    merged = {**(update or {}), "messages": [*messages, *(given if isinstance(given, list) else [given])]}
+    return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)

@@ -16,7 +16,15 @@ from langchain_runtime_authz.enforce.step import Denial, Replay
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 
-__all__ = ["ai_messages", "denial_message", "human_texts", "planned_message", "recorded", "replay_message"]
+__all__ = [
+    "ai_messages",
+    "denial_message",
+    "human_texts",
+    "planned_message",
+    "recorded",
+    "replay_message",
+    "unanswered",
+]
 
 _SPOKEN: Mapping[str, str] = {
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
@@ -118,6 +126,17 @@ def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
             yield from ai_messages(item, depth - 1)
     elif hasattr(value, "messages"):
         yield from ai_messages(value.messages, depth - 1)
+
+
+def unanswered(messages: Sequence[Any]) -> bool:
+    """Whether the newest AI message has calls that no tool message answers."""
+    answered: set[str] = set()
+    for message in reversed(messages):
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        elif isinstance(message, AIMessage):
+            return any(c["id"] not in answered for c in message.tool_calls)
+    return False
 
 
 class PlannedMessage(NamedTuple):

@@ -172,7 +172,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:
                 yield from base.stream(self, input, entered, **options)
             return
-        with entrance.enter(self.get_name(), input, config, at_call) as (given, entered):
+        with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
             for chunk in base.stream(self, given, entered, **options):
                 yield without_handle(chunk)
 
@@ -184,11 +184,11 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
-            async with entrance.aenter_child(at_call.parent, _child_name(self, config), config) as entered:
+            async with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:
                 async for chunk in base.astream(self, input, entered, **options):
                     yield chunk
             return
-        async with entrance.aenter(self.get_name(), input, config, at_call) as (given, entered):
+        async with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
             async for chunk in base.astream(self, given, entered, **options):
                 yield without_handle(chunk)
 

@@ -342,5 +342,5 @@ class AuthzToolNode(_Gate):
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
         entrance = self._authz.entrance
-        async with entrance.aenter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
+        async with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
             return await self._agated(given, entered, runtime, alone=True)

@@ -83,6 +83,8 @@ class Run:
     parent: Run | None = None
     closed: bool = False
     paused: bool = False
+    # Corrections that the input could not carry: told with the answers to the calls they made stale.
+    undelivered: tuple[str, ...] = ()
     # Digests of calls that a model was seen to return in this entry (`plan.source`).
     seen_from_model: dict[str, str | None] = field(default_factory=dict)
     # Digests of calls that the client itself sent: never a plan.

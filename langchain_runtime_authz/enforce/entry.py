@@ -37,7 +37,7 @@ from langchain_runtime_authz.ledger.base import (
     TakePending,
 )
 
-__all__ = ["Entry", "close", "correct", "open_child", "open_entry", "reinstate", "revoke"]
+__all__ = ["Entry", "close", "correct", "deliver", "open_child", "open_entry", "reinstate", "revoke"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +46,12 @@ _log = logging.getLogger(__name__)
 class Entry:
     """An opened root entry.
 
-    `deliver` are corrections that came beside the graph's input and that it has not seen yet;
-    `asks` the questions that a resume value may answer.
+    `pending` are corrections that came beside the graph's input and that it has not seen yet, to be
+    delivered with `deliver`; `asks` the questions that a resume value may answer.
     """
 
     run: Run
-    deliver: tuple[HumanText, ...]
+    pending: tuple[HumanText, ...]
     asks: tuple[Approval, ...]
 
 
@@ -66,20 +66,16 @@ def open_entry(
     texts: Sequence[HumanText],
     resume: bool,
     grant: Grant | None,
-    deliverable: bool,
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if a human changed it, take a lease.
 
-    `task` is what `.run(task=)` said, `texts` the human-origin texts of the input. `deliverable`
-    says whether the input can carry pending corrections.
+    `task` is what `.run(task=)` said, `texts` the human-origin texts of the input.
 
     Raises:
         AuthzDenied: the subject may not start here, or the ledger is gone.
     """
     try:
-        run, deliver, asks = yield from _take_lease(
-            engine, scope, subject, run_id, agent, task, texts, grant, deliverable, resume
-        )
+        run, pending, asks = yield from _take_lease(engine, scope, subject, run_id, agent, task, texts, grant, resume)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
@@ -90,7 +86,7 @@ def open_entry(
     if not decision.permit:
         yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
-    return Entry(run, deliver, asks)
+    return Entry(run, pending, asks)
 
 
 def _take_lease(
@@ -102,7 +98,6 @@ def _take_lease(
     task: HumanText | None,
     texts: Sequence[HumanText],
     grant: Grant | None,
-    deliverable: bool,
     resume: bool,
 ) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...]]]:
     owner = f"{subject.type}:{subject.id}"
@@ -111,12 +106,9 @@ def _take_lease(
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,)))
         fresh = _fresh(snapshot.log, task, texts)
         first = not snapshot.log
-        changes: list[OpenThread | AdvanceEpoch | TakePending] = [OpenThread(owner)]
+        changes: list[OpenThread | AdvanceEpoch] = [OpenThread(owner)]
         if fresh:
             changes.append(AdvanceEpoch(snapshot.epoch, fresh, first=first))
-        deliver = snapshot.pending if deliverable else ()
-        if deliver:
-            changes.append(TakePending())
         done = yield Commit(scope, None, changes)
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
@@ -144,7 +136,7 @@ def _take_lease(
             yield _record(run, "corrected", done.now, texts=len(fresh))
         yield _record(run, "resumed" if resume else "started", done.now, subject=owner)
         asks = snapshot.asks if not fresh or first else ()
-        return run, deliver, asks
+        return run, snapshot.pending, asks
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
@@ -185,6 +177,11 @@ def _record(run: Run, event: str, now: float, **detail: object) -> Record:
         agent=run.agent,
         detail=detail,
     )
+
+
+def deliver(run: Run) -> Flow[None]:
+    """The pending corrections go to the graph with this entry's input: they are pending no more."""
+    yield Commit(run.scope, None, [TakePending()])
 
 
 def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) -> Flow[Run]:

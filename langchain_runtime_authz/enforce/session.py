@@ -62,7 +62,6 @@ class Session:
                 texts=(),
                 resume=False,
                 grant=grant,
-                deliverable=False,
             ),
         )
         return cls(entry.run, profiles)
@@ -212,7 +211,6 @@ class Session:
             texts=(),
             resume=False,
             grant=run.grant,
-            deliverable=True,
         )
         self._run = entry.run
         self._asked.clear()

@@ -60,6 +60,7 @@ from langchain_runtime_authz.ledger.base import (
     Snapshot,
     SpendApproval,
     SpendBudget,
+    TakePending,
 )
 from langchain_runtime_authz.pdp.base import serialise
 from langchain_runtime_authz.profile import ToolProfile
@@ -482,14 +483,17 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     changes: list[Change] = [Count(denials=1, recent=f"deny:{call.tool}")]
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
+    message = ""
+    if judged.approval is not None and judged.approval.state == "rejected":
+        message = judged.approval.message
+    elif decision.reason == Code.STALE_EPOCH and run.undelivered:
+        message = "\n".join(run.undelivered)
+        changes.append(TakePending())
     try:
         done = yield Commit(run.scope, None, changes)
         yield from _recorded(run, judged, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
-    message = ""
-    if judged.approval is not None and judged.approval.state == "rejected":
-        message = judged.approval.message
     return Denial(call, decision, message)
 
 

@@ -237,7 +237,7 @@ def _end(t: _Thread, doomed: Callable[[b.Lease], bool], state: b.LeaseState) -> 
             t.leases[jti] = replace(lease, state=state)
 
 
-def _plan_effect(  # noqa: C901, PLR0911, PLR0912, PLR0915  (one case per change class)
+def _plan_effect(
     t: _Thread, change: b.Change, now: float, spent: Counter[tuple[str, ...]]
 ) -> Callable[[], None]:
     """Check one change against the thread and return what applies it.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
-
-nbformat = pytest.importorskip("nbformat", reason="needs the extra `notebook`")
-nbclient = pytest.importorskip("nbclient", reason="needs the extra `notebook`")
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "first_steps.ipynb"
 

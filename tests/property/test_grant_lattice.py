@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz.grant import Constraint, Grant
 
-MANY = settings(deadline=None, max_examples=300)
+MANY = settings(deadline=None, max_examples=150)
 NOW = 1_764_000_000
 
 # Few names and numbers, so that two grants meet often.

@@ -50,9 +50,7 @@ def a_request() -> EvaluationRequest:
     return EvaluationRequest(
         subject=Subject(type="user", id="alice"),
         action=Action(name="tools/call"),
-        resource=Resource(
-            type="tool", id="pay", properties={"effect": "pay", "target": {"to": "TARGET-SECRET"}}
-        ),
+        resource=Resource(type="tool", id="pay", properties={"effect": "pay", "target": {"to": "TARGET-SECRET"}}),
         context=Context(
             now=1_764_000_000,
             task=TaskContext(id="t", epoch=1, digest="d", text="TASK-SECRET", corrections=0),
@@ -275,9 +273,7 @@ def test_a_chain_shows_every_change(path: Path, tamper: Any) -> None:
     assert report.error_line is not None
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(TAMPER) - {"edit last", "truncate", "empty", "append", "forged torn"})
-)
+@pytest.mark.parametrize("name", sorted(set(TAMPER) - {"edit last", "truncate", "empty", "append", "forged torn"}))
 def test_most_changes_show_without_a_pin(path: Path, name: str) -> None:
     """Without a pinned head only the end of the file can be rewritten."""
     filled(path)
@@ -344,9 +340,7 @@ def test_a_sink_that_can_not_write_says_so(path: Path, monkeypatch: pytest.Monke
             elif fail == "short":
                 patch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
             else:
-                patch.setattr(
-                    os, "write", lambda fd, data: (_ for _ in ()).throw(OSError(28, "No space left"))
-                )
+                patch.setattr(os, "write", lambda fd, data: (_ for _ in ()).throw(OSError(28, "No space left")))
             with pytest.raises(AuditError) as caught:
                 sink.write({"kind": "x", "fail": fail})
         assert caught.value.code == "audit_unavailable"

@@ -418,7 +418,7 @@ documents = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(answer=documents | st.text() | st.binary())
 def test_only_the_literal_true_permits(answer: Any) -> None:
     """Whatever a PDP answers, nothing is raised, and a permit has `true` in its place."""
@@ -429,7 +429,7 @@ def test_only_the_literal_true_permits(answer: Any) -> None:
         assert document.keys() <= {"decision", "context"}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(context=documents)
 def test_whatever_stands_in_the_context_a_false_denies(context: Any) -> None:
     """No context turns a `false` into a permit."""

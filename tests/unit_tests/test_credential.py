@@ -76,9 +76,7 @@ def verifier(**changes: Any) -> Verifier:
     return Verifier(**{"issuer": ISSUER.issuer, "jwks": ISSUER.jwks(), **changes})
 
 
-def refused(
-    token: Any, *, now: int = NOW, tenant: str | None = None, audience: str = BANK, **setup: Any
-) -> str:
+def refused(token: Any, *, now: int = NOW, tenant: str | None = None, audience: str = BANK, **setup: Any) -> str:
     with pytest.raises(CredentialError) as caught:
         verifier(**setup).verify(token, audience=audience, tenant=tenant, now=now)
     assert caught.value.__cause__ is None
@@ -137,9 +135,7 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
 
 def test_the_list_of_claims_is_pinned() -> None:
     """A claim may be added, never renamed or removed: this list only grows."""
-    expected = (
-        "iss sub aud exp nbf iat jti act client_id authorization_details cnf txn tenant sub_type task".split()
-    )
+    expected = "iss sub aud exp nbf iat jti act client_id authorization_details cnf txn tenant sub_type task".split()
     assert expected == list(claim_names())
 
 
@@ -248,9 +244,7 @@ def test_leeway_is_five_seconds() -> None:
     assert verifier().verify(forged(changed(nbf=NOW)), audience=BANK, now=NOW).jti == "j-1"
 
 
-@pytest.mark.parametrize(
-    "audience", ["https://bank.example/", "https://BANK.example", "https://evil.example", ""]
-)
+@pytest.mark.parametrize("audience", ["https://bank.example/", "https://BANK.example", "https://evil.example", ""])
 def test_an_audience_is_exact(audience: str) -> None:
     """A token for one resource is nothing at another."""
     assert refused(ISSUER.issue(a_request()), audience=audience) == "audience"
@@ -379,9 +373,7 @@ def test_a_token_has_one_spelling() -> None:
     token = ISSUER.issue(a_request())
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     twin = token[:-1] + alphabet[alphabet.index(token[-1]) ^ 1]
-    assert base64.urlsafe_b64decode(twin.split(".")[2] + "==") == base64.urlsafe_b64decode(
-        token.split(".")[2] + "=="
-    )
+    assert base64.urlsafe_b64decode(twin.split(".")[2] + "==") == base64.urlsafe_b64decode(token.split(".")[2] + "==")
     assert refused(twin) == "credential_invalid"
 
 

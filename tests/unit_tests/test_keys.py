@@ -33,9 +33,7 @@ def test_a_thumbprint_is_rfc_8037s() -> None:
     assert thumbprint(jwk) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
-@pytest.mark.parametrize(
-    "jwk", [{}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}]
-)
+@pytest.mark.parametrize("jwk", [{}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}])
 def test_a_thumbprint_needs_a_public_key(jwk: dict[str, str]) -> None:
     """Symmetric keys and halves have none."""
     with pytest.raises(ConfigError):

@@ -147,9 +147,7 @@ def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
 
 
 @pytest.mark.parametrize(("failure", "code"), [("pdp", "pdp_timeout"), ("mapping", "uncanonical_argument")])
-def test_a_failure_to_ask_or_answer_is_an_error(
-    exporter: InMemorySpanExporter, failure: Any, code: str
-) -> None:
+def test_a_failure_to_ask_or_answer_is_an_error(exporter: InMemorySpanExporter, failure: Any, code: str) -> None:
     """A mapping or PDP failure sets `error.type` to its code, and the status."""
     record_decision(deny(code, failure), None, pdp="opa", tool="pay")
     span = only(exporter)
