@@ -32,6 +32,7 @@ from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.issuer import Issuer
+    from langchain_runtime_authz.credential.verifier import Verifier
 
 __all__ = ["RuntimeAuthz"]
 
@@ -62,6 +63,9 @@ class RuntimeAuthz:
         ConfigError: anything of it is wrong; nothing was started.
     """
 
+    verifier: Verifier
+    """Verifies this instance's tokens against its ledger: for services in this process, and for tests."""
+
     def __init__(
         self,
         *,
@@ -78,10 +82,10 @@ class RuntimeAuthz:
     ) -> None:
         declared = load_profiles(profiles)
         # The engine and the signing library are loaded when an instance is made, not at import.
-        if issuer is None:
-            from langchain_runtime_authz.credential.issuer import LocalIssuer
+        from langchain_runtime_authz.credential.issuer import LocalIssuer
+        from langchain_runtime_authz.credential.verifier import Verifier
 
-            issuer = LocalIssuer()
+        issuer = issuer if issuer is not None else LocalIssuer()
         if pdp is None:
             from langchain_runtime_authz.pdp.wasm import WasmPDP
 
@@ -106,7 +110,9 @@ class RuntimeAuthz:
             identity=self.identity,
             audit=self.audit,
             tenant=tenant,
+            verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
         )
+        self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self.entrance = Entrance(self._engine, subject_from=subject_from)
         self._protection = Protection(self.entrance, self.profiles)
         self._names: set[str] = set()
@@ -201,6 +207,9 @@ class RuntimeAuthz:
     def reinstate(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
         """Lift a revocation."""
         drive(self._engine, reinstate(self._scope(thread_id, graph), tuple(agent)))
+
+    def _status(self, claims: Mapping[str, Any]) -> str:
+        return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
         """What of `graph` is governed, by which layer, and what is not."""

@@ -68,8 +68,8 @@ Properties = dict[str, JsonValue]
 class Subject(_Model):
     """The principal on whose behalf the run acts (AuthZEN §5.1)."""
 
-    type: str
-    id: str
+    type: Annotated[str, Field(min_length=1)]
+    id: Annotated[str, Field(min_length=1)]
     properties: Properties = Field(default_factory=dict)
 
     @classmethod
@@ -331,10 +331,10 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
 
 
 def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
+    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
+        return "halt"
     if permitted:
         return "permit"
-    if "revoke" in obliged:
-        return "halt"
     return "approval_required" if "require_approval" in obliged else "deny"
 
 

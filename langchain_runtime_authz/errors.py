@@ -83,6 +83,7 @@ class Code(StrEnum):
     UNPROFILED = "unprofiled"
     EFFECT = "effect"
     DATA_FLOW = "data_flow"
+    DENIAL_STREAK = "denial_streak"
     UNKNOWN_ACTION = "unknown_action"
     # Credentials and configuration.
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
@@ -138,6 +139,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.UNPROFILED: "the tool has no reviewed profile; declare a `ToolProfile` for it",
     Code.EFFECT: "the policy does not permit this effect without an approval",
     Code.DATA_FLOW: "data of a class read in this run must not reach the tool's sink without an approval",
+    Code.DENIAL_STREAK: "the run was denied so often that the policy revoked it; look at its records, then reinstate",
     Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type",
     Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
     Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",
@@ -213,3 +215,6 @@ class AuthzDenied(AuthzError):
         Exception.__init__(self, f"not permitted (decision {decision_id})")
         self.code = str(code)
         self.decision_id = decision_id
+
+    def __reduce__(self) -> tuple[type[AuthzDenied], tuple[str, str]]:
+        return type(self), (self.code, self.decision_id)

@@ -11,13 +11,14 @@ or taken when the tool is first guarded. A tool that changes afterwards is unpro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from langchain_runtime_authz.digest import digest
+from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError
 
 __all__ = ["EFFECTS", "METADATA_KEY", "ToolProfile", "load_profiles", "profile", "raise_by_hints", "tool_digest"]
@@ -145,13 +146,14 @@ def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: 
     effect = base.effect
     if (metadata or {}).get("destructiveHint") is True:
         effect = _riskier(effect, "delete")
-    words = set(name.lower().replace("-", "_").split("_"))
+    words = {w.lower() for w in _WORDS.findall(name)}
     for verbs, hinted in _VERBS:
         if words & verbs:
             effect = _riskier(effect, hinted)
     return base if effect == base.effect else base.model_copy(update={"effect": effect})
 
 
+_WORDS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
     (frozenset({"send", "post", "publish", "email", "share", "invite"}), "send"),
     (frozenset({"pay", "transfer", "purchase", "buy", "refund", "wire"}), "pay"),
@@ -166,4 +168,4 @@ def _riskier(a: Effect, b: Effect) -> Effect:
 
 def tool_digest(name: str, description: str, schema: Any) -> str:
     """Digest of what a reviewer saw of a tool: its name, description and JSON schema."""
-    return digest({"name": name, "description": description, "schema": schema})
+    return digest(project({"name": name, "description": description, "schema": schema}))

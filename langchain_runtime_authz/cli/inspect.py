@@ -136,7 +136,7 @@ def _stanza(tool: BaseTool, held: Profiles) -> str:
     if arguments:
         lines.append(f"    # critical: {{{arguments}}}  # keep those that decide whom or what a call hits")
     digest = digest_of(tool)
-    if digest.startswith("sha256:"):
+    if digest is not None:
         lines.append(f"    # digest: {digest}  # pins the review to the tool as it is now")
     return "\n".join(lines)
 

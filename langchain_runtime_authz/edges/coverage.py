@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.tools import BaseTool
+from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, ToolNode, closure_values
 from langchain_runtime_authz.edges.node_gate import is_gated
@@ -136,14 +137,31 @@ def _tools(bound: Any, graph: str, protection: Protection, node_gated: bool, ins
         for tool in bound.tools_by_name.values():
             yield _tool_row(tool, graph, protection, ("tool node gate",) if node_gated else ())
         return
+    for held in _held(bound):
+        if isinstance(held, BaseTool):
+            # A model node holds the tools that it binds; the tool node is where they run.
+            if held.name not in inside and not is_guarded(held):
+                yield Row("tool", held.name, graph, (), "held by a node function: give it `authz.guard(tool)` instead")
+        elif isinstance(held, dict) and isinstance(held.get("type"), str) and held["type"] != "function":
+            yield Row("provider tool", held["type"], graph, (), "runs at the model provider, unseen")
+        elif _is_remote(held):
+            yield Row("remote graph", _name(held), graph, (), "runs elsewhere: its own steps are not seen")
+
+
+def _held(bound: Any) -> Iterator[Any]:
+    """What a node is, and what its functions hold, lists opened."""
+    yield bound
     for attribute in ("func", "afunc"):
-        for held in closure_values(getattr(bound, attribute, None)):
-            found = held if isinstance(held, list | tuple) else [held]
-            for tool in found:
-                # A model node holds the tools that it binds; the tool node is where they run.
-                if isinstance(tool, BaseTool) and not is_guarded(tool) and tool.name not in inside:
-                    layers = ("node gate",) if node_gated else ()
-                    yield Row("tool", tool.name, graph, layers, "held by a node function: wrap it with authz.guard")
+        for value in closure_values(getattr(bound, attribute, None)):
+            yield from value if isinstance(value, list | tuple) else [value]
+
+
+def _is_remote(value: object) -> bool:
+    return isinstance(value, PregelProtocol) and not isinstance(value, Pregel)
+
+
+def _name(graph: Any) -> str:
+    return str(getattr(graph, "name", None) or type(graph).__name__)
 
 
 def _tool_row(tool: BaseTool, graph: str, protection: Protection, layers: tuple[str, ...]) -> Row:

@@ -22,7 +22,7 @@ from langgraph.types import Command
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
-from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
 from langchain_runtime_authz.edges.messages import human_texts, unanswered
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.enforce.approval import answers
@@ -267,7 +267,9 @@ class Entrance:
     def at_call(self, config: Mapping[str, Any]) -> AtCall:
         """Whose entry a call is, by its config, else by the `with authz.run(...)` around it."""
         handle = handle_in(config)
-        parent = handle.run if handle is not None else None
+        # A graph that code in a node or tool calls with a config of its own is a child all the same:
+        # what that code hands on is no human's word.
+        parent = handle.run if handle is not None else running()
         opener = opened(config) if parent is None else None
         engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
         if engine is not self.engine:

@@ -68,6 +68,8 @@ class Profiles:
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own is not None else self._unprofiled(tool, "no profile")
         seen = digest_of(tool)
+        if seen is None:
+            return self._unprofiled(tool, "its name, description and schema have no digest")
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
         if seen != pinned:
@@ -79,12 +81,11 @@ class Profiles:
         return Profiled(raise_by_hints(UNPROFILED, tool.metadata, tool.name), False, why)
 
 
-def digest_of(tool: BaseTool) -> str:
-    """Digest of the tool's name, description and schema; a tool without a JSON schema has none."""
+def digest_of(tool: BaseTool) -> str | None:
+    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form."""
     schema: Any
     try:
         schema = convert_to_openai_tool(tool)["function"].get("parameters", {})
         return tool_digest(tool.name, tool.description, schema)
     except (MappingError, ValueError, TypeError, KeyError):
-        # Never equal to a pinned digest, so such a tool stays unprofiled.
-        return f"undigestable:{id(tool)}"
+        return None

@@ -126,7 +126,9 @@ class _Passage:
 
     def _clean(self, value: Any, fields: frozenset[str], tokens: tuple[str, ...]) -> Any:
         if isinstance(value, BaseMessage):
-            changes = {"content": self._clean(value.content, fields, tokens)}
+            changes: dict[str, Any] = {"content": self._clean(value.content, fields, tokens)}
+            for name in ("additional_kwargs", "response_metadata"):
+                changes[name] = self._clean(getattr(value, name), frozenset(), tokens)
             if isinstance(value, ToolMessage) and value.artifact is not None:
                 changes["artifact"] = self._clean(value.artifact, fields, tokens)
             return value.model_copy(update=changes)
@@ -145,23 +147,24 @@ class _Passage:
         return redact(value, fields)
 
     def _clean_update(self, update: Any, fields: frozenset[str], tokens: tuple[str, ...]) -> Any:
+        """A state update: its messages like messages, the rest searched for tokens."""
         if isinstance(update, dict):
-            return {
-                k: [self._clean(m, fields, tokens) if isinstance(m, BaseMessage) else m for m in v]
-                if isinstance(v, list)
-                else scrub(v, tokens)[0]
-                for k, v in update.items()
-            }
-        return update
+            return {k: self._clean_channel(v, fields, tokens) for k, v in update.items()}
+        return self._clean_channel(update, fields, tokens)
+
+    def _clean_channel(self, value: Any, fields: frozenset[str], tokens: tuple[str, ...]) -> Any:
+        if isinstance(value, list):
+            return [self._clean_channel(v, fields, tokens) for v in value]
+        return self._clean(value, fields if isinstance(value, BaseMessage) else frozenset(), tokens)
 
     def clean_error(self, exc: BaseException) -> BaseException:
-        """The exception without a live token; its cause and context may quote one and go."""
+        """The exception without a live token, in text, notes, attributes, cause or context."""
         tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
-        if tokens:
-            exc.args, found = scrub(exc.args, tokens)
-            self.leaked = self.leaked or found
-            exc.__cause__ = exc.__context__ = None
-        return exc
+        if not tokens:
+            return exc
+        clean, found = scrub(exc, tokens)
+        self.leaked = self.leaked or found
+        return clean
 
 
 _passage: ContextVar[_Passage | None] = ContextVar("langchain_runtime_authz.passage", default=None)
@@ -174,7 +177,8 @@ def _passage_scope(passage: _Passage) -> Iterator[None]:
     try:
         yield
     finally:
-        _passage.set(previous)
+        if _passage.get() is passage:  # else this is closed in another context, which keeps its own
+            _passage.set(previous)
 
 
 def is_guarded(tool: object) -> bool:

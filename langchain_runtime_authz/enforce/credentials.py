@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz.audit.record import mint_record
@@ -19,8 +19,8 @@ TOKEN_TTL: Final = 60  # seconds
 NO_TASK: Final = "none"  # a claim may not be empty; a run without a human text has no task
 
 
-def minter(run: Run, judged: Judged, jti: str, claimed_at: float) -> Callable[[str], Credential]:
-    """What mints the tokens of one claimed call.
+def minter(run: Run, judged: Judged, jtis: Mapping[str, str], claimed_at: float) -> Callable[[str], Credential]:
+    """What mints the tokens of one claimed call; `jtis` by audience.
 
     `claimed_at` is ledger time of the claim; what passed since is measured here, so that minting
     needs no other look at the ledger.
@@ -44,16 +44,16 @@ def minter(run: Run, judged: Judged, jti: str, claimed_at: float) -> Callable[[s
             task=Task(id=judged.task.id or NO_TASK, epoch=run.epoch, digest=judged.task.digest or NO_TASK),
             tool=judged.call.tool,
             grant=run.grant,
-            jti=jti,
+            jti=jtis[audience],
             issued_at=now,
             expires_at=now + TOKEN_TTL,
         )
-        credential = mint(engine.issuer, request)
+        credential = mint(engine.issuer, request, verifier=engine.verifier)
         engine.audit.write(
             mint_record(
                 now=now,
                 decision_id=judged.decision.decision_id,
-                jti=jti,
+                jti=jtis[audience],
                 audience=audience,
                 expires_at=now + TOKEN_TTL,
                 epoch=run.epoch,

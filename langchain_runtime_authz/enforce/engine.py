@@ -34,6 +34,7 @@ from langchain_runtime_authz.pdp.base import Evaluator
 
 if TYPE_CHECKING:  # its module loads the signing library, which an import of ours should not
     from langchain_runtime_authz.credential.issuer import Issuer
+    from langchain_runtime_authz.credential.verifier import Verifier
 
 __all__ = ["Commit", "Engine", "Evaluate", "Flow", "Load", "Record", "Run", "adrive", "drive", "new_id"]
 
@@ -58,6 +59,7 @@ class Engine:
     identity: Identity
     audit: AuditSink
     tenant: str
+    verifier: Verifier | None = None  # believes the tokens of an issuer outside this process
     lease_ttl: int = LEASE_TTL
     max_lifetime: int = MAX_LIFETIME
 

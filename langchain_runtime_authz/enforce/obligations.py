@@ -54,29 +54,35 @@ def redact(value: Any, fields: Collection[str]) -> Any:
     """`value` with each named field's content replaced, at any depth.
 
     Text that is JSON is treated as what it says; other text can not be searched by field, so all of
-    it goes: an obligation is carried out or the content is not shown.
+    it goes: an obligation is carried out or the content is not shown. The text of a content block
+    counts as text by itself.
     """
     if not fields:
         return value
     if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            return REDACTED
-        if not isinstance(parsed, dict | list):
-            return REDACTED
-        return json.dumps(redact(parsed, fields), ensure_ascii=False)
-    if isinstance(value, dict):
-        return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return (
-            type(value)(_inside(v, fields) for v in value)
-            if isinstance(value, list)
-            else tuple(_inside(v, fields) for v in value)
-        )
-    return REDACTED if value is not None else None
+        parsed = _structure(value)
+        return REDACTED if parsed is None else json.dumps(_inside(parsed, fields), ensure_ascii=False)
+    return _inside(value, fields) if isinstance(value, dict | list | tuple) else None if value is None else REDACTED
 
 
 def _inside(value: Any, fields: Collection[str]) -> Any:
-    # Below a structure, scalars under other names stay; structures are searched further.
-    return redact(value, fields) if isinstance(value, dict | list | tuple) else value
+    """Below a structure: scalars under other names stay, and text that is JSON is searched too."""
+    if isinstance(value, dict):
+        if value.get("type") == "text" and isinstance(value.get("text"), str):
+            return {**value, "text": redact(value["text"], fields)}
+        return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_inside(v, fields) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_inside(v, fields) for v in value)
+    if isinstance(value, str) and (parsed := _structure(value)) is not None:
+        return json.dumps(_inside(parsed, fields), ensure_ascii=False)
+    return value
+
+
+def _structure(text: str) -> dict[str, Any] | list[Any] | None:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict | list) else None

@@ -29,11 +29,18 @@ class Session:
     Every method has an `a…` form. A context manager; `close` ends the lease.
     """
 
-    def __init__(self, run: Run, profiles: Mapping[str, ToolProfile]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        profiles: Mapping[str, ToolProfile],
+        parent: Session | None = None,
+        grant: Grant | None = None,
+    ) -> None:
         self._run = run
+        self._parent, self._requested = parent, grant
         self._profiles = profiles
         self._steps = 0
-        self._open: dict[str, tuple[Call, Ticket]] = {}
+        self._open: dict[str, list[tuple[Call, Ticket]]] = {}
         self._asked: dict[str, tuple[Call, Judged]] = {}
 
     @classmethod
@@ -123,11 +130,13 @@ class Session:
 
     def delegate(self, to: str, grant: Grant | None = None) -> Session:
         """A child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
-        return Session(drive(self._run.engine, open_child(self._run, to, "subgraph", grant)), self._profiles)
+        child = drive(self._run.engine, open_child(self._run, to, "subgraph", grant))
+        return Session(child, self._profiles, self, grant)
 
     async def adelegate(self, to: str, grant: Grant | None = None) -> Session:
         """Like `delegate`."""
-        return Session(await adrive(self._run.engine, open_child(self._run, to, "subgraph", grant)), self._profiles)
+        child = await adrive(self._run.engine, open_child(self._run, to, "subgraph", grant))
+        return Session(child, self._profiles, self, grant)
 
     def close(self) -> None:
         """End the lease; every jti of the session is dead when this returns."""
@@ -168,7 +177,7 @@ class Session:
         verdict = yield from claim(self._run, judged)
         if isinstance(verdict, Ticket):
             verdict.redeem()
-            self._open[_open_key(call.tool, call.args_digest)] = (call, verdict)
+            self._open.setdefault(_open_key(call.tool, call.args_digest), []).append((call, verdict))
             return judged.decision
         if judged.asks:
             self._asked[judged.decision.decision_id] = (call, judged)
@@ -182,24 +191,31 @@ class Session:
         subject = self._run.subject
         question = Approval(judged.key, call.args_digest, self._run.epoch, source="application")
         who = f"{subject.type}:{subject.id}"
-        yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
-        yield Commit(
-            self._run.scope,
-            self._run.guard,
-            [AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")],
-        )
+        answer = AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")
+        try:
+            yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
+            yield Commit(self._run.scope, self._run.guard, [answer])
+        except Exception:  # noqa: BLE001  (a ledger that fails denies)
+            return deny(Code.LEDGER_UNAVAILABLE)
         return (yield from self._settle(call))
 
     def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:
-        found = self._open.pop(_open_key(tool, digest(project(dict(args)))), None)
-        if found is None:
+        found = self._open.get(_open_key(tool, digest(project(dict(args)))))
+        if not found:
             msg = f"no permitted call of `{tool}` with these arguments is open"
             raise AuthzError(Code.NO_RUN, msg)
-        call, ticket = found
+        call, ticket = found.pop(0)
         yield from conclude(self._run, ticket, call, "failed" if error is not None else "done")
 
     def _correct(self, text: str) -> Flow[int]:
         run = self._run
+        if self._parent is not None:
+            # A correction ends every lease of the thread: the whole line of sessions is opened anew,
+            # each under its parent's grant.
+            epoch = yield from self._parent._correct(text)
+            self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)
+            self._asked.clear()
+            return epoch
         yield from correct(run.scope, HumanText(content_digest(text), text, f"correction-{new_id()}"))
         entry = yield from open_entry(
             run.engine,

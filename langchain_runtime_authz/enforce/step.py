@@ -70,6 +70,7 @@ __all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude",
 
 _log = logging.getLogger(__name__)
 
+MAX_LABEL: Final = 128
 _TOOLS_CALL: Final = Action(name="tools/call")
 
 
@@ -407,17 +408,17 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     # A human who approves a call after a failure approves running it again.
     again = approved and judged.row is not None and judged.row.state in ("failed", "unknown")
     prof = call.profile
-    token = _token_jti(run, judged)
+    tokens = {audience: _token_jti(run, judged, audience) for audience in prof.audience}
     changes: list[Change] = [
         ClaimCall(
             judged.key,
             run.jti,
             repeatable=not prof.side_effect or prof.idempotent or again,
-            token=token if prof.audience else "",
+            tokens=tuple(tokens.values()),
         ),
         *(change for o in decision.obligations if (change := demands(o)) and change is not True),
         *_budgets(run, call),
-        Count(call=call.tool, effect=prof.effect, recent=call.tool),
+        Count(call=_label(call.tool), effect=prof.effect, recent=_label(call.tool)),
     ]
     if approved:
         changes.append(SpendApproval(judged.key, call.args_digest))
@@ -434,7 +435,10 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     try:
         yield from _recorded(run, judged, done.now)
     except AuditError:
-        yield Commit(run.scope, None, [ReleaseCall(judged.key, _counters(run, call))])
+        try:
+            yield Commit(run.scope, None, [ReleaseCall(judged.key, _counters(run, call))])
+        except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
+            _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
         return Denial(call, deny(Code.AUDIT_UNAVAILABLE))
     return Ticket(
         tool=call.tool,
@@ -447,17 +451,17 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         parsed=call.parsed,
         raw=call.raw,
         decision_id=decision.decision_id,
-        jti=token,
+        jti=run.jti,
         idempotency_key=judged.key,
         audiences=prof.audience,
         obligations=decision.obligations,
-        mint=minter(run, judged, token, done.now) if prof.audience else None,
+        mint=minter(run, judged, tokens, done.now) if prof.audience else None,
     )
 
 
-def _token_jti(run: Run, judged: Judged) -> str:
-    # Of this call in this lease: a replay under a new lease gets another jti.
-    return hashlib.sha256(f"{run.jti}:{judged.key}".encode()).hexdigest()[:32]
+def _token_jti(run: Run, judged: Judged, audience: str) -> str:
+    # Of this call in this lease for this audience: a replay under a new lease gets another jti.
+    return hashlib.sha256(f"{run.jti}:{judged.key}:{audience}".encode()).hexdigest()[:32]
 
 
 def _counters(run: Run, call: Call) -> tuple[str, ...]:
@@ -480,7 +484,7 @@ def record_asks(run: Run, asked: Sequence[Judged]) -> Flow[None]:
 def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = judged.call, judged.decision
-    changes: list[Change] = [Count(denials=1, recent=f"deny:{call.tool}")]
+    changes: list[Change] = [Count(denials=1, recent=f"deny:{_label(call.tool)}")]
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     message = ""
@@ -633,6 +637,11 @@ def still_live(run: Run) -> Flow[Code | None]:
         _log.error("ledger failed: %s", type(exc).__name__)
         return Code.LEDGER_UNAVAILABLE
     return lease_refusal(run, snapshot)
+
+
+def _label(tool: str) -> str:
+    """A tool's name as a counter: a model writes names, and the history travels in every request."""
+    return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
 def _ledger_failed(exc: Exception) -> Decision:

@@ -269,14 +269,14 @@ class ClaimCall(Change):
 
     none → claimed; suspended → claimed; otherwise, if not repeatable: claimed →
     `call_in_progress`, done → `Conflict` with the recorded row, failed and unknown →
-    `outcome_unknown`. `token` is the jti that tokens minted for this call will bear; it lives as
-    long as the claim.
+    `outcome_unknown`. `tokens` are the jtis that tokens minted for this call will bear; they live
+    as long as the claim.
     """
 
     key: str
     jti: str
     repeatable: bool
-    token: str = ""
+    tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +298,7 @@ class ConcludeCall(Change):
 
 @dataclass(frozen=True, slots=True)
 class AskApproval(Change):
-    """Open a question; asking again for the same call and arguments changes nothing."""
+    """Open a question; an open one for the same call and arguments stays, an answered one is asked anew."""
 
     approval: Approval
 
@@ -374,7 +374,11 @@ class Ledger(Protocol):
         ...
 
     def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
-        """Apply all of `changes`, or none, after checking `guard`."""
+        """Apply all of `changes`, or none, after checking `guard`.
+
+        Every change is checked against the thread as it was before the commit, and two changes of one
+        commit may not use the same thing twice.
+        """
         ...
 
     def status(self, tenant: str, jti: str) -> TokenStatus:

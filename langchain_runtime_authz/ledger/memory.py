@@ -175,9 +175,10 @@ class MemoryLedger:
             self._leases[scope.tenant, change.lease.jti] = scope
             if len(self._leases) > MAX_JTIS:
                 self._leases.pop(next(iter(self._leases)))
-        elif isinstance(change, b.ClaimCall) and change.token:
-            self._tokens[scope.tenant, change.token] = (scope, change.key, change.jti)
-            if len(self._tokens) > MAX_JTIS:  # what is forgotten is dead
+        elif isinstance(change, b.ClaimCall) and change.tokens:
+            for jti in change.tokens:
+                self._tokens[scope.tenant, jti] = (scope, change.key, change.jti)
+            while len(self._tokens) > MAX_JTIS:  # what is forgotten is dead
                 self._tokens.pop(next(iter(self._tokens)))
 
     def _evict(self, committed: b.Scope) -> None:
@@ -237,9 +238,7 @@ def _end(t: _Thread, doomed: Callable[[b.Lease], bool], state: b.LeaseState) -> 
             t.leases[jti] = replace(lease, state=state)
 
 
-def _plan_effect(
-    t: _Thread, change: b.Change, now: float, spent: Counter[tuple[str, ...]]
-) -> Callable[[], None]:
+def _plan_effect(t: _Thread, change: b.Change, now: float, spent: Counter[tuple[str, ...]]) -> Callable[[], None]:
     """Check one change against the thread and return what applies it.
 
     `spent` is what earlier changes of the same commit use up: nothing is used twice in one commit.

@@ -540,7 +540,7 @@ class LedgerContract:
                 AdvanceEpoch(1, (_said("new"),), deliver=True),
                 RecordPlan(_plan("m1")),
                 RecordEdge(_edge("a", "b")),
-                ClaimCall("k", lease.jti, repeatable=False, token=_new()),
+                ClaimCall("k", lease.jti, repeatable=False, tokens=(_new(),)),
                 AskApproval(Approval("q", DIGEST, 1)),
                 SpendBudget("pay", 1),
                 SpendRate("pay", 60, 1),
@@ -909,7 +909,7 @@ class LedgerContract:
             tokens = {state: _new("token") for state in ("done", "failed", "suspended", "unknown", "released", "read")}
             for key, token in tokens.items():
                 assert b.status(token) == "unknown"
-                b.do(ClaimCall(key, lease.jti, repeatable=False, token=token))
+                b.do(ClaimCall(key, lease.jti, repeatable=False, tokens=(token,)))
                 assert b.status(token) == "live"
             assert b.ledger.status("another-tenant", tokens["done"]) == "unknown"
             for key in ("done", "failed", "suspended", "unknown"):
@@ -923,7 +923,7 @@ class LedgerContract:
             leases = [b.lease(("root", name)) for name in "abcd"]
             tokens = [_new("token") for _ in leases]
             for lease, token in zip(leases, tokens, strict=True):
-                b.do(ClaimCall(token, lease.jti, repeatable=False, token=token))
+                b.do(ClaimCall(token, lease.jti, repeatable=False, tokens=(token,)))
             b.clock.tick(TTL)
             assert {b.status(t) for t in tokens} == {"ended"}
             b.do(*(RenewLease(lease.jti, lease.expires_at + TTL) for lease in leases))
@@ -938,10 +938,10 @@ class LedgerContract:
         with self._bench() as b:
             first, second = b.lease(), b.lease()
             old, new, never = _new("token"), _new("token"), _new("token")
-            b.do(ClaimCall("k", first.jti, repeatable=False, token=old))
-            b.refuse(Code.CALL_IN_PROGRESS, ClaimCall("k", second.jti, repeatable=False, token=never))
+            b.do(ClaimCall("k", first.jti, repeatable=False, tokens=(old,)))
+            b.refuse(Code.CALL_IN_PROGRESS, ClaimCall("k", second.jti, repeatable=False, tokens=(never,)))
             b.do(ConcludeCall("k", "suspended"), EndLease(first.jti, "suspended"))
-            b.do(ClaimCall("k", second.jti, repeatable=False, token=new))
+            b.do(ClaimCall("k", second.jti, repeatable=False, tokens=(new,)))
             assert (b.status(old), b.status(new), b.status(never)) == ("ended", "live", "unknown")
 
     # --- many at once ---------------------------------------------------------------------------------
@@ -1010,7 +1010,7 @@ class LedgerContract:
                     _guard(lease),
                     (RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")), Count(call="pay", recent="pay")),
                 ),
-                (_guard(lease), (ClaimCall("k", lease.jti, repeatable=False, token=token), SpendBudget("pay", 1))),
+                (_guard(lease), (ClaimCall("k", lease.jti, repeatable=False, tokens=(token,)), SpendBudget("pay", 1))),
                 (_guard(lease), (ClaimCall("k", lease.jti, repeatable=False),)),
                 (_guard(lease), (AskApproval(Approval("k", DIGEST, 1)), SpendRate("pay", 60, 1))),
                 (Guard(lease.jti, 2), (Count(),)),

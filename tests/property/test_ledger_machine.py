@@ -198,7 +198,7 @@ class LedgerMachine(RuleBasedStateMachine):
             expected = Code.CALL_IN_PROGRESS if row[0] == "claimed" else Code.OUTCOME_UNKNOWN
         elif paid and self.budget >= BUDGET:
             expected = Code.BUDGET_EXHAUSTED
-        changes: list[Change] = [ClaimCall(key, jti, repeatable=repeatable, token=f"token-{jti}-{key}")]
+        changes: list[Change] = [ClaimCall(key, jti, repeatable=repeatable, tokens=(f"token-{jti}-{key}",))]
         if paid:
             changes.append(SpendBudget("pay", BUDGET))
         done = self.commit(expected, *changes, guard=jti)

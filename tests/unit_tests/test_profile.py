@@ -300,7 +300,6 @@ def test_a_tool_without_a_digest_never_meets_a_reviewed_one() -> None:
     assert not held.of(odd).declared
 
 
-@pytest.mark.xfail(reason="edges/profiles.py: `setdefault` pins an undigestable tool that is seen first", strict=True)
 def test_a_tool_without_a_digest_is_not_pinned() -> None:
     """Seen first, it stays unprofiled, and does not take the place of the real one."""
     held = Profiles({"lookup": READ})

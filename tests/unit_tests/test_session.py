@@ -832,7 +832,6 @@ def test_time_is_the_ledgers() -> None:
 # --- known defects: each of these must begin to fail when it is repaired ---------------------------------
 
 
-@pytest.mark.xfail(reason="enforce/session.py `_settle`: `_open` keeps one ticket per tool and digest", strict=True)
 def test_two_equal_calls_may_be_open_at_once() -> None:
     """Both were permitted and claimed, so both are observed."""
     session = opened(authz_with())
@@ -842,7 +841,6 @@ def test_two_equal_calls_may_be_open_at_once() -> None:
         session.observe("pay", PAY, "paid")
 
 
-@pytest.mark.xfail(reason="enforce/session.py `_correct`: reopens at `run.agent[0]` without a parent", strict=True)
 def test_a_corrected_child_is_still_a_child() -> None:
     """A correction narrows: it gives a delegated session neither the root's path nor freedom from its grant."""
     pdp = StaticPDP(True)
@@ -856,7 +854,6 @@ def test_a_corrected_child_is_still_a_child() -> None:
     assert calls(pdp)[-1].context.agent.path == ["session", "reader"]
 
 
-@pytest.mark.xfail(reason="enforce/session.py `_approve`: its commits are not guarded", strict=True)
 def test_a_ledger_that_fails_at_an_approval_denies() -> None:
     """By a value, as `decide` does."""
     ledger = BrokenLedger()
@@ -866,7 +863,6 @@ def test_a_ledger_that_fails_at_an_approval_denies() -> None:
     assert session.approve(asked).reason == "ledger_unavailable"
 
 
-@pytest.mark.xfail(reason="enforce/step.py `claim`: the release after a failed record is not guarded", strict=True)
 def test_an_audit_sink_and_a_ledger_that_both_fail_deny() -> None:
     """By a value: `claim` never raises."""
     ledger, sink = BrokenLedger(), BrokenSink(is_permit)
@@ -875,7 +871,6 @@ def test_an_audit_sink_and_a_ledger_that_both_fail_deny() -> None:
     assert session.decide("pay", PAY).reason == "audit_unavailable"
 
 
-@pytest.mark.xfail(reason="authzen.py `_outcome`, step.py `claim`: a permit's `revoke` is dropped", strict=True)
 def test_a_permit_that_obliges_to_revoke_does_not_pass_unheeded() -> None:
     """An obligation is carried out, or the answer is none."""
     both = {"decision": True, "context": {"obligations": [{"id": "x", "type": "revoke"}]}}
@@ -885,7 +880,6 @@ def test_a_permit_that_obliges_to_revoke_does_not_pass_unheeded() -> None:
     assert not decision.permit or status(authz, session) == "revoked"
 
 
-@pytest.mark.xfail(reason="enforce/step.py `deny_call`: `recent` holds a model's tool name as it stands", strict=True)
 @pytest.mark.parametrize("name", ["\ud800", "x" * 300_000], ids=["surrogate", "long"])
 def test_a_strange_tool_name_does_not_spoil_the_next_steps(name: str) -> None:
     """It is denied itself, and what follows is decided as ever."""
