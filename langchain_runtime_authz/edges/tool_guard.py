@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand, is_invalid_resume
 from langgraph.types import Command
 from pydantic import PrivateAttr
 
@@ -141,10 +141,29 @@ class _Passage:
             )
         if isinstance(value, list) and any(isinstance(v, BaseMessage | Command) for v in value):
             return [self._clean(v, fields, tokens) for v in value]
-        if tokens:
-            value, found = scrub(value, tokens)
-            self.leaked = self.leaked or found
-        return redact(value, fields)
+        return redact(self._scrubbed(value, tokens), fields)
+
+    def _scrubbed(self, value: Any, tokens: tuple[str, ...]) -> Any:
+        if not tokens:
+            return value
+        clean, found = scrub(value, tokens)
+        if clean is not None and not isinstance(clean, str | bytes | int | float):
+            # An object shows what it holds by its text, and text is what a message is made of.
+            text, shows = scrub(_text_of(clean), tokens)
+            clean, found = (text, True) if shows else (clean, found)
+        self.leaked = self.leaked or found
+        return clean
+
+    def clean_bubble(self, exc: GraphBubbleUp) -> None:
+        """A question or a command that leaves the tool by exception, without a live token, in place."""
+        tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
+        if not tokens:
+            return
+        if isinstance(exc, ParentCommand):
+            exc.args = (self._clean(exc.args[0], frozenset(), tokens), *exc.args[1:])
+        elif isinstance(exc, GraphInterrupt) and exc.args:
+            for asked in exc.args[0]:
+                asked.value = self._scrubbed(asked.value, tokens)
 
     def _clean_update(self, update: Any, fields: frozenset[str], tokens: tuple[str, ...]) -> Any:
         """A state update: its messages like messages, the rest searched for tokens."""
@@ -165,6 +184,13 @@ class _Passage:
         clean, found = scrub(exc, tokens)
         self.leaked = self.leaked or found
         return clean
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001  (a foreign `__str__`; what can not be shown shows no token)
+        return ""
 
 
 _passage: ContextVar[_Passage | None] = ContextVar("langchain_runtime_authz.passage", default=None)
@@ -287,7 +313,8 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         passage = _entered(self)
         try:
             return passage.clean(base._run(self, *args, **kwargs))  # noqa: SLF001
-        except GraphBubbleUp:
+        except GraphBubbleUp as exc:
+            passage.clean_bubble(exc)
             raise
         except BaseException as exc:
             raise passage.clean_error(exc)  # noqa: B904  (its own context is what must not leak)
@@ -314,7 +341,8 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             passage = _entered(self)
             try:
                 return passage.clean(await base._arun(self, *args, **kwargs))  # noqa: SLF001
-            except GraphBubbleUp:
+            except GraphBubbleUp as exc:
+                passage.clean_bubble(exc)
                 raise
             except BaseException as exc:
                 raise passage.clean_error(exc)  # noqa: B904

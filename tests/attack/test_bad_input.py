@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+
+from tests.ids import shown
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -79,7 +81,7 @@ def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any =
 
 @builders
 @ways
-@pytest.mark.parametrize("args", [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}], ids=repr)
+@pytest.mark.parametrize("args", [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}], ids=shown)
 def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, Any]) -> None:
     """Wrong or missing arguments: the PDP is not asked, the tool's own answer helps the model."""
     ran: list[Any] = []
@@ -153,7 +155,7 @@ UNCANONICAL = [
 
 @builders
 @ways
-@pytest.mark.parametrize("value", UNCANONICAL, ids=lambda v: ascii(v)[:20])
+@pytest.mark.parametrize("value", UNCANONICAL, ids=shown)
 def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any) -> None:
     """What JSON can not say exactly is `uncanonical_argument`: not asked, not run; the sibling runs."""
     ran: list[Any] = []
@@ -712,7 +714,7 @@ def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
     assert _code(lambda: WasmPDP(data=tmp_path / "bad.json")) == "policy_invalid"
 
 
-@pytest.mark.parametrize("data", [{"effect": {}}, {"effects": {"pay": "maybe"}}, {"rates": 5}, {"plan": {"stale": "pay"}}, {"anomaly": {"max_denials": "5"}}, {1: 2}], ids=repr)
+@pytest.mark.parametrize("data", [{"effect": {}}, {"effects": {"pay": "maybe"}}, {"rates": 5}, {"plan": {"stale": "pay"}}, {"anomaly": {"max_denials": "5"}}, {1: 2}], ids=shown)
 def test_policy_data_that_is_wrong(data: Any) -> None:
     """`policy_data` with an unknown key is refused; a known key of another shape is refused, or denies."""
     try:
@@ -745,7 +747,7 @@ def test_policy_data_with_unknown_keys_is_refused() -> None:
         ["pay"],
         "missing.yaml",
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_profiles_with_wrong_fields(profiles: Any) -> None:
     """A profile with a wrong field: `profile_invalid` at construction."""
@@ -770,7 +772,7 @@ def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
         {"pdp": StaticPDP(True), "deadline": math.inf},
         {"pdp": StaticPDP(True), "tenant": ""},
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_other_settings_that_are_wrong(options: Any) -> None:
     """A wrong PDP, deadline or tenant is a `ConfigError`."""
@@ -796,7 +798,7 @@ def test_graph_of_another_instance() -> None:
     assert ran == [PAID]
 
 
-@pytest.mark.parametrize("subject", ["", None, 5, {}, {"id": "x"}, {"type": "user"}, {"type": "", "id": ""}], ids=repr)
+@pytest.mark.parametrize("subject", ["", None, 5, {}, {"id": "x"}, {"type": "user"}, {"type": "", "id": ""}], ids=shown)
 def test_subjects_that_are_wrong(subject: Any) -> None:
     """A subject without a type or id is refused where it is given."""
     authz = authz_with(StaticPDP(True))

@@ -259,10 +259,6 @@ def test_correct_over_an_open_question(kind: str, go: Any) -> None:
     assert "task changed" in said
     assert "STOP, pay nobody" in said
     assert_went_on(state)
-    with authz.run(subject="alice"):
-        state = go(graph, human("STOP it is"), THREAD)
-    texts = [m.content for m in state["messages"] if isinstance(m, HumanMessage)]
-    assert texts == ["Pay the bill", "STOP, pay nobody", "STOP it is"]
 
 
 @builders

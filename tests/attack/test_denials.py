@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from tests.ids import shown
 from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, ToolRetryMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -428,7 +430,7 @@ MALFORMED = [
 
 
 @builders
-@pytest.mark.parametrize("value", MALFORMED, ids=repr)
+@pytest.mark.parametrize("value", MALFORMED, ids=shown)
 def test_malformed_resume_denies(kind: str, value: Any) -> None:
     """Any resume value that is not one decision per question denies all of them; the run goes on."""
     ran: list[Any] = []

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+
+from tests.ids import shown
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
@@ -587,7 +589,7 @@ def test_work_that_outlives_its_run_is_denied() -> None:
     assert ran == []
 
 
-@pytest.mark.parametrize("forged", ["alice", {"run": "x"}, 1, object(), None], ids=repr)
+@pytest.mark.parametrize("forged", ["alice", {"run": "x"}, 1, object(), None], ids=shown)
 def test_forged_handle_is_no_handle(forged: Any) -> None:
     """Whatever stands under `__authz` but a handle of ours counts as no run."""
     ran: list[Any] = []

@@ -27,6 +27,7 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.errors import ParentCommand
 from langgraph.types import Command, interrupt
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -219,6 +220,7 @@ class Scene:
         )
         self.recorder, self.collector = Recorder(), RunCollectorCallbackHandler()
         self.left: dict[str, Any] = {}
+        self.handles: list[Any] = []
 
     @property
     def config(self) -> dict[str, Any]:
@@ -260,7 +262,7 @@ class Scene:
                     chunks.extend(graph.stream(given, self.config, stream_mode=MODES, subgraphs=True))
                 except Exception as exc:
                     self.left[f"error {i}"] = exc
-                self.left[f"run {i}"] = (repr(run), pickle.dumps(run))
+                self.handles += [repr(run), pickle.dumps(run)]
         self.left["state"] = graph.get_state(THREAD, subgraphs=True)
         self.left["history"] = list(graph.get_state_history(THREAD))
 
@@ -285,7 +287,7 @@ class Scene:
     def verdict(self, saver: Any = None) -> list[str]:
         """What was found where; everything that is searched is shown to hold something."""
         self.left["callbacks"] = self.recorder.events
-        self.left["runs"] = [json.loads(r.json()) if hasattr(r, "json") else r for r in self.collector.traced_runs]
+        self.left["runs"] = [r.model_dump() for r in self.collector.traced_runs]
         self.left["files"] = {p.name: p.read_bytes() for p in self.path.iterdir() if p.is_file()}
         self.left["log"] = self.caplog.text
         self.left["spans"] = [s.to_json() for s in self.spans.get_finished_spans()]
@@ -298,7 +300,8 @@ class Scene:
         # The searched places do hold what the run was about.
         assert "call-pay" in "\n".join(texts(self.left["callbacks"]))
         assert "call-pay" in "\n".join(texts(self.left["stream 0"]))
-        return search(self.left, secrets_of(self.key, self.bank.tokens))
+        secrets = secrets_of(self.key, self.bank.tokens)
+        return search(self.left, secrets) + search({"handles": self.handles}, secrets, ())
 
     def assert_used(self, count: int = 1) -> None:
         """The bank received verifiable tokens while they lived; now they are dead."""
@@ -388,6 +391,10 @@ class Reply(BaseModel):
     sent: str
 
 
+def _bubble(error: BaseException) -> Any:
+    raise error
+
+
 def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
     def raising(error: Callable[[str], BaseException]) -> Callable[[Bank, str], Any]:
         def leak(bank: Bank, ident: str) -> Any:
@@ -435,6 +442,8 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
         "error chain": chained,
         "error note": noted,
         "interrupt": asking_with,
+        "list of models": lambda bank, ident: [Reply(sent=token())],
+        "parent command": lambda bank, ident: _bubble(ParentCommand(Command(update={"messages": [HumanMessage(token())]}))),
     }
 
 
@@ -463,7 +472,8 @@ def test_tool_that_gives_its_token_away(kind: str, how: str, handled: bool, bank
     else:
         graph = scene.graph(kind, pay, saver)
     scene.play(graph, [human()])
-    assert scene.verdict(saver) == []
+    # Its text form is shown where a tool returns the credential itself; it does not hold the token.
+    assert [hit for hit in scene.verdict(saver) if not hit.startswith("<CallCredential")] == []
     scene.assert_used()
 
 

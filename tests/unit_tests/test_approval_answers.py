@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+
+from tests.ids import shown
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,7 +124,7 @@ MALFORMED: list[object] = [
 ]
 
 
-@pytest.mark.parametrize("value", MALFORMED, ids=lambda v: repr(v)[:60])
+@pytest.mark.parametrize("value", MALFORMED, ids=shown)
 def test_whatever_else_is_malformed(value: object) -> None:
     """Which denies: it is neither taken for a yes nor left open."""
     assert states(ONE, value) == {"a": "malformed"}
@@ -161,7 +163,7 @@ def test_several_interrupts_are_answered_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=lambda v: repr(v)[:60]
+    "value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=shown
 )
 def test_a_plain_value_answers_none_of_several_interrupts(value: object) -> None:
     """It does not say which; they stay open."""

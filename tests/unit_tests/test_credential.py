@@ -16,6 +16,7 @@ from typing import Any
 import jwt
 import orjson
 import pytest
+
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from langchain_runtime_authz.authzen import Subject
@@ -200,7 +201,7 @@ def test_a_missing_claim_is_refused(name: str) -> None:
         "",
         "[" * 20_000 + "]" * 20_000,
     ],
-    ids=lambda c: str(c)[-40:],
+    ids=lambda _: "case",
 )  # fmt: skip
 def test_a_claim_of_another_type_is_refused(claims: object) -> None:
     """No coercion: what is not of the very type is refused, although properly signed."""
@@ -278,7 +279,7 @@ def test_a_tenant_is_exact() -> None:
         {"alg": "ES256", "kid": KEY.kid, "typ": TYP, "jku": "https://evil.example"},
         [],
     ],
-    ids=str,
+    ids=lambda _: "case",
 )
 def test_a_header_is_exactly_ours(header: object) -> None:
     """Header members have no say: typ, alg and kid, and nothing else."""
@@ -325,7 +326,7 @@ def test_another_key_under_our_kid_is_refused() -> None:
         dict,
         lambda: 1 / 0,
     ],
-    ids=lambda j: str(j)[:60],
+    ids=lambda _: "keys",
 )
 def test_a_key_set_that_can_not_be_used_refuses(jwks: Any) -> None:
     """No key, two keys, a key for something else, or a failing fetch: nothing is believed."""
@@ -361,7 +362,7 @@ def test_a_withdrawn_key_is_refused_at_once() -> None:
         "A" * 20_000,
         "{}",
     ],
-    ids=lambda t: repr(t)[-20:],
+    ids=lambda _: "token",  # the tokens are made anew in every process
 )
 def test_only_a_compact_token_is_a_token(token: object) -> None:
     """Strings of three base64url parts up to 16 KiB; JSON serialisation, bytes and padding are not."""
@@ -552,7 +553,7 @@ async def test_a_remote_issuer_is_verified() -> None:
         {"audience": "https://evil.example"},
         {"tenant": "umbrella"},
     ],
-    ids=str,
+    ids=lambda _: "case",
 )
 def test_a_remote_issuer_answers_what_was_asked(changes: dict[str, Any]) -> None:
     """A properly signed token for something else is refused."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.ids import shown
+
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
@@ -102,7 +104,7 @@ MALFORMED: list[object] = [
 ]
 
 
-@pytest.mark.parametrize("answer", MALFORMED, ids=lambda a: repr(a)[:40])
+@pytest.mark.parametrize("answer", MALFORMED, ids=shown)
 def test_anything_else_is_malformed(answer: object) -> None:
     """What is not a decision document denies, and says so."""
     decision = decide(StaticPDP(lambda _: answer))

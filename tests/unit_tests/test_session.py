@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.ids import shown
+
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
@@ -235,7 +237,7 @@ def test_data_classes_are_remembered_when_read() -> None:
         {1: 2},
         {"a": object()},
     ],
-    ids=repr,
+    ids=shown,
 )
 @BOTH
 def test_arguments_without_an_exact_form_are_denied(form: str, args: Any) -> None:
@@ -666,7 +668,7 @@ def test_an_obligation_that_is_not_understood_denies(form: str, unknown: dict[st
         ({"decision": 1}, "pdp_malformed"),
         ({}, "pdp_malformed"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_a_pdp_that_fails_denies(form: str, answer: object, code: str) -> None:
     """By a value, with the code of what went wrong; the session goes on."""

@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+
+from tests.ids import shown
 import wasmtime
 from opapywasm import OpaWasmError
 
@@ -307,7 +309,7 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
         ({DATA_ROOT: []}, "must be an object, not list"),
         ("absent.json", "`absent.json` can not be read"),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_wrong_data_is_refused(data: object, says: str) -> None:
     """Wrong data is a `ConfigError` that names the fault."""
@@ -397,7 +399,7 @@ def test_an_answer_that_is_no_decision_denies(result: str) -> None:
         (opa_module(result="tru"), "a/b", "can not be evaluated"),
         (opa_module(result="{}"), "a/b", "can not be evaluated"),
     ],
-    ids=lambda v: repr(v)[:30],
+    ids=shown,
 )
 def test_what_can_not_run_is_refused(wasm: str | bytes, entrypoint: str, says: str) -> None:
     """A missing file, another format, another rule and host functions are told apart."""
