@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.credential.lease import current_credential

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RuntimeAuthz"]
 
+MAX_NAMED = 5  # tools named in the warning
 G = TypeVar("G")
 GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
@@ -136,7 +137,7 @@ class RuntimeAuthz:
         if unprofiled:
             warnings.warn(
                 f"{len(report.tools)} tools protected, {len(unprofiled)} without a profile "
-                f"({', '.join(unprofiled[:5])}{', …' if len(unprofiled) > 5 else ''}): each of their calls will ask. "
+                f"({', '.join(unprofiled[:MAX_NAMED])}{', …' if len(unprofiled) > MAX_NAMED else ''}): each of their calls will ask. "
                 "`runtime-authz inspect module:graph` lists them; declare a ToolProfile for each",
                 stacklevel=2,
             )

@@ -121,7 +121,11 @@ def _verify(lines: Iterable[bytes], head: str | None) -> ChainReport:
         return ChainReport(intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows")
     if head is not None and head != prev:
         return ChainReport(
-            count, prev, False, count + 1, "the last line is not the pinned head: the end was cut or edited"
+            count,
+            prev,
+            False,
+            count + 1,
+            "the last line is not the pinned head: the end was cut or edited",
         )
     return ChainReport(count, prev, True)
 

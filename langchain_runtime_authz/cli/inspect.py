@@ -34,14 +34,17 @@ __all__ = ["inspect"]
 
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one.")
+        str,
+        typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     fail_ungoverned: Annotated[
-        bool, typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection.")
+        bool,
+        typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection."),
     ] = False,
     profiles: Annotated[
-        Path | None, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with.")
+        Path | None,
+        typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with."),
     ] = None,
 ) -> None:
     """Show what of a graph is governed: as it is, and as it would be under `protect`.

@@ -278,7 +278,10 @@ class _World:
             return output
 
         return StructuredTool(
-            name=function.name, description=function.description, args_schema=function.parameters, func=call
+            name=function.name,
+            description=function.description,
+            args_schema=function.parameters,
+            func=call,
         )
 
 

@@ -44,8 +44,8 @@ __all__ = [
     "is_task",
     "node_of_task",
     "reset_node",
-    "task_id",
     "takes_no_arguments",
+    "task_id",
 ]
 
 OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {

@@ -34,7 +34,7 @@ class _Ambient(BaseCallbackHandler):
     ignore_retry = True
     ignore_custom_event = True
 
-    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:  # noqa: ARG002
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         """Remember the calls that a model returned inside a gated node."""
         run = running()
         if run is None:
@@ -54,5 +54,5 @@ def install() -> None:
     global _installed  # noqa: PLW0603
     with _lock:
         if _installed is None:
-            _installed = ContextVar("langchain_runtime_authz.ambient", default=_Ambient())
+            _installed = ContextVar("langchain_runtime_authz.ambient", default=_Ambient())  # noqa: B039  (it keeps nothing)
             register_configure_hook(_installed, inheritable=True)

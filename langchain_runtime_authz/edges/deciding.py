@@ -38,7 +38,7 @@ class Interrupt:
 
     value: Mapping[str, Any]
 
-    def run(self, engine: Engine) -> Any:  # noqa: ARG002
+    def run(self, engine: Engine) -> Any:
         """Raises `GraphInterrupt` until the task is resumed."""
         return interrupt(dict(self.value))
 
@@ -53,14 +53,18 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
     judged = yield from _ask(run, calls, judged, config)
     verdicts: list[Verdict] = []
     for one in judged:
-        verdicts.append((yield from claim(run, one)))
+        verdict = yield from claim(run, one)
+        verdicts += [verdict]
     return verdicts
 
 
 def decide_one_of(
-    run: Run, judged: Sequence[Judged], calls: Sequence[Call], position: int, config: Mapping[str, Any]
+    run: Run,
+    judged: Sequence[Judged],
+    position: int,
+    config: Mapping[str, Any],
 ) -> Flow[Verdict]:
-    """Each call of the message is a task of its own; this is the task of `calls[position]`.
+    """Each call of the message is a task of its own; this is the task of `judged[position]`.
 
     Permitted ones run at once. The task of the first asked position raises the one interrupt with
     the whole list, the others pause without a question of their own, so that a plain resume works.

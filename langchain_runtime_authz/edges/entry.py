@@ -7,9 +7,11 @@ for `anonymous`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
@@ -57,7 +59,7 @@ class RunHandle:
     """
 
     __slots__ = (
-        "__weakref__", "_beside", "_closed", "_entries", "_owner", "_previous", "_stream",
+        "__weakref__", "_beside", "_closed", "_entries", "_owner", "_place", "_previous", "_stream",
         "engine", "grant", "run_id", "settled", "subject", "task",
     )  # fmt: skip
 
@@ -68,7 +70,7 @@ class RunHandle:
         self.settled: dict[str, int] = {}
         self._closed = False
         self._previous: RunHandle | None = None
-        self._owner, self._stream = 0, False
+        self._owner, self._stream, self._place = 0, False, (0, 0)
         self.subject = subject
         self.task = task
         self.grant = grant
@@ -159,6 +161,7 @@ class RunHandle:
     def _open(self, frame: FrameType) -> None:
         owner = _owner_of(frame)
         self._owner, self._stream = id(owner), bool(owner.f_code.co_flags & _GENERATORS)
+        self._place = _place()
         self._previous = _opened.get()
         _opened.set(self)
 
@@ -175,7 +178,10 @@ class RunHandle:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self._leave()
         await self.aclose()
@@ -195,25 +201,35 @@ def opened(config: Mapping[str, Any]) -> RunHandle | None:
 def _around() -> RunHandle | None:
     """The run of the `with` around the current code.
 
-    A generator that pauses inside its `with` leaves its run behind for whoever steps it. So where
-    several runs are open, one of a generator counts only for code below that generator.
+    A generator that pauses inside its `with` leaves its run behind for whoever steps it, so a run
+    that a generator opened counts only for code that the generator itself is running. In a thread
+    or task of its own that can not be seen; there it counts if it is the only one.
 
     Raises:
-        ConfigError: it can not be told which of them the call is in.
+        ConfigError: it can not be told which of several generators' runs the call is in.
     """
-    found: list[RunHandle] = []
+    elsewhere: list[RunHandle] = []
     handle = _opened.get()
     while handle is not None:
         if not handle.closed:
-            found.append(handle)
+            if not handle._stream or _is_below(handle._owner):
+                return handle
+            if handle._place != _place():
+                elsewhere.append(handle)
         handle = handle._previous
-    if len(found) < 2:
-        return found[0] if found else None
-    for handle in found:
-        if not handle._stream or _is_below(handle._owner):
-            return handle
-    msg = "several generators have a run open here; pass `run.config()` to say which one the call is in"
-    raise ConfigError(msg)
+    if len(elsewhere) > 1:
+        msg = "several generators have a run open here; pass `run.config()` to say which one the call is in"
+        raise ConfigError(msg)
+    return elsewhere[0] if elsewhere else None
+
+
+def _place() -> tuple[int, int]:
+    """The thread and the task that the current code runs in."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), id(task)
 
 
 def _owner_of(frame: FrameType) -> FrameType:
@@ -221,9 +237,9 @@ def _owner_of(frame: FrameType) -> FrameType:
     above: FrameType | None = frame
     while above is not None:
         by = above.f_back
-        if above.f_code.co_filename == contextlib.__file__:
-            above = by
-        elif above.f_code.co_flags & _GENERATORS and by is not None and by.f_code.co_filename == contextlib.__file__:
+        if above.f_code.co_filename == contextlib.__file__ or (
+            above.f_code.co_flags & _GENERATORS and by is not None and by.f_code.co_filename == contextlib.__file__
+        ):
             above = by
         else:
             return above
@@ -309,7 +325,12 @@ class Entrance:
         return entry.run, entry
 
     def enter(
-        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
+        self,
+        name: str,
+        input: Any,
+        config: Mapping[str, Any],
+        at_call: AtCall,
+        graph: Any = None,
     ) -> Entering[tuple[Any, Any]]:
         """A root entry, to be opened by `with` or `async with`; gives the input and config for the graph.
 
@@ -342,7 +363,10 @@ class Entering(Generic[T]):
             drive(self.engine, close(self.run, _ending(self.run)))
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if self.run is not None:
             await adrive(self.engine, close(self.run, _ending(self.run)))
@@ -356,7 +380,13 @@ class Entering(Generic[T]):
 
 class _Root(Entering[tuple[Any, Any]]):
     def __init__(
-        self, entrance: Entrance, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any
+        self,
+        entrance: Entrance,
+        name: str,
+        input: Any,
+        config: Mapping[str, Any],
+        at_call: AtCall,
+        graph: Any,
     ) -> None:
         super().__init__(entrance)
         self.name, self.input, self.config, self.at_call, self.graph = name, input, config, at_call, graph
@@ -370,7 +400,7 @@ class _Root(Entering[tuple[Any, Any]]):
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        return self.input, with_run(self.config, self.run)
+        return self.input, with_run(self.config, entry.run)
 
     async def __aenter__(self) -> tuple[Any, Any]:
         self.run, entry = await adrive(self.engine, self._open())
@@ -381,7 +411,7 @@ class _Root(Entering[tuple[Any, Any]]):
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
-        return self.input, with_run(self.config, self.run)
+        return self.input, with_run(self.config, entry.run)
 
     def _open(self) -> Flow[tuple[Run, Entry]]:
         return self.entrance._open(self.name, self.input, self.config, self.at_call)

@@ -33,6 +33,7 @@ _SPOKEN: Mapping[str, str] = {
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
+_PAIR = 2  # ("user", "text")
 _DENIED = "This action is not permitted. Do not repeat it."
 
 
@@ -92,7 +93,7 @@ def _human_text(entry: object) -> HumanText | None:
         return None
     elif isinstance(entry, str):
         content = entry
-    elif isinstance(entry, tuple) and len(entry) == 2 and entry[0] in ("user", "human"):
+    elif isinstance(entry, tuple) and len(entry) == _PAIR and entry[0] in ("user", "human"):
         content = entry[1]
     elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in ("user", "human"):
         content, key = entry.get("content", ""), entry.get("id")

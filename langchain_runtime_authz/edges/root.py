@@ -149,10 +149,10 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
             raise AlreadyProtected(base.__name__)
         return builder
 
-    def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def compile_(self: Any, *args: Any, **kwargs: Any) -> Any:
         return protect(base.compile(self, *args, **kwargs), protection)
 
-    namespace = {"__module__": base.__module__, "__runtime_authz__": protection, "compile": compile}
+    namespace = {"__module__": base.__module__, "__runtime_authz__": protection, "compile": compile_}
     metaclass: Any = type(base)
     builder.__class__ = metaclass(base.__name__, (base,), namespace)
     return builder
@@ -181,7 +181,11 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return _astream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
 
     async def _astream(
-        self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]
+        self: Any,
+        input: Any,
+        config: Any,
+        at_call: AtCall,
+        options: dict[str, Any],
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
             async with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
@@ -225,7 +225,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         AlreadyProtected: another `RuntimeAuthz` guards it.
     """
     if is_guarded(tool):
-        if tool._authz_guard.profiles is not profiles:  # type: ignore[attr-defined]  # noqa: SLF001
+        if tool._authz_guard.profiles is not profiles:  # type: ignore[attr-defined]
             raise AlreadyProtected(tool.name)
         return tool
     copy = tool.model_copy()
@@ -249,7 +249,12 @@ def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
 
 def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     def run(
-        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
+        self: Any,
+        tool_input: Any,
+        *args: Any,
+        config: Any = None,
+        tool_call_id: str | None = None,
+        **kwargs: Any,
     ) -> Any:
         config = ensure_config(config)
         entered = _enter(self, tool_input, config, tool_call_id, base)
@@ -275,7 +280,12 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
                 drive(run_.engine, _conclude(passage, call, state, output))
 
     async def arun(
-        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
+        self: Any,
+        tool_input: Any,
+        *args: Any,
+        config: Any = None,
+        tool_call_id: str | None = None,
+        **kwargs: Any,
     ) -> Any:
         config = ensure_config(config)
         entered = _enter(self, tool_input, config, tool_call_id, base)
@@ -303,20 +313,20 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         passage = _passage.get()
         if passage is None or passage.tool is not self:
-            return base._parse_input(self, tool_input, tool_call_id)  # noqa: SLF001
+            return base._parse_input(self, tool_input, tool_call_id)
         if isinstance(passage.parsed, Malformed):
             raise passage.parsed.error
         return passage.parsed
 
-    @functools.wraps(base._run)  # noqa: SLF001
+    @functools.wraps(base._run)
     def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
         passage = _entered(self)
         try:
-            return passage.clean(base._run(self, *args, **kwargs))  # noqa: SLF001
+            return passage.clean(base._run(self, *args, **kwargs))
         except GraphBubbleUp as exc:
             passage.clean_bubble(exc)
             raise
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001
             raise passage.clean_error(exc)  # noqa: B904  (its own context is what must not leak)
 
     namespace: dict[str, Any] = {
@@ -331,20 +341,20 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         "_parse_input": _parse_input,
         "_run": _run,
     }
-    if base._arun is not BaseTool._arun:  # noqa: SLF001
+    if base._arun is not BaseTool._arun:
 
-        @functools.wraps(base._arun)  # noqa: SLF001
+        @functools.wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
             # A tool without a coroutine of its own goes on to `_run`, which enters.
             if getattr(self, "coroutine", True) is None:
-                return await base._arun(self, *args, **kwargs)  # noqa: SLF001
+                return await base._arun(self, *args, **kwargs)
             passage = _entered(self)
             try:
-                return passage.clean(await base._arun(self, *args, **kwargs))  # noqa: SLF001
+                return passage.clean(await base._arun(self, *args, **kwargs))
             except GraphBubbleUp as exc:
                 passage.clean_bubble(exc)
                 raise
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001
                 raise passage.clean_error(exc)  # noqa: B904
 
         namespace["_arun"] = _arun
@@ -412,7 +422,11 @@ def _equal(call: Call) -> str:
 
 
 def _enter(
-    tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None, base: type[BaseTool]
+    tool: BaseTool,
+    tool_input: Any,
+    config: Mapping[str, Any],
+    call_id: str | None,
+    base: type[BaseTool],
 ) -> tuple[Run | None, Call, Verdict] | _Undecided:
     """The verdict of the gate in front, if it is on exactly this call; else a call to decide."""
     held = _held.get()
@@ -439,7 +453,7 @@ def _enter(
         tool,
         facts_of(tool),
         tool_input,
-        parser=functools.partial(base._parse_input, tool),  # noqa: SLF001
+        parser=functools.partial(base._parse_input, tool),
         call_id=call_id,
         plan_id=plan_id,
         position=position,
@@ -457,14 +471,20 @@ def _sent(tool: BaseTool, tool_input: Any) -> Any:
 
 
 def _passage_of(
-    tool: BaseTool, run: Run, call: Call, verdict: Verdict, tool_input: Any, call_id: str | None, base: type[BaseTool]
+    tool: BaseTool,
+    run: Run,
+    call: Call,
+    verdict: Verdict,
+    tool_input: Any,
+    call_id: str | None,
+    base: type[BaseTool],
 ) -> _Passage:
     parsed = call.parsed[0]
     ticket = verdict if isinstance(verdict, Ticket) else None
     injected = facts_of(tool).injected
     if ticket is not None and injected and isinstance(parsed, dict):
         # Injected arguments are this very call's; what was decided stays what was decided.
-        now = base._parse_input(tool, dict(tool_input), call_id)  # noqa: SLF001
+        now = base._parse_input(tool, dict(tool_input), call_id)
         own = now if isinstance(now, dict) else {}
         parsed = {k: v for k, v in parsed.items() if k not in injected} | {
             k: v for k, v in own.items() if k in injected

@@ -230,7 +230,7 @@ class _Message:
         """This task's own call out of the message's decisions."""
         calls, judged = batch.calls or [], batch.judged or []
         mine = next(i for i, c in enumerate(calls) if c.position == self.position)
-        verdict = yield from decide_one_of(run, judged, calls, mine, self.config)
+        verdict = yield from decide_one_of(run, judged, mine, self.config)
         return [Held(run, calls[mine], verdict)]
 
 

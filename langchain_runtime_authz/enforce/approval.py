@@ -51,7 +51,7 @@ def questions(asked: Sequence[Judged], epoch: int, number: int, task_id: str, in
                 round=number,
                 position=i,
                 interrupt_id=interrupt_id,
-            )
+            ),
         )
         for i, j in enumerate(asked)
     ]

@@ -59,7 +59,7 @@ def minter(run: Run, judged: Judged, jtis: Mapping[str, str], claimed_at: float)
                 epoch=run.epoch,
                 run_id=run.run_id,
                 agent_id=agent,
-            )
+            ),
         )
         return credential
 

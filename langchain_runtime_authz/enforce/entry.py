@@ -226,9 +226,12 @@ def close(run: Run, state: Literal["suspended", "ended", "revoked"]) -> Flow[Non
     if run.closed:
         return
     run.closed = True
-    done = yield Commit(run.scope, None, [EndLease(run.jti, state)])
-    if run.parent is None:
-        yield _record(run, state, getattr(done, "now", 0.0))
+    try:
+        done = yield Commit(run.scope, None, [EndLease(run.jti, state)])
+        if run.parent is None:
+            yield _record(run, state, getattr(done, "now", 0.0))
+    except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
+        _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
 
 
 def correct(scope: Scope, text: HumanText) -> Flow[int]:

@@ -112,7 +112,11 @@ class Session:
         drive(self._run.engine, self._observe(tool, args, output, error))
 
     async def aobserve(
-        self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
+        self,
+        tool: str,
+        args: Mapping[str, Any],
+        output: object,
+        error: BaseException | None = None,
     ) -> None:
         """Like `observe`."""
         await adrive(self._run.engine, self._observe(tool, args, output, error))
@@ -156,7 +160,10 @@ class Session:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -212,8 +219,8 @@ class Session:
         if self._parent is not None:
             # A correction ends every lease of the thread: the whole line of sessions is opened anew,
             # each under its parent's grant.
-            epoch = yield from self._parent._correct(text)
-            self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)
+            epoch = yield from self._parent._correct(text)  # noqa: SLF001
+            self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
             self._asked.clear()
             return epoch
         yield from correct(run.scope, HumanText(content_digest(text), text, f"correction-{new_id()}"))

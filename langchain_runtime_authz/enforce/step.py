@@ -71,6 +71,7 @@ __all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude",
 _log = logging.getLogger(__name__)
 
 MAX_LABEL: Final = 128
+_NO_TASK: Final = Task()
 _TOOLS_CALL: Final = Action(name="tools/call")
 
 
@@ -114,7 +115,7 @@ class Judged:
     request: EvaluationRequest | None
     body: bytes | None = None
     started: int = 0
-    task: Task = Task()
+    task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
     replay: bool = False
@@ -203,7 +204,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
                 approval=snapshot.approvals.get(key),
                 row=rows[i],
                 replay=replay,
-            )
+            ),
         )
     return judged
 
@@ -393,7 +394,7 @@ def _understood(decision: Decision) -> Decision:
             "reasons": (str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
             "obligations": tuple(known),
             "failure": "enforcement",
-        }
+        },
     )
 
 
@@ -566,7 +567,11 @@ def conclude(
 
 
 def decide_step(
-    run: Run, action: str, resource: Resource, *, extra: Callable[[Decision], Sequence[Change]] | None = None
+    run: Run,
+    action: str,
+    resource: Resource,
+    *,
+    extra: Callable[[Decision], Sequence[Change]] | None = None,
 ) -> Flow[Decision]:
     """Decide a step that is no tool call: `run/*`, `agent/invoke`, `node/enter`. Never raises.
 
@@ -606,7 +611,14 @@ def decide_step(
     request = request if body is not None else None
     pdp = run.engine.evaluator.pdp.name
     record_decision(
-        decision, request, pdp=pdp, tool=None, action=action, resource=resource.id, body=body, started=started
+        decision,
+        request,
+        pdp=pdp,
+        tool=None,
+        action=action,
+        resource=resource.id,
+        body=body,
+        started=started,
     )
     try:
         yield Record(

@@ -77,7 +77,13 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 
 
 def match(
-    plan: PlanRecord | None, *, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
+    plan: PlanRecord | None,
+    *,
+    epoch: int,
+    position: int | None,
+    call_id: str | None,
+    tool: str,
+    args: object,
 ) -> Match:
     """Hold a call against its message's record.
 

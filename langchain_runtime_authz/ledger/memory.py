@@ -25,7 +25,7 @@ _NO_TASK: Final = Task()
 _NO_HISTORY: Final = History()
 
 
-class _Refused(Exception):  # noqa: N818  (control flow inside one commit, never seen outside)
+class _Refused(Exception):
     def __init__(self, code: Code, row: b.CallRow | None = None) -> None:
         self.conflict = b.Conflict(code, row)
 
@@ -165,7 +165,10 @@ class MemoryLedger:
         return self.load(scope, query)
 
     async def acommit(
-        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]
+        self,
+        scope: b.Scope,
+        guard: b.Guard | None,
+        changes: Sequence[b.Change],
     ) -> b.Committed | b.Conflict:
         """Memory does not block: the same as `commit`."""
         return self.commit(scope, guard, changes)

@@ -81,7 +81,9 @@ class Evaluator:
         self.deadline = deadline
 
     def evaluate(
-        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes | None] | None = None
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes | None] | None = None,
     ) -> list[Decision]:
         """One decision per request, in order. Never raises but for `BaseException`s that stop the process.
 
@@ -101,12 +103,14 @@ class Evaluator:
             raise
         except TimeoutError as exc:
             return self._failed(Code.PDP_TIMEOUT, exc)
-        except BaseException as exc:  # an engine's panic may not be an `Exception`; all of it denies
+        except BaseException as exc:  # noqa: BLE001  (an engine's panic may not be an `Exception`; all denies)
             return self._failed(Code.PDP_ERROR, exc)
         return self._conclude(answer, until)
 
     async def aevaluate(
-        self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes | None] | None = None
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes | None] | None = None,
     ) -> list[Decision]:
         """Like `evaluate`, without blocking the event loop."""
         until = time.monotonic() + self.deadline
@@ -125,7 +129,7 @@ class Evaluator:
             return self._failed(Code.PDP_TIMEOUT, exc)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
             raise
-        except BaseException as exc:  # see `_one`
+        except BaseException as exc:  # noqa: BLE001  (see `_one`)
             return self._failed(Code.PDP_ERROR, exc)
         return self._conclude(answer, until)
 
@@ -148,7 +152,8 @@ class Evaluator:
 
 
 def _with_bodies(
-    requests: Sequence[EvaluationRequest], bodies: Sequence[bytes | None] | None
+    requests: Sequence[EvaluationRequest],
+    bodies: Sequence[bytes | None] | None,
 ) -> Iterator[tuple[EvaluationRequest, bytes | None]]:
     return zip(requests, bodies if bodies is not None else map(serialise, requests), strict=True)
 
@@ -181,11 +186,11 @@ class ObserveOnly:
         """The observed policy's revision."""
         return self._real.pdp.revision
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
         return self._permit(self._real.evaluate([request])[0])
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
         return self._permit((await self._real.aevaluate([request]))[0])
 

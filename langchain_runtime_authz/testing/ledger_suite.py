@@ -92,7 +92,11 @@ def _new(kind: str = "jti") -> str:
 
 
 def _plan(
-    name: str, epoch: int = 1, agent: tuple[str, ...] = ROOT, tool: str = "pay", call: str = "call_1"
+    name: str,
+    epoch: int = 1,
+    agent: tuple[str, ...] = ROOT,
+    tool: str = "pay",
+    call: str = "call_1",
 ) -> PlanRecord:
     calls = (PlannedCall(0, call, tool, DIGEST), PlannedCall(1, None, "read", OTHER_DIGEST))
     return PlanRecord(name, agent, epoch, "model", calls)
@@ -221,7 +225,10 @@ class LedgerContract:
             b.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("task"),), first=True, deliver=True))
             b.do(RecordPlan(_plan("m1")), ClaimCall("k", lease.jti, repeatable=False), RecordEdge(_edge("a", "b")))
             b.do(
-                AskApproval(Approval("k", DIGEST, 1)), Count(call="pay"), SpendBudget("pay", 1), SpendRate("pay", 60, 1)
+                AskApproval(Approval("k", DIGEST, 1)),
+                Count(call="pay"),
+                SpendBudget("pay", 1),
+                SpendRate("pay", 60, 1),
             )
             b.do(Revoke(ROOT))
             mine = b.scope
@@ -237,7 +244,8 @@ class LedgerContract:
                     asks=True,
                 )
                 assert replace(seen, now=0) == replace(
-                    Snapshot(0, False, "", 1, Task(), False, None, None, {}, {}, History(), ()), now=0
+                    Snapshot(0, False, "", 1, Task(), False, None, None, {}, {}, History(), ()),
+                    now=0,
                 )
                 b.refuse(Code.LEASE_ENDED, Count(call="pay"), guard=_guard(lease))
                 b.do(OpenThread("user:bob"), ClaimCall("k", lease.jti, repeatable=False))
@@ -736,7 +744,11 @@ class LedgerContract:
             assert b.load().asks == ()
             b.do(AnswerApproval("k", "rejected", "user:alice", authenticated=True, message="not now"))
             assert b.approval("k") == replace(
-                asked, state="rejected", approver="user:alice", authenticated=True, message="not now"
+                asked,
+                state="rejected",
+                approver="user:alice",
+                authenticated=True,
+                message="not now",
             )
             assert [a.call_key for a in b.load(asks=True).asks] == ["other"]
 
@@ -1056,7 +1068,7 @@ class LedgerContract:
 
             async def race() -> list[Committed | Conflict]:
                 return await asyncio.gather(
-                    *(b.ledger.acommit(b.scope, _guard(x), [ClaimCall("k", x.jti, repeatable=False)]) for x in leases)
+                    *(b.ledger.acommit(b.scope, _guard(x), [ClaimCall("k", x.jti, repeatable=False)]) for x in leases),
                 )
 
             assert _wins(asyncio.run(race()), Code.CALL_IN_PROGRESS) == 1

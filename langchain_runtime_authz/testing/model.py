@@ -9,7 +9,6 @@ model = ScriptedChatModel(script=[
 """
 
 # A script needs none of what these overrides are handed.
-# ruff: noqa: ARG002
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class StaticPDP:
         self.requests: list[EvaluationRequest] = []
         self._permit = permit
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Remember the request and answer it."""
         self.requests.append(request)
         answer = self._permit if isinstance(self._permit, bool) else self._permit(request)

@@ -101,7 +101,7 @@ def hand_written(
     retry_policy: Any = None,
     **compiled: Any,
 ) -> Any:
-    """model → tools → model, with one ToolNode that runs all calls of a message in one task."""
+    """Model → tools → model, with one ToolNode that runs all calls of a message in one task."""
     node = tools
     if not isinstance(tools, ToolNode):
         options = {} if handle_tool_errors is None else {"handle_tool_errors": handle_tool_errors}

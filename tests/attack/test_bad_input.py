@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-
-from tests.ids import shown
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -28,6 +26,7 @@ from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
+from tests.ids import shown
 
 from ._graphs import (
     PAID,
@@ -161,7 +160,7 @@ def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any) ->
     ran: list[Any] = []
     other: list[Any] = []
     authz, pdp, state = play(
-        kind, go, [_probe(ran), read_tool(other)], [call("probe", {"value": value}, "call-probe"), READ]
+        kind, go, [_probe(ran), read_tool(other)], [call("probe", {"value": value}, "call-probe"), READ],
     )
     assert ran == []
     assert other == [("read", "a")]
@@ -195,7 +194,7 @@ def test_duplicate_call_ids_are_decided_each(kind: str, go: Any) -> None:
     ran: list[Any] = []
     plan = [call("pay", {"to": "bob", "amount": 5}, "dup"), call("pay", {"to": "mallory", "amount": 666}, "dup")]
     pdp = StaticPDP(
-        lambda r: r.action.name != "tools/call" or r.context.call is None or r.context.call.args["amount"] < 100
+        lambda r: r.action.name != "tools/call" or r.context.call is None or r.context.call.args["amount"] < 100,
     )
     _, pdp, state = play(kind, go, [pay_tool(ran)], plan, pdp)
     assert ran == [PAID]
@@ -364,7 +363,7 @@ def test_injected_arguments_in_a_node_function_and_after_a_question() -> None:
 
     authz = authz_with(asking("probe"), profiles={"probe": ToolProfile()})
     graph = authz.protect(
-        hand_written(replying([call("probe", {"text": "x"}, "call-probe")]), [probe], checkpointer=InMemorySaver())
+        hand_written(replying([call("probe", {"text": "x"}, "call-probe")]), [probe], checkpointer=InMemorySaver()),
     )
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)

@@ -323,7 +323,7 @@ def test_correction_and_an_approval_of_the_new_plan() -> None:
 
 
 def _history(ids: bool, block: bool = False, *, upto: int) -> list[Any]:
-    say = lambda text: [{"type": "text", "text": text}] if block else text  # noqa: E731
+    say = lambda text: [{"type": "text", "text": text}] if block else text
     entries: list[Any] = [
         HumanMessage(say("one"), id="1" if ids else None),
         AIMessage("answer", id="2" if ids else None),
@@ -390,7 +390,7 @@ def test_summary_is_no_correction_and_drops_nothing(go: Any) -> None:
             "messages": [
                 RemoveMessage(REMOVE_ALL_MESSAGES),
                 HumanMessage("Summary: the user wants mallory paid", additional_kwargs={"lc_source": "summarization"}),
-            ]
+            ],
         }
 
     builder = StateGraph(MessagesState)

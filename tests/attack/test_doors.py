@@ -106,7 +106,7 @@ class Door:
         return self.protected(agent_graph(self.model, self.tools))
 
     def hand_written(self) -> Any:
-        """model → ToolNode → model, protected."""
+        """Model → ToolNode → model, protected."""
         return self.protected(hand_written(self.model, self.tools))
 
     def subgraph(self) -> Any:

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-
-from tests.ids import shown
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.testing import StaticPDP
+from tests.ids import shown
 
 from ._graphs import (
     PAY,

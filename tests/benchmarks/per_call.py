@@ -37,7 +37,7 @@ from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
 
 PROFILES = {
-    "book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})
+    "book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"}),
 }
 
 

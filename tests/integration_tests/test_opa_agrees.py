@@ -215,7 +215,7 @@ def test_the_check_finds_a_difference(opa: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     rego = tmp_path / "langchain_runtime_authz" / "policies" / "rego" / "runtime_authz.rego"
     rego.write_text(
-        rego.read_text().replace('== "anonymous"', '== "nobody"').replace('!= "anonymous"', '!= "nobody"')
+        rego.read_text().replace('== "anonymous"', '== "nobody"').replace('!= "anonymous"', '!= "nobody"'),
     )
     command = [str(tmp_path / ".ci" / "build-policy"), "--check"]
     run = subprocess.run(command, env={**os.environ, "OPA": opa}, capture_output=True, text=True, check=False)

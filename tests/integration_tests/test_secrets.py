@@ -41,7 +41,7 @@ from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.testing import StaticPDP
 
-from ..attack._graphs import agent_graph, asking, call, hand_written, human, node_graph, replying  # noqa: TID252
+from ..attack._graphs import agent_graph, asking, call, hand_written, human, node_graph, replying
 
 AUDIENCE = "https://127.0.0.1/bank"
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -417,7 +417,7 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
     def asking_with(bank: Bank, ident: str) -> Any:
         return interrupt({"is this yours": current_credential(AUDIENCE).token})
 
-    token = lambda: current_credential(AUDIENCE).token  # noqa: E731
+    token = lambda: current_credential(AUDIENCE).token
     return {
         "echo": lambda bank, ident: bank.pay("/echo"),
         "dict": lambda bank, ident: {"deep": [{"token": token()}]},
@@ -430,11 +430,11 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
         "credential itself": lambda bank, ident: current_credential(AUDIENCE),
         "message": lambda bank, ident: ToolMessage(token(), tool_call_id=ident),
         "message extras": lambda bank, ident: ToolMessage(
-            "x", tool_call_id=ident, additional_kwargs={"t": token()}, response_metadata={"t": token()}
+            "x", tool_call_id=ident, additional_kwargs={"t": token()}, response_metadata={"t": token()},
         ),
         "artifact": lambda bank, ident: ToolMessage("x", tool_call_id=ident, artifact={"t": token()}),
         "command": lambda bank, ident: Command(
-            update={"messages": [ToolMessage(token(), tool_call_id=ident), HumanMessage(token())]}
+            update={"messages": [ToolMessage(token(), tool_call_id=ident), HumanMessage(token())]},
         ),
         "error": raising(lambda t: ValueError(f"refused: {t}")),
         "talkative error": raising(TalkativeError),
@@ -467,7 +467,7 @@ def test_tool_that_gives_its_token_away(kind: str, how: str, handled: bool, bank
     saver = InMemorySaver()
     if kind == "hand":
         graph = scene.authz.protect(
-            hand_written(replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=handled)
+            hand_written(replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=handled),
         )
     else:
         graph = scene.graph(kind, pay, saver)
@@ -490,7 +490,7 @@ def test_agent_that_gave_a_token_away_is_revoked(how: str, bank: Bank, tmp_path:
     scene = Scene(bank, tmp_path, spans, caplog)
     saver = InMemorySaver()
     graph = scene.authz.protect(
-        hand_written(replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=True)
+        hand_written(replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=True),
     )
     scene.play(graph, [human()])
     assert scene.verdict(saver) == []

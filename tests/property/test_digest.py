@@ -29,7 +29,7 @@ text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 numbers = st.integers(-MAX_INT, MAX_INT) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | numbers | text
 json_values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12,
 )
 # Few values, so that two of them are often equal or nearly so.
 close_values = st.recursive(
@@ -66,7 +66,7 @@ class Level(enum.IntEnum):
     HIGH = 3
 
 
-class Name(str, enum.Enum):  # noqa: UP042  (its `str()` is not its value, which is the point)
+class Name(str, enum.Enum):
     ALICE = "alice"
 
 

@@ -45,7 +45,7 @@ calls = st.fixed_dictionaries(
         "sink": names,
         "depth": st.integers(0, 3),
         "now": st.sampled_from([NOW - 1, NOW - 0.5, NOW, NOW + 1]),
-    }
+    },
 )
 # Every value that can tell two constraints of the numbers above apart, and some that are no numbers.
 SAMPLES: tuple[object, ...] = (
@@ -123,7 +123,7 @@ def test_what_is_covered_is_permitted(a: Grant, b: Grant, call: dict[str, Any]) 
 @MANY
 @given(parent=grants, request=st.none() | grants, further=st.none() | grants, call=calls)
 def test_attenuation_never_widens(
-    parent: Grant, request: Grant | None, further: Grant | None, call: dict[str, Any]
+    parent: Grant, request: Grant | None, further: Grant | None, call: dict[str, Any],
 ) -> None:
     """Over any number of delegations, whatever is asked for; asking for nothing gives the parent's."""
     child = parent.attenuate(request)
@@ -168,7 +168,7 @@ def test_a_constraint_has_one_normal_form(a: Constraint, b: Constraint) -> None:
 @MANY
 @given(one_of=st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers, value=values)
 def test_a_constraint_permits_what_it_says(
-    one_of: list[Any], ge: float | None, le: float | None, value: object
+    one_of: list[Any], ge: float | None, le: float | None, value: object,
 ) -> None:
     """By the plain reading of its fields: numbers by value, everything else by type and value."""
 
@@ -198,7 +198,7 @@ def test_booleans_are_not_numbers(number: float, flag: bool) -> None:
 
 @given(tool=names, name=names, constraint=constraints, args=st.dictionaries(names, values, max_size=2))
 def test_a_constrained_argument_must_be_present(
-    tool: str, name: str, constraint: Constraint, args: dict[str, Any]
+    tool: str, name: str, constraint: Constraint, args: dict[str, Any],
 ) -> None:
     """Even where its constraint permits every value."""
     assume(name not in args)

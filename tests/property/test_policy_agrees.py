@@ -92,7 +92,7 @@ def answer_to(pdp: WasmPDP, document: object) -> tuple[bool, set[str]]:
     depth=st.integers(0, 3),
 )
 def test_the_policy_refuses_what_the_grant_refuses(
-    pdp: WasmPDP, grant: Grant, tool: str, args: dict[str, object], data_class: str, sink: str, depth: int
+    pdp: WasmPDP, grant: Grant, tool: str, args: dict[str, object], data_class: str, sink: str, depth: int,
 ) -> None:
     """A grant_* code exactly when `Grant.refuses` gives one, and that one among them."""
     document = copy.deepcopy(BASE)
@@ -115,7 +115,7 @@ def test_the_policy_refuses_what_the_grant_refuses(
 @example(Constraint(ge=0), "zz", None)
 @example(Constraint(one_of=(0,)), -0.0, None)
 def test_a_constraint_holds_the_same_values(
-    pdp: WasmPDP, constraint: Constraint, value: object, data: st.DataObject | None
+    pdp: WasmPDP, constraint: Constraint, value: object, data: st.DataObject | None,
 ) -> None:
     """`Constraint.permits` and its Rego agree on every JSON value."""
     if data is not None and constraint.one_of and data.draw(st.booleans()):
@@ -171,7 +171,7 @@ mutations = st.lists(st.tuples(st.sampled_from(PATHS), wild, st.booleans()), max
 @SLOW_IS_FINE
 @given(mutations=mutations)
 def test_no_mutation_breaks_the_answer(
-    pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]]
+    pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]],
 ) -> None:
     """Whatever is deleted or replaced: one whole answer, a permit only without a reason, and with a lease."""
     document = copy.deepcopy(FULL)
@@ -189,7 +189,7 @@ def test_no_mutation_breaks_the_answer(
 @SLOW_IS_FINE
 @given(mutations=mutations, lease=st.sampled_from(["absent", "expired", "other epoch", "null"]))
 def test_nothing_permits_without_a_lease(
-    pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]], lease: str
+    pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]], lease: str,
 ) -> None:
     """No mutation elsewhere makes up for a lease that is missing, expired or of another epoch."""
     document = copy.deepcopy(FULL)

@@ -6,14 +6,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-
-from tests.ids import shown
 from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.enforce.approval import answers
 from langchain_runtime_authz.ledger.base import AnswerApproval, Approval
+from tests.ids import shown
 
 ALICE = Subject(type="user", id="alice")
 YES, NO = {"type": "approve"}, {"type": "reject"}
@@ -144,7 +143,7 @@ def test_one_bad_decision_spoils_only_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [YES, [YES], {"decisions": [YES]}, [YES] * 3, {"decisions": []}, [], None, {"i1": [YES]}]
+    "value", [YES, [YES], {"decisions": [YES]}, [YES] * 3, {"decisions": []}, [], None, {"i1": [YES]}],
 )
 def test_a_wrong_number_of_decisions_answers_none(value: object) -> None:
     """It can not be said which one was meant."""
@@ -163,7 +162,7 @@ def test_several_interrupts_are_answered_by_their_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=shown
+    "value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=shown,
 )
 def test_a_plain_value_answers_none_of_several_interrupts(value: object) -> None:
     """It does not say which; they stay open."""

@@ -135,7 +135,7 @@ def test_only_what_was_there_is_named_as_erased() -> None:
         update={
             "resource": Resource(type="run", id="r"),
             "context": request.context.model_copy(update={"call": None}),
-        }
+        },
     )
     assert a_record(bare)["erased"] == ["/context/task/text"]
 

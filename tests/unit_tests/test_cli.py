@@ -178,7 +178,7 @@ def test_inspect_respects_the_modules_own_protection(run: Callable[..., Any], tm
     """A graph that its module protects is shown as that module protects it."""
     (tmp_path / "protected_module.py").write_text(
         "from a_module import build\nfrom langchain_runtime_authz import RuntimeAuthz\n"
-        f"graph = RuntimeAuthz(profiles={PROFILES!r}).protect(build())\n"
+        f"graph = RuntimeAuthz(profiles={PROFILES!r}).protect(build())\n",
     )
     document = json.loads(run("inspect", "protected_module:graph", "--json").stdout)
     assert document["protected_by_module"]

@@ -16,7 +16,6 @@ from typing import Any
 import jwt
 import orjson
 import pytest
-
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from langchain_runtime_authz.authzen import Subject
@@ -122,7 +121,7 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
                 "actions": ["tools/call"],
                 "identifier": "send_money",
                 "grant": {"tools": ["send_money"], "args": {"send_money": {"amount": {"le": 100}}}},
-            }
+            },
         ],
         "task": {"id": "t", "epoch": 2, "digest": "sha256:00"},
     }

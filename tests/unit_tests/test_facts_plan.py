@@ -168,7 +168,7 @@ def test_separators_do_not_make_one_key_of_two() -> None:
 
 
 calls = st.lists(
-    st.builds(PlannedCall, st.integers(0, 2), st.none() | nasty | st.just("None"), nasty, nasty), max_size=3
+    st.builds(PlannedCall, st.integers(0, 2), st.none() | nasty | st.just("None"), nasty, nasty), max_size=3,
 )
 
 

@@ -53,7 +53,7 @@ def test_the_words_of_a_content(content: object, text: str) -> None:
 
 
 @given(
-    content=st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i))
+    content=st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)),
 )
 def test_any_content_has_words_and_a_digest(content: Any) -> None:
     """Also one that no message should have."""
@@ -173,7 +173,7 @@ def test_texts_without_ids(pinned: list[str], incoming: list[str], fresh: list[s
     ],
 )
 def test_texts_with_ids(
-    pinned: list[tuple[str, str | None]], incoming: list[tuple[str, str | None]], fresh: list[str]
+    pinned: list[tuple[str, str | None]], incoming: list[tuple[str, str | None]], fresh: list[str],
 ) -> None:
     """A known id with an equal text is nothing new, with another text a correction; leaving out is none."""
     assert [t.text for t in changed([said(*p) for p in pinned], [said(*i) for i in incoming])] == fresh

@@ -182,7 +182,7 @@ values: st.SearchStrategy[Any] = st.recursive(
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
         | st.dictionaries(names, inner, max_size=4).map(
-            lambda d: {k: {SECRET: v} if k in ("iban", "pin") else v for k, v in d.items()}
+            lambda d: {k: {SECRET: v} if k in ("iban", "pin") else v for k, v in d.items()},
         )
     ),
     max_leaves=10,

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.ids import shown
-
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP
+from tests.ids import shown
 
 REQUEST = example_request()
 
@@ -38,7 +37,7 @@ class AsyncPDP:
         """Not asked here."""
         raise NotImplementedError
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:  # noqa: ARG002
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """The test's own coroutine."""
         return await self._answer()
 
@@ -165,7 +164,7 @@ def test_a_late_answer_is_thrown_away_async() -> None:
     """So it is where a coroutine blocks the loop instead of awaiting."""
 
     async def late() -> object:
-        time.sleep(0.05)  # noqa: ASYNC251 - the fault under test
+        time.sleep(0.05)
         return {"decision": True}
 
     (decision,) = asyncio.run(Evaluator(AsyncPDP(late), deadline=0.02).aevaluate([REQUEST]))

@@ -50,7 +50,7 @@ def make(name: str = "lookup", description: str = "Look up.", *, schema: Any = N
         return key
 
     return StructuredTool.from_function(
-        call, name=name, description=description, args_schema=schema, metadata=metadata or None
+        call, name=name, description=description, args_schema=schema, metadata=metadata or None,
     )
 
 
@@ -79,7 +79,7 @@ tools:
     path.write_text(text)
     expected = {
         "pay": ToolProfile(
-            effect="pay", critical={"to": "principal", "amount": "amount"}, audience=("https://bank.example",)
+            effect="pay", critical={"to": "principal", "amount": "amount"}, audience=("https://bank.example",),
         ),
         "lookup": READ,
         "plain": ToolProfile(),

@@ -59,7 +59,7 @@ def test_yaml_blocks_are_profiles(tmp_path: Path) -> None:
 def test_denial_codes_say_what_the_package_says() -> None:
     """Each code of the table exists and is explained in the words of `errors.py`."""
     rows = re.findall(
-        r"^\| `(\w+)` \| (.+) \|$", README.split("### What a denial says")[1].split("## ")[0], re.MULTILINE
+        r"^\| `(\w+)` \| (.+) \|$", README.split("### What a denial says")[1].split("## ")[0], re.MULTILINE,
     )
     assert rows
     assert [(str(Code(code)), sentence(code)) for code, _ in rows] == rows

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.ids import shown
-
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
@@ -34,6 +32,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.clock import FrozenClock
 from langchain_runtime_authz.testing.static import StaticPDP
+from tests.ids import shown
 
 PROFILES = {
     "lookup": ToolProfile(effect="read", sink="none", trust="system"),
@@ -509,7 +508,7 @@ def test_a_child_gets_the_parents_grant_narrowed(form: str) -> None:
     authz = authz_with(pdp)
     parent = Forms(opened(authz, grant=GRANT), form)
     child = parent.delegate(
-        "payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}})
+        "payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}}),
     )
     assert child.jti != parent.session.jti
     assert Forms(child, form).decide("pay", PAY).permit

@@ -112,7 +112,7 @@ def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
 
 
 def test_a_request_is_known_again_but_not_guessed(
-    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Equal requests have equal hashes under one key, and another under another."""
     for key in (None, None, b"another key"):

@@ -11,8 +11,6 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-
-from tests.ids import shown
 import wasmtime
 from opapywasm import OpaWasmError
 
@@ -21,6 +19,7 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
+from tests.ids import shown
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED = (POLICIES / "policy.wasm").read_bytes()
@@ -75,7 +74,7 @@ DENIED: dict[str, list[dict[str, object]]] = {
         {"context.lease.grant": {"tols": []}},
     ],
     Code.UNKNOWN_ACTION: [{"resource.type": "agent"}],
-    Code.NO_PERMIT: [{"subject.type": ""}],
+    Code.NO_PERMIT: [{"context.call": None, GRANT: None}],
     Code.GRANT_TOOL: [{f"{GRANT}.tools": ["read_file"]}, {f"{GRANT}.tools": []}],
     Code.GRANT_ARGUMENT: [
         {"context.call.args.amount": 100.5},
@@ -100,7 +99,7 @@ DENIED: dict[str, list[dict[str, object]]] = {
 
 
 @pytest.mark.parametrize(
-    ("code", "overrides"), [(code, o) for code, several in DENIED.items() for o in several], ids=str
+    ("code", "overrides"), [(code, o) for code, several in DENIED.items() for o in several], ids=str,
 )
 def test_each_code_denies(pdp: WasmPDP, code: str, overrides: dict[str, object]) -> None:
     """One fault gives one plain deny with its code."""
@@ -111,7 +110,7 @@ def test_each_code_denies(pdp: WasmPDP, code: str, overrides: dict[str, object])
 def test_reasons_are_sorted_and_complete(pdp: WasmPDP) -> None:
     """Every deny is told, in one order; an ask among them is not."""
     decision = ask(
-        pdp, {EFFECT: "pay", "context.lease.exp": 0, "context.plan.stale": True, GRANT: {"tools": []}}
+        pdp, {EFFECT: "pay", "context.lease.exp": 0, "context.plan.stale": True, GRANT: {"tools": []}},
     )
     assert decision.outcome == "deny"
     assert decision.reasons == (Code.GRANT_TOOL, Code.LEASE_INVALID, Code.STALE_PLAN)
@@ -128,10 +127,10 @@ ASKED: dict[str, list[dict[str, object]]] = {
 
 
 @pytest.mark.parametrize(
-    ("code", "overrides"), [(code, o) for code, several in ASKED.items() for o in several], ids=str
+    ("code", "overrides"), [(code, o) for code, several in ASKED.items() for o in several], ids=str,
 )
 def test_each_ask_asks_and_an_approval_lifts_it(
-    pdp: WasmPDP, code: str, overrides: dict[str, object]
+    pdp: WasmPDP, code: str, overrides: dict[str, object],
 ) -> None:
     """An ask is a deny that a human can lift, for exactly this call."""
     decision = ask(pdp, overrides)
@@ -320,7 +319,7 @@ def test_wrong_data_is_refused(data: object, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "", "[]", '{"rates": NaN}', '{"rates": {}, "rates": {}}', "{" * 100_000, "\0"]
+    "text", ["{", "", "[]", '{"rates": NaN}', '{"rates": {}, "rates": {}}', "{" * 100_000, "\0"],
 )
 def test_a_wrong_data_file_is_refused(tmp_path: Path, text: str) -> None:
     """So is a file that is not one JSON object, or says a thing twice."""
@@ -362,7 +361,7 @@ def opa_module(
           (func (export "entrypoints") (result i32) (i32.const {at[0]}))
           (func (export "builtins") (result i32) (i32.const {at[1]}))
           (func (export "opa_eval") (param i32 i32 i32 i32 i32 i32 i32) (result i32)
-            {spin} (i32.const {at[2]})))""")
+            {spin} (i32.const {at[2]})))"""),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import langgraph.prebuilt
 import langgraph.prebuilt.chat_agent_executor
 import langgraph.prebuilt.tool_node
+
 from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.testing import StaticPDP
@@ -55,5 +56,5 @@ def pytest_terminal_summary(terminalreporter):
     """Print the two counts."""
     asked = [r for r in _pdp.requests if r.action.name == "tools/call"]
     terminalreporter.write_line(
-        f"tool calls decided: {len(asked)}; ran: {_counts['ran']}; unused tickets: {_counts['unused']}"
+        f"tool calls decided: {len(asked)}; ran: {_counts['ran']}; unused tickets: {_counts['unused']}",
     )

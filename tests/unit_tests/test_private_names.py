@@ -1,0 +1,407 @@
+"""Pins the private names of LangChain and LangGraph that the edges lean on; each message says what moved."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
+from langgraph.pregel import Pregel
+from langgraph.types import Command, RetryPolicy, interrupt
+
+from langchain_runtime_authz.edges import _private as private
+from langchain_runtime_authz.edges.halt import AuthzHalt
+
+THREAD = {"configurable": {"thread_id": "t"}}
+
+# Where each name comes from, and what breaks without it.
+IMPORTED = {
+    "langchain_core.runnables.config": ["ensure_config"],
+    "langchain_core.tools.base": ["_is_injected_arg_type", "get_all_basemodel_annotations"],
+    "langchain_core.utils.pydantic": ["get_fields", "is_basemodel_subclass"],
+    "langchain_core.tracers.context": ["register_configure_hook"],
+    "langgraph._internal._config": ["ensure_config"],
+    "langgraph._internal._constants": [
+        "CONFIG_KEY_CHECKPOINT_NS",
+        "CONFIG_KEY_CHECKPOINTER",
+        "CONFIG_KEY_SCRATCHPAD",
+        "CONFIG_KEY_TASK_ID",
+    ],
+    "langgraph._internal._runnable": ["RunnableCallable"],
+    "langgraph.prebuilt.tool_node": ["ToolNode"],
+    "langgraph.pregel._read": ["DEFAULT_BOUND", "PregelNode"],
+    "langgraph.pregel._utils": ["get_function_nonlocals"],
+    "langgraph.types": ["_interrupt_id"],
+    "langgraph.errors": ["GraphBubbleUp", "GraphInterrupt", "ParentCommand", "is_invalid_resume"],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in IMPORTED.items() for n in names])
+def test_imported_names_exist(module: str, name: str) -> None:
+    """Each name that the edges import is where it was."""
+    assert hasattr(importlib.import_module(module), name), f"{module}.{name} moved: repair edges/_private.py"
+
+
+def test_nothing_private_is_imported_elsewhere() -> None:
+    """Only `_private.py` imports from private modules or private names of LangChain and LangGraph."""
+    import ast
+    from pathlib import Path
+
+    package = Path(private.__file__).parent.parent
+    found = []
+    for path in package.rglob("*.py"):
+        if path.name == "_private.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("langgraph", "langchain_core", "langchain"):
+                parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
+                if any(p.startswith("_") for p in parts):
+                    found.append(f"{path.relative_to(package)}: {'.'.join(parts)}")
+    assert found == [], "private names belong into edges/_private.py, where they are pinned"
+
+
+PARAMETERS = {
+    "_func": ["input", "config", "runtime"],
+    "_afunc": ["input", "config", "runtime"],
+    "_run_one": ["call", "input_type", "tool_runtime"],
+    "_arun_one": ["call", "input_type", "tool_runtime"],
+    "_execute_tool_sync": ["request", "input_type", "config"],
+    "_execute_tool_async": ["request", "input_type", "config"],
+    "_extract_state": ["input", "config"],
+    "_inject_tool_args": ["tool_call", "tool_runtime", "tool"],
+    "_validate_tool_call": ["call"],
+}
+
+
+def test_overridden_names_are_listed() -> None:
+    """`OVERRIDDEN` holds every ToolNode method whose parameters are pinned here."""
+    listed = set(private.OVERRIDDEN["langgraph.prebuilt.ToolNode"])
+    assert set(PARAMETERS) | {"_parse_input", "_tools_by_name"} == listed
+
+
+@pytest.mark.parametrize("owner", private.OVERRIDDEN)
+def test_overridden_names_exist(owner: str) -> None:
+    """Each overridden or used member still exists on the class, or on its instances."""
+    module, _, name = owner.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    instance = ToolNode([]) if name == "ToolNode" else StructuredTool.from_function(lambda x: x, name="x", description="x")
+    for member in private.OVERRIDDEN[owner]:
+        assert hasattr(cls, member) or hasattr(instance, member), f"{owner}.{member} is gone: edges override or read it"
+
+
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_parameters_of_tool_node_methods(method: str) -> None:
+    """ToolNode calls its own hooks with the parameters that our overrides take."""
+    got = list(inspect.signature(getattr(ToolNode, method)).parameters)[1:]
+    assert got == PARAMETERS[method], f"ToolNode.{method} takes {got} now: repair edges/tool_node.py"
+
+
+@pytest.mark.parametrize("method", ["_run_one", "_arun_one"])
+def test_tool_node_calls_its_hooks_by_position(method: str) -> None:
+    """ToolNode's own executor reaches each call through the overridable hook."""
+    source = inspect.getsource(ToolNode._func if method == "_run_one" else ToolNode._afunc)
+    assert f"self.{method}" in source, f"ToolNode no longer goes through {method}: calls would run undecided"
+
+
+@pytest.mark.parametrize(("method", "inner"), [("_run_one", "_execute_tool_sync"), ("_arun_one", "_execute_tool_async")])
+def test_tool_node_executes_through_its_hook(method: str, inner: str) -> None:
+    """Tools that middleware brings along pass `_execute_tool_*`, where they are guarded."""
+    assert f"self.{inner}" in inspect.getsource(getattr(ToolNode, method)), f"{method} no longer calls {inner}"
+
+
+def test_tool_node_parses_its_input_into_calls_and_kind() -> None:
+    """`_parse_input` gives the calls of the last AI message by identity, and the input's kind."""
+    node = ToolNode([])
+    calls = [{"name": "x", "args": {}, "id": "1", "type": "tool_call"}]
+    message = AIMessage("", tool_calls=calls)
+    for given, kind in (({"messages": [message]}, "dict"), ([message], "list"), (calls, "tool_calls")):
+        parsed, got = node._parse_input(given)
+        assert got == kind, f"ToolNode._parse_input says {got!r} for a {kind!r} input"
+        assert len(parsed) == 1
+        source = message.tool_calls if kind != "tool_calls" else calls
+        assert parsed[0] is source[0], "ToolNode copies its calls now: verdicts are kept by identity"
+
+
+def test_tool_node_binds_its_functions_when_it_is_made() -> None:
+    """`func` and `afunc` of a RunnableCallable are what runs: the gate binds them anew."""
+    node = ToolNode([])
+    assert node.func == node._func, "ToolNode.func is no longer _func: repair edges/tool_node._equip"
+    assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair edges/tool_node._equip"
+    assert node._tools_by_name is node.tools_by_name, "tools_by_name is a copy now: swapping guarded tools in has no effect"
+
+
+@pytest.mark.parametrize("method", ["run", "arun"])
+def test_parameters_of_tools(method: str) -> None:
+    """`BaseTool.run` takes `config` and `tool_call_id` by name, and goes through `_parse_input` and `_run`."""
+    parameters = inspect.signature(getattr(BaseTool, method)).parameters
+    for name in ("config", "tool_call_id"):
+        assert name in parameters, f"BaseTool.{method} no longer takes {name}"
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, f"{name} of BaseTool.{method} may be positional now"
+    assert next(iter(list(parameters)[1:])) == "tool_input"
+
+
+def test_tools_parse_through_their_hook() -> None:
+    """What `_parse_input` returns is, object by object, what the function receives."""
+
+    class Spied(StructuredTool):
+        def _parse_input(self, tool_input: Any, tool_call_id: str | None) -> Any:
+            return {"x": marker}
+
+    marker = object()
+    got: list[Any] = []
+    made = Spied.from_function(lambda x: got.append(x), name="x", description="x")
+    made.invoke({"x": 1})
+    assert got == [marker], "BaseTool no longer hands on what _parse_input returned: what is decided is not what runs"
+
+
+def test_injected_names() -> None:
+    """State, call id, runtime and caller's arguments are known as injected; the model's are not."""
+
+    @tool
+    def probe(
+        text: str,
+        state: Annotated[dict[str, Any], InjectedState],
+        ident: Annotated[str, InjectedToolCallId],
+        own: Annotated[str, InjectedToolArg],
+        runtime: ToolRuntime,
+    ) -> str:
+        """Probe."""
+        return text
+
+    assert private.injected_names(probe) == {"state", "ident", "own", "runtime"}, "injected arguments are found otherwise now"
+
+
+def test_tools_without_arguments() -> None:
+    """A tool with an empty schema receives nothing, whatever it is sent."""
+    got: list[Any] = []
+
+    @tool
+    def bare() -> str:
+        """Bare."""
+        got.append(1)
+        return "x"
+
+    assert private.takes_no_arguments(bare)
+    bare.invoke({"evil": 1})
+    assert got == [1]
+
+
+def _graph(node: Any, **options: Any) -> Any:
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node, **options)
+    builder.add_edge(START, "node")
+    builder.add_edge("node", END)
+    return builder.compile(checkpointer=InMemorySaver())
+
+
+def test_interrupt_id_is_the_one_that_langgraph_gives() -> None:
+    """`interrupt_id` foretells the id of each of a task's interrupts, the first and the later ones."""
+    foretold: list[str] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        foretold.append(private.interrupt_id(config))
+        interrupt("first")
+        foretold.append(private.interrupt_id(config))
+        interrupt("second")
+        return {}
+
+    graph = _graph(node)
+    (first,) = graph.invoke({"messages": []}, THREAD)["__interrupt__"]
+    assert foretold[-1] == first.id, "LangGraph gives a task's first interrupt another id than foretold"
+    (second,) = graph.invoke(Command(resume="a"), THREAD)["__interrupt__"]
+    assert foretold[-1] == second.id, "LangGraph gives a task's second interrupt another id than foretold"
+
+
+def test_task_id_is_stable_over_a_resume() -> None:
+    """A task that is entered again has its id, and another execution of the node has another."""
+    seen: list[tuple[str, bool, bool, str]] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        seen.append((private.task_id(config), private.can_ask(config), private.is_task(config), private.node_of_task(config)))
+        interrupt("x")
+        return {}
+
+    graph = _graph(node)
+    graph.invoke({"messages": []}, THREAD)
+    graph.invoke(Command(resume="a"), THREAD)
+    assert seen[0] == seen[1], "a resumed task has another id: asked approvals would not be found again"
+    assert seen[0][0]
+    assert seen[0][1:] == (True, True, "node"), "checkpointer, task or node are no longer read from configurable"
+    graph.invoke({"messages": []}, THREAD)
+    assert seen[2][0] != seen[0][0], "two executions of a node share a task id: equal calls would count as replays"
+
+
+def test_task_id_is_stable_over_a_retry() -> None:
+    """RetryPolicy enters the same task again, under the same id."""
+    seen: list[str] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        seen.append(private.task_id(config))
+        if len(seen) < 3:
+            raise ConnectionError
+        return {}
+
+    policy = RetryPolicy(max_attempts=3, initial_interval=0.001, retry_on=lambda _: True)
+    _graph(node, retry_policy=policy).invoke({"messages": []}, THREAD)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1, "a retried task has another id: its side effects would be repeated"
+
+
+def test_without_a_checkpointer_nobody_can_be_asked() -> None:
+    """`can_ask` is false where LangGraph has no checkpointer."""
+    seen: list[bool] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        seen.append(private.can_ask(config))
+        return {}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    builder.compile().invoke({"messages": []})
+    assert seen == [False]
+
+
+def test_halt_bubbles_up() -> None:
+    """A `GraphBubbleUp` is not retried, and it leaves the node pending in the checkpoint without an error."""
+    assert issubclass(AuthzHalt, GraphBubbleUp)
+    assert issubclass(GraphInterrupt, GraphBubbleUp), "GraphInterrupt left GraphBubbleUp"
+    assert issubclass(ParentCommand, GraphBubbleUp), "ParentCommand left GraphBubbleUp"
+    entered: list[int] = []
+
+    def node(state: Any) -> Any:
+        entered.append(1)
+        raise AuthzHalt("x", "y")
+
+    policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True)
+    graph = _graph(node, retry_policy=policy)
+    with pytest.raises(AuthzHalt):
+        graph.invoke({"messages": []}, THREAD)
+    assert len(entered) == 1, "LangGraph retries a GraphBubbleUp now: a halt would be asked about again"
+    state = graph.get_state(THREAD)
+    assert state.next == ("node",), "a GraphBubbleUp no longer leaves its node pending: a halted run can not be resumed"
+    assert all(task.error is None for task in state.tasks), "a GraphBubbleUp is written into the checkpoint as an error"
+
+
+@pytest.mark.parametrize("handled", [True, lambda _: "handled", Exception])
+def test_tool_node_lets_a_bubble_up_pass(handled: Any) -> None:
+    """`handle_tool_errors` does not swallow a halt that comes out of a tool."""
+
+    @tool
+    def probe() -> str:
+        """Probe."""
+        raise AuthzHalt("x", "y")
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("tools", ToolNode([probe], handle_tool_errors=handled))
+    builder.add_edge(START, "tools")
+    plan = AIMessage("", tool_calls=[{"name": "probe", "args": {}, "id": "1", "type": "tool_call"}])
+    with pytest.raises(AuthzHalt):
+        builder.compile().invoke({"messages": [plan]})
+
+
+def test_interrupt_without_a_question_pauses_its_task() -> None:
+    """`GraphInterrupt(())` pauses a task without asking: the others' one question is answered by a plain resume."""
+    entered: list[str] = []
+
+    def asking(state: Any) -> Any:
+        entered.append(interrupt("x"))
+        return {}
+
+    answered: list[bool] = []
+
+    def waiting(state: Any) -> Any:
+        if not answered:
+            raise GraphInterrupt(())
+        entered.append("waited")
+        return {}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("asking", asking)
+    builder.add_node("waiting", waiting)
+    builder.add_edge(START, "asking")
+    builder.add_edge(START, "waiting")
+    graph = builder.compile(checkpointer=InMemorySaver())
+    assert len(graph.invoke({"messages": []}, THREAD)["__interrupt__"]) == 1
+    answered.append(True)
+    graph.invoke(Command(resume="a"), THREAD)
+    assert sorted(entered) == ["a", "waited"], "a task paused by GraphInterrupt(()) is not entered again on a plain resume"
+
+
+def test_graph_runs_what_its_nodes_are_bound_to() -> None:
+    """A node's `bound`, exchanged in place on a compiled graph, is what runs; its cache can be reset."""
+    graph = _graph(lambda _: {"messages": [AIMessage("old")]})
+    node = graph.nodes["node"]
+    assert isinstance(graph, Pregel)
+    assert isinstance(node, private.PregelNode)
+    assert node.bound is not private.DEFAULT_BOUND
+    assert graph.nodes["__start__"].bound is private.DEFAULT_BOUND or graph.nodes["__start__"].bound is not None
+    assert node.node is not None
+    node.bound = private.RunnableCallable(lambda _: {"messages": [AIMessage("new")]}, name="node")
+    private.reset_node(node)
+    state = graph.invoke({"messages": []}, THREAD)
+    assert state["messages"][-1].content == "new", "a compiled graph no longer runs PregelNode.bound: nodes are not gated"
+
+
+@pytest.mark.parametrize("method", ["invoke", "batch"])
+def test_graph_forms_come_down_to_stream(method: str) -> None:
+    """`invoke` and `batch` go through an overridden `stream` of the graph's own class."""
+    seen: list[int] = []
+    graph = _graph(lambda _: {"messages": []})
+    base = type(graph)
+
+    def stream(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        return base.stream(self, *args, **kwargs)
+
+    graph.__class__ = type("Spied", (base,), {"stream": stream})
+    given: Any = {"messages": []}
+    if method == "invoke":
+        graph.invoke(given, THREAD)
+    else:
+        graph.batch([given, given], [THREAD, THREAD])
+    assert len(seen) == (1 if method == "invoke" else 2), f"Pregel.{method} no longer goes through stream: no run is opened"
+
+
+@pytest.mark.parametrize("method", ["ainvoke", "abatch", "astream_events"])
+async def test_graph_forms_come_down_to_astream(method: str) -> None:
+    """`ainvoke`, `abatch` and `astream_events` go through an overridden `astream`."""
+    seen: list[int] = []
+    graph = _graph(lambda _: {"messages": []})
+    base = type(graph)
+
+    def astream(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(1)
+        return base.astream(self, *args, **kwargs)
+
+    graph.__class__ = type("Spied", (base,), {"astream": astream})
+    given: Any = {"messages": []}
+    if method == "ainvoke":
+        await graph.ainvoke(given, THREAD)
+    elif method == "abatch":
+        await graph.abatch([given], [THREAD])
+    else:
+        assert [e async for e in graph.astream_events(given, THREAD, version="v2")]
+    assert len(seen) == 1, f"Pregel.{method} no longer goes through astream: no run is opened"
+
+
+def test_closures_are_looked_into() -> None:
+    """Graphs and tools in a function's closure, globals or attributes are found."""
+    held = _graph(lambda _: {})
+    made = StructuredTool.from_function(lambda x: x, name="x", description="x")
+
+    def function(state: Any) -> Any:
+        held.invoke(state)
+        return made.invoke(state)
+
+    found = list(private.closure_values(function))
+    assert any(v is held for v in found), "get_function_nonlocals no longer finds a graph in a closure"
+    assert any(v is made for v in found), "get_function_nonlocals no longer finds a tool in a closure"
