@@ -6,6 +6,7 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -18,7 +19,9 @@ from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
     CONFIG_KEY_SCRATCHPAD,
+    CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
+    RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable
 from langgraph.prebuilt.tool_node import ToolNode
@@ -35,8 +38,10 @@ __all__ = [
     "PregelNode",
     "RunnableCallable",
     "ToolNode",
+    "answers_left",
     "can_ask",
     "closure_values",
+    "counting_questions",
     "ensure_config",
     "ensure_graph_config",
     "injected_names",
@@ -44,6 +49,7 @@ __all__ = [
     "is_task",
     "node_of_task",
     "reset_node",
+    "skip_answers",
     "takes_no_arguments",
     "task_id",
 ]
@@ -82,6 +88,46 @@ def interrupt_id(config: Mapping[str, Any]) -> str:
     ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     return _interrupt_id(ns, len(scratchpad.resume) if scratchpad is not None else 0)
+
+
+def counting_questions(config: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    """`config` for one tool, and the numbers of the `interrupt` calls that the tool makes under it."""
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    asked: list[int] = []
+    if scratchpad is None:
+        return config, asked
+
+    def counted() -> int:
+        number: int = scratchpad.interrupt_counter()
+        asked.append(number)
+        return number
+
+    own = dataclasses.replace(scratchpad, interrupt_counter=counted)
+    return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
+
+
+def answers_left(config: Mapping[str, Any], taken: int) -> bool:
+    """Whether the task of `config` has answers beyond the first `taken`: they are for its later questions."""
+    scratchpad = (config.get("configurable") or {}).get(CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None:
+        return False
+    return len(scratchpad.resume) > taken or scratchpad.get_null_resume(False) is not None
+
+
+def skip_answers(config: Mapping[str, Any], count: int) -> None:
+    """Take the answers that a tool had which does not run again.
+
+    LangGraph gives a task's answers out by number: else the next tool that asks would receive them.
+    """
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None or not scratchpad.resume:
+        return
+    for _ in range(count):
+        number = scratchpad.interrupt_counter()
+        if number < len(scratchpad.resume):
+            configurable[CONFIG_KEY_SEND]([(RESUME, scratchpad.resume[: number + 1])])
 
 
 def injected_names(tool: BaseTool) -> frozenset[str]:

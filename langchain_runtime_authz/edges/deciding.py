@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.edges._private import can_ask, interrupt_id, task_id
+from langchain_runtime_authz.edges._private import answers_left, can_ask, interrupt_id, task_id
 from langchain_runtime_authz.edges.calls import parses_alike
+from langchain_runtime_authz.edges.messages import answers_had
 from langchain_runtime_authz.enforce.approval import answers, payload, questions
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
 from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls, record_asks
@@ -27,7 +28,7 @@ from langchain_runtime_authz.ledger.base import Conflict, Query
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Engine
 
-__all__ = ["decide_one_of", "decide_together"]
+__all__ = ["Settled", "decide_one_of", "decide_together"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,15 +48,28 @@ class Interrupt:
         return self.run(engine)
 
 
-def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Verdict]]:
+class Settled(NamedTuple):
+    """A verdict, and what an earlier execution of the task knows of the tool's own questions.
+
+    `answers` a human gave to the tool, which has run; `paused`: the tool has asked and not run.
+    """
+
+    verdict: Verdict
+    answers: int
+    paused: bool
+
+
+def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Settled]]:
     """All calls run in this one task: nothing runs before every question is answered."""
     judged = yield from judge_calls(run, calls)
     judged = yield from _ask(run, calls, judged, config)
-    verdicts: list[Verdict] = []
+    settled: list[Settled] = []
     for one in judged:
         verdict = yield from claim(run, one)
-        verdicts += [verdict]
-    return verdicts
+        row = one.row
+        answered = answers_had(row.result) if row is not None else 0
+        settled += [Settled(verdict, answered, row is not None and row.state == "suspended")]
+    return settled
 
 
 def decide_one_of(
@@ -112,7 +126,9 @@ def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Ma
         for j in asked
         if j.key not in unrepeatable and (j.approval is None or j.approval.task_id != me or j.approval.state == "spent")
     ]
-    if fresh and can_ask(config):
+    # What is asked late would come before a tool's own question, and take the answer to it.
+    late = answers_left(config, len(rounds))
+    if fresh and can_ask(config) and not late:
         number = max(rounds, default=-1) + 1
         yield from record_asks(run, fresh)
         opened = yield Commit(run.scope, run.guard, questions(fresh, run.epoch, number, me, interrupt_id(config)))

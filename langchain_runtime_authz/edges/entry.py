@@ -318,10 +318,6 @@ class Entrance:
         )
         foreign_plans(entry.run, update)
         handle._enter(entry.run)
-        if isinstance(input, Command) and input.resume is not None and entry.asks:
-            changes = answers(entry.asks, input.resume, handle.subject)
-            if changes:
-                yield Commit(scope, None, changes)
         return entry.run, entry
 
     def enter(
@@ -394,6 +390,8 @@ class _Root(Entering[tuple[Any, Any]]):
     def __enter__(self) -> tuple[Any, Any]:
         self.run, entry = drive(self.engine, self._open())
         try:
+            if self._answers(entry):
+                self.input = drive(self.engine, _resume(entry, self.input, self.graph.get_state(self.config)))
             if entry.pending:
                 state = self.graph.get_state(self.config).values if self._waits() else None
                 self.input = drive(self.engine, _deliver(entry, self.input, state))
@@ -405,6 +403,9 @@ class _Root(Entering[tuple[Any, Any]]):
     async def __aenter__(self) -> tuple[Any, Any]:
         self.run, entry = await adrive(self.engine, self._open())
         try:
+            if self._answers(entry):
+                state = await self.graph.aget_state(self.config)
+                self.input = await adrive(self.engine, _resume(entry, self.input, state))
             if entry.pending:
                 state = (await self.graph.aget_state(self.config)).values if self._waits() else None
                 self.input = await adrive(self.engine, _deliver(entry, self.input, state))
@@ -415,6 +416,10 @@ class _Root(Entering[tuple[Any, Any]]):
 
     def _open(self) -> Flow[tuple[Run, Entry]]:
         return self.entrance._open(self.name, self.input, self.config, self.at_call)
+
+    def _answers(self, entry: Entry) -> bool:
+        resumed = isinstance(self.input, Command) and self.input.resume is not None
+        return resumed and bool(entry.asks) and self.graph is not None
 
     def _waits(self) -> bool:
         return self.graph is not None and not isinstance(self.input, dict)
@@ -452,6 +457,26 @@ def _ending(run: Run) -> Literal["suspended", "ended"]:
 def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """`config` with the run's handle in it."""
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
+
+
+def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]:
+    """Put the answers of a resume value into the ledger, before any task starts.
+
+    Only those to questions that are open in the graph. A plain value is given its question's id:
+    LangGraph would hand it to whichever task asks first.
+    """
+    value = given.resume
+    pending = [i.id for i in state.interrupts]
+    asks = [a for a in entry.asks if a.interrupt_id in pending]
+    if isinstance(value, Mapping) and all(i in pending for i in value):
+        asks = [a for a in asks if a.interrupt_id in value]
+    elif len(pending) != 1:
+        return given  # which LangGraph refuses, or which resumes nothing
+    elif asks:
+        given = replace(given, resume={pending[0]: value})
+    if asks:
+        yield Commit(entry.run.scope, None, answers(asks, value, entry.run.subject))
+    return given
 
 
 def _deliver(entry: Entry, input: Any, state: Any) -> Flow[Any]:

@@ -18,8 +18,10 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest, conten
 
 __all__ = [
     "ai_messages",
+    "answers_had",
     "denial_message",
     "human_texts",
+    "only_asked",
     "planned_message",
     "recorded",
     "replay_message",
@@ -50,24 +52,40 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
     return ToolMessage(content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error")
 
 
-def recorded(output: object) -> str | None:
-    """JSON text of a side effect's result, for an honest answer if the call is replayed."""
+def recorded(output: object, asked: int = 0) -> str | None:
+    """JSON text of a side effect's result, for an honest answer if the call is replayed.
+
+    `asked` is how many answers of a human the tool itself had.
+    """
+    kept: dict[str, Any] = {"asked": asked} if asked else {}
     if isinstance(output, ToolMessage):
         output = {"content": output.content, "status": output.status}
     else:
         output = {"content": output, "status": "success"}
     try:
-        text = json.dumps(output)
+        text = json.dumps({**output, **kept})
     except (TypeError, ValueError, RecursionError):
-        return None
-    return text if len(text) <= 64 * 1024 else None
+        text = ""
+    return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)
+
+
+def only_asked(asked: int) -> str | None:
+    """The record of a call without a result to show."""
+    return json.dumps({"asked": asked}) if asked else None
+
+
+def answers_had(result: str | None) -> int:
+    """How many answers of a human a recorded call's tool itself had."""
+    kept = json.loads(result).get("asked", 0) if result else 0
+    return kept if isinstance(kept, int) else 0
 
 
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     """The recorded result of a call that ran before."""
     result: Any = json.loads(replay.result) if replay.result else None
-    content = result["content"] if result else "This action was carried out before; its result was not kept."
-    status = result["status"] if result else "success"
+    kept = result is not None and "content" in result
+    content = result["content"] if kept else "This action was carried out before; its result was not kept."
+    status = result["status"] if kept else "success"
     if not isinstance(content, str | list):
         content = json.dumps(content)
     return ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)

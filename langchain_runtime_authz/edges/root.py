@@ -39,6 +39,9 @@ __all__ = ["AnyGraph", "Protection", "graphs_in", "owner_of", "protect"]
 AnyGraph = Pregel[Any, Any, Any, Any]
 
 
+MAX_HELD = 1000  # a longer list or mapping in a closure is data, not agents
+
+
 @dataclass(frozen=True, slots=True)
 class Protection:
     """What the gates of one `RuntimeAuthz` share."""
@@ -106,10 +109,10 @@ def _mentioned(value: Any) -> Iterator[Any]:
     elif isinstance(value, BaseTool):
         for name in ("func", "coroutine"):
             yield from _held_by(getattr(value, name, None))
-    elif isinstance(value, Mapping):
-        yield from (v for v in value.values() if isinstance(v, Pregel))
-    elif isinstance(value, list | tuple):
-        yield from (v for v in value if isinstance(v, Pregel))
+    elif isinstance(value, Mapping | list | tuple):
+        if len(value) <= MAX_HELD:
+            inside = value.values() if isinstance(value, Mapping) else value
+            yield from (v for v in inside if isinstance(v, Pregel | BaseTool | Mapping | list | tuple))
     else:
         for name in ("func", "afunc"):
             yield from _held_by(getattr(value, name, None))

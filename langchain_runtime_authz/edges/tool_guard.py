@@ -30,12 +30,12 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.leak import scrub
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
-from langchain_runtime_authz.edges._private import injected_names, task_id
+from langchain_runtime_authz.edges._private import counting_questions, injected_names, skip_answers, task_id
 from langchain_runtime_authz.edges.calls import Malformed, describe, unchanged, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
-from langchain_runtime_authz.edges.messages import denial_message, recorded, replay_message
+from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.obligations import redact
@@ -51,10 +51,10 @@ T = TypeVar("T")
 class Held:
     """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
 
-    __slots__ = ("call", "run", "used", "verdict")
+    __slots__ = ("answers", "call", "paused", "run", "used", "verdict")
 
-    def __init__(self, run: Run, call: Call, verdict: Verdict) -> None:
-        self.run, self.call, self.verdict = run, call, verdict
+    def __init__(self, run: Run, call: Call, verdict: Verdict, answers: int = 0, *, paused: bool = False) -> None:
+        self.run, self.call, self.verdict, self.answers, self.paused = run, call, verdict, answers, paused
         self.used = False
 
 
@@ -94,10 +94,11 @@ class _Guard:
 class _Passage:
     """One permitted run of a tool: opened by `run`/`arun`, used once by `_run`/`_arun`."""
 
-    __slots__ = ("entered", "leaked", "nested", "parsed", "run", "ticket", "tool")
+    __slots__ = ("asked", "entered", "leaked", "nested", "parsed", "run", "ticket", "tool")
 
     def __init__(self, tool: BaseTool, run: Run, ticket: Ticket | None, parsed: Any) -> None:
         self.tool, self.run, self.ticket, self.parsed = tool, run, ticket, parsed
+        self.asked: list[int] = []
         self.entered = False
         self.nested = False
         self.leaked = False
@@ -264,6 +265,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
         state, output = "unknown", None
         try:
+            config, passage.asked = counting_questions(config)
             with _around(passage, call, tool_call_id):
                 output = base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
             state = _state(output)
@@ -295,6 +297,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
         state, output = "unknown", None
         try:
+            config, passage.asked = counting_questions(config)
             with _around(passage, call, tool_call_id):
                 output = await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
             state = _state(output)
@@ -406,10 +409,12 @@ class _Undecided:
         call = self.call
         if self.counts is not None:
             call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(_equal(call), 0)}")
-        (verdict,) = yield from decide_together(run, [call], self.config)
-        if isinstance(verdict, Replay):
+        (decided,) = yield from decide_together(run, [call], self.config)
+        if isinstance(decided.verdict, Replay):
             self.settled()
-        return run, call, verdict
+        if not isinstance(decided.verdict, Ticket):
+            skip_answers(self.config, decided.answers)
+        return run, call, decided.verdict
 
     def settled(self) -> None:
         """The call has its answer: an equal one of the same code is another call."""
@@ -560,5 +565,6 @@ def _conclude(passage: _Passage, call: Call, state: Any, output: Any) -> Any:
         raise TypeError(msg)
     if state in ("done", "failed") and not passage.entered:
         state = "released"  # the tool's own parsing or callbacks stopped it before it ran
-    result = recorded(output) if state == "done" else None
+    asked = len(passage.asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
+    result = recorded(output, asked) if state == "done" else only_asked(asked)
     return conclude(passage.run, passage.ticket, call, state, result, leaked=passage.leaked)

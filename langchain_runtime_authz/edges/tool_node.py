@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -19,11 +19,12 @@ from typing import Any, Protocol, cast
 from langchain_core.messages import ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
+from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket
-from langchain_runtime_authz.edges._private import ToolNode
+from langchain_runtime_authz.edges._private import ToolNode, skip_answers
 from langchain_runtime_authz.edges.calls import describe, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
 from langchain_runtime_authz.edges.entry import Entrance
@@ -48,8 +49,59 @@ class _Batch:
     judged: list[Judged] | None = None
 
 
-# Verdicts of the calls of the node execution around the current code, by identity of the call.
-_verdicts: ContextVar[Mapping[int, Held] | None] = ContextVar("langchain_runtime_authz.verdicts", default=None)
+class _Turns:
+    """The calls of one execution of the node, by identity, and their order.
+
+    Tools run side by side until one asks a human by itself. LangGraph gives a task's answers out by
+    number, so from then on they take turns, and of several that ask, the first in order is heard.
+    """
+
+    __slots__ = ("_adone", "_done", "_held", "_order", "config", "serial")
+
+    def __init__(self, config: Any, calls: Sequence[Any], held: Sequence[Held]) -> None:
+        self.config = config
+        self._held = {id(c): h for c, h in zip(calls, held, strict=True)}
+        self._order = {id(c): i for i, c in enumerate(calls)}
+        self.serial = any(h.paused or h.answers for h in held)
+        self._done = [threading.Event() for _ in calls] if self.serial else []
+        self._adone = [asyncio.Event() for _ in calls] if len(calls) > 1 else []
+
+    def of(self, call: Any) -> Held | None:
+        return self._held.get(id(call))
+
+    @contextmanager
+    def turn(self, call: Any) -> Iterator[None]:
+        place = self._order.get(id(call), 0)
+        try:
+            if self.serial:
+                for before in self._done[:place]:
+                    before.wait()
+            yield
+        finally:
+            if self.serial:
+                self._done[place].set()
+
+    @asynccontextmanager
+    async def aturn(self, call: Any) -> AsyncIterator[None]:
+        place = self._order.get(id(call), 0)
+        try:
+            if self.serial:
+                await self._before(place)
+            yield
+        except GraphInterrupt:
+            await self._before(place)
+            raise
+        finally:
+            if self._adone:
+                self._adone[place].set()
+
+    async def _before(self, place: int) -> None:
+        for before in self._adone[:place]:
+            await before.wait()
+
+
+# The calls of the node execution around the current code.
+_turns: ContextVar[_Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
 class _Gate(ToolNode):
@@ -71,7 +123,7 @@ class _Gate(ToolNode):
         message = _Message(self, input, config, runtime, alone=alone)
         held = drive(run.engine, message.decide(run)) if message.together else self._share(run, message)
         try:
-            with _verdict_scope(message, held):
+            with _turns_scope(message, held):
                 return super()._func(input, config, runtime)
         finally:
             for one in _unused(held):
@@ -84,7 +136,7 @@ class _Gate(ToolNode):
         message = _Message(self, input, config, runtime, alone=alone)
         held = await adrive(run.engine, message.decide(run)) if message.together else await self._ashare(run, message)
         try:
-            with _verdict_scope(message, held):
+            with _turns_scope(message, held):
                 return await super()._afunc(input, config, runtime)
         finally:
             for one in _unused(held):
@@ -108,18 +160,26 @@ class _Gate(ToolNode):
         return await adrive(run.engine, message.take(run, batch))
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        held = (_verdicts.get() or {}).get(id(call))
-        if (answer := _answer(held, call)) is not None:
-            return answer
-        with held_scope(held):
-            return super()._run_one(call, input_type, tool_runtime)
+        turns = _turns.get()
+        if turns is None:
+            return _undecided(call)
+        with turns.turn(call):
+            held = turns.of(call)
+            if (answer := _answer(held, call, turns.config)) is not None:
+                return answer
+            with held_scope(held):
+                return super()._run_one(call, input_type, tool_runtime)
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        held = (_verdicts.get() or {}).get(id(call))
-        if (answer := _answer(held, call)) is not None:
-            return answer
-        with held_scope(held):
-            return await super()._arun_one(call, input_type, tool_runtime)
+        turns = _turns.get()
+        if turns is None:
+            return _undecided(call)
+        async with turns.aturn(call):
+            held = turns.of(call)
+            if (answer := _answer(held, call, turns.config)) is not None:
+                return answer
+            with held_scope(held):
+                return await super()._arun_one(call, input_type, tool_runtime)
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         return super()._execute_tool_sync(self._guarded(request), input_type, config)
@@ -223,8 +283,8 @@ class _Message:
     def decide(self, run: Run) -> Any:
         """All calls run in this task: one batch, questions first, then tickets."""
         calls = self.describe()
-        verdicts = yield from decide_together(run, calls, self.config)
-        return [Held(run, c, v) for c, v in zip(calls, verdicts, strict=True)]
+        settled = yield from decide_together(run, calls, self.config)
+        return [Held(run, c, s.verdict, s.answers, paused=s.paused) for c, s in zip(calls, settled, strict=True)]
 
     def take(self, run: Run, batch: _Batch) -> Any:
         """This task's own call out of the message's decisions."""
@@ -250,14 +310,13 @@ def _stock_parser(tool: BaseTool) -> Any:
 
 
 @contextmanager
-def _verdict_scope(message: _Message, held: Sequence[Held]) -> Iterator[None]:
-    previous = _verdicts.get()
-    own = message.calls if message.together else [message.calls[0]]
-    _verdicts.set({id(c): h for c, h in zip(own, held, strict=True)})
+def _turns_scope(message: _Message, held: Sequence[Held]) -> Iterator[None]:
+    previous = _turns.get()
+    _turns.set(_Turns(message.config, message.calls if message.together else [message.calls[0]], held))
     try:
         yield
     finally:
-        _verdicts.set(previous)
+        _turns.set(previous)
 
 
 def _unused(held: Sequence[Held]) -> list[Held]:
@@ -265,11 +324,18 @@ def _unused(held: Sequence[Held]) -> list[Held]:
     return [h for h in held if isinstance(h.verdict, Ticket) and not h.verdict.redeemed and not h.verdict.concluded]
 
 
-def _answer(held: Held | None, call: Any) -> ToolMessage | None:
+def _undecided(call: Any) -> ToolMessage:
+    """The answer to a call that reached the node on a road past its gate."""
+    return denial_message(Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id"))
+
+
+def _answer(held: Held | None, call: Any, config: Any) -> ToolMessage | None:
     """The message that stands in place of the tool's, or `None` where the stock road goes on."""
     if held is None:
-        return denial_message(Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id"))
+        return _undecided(call)
     verdict: Verdict = held.verdict
+    if not isinstance(verdict, Ticket):
+        skip_answers(config, held.answers)
     if isinstance(verdict, Replay):
         return replay_message(verdict, call.get("id"))
     if isinstance(verdict, Denial):

@@ -301,8 +301,10 @@ def _request(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: s
     row = snapshot.calls.get(key)
     approval = snapshot.approvals.get(key)
     granted = None
-    # A call that paused by itself re-enters under the approval it has spent already.
-    usable = ("approved", "spent") if row is not None and row.state == "suspended" else ("approved",)
+    # A call that paused by itself re-enters under the approval it has spent already, and so does a
+    # read whose task is entered again: the same call, by its key.
+    again = (row is not None and row.state == "suspended") or not prof.side_effect
+    usable = ("approved", "spent") if again else ("approved",)
     if approval is not None and approval.state in usable and approval.args_digest == call.args_digest:
         granted = ApprovalContext(
             source=approval.source,

@@ -80,7 +80,11 @@ def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any =
 
 @builders
 @ways
-@pytest.mark.parametrize("args", [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}], ids=shown)
+@pytest.mark.parametrize(
+    "args",
+    [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}],
+    ids=shown,
+)
 def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, Any]) -> None:
     """Wrong or missing arguments: the PDP is not asked, the tool's own answer helps the model."""
     ran: list[Any] = []
@@ -108,13 +112,19 @@ def test_arguments_that_the_schema_drops(kind: str, go: Any) -> None:
 
 @builders
 @ways
-@pytest.mark.parametrize("name", ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"], ids=lambda n: n[:10].encode("utf-8", "replace").decode())
+@pytest.mark.parametrize(
+    "name",
+    ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"],
+    ids=lambda n: n[:10].encode("utf-8", "replace").decode(),
+)
 def test_unknown_tools(kind: str, go: Any, name: str, tmp_path: Path) -> None:
     """A name that no tool has: `unknown_tool`, the stock answer, the sibling runs, the record is written."""
     ran: list[Any] = []
     pdp = StaticPDP(True)
     authz = authz_with(pdp, audit=tmp_path / "audit.jsonl")
-    graph = authz.protect(BUILDERS[kind](replying([call(name, {"to": "x"}, "call-x"), READ]), [pay_tool(ran), read_tool(ran)]))
+    graph = authz.protect(
+        BUILDERS[kind](replying([call(name, {"to": "x"}, "call-x"), READ]), [pay_tool(ran), read_tool(ran)])
+    )
     with authz.run(subject="alice", task="x"):
         state = go(graph, human())
     assert ran == [("read", "a")]
@@ -160,7 +170,10 @@ def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any) ->
     ran: list[Any] = []
     other: list[Any] = []
     authz, pdp, state = play(
-        kind, go, [_probe(ran), read_tool(other)], [call("probe", {"value": value}, "call-probe"), READ],
+        kind,
+        go,
+        [_probe(ran), read_tool(other)],
+        [call("probe", {"value": value}, "call-probe"), READ],
     )
     assert ran == []
     assert other == [("read", "a")]
@@ -406,7 +419,13 @@ def _shape(name: str, ran: list[Any]) -> BaseTool:
         made.ran = ran
         return made
     if name == "dict_schema":
-        schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "probe", "description": "d"}
+        schema = {
+            "type": "object",
+            "properties": {"text": {"type": "string"}},
+            "required": ["text"],
+            "title": "probe",
+            "description": "d",
+        }
 
         def act(**kwargs: Any) -> str:
             ran.append(kwargs["text"])
@@ -533,7 +552,9 @@ def test_shapes_of_results(kind: str, go: Any) -> None:
 
 @builders
 @ways
-@pytest.mark.parametrize("error", [ValueError("boom"), ToolException("boom"), KeyError("boom")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [ValueError("boom"), ToolException("boom"), KeyError("boom")], ids=lambda e: type(e).__name__
+)
 def test_raising_tool(kind: str, go: Any, error: Exception) -> None:
     """What a tool raises goes the stock road; the call is recorded as failed and its sibling ran once."""
     ran: list[Any] = []
@@ -629,7 +650,10 @@ ANSWERS: dict[str, tuple[Any, str]] = {
     "nan": (lambda _: {"decision": math.nan}, "pdp_malformed"),
     "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"),
     "list": (lambda _: [True], "pdp_malformed"),
-    "ten megabytes": (lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(), "pdp_malformed"),
+    "ten megabytes": (
+        lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(),
+        "pdp_malformed",
+    ),
     "twice": (lambda _: b'{"decision": false, "decision": true}', "pdp_malformed"),
     "truncated": (lambda _: b'{"decision": tru', "pdp_malformed"),
     "context of another type": (lambda _: {"decision": True, "context": "x"}, "pdp_malformed"),
@@ -713,7 +737,18 @@ def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
     assert _code(lambda: WasmPDP(data=tmp_path / "bad.json")) == "policy_invalid"
 
 
-@pytest.mark.parametrize("data", [{"effect": {}}, {"effects": {"pay": "maybe"}}, {"rates": 5}, {"plan": {"stale": "pay"}}, {"anomaly": {"max_denials": "5"}}, {1: 2}], ids=shown)
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"effect": {}},
+        {"effects": {"pay": "maybe"}},
+        {"rates": 5},
+        {"plan": {"stale": "pay"}},
+        {"anomaly": {"max_denials": "5"}},
+        {1: 2},
+    ],
+    ids=shown,
+)
 def test_policy_data_that_is_wrong(data: Any) -> None:
     """`policy_data` with an unknown key is refused; a known key of another shape is refused, or denies."""
     try:
@@ -753,7 +788,9 @@ def test_profiles_with_wrong_fields(profiles: Any) -> None:
     assert _code(lambda: RuntimeAuthz(profiles=profiles)) == "profile_invalid"
 
 
-@pytest.mark.parametrize("text", ["tools: [", "tools: []", "profiles: {}", "", "tools:\n  pay:\n    effect: steal", "tools:\n  pay: pay"])
+@pytest.mark.parametrize(
+    "text", ["tools: [", "tools: []", "profiles: {}", "", "tools:\n  pay:\n    effect: steal", "tools:\n  pay: pay"]
+)
 def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
     """A profile file that does not parse or holds something else: `profile_invalid`, naming the file."""
     (tmp_path / "profiles.yaml").write_text(text)
@@ -808,7 +845,13 @@ def test_subjects_that_are_wrong(subject: Any) -> None:
 def test_messages_of_every_input_form_reach_the_same_task() -> None:
     """A root input may be a string, tuple, mapping or message: the recorded task is the same."""
     texts = set()
-    for message in (HumanMessage("Pay"), ("user", "Pay"), {"role": "user", "content": "Pay"}, "Pay", HumanMessage([{"type": "text", "text": "Pay"}])):
+    for message in (
+        HumanMessage("Pay"),
+        ("user", "Pay"),
+        {"role": "user", "content": "Pay"},
+        "Pay",
+        HumanMessage([{"type": "text", "text": "Pay"}]),
+    ):
         pdp = StaticPDP(True)
         authz = authz_with(pdp)
         graph = authz.protect(hand_written(replying([READ]), [read_tool([])]))

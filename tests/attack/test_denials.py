@@ -564,14 +564,22 @@ def test_policy_that_asks_about_another_call_on_re_entry(go: Any) -> None:
     assert ran == []
 
 
+def _answered_in_turn(graph: Any, go: Any, state: Any, *, by_id: bool) -> tuple[Any, list[list[str]]]:
+    """Answer the tools' own questions, each with its colour, as they surface."""
+    surfaced: list[list[str]] = []
+    while open_ := state.get("__interrupt__"):
+        surfaced.append([i.value["which colour"] for i in open_])
+        assert len(surfaced) < 12, surfaced
+        colours = {i.id: f"colour of {i.value['which colour']}" for i in open_}
+        assert by_id or len(colours) == 1
+        state = go(graph, Command(resume=colours if by_id else next(iter(colours.values()))), THREAD)
+    return state, surfaced
+
+
 @builders
 @ways
 def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any) -> None:
-    """Two calls asked about, both with a question of their own: each runs once, and gets its own answers.
-
-    But for which tool gets which answer to the tools' own questions where both run in one task:
-    LangGraph numbers them by whoever asks first (its issue 6533), with or without us.
-    """
+    """Two calls asked about, both with a question of their own: each gets its own answers, each runs once."""
     ran: list[Any] = []
     authz = authz_with(asking("write"))
     plan = [write_call("1"), write_call("2")]
@@ -581,14 +589,51 @@ def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any) -> None:
         # By id throughout: LangGraph 1.2.24 gives a plain answer to a task's later interrupts again
         # where a map follows it.
         state = go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}] * 2}}), THREAD)
-        for _ in range(4):
-            if not (open_ := state.get("__interrupt__")):
-                break
-            state = go(graph, Command(resume={i.id: f"colour of {i.value['which colour']}" for i in open_}), THREAD)
-    assert sorted(call for call, _ in ran) == ["1", "2"]
-    assert not any(isinstance(colour, dict) for _, colour in ran)
-    if kind == "agent":
-        assert sorted(ran) == [("1", "colour of 1"), ("2", "colour of 2")]
+        state, _ = _answered_in_turn(graph, go, state, by_id=True)
+    assert sorted(ran) == [("1", "colour of 1"), ("2", "colour of 2")]
+    assert_went_on(state)
+
+
+@ways
+@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("effect", ["write", "read"])
+def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool, asked: bool, effect: Any) -> None:
+    """Tools of one message in one task, with none, one and two questions: no answer goes to another tool.
+
+    LangGraph numbers a task's answers; a call that is not repeated takes its own along all the same.
+    """
+    ran: list[Any] = []
+
+    @tool("write")
+    def write(text: str) -> str:
+        """Ask as often as the text is long, the first the longest to get there."""
+        if text == "aa":
+            time.sleep(0.05)
+        colours = [interrupt({"which colour": f"{text}{i}"}) for i in range(len(text) if text != "none" else 0)]
+        if text == "f":
+            ran.append((text, colours))
+            raise ConnectionError(text)
+        ran.append((text, colours))
+        return f"wrote {text}"
+
+    texts = ["aa", "none", "b", "f", "cc"]
+    profiles = {"write": ToolProfile(effect=effect, sink="internal")}
+    authz = authz_with(asking("write") if asked else StaticPDP(True), profiles=profiles)
+    node = ToolNode([write], handle_tool_errors=True)
+    graph = authz.protect(hand_written(replying([write_call(t) for t in texts]), node, checkpointer=InMemorySaver()))
+    with authz.run(subject="alice", task="x"):
+        state = go(graph, human(), THREAD)
+        if asked:
+            value: Any = {"decisions": [{"type": "approve"}] * 5}
+            (gate,) = state["__interrupt__"]
+            state = go(graph, Command(resume={gate.id: value} if by_id else value), THREAD)
+        state, surfaced = _answered_in_turn(graph, go, state, by_id=by_id)
+    expected = {t: [f"colour of {t}{i}" for i in range(len(t) if t != "none" else 0)] for t in texts}
+    assert all(colours == expected[text] for text, colours in ran), ran
+    if effect == "write":
+        assert sorted(text for text, _ in ran) == sorted(texts)
+    assert [name for (name,) in surfaced] == ["aa0", "aa1", "b0", "f0", "cc0", "cc1"]
     assert_went_on(state)
 
 
@@ -775,4 +820,97 @@ def test_second_question_of_a_task(kind: str, go: Any, by_id: bool) -> None:
             state = go(graph, Command(resume={one.id: value} if by_id else value), THREAD)
     assert sorted(ran) == [("write", "1"), ("write", "2")]
     assert "approval_malformed" not in reasons(authz, "write")
+    assert_went_on(state)
+
+
+@ways
+@pytest.mark.parametrize("by_id", [True, False])
+def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) -> None:
+    """One task per call: the task that is newly asked about does not take the answer meant for its sibling."""
+    asked_about = ["2"]
+
+    def answer(request: Any) -> object:
+        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
+            return True
+        return True if request.context.approval is not None else ASK
+
+    ran: list[Any] = []
+    pdp = StaticPDP(answer)
+    authz = authz_with(pdp)
+    graph = authz.protect(
+        agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
+    )
+    with authz.run(subject="alice", task="x"):
+        # Call 1 pauses with a question of its own tool, call 2 with the gate's.
+        paused = go(graph, human(), THREAD)["__interrupt__"]
+        gate = next(i for i in paused if "action_requests" in i.value)
+        asked_about[:] = ["1", "2"]
+        value: Any = {"decisions": [{"type": "approve"}]}
+        if by_id:
+            go(graph, Command(resume={gate.id: value}), THREAD)
+        else:
+            # Two questions are open: LangGraph refuses a plain answer, and nothing is approved by it.
+            with pytest.raises(RuntimeError):
+                go(graph, Command(resume=value), THREAD)
+    assert ran == []
+    approvals = [r for r in calls_of(pdp) if r.context.approval is not None]
+    assert {r.context.call.args["text"] for r in approvals if r.context.call} <= ({"2"} if by_id else set())
+
+
+@ways
+def test_question_does_not_take_a_tools_answer(go: Any) -> None:
+    """An answer by id to a tool's own question leaves the gate's other question open, and is not its denial."""
+    ran: list[Any] = []
+
+    def answer(request: Any) -> object:
+        if request.action.name != "tools/call" or request.context.call.args["text"] != "2":
+            return True
+        return True if request.context.approval is not None else ASK
+
+    authz = authz_with(StaticPDP(answer))
+    graph = authz.protect(
+        agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
+    )
+    with authz.run(subject="alice", task="x"):
+        paused = go(graph, human(), THREAD)["__interrupt__"]
+        own = next(i for i in paused if "which colour" in i.value)
+        gate = next(i for i in paused if "action_requests" in i.value)
+        go(graph, Command(resume={own.id: "blue"}), THREAD)
+        assert ran == [("1", "blue")]
+        state = go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        (own,) = state["__interrupt__"]
+        state = go(graph, Command(resume={own.id: "red"}), THREAD)
+    assert ran == [("1", "blue"), ("2", "red")]
+    assert "approval_malformed" not in reasons(authz, "write")
+    assert_went_on(state)
+
+
+@ways
+@pytest.mark.parametrize("by_id", [True, False])
+def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool) -> None:
+    """A call that policy asks about only after a sibling tool has asked for itself is denied, in the same task.
+
+    LangGraph numbers a task's questions: a new one of the gate would come before the tool's, and take its answer.
+    """
+    asked_about: list[str] = []
+
+    def answer(request: Any) -> object:
+        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
+            return True
+        return True if request.context.approval is not None else ASK
+
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(answer))
+    plan = [write_call("1"), write_call("2")]
+    graph = authz.protect(hand_written(replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
+    with authz.run(subject="alice", task="x"):
+        (own,) = go(graph, human(), THREAD)["__interrupt__"]
+        assert own.value == {"which colour": "1"}
+        asked_about.append("2")
+        # An answer that would read as an approval.
+        value: Any = {"decisions": [{"type": "approve"}]}
+        state = go(graph, Command(resume={own.id: value} if by_id else value), THREAD)
+    assert ran == [("1", value)]
+    assert answer_to(state["messages"], "call-2").status == "error"
+    assert reasons(authz, "write")[-1] == "approval_void"
     assert_went_on(state)

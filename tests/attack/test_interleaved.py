@@ -570,7 +570,7 @@ def test_work_that_outlives_its_run_is_denied() -> None:
 
     ran: list[Any] = []
     late: list[Any] = []
-    authz = authz_with(StaticPDP(True))
+    authz = authz_with(StaticPDP(True), profiles={"who": ToolProfile(), "pay": ToolProfile(effect="pay")})
     pay = authz.guard(pay_tool(ran))
 
     @tool("who")

@@ -46,7 +46,15 @@ from ..attack._graphs import agent_graph, asking, call, hand_written, human, nod
 AUDIENCE = "https://127.0.0.1/bank"
 THREAD = {"configurable": {"thread_id": "t"}}
 MODES = ["values", "updates", "messages", "custom", "debug", "checkpoints", "tasks"]
-MARKS = ("__authz", "runtime-authz-run", "RunHandle(", "<Ticket", "<CallCredential", "BEGIN PRIVATE KEY", "BEGIN EC PRIVATE")
+MARKS = (
+    "__authz",
+    "runtime-authz-run",
+    "RunHandle(",
+    "<Ticket",
+    "<CallCredential",
+    "BEGIN PRIVATE KEY",
+    "BEGIN EC PRIVATE",
+)
 
 
 class Bank:
@@ -179,7 +187,9 @@ def secrets_of(key: ec.EllipticCurvePrivateKey, tokens: list[str]) -> dict[str, 
         signature = token.rsplit(".", 1)[1]
         found[f"token {i}"] = token
         found[f"signature {i}"] = signature
-        found[f"signature bytes {i}"] = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4)).decode("latin-1")
+        found[f"signature bytes {i}"] = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4)).decode(
+            "latin-1"
+        )
         found[f"signature base64 {i}"] = base64.b64encode(signature.encode()).decode()[:-4]
     return found
 
@@ -197,7 +207,9 @@ def search(where: Mapping[str, Any], secrets: Mapping[str, str], marks: tuple[st
 class Scene:
     """A run that is recorded in every way there is."""
 
-    def __init__(self, bank: Bank, tmp_path: Path, spans: InMemorySpanExporter, caplog: Any, *, ask: bool = False) -> None:
+    def __init__(
+        self, bank: Bank, tmp_path: Path, spans: InMemorySpanExporter, caplog: Any, *, ask: bool = False
+    ) -> None:
         caplog.set_level(logging.DEBUG)
         self.bank, self.path, self.spans, self.caplog = bank, tmp_path, spans, caplog
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -338,7 +350,9 @@ APPROVE = Command(resume={"decisions": [{"type": "approve"}]})
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
 @pytest.mark.parametrize("ask", [False, True])
-def test_nothing_secret_is_left(kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
+def test_nothing_secret_is_left(
+    kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
+) -> None:
     """Sync, in all stream modes, with and without a question: no token, key or handle anywhere."""
     scene = Scene(bank, tmp_path, spans, caplog, ask=ask)
     with ExitStack() as stack:
@@ -354,7 +368,9 @@ def test_nothing_secret_is_left(kind: str, store: str, ask: bool, bank: Bank, tm
 @pytest.mark.parametrize("kind", KINDS[:3])
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
 @pytest.mark.parametrize("ask", [False, True])
-async def test_nothing_secret_is_left_async(kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
+async def test_nothing_secret_is_left_async(
+    kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
+) -> None:
     """The same on the asynchronous road, with an asynchronous tool and `astream_events`."""
     scene = Scene(bank, tmp_path, spans, caplog, ask=ask)
     async with AsyncExitStack() as stack:
@@ -430,7 +446,10 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
         "credential itself": lambda bank, ident: current_credential(AUDIENCE),
         "message": lambda bank, ident: ToolMessage(token(), tool_call_id=ident),
         "message extras": lambda bank, ident: ToolMessage(
-            "x", tool_call_id=ident, additional_kwargs={"t": token()}, response_metadata={"t": token()},
+            "x",
+            tool_call_id=ident,
+            additional_kwargs={"t": token()},
+            response_metadata={"t": token()},
         ),
         "artifact": lambda bank, ident: ToolMessage("x", tool_call_id=ident, artifact={"t": token()}),
         "command": lambda bank, ident: Command(
@@ -443,14 +462,18 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
         "error note": noted,
         "interrupt": asking_with,
         "list of models": lambda bank, ident: [Reply(sent=token())],
-        "parent command": lambda bank, ident: _bubble(ParentCommand(Command(update={"messages": [HumanMessage(token())]}))),
+        "parent command": lambda bank, ident: _bubble(
+            ParentCommand(Command(update={"messages": [HumanMessage(token())]}))
+        ),
     }
 
 
 @pytest.mark.parametrize("kind", ["hand", "agent"])
 @pytest.mark.parametrize("handled", [True, False])
 @pytest.mark.parametrize("how", _leaks())
-def test_tool_that_gives_its_token_away(kind: str, how: str, handled: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
+def test_tool_that_gives_its_token_away(
+    kind: str, how: str, handled: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
+) -> None:
     """A tool that echoes its token, in a result or an error: the token is taken out before anybody sees it."""
     leak = _leaks()[how]
 
@@ -467,13 +490,40 @@ def test_tool_that_gives_its_token_away(kind: str, how: str, handled: bool, bank
     saver = InMemorySaver()
     if kind == "hand":
         graph = scene.authz.protect(
-            hand_written(replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=handled),
+            hand_written(
+                replying([call("pay", {"to": "bob"}, "call-pay")]),
+                [pay],
+                checkpointer=saver,
+                handle_tool_errors=handled,
+            ),
         )
     else:
         graph = scene.graph(kind, pay, saver)
     scene.play(graph, [human()])
     # Its text form is shown where a tool returns the credential itself; it does not hold the token.
     assert [hit for hit in scene.verdict(saver) if not hit.startswith("<CallCredential")] == []
+    scene.assert_used()
+
+
+@pytest.mark.parametrize("how", ["echo", "model", "message extras", "talkative error", "error chain", "interrupt"])
+async def test_async_tool_that_gives_its_token_away(
+    how: str, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
+) -> None:
+    """The same for a tool with a coroutine."""
+    leak = _leaks()[how]
+
+    @tool
+    async def pay(to: str, ident: Annotated[str, InjectedToolCallId]) -> Any:
+        """Pay somebody."""
+        if how != "echo":
+            await asyncio.to_thread(bank.pay)
+            return leak(bank, ident)
+        return await asyncio.to_thread(leak, bank, ident)
+
+    scene = Scene(bank, tmp_path, spans, caplog)
+    saver = InMemorySaver()
+    await scene.aplay(scene.graph("hand", pay, saver), [human()])
+    assert scene.verdict(saver) == []
     scene.assert_used()
 
 
@@ -490,7 +540,9 @@ def test_agent_that_gave_a_token_away_is_revoked(how: str, bank: Bank, tmp_path:
     scene = Scene(bank, tmp_path, spans, caplog)
     saver = InMemorySaver()
     graph = scene.authz.protect(
-        hand_written(replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=True),
+        hand_written(
+            replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=True
+        ),
     )
     scene.play(graph, [human()])
     assert scene.verdict(saver) == []
@@ -552,7 +604,16 @@ def test_searcher_finds_what_is_planted(place: str, bank: Bank, tmp_path: Path, 
             with (tmp_path / "audit.jsonl").open("a") as file:
                 file.write(token)
         hits = scene.verdict()
-    names = {"state": "state", "stream": "stream 0", "callback": "callbacks", "sqlite": "files", "audit": "files", "log": "log", "span": "spans", "error": "error 0"}
+    names = {
+        "state": "state",
+        "stream": "stream 0",
+        "callback": "callbacks",
+        "sqlite": "files",
+        "audit": "files",
+        "log": "log",
+        "span": "spans",
+        "error": "error 0",
+    }
     assert f"token 0 in {names[place]}" in hits
     assert f"signature 0 in {names[place]}" in hits
 

@@ -33,7 +33,9 @@ IMPORTED = {
         "CONFIG_KEY_CHECKPOINT_NS",
         "CONFIG_KEY_CHECKPOINTER",
         "CONFIG_KEY_SCRATCHPAD",
+        "CONFIG_KEY_SEND",
         "CONFIG_KEY_TASK_ID",
+        "RESUME",
     ],
     "langgraph._internal._runnable": ["RunnableCallable"],
     "langgraph.prebuilt.tool_node": ["ToolNode"],
@@ -61,7 +63,11 @@ def test_nothing_private_is_imported_elsewhere() -> None:
         if path.name == "_private.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("langgraph", "langchain_core", "langchain"):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "langgraph",
+                "langchain_core",
+                "langchain",
+            ):
                 parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
                 if any(p.startswith("_") for p in parts):
                     found.append(f"{path.relative_to(package)}: {'.'.join(parts)}")
@@ -92,7 +98,9 @@ def test_overridden_names_exist(owner: str) -> None:
     """Each overridden or used member still exists on the class, or on its instances."""
     module, _, name = owner.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    instance = ToolNode([]) if name == "ToolNode" else StructuredTool.from_function(lambda x: x, name="x", description="x")
+    instance = (
+        ToolNode([]) if name == "ToolNode" else StructuredTool.from_function(lambda x: x, name="x", description="x")
+    )
     for member in private.OVERRIDDEN[owner]:
         assert hasattr(cls, member) or hasattr(instance, member), f"{owner}.{member} is gone: edges override or read it"
 
@@ -111,7 +119,9 @@ def test_tool_node_calls_its_hooks_by_position(method: str) -> None:
     assert f"self.{method}" in source, f"ToolNode no longer goes through {method}: calls would run undecided"
 
 
-@pytest.mark.parametrize(("method", "inner"), [("_run_one", "_execute_tool_sync"), ("_arun_one", "_execute_tool_async")])
+@pytest.mark.parametrize(
+    ("method", "inner"), [("_run_one", "_execute_tool_sync"), ("_arun_one", "_execute_tool_async")]
+)
 def test_tool_node_executes_through_its_hook(method: str, inner: str) -> None:
     """Tools that middleware brings along pass `_execute_tool_*`, where they are guarded."""
     assert f"self.{inner}" in inspect.getsource(getattr(ToolNode, method)), f"{method} no longer calls {inner}"
@@ -135,7 +145,9 @@ def test_tool_node_binds_its_functions_when_it_is_made() -> None:
     node = ToolNode([])
     assert node.func == node._func, "ToolNode.func is no longer _func: repair edges/tool_node._equip"
     assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair edges/tool_node._equip"
-    assert node._tools_by_name is node.tools_by_name, "tools_by_name is a copy now: swapping guarded tools in has no effect"
+    assert node._tools_by_name is node.tools_by_name, (
+        "tools_by_name is a copy now: swapping guarded tools in has no effect"
+    )
 
 
 @pytest.mark.parametrize("method", ["run", "arun"])
@@ -144,7 +156,9 @@ def test_parameters_of_tools(method: str) -> None:
     parameters = inspect.signature(getattr(BaseTool, method)).parameters
     for name in ("config", "tool_call_id"):
         assert name in parameters, f"BaseTool.{method} no longer takes {name}"
-        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, f"{name} of BaseTool.{method} may be positional now"
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, (
+            f"{name} of BaseTool.{method} may be positional now"
+        )
     assert next(iter(list(parameters)[1:])) == "tool_input"
 
 
@@ -176,7 +190,9 @@ def test_injected_names() -> None:
         """Probe."""
         return text
 
-    assert private.injected_names(probe) == {"state", "ident", "own", "runtime"}, "injected arguments are found otherwise now"
+    assert private.injected_names(probe) == {"state", "ident", "own", "runtime"}, (
+        "injected arguments are found otherwise now"
+    )
 
 
 def test_tools_without_arguments() -> None:
@@ -225,7 +241,9 @@ def test_task_id_is_stable_over_a_resume() -> None:
     seen: list[tuple[str, bool, bool, str]] = []
 
     def node(state: Any, config: RunnableConfig) -> Any:
-        seen.append((private.task_id(config), private.can_ask(config), private.is_task(config), private.node_of_task(config)))
+        seen.append(
+            (private.task_id(config), private.can_ask(config), private.is_task(config), private.node_of_task(config))
+        )
         interrupt("x")
         return {}
 
@@ -253,6 +271,37 @@ def test_task_id_is_stable_over_a_retry() -> None:
     _graph(node, retry_policy=policy).invoke({"messages": []}, THREAD)
     assert len(seen) == 3
     assert len(set(seen)) == 1, "a retried task has another id: its side effects would be repeated"
+
+
+def test_questions_of_a_tool_are_counted_and_skipped() -> None:
+    """`interrupt` takes its number from the scratchpad in the config, whose answers stand in order."""
+    from langgraph.config import get_config
+
+    skip: list[int] = []
+    got: list[Any] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        from langchain_core.runnables.config import var_child_runnable_config
+
+        counted, asked = private.counting_questions(dict(config))
+        before = get_config()
+        var_child_runnable_config.set(counted)
+        try:
+            if not skip:
+                interrupt("first")
+                assert len(asked) == 1, "interrupt() no longer asks the scratchpad for its number"
+        finally:
+            var_child_runnable_config.set(before)
+        private.skip_answers(config, len(skip))
+        got.append(interrupt("second"))
+        return {}
+
+    graph = _graph(node)
+    graph.invoke({"messages": []}, THREAD)
+    graph.invoke(Command(resume="a"), THREAD)
+    skip.append(1)
+    graph.invoke(Command(resume="b"), THREAD)
+    assert got == ["b"], "answers of a task are no longer numbered: a skipped one reached the next question"
 
 
 def test_without_a_checkpointer_nobody_can_be_asked() -> None:
@@ -333,7 +382,9 @@ def test_interrupt_without_a_question_pauses_its_task() -> None:
     assert len(graph.invoke({"messages": []}, THREAD)["__interrupt__"]) == 1
     answered.append(True)
     graph.invoke(Command(resume="a"), THREAD)
-    assert sorted(entered) == ["a", "waited"], "a task paused by GraphInterrupt(()) is not entered again on a plain resume"
+    assert sorted(entered) == ["a", "waited"], (
+        "a task paused by GraphInterrupt(()) is not entered again on a plain resume"
+    )
 
 
 def test_graph_runs_what_its_nodes_are_bound_to() -> None:
@@ -348,7 +399,9 @@ def test_graph_runs_what_its_nodes_are_bound_to() -> None:
     node.bound = private.RunnableCallable(lambda _: {"messages": [AIMessage("new")]}, name="node")
     private.reset_node(node)
     state = graph.invoke({"messages": []}, THREAD)
-    assert state["messages"][-1].content == "new", "a compiled graph no longer runs PregelNode.bound: nodes are not gated"
+    assert state["messages"][-1].content == "new", (
+        "a compiled graph no longer runs PregelNode.bound: nodes are not gated"
+    )
 
 
 @pytest.mark.parametrize("method", ["invoke", "batch"])
@@ -368,7 +421,9 @@ def test_graph_forms_come_down_to_stream(method: str) -> None:
         graph.invoke(given, THREAD)
     else:
         graph.batch([given, given], [THREAD, THREAD])
-    assert len(seen) == (1 if method == "invoke" else 2), f"Pregel.{method} no longer goes through stream: no run is opened"
+    assert len(seen) == (1 if method == "invoke" else 2), (
+        f"Pregel.{method} no longer goes through stream: no run is opened"
+    )
 
 
 @pytest.mark.parametrize("method", ["ainvoke", "abatch", "astream_events"])
