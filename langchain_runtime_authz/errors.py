@@ -7,6 +7,7 @@ AuthzError                 a code, and one sentence that says what to do
 ├── MappingError           the state can not be expressed as a request (a deny)
 ├── CredentialError        a token was refused
 ├── AuditError             a record could not be written, or a chain does not verify
+├── LedgerError            the ledger can not be used (a deny)
 └── AuthzDenied            a step was denied where no message can carry the answer
 ```
 
@@ -26,6 +27,7 @@ __all__ = [
     "Code",
     "ConfigError",
     "CredentialError",
+    "LedgerError",
     "MappingError",
     "sentence",
 ]
@@ -68,6 +70,10 @@ class Code(StrEnum):
     APPROVAL_VOID = "approval_void"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
+    LEDGER_TIMEOUT = "ledger_timeout"
+    LEDGER_SCHEMA = "ledger_schema"
+    LEDGER_ROLLED_BACK = "ledger_rolled_back"
+    LEDGER_CLOCK = "ledger_clock"
     # Given by the shipped policy (policies/rego/runtime_authz.rego).
     NO_PERMIT = "no_permit"
     LEASE_INVALID = "lease_invalid"
@@ -125,6 +131,10 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
     Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
     Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
+    Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",
+    Code.LEDGER_SCHEMA: "this version can not work on the ledger's schema; see `runtime-authz ledger status`",
+    Code.LEDGER_ROLLED_BACK: "the ledger is older than what it has confirmed before; restore the newest copy, or begin a new ledger and a new audit file",
+    Code.LEDGER_CLOCK: "the clock was set back; set it right, and the ledger goes on",
     Code.NO_PERMIT: "no rule of the policy permits the step",
     Code.LEASE_INVALID: "the lease is missing, expired or of another epoch",
     Code.STALE_PLAN: "the plan belongs to an older task",
@@ -198,6 +208,10 @@ class CredentialError(AuthzError):
 
 class AuditError(AuthzError):
     """A record could not be written, or a chain does not verify."""
+
+
+class LedgerError(AuthzError):
+    """The ledger can not be used: whoever asked is denied with its code."""
 
 
 class AuthzDenied(AuthzError):

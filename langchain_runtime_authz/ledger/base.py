@@ -1,9 +1,9 @@
 """The ledger: what is known of a thread, outside the graph's own state.
 
 Three verbs. `load` reads one consistent snapshot of one thread; `commit` applies a list of changes
-in one transaction, or none of them; `status` tells whether a jti lives. A store implements nothing else, so that every rule that decides
-lives in the pure modules and every store passes one contract suite
-(`testing.ledger_suite.LedgerContract`).
+in one transaction, or none of them; `status` tells whether a jti lives; and `holds` answers whether a
+commit is still there. What changes mean is written once (`ledger.state`); a store only brings and keeps
+rows, and passes one contract suite (`testing.ledger_suite.LedgerContract`).
 
 Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or a field may be added,
 with a default that means what its absence meant; none is renamed, removed or given another meaning.
@@ -29,6 +29,7 @@ from langchain_runtime_authz.grant import Grant
 __all__ = [
     "PROTOCOL_VERSION",
     "AdvanceEpoch",
+    "Anchor",
     "AnswerApproval",
     "Approval",
     "AskApproval",
@@ -269,7 +270,7 @@ class ClaimCall(Change):
 
     none → claimed; suspended → claimed; otherwise, if not repeatable: claimed →
     `call_in_progress`, done → `Conflict` with the recorded row, failed and unknown →
-    `outcome_unknown`. `tokens` are the jtis that tokens minted for this call will bear; they live
+    `outcome_unknown`. A claim whose lease has lapsed counts as unknown: its process died. `tokens` are the jtis that tokens minted for this call will bear; they live
     as long as the claim.
     """
 
@@ -350,12 +351,25 @@ class Count(Change):
     recent: str | None = None
 
 
+class Anchor(NamedTuple):
+    """A commit of a store that outlives its process: what tells a ledger from an older copy of itself.
+
+    `ledger` names the store, `position` grows with every commit, `nonce` is random and known to that
+    commit only. Audit records bear the anchor of the commit that they follow.
+    """
+
+    ledger: str
+    position: int
+    nonce: str
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """All changes were applied."""
 
     now: float
     epoch: int
+    anchor: Anchor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +381,7 @@ class Conflict:
 
 
 class Ledger(Protocol):
-    """A store. Raising is a deny for whoever asked."""
+    """A store. Raising is a deny for whoever asked: `LedgerError` with its code, all else `ledger_unavailable`."""
 
     def load(self, scope: Scope, query: Query) -> Snapshot:
         """One consistent snapshot; a thread that does not exist has `exists=False` and epoch 1."""
@@ -386,6 +400,10 @@ class Ledger(Protocol):
 
         A token lives while its call is claimed, its lease is live and the task is unchanged.
         """
+        ...
+
+    def holds(self, anchor: Anchor) -> bool:
+        """Whether the commit that `anchor` names is in this ledger; no store without anchors holds one."""
         ...
 
     async def astatus(self, tenant: str, jti: str) -> TokenStatus:
