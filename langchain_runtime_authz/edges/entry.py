@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from types import FrameType, TracebackType
@@ -26,10 +27,11 @@ from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
 from langchain_runtime_authz.edges.messages import human_texts, unanswered
+from langchain_runtime_authz.edges.outside import Moved, ReadHead, ReadState, saver_of, thread_config, watched
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.enforce.approval import answers
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import Entry, close, deliver, open_child, open_entry
+from langchain_runtime_authz.enforce.entry import Entry, Given, altered, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -40,6 +42,7 @@ __all__ = ["Entrance", "RunHandle", "SubjectLike", "opened"]
 
 SubjectLike = Subject | str | dict[str, Any]
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _BESIDE: Final = "guard"  # the agent's name where guarded tools are called beside every protected graph
@@ -130,8 +133,7 @@ class RunHandle:
                 run_id=self.run_id,
                 agent=_BESIDE,
                 task=self.pinned_task(),
-                texts=(),
-                resume=False,
+                given=Given(),
                 grant=self.grant,
             )
             self._enter(entry.run)
@@ -297,7 +299,14 @@ class Entrance:
         found = self._subject_from(config) if self._subject_from is not None else None
         return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
 
-    def _open(self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall) -> Flow[tuple[Run, Entry]]:
+    def _open(
+        self,
+        name: str,
+        input: Any,
+        config: Mapping[str, Any],
+        at_call: AtCall,
+        graph: Any,
+    ) -> Flow[tuple[Run, Entry]]:
         handle = at_call.opener or self._implicit(config)
         thread = (config.get("configurable") or {}).get("thread_id")
         scope = self.scope(name, f"run:{new_id()}" if thread is None else str(thread))
@@ -305,6 +314,9 @@ class Entrance:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         resume = input is None or isinstance(input, Command)
         update = input.update if isinstance(input, Command) else input
+        saver = saver_of(graph)
+        head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
+        place, channels = dict(config), self._channels
         entry: Entry = yield from open_entry(
             self.engine,
             scope=scope,
@@ -312,8 +324,13 @@ class Entrance:
             run_id=handle.run_id,
             agent=name,
             task=handle.pinned_task(),
-            texts=human_texts(update, self._channels) if handle.human else [],
-            resume=resume,
+            given=Given(
+                texts=human_texts(update, self._channels) if handle.human else [],
+                resume=resume,
+                kept=saver is not None and thread is not None,
+                head=head,
+                moved=lambda left: Moved(graph, place, head.id if head is not None else "", left, channels),
+            ),
             grant=handle.grant,
         )
         foreign_plans(entry.run, update)
@@ -341,6 +358,32 @@ class Entrance:
         """A child agent below `parent`, likewise; gives the config for the child's graph."""
         return _Child(self, parent, name, config)
 
+    def update(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Any]) -> Any:
+        """`update_state` from outside every run: a correction where it alters what a task is made of."""
+        before = watched(graph.get_state(config).values, self._channels)
+        place = update()
+        if watched(graph.get_state(place).values, self._channels) != before:
+            drive(self.engine, self._altered(graph, place, config, supersteps))
+        return place
+
+    async def aupdate(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Awaitable[Any]]) -> Any:
+        """Like `update`."""
+        before = watched((await graph.aget_state(config)).values, self._channels)
+        place = await update()
+        if watched((await graph.aget_state(place)).values, self._channels) != before:
+            await adrive(self.engine, self._altered(graph, place, config, supersteps))
+        return place
+
+    def _altered(self, graph: Any, place: Any, config: Any, supersteps: Any) -> Flow[None]:
+        handle = opened(config)
+        texts: list[HumanText] = []
+        if handle is not None and handle.human and not handle.closed:
+            updates = [u[0] for step in supersteps for u in step]
+            texts = [t for u in updates for t in human_texts(u, self._channels)]
+        by = f"{handle.subject.type}:{handle.subject.id}" if handle is not None else ""
+        found = place["configurable"]
+        yield from altered(self.scope(graph.get_name(), str(found["thread_id"])), texts, by, found["checkpoint_id"])
+
 
 class Entering(Generic[T]):
     """Opens a run on the way in and closes it on the way out, without blocking where it is `async with`.
@@ -356,7 +399,7 @@ class Entering(Generic[T]):
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if self.run is not None:
-            drive(self.engine, close(self.run, _ending(self.run)))
+            drive(self.engine, self._over(self.run))
 
     async def __aexit__(
         self,
@@ -365,7 +408,11 @@ class Entering(Generic[T]):
         tb: TracebackType | None,
     ) -> None:
         if self.run is not None:
-            await adrive(self.engine, close(self.run, _ending(self.run)))
+            # Whoever cancels us while a checkpointer is asked does not keep the jti alive.
+            await asyncio.shield(adrive(self.engine, self._over(self.run)))
+
+    def _over(self, run: Run) -> Flow[None]:
+        return close(run, _ending(run))
 
     def __enter__(self) -> T:
         raise NotImplementedError
@@ -390,11 +437,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def __enter__(self) -> tuple[Any, Any]:
         self.run, entry = drive(self.engine, self._open())
         try:
-            if self._answers(entry):
-                self.input = drive(self.engine, _resume(entry, self.input, self.graph.get_state(self.config)))
-            if entry.pending:
-                state = self.graph.get_state(self.config).values if self._waits() else None
-                self.input = drive(self.engine, _deliver(entry, self.input, state))
+            self.input = drive(self.engine, self._told(entry))
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -403,26 +446,34 @@ class _Root(Entering[tuple[Any, Any]]):
     async def __aenter__(self) -> tuple[Any, Any]:
         self.run, entry = await adrive(self.engine, self._open())
         try:
-            if self._answers(entry):
-                state = await self.graph.aget_state(self.config)
-                self.input = await adrive(self.engine, _resume(entry, self.input, state))
-            if entry.pending:
-                state = (await self.graph.aget_state(self.config)).values if self._waits() else None
-                self.input = await adrive(self.engine, _deliver(entry, self.input, state))
+            self.input = await adrive(self.engine, self._told(entry))
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
         return self.input, with_run(self.config, entry.run)
 
     def _open(self) -> Flow[tuple[Run, Entry]]:
-        return self.entrance._open(self.name, self.input, self.config, self.at_call)
+        return self.entrance._open(self.name, self.input, self.config, self.at_call, self.graph)
 
-    def _answers(self, entry: Entry) -> bool:
-        resumed = isinstance(self.input, Command) and self.input.resume is not None
-        return resumed and bool(entry.asks) and self.graph is not None
+    def _told(self, entry: Entry) -> Flow[Any]:
+        """The input, with the answers in it put into the ledger and the pending corrections put into it."""
+        given = self.input
+        if self.graph is not None and isinstance(given, Command) and given.resume is not None and entry.asks:
+            given = yield from _resume(entry, given, (yield ReadState(self.graph, self.config)))
+        if entry.pending:
+            known = saver_of(self.graph) is not None and thread_config(self.config) is not None
+            state = (yield ReadState(self.graph, self.config)).values if known else None
+            given = _deliver(entry, given, state)
+        return given
 
-    def _waits(self) -> bool:
-        return self.graph is not None and not isinstance(self.input, dict)
+    def _over(self, run: Run) -> Flow[None]:
+        head, saver = None, saver_of(self.graph)
+        if saver is not None and (place := thread_config(self.config)) is not None:
+            try:
+                head = yield ReadHead(saver, place)
+            except Exception as exc:  # noqa: BLE001  (the next entry then looks at the state as somebody else's)
+                _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
+        yield from close(run, _ending(run), head.id if head is not None else None)
 
 
 class _Child(Entering[Any]):
@@ -479,24 +530,31 @@ def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     return given
 
 
-def _deliver(entry: Entry, input: Any, state: Any) -> Flow[Any]:
+def _deliver(entry: Entry, input: Any, state: Any) -> Any:
     """The input with the corrections that the graph has not seen yet.
 
     Before what a new input says itself; as an update of a resumed state. Where calls of that state
     are still unanswered a human message may not come between: then the answers to those calls,
     which the correction made stale, carry the text.
     """
-    messages = [HumanMessage(content=t.text, id=t.key) for t in entry.pending]
-    if isinstance(input, dict):
-        own = input.get("messages", [])
-        yield from deliver(entry.run)
-        return {**input, "messages": [*messages, *(own if isinstance(own, list | tuple) else [own])]}
-    held = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
-    update = input.update if isinstance(input, Command) else None
-    if not isinstance(held, list) or unanswered(held) or not (update is None or isinstance(update, dict)):
-        entry.run.undelivered = tuple(t.text for t in entry.pending)
+    held = _messages(state)
+    heard = {t.digest for t in human_texts([*held, *_messages(input)])}
+    texts = [t for t in entry.pending if t.text and t.digest not in heard]
+    if not texts:
         return input
-    yield from deliver(entry.run)
-    given = (update or {}).get("messages", [])
-    merged = {**(update or {}), "messages": [*messages, *(given if isinstance(given, list) else [given])]}
+    messages = [HumanMessage(content=t.text, id=t.key) for t in texts]
+    if isinstance(input, dict):
+        return {**input, "messages": [*messages, *_messages(input)]}
+    update = input.update if isinstance(input, Command) else None
+    if not held or unanswered(held) or not (update is None or isinstance(update, dict)):
+        entry.run.undelivered = tuple(t.text for t in texts)
+        return input
+    merged = {**(update or {}), "messages": [*messages, *_messages(update)]}
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
+
+
+def _messages(value: Any) -> list[Any]:
+    """The messages of a state or an input, as a list."""
+    value = value.update if isinstance(value, Command) else value
+    held = value.get("messages") if isinstance(value, Mapping) else getattr(value, "messages", None)
+    return list(held) if isinstance(held, list | tuple) else [] if held is None else [held]

@@ -9,7 +9,9 @@ protected, since nodes and class go with it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -28,7 +30,7 @@ from langchain_runtime_authz.edges._private import (
     reset_node,
 )
 from langchain_runtime_authz.edges.entry import AtCall, Entrance
-from langchain_runtime_authz.edges.handle import HANDLE_KEY
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, running
 from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
@@ -195,9 +197,22 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                 async for chunk in base.astream(self, input, entered, **options):
                     yield chunk
             return
-        async with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            async for chunk in base.astream(self, given, entered, **options):
+        # The stream is closed before the run is over: what it writes last is still its own.
+        async with (
+            entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
+            aclosing(base.astream(self, given, entered, **options)) as chunks,
+        ):
+            async for chunk in chunks:
                 yield without_handle(chunk)
+
+    def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
+        # `update_state` comes down to this.
+        update = partial(base.bulk_update_state, self, config, supersteps)
+        return update() if running() is not None else entrance.update(self, config, supersteps, update)
+
+    async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
+        update = partial(base.abulk_update_state, self, config, supersteps)
+        return await (update() if running() is not None else entrance.aupdate(self, config, supersteps, update))
 
     namespace = {
         "__module__": base.__module__,
@@ -206,6 +221,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "__runtime_authz__": protection,
         "stream": stream,
         "astream": astream,
+        "bulk_update_state": bulk_update_state,
+        "abulk_update_state": abulk_update_state,
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # its module loads the signing library, which an import of ou
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 
-__all__ = ["Commit", "Engine", "Evaluate", "Flow", "Load", "Record", "Run", "adrive", "drive", "new_id"]
+__all__ = ["Commit", "Effect", "Engine", "Evaluate", "Flow", "Load", "Record", "Run", "adrive", "drive", "new_id"]
 
 LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
 MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
@@ -87,6 +87,8 @@ class Run:
     paused: bool = False
     # Corrections that the input could not carry: told with the answers to the calls they made stale.
     undelivered: tuple[str, ...] = ()
+    # How many texts the ledger held when a root entry began: what comes after is news to it.
+    pinned: int = 0
     # Digests of calls that a model was seen to return in this entry (`plan.source`).
     seen_from_model: dict[str, str | None] = field(default_factory=dict)
     # Digests of calls that the client itself sent: never a plan.

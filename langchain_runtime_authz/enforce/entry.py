@@ -8,27 +8,31 @@ plans anew.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
-from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Load, Record, Run, new_id
+from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
-from langchain_runtime_authz.facts.task import HumanText, changed
+from langchain_runtime_authz.facts.state import HEAD, Head, fork_key, outside_key, standing
+from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
     Approval,
+    Change,
     Conflict,
     EndLease,
     Lease,
+    Mark,
     OpenThread,
     Query,
     RecordEdge,
+    Redeliver,
     Reinstate,
     Revoke,
     Scope,
@@ -37,7 +41,17 @@ from langchain_runtime_authz.ledger.base import (
     TakePending,
 )
 
-__all__ = ["Entry", "close", "correct", "deliver", "open_child", "open_entry", "reinstate", "revoke"]
+__all__ = [
+    "Entry",
+    "Given",
+    "altered",
+    "close",
+    "correct",
+    "open_child",
+    "open_entry",
+    "reinstate",
+    "revoke",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +60,29 @@ _log = logging.getLogger(__name__)
 class Entry:
     """An opened root entry.
 
-    `pending` are corrections that came beside the graph's input and that it has not seen yet, to be
-    delivered with `deliver`; `asks` the questions that a resume value may answer.
+    `pending` are corrections that the graph's state may not hold yet; they are pending until a run
+    ends that saw them. `asks` are the questions that a resume value may answer.
     """
 
     run: Run
     pending: tuple[HumanText, ...]
     asks: tuple[Approval, ...]
+
+
+class Given(NamedTuple):
+    """What a root entry is given: a new input or a resume, and the state that it will load.
+
+    `texts` are the human-origin texts of the input. `kept`: the graph keeps its state, so that
+    another writer can erase them from it; `head` is what it kept of this thread, if anything.
+    `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
+    altered anything that a task or a plan is made of.
+    """
+
+    texts: Sequence[HumanText] = ()
+    resume: bool = False
+    kept: bool = False
+    head: Head | None = None
+    moved: Callable[[str], Effect] | None = None
 
 
 def open_entry(
@@ -63,25 +93,24 @@ def open_entry(
     run_id: str,
     agent: str,
     task: HumanText | None,
-    texts: Sequence[HumanText],
-    resume: bool,
+    given: Given,
     grant: Grant | None,
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if a human changed it, take a lease.
 
-    `task` is what `.run(task=)` said, `texts` the human-origin texts of the input.
+    `task` is what `.run(task=)` said.
 
     Raises:
         AuthzDenied: the subject may not start here, or the ledger is gone.
     """
     try:
-        run, pending, asks = yield from _take_lease(engine, scope, subject, run_id, agent, task, texts, grant, resume)
+        run, pending, asks = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
         raise AuthzDenied(Code.LEDGER_UNAVAILABLE, new_id()) from exc
-    action = "run/resume" if resume else "run/start"
+    action = "run/resume" if given.resume else "run/start"
     decision = yield from decide_step(run, action, Resource(type="run", id=agent, properties={"graph": scope.graph}))
     if not decision.permit:
         yield from close(run, "ended")
@@ -96,19 +125,22 @@ def _take_lease(
     run_id: str,
     agent: str,
     task: HumanText | None,
-    texts: Sequence[HumanText],
+    given: Given,
     grant: Grant | None,
-    resume: bool,
 ) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...]]]:
     owner = f"{subject.type}:{subject.id}"
+    jti = new_id()
     # Another entry may advance the epoch between our load and our commit: then look again.
     for _ in range(8):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,)))
-        fresh = _fresh(snapshot.log, task, texts)
-        first = not snapshot.log
+        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD,)))
+        said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
+        done_outside = yield from _outside(snapshot, given, jti)
+        fresh = (*done_outside, *said)
+        first = not snapshot.log and not done_outside
         changes: list[OpenThread | AdvanceEpoch] = [OpenThread(owner)]
         if fresh:
-            changes.append(AdvanceEpoch(snapshot.epoch, fresh, first=first))
+            # Until a run that saw them ends, an older one may overwrite them in the graph's state.
+            changes.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         done = yield Commit(scope, None, changes)
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
@@ -121,11 +153,12 @@ def _take_lease(
             subject=subject,
             run_id=run_id,
             agent=(agent,),
-            jti=new_id(),
+            jti=jti,
             epoch=done.epoch,
             started_at=now,
             expires_at=now + engine.lease_ttl,
             grant=grant,
+            pinned=len(snapshot.log) + len(fresh),
         )
         taken = yield Commit(scope, None, [TakeLease(_lease(run))])
         if isinstance(taken, Conflict):
@@ -134,10 +167,24 @@ def _take_lease(
             raise AuthzDenied(taken.code, new_id())
         if fresh and not first:
             yield _record(run, "corrected", done.now, texts=len(fresh))
-        yield _record(run, "resumed" if resume else "started", done.now, subject=owner)
+        yield _record(run, "resumed" if given.resume else "started", done.now, subject=owner)
         asks = snapshot.asks if not fresh or first else ()
         return run, snapshot.pending, asks
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    """What somebody did to the thread's state beside every entry, as something to pin; its words are nobody's."""
+    head = given.head
+    if head is None or given.moved is None or not snapshot.exists:
+        return ()
+    how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
+    if how == "fork":
+        return (HumanText(content_digest(head.id), "", fork_key(jti), own=False),)
+    left = snapshot.marks.get(HEAD)
+    if how == "outside" and (left is None or (yield given.moved(left))):
+        return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
+    return ()
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
@@ -179,11 +226,6 @@ def _record(run: Run, event: str, now: float, **detail: object) -> Record:
     )
 
 
-def deliver(run: Run) -> Flow[None]:
-    """The pending corrections go to the graph with this entry's input: they are pending no more."""
-    yield Commit(run.scope, None, [TakePending()])
-
-
 def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) -> Flow[Run]:
     """Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
 
@@ -221,27 +263,65 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
     return child
 
 
-def close(run: Run, state: Literal["suspended", "ended", "revoked"]) -> Flow[None]:
-    """End a run's lease and every lease below it. The jtis are dead when this returns."""
-    if run.closed:
+def close(run: Run, state: Literal["suspended", "ended", "revoked"], head: str | None = None) -> Flow[None]:
+    """End a run's lease and every lease below it. The jtis are dead when this returns.
+
+    `head` is the checkpoint that a root entry leaves.
+    """
+    if run.closed and head is None:
         return
     run.closed = True
     try:
-        done = yield Commit(run.scope, None, [EndLease(run.jti, state)])
+        done = yield from _end(run, state, head)
         if run.parent is None:
             yield _record(run, state, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
 
 
-def correct(scope: Scope, text: HumanText) -> Flow[int]:
+def _end(run: Run, state: Literal["suspended", "ended", "revoked"], head: str | None) -> Flow[object]:
+    over: list[Change] = [EndLease(run.jti, state)]
+    if head is not None:
+        over.append(Mark(HEAD, head))
+    if run.parent is None and not run.undelivered:
+        done = yield Commit(run.scope, run.guard, [TakePending(), *over])
+        if not isinstance(done, Conflict):
+            return done
+        if head is not None:
+            # The task changed meanwhile. What this run wrote last may have erased the newer texts.
+            snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+            over.append(Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
+    return (yield Commit(run.scope, None, over))
+
+
+def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str) -> Flow[None]:
+    """`update_state` altered a thread that the ledger knows and left `checkpoint`: a correction.
+
+    `texts` are what a human said by it, `by` (`type:id`) is who; the act itself has nobody's words.
+    """
+    act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
+    for _ in range(8):
+        snapshot: Snapshot = yield Load(scope, Query(log=True))
+        if not snapshot.exists:
+            return
+        said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
+        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act))])
+        if not isinstance(done, Conflict):
+            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+            return
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     """A correction from beside the graph: pin it, epoch + 1, deliver it at the next root entry.
 
-    Returns the new epoch.
+    `by` (`type:id`) is who said it; `None`: the thread's own subject. Returns the new epoch.
     """
     for _ in range(8):
         snapshot: Snapshot = yield Load(scope, Query())
-        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (text,), deliver=True)])
+        author = by if by is not None else snapshot.subject
+        said = replace(text, author=author, own=author == snapshot.subject)
+        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)])
         if not isinstance(done, Conflict):
             yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
             return int(done.epoch)

@@ -10,7 +10,7 @@ from langchain_runtime_authz.authzen import Decision, Subject, deny
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import close, correct, open_child, open_entry
+from langchain_runtime_authz.enforce.entry import Given, close, correct, open_child, open_entry
 from langchain_runtime_authz.enforce.step import Call, Judged, claim, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
@@ -66,8 +66,7 @@ class Session:
                 run_id=new_id(),
                 agent=agent,
                 task=text if subject.type in ("user", "anonymous") else None,
-                texts=(),
-                resume=False,
+                given=Given(),
                 grant=grant,
             ),
         )
@@ -231,8 +230,7 @@ class Session:
             run_id=run.run_id,
             agent=run.agent[0],
             task=None,
-            texts=(),
-            resume=False,
+            given=Given(),
             grant=run.grant,
         )
         self._run = entry.run

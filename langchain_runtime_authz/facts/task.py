@@ -9,6 +9,7 @@ Human origin is decided by the road a text came in by (root input of a `user` su
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,16 +21,23 @@ MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request;
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
-    """One human-origin text. `key` is the id its sender gave it, if any."""
+    """One text that altered the task. `key` is the id its sender gave it, if any.
+
+    `own`: the thread's own subject said it. What somebody else said, or an edit of unknown origin,
+    rotates the epoch all the same, but its words give no authority: they can only narrow. `author`
+    is `type:id` of who said it, empty where that is not known.
+    """
 
     digest: str
     text: str
     key: str | None = None
+    own: bool = True
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The pinned task, folded: `digest` chains over every text in order."""
+    """The pinned task, folded: `digest` chains over every text, `text` holds the subject's own words."""
 
     id: str = ""
     digest: str = ""
@@ -60,8 +68,16 @@ def content_digest(content: object) -> str:
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):
         content = "\n".join(_block_text(b) for b in content)
-    data = content if isinstance(content, str) else repr(content)
+    data = content if isinstance(content, str) else _canonical(content)
     return "sha256:" + hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _canonical(content: object) -> str:
+    # Key order and tuples are a serialiser's business: a round trip is no other content.
+    try:
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        return repr(content)
 
 
 def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
@@ -71,7 +87,7 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
     value = task.digest
     for text in texts:
         value = "sha256:" + hashlib.sha256(f"{value}\n{text.digest}".encode()).hexdigest()
-    words = "\n".join(filter(None, [task.text, *(t.text for t in texts)]))
+    words = "\n".join(filter(None, [task.text, *(t.text for t in texts if t.own)]))
     # The newest words are the ones that narrow: keep the end.
     words = words if len(words) <= MAX_TASK_TEXT else "…" + words[1 - MAX_TASK_TEXT :]
     return Task(task.id or value[7:23], value, words, task.corrections + (1 if correction else 0))

@@ -27,6 +27,8 @@ from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 
 __all__ = [
+    "LAPSED",
+    "MAX_MARKS",
     "PROTOCOL_VERSION",
     "AdvanceEpoch",
     "Anchor",
@@ -44,10 +46,12 @@ __all__ = [
     "Guard",
     "Lease",
     "Ledger",
+    "Mark",
     "OpenThread",
     "Query",
     "RecordEdge",
     "RecordPlan",
+    "Redeliver",
     "Reinstate",
     "ReleaseCall",
     "RenewLease",
@@ -63,6 +67,8 @@ __all__ = [
 ]
 
 PROTOCOL_VERSION: Final = 1
+LAPSED: Final = 3600  # seconds past its expiry for which a lease that nobody ended counts as under way
+MAX_MARKS: Final = 1024  # per thread
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -137,7 +143,8 @@ class Query:
 
     `plan` is the (agent path, message id) whose newest record is wanted; where the message is not
     known, `planned_call` is the (agent path, call id) whose newest record is wanted. `log` adds the
-    pinned human texts and `asks` the open questions; only root entries need them.
+    pinned texts and whether a root entry is under way, `asks` the open questions; only root entries
+    need them. `marks` are names of marks.
     """
 
     jti: str | None = None
@@ -147,11 +154,15 @@ class Query:
     agent: AgentPath = ()
     log: bool = False
     asks: bool = False
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One consistent view. `now` is ledger time, which is authoritative (epoch seconds)."""
+    """One consistent view. `now` is ledger time, which is authoritative (epoch seconds).
+
+    `underway`: a root entry has taken a lease and not ended it, or its process died not long ago.
+    """
 
     now: float
     exists: bool
@@ -168,6 +179,8 @@ class Snapshot:
     log: tuple[HumanText, ...] = ()
     pending: tuple[HumanText, ...] = ()
     asks: tuple[Approval, ...] = ()
+    marks: Mapping[str, str] = field(default_factory=dict)
+    underway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +221,21 @@ class AdvanceEpoch(Change):
 @dataclass(frozen=True, slots=True)
 class TakePending(Change):
     """The pending corrections were delivered to a root entry: forget them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redeliver(Change):
+    """Texts that an older run may have overwritten in the graph's state: pending again, each once."""
+
+    texts: tuple[HumanText, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Change):
+    """Remember `value` under `name`, in place of what stood there. A store may forget the oldest of `MAX_MARKS`."""
+
+    name: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,8 @@ class MemoryLedger:
 
 def _forget(t: Thread) -> None:
     """Bound a long thread: an evicted plan's calls count as unplanned, a forgotten jti is as dead as one that ended."""
+    while len(t.marks) > b.MAX_MARKS:
+        t.marks.pop(next(iter(t.marks)))
     if len(t.plans) > MAX_PLANS:
         oldest = next(iter(t.plans))
         t.plans.pop(oldest)

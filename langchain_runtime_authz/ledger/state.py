@@ -39,6 +39,7 @@ class Thread:
     history: History = _NO_HISTORY
     log: list[HumanText] = field(default_factory=list)
     pending: list[HumanText] = field(default_factory=list)
+    marks: dict[str, str] = field(default_factory=dict)
     revoked: set[b.AgentPath] = field(default_factory=set)
     leases: dict[str, b.Lease] = field(default_factory=dict)
     plans: dict[PlanKey, dict[int, PlanRecord]] = field(default_factory=dict)  # by epoch
@@ -72,6 +73,7 @@ class Needs:
     rates: set[tuple[str, int]] = field(default_factory=set)
     log: bool = False
     pending: bool = False
+    marks: set[str] = field(default_factory=set)
 
 
 def needs_of(query: b.Query) -> Needs:
@@ -82,10 +84,12 @@ def needs_of(query: b.Query) -> Needs:
         by_call={query.planned_call} if query.planned_call is not None else set(),
         calls=set(query.calls),
         approvals=set(query.calls),
+        living=query.log,
         open=query.asks,
         edges=True,
         log=query.log,
         pending=query.log,
+        marks=set(query.marks),
     )
 
 
@@ -97,8 +101,10 @@ def needs(guard: b.Guard | None, changes: Sequence[b.Change]) -> Needs:
             case b.AdvanceEpoch(deliver=deliver):
                 n.living = n.open = True
                 n.pending |= deliver
-            case b.TakePending():
+            case b.TakePending() | b.Redeliver():
                 n.pending = True
+            case b.Mark(name):
+                n.marks.add(name)
             case b.TakeLease(lease):
                 n.leases |= {jti for jti in (lease.jti, lease.parent) if jti}
             case b.RenewLease(jti):
@@ -164,6 +170,8 @@ def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
         log=tuple(t.log) if query.log else (),
         pending=tuple(t.pending) if query.log else (),
         asks=tuple(a for a in t.approvals.values() if a.state == "asked") if query.asks else (),
+        marks={name: t.marks[name] for name in query.marks if name in t.marks},
+        underway=query.log and any(_underway(le, now) for le in t.leases.values()),
     )
 
 
@@ -243,6 +251,11 @@ def _row(t: Thread, key: str, now: float) -> b.CallRow | None:
     return row
 
 
+def _underway(lease: b.Lease, now: float) -> bool:
+    """Whether a root entry's lease is live, or its process died not long ago."""
+    return lease.parent is None and lease.state == "live" and now < lease.expires_at + b.LAPSED
+
+
 def _end(t: Thread, doomed: Callable[[b.Lease], bool], state: b.LeaseState) -> None:
     for jti, lease in list(t.leases.items()):
         if lease.state == "live" and doomed(lease):
@@ -305,6 +318,17 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
 
         case b.TakePending():
             return t.pending.clear
+
+        case b.Redeliver(texts):
+            return lambda: t.pending.extend([x for x in texts if x not in t.pending])
+
+        case b.Mark(name, value):
+
+            def mark() -> None:
+                t.marks.pop(name, None)  # the newest comes last
+                t.marks[name] = value
+
+            return mark
 
         case b.TakeLease(lease):
             if _is_revoked(t, lease.agent):

@@ -1,0 +1,136 @@
+"""What was done to a thread's state beside its entries, read from the checkpointer.
+
+Only what a task or a plan is made of counts: messages, to-do lists, files and the declared task
+channels. Ids, key order and message classes' own fields are a serialiser's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.enforce.engine import Engine
+from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.facts.state import Head
+from langchain_runtime_authz.facts.task import content_digest
+
+__all__ = ["WATCHED", "Moved", "ReadHead", "ReadState", "saver_of", "thread_config", "watched"]
+
+WATCHED: Final = ("messages", "todos", "files")
+
+
+def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
+    """The checkpointer that keeps a root graph's state."""
+    saver = getattr(graph, "checkpointer", None)
+    return saver if isinstance(saver, BaseCheckpointSaver) else None
+
+
+def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any] | None:
+    """Where a thread's checkpoints are; `None` for a call without a thread."""
+    configurable = config.get("configurable") or {}
+    if configurable.get("thread_id") is None:
+        return None
+    place = {"thread_id": configurable["thread_id"], "checkpoint_ns": configurable.get("checkpoint_ns", "")}
+    return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHead:
+    """An effect: the checkpoint that an entry with this config loads; `None` for a thread without one."""
+
+    saver: BaseCheckpointSaver[Any]
+    config: Mapping[str, Any]
+
+    def run(self, engine: Engine) -> Head | None:
+        """Read it, blocking."""
+        newest, named = self._places()
+        found = self.saver.get_tuple(named or newest)
+        return _head(found, self.saver.get_tuple(newest) if named and found else found)
+
+    async def arun(self, engine: Engine) -> Head | None:
+        """Read it."""
+        newest, named = self._places()
+        found = await self.saver.aget_tuple(named or newest)
+        return _head(found, await self.saver.aget_tuple(newest) if named and found else found)
+
+    def _places(self) -> tuple[Any, Any]:
+        named = (self.config.get("configurable") or {}).get("checkpoint_id")
+        return thread_config(self.config), thread_config(self.config, named) if named else None
+
+
+def _head(found: CheckpointTuple | None, newest: CheckpointTuple | None) -> Head | None:
+    if found is None:
+        return None
+    ident = found.checkpoint["id"]
+    superseded = newest is not None and newest.checkpoint["id"] != ident
+    return Head(ident, str(found.metadata.get("source", "")), superseded)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadState:
+    """An effect: a graph's state (`StateSnapshot`)."""
+
+    graph: Any
+    config: Mapping[str, Any]
+
+    def run(self, engine: Engine) -> Any:
+        """Read it, blocking."""
+        return self.graph.get_state(self.config)
+
+    async def arun(self, engine: Engine) -> Any:
+        """Read it."""
+        return await self.graph.aget_state(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """An effect: whether the state at `head` says something else than the one that a run left at `left`."""
+
+    graph: Any
+    config: Mapping[str, Any]
+    head: str
+    left: str
+    channels: Sequence[str] = ()
+
+    def run(self, engine: Engine) -> bool:
+        """Compare, blocking."""
+        return self._differ(*(self.graph.get_state(place) for place in self._places()))
+
+    async def arun(self, engine: Engine) -> bool:
+        """Compare."""
+        return self._differ(*[await self.graph.aget_state(place) for place in self._places()])
+
+    def _places(self) -> list[Any]:
+        return [thread_config(self.config, ident) for ident in (self.left, self.head)]
+
+    def _differ(self, before: Any, now: Any) -> bool:
+        return watched(before.values, self.channels) != watched(now.values, self.channels)
+
+
+def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
+    """Digest per watched channel of a state. Equal digests say the same."""
+    held = values if isinstance(values, Mapping) else {"": values}
+    names = (*WATCHED, *channels) if isinstance(values, Mapping) else ("",)
+    return {name: _digest(held[name]) for name in names if held.get(name)}
+
+
+def _digest(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return raw_digest([_digest(v) for v in value])
+    if isinstance(value, BaseMessage):
+        said: list[Any] = [value.type, content_digest(value.content)]
+        if isinstance(value, AIMessage):
+            said += [[call["name"], raw_digest(call["args"])] for call in value.tool_calls]
+        if isinstance(value, ToolMessage):
+            said.append(value.tool_call_id)
+        return raw_digest(said)
+    try:
+        return digest(project(value))
+    except MappingError:
+        return content_digest(value)

@@ -1,0 +1,57 @@
+"""Whose work a thread's state is: what a run of ours left there, or what somebody did from outside.
+
+A graph's state can be altered beside every entry: `update_state`, a fork from an older checkpoint,
+another process that runs the graph unprotected. When a root entry ends, the ledger remembers the
+checkpoint that it left (`HEAD`); the next entry loads either that one, or what a run in flight or a
+dead process of ours went on to, or somebody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["HEAD", "Head", "Standing", "fork_key", "outside_key", "standing"]
+
+HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
+
+Standing = Literal["ours", "outside", "fork"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The checkpoint that a root entry loads.
+
+    `source` is LangGraph's `CheckpointMetadata.source` (input, loop, update, fork); `superseded`
+    says that the caller named it although the thread has moved on.
+    """
+
+    id: str
+    source: str = ""
+    superseded: bool = False
+
+
+def outside_key(checkpoint: str) -> str:
+    """The key under which an act from outside that left this checkpoint is pinned, once."""
+    return f"checkpoint:{checkpoint}"
+
+
+def fork_key(jti: str) -> str:
+    """The key under which the fork that a root entry begins with is pinned."""
+    return f"fork:{jti}"
+
+
+def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:
+    """How `head` stands to what is known of the thread.
+
+    `pinned` are the keys of the pinned texts; `underway`: a root entry has not ended, or its process
+    died, so that checkpoints newer than the mark may be its own. An `update` never is.
+    """
+    if head.superseded:
+        return "fork"
+    if head.id == marks.get(HEAD) or outside_key(head.id) in pinned:
+        return "ours"
+    if underway and head.source in ("input", "loop", "fork"):
+        return "ours"
+    return "outside"
