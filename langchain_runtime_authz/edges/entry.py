@@ -399,7 +399,7 @@ class Entering(Generic[T]):
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if self.run is not None:
-            drive(self.engine, self._over(self.run))
+            drive(self.engine, self._over(self.run, cut=False))
 
     async def __aexit__(
         self,
@@ -408,10 +408,10 @@ class Entering(Generic[T]):
         tb: TracebackType | None,
     ) -> None:
         if self.run is not None:
-            # Whoever cancels us while a checkpointer is asked does not keep the jti alive.
-            await asyncio.shield(adrive(self.engine, self._over(self.run)))
+            await adrive(self.engine, self._over(self.run, cut=kind is GeneratorExit))
 
-    def _over(self, run: Run) -> Flow[None]:
+    def _over(self, run: Run, *, cut: bool) -> Flow[None]:
+        """`cut`: a stream that was closed before its end may still be writing."""
         return close(run, _ending(run))
 
     def __enter__(self) -> T:
@@ -466,12 +466,12 @@ class _Root(Entering[tuple[Any, Any]]):
             given = _deliver(entry, given, state)
         return given
 
-    def _over(self, run: Run) -> Flow[None]:
+    def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         head, saver = None, saver_of(self.graph)
-        if saver is not None and (place := thread_config(self.config)) is not None:
+        if not cut and saver is not None and (place := thread_config(self.config)) is not None:
             try:
                 head = yield ReadHead(saver, place)
-            except Exception as exc:  # noqa: BLE001  (the next entry then looks at the state as somebody else's)
+            except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         yield from close(run, _ending(run), head.id if head is not None else None)
 

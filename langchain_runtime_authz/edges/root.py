@@ -9,7 +9,6 @@ protected, since nodes and class go with it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -197,12 +196,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                 async for chunk in base.astream(self, input, entered, **options):
                     yield chunk
             return
-        # The stream is closed before the run is over: what it writes last is still its own.
-        async with (
-            entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
-            aclosing(base.astream(self, given, entered, **options)) as chunks,
-        ):
-            async for chunk in chunks:
+        async with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
+            async for chunk in base.astream(self, given, entered, **options):
                 yield without_handle(chunk)
 
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:

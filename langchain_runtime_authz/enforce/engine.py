@@ -89,6 +89,8 @@ class Run:
     undelivered: tuple[str, ...] = ()
     # How many texts the ledger held when a root entry began: what comes after is news to it.
     pinned: int = 0
+    # Whether a checkpointer keeps the graph's state: a root entry's end is then marked.
+    kept_state: bool = False
     # Digests of calls that a model was seen to return in this entry (`plan.source`).
     seen_from_model: dict[str, str | None] = field(default_factory=dict)
     # Digests of calls that the client itself sent: never a plan.

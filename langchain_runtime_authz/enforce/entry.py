@@ -18,7 +18,7 @@ from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow,
 from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
-from langchain_runtime_authz.facts.state import HEAD, Head, fork_key, outside_key, standing
+from langchain_runtime_authz.facts.state import HEAD, UNKNOWN, Head, fork_key, outside_key, standing
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
@@ -159,6 +159,7 @@ def _take_lease(
             expires_at=now + engine.lease_ttl,
             grant=grant,
             pinned=len(snapshot.log) + len(fresh),
+            kept_state=given.kept,
         )
         taken = yield Commit(scope, None, [TakeLease(_lease(run))])
         if isinstance(taken, Conflict):
@@ -181,8 +182,8 @@ def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText
     how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
         return (HumanText(content_digest(head.id), "", fork_key(jti), own=False),)
-    left = snapshot.marks.get(HEAD)
-    if how == "outside" and (left is None or (yield given.moved(left))):
+    left = snapshot.marks.get(HEAD, UNKNOWN)
+    if how == "outside" and (left == UNKNOWN or (yield given.moved(left))):
         return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
     return ()
 
@@ -266,7 +267,7 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
 def close(run: Run, state: Literal["suspended", "ended", "revoked"], head: str | None = None) -> Flow[None]:
     """End a run's lease and every lease below it. The jtis are dead when this returns.
 
-    `head` is the checkpoint that a root entry leaves.
+    `head` is the checkpoint that a root entry leaves, `None` where that is not known.
     """
     if run.closed and head is None:
         return
@@ -281,13 +282,13 @@ def close(run: Run, state: Literal["suspended", "ended", "revoked"], head: str |
 
 def _end(run: Run, state: Literal["suspended", "ended", "revoked"], head: str | None) -> Flow[object]:
     over: list[Change] = [EndLease(run.jti, state)]
-    if head is not None:
-        over.append(Mark(HEAD, head))
+    if run.kept_state:
+        over.append(Mark(HEAD, head or UNKNOWN))
     if run.parent is None and not run.undelivered:
         done = yield Commit(run.scope, run.guard, [TakePending(), *over])
         if not isinstance(done, Conflict):
             return done
-        if head is not None:
+        if run.kept_state:
             # The task changed meanwhile. What this run wrote last may have erased the newer texts.
             snapshot: Snapshot = yield Load(run.scope, Query(log=True))
             over.append(Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))

@@ -12,9 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["HEAD", "Head", "Standing", "fork_key", "outside_key", "standing"]
+__all__ = ["HEAD", "UNKNOWN", "Head", "Standing", "fork_key", "outside_key", "standing"]
 
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
+
+UNKNOWN: Final = ""  # its value after a run that may still have been writing when it ended
 
 Standing = Literal["ours", "outside", "fork"]
 
@@ -52,6 +54,6 @@ def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None
         return "fork"
     if head.id == marks.get(HEAD) or outside_key(head.id) in pinned:
         return "ours"
-    if underway and head.source in ("input", "loop", "fork"):
+    if (underway or marks.get(HEAD) == UNKNOWN) and head.source in ("input", "loop", "fork"):
         return "ours"
     return "outside"
