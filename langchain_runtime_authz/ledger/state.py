@@ -53,8 +53,9 @@ class Thread:
 
 @dataclass(slots=True)
 class Needs:
-    """The rows that a query or a commit looks at, beside those that every one does (subject, epoch, task,
-    history, revocations).
+    """The rows that a query or a commit looks at.
+
+    Beside those that every one does: subject, epoch, task, history, revocations.
 
     `leases` and `calls` by jti and key, with the lease that holds each call; `below` adds the leases below
     these, and the calls that they hold; `living` all live leases; `open` all questions that are open or answered yes.
@@ -464,8 +465,6 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
 
     msg = f"unknown change {type(change).__name__}"
     raise TypeError(msg)
-
-
 
 
 def _drop(rows: dict[str, b.CallRow], key: str) -> None:

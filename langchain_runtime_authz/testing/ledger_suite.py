@@ -27,6 +27,7 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import (
+    LAPSED,
     AdvanceEpoch,
     AnswerApproval,
     Approval,
@@ -42,10 +43,12 @@ from langchain_runtime_authz.ledger.base import (
     Guard,
     Lease,
     Ledger,
+    Mark,
     OpenThread,
     Query,
     RecordEdge,
     RecordPlan,
+    Redeliver,
     Reinstate,
     ReleaseCall,
     RenewLease,
@@ -376,6 +379,55 @@ class LedgerContract:
             b.do(TakePending())
             seen = b.load(log=True)
             assert (seen.pending, len(seen.log), seen.epoch) == ((), 3, 4)
+
+    def test_erased_corrections_wait_again(self) -> None:
+        """`Redeliver` makes texts pending again, each once, in order."""
+        with self._bench() as b:
+            b.do(AdvanceEpoch(1, (_said("one"), _said("two", "c2")), deliver=True))
+            b.do(TakePending())
+            b.do(Redeliver((_said("one"),)))
+            b.do(Redeliver((_said("one"), _said("two", "c2"))))
+            seen = b.load(log=True)
+            assert seen.pending == (_said("one"), _said("two", "c2"))
+            assert (len(seen.log), seen.epoch) == (2, 2)
+
+    def test_a_text_keeps_who_said_it(self) -> None:
+        """Its author, its key, and whether it is the subject's own: only own words are the task's."""
+        with self._bench() as b:
+            own = replace(_said("pay"), author="user:alice")
+            other = replace(_said("pay carol", "k"), own=False, author="user:bob")
+            b.do(OpenThread("user:alice"), AdvanceEpoch(1, (own,), first=True))
+            b.do(AdvanceEpoch(1, (other,), deliver=True))
+            seen = b.load(log=True)
+            assert seen.log == (own, other)
+            assert seen.pending == (other,)
+            assert (seen.task.text, seen.task.corrections) == ("pay", 1)
+
+    def test_marks_are_replaced_and_found_by_name(self) -> None:
+        """Only those that are asked for come back; another thread has its own."""
+        with self._bench() as b:
+            assert b.load(marks=("head",)).marks == {}
+            b.do(Mark("head", "1"), Mark("other", "x"))
+            b.do(Mark("head", "2"))
+            assert b.load(marks=("head", "missing")).marks == {"head": "2"}
+            assert b.load().marks == {}
+            with self._bench() as other:
+                assert other.load(marks=("head",)).marks == {}
+
+    def test_a_root_entry_is_under_way_until_it_ends(self) -> None:
+        """Or until its lease lapsed long ago; children's leases don't count, nor what a correction ended."""
+        with self._bench() as b:
+            assert b.load(log=True).underway is False
+            root = b.lease()
+            b.lease(("root", "child"), parent=root)
+            assert b.load(log=True).underway is True
+            b.do(EndLease(root.jti, "suspended"))
+            assert b.load(log=True).underway is False
+            b.lease()
+            b.clock.tick(TTL + 1)
+            assert b.load(log=True).underway is True
+            b.clock.tick(LAPSED)
+            assert b.load(log=True).underway is False
 
     # --- leases -------------------------------------------------------------------------------------
 
