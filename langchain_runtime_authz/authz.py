@@ -17,8 +17,9 @@ from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
 from langchain_runtime_authz.edges.tool_guard import guard_tool
-from langchain_runtime_authz.enforce.engine import Engine, drive, new_id
+from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import correct, reinstate, revoke
+from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -38,6 +39,7 @@ __all__ = ["RuntimeAuthz"]
 
 MAX_NAMED = 5  # tools named in the warning
 G = TypeVar("G")
+
 GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
@@ -57,6 +59,9 @@ class RuntimeAuthz:
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config; see the security note in
             the README before reading anything from `configurable`.
+        task_channels: state channels that hold what a human asked; in `messages` only user entries do.
+        kill_switch: a file that stops everything while it exists; the default is what the environment
+            variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
         tenant: first part of every key in ledger, audit and token.
         deadline: seconds for the PDP to answer one message's batch.
 
@@ -78,6 +83,8 @@ class RuntimeAuthz:
         profiles: Mapping[str, ToolProfile | Mapping[str, Any]] | str | Path | None = None,
         audit: AuditSink | str | Path | None = None,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
+        task_channels: Sequence[str] = ("messages",),
+        kill_switch: str | Path | None = None,
         tenant: str = "default",
         deadline: float = 2.0,
     ) -> None:
@@ -112,9 +119,10 @@ class RuntimeAuthz:
             audit=self.audit,
             tenant=tenant,
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
+            kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
-        self.entrance = Entrance(self._engine, subject_from=subject_from)
+        self.entrance = Entrance(self._engine, subject_from=subject_from, task_channels=_names(task_channels))
         self._protection = Protection(self.entrance, self.profiles)
         self._names: set[str] = set()
 
@@ -192,14 +200,43 @@ class RuntimeAuthz:
             thread=thread,
         )
 
-    def correct(self, thread_id: str, text: str, *, graph: GraphLike = None) -> int:
+    def correct(
+        self,
+        thread_id: str,
+        text: str,
+        *,
+        graph: GraphLike = None,
+        by: SubjectLike | None = None,
+    ) -> int:
         """Tell that a human changed the task of a thread. Returns the new epoch.
 
         Everything planned before is void from here on; the text reaches the graph with its next
-        input. `graph` (or its name) says whose thread, where this instance protects several graphs.
+        input.
+
+        Args:
+            thread_id: LangGraph's thread.
+            text: what the human said.
+            graph: the graph or its name, where this instance protects several graphs.
+            by: who said it, if not the thread's own subject: it stops what was planned all the same,
+                but its words give no authority.
         """
+        return drive(self._engine, self._correct(thread_id, text, graph, by))
+
+    async def acorrect(
+        self,
+        thread_id: str,
+        text: str,
+        *,
+        graph: GraphLike = None,
+        by: SubjectLike | None = None,
+    ) -> int:
+        """Like `correct`, without blocking the event loop."""
+        return await adrive(self._engine, self._correct(thread_id, text, graph, by))
+
+    def _correct(self, thread_id: str, text: str, graph: GraphLike, by: SubjectLike | None) -> Flow[int]:
+        author = Subject.of(by) if by is not None else None
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
-        return drive(self._engine, correct(self._scope(thread_id, graph), said))
+        return correct(self._scope(thread_id, graph), said, f"{author.type}:{author.id}" if author else None)
 
     def revoke(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
         """Revoke a thread, or an agent's subtree on it, until `reinstate`."""
@@ -210,6 +247,8 @@ class RuntimeAuthz:
         drive(self._engine, reinstate(self._scope(thread_id, graph), tuple(agent)))
 
     def _status(self, claims: Mapping[str, Any]) -> str:
+        if self._engine.killed:
+            return "revoked"
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
@@ -225,3 +264,10 @@ class RuntimeAuthz:
         else:
             name = graph if isinstance(graph, str) else graph.get_name()
         return self.entrance.scope(name, str(thread_id))
+
+
+def _names(channels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(channels, str) or not all(isinstance(c, str) and c for c in channels):
+        msg = '`task_channels` is a sequence of channel names, like `("messages", "instructions")`'
+        raise ConfigError(msg)
+    return tuple(channels)

@@ -55,6 +55,7 @@ class Code(StrEnum):
     LEASE_ENDED = "lease_ended"
     LEASE_EXPIRED = "lease_expired"
     REVOKED = "revoked"
+    KILLED = "killed"
     STALE_EPOCH = "stale_epoch"
     PLAN_CHANGED = "plan_changed"
     GRANT_EXCEEDED = "grant_exceeded"
@@ -116,6 +117,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.LEASE_ENDED: "the run has ended; start a new one",
     Code.LEASE_EXPIRED: "the run outlived its maximum lifetime; start a new one",
     Code.REVOKED: "the run was revoked; an operator can reinstate it",
+    Code.KILLED: "the kill switch is engaged; `runtime-authz kill release` lifts it",
     Code.STALE_EPOCH: "the task changed after this step was planned; plan again",
     Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_EXCEEDED: "the step lies outside the grant that was delegated; widen the grant where it was given",

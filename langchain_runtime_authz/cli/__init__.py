@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, demo, inspect
+from langchain_runtime_authz.cli import audit, demo, inspect, kill
 
 __all__ = ["app"]
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.add_typer(audit.app, name="audit")
+app.add_typer(kill.app, name="kill")
 
 
 def _version(value: bool) -> None:

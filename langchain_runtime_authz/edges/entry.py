@@ -27,7 +27,16 @@ from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
 from langchain_runtime_authz.edges.messages import human_texts, unanswered
-from langchain_runtime_authz.edges.outside import Moved, ReadHead, ReadState, saver_of, thread_config, watched
+from langchain_runtime_authz.edges.outside import (
+    WATCHED,
+    Moved,
+    ReadHead,
+    ReadState,
+    brought,
+    saver_of,
+    thread_config,
+    watched,
+)
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.enforce.approval import answers
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
@@ -317,6 +326,9 @@ class Entrance:
         saver = saver_of(graph)
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
+        texts = human_texts(update, channels) if handle.human else []
+        if handle.human and head is not None and any(_held(update, name) is not None for name in WATCHED[1:]):
+            texts += brought(update, (yield ReadState(graph, config)).values, channels)
         entry: Entry = yield from open_entry(
             self.engine,
             scope=scope,
@@ -325,7 +337,7 @@ class Entrance:
             agent=name,
             task=handle.pinned_task(),
             given=Given(
-                texts=human_texts(update, self._channels) if handle.human else [],
+                texts=texts,
                 resume=resume,
                 kept=saver is not None and thread is not None,
                 head=head,
@@ -555,6 +567,10 @@ def _deliver(entry: Entry, input: Any, state: Any) -> Any:
 
 def _messages(value: Any) -> list[Any]:
     """The messages of a state or an input, as a list."""
-    value = value.update if isinstance(value, Command) else value
-    held = value.get("messages") if isinstance(value, Mapping) else getattr(value, "messages", None)
+    held = _held(value.update if isinstance(value, Command) else value, "messages")
     return list(held) if isinstance(held, list | tuple) else [] if held is None else [held]
+
+
+def _held(value: Any, name: str) -> Any:
+    """What a mapping or a state object holds under a channel's name."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)

@@ -18,9 +18,9 @@ from langchain_runtime_authz.enforce.engine import Engine
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Head
-from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.facts.task import HumanText, content_digest
 
-__all__ = ["WATCHED", "Moved", "ReadHead", "ReadState", "saver_of", "thread_config", "watched"]
+__all__ = ["WATCHED", "Moved", "ReadHead", "ReadState", "brought", "saver_of", "thread_config", "watched"]
 
 WATCHED: Final = ("messages", "todos", "files")
 
@@ -111,6 +111,21 @@ class Moved:
 
     def _differ(self, before: Any, now: Any) -> bool:
         return watched(before.values, self.channels) != watched(now.values, self.channels)
+
+
+def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
+    """Edits of to-do lists and files that come with an input; sending back what stands there is none."""
+    edits: list[HumanText] = []
+    for name in WATCHED[1:]:
+        new = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
+        if new is None or name in channels:
+            continue
+        old = values.get(name) if isinstance(values, Mapping) else getattr(values, name, None)
+        if isinstance(new, Mapping) and isinstance(old, Mapping):  # an entry that is left out stays
+            old = {key: old.get(key) for key in new}
+        if _digest(new) != _digest(old):
+            edits.append(HumanText(_digest(new), "", f"channel:{name}"))
+    return edits
 
 
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
@@ -62,6 +63,12 @@ class Engine:
     verifier: Verifier | None = None  # believes the tokens of an issuer outside this process
     lease_ttl: int = LEASE_TTL
     max_lifetime: int = MAX_LIFETIME
+    kill_switch: KillSwitch | None = None
+
+    @property
+    def killed(self) -> bool:
+        """Whether the kill switch is engaged: then nothing is permitted, whoever is asked."""
+        return self.kill_switch is not None and self.kill_switch.engaged
 
 
 @dataclass(slots=True, eq=False)

@@ -103,6 +103,8 @@ def open_entry(
     Raises:
         AuthzDenied: the subject may not start here, or the ledger is gone.
     """
+    if engine.killed:
+        raise AuthzDenied(Code.KILLED, new_id())
     try:
         run, pending, asks = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
     except AuthzDenied:

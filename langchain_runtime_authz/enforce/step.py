@@ -155,6 +155,8 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     if not calls:
         return []
     started = time.time_ns()
+    if run.engine.killed:
+        return [Judged(c, "", deny(Code.KILLED), None) for c in calls]
     try:
         calls = yield from _located(run, calls)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
@@ -407,6 +409,8 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         return Replay(call, judged.row.result if judged.row is not None else None)
     if not decision.permit:
         return (yield from deny_call(run, judged))
+    if run.engine.killed:  # since it was judged
+        return (yield from deny_call(run, _replaced(judged, deny(Code.KILLED))))
     approved = judged.approval is not None and judged.approval.state == "approved"
     # A human who approves a call after a failure approves running it again.
     again = approved and judged.row is not None and judged.row.state in ("failed", "unknown")
@@ -586,7 +590,8 @@ def decide_step(
         snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
         snapshot = yield from _renewed(run, snapshot)
         now = snapshot.now
-        if (dead := lease_refusal(run, snapshot)) is not None:
+        dead = Code.KILLED if run.engine.killed else lease_refusal(run, snapshot)
+        if dead is not None:
             decision = deny(dead)
         else:
             request = EvaluationRequest(
@@ -645,6 +650,8 @@ def decide_step(
 
 def still_live(run: Run) -> Flow[Code | None]:
     """Whether the run may go on, without asking the PDP: for steps whose permit was kept."""
+    if run.engine.killed:
+        return Code.KILLED
     try:
         snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
     except Exception as exc:  # noqa: BLE001  (see `judge_calls`)

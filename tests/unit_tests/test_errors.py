@@ -16,6 +16,7 @@ from langchain_runtime_authz.errors import (
     Code,
     ConfigError,
     CredentialError,
+    LedgerError,
     MappingError,
     sentence,
 )
@@ -103,6 +104,7 @@ def test_the_tree_of_exceptions() -> None:
         MappingError: AuthzError,
         CredentialError: AuthzError,
         AuditError: AuthzError,
+        LedgerError: AuthzError,
         AuthzDenied: AuthzError,
     }
     for error, base in tree.items():

@@ -1,0 +1,78 @@
+"""The kill switch: a file. While it exists, every step of every process that watches it is denied.
+
+It asks neither the PDP nor the ledger, so it works while both are down, and it needs no code of this
+package to engage: `touch` does. What can not be looked at counts as engaged.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from langchain_runtime_authz.errors import ConfigError
+
+__all__ = ["KILL_SWITCH", "KillSwitch"]
+
+KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
+
+
+class KillSwitch:
+    """Watches one path.
+
+    Args:
+        path: of the file; its folder must exist, else nobody could engage it.
+
+    Raises:
+        ConfigError: the folder does not exist.
+    """
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            msg = f"the folder of the kill switch `{self.path}` does not exist; create it"
+            raise ConfigError(msg)
+
+    @classmethod
+    def from_environment(cls) -> KillSwitch | None:
+        """The one that `RUNTIME_AUTHZ_KILL_SWITCH` names, if it is set."""
+        path = os.environ.get(KILL_SWITCH)
+        return cls(path) if path else None
+
+    @property
+    def engaged(self) -> bool:
+        """Whether everything is to be denied."""
+        try:
+            os.lstat(self.path)  # a link to nowhere is engaged too
+        except FileNotFoundError:
+            # Without its folder nobody could engage it any more: that is no release.
+            return not self.path.parent.is_dir()
+        except OSError:
+            return True
+        return True
+
+    def engage(self, reason: str = "") -> None:
+        """Deny everything from here on. Engaging twice keeps the first reason."""
+        try:
+            with self.path.open("x", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {reason}\n")
+        except FileExistsError:
+            return
+
+    def release(self) -> bool:
+        """Go on. Returns whether it was engaged."""
+        try:
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def reason(self) -> str:
+        """When and why it was engaged; empty where that is not known."""
+        try:
+            return self.path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""

@@ -1,0 +1,145 @@
+"""The kill switch stops everything, whatever else is down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from typer.testing import CliRunner
+
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.enforce.kill import KILL_SWITCH, KillSwitch
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError
+from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay_tool, reasons, replying
+
+
+def paying(authz: RuntimeAuthz, ran: list[Any], **options: Any) -> Any:
+    """A graph that pays once."""
+    return authz.protect(hand_written(replying([PAY]), [pay_tool(ran)], **options))
+
+
+def test_a_run_does_not_start(tmp_path: Path) -> None:
+    """Denied at the root, and let in again when it is released."""
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(True), kill_switch=tmp_path / "kill")
+    graph = paying(authz, ran)
+    KillSwitch(tmp_path / "kill").engage("drill")
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        graph.invoke(human())
+    assert denied.value.code == "killed"
+    assert ran == []
+    assert KillSwitch(tmp_path / "kill").release() is True
+    with authz.run(subject="alice"):
+        graph.invoke(human())
+    assert ran == [PAID]
+
+
+def test_a_run_in_flight_stops_before_its_side_effect(tmp_path: Path) -> None:
+    """Engaged while the model thinks: the payment that it plans does not happen."""
+    ran: list[Any] = []
+    switch = tmp_path / "kill"
+    authz = authz_with(StaticPDP(True), kill_switch=switch)
+    graph = paying(authz, ran, checkpointer=InMemorySaver(), interrupt_before=["tools"])
+    config = {"configurable": {"thread_id": "t"}}
+    with authz.run(subject="alice"):
+        graph.invoke(human(), config)
+        switch.touch()
+        with pytest.raises(AuthzDenied):
+            graph.invoke(None, config)
+    assert ran == []
+
+
+def test_it_is_engaged_between_judgement_and_claim(tmp_path: Path) -> None:
+    """The last look is at the point of no return."""
+    ran: list[Any] = []
+    switch = tmp_path / "kill"
+
+    def permit(request: Any) -> bool:
+        if request.action.name == "tools/call":
+            switch.touch()
+        return True
+
+    authz = authz_with(StaticPDP(permit), kill_switch=switch)
+    graph = paying(authz, ran)
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        graph.invoke(human())
+    assert ran == []
+    assert reasons(authz, "pay") == ["killed"]
+
+
+def test_tokens_are_dead_while_it_is_engaged(tmp_path: Path) -> None:
+    """For whoever asks this instance about a jti."""
+    authz = authz_with(StaticPDP(True), kill_switch=tmp_path / "kill")
+    with authz.session(subject="alice", task="Pay") as session:
+        claims = {"tenant": "default", "jti": session.jti}
+        assert authz._status(claims) == "live"
+        (tmp_path / "kill").touch()
+        assert authz._status(claims) == "revoked"
+
+
+class Down:
+    """A PDP, or a ledger, that is down."""
+
+    name, revision = "down", "0"
+
+    def evaluate(self, *args: Any) -> Any:
+        raise ConnectionError
+
+    aevaluate = load = aload = commit = acommit = status = astatus = evaluate
+
+
+def test_it_works_while_everything_else_is_down(tmp_path: Path) -> None:
+    """Its own code is what the operator reads, not that of the outage."""
+    ran: list[Any] = []
+    authz = authz_with(Down(), ledger=Down(), kill_switch=tmp_path / "kill")
+    guarded = authz.guard(pay_tool(ran))
+    graph = paying(authz, ran)
+    (tmp_path / "kill").touch()
+    with authz.run(subject="alice"):
+        for attempt in (lambda: guarded.invoke({"to": "bob", "amount": 5}), lambda: graph.invoke(human())):
+            with pytest.raises(AuthzDenied) as denied:
+                attempt()
+            assert denied.value.code == "killed"
+    assert ran == []
+
+
+def test_what_can_not_be_looked_at_is_engaged(tmp_path: Path) -> None:
+    """A folder that is gone, or a file in its place: nobody could engage it any more."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    switch = KillSwitch(folder / "kill")
+    assert switch.engaged is False
+    folder.rmdir()
+    assert switch.engaged is True
+    folder.write_text("no folder")
+    assert switch.engaged is True
+    with pytest.raises(ConfigError, match="folder"):
+        KillSwitch(folder / "kill")
+
+
+def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators set it without touching the application."""
+    monkeypatch.setenv(KILL_SWITCH, str(tmp_path / "kill"))
+    authz = authz_with(StaticPDP(True))
+    (tmp_path / "kill").touch()
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        paying(authz, []).invoke(human())
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    """Engage keeps the first reason; status tells by its exit code; release lifts it."""
+    file = ["--file", str(tmp_path / "kill")]
+    runner = CliRunner()
+    assert runner.invoke(app, ["kill", "status", *file]).exit_code == 0
+    assert "incident 42" in runner.invoke(app, ["kill", "engage", *file, "--reason", "incident 42"]).output
+    assert "incident 42" in runner.invoke(app, ["kill", "engage", *file, "--reason", "other"]).output
+    status = runner.invoke(app, ["kill", "status", *file])
+    assert (status.exit_code, "incident 42" in status.output) == (1, True)
+    assert "released" in runner.invoke(app, ["kill", "release", *file]).output
+    assert "not engaged" in runner.invoke(app, ["kill", "release", *file]).output
+    missing = runner.invoke(app, ["kill", "engage", "--file", str(tmp_path / "no" / "kill")])
+    assert (missing.exit_code, missing.output.startswith("error: config")) == (2, True)
