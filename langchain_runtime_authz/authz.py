@@ -60,6 +60,8 @@ class RuntimeAuthz:
         subject_from: finds the subject of an implicit run in a root config; see the security note in
             the README before reading anything from `configurable`.
         task_channels: state channels that hold what a human asked; in `messages` only user entries do.
+        task_memory: namespaces of the graph's store whose edits from outside change the task, like
+            `("memories", "{subject}")`.
         kill_switch: a file that stops everything while it exists; the default is what the environment
             variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
         tenant: first part of every key in ledger, audit and token.
@@ -84,6 +86,7 @@ class RuntimeAuthz:
         audit: AuditSink | str | Path | None = None,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
         task_channels: Sequence[str] = ("messages",),
+        task_memory: Sequence[Sequence[str]] = (),
         kill_switch: str | Path | None = None,
         tenant: str = "default",
         deadline: float = 2.0,
@@ -122,7 +125,12 @@ class RuntimeAuthz:
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
-        self.entrance = Entrance(self._engine, subject_from=subject_from, task_channels=_names(task_channels))
+        self.entrance = Entrance(
+            self._engine,
+            subject_from=subject_from,
+            task_channels=_names("task_channels", task_channels),
+            task_memory=tuple(_names("task_memory", n) for n in task_memory),
+        )
         self._protection = Protection(self.entrance, self.profiles)
         self._names: set[str] = set()
 
@@ -266,8 +274,8 @@ class RuntimeAuthz:
         return self.entrance.scope(name, str(thread_id))
 
 
-def _names(channels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(channels, str) or not all(isinstance(c, str) and c for c in channels):
-        msg = '`task_channels` is a sequence of channel names, like `("messages", "instructions")`'
+def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
+        msg = f"`{parameter}` takes sequences of names, not {names!r}"
         raise ConfigError(msg)
-    return tuple(channels)
+    return tuple(names)

@@ -31,6 +31,7 @@ from langchain_runtime_authz.edges.outside import (
     WATCHED,
     Moved,
     ReadHead,
+    ReadMemory,
     ReadState,
     brought,
     saver_of,
@@ -282,8 +283,10 @@ class Entrance:
         *,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None,
         task_channels: tuple[str, ...] = ("messages",),
+        task_memory: tuple[tuple[str, ...], ...] = (),
     ) -> None:
         self.engine = engine
+        self._memory = task_memory
         self._subject_from = subject_from
         self._channels = task_channels
 
@@ -341,6 +344,7 @@ class Entrance:
                 resume=resume,
                 kept=saver is not None and thread is not None,
                 head=head,
+                memory=(yield self.memory(graph, handle.subject)) if saver is not None else None,
                 moved=lambda left: Moved(graph, place, head.id if head is not None else "", left, channels),
             ),
             grant=handle.grant,
@@ -348,6 +352,11 @@ class Entrance:
         foreign_plans(entry.run, update)
         handle._enter(entry.run)
         return entry.run, entry
+
+    def memory(self, graph: Any, subject: Subject) -> ReadMemory:
+        """An effect: digest of what the store remembers for a subject, as far as it counts as the task."""
+        own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
+        return ReadMemory(getattr(graph, "store", None), own)
 
     def enter(
         self,
@@ -479,13 +488,14 @@ class _Root(Entering[tuple[Any, Any]]):
         return given
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
-        head, saver = None, saver_of(self.graph)
+        head, memory, saver = None, None, saver_of(self.graph)
         if not cut and saver is not None and (place := thread_config(self.config)) is not None:
             try:
                 head = yield ReadHead(saver, place)
+                memory = yield self.entrance.memory(self.graph, run.subject)
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), head.id if head is not None else None)
+        yield from close(run, _ending(run), head.id if head is not None else None, memory)
 
 
 class _Child(Entering[Any]):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.store.base import BaseStore, SearchItem
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.enforce.engine import Engine
@@ -20,9 +21,10 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Head
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 
-__all__ = ["WATCHED", "Moved", "ReadHead", "ReadState", "brought", "saver_of", "thread_config", "watched"]
+__all__ = ["WATCHED", "Moved", "ReadHead", "ReadMemory", "ReadState", "brought", "saver_of", "thread_config", "watched"]
 
 WATCHED: Final = ("messages", "todos", "files")
+MAX_ITEMS: Final = 1000  # of a namespace; what is remembered beyond them is not looked at
 
 
 def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
@@ -70,6 +72,31 @@ def _head(found: CheckpointTuple | None, newest: CheckpointTuple | None) -> Head
     ident = found.checkpoint["id"]
     superseded = newest is not None and newest.checkpoint["id"] != ident
     return Head(ident, str(found.metadata.get("source", "")), superseded)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMemory:
+    """An effect: digest of what a store holds under the namespaces; `None` without a store."""
+
+    store: BaseStore | None
+    namespaces: Sequence[tuple[str, ...]]
+
+    def run(self, engine: Engine) -> str | None:
+        """Read it, blocking."""
+        if self.store is None or not self.namespaces:
+            return None
+        store = self.store
+        return _remembered([store.search(name, limit=MAX_ITEMS) for name in self.namespaces])
+
+    async def arun(self, engine: Engine) -> str | None:
+        """Read it."""
+        if self.store is None or not self.namespaces:
+            return None
+        return _remembered([await self.store.asearch(name, limit=MAX_ITEMS) for name in self.namespaces])
+
+
+def _remembered(found: list[list[SearchItem]]) -> str:
+    return raw_digest(sorted([[*item.namespace, item.key, _digest(item.value)] for items in found for item in items]))
 
 
 @dataclass(frozen=True, slots=True)

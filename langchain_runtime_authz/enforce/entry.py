@@ -18,7 +18,7 @@ from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow,
 from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
-from langchain_runtime_authz.facts.state import HEAD, UNKNOWN, Head, fork_key, outside_key, standing
+from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
@@ -75,7 +75,8 @@ class Given(NamedTuple):
     `texts` are the human-origin texts of the input. `kept`: the graph keeps its state, so that
     another writer can erase them from it; `head` is what it kept of this thread, if anything.
     `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
-    altered anything that a task or a plan is made of.
+    altered anything that a task or a plan is made of. `memory` is the digest of what the store
+    remembers, where that counts as part of the task.
     """
 
     texts: Sequence[HumanText] = ()
@@ -83,6 +84,7 @@ class Given(NamedTuple):
     kept: bool = False
     head: Head | None = None
     moved: Callable[[str], Effect] | None = None
+    memory: str | None = None
 
 
 def open_entry(
@@ -134,7 +136,7 @@ def _take_lease(
     jti = new_id()
     # Another entry may advance the epoch between our load and our commit: then look again.
     for _ in range(8):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD,)))
+        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY)))
         said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
         done_outside = yield from _outside(snapshot, given, jti)
         fresh = (*done_outside, *said)
@@ -178,8 +180,20 @@ def _take_lease(
 
 def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
     """What somebody did to the thread's state beside every entry, as something to pin; its words are nobody's."""
+    if not snapshot.exists:
+        return ()
+    state = yield from _state_outside(snapshot, given, jti)
+    left = snapshot.marks.get(MEMORY)
+    # While a run is under way, or was cut, it may be its own doing.
+    edited = given.memory is not None and left not in (None, UNKNOWN, given.memory) and not snapshot.underway
+    if not edited or given.memory is None:
+        return state
+    return (*state, HumanText(given.memory, "", memory_key(given.memory), own=False))
+
+
+def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
     head = given.head
-    if head is None or given.moved is None or not snapshot.exists:
+    if head is None or given.moved is None:
         return ()
     how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
@@ -266,26 +280,31 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
     return child
 
 
-def close(run: Run, state: Literal["suspended", "ended", "revoked"], head: str | None = None) -> Flow[None]:
+def close(
+    run: Run,
+    state: Literal["suspended", "ended", "revoked"],
+    head: str | None = None,
+    memory: str | None = None,
+) -> Flow[None]:
     """End a run's lease and every lease below it. The jtis are dead when this returns.
 
-    `head` is the checkpoint that a root entry leaves, `None` where that is not known.
+    `head` is the checkpoint that a root entry leaves and `memory` the digest of what the store then
+    remembers, `None` where that is not known.
     """
     if run.closed and head is None:
         return
     run.closed = True
+    marks = [Mark(HEAD, head or UNKNOWN), Mark(MEMORY, memory or UNKNOWN)] if run.kept_state else []
     try:
-        done = yield from _end(run, state, head)
+        done = yield from _end(run, state, marks)
         if run.parent is None:
             yield _record(run, state, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
 
 
-def _end(run: Run, state: Literal["suspended", "ended", "revoked"], head: str | None) -> Flow[object]:
-    over: list[Change] = [EndLease(run.jti, state)]
-    if run.kept_state:
-        over.append(Mark(HEAD, head or UNKNOWN))
+def _end(run: Run, state: Literal["suspended", "ended", "revoked"], marks: Sequence[Change]) -> Flow[object]:
+    over: list[Change] = [EndLease(run.jti, state), *marks]
     if run.parent is None and not run.undelivered:
         done = yield Commit(run.scope, run.guard, [TakePending(), *over])
         if not isinstance(done, Conflict):

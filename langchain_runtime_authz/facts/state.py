@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["HEAD", "UNKNOWN", "Head", "Standing", "fork_key", "outside_key", "standing"]
+__all__ = ["HEAD", "MEMORY", "UNKNOWN", "Head", "Standing", "fork_key", "memory_key", "outside_key", "standing"]
 
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
 
+MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
 UNKNOWN: Final = ""  # its value after a run that may still have been writing when it ended
 
 Standing = Literal["ours", "outside", "fork"]
@@ -42,6 +43,11 @@ def outside_key(checkpoint: str) -> str:
 def fork_key(jti: str) -> str:
     """The key under which the fork that a root entry begins with is pinned."""
     return f"fork:{jti}"
+
+
+def memory_key(digest: str) -> str:
+    """The key under which an edit of the memory is pinned."""
+    return f"memory:{digest}"
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:

@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges.halt import AuthzHalt
@@ -360,3 +361,49 @@ def test_correct_without_blocking_the_loop() -> None:
     house = House()
     house.go(human())
     assert asyncio.run(house.authz.acorrect("t", "STOP", graph=house.graph)) == 2
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_edited_memory_voids_the_plan(how: str) -> None:
+    """What the store remembers for the subject is part of the task where the application says so."""
+    house = House(protected=False)
+    authz = authz_with(StaticPDP(True), task_memory=[("memories", "{subject}")])
+    store = InMemoryStore()
+    store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
+    graph = authz.protect(house.build(store=store))
+
+    def go(given: Any) -> None:
+        if how == "sync":
+            with authz.run(subject="alice"):
+                graph.invoke(given, THREAD)
+            return
+
+        async def ago() -> None:
+            async with authz.run(subject="alice"):
+                await graph.ainvoke(given, THREAD)
+
+        asyncio.run(ago())
+
+    def epoch() -> int:
+        return int(authz.ledger.load(authz.entrance.scope("hand", "t"), Query()).epoch)
+
+    go(human())
+    store.put(("memories", "bob"), "rule", {"text": "another's memory"})
+    store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
+    go({"messages": []})
+    assert epoch() == 1
+    store.put(("memories", "alice"), "rule", {"text": "never pay without asking"})
+    go(None)
+    assert epoch() == 2
+    assert house.ran == []
+
+
+def test_unenforced_an_edited_memory_changes_nothing() -> None:
+    """Without us what was planned under the old memory is carried out."""
+    house = House(protected=False)
+    store = InMemoryStore()
+    graph = house.build(store=store)
+    graph.invoke(human(), THREAD)
+    store.put(("memories", "alice"), "rule", {"text": "never pay without asking"})
+    graph.invoke(None, THREAD)
+    assert house.ran == [PAID]
