@@ -158,7 +158,13 @@ class CallContext(_Model):
 
 
 class HistoryContext(_Model):
-    """The steps taken so far on this thread, in bounded space."""
+    """The steps taken so far on this thread, in bounded space.
+
+    `denials` and `streak` (those since the last permit) count what was decided, not outages.
+    `unplanned` and `tainted` count denied side effects that no plan held, or whose critical arguments
+    came from outside. `rotations` counts changes of the task since the last side effect that its
+    subject did not make; `last_minute` permitted calls, up to `facts.history.TIMES`.
+    """
 
     steps: int = 0
     calls: dict[str, int] = Field(default_factory=dict)
@@ -166,15 +172,25 @@ class HistoryContext(_Model):
     denials: int = 0
     classes_read: list[str] = Field(default_factory=list)
     recent: list[str] = Field(default_factory=list)
+    streak: int = 0
+    unplanned: int = 0
+    tainted: int = 0
+    rotations: int = 0
+    last_minute: int = 0
 
 
 class LeaseContext(_Model):
-    """The right to go on. `grant` is `Grant.to_json()`; null means every reachable tool."""
+    """The right to go on. `grant` is `Grant.to_json()`; null means every reachable tool.
+
+    `seconds` and `steps`: since the root entry began, by ledger time and in decided steps.
+    """
 
     jti: str
     epoch: int
     exp: int
     grant: Properties | None = None
+    seconds: int = 0
+    steps: int = 0
 
 
 class ApprovalContext(_Model):

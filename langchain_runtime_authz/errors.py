@@ -91,6 +91,13 @@ class Code(StrEnum):
     EFFECT = "effect"
     DATA_FLOW = "data_flow"
     DENIAL_STREAK = "denial_streak"
+    BURST = "burst"
+    UNPLANNED_STREAK = "unplanned_streak"
+    TAINTED_STREAK = "tainted_streak"
+    ROTATIONS = "rotations"
+    TOO_DEEP = "too_deep"
+    STEP_BUDGET = "step_budget"
+    TIME_BUDGET = "time_budget"
     UNKNOWN_ACTION = "unknown_action"
     # Credentials and configuration.
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
@@ -152,6 +159,13 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.EFFECT: "the policy does not permit this effect without an approval",
     Code.DATA_FLOW: "data of a class read in this run must not reach the tool's sink without an approval",
     Code.DENIAL_STREAK: "the run was denied so often that the policy revoked it; look at its records, then reinstate",
+    Code.BURST: "the run made more calls in a minute than the policy bears and was revoked; look at it, then reinstate it",
+    Code.UNPLANNED_STREAK: "the run tried too many side effects that no plan held and was revoked; look at it, then reinstate it",
+    Code.TAINTED_STREAK: "the run tried too many side effects with arguments from outside and was revoked; look at what it read",
+    Code.ROTATIONS: "others changed the task again and again and nothing came of it; the run was revoked, look at who does",
+    Code.TOO_DEEP: "the agent is delegated too deep for this policy; flatten the graph or raise `anomaly.max_depth`",
+    Code.STEP_BUDGET: "this entry took as many steps as the policy bears; enter the graph anew",
+    Code.TIME_BUDGET: "this entry took as long as the policy bears; enter the graph anew",
     Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type",
     Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
     Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",

@@ -98,6 +98,8 @@ class Run:
     pinned: int = 0
     # Whether a checkpointer keeps the graph's state: a root entry's end is then marked.
     kept_state: bool = False
+    # The thread's steps when the root entry began.
+    steps_before: int = 0
     # Digests of calls that a model was seen to return in this entry (`plan.source`).
     seen_from_model: dict[str, str | None] = field(default_factory=dict)
     # Digests of calls that the client itself sent: never a plan.

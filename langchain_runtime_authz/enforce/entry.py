@@ -164,6 +164,7 @@ def _take_lease(
             grant=grant,
             pinned=len(snapshot.log) + len(fresh),
             kept_state=given.kept,
+            steps_before=snapshot.history.steps,
         )
         taken = yield Commit(scope, None, [TakeLease(_lease(run))])
         if isinstance(taken, Conflict):
@@ -264,6 +265,7 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
         epoch=parent.epoch,
         started_at=parent.started_at,
         expires_at=parent.expires_at,
+        steps_before=parent.steps_before,
         grant=grant,
         parent=parent,
         foreign=parent.foreign,

@@ -72,6 +72,10 @@ _log = logging.getLogger(__name__)
 
 MAX_LABEL: Final = 128
 _NO_TASK: Final = Task()
+# Denials that say nothing of the agent: somebody else acted, or something else failed.
+_CIRCUMSTANCES: Final = frozenset(
+    {Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE},
+)
 _TOOLS_CALL: Final = Action(name="tools/call")
 
 
@@ -374,12 +378,14 @@ def _context(
             attested=run.engine.identity.attested,
         ),
         delegation=delegation.to_context(run.agent, snapshot.edges),
-        history=history.to_context(snapshot.history),
+        history=history.to_context(snapshot.history, snapshot.now),
         lease=LeaseContext(
             jti=run.jti,
             epoch=run.epoch,
             exp=run.expires_at,
             grant=run.grant.to_json() if run.grant is not None else None,
+            seconds=max(int(snapshot.now) - run.started_at, 0),
+            steps=max(snapshot.history.steps - run.steps_before, 0),
         ),
         plan=plan,
         call=call,
@@ -425,7 +431,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         ),
         *(change for o in decision.obligations if (change := demands(o)) and change is not True),
         *_budgets(run, call),
-        Count(call=_label(call.tool), effect=prof.effect, recent=_label(call.tool)),
+        Count(call=_label(call.tool), effect=prof.effect, recent=_label(call.tool), side_effect=prof.side_effect),
     ]
     if approved:
         changes.append(SpendApproval(judged.key, call.args_digest))
@@ -491,7 +497,7 @@ def record_asks(run: Run, asked: Sequence[Judged]) -> Flow[None]:
 def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = judged.call, judged.decision
-    changes: list[Change] = [Count(denials=1, recent=f"deny:{_label(call.tool)}")]
+    changes: list[Change] = [_counted(judged)]
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     message = ""
@@ -506,6 +512,23 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
     return Denial(call, decision, message)
+
+
+def _counted(judged: Judged) -> Count:
+    """What a denial adds to the history. An outage, a correction or a kill switch is no misbehaviour."""
+    call, request = judged.call, judged.request
+    unplanned = (
+        call.profile.side_effect
+        and request is not None
+        and request.context.plan is not None
+        and not request.context.plan.planned
+    )
+    counts = _is_judgement(judged.decision)
+    return Count(denials=int(counts), recent=f"deny:{_label(call.tool)}", unplanned=int(counts and unplanned))
+
+
+def _is_judgement(decision: Decision) -> bool:
+    return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 
 def _recorded(run: Run, judged: Judged, now: float) -> Flow[None]:
@@ -606,7 +629,7 @@ def decide_step(
         if any(o.type == "revoke" for o in decision.obligations):
             changes.append(Revoke(run.agent))
         if not decision.permit:
-            changes.append(Count(denials=1, recent=f"deny:{action}"))
+            changes.append(Count(denials=int(_is_judgement(decision)), recent=f"deny:{action}"))
         if changes:
             done = yield Commit(run.scope, run.guard if decision.permit else None, changes)
             if isinstance(done, Conflict):

@@ -8,15 +8,21 @@ from typing import Final
 
 from langchain_runtime_authz.authzen import HistoryContext
 
-__all__ = ["MAX_NAMES", "RECENT", "History", "to_context"]
+__all__ = ["MAX_NAMES", "MINUTE", "RECENT", "TIMES", "History", "to_context"]
 
 RECENT: Final = 10  # steps kept by name
 MAX_NAMES: Final = 256  # distinct counters; what a hostile model invents beyond is counted as `*`
+TIMES: Final = 128  # permitted calls whose time is kept
+MINUTE: Final = 60  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Immutable view. `calls` counts permitted calls by tool, `effects` by effect."""
+    """Immutable view. `calls` counts permitted calls by tool, `effects` by effect.
+
+    `times` are ledger seconds of the newest permitted calls; the other counters are told at
+    `authzen.HistoryContext`.
+    """
 
     steps: int = 0
     calls: Mapping[str, int] = field(default_factory=dict)
@@ -24,9 +30,14 @@ class History:
     denials: int = 0
     classes_read: tuple[str, ...] = ()
     recent: tuple[str, ...] = ()
+    streak: int = 0
+    unplanned: int = 0
+    tainted: int = 0
+    rotations: int = 0
+    times: tuple[int, ...] = ()
 
 
-def to_context(history: History) -> HistoryContext:
+def to_context(history: History, now: float) -> HistoryContext:
     """The part of the request that a policy reads."""
     return HistoryContext(
         steps=history.steps,
@@ -35,4 +46,9 @@ def to_context(history: History) -> HistoryContext:
         denials=history.denials,
         classes_read=list(history.classes_read),
         recent=list(history.recent),
+        streak=history.streak,
+        unplanned=history.unplanned,
+        tainted=history.tainted,
+        rotations=history.rotations,
+        last_minute=sum(t > now - MINUTE for t in history.times),
     )

@@ -370,13 +370,19 @@ class SpendRate(Change):
 
 @dataclass(frozen=True, slots=True)
 class Count(Change):
-    """Add to the history's counters."""
+    """Add to the history's counters. `call` names a permitted call, `side_effect` says that it is one.
+
+    `unplanned` and `tainted` say more of a denial.
+    """
 
     call: str | None = None
     effect: str | None = None
     denials: int = 0
     data_class: str | None = None
     recent: str | None = None
+    side_effect: bool = False
+    unplanned: int = 0
+    tainted: int = 0
 
 
 class Anchor(NamedTuple):

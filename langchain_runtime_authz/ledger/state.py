@@ -13,7 +13,7 @@ from typing import Final
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, History
+from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task, extend
 from langchain_runtime_authz.ledger import base as b
@@ -263,7 +263,7 @@ def _end(t: Thread, doomed: Callable[[b.Lease], bool], state: b.LeaseState) -> N
             t.leases[jti] = replace(lease, state=state)
 
 
-def _counted(h: History, change: b.Count) -> History:
+def _counted(h: History, change: b.Count, now: float) -> History:
     classes = h.classes_read
     if (name := change.data_class) is not None and name not in classes:
         name = name if len(classes) < MAX_NAMES else "*"
@@ -275,6 +275,11 @@ def _counted(h: History, change: b.Count) -> History:
         denials=h.denials + change.denials,
         classes_read=classes,
         recent=h.recent if change.recent is None else (*h.recent, change.recent)[-RECENT:],
+        streak=0 if change.call is not None else h.streak + change.denials,
+        unplanned=h.unplanned + change.unplanned,
+        tainted=h.tainted + change.tainted,
+        rotations=0 if change.side_effect else h.rotations,
+        times=h.times if change.call is None else (*h.times, int(now))[-TIMES:],
     )
 
 
@@ -310,6 +315,9 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                     t.pending.extend(texts)
                 if not first:
                     t.epoch += 1
+                    # The subject may change the task as often as they like; what others do to it is counted.
+                    own = any(x.own for x in texts)
+                    t.history = replace(t.history, rotations=0 if own else t.history.rotations + 1)
                     _end(t, lambda _: True, "ended")
                     # A question about the old task must not be answered for the new one.
                     for key in [k for k, a in t.approvals.items() if a.state in ("asked", "approved")]:
@@ -461,7 +469,7 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
             return lambda: t.rates.__setitem__((counter, window), (*counted(), now))
 
         case b.Count():
-            return lambda: setattr(t, "history", _counted(t.history, change))
+            return lambda: setattr(t, "history", _counted(t.history, change, now))
 
     msg = f"unknown change {type(change).__name__}"
     raise TypeError(msg)

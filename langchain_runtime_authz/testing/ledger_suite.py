@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, History
+from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
 from langchain_runtime_authz.grant import Constraint, Grant
@@ -586,7 +586,7 @@ class LedgerContract:
             b.do(AdvanceEpoch(1))
             b.refuse(Code.STALE_EPOCH, Count(), guard=_guard(root))
             b.refuse(Code.STALE_EPOCH, Count(), guard=Guard(root.jti, 2))
-            assert b.load().history == History()
+            assert b.load().history == History(rotations=1)
 
     def test_a_commit_is_all_or_nothing(self) -> None:
         """Whichever change is refused, and wherever it stands, none of the others is applied."""
@@ -909,7 +909,29 @@ class LedgerContract:
                 denials=2,
                 classes_read=("internal", "secret"),
                 recent=("read_file", "read_file", "deny:pay"),
+                streak=2,
+                times=(int(b.clock()), int(b.clock())),
             )
+
+    def test_the_history_tells_anomalies(self) -> None:
+        """A permit ends a streak of denials; a side effect, or the subject's own word, ends a row of rotations."""
+        with self._bench() as b:
+            b.do(Count(denials=1, unplanned=1), Count(denials=1, tainted=1))
+            b.do(AdvanceEpoch(1))
+            b.do(AdvanceEpoch(2, (replace(_said("x"), own=False),)))
+            seen = b.load().history
+            assert (seen.streak, seen.unplanned, seen.tainted, seen.rotations) == (2, 1, 1, 2)
+            b.do(Count(call="read"))
+            seen = b.load().history
+            assert (seen.streak, seen.denials, seen.rotations) == (0, 2, 2)
+            b.do(Count(call="pay", side_effect=True))
+            assert b.load().history.rotations == 0
+            b.do(AdvanceEpoch(3))
+            b.do(AdvanceEpoch(4, (_said("y"),)))
+            assert b.load().history.rotations == 0
+            for _ in range(TIMES + 3):
+                b.do(Count(call="read"))
+            assert len(b.load().history.times) == TIMES
 
     def test_the_history_is_bounded(self) -> None:
         """The last steps and so many names; what comes beyond is counted as `*`, never forgotten."""

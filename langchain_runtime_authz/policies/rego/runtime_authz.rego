@@ -21,7 +21,11 @@
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
 #               counts, atomically; the policy only obliges it to
 #   redact      tool -> fields of its result that the PEP must redact
-#   anomaly     max_denials: so many denials revoke the run
+#   anomaly     what revokes the run when it reaches so many: max_denials, max_streak (denials in a
+#               row), max_per_minute (permitted calls), max_unplanned, max_tainted, max_rotations (of
+#               the task, by others than its subject, without a side effect between). What only denies:
+#               max_depth (agents below the root), max_steps and max_seconds (of one root entry).
+#               An absent or null bound is none
 #
 # How rules are written here. In Rego `not x > y` is undefined, not true, when an operand is missing,
 # and numbers compare with strings. So each condition is a positive rule with type checks, and what
@@ -248,9 +252,9 @@ denied contains "data_flow" if {
 	not flow_bearable
 }
 
-denied contains "denial_streak" if {
+denied contains bounds[name] if {
 	is_call
-	denial_streak
+	some name in tripped
 }
 
 # The call, and the data that this policy is steered by, have the shape that the rules need.
@@ -258,8 +262,7 @@ call_formed if {
 	effect
 	sink
 	is_object(input.context.call.args)
-	is_number(input.context.history.denials)
-	is_number(cfg.anomaly.max_denials)
+	bounds_formed
 	rate_formed
 	is_array(redacted)
 	every field in redacted {
@@ -299,17 +302,69 @@ subject_sufficient if {
 
 profiled if input.resource.properties.profiled == true
 
-denial_streak if {
-	is_number(input.context.history.denials)
-	is_number(cfg.anomaly.max_denials)
-	input.context.history.denials >= cfg.anomaly.max_denials
+# The bounds of `data.anomaly`, and the code of having reached one.
+bounds := {
+	"max_denials": "denial_streak",
+	"max_streak": "denial_streak",
+	"max_per_minute": "burst",
+	"max_unplanned": "unplanned_streak",
+	"max_tainted": "tainted_streak",
+	"max_rotations": "rotations",
+	"max_depth": "too_deep",
+	"max_steps": "step_budget",
+	"max_seconds": "time_budget",
+}
+
+only_denies := {"max_depth", "max_steps", "max_seconds"}
+
+measured["max_denials"] := input.context.history.denials
+
+measured["max_streak"] := input.context.history.streak
+
+measured["max_per_minute"] := input.context.history.last_minute
+
+measured["max_unplanned"] := input.context.history.unplanned
+
+measured["max_tainted"] := input.context.history.tainted
+
+measured["max_rotations"] := input.context.history.rotations
+
+measured["max_depth"] := input.context.delegation.depth
+
+measured["max_steps"] := input.context.lease.steps
+
+measured["max_seconds"] := input.context.lease.seconds
+
+tripped contains name if {
+	some name, _ in bounds
+	is_number(cfg.anomaly[name])
+	is_number(measured[name])
+	measured[name] >= cfg.anomaly[name]
+}
+
+bounds_formed if {
+	is_object(cfg.anomaly)
+	every name, _ in bounds {
+		bound_formed(name)
+	}
+	every name, _ in cfg.anomaly {
+		object.get(bounds, name, "") != ""
+	}
+}
+
+bound_formed(name) if object.get(cfg.anomaly, name, null) == null
+
+bound_formed(name) if {
+	is_number(cfg.anomaly[name])
+	is_number(measured[name])
 }
 
 default revocation := []
 
 revocation := [{"id": "anomaly", "type": "revoke", "properties": {}}] if {
 	is_call
-	denial_streak
+	some name in tripped
+	not name in only_denies
 }
 
 # --- tools/call: verdicts, and what asks ------------------------------------------------------------

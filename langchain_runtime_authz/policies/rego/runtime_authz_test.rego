@@ -25,8 +25,20 @@ base := {
 			"args_digest": "sha256:1",
 			"provenance": {},
 		},
-		"history": {"steps": 1, "calls": {}, "effects": {}, "denials": 0, "classes_read": ["public"], "recent": []},
-		"lease": {"jti": "j", "epoch": 2, "exp": 1060, "grant": null},
+		"history": {
+			"steps": 1,
+			"calls": {},
+			"effects": {},
+			"denials": 0,
+			"classes_read": ["public"],
+			"recent": [],
+			"streak": 0,
+			"unplanned": 0,
+			"tainted": 0,
+			"rotations": 0,
+			"last_minute": 1,
+		},
+		"lease": {"jti": "j", "epoch": 2, "exp": 1060, "grant": null, "seconds": 1, "steps": 1},
 		"approval": null,
 	},
 }
@@ -250,6 +262,41 @@ test_denial_streak if {
 	permits(patched({"context": {"history": {"denials": 24}}}))
 }
 
+# Where each bound of `anomaly` looks, how much trips it, its code, and whether that revokes.
+trips := [
+	["history", "denials", 25, "denial_streak", true],
+	["history", "streak", 10, "denial_streak", true],
+	["history", "last_minute", 100, "burst", true],
+	["history", "unplanned", 3, "unplanned_streak", true],
+	["history", "tainted", 5, "tainted_streak", true],
+	["history", "rotations", 6, "rotations", true],
+	["delegation", "depth", 8, "too_deep", false],
+	["lease", "steps", 1000, "step_budget", false],
+	["lease", "seconds", 3600, "time_budget", false],
+]
+
+test_each_anomaly_trips_at_its_bound if {
+	every trip in trips {
+		answer := patched({"context": {trip[0]: {trip[1]: trip[2]}}})
+		answer.decision == false
+		answer.context.reasons == [{"code": trip[3]}]
+		count(answer.context.obligations) == count([1 | trip[4]])
+		permits(patched({"context": {trip[0]: {trip[1]: trip[2] - 1}}}))
+	}
+}
+
+test_what_is_missing_is_no_low_number if {
+	every trip in trips {
+		denies(without([concat("/", ["context", trip[0], trip[1]])]), ["no_permit"])
+	}
+}
+
+test_a_bound_that_is_not_set_is_none if {
+	every trip in trips {
+		permits(patched({"context": {trip[0]: {trip[1]: trip[2]}}})) with data.runtime_authz_data.anomaly as {}
+	}
+}
+
 # --- approval ---
 
 test_an_approval_lifts_an_ask if {
@@ -296,7 +343,9 @@ test_a_limit_that_can_not_be_read_denies if {
 	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.rates as "none"
 	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.redact as {"book": "iban"}
 	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.redact as null
-	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.anomaly as {}
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.anomaly as null
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.anomaly as {"max_denials": "25"}
+	denies(patched({}), ["no_permit"]) with data.runtime_authz_data.anomaly as {"max_denails": 25}
 }
 
 # --- garbage ---
