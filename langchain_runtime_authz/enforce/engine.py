@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.enforce.provenance import Recall
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
@@ -62,6 +63,7 @@ class Engine:
     verifier: Verifier | None = None  # believes the tokens of an issuer outside this process
     lease_ttl: int = LEASE_TTL
     max_lifetime: int = MAX_LIFETIME
+    recall: Recall = field(default_factory=Recall)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +84,8 @@ class Run:
     started_at: int
     expires_at: int
     grant: Grant | None = None
+    # Tools that a planner, which saw only the human's words, holds needful; `None` without a planner.
+    planned: frozenset[str] | None = None
     parent: Run | None = None
     closed: bool = False
     paused: bool = False

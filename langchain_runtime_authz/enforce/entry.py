@@ -206,6 +206,7 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
         started_at=parent.started_at,
         expires_at=parent.expires_at,
         grant=grant,
+        planned=parent.planned,
         parent=parent,
         foreign=parent.foreign,
         seen_from_model=parent.seen_from_model,

@@ -23,6 +23,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 
@@ -47,6 +48,7 @@ __all__ = [
     "Query",
     "RecordEdge",
     "RecordPlan",
+    "RecordValues",
     "Reinstate",
     "ReleaseCall",
     "RenewLease",
@@ -136,7 +138,8 @@ class Query:
 
     `plan` is the (agent path, message id) whose newest record is wanted; where the message is not
     known, `planned_call` is the (agent path, call id) whose newest record is wanted. `log` adds the
-    pinned human texts and `asks` the open questions; only root entries need them.
+    pinned human texts and `asks` the open questions; only root entries need them. `values` are the keys
+    (`facts.provenance.forms.key`) whose sightings are wanted.
     """
 
     jti: str | None = None
@@ -146,6 +149,7 @@ class Query:
     agent: AgentPath = ()
     log: bool = False
     asks: bool = False
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,7 @@ class Snapshot:
     log: tuple[HumanText, ...] = ()
     pending: tuple[HumanText, ...] = ()
     asks: tuple[Approval, ...] = ()
+    values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +353,18 @@ class Count(Change):
     denials: int = 0
     data_class: str | None = None
     recent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordValues(Change):
+    """Values that a tool returned, by digest (`facts.provenance`): never the values themselves.
+
+    Of one key at most one sighting is kept for each combination of what it says besides its source;
+    the first source stays. A store keeps at least 10,000 keys of a thread and may forget others: a
+    sighting only ever adds trust.
+    """
+
+    values: tuple[Sighting, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, History
 from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, extend
 from langchain_runtime_authz.ledger import base as b
 
@@ -21,6 +22,7 @@ __all__ = ["MemoryLedger"]
 MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
 MAX_PLANS: Final = 4096  # messages with calls, per thread
+MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
 _NO_TASK: Final = Task()
 _NO_HISTORY: Final = History()
 
@@ -52,6 +54,7 @@ class _Thread:
     classes: dict[str, None] = field(default_factory=dict)
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))
     history: History = _NO_HISTORY
+    values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
 
 
 class MemoryLedger:
@@ -105,6 +108,7 @@ class MemoryLedger:
                 log=tuple(thread.log) if query.log else (),
                 pending=tuple(thread.pending) if query.log else (),
                 asks=tuple(a for a in thread.approvals.values() if a.state == "asked") if query.asks else (),
+                values={k: seen for k in query.values if (seen := thread.values.get(k))},
             )
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
@@ -423,6 +427,9 @@ def _plan_effect(t: _Thread, change: b.Change, now: float, spent: Counter[tuple[
 
             return count
 
+        case b.RecordValues(values):
+            return lambda: _record_values(t, values)
+
     msg = f"unknown change {type(change).__name__}"
     raise TypeError(msg)
 
@@ -439,6 +446,15 @@ def _record_plan(t: _Thread, plan: PlanRecord) -> None:
         oldest = next(iter(t.plans))
         t.plans.pop(oldest)
         t.by_call = {k: p for k, p in t.by_call.items() if (p.agent, p.id) != oldest}
+
+
+def _record_values(t: _Thread, values: Sequence[Sighting]) -> None:
+    for seen in values:
+        known = t.values.get(seen.key, ())
+        if all(s[:-1] != seen[:-1] for s in known):
+            t.values[seen.key] = (*known, seen)
+    while len(t.values) > MAX_VALUES:
+        t.values.pop(next(iter(t.values)))
 
 
 def _forget_dead_leases(t: _Thread, keep: int = 256) -> None:
