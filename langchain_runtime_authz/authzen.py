@@ -27,6 +27,7 @@ __all__ = [
     "Action",
     "AgentContext",
     "ApprovalContext",
+    "ArgumentProvenance",
     "CallContext",
     "Context",
     "Decision",
@@ -34,11 +35,14 @@ __all__ = [
     "Edge",
     "EvaluationRequest",
     "HistoryContext",
+    "IntentContext",
+    "ItemProvenance",
     "LeaseContext",
     "Obligation",
     "PlanContext",
     "PromptContext",
     "Resource",
+    "Said",
     "Subject",
     "TaskContext",
     "deny",
@@ -54,6 +58,18 @@ ActionName = Literal["run/start", "run/resume", "agent/invoke", "model/call", "n
 ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
 EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
 Outcome = Literal["permit", "deny", "approval_required", "halt"]
+ValueClass = Literal[
+    "human",
+    "principal",
+    "system",
+    "internal",
+    "counterparty",
+    "external",
+    "mentioned",
+    "unknown",
+]
+Standing = Literal["told", "selected", "known", "named", "outside"]
+ArgumentKind = Literal["principal", "url", "object", "channel", "amount", "place", "value", "when"]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
@@ -147,14 +163,69 @@ class PlanContext(_Model):
     of: int = 0
 
 
+class Said(_Model):
+    """One who asserted or mentioned a value: the human, the principal, or a field of a tool's output.
+
+    `source` is `tool` or `tool/field`. `counterparty`: the other side chose the value. `selected`: the
+    record is one that the human's words name. `named`: the human named what was read.
+    """
+
+    origin: Literal["human", "principal", "system", "internal", "external"]
+    source: str | None = None
+    counterparty: bool = False
+    selected: bool = False
+    named: bool = False
+
+
+class ItemProvenance(_Model):
+    """Where one value came from; classes and standings are told in `facts.provenance.trace`.
+
+    `derived`: somebody worked it out of values that were seen. `lookalike`: it looks like something
+    that the human said, and is not it.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", populate_by_name=True)
+
+    class_: Annotated[ValueClass, Field(alias="class")]
+    standing: Standing
+    asserted_by: list[Said] = Field(default_factory=list)
+    mentioned_by: list[Said] = Field(default_factory=list)
+    derived: bool = False
+    lookalike: bool = False
+
+
+class ArgumentProvenance(ItemProvenance):
+    """Where the value of one critical argument came from; of a list or object also item by item."""
+
+    kind: ArgumentKind
+    items: list[ItemProvenance] = Field(default_factory=list)
+
+
+class IntentContext(_Model):
+    """Whether the task asks for what the tool does, and who says so.
+
+    `unstated` where nothing was declared by which that could be told. `source`: the human's words,
+    a planner that saw only these, or the grant that the application gave.
+    """
+
+    state: Literal["intended", "unasked", "unstated"] = "unstated"
+    source: Literal["words", "planner", "application"] | None = None
+
+
 class CallContext(_Model):
-    """The call itself. `args` are the parsed arguments, as the tool will receive them."""
+    """The call itself. `args` are the parsed arguments, as the tool will receive them.
+
+    `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
+    arguments go in this very call: `none` where a tool that sends was given nobody to send to.
+    """
 
     id: str | None = None
     state: Literal["new", "claimed", "suspended", "done", "failed", "unknown"] = "new"
     args: Properties
     args_digest: str
-    provenance: dict[str, str] = Field(default_factory=dict)
+    provenance: dict[str, ArgumentProvenance] = Field(default_factory=dict)
+    intent: IntentContext = Field(default_factory=IntentContext)
+    sink: Literal["none", "internal", "external"] | None = None
 
 
 class HistoryContext(_Model):

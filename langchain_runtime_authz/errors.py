@@ -89,6 +89,8 @@ class Code(StrEnum):
     ANONYMOUS = "anonymous"
     UNPROFILED = "unprofiled"
     EFFECT = "effect"
+    NOT_ASKED = "not_asked"
+    ARGUMENT_SOURCE = "argument_source"
     DATA_FLOW = "data_flow"
     DENIAL_STREAK = "denial_streak"
     BURST = "burst"
@@ -157,6 +159,8 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.ANONYMOUS: "the subject is anonymous; open the run with `authz.run(subject=...)`",
     Code.UNPROFILED: "the tool has no reviewed profile; declare a `ToolProfile` for it",
     Code.EFFECT: "the policy does not permit this effect without an approval",
+    Code.NOT_ASKED: "the task does not ask for what the tool does; the `intent` words of its profile say when it would",
+    Code.ARGUMENT_SOURCE: "an argument that decides whom or what the call hits was not said by the human, nor by a source that counts",
     Code.DATA_FLOW: "data of a class read in this run must not reach the tool's sink without an approval",
     Code.DENIAL_STREAK: "the run was denied so often that the policy revoked it; look at its records, then reinstate",
     Code.BURST: "the run made more calls in a minute than the policy bears and was revoked; look at it, then reinstate it",

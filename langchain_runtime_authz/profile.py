@@ -12,16 +12,36 @@ or taken when the tool is first guarded. A tool that changes afterwards is unpro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError
 
-__all__ = ["EFFECTS", "METADATA_KEY", "ToolProfile", "load_profiles", "profile", "raise_by_hints", "tool_digest"]
+__all__ = [
+    "EFFECTS",
+    "METADATA_KEY",
+    "SINKS",
+    "ToolProfile",
+    "check_arguments",
+    "load_profiles",
+    "profile",
+    "raise_by_hints",
+    "tool_digest",
+]
 
 METADATA_KEY: Final = "runtime_authz"
 
@@ -31,6 +51,16 @@ EFFECTS: Final[tuple[Effect, ...]] = ("read", "fetch", "write", "send", "pay", "
 Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "channel", "amount", "place", "value"]
+Trust = Literal["system", "internal", "external"]
+WHOLE: Final = ""  # the name of an output that is no record, or of everything in it that has no name
+
+
+def _names(value: object) -> object:
+    """YAML has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 _T = TypeVar("_T")
 
@@ -38,13 +68,23 @@ _T = TypeVar("_T")
 class ToolProfile(BaseModel):
     """About five facts about a tool.
 
+    A *field* of the output is the dotted path of names to it, lists left out: `sender`,
+    `attachments.title`; what is said of a field holds for everything below it. `""` is the output
+    itself.
+
     Attributes:
         effect: what a call does; `fetch` is a read whose address is visible outside.
         sink: where the call's arguments end up.
         critical: argument → kind, for the arguments that decide whom or what a call hits. They are
             never shortened in a request and are its `target`.
-        data_class: class of the data the tool returns or handles.
-        trust: who writes what the tool returns.
+        when: arguments that are dates or times.
+        text: free-text arguments.
+        data_class: class of the data the tool returns or handles; `class` in a file.
+        trust: who writes what the tool returns; or by field, `{"": external, id: system}`.
+        prose: fields that are free text: a value *inside* one is a mention, not an assertion.
+        counterparty: fields that whoever is on the other side chose, whoever's system shows them.
+        intent: words by which a human asks for what the tool does (`facts.intent`).
+        reaches: names of other declared tools that a call can set going; the policy judges the chain.
         audience: audiences for which a per-call token may be minted.
         idempotent: whether a call whose outcome is unknown may simply run again.
         digest: `tool_digest` of the tool this was reviewed for; pinned at first sight when absent.
@@ -55,11 +95,42 @@ class ToolProfile(BaseModel):
     effect: Effect = "write"
     sink: Sink = "external"
     critical: dict[str, Kind] = {}
-    data_class: str = "internal"
-    trust: Literal["system", "internal", "external"] = "external"
-    audience: tuple[str, ...] = ()
+    when: Names = ()
+    text: Names = ()
+    data_class: str = Field("internal", validation_alias=AliasChoices("data_class", "class"))
+    trust: Trust | dict[str, Trust] = "external"
+    prose: Names = ()
+    counterparty: Names = ()
+    intent: Names = ()
+    reaches: Names = ()
+    audience: Names = ()
     idempotent: bool = False
     digest: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ToolProfile:
+        for one, other in (("critical", "when"), ("critical", "text"), ("when", "text")):
+            if both := set(getattr(self, one)) & set(getattr(self, other)):
+                msg = f"`{min(both)}` is in `{one}` and in `{other}`"
+                raise ValueError(msg)
+        return self
+
+    _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
+
+    def link(self, found: Mapping[str, ToolProfile]) -> None:
+        """Look up what `reaches` names, over every step."""
+        reached: dict[str, ToolProfile] = {}
+        ahead = list(self.reaches)
+        while ahead:
+            name = ahead.pop(0)
+            if name not in reached:
+                reached[name] = found[name]
+                ahead += found[name].reaches
+        self._chain = tuple(reached.items())
+
+    def chain(self) -> list[JsonValue]:
+        """What a call can set going, over every step of `reaches`."""
+        return [{"tool": n, "effect": p.effect, "sink": p.sink, "data_class": p.data_class} for n, p in self._chain]
 
     @property
     def side_effect(self) -> bool:
@@ -120,19 +191,38 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
             msg = f"{where}: `{name}` is not text; put the tool's name in quotes"
             raise ConfigError(msg, Code.PROFILE_INVALID)
-    return {name: _validate(f"{where}: {name}", fields) for name, fields in source.items()}
+    found = {name: _validate(f"{where}: {name}", fields) for name, fields in source.items()}
+    for name, declared in found.items():
+        if unknown := sorted(set(declared.reaches) - found.keys()):
+            msg = f"{where}: {name}: `reaches` names `{unknown[0]}`, which has no profile here"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
+    for declared in found.values():
+        declared.link(found)
+    return found
+
+
+def check_arguments(name: str, declared: ToolProfile, arguments: Iterable[str]) -> None:
+    """Hold a profile against a tool's schema.
+
+    Raises:
+        ConfigError: `profile_invalid`: it names an argument that the tool does not take.
+    """
+    known = set(arguments)
+    for fact in ("critical", "when", "text"):
+        if unknown := sorted(set(getattr(declared, fact)) - known):
+            msg = f"{name}: `{fact}` names `{unknown[0]}`, and the tool takes {', '.join(sorted(known)) or 'nothing'}"
+            raise ConfigError(msg, Code.PROFILE_INVALID)
 
 
 def _validate(where: str, fields: object) -> ToolProfile:
     if isinstance(fields, ToolProfile):
         return fields
-    if isinstance(fields, Mapping) and isinstance(fields.get("audience"), list):
-        fields = {**fields, "audience": tuple(fields["audience"])}  # YAML has no tuples
     try:
         return ToolProfile.model_validate(fields)
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = ".".join(str(p) for p in first["loc"]) or "profile"
+        # A union's own parts are no names of a profile.
+        name = ".".join(str(p) for p in first["loc"] if "[" not in str(p)) or "profile"
         msg = f"{where}: `{name}`: {first['msg']}"
         raise ConfigError(msg, Code.PROFILE_INVALID) from exc
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool
 from langgraph.types import Command, Send
 
 from langchain_runtime_authz.enforce.step import Denial, Replay
@@ -25,6 +26,7 @@ __all__ = [
     "planned_message",
     "recorded",
     "replay_message",
+    "said",
     "unanswered",
 ]
 
@@ -35,7 +37,8 @@ _SPOKEN: Mapping[str, str] = {
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
-_PAIR = 2  # ("user", "text")
+_PAIR = 2  # ("user", "text"); (content, artifact)
+_TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _DENIED = "This action is not permitted. Do not repeat it."
 
 
@@ -67,6 +70,29 @@ def recorded(output: object, asked: int = 0) -> str | None:
     except (TypeError, ValueError, RecursionError):
         text = ""
     return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)
+
+
+def said(tool: BaseTool, returned: Any) -> Any:
+    """What of a tool's own return value a model gets to read, without the framework's wrapping."""
+    if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
+        return _plain(returned[0])
+    return _plain(returned)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseMessage):
+        return _plain(value.content)
+    if isinstance(value, Command):
+        update = value.update if isinstance(value.update, dict) else {}
+        messages = update.get("messages", [])
+        return [_plain(m) for m in messages if isinstance(m, BaseMessage)] if isinstance(messages, list) else None
+    if isinstance(value, list) and value:
+        if all(isinstance(v, dict) and v.get("type") == "text" and set(v) <= _TEXT_BLOCK for v in value):
+            texts = [v.get("text", "") for v in value]
+            return texts[0] if len(texts) == 1 else texts
+        if any(isinstance(v, BaseMessage | Command) for v in value):
+            return [_plain(v) for v in value]
+    return value
 
 
 def only_asked(asked: int) -> str | None:

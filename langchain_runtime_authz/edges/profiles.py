@@ -10,7 +10,14 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_runtime_authz.errors import MappingError
-from langchain_runtime_authz.profile import METADATA_KEY, UNPROFILED, ToolProfile, raise_by_hints, tool_digest
+from langchain_runtime_authz.profile import (
+    METADATA_KEY,
+    UNPROFILED,
+    ToolProfile,
+    check_arguments,
+    raise_by_hints,
+    tool_digest,
+)
 
 __all__ = ["Profiled", "Profiles", "ToolFacts", "digest_of"]
 
@@ -58,7 +65,11 @@ class Profiles:
         self._lock = threading.Lock()
 
     def of(self, tool: BaseTool) -> Profiled:
-        """The profile of `tool` as it is now."""
+        """The profile of `tool` as it is now.
+
+        Raises:
+            ConfigError: it names arguments that the tool does not take.
+        """
         declared = self.declared.get(tool.name)
         if declared is None:
             # Only an instance counts: data in metadata may have come over the wire.
@@ -70,6 +81,8 @@ class Profiles:
         seen = digest_of(tool)
         if seen is None:
             return self._unprofiled(tool, "its name, description and schema have no digest")
+        if tool.name not in self._pins:
+            check_arguments(tool.name, declared, tool.args)
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
         if seen != pinned:

@@ -35,7 +35,7 @@ from langchain_runtime_authz.edges.calls import Malformed, describe, unchanged, 
 from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
-from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message
+from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.obligations import redact
@@ -94,7 +94,7 @@ class _Guard:
 class _Passage:
     """One permitted run of a tool: opened by `run`/`arun`, used once by `_run`/`_arun`."""
 
-    __slots__ = ("asked", "entered", "leaked", "nested", "parsed", "run", "ticket", "tool")
+    __slots__ = ("asked", "entered", "leaked", "nested", "parsed", "returned", "run", "ticket", "tool")
 
     def __init__(self, tool: BaseTool, run: Run, ticket: Ticket | None, parsed: Any) -> None:
         self.tool, self.run, self.ticket, self.parsed = tool, run, ticket, parsed
@@ -102,6 +102,7 @@ class _Passage:
         self.entered = False
         self.nested = False
         self.leaked = False
+        self.returned: Any = None
 
     def enter(self) -> None:
         """Redeem the ticket. A tool's `_arun` that calls its own `_run` is still one passage."""
@@ -117,6 +118,10 @@ class _Passage:
 
     def clean(self, value: Any) -> Any:
         """Output without what the decision obliges to hide, and without a live token."""
+        self.returned = self._cleaned(value)
+        return self.returned
+
+    def _cleaned(self, value: Any) -> Any:
         if self.ticket is None:
             return value
         fields = obliged_fields(self.ticket.obligations)
@@ -567,4 +572,5 @@ def _conclude(passage: _Passage, call: Call, state: Any, output: Any) -> Any:
         state = "released"  # the tool's own parsing or callbacks stopped it before it ran
     asked = len(passage.asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
     result = recorded(output, asked) if state == "done" else only_asked(asked)
-    return conclude(passage.run, passage.ticket, call, state, result, leaked=passage.leaked)
+    returned = said(passage.tool, passage.returned) if state == "done" else None
+    return conclude(passage.run, passage.ticket, call, state, result, leaked=passage.leaked, output=returned)

@@ -28,12 +28,18 @@ def payload(asked: Sequence[Judged]) -> dict[str, Any]:
                 "tool_call_id": j.call.call_id,
                 "name": j.call.tool,
                 "args": dict(j.call.args),
-                "description": f"Approve {j.call.tool}? ({', '.join(j.decision.reasons)})",
+                "description": _question(j),
             }
             for j in asked
         ],
         "review_configs": [{"action_name": j.call.tool, "allowed_decisions": ["approve", "reject"]} for j in asked],
     }
+
+
+def _question(judged: Judged) -> str:
+    """One line that asks, and one for each argument whose source the human should see."""
+    asked = f"Approve {judged.call.tool}? ({', '.join(judged.decision.reasons)})"
+    return "\n".join([asked, *(f"- {line}" for line in judged.evidence)])
 
 
 def questions(asked: Sequence[Judged], epoch: int, number: int, task_id: str, interrupt_id: str) -> list[Change]:

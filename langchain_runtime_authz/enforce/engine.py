@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.enforce.kill import KillSwitch
+from langchain_runtime_authz.enforce.provenance import Recall
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
@@ -64,6 +65,7 @@ class Engine:
     lease_ttl: int = LEASE_TTL
     max_lifetime: int = MAX_LIFETIME
     kill_switch: KillSwitch | None = None
+    recall: Recall = field(default_factory=Recall)
 
     @property
     def killed(self) -> bool:
@@ -89,6 +91,8 @@ class Run:
     started_at: int
     expires_at: int
     grant: Grant | None = None
+    # Tools that a planner, which saw only the human's words, holds needful; `None` without a planner.
+    planned: frozenset[str] | None = None
     parent: Run | None = None
     closed: bool = False
     paused: bool = False

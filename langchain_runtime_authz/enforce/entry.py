@@ -267,6 +267,7 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
         expires_at=parent.expires_at,
         steps_before=parent.steps_before,
         grant=grant,
+        planned=parent.planned,
         parent=parent,
         foreign=parent.foreign,
         seen_from_model=parent.seen_from_model,

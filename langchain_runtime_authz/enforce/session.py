@@ -211,7 +211,7 @@ class Session:
             msg = f"no permitted call of `{tool}` with these arguments is open"
             raise AuthzError(Code.NO_RUN, msg)
         call, ticket = found.pop(0)
-        yield from conclude(self._run, ticket, call, "failed" if error is not None else "done")
+        yield from conclude(self._run, ticket, call, "failed" if error is not None else "done", output=output)
 
     def _correct(self, text: str) -> Flow[int]:
         run = self._run

@@ -41,8 +41,11 @@ from langchain_runtime_authz.digest import abbreviate
 from langchain_runtime_authz.enforce.credentials import minter
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Record, Run
 from langchain_runtime_authz.enforce.obligations import demands
+from langchain_runtime_authz.enforce.provenance import Said, arguments, effective_sink, intent, observing, sentences
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import delegation, history, plan
+from langchain_runtime_authz.facts.provenance.harvest import Harvest
+from langchain_runtime_authz.facts.provenance.trace import wanted
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import (
     Approval,
@@ -54,6 +57,7 @@ from langchain_runtime_authz.ledger.base import (
     Count,
     Query,
     RecordEdge,
+    RecordValues,
     ReleaseCall,
     RenewLease,
     Revoke,
@@ -110,7 +114,7 @@ class Judged:
     """A call and what was decided on it; nothing is claimed yet.
 
     `body` is the request's JSON, `started` when the batch was asked about (nanoseconds), `task` the
-    task it was decided under.
+    task it was decided under, `evidence` what a human who is asked is shown of where arguments came from.
     """
 
     call: Call
@@ -123,6 +127,7 @@ class Judged:
     approval: Approval | None = None
     row: CallRow | None = None
     replay: bool = False
+    evidence: tuple[str, ...] = ()
 
     @property
     def asks(self) -> bool:
@@ -167,14 +172,21 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
         return [Judged(c, "", _ledger_failed(exc), None) for c in calls]
     keys = [_key(run, c) for c in calls]
     first = calls[0]
+    said = run.engine.recall.said(run.scope)
     query = Query(
         jti=run.jti,
         plan=(run.agent, first.plan_id) if first.plan_id is not None else None,
         calls=tuple(keys),
         agent=run.agent,
+        log=said is None,
+        values=tuple(dict.fromkeys(k for c in calls if c.error is None for k in wanted(c.profile, c.args))),
     )
     try:
         snapshot: Snapshot = yield Load(run.scope, query)
+        if said is None or said.digest != snapshot.task.digest:
+            if said is not None:  # the task changed since its words were read
+                snapshot = yield Load(run.scope, replace(query, log=True))
+            said = run.engine.recall.hear(run.scope, snapshot)
         snapshot = yield from _renewed(run, snapshot)
     except Exception as exc:  # noqa: BLE001  (likewise)
         return [Judged(c, k, _ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
@@ -186,7 +198,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
     # What is refused here is not asked, but its record still says what it was.
     requests = [
-        None if c.error is not None else _request(run, snapshot, c, m, k)
+        None if c.error is not None else _request(run, snapshot, said, c, m, k)
         for c, m, k in zip(calls, matches, keys, strict=True)
     ]
     bodies = [serialise(r) if r is not None else None for r in requests]
@@ -210,9 +222,15 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
                 approval=snapshot.approvals.get(key),
                 row=rows[i],
                 replay=replay,
+                evidence=_evidence(run, call, requests[i]) if decision.outcome == "approval_required" else (),
             ),
         )
     return judged
+
+
+def _evidence(run: Run, call: Call, request: EvaluationRequest | None) -> tuple[str, ...]:
+    asked = request.context.call if request is not None else None
+    return sentences(run, call, asked.provenance) if asked is not None else ()
 
 
 def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
@@ -300,7 +318,14 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
     return None
 
 
-def _request(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: str) -> EvaluationRequest:
+def _request(
+    run: Run,
+    snapshot: Snapshot,
+    said: Said,
+    call: Call,
+    match: plan.Match,
+    key: str,
+) -> EvaluationRequest:
     prof = call.profile
     target = {name: call.args[name] for name in prof.critical if name in call.args}
     args = {k: v if k in prof.critical else abbreviate(v) for k, v in call.args.items()}
@@ -330,6 +355,7 @@ def _request(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: s
                 "data_class": prof.data_class,
                 "profiled": call.profiled,
                 "target": target,
+                **({"reaches": prof.chain()} if prof.reaches else {}),
             },
         ),
         context=_context(
@@ -348,6 +374,9 @@ def _request(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: s
                 state=row.state if row is not None else "new",
                 args=args,
                 args_digest=call.args_digest,
+                provenance=arguments(run, snapshot, said, call),
+                intent=intent(run, said, call),
+                sink=effective_sink(prof, call.args),  # type: ignore[arg-type]
             ),
             approval=granted,
         ),
@@ -561,10 +590,12 @@ def conclude(
     result: str | None = None,
     *,
     leaked: bool = False,
+    output: object = None,
 ) -> Flow[None]:
     """Close a call. Never refused, since it happened.
 
-    `released` is a ticket that was never redeemed. `leaked` says that a live token was found in
+    `released` is a ticket that was never redeemed. `output` is what the tool returned, for provenance;
+    `leaked` says that a live token was found in
     what the tool gave back: the agent is revoked.
     """
     ticket.conclude()
@@ -577,6 +608,11 @@ def conclude(
         kept = state if side_effect or state == "suspended" else None
         changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
         changes.append(Count(data_class=call.profile.data_class))
+    if output is not None and state in ("done", "failed"):
+        found: Harvest = yield observing(run, call, output, failed=state == "failed")
+        run.engine.recall.keep(run.scope, found)
+        if found.sightings:
+            changes.append(RecordValues(found.sightings))
     if leaked:
         changes.append(Revoke(run.agent))
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)

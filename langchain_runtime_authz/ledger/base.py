@@ -23,6 +23,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 
@@ -51,6 +52,7 @@ __all__ = [
     "Query",
     "RecordEdge",
     "RecordPlan",
+    "RecordValues",
     "Redeliver",
     "Reinstate",
     "ReleaseCall",
@@ -144,7 +146,8 @@ class Query:
     `plan` is the (agent path, message id) whose newest record is wanted; where the message is not
     known, `planned_call` is the (agent path, call id) whose newest record is wanted. `log` adds the
     pinned texts and whether a root entry is under way, `asks` the open questions; only root entries
-    need them. `marks` are names of marks.
+    need them. `marks` are names of marks, `values` the keys (`facts.provenance.forms.key`) whose
+    sightings are wanted.
     """
 
     jti: str | None = None
@@ -155,6 +158,7 @@ class Query:
     log: bool = False
     asks: bool = False
     marks: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,7 @@ class Snapshot:
     asks: tuple[Approval, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
     underway: bool = False
+    values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +400,18 @@ class Anchor(NamedTuple):
     ledger: str
     position: int
     nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordValues(Change):
+    """Values that a tool returned, by digest (`facts.provenance`): never the values themselves.
+
+    Of one key at most one sighting is kept for each combination of what it says besides its source;
+    the first source stays. A store keeps at least 10,000 keys of a thread and may forget others: a
+    sighting only ever adds trust.
+    """
+
+    values: tuple[Sighting, ...]
 
 
 @dataclass(frozen=True, slots=True)

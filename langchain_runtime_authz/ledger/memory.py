@@ -18,6 +18,7 @@ MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
 MAX_PLANS: Final = 4096  # messages with calls, per thread
 MAX_DEAD: Final = 256  # leases, per thread
+MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
 
 
 class MemoryLedger:
@@ -124,6 +125,8 @@ def _forget(t: Thread) -> None:
     """Bound a long thread: an evicted plan's calls count as unplanned, a forgotten jti is as dead as one that ended."""
     while len(t.marks) > b.MAX_MARKS:
         t.marks.pop(next(iter(t.marks)))
+    while len(t.values) > MAX_VALUES:
+        t.values.pop(next(iter(t.values)))
     if len(t.plans) > MAX_PLANS:
         oldest = next(iter(t.plans))
         t.plans.pop(oldest)

@@ -15,6 +15,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, extend
 from langchain_runtime_authz.ledger import base as b
 
@@ -49,6 +50,7 @@ class Thread:
     edges: dict[EdgeKey, Edge] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
     rates: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class Needs:
     log: bool = False
     pending: bool = False
     marks: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
 
 
 def needs_of(query: b.Query) -> Needs:
@@ -91,6 +94,7 @@ def needs_of(query: b.Query) -> Needs:
         log=query.log,
         pending=query.log,
         marks=set(query.marks),
+        values=set(query.values),
     )
 
 
@@ -106,6 +110,8 @@ def needs(guard: b.Guard | None, changes: Sequence[b.Change]) -> Needs:
                 n.pending = True
             case b.Mark(name):
                 n.marks.add(name)
+            case b.RecordValues(values):
+                n.values |= {seen.key for seen in values}
             case b.TakeLease(lease):
                 n.leases |= {jti for jti in (lease.jti, lease.parent) if jti}
             case b.RenewLease(jti):
@@ -172,6 +178,7 @@ def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
         pending=tuple(t.pending) if query.log else (),
         asks=tuple(a for a in t.approvals.values() if a.state == "asked") if query.asks else (),
         marks={name: t.marks[name] for name in query.marks if name in t.marks},
+        values={k: seen for k in query.values if (seen := t.values.get(k))},
         underway=query.log and any(_underway(le, now) for le in t.leases.values()),
     )
 
@@ -339,6 +346,9 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
 
             return mark
 
+        case b.RecordValues(values):
+            return lambda: _record_values(t, values)
+
         case b.TakeLease(lease):
             if _is_revoked(t, lease.agent):
                 raise _Refused(Code.REVOKED)
@@ -487,3 +497,10 @@ def _record_plan(t: Thread, plan: PlanRecord) -> None:
     for call in plan.calls:
         if call.call_id is not None:
             t.by_call[plan.agent, call.call_id] = plan
+
+
+def _record_values(t: Thread, values: Sequence[Sighting]) -> None:
+    for seen in values:
+        known = t.values.get(seen.key, ())
+        if all(s[:-1] != seen[:-1] for s in known):
+            t.values[seen.key] = (*known, seen)

@@ -24,6 +24,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import (
@@ -48,6 +49,7 @@ from langchain_runtime_authz.ledger.base import (
     Query,
     RecordEdge,
     RecordPlan,
+    RecordValues,
     Redeliver,
     Reinstate,
     ReleaseCall,
@@ -174,6 +176,10 @@ class _Bench:
 
 def _guard(lease: Lease) -> Guard:
     return Guard(lease.jti, lease.epoch)
+
+
+def _sighting(key: str, source: str = "lookup/id", *, asserted: bool = True) -> Sighting:
+    return Sighting(key, "system", asserted, False, True, False, source)
 
 
 class LedgerContract:
@@ -946,6 +952,28 @@ class LedgerContract:
             assert seen.classes_read == ("*", *kept)
             b.do(Count(call=names[0], data_class=names[0]))
             assert b.load().history.calls[names[0]] == 2
+
+    def test_values_are_found_by_key(self) -> None:
+        """Only those that are asked for; one sighting per meaning, its first source stays; no scope sees another's."""
+        with self._bench() as b:
+            first, again = _sighting("a", source="mail/sender"), _sighting("a", source="mail/cc")
+            mention = _sighting("a", asserted=False)
+            assert b.load(values=("a",)).values == {}
+            b.do(RecordValues((first, _sighting("b"))), RecordValues((mention,)))
+            b.do(RecordValues((again, first)), RecordValues(()))
+            found = b.load(values=("a", "never")).values
+            assert {k: set(v) for k, v in found.items()} == {"a": {first, mention}}
+            assert b.load().values == {}
+            b.scope = b.scope._replace(thread="another")
+            assert b.load(values=("a",)).values == {}
+
+    def test_many_values_are_kept(self) -> None:
+        """At least ten thousand keys of a thread."""
+        with self._bench() as b:
+            for start in range(0, 10_000, 2000):
+                b.do(RecordValues(tuple(_sighting(f"k{i}") for i in range(start, start + 2000))))
+            wanted = ("k0", "k5000", "k9999")
+            assert b.load(values=wanted).values.keys() == set(wanted)
 
     def test_a_snapshot_does_not_change(self) -> None:
         """What was read stays what it was, whatever is committed afterwards."""

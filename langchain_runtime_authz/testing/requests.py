@@ -61,7 +61,40 @@ _EXAMPLE: dict[str, JsonValue] = {
             "state": "new",
             "args": {"account": "UK12", "amount": 98.7},
             "args_digest": _DIGEST,
-            "provenance": {"account": "external:read_file", "amount": "external:read_file"},
+            "provenance": {
+                "account": {
+                    "kind": "principal",
+                    "class": "human",
+                    "standing": "told",
+                    "asserted_by": [
+                        {"origin": "human", "source": None, "counterparty": False, "selected": False, "named": False},
+                    ],
+                    "mentioned_by": [],
+                    "derived": False,
+                    "lookalike": False,
+                    "items": [],
+                },
+                "amount": {
+                    "kind": "amount",
+                    "class": "mentioned",
+                    "standing": "named",
+                    "asserted_by": [],
+                    "mentioned_by": [
+                        {
+                            "origin": "external",
+                            "source": "read_file",
+                            "counterparty": False,
+                            "selected": False,
+                            "named": True,
+                        },
+                    ],
+                    "derived": False,
+                    "lookalike": False,
+                    "items": [],
+                },
+            },
+            "intent": {"state": "intended", "source": "words"},
+            "sink": "internal",
         },
         "history": {
             "steps": 7,

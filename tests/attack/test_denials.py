@@ -264,7 +264,7 @@ def test_failed_side_effect_is_repeated_only_where_the_profile_says_so(idempoten
 @ways
 def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any) -> None:
     """A node that is retried after a tool's failure does not run the side effects again, none of them."""
-    authz = authz_with(StaticPDP(True))
+    authz = authz_with(StaticPDP(True), profiles={**PROFILES, "pay": ToolProfile(effect="pay")})
     ran: list[Any] = []
 
     @tool

@@ -27,6 +27,21 @@ from langchain_runtime_authz.testing.requests import example_request
 
 # Request version 1. A line may be added, with a default; none is changed or taken away: somebody's
 # policy reads it. `…` stands for the object whose members follow.
+SAID = {
+    "origin": "'human' | 'principal' | 'system' | 'internal' | 'external'",
+    "source": "str | null = None",
+    "counterparty": "bool = False",
+    "selected": "bool = False",
+    "named": "bool = False",
+}
+PROVENANCE = {
+    "class": "'human' | 'principal' | 'system' | 'internal' | 'counterparty' | 'external' | 'mentioned' | 'unknown'",
+    "standing": "'told' | 'selected' | 'known' | 'named' | 'outside'",
+    "asserted_by: list[…] = []": SAID,
+    "mentioned_by: list[…] = []": SAID,
+    "derived": "bool = False",
+    "lookalike": "bool = False",
+}
 REQUEST_V1 = {
     "subject": {"type": "str", "id": "str", "properties": "dict[str, any] = {}"},
     "action": {
@@ -85,7 +100,16 @@ REQUEST_V1 = {
             "state": "'new' | 'claimed' | 'suspended' | 'done' | 'failed' | 'unknown' = 'new'",
             "args": "dict[str, any]",
             "args_digest": "str",
-            "provenance": "dict[str, str] = {}",
+            "provenance: dict[str, …] = {}": {
+                **PROVENANCE,
+                "kind": "'principal' | 'url' | 'object' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
+                "items: list[…] = []": PROVENANCE,
+            },
+            "intent = IntentContext(state='unstated', source=None)": {
+                "state": "'intended' | 'unasked' | 'unstated' = 'unstated'",
+                "source": "'words' | 'planner' | 'application' | null = None",
+            },
+            "sink": "'none' | 'internal' | 'external' | null = None",
         },
         "approval: … | null = None": {
             "source": "'interrupt' | 'hitl' | 'application'",

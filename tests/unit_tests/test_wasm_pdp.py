@@ -27,7 +27,9 @@ DATA = json.loads((POLICIES / "data.json").read_bytes())[DATA_ROOT]
 
 EFFECT = "resource.properties.effect"
 SINK = "resource.properties.sink"
+CALL_SINK = "context.call.sink"
 GRANT = "context.lease.grant"
+UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +92,10 @@ DENIED: dict[str, list[dict[str, object]]] = {
     Code.UNPLANNED: [{"context.plan.planned": False}, {"context.plan": None}],
     Code.ANONYMOUS: [{"subject.type": "anonymous"}, {"subject.type": "anonymous", EFFECT: "read"}],
     Code.UNPROFILED: [{"resource.properties.profiled": False, EFFECT: "delete"}],
-    Code.EFFECT: [{EFFECT: "admin"}],
+    Code.EFFECT: [{EFFECT: "admin", **UNSTATED}],
     Code.DATA_FLOW: [
-        {SINK: "external", GRANT: None, "context.history.classes_read": ["public", "secret"]},
-        {SINK: "external", GRANT: None, "context.history.classes_read": ["unheard-of"]},
+        {SINK: "external", CALL_SINK: "external", GRANT: None, "context.history.classes_read": ["public", "secret"]},
+        {SINK: "external", CALL_SINK: None, GRANT: None, "context.history.classes_read": ["unheard-of"]},
     ],
 }
 
@@ -117,12 +119,12 @@ def test_reasons_are_sorted_and_complete(pdp: WasmPDP) -> None:
 
 
 ASKED: dict[str, list[dict[str, object]]] = {
-    Code.EFFECT: [{EFFECT: "send"}, {EFFECT: "pay"}, {EFFECT: "delete"}],
+    Code.EFFECT: [{EFFECT: "send", **UNSTATED}, {EFFECT: "pay", **UNSTATED}, {EFFECT: "delete", **UNSTATED}],
     Code.UNPROFILED: [
         {"resource.properties.profiled": False},
         {"resource.properties": {"effect": "read", "sink": "none", "data_class": "confidential"}},
     ],
-    Code.DATA_FLOW: [{SINK: "external", GRANT: None}],
+    Code.DATA_FLOW: [{SINK: "external", CALL_SINK: "external", GRANT: None, **UNSTATED}],
 }
 
 

@@ -9,10 +9,19 @@
 # external; data classes and tools are names of your own.
 #
 #   revision    string, carried in the answer; `WasmPDP` puts its own fingerprint here
-#   effects     effect -> verdict, for tools with a reviewed profile
+#   effects     effect -> verdict, for tools with a reviewed profile; or effect -> intent -> worth ->
+#               verdict. *Intent* is what the task says of the tool: intended, unasked, unstated (no
+#               words were declared), or "*". *Worth* is the weakest critical argument's: told (by the
+#               human, or the principal's own), selected (a trusted source says it, in a record that
+#               the human's words name), known (a trusted source says it), outside. A call whose
+#               arguments decide nothing is worth "known"
+#   worth       kind of argument or "*" -> standing or "*" -> worth, where these differ: a source that
+#               the human named ("named") vouches for some kinds, and for no destination
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that was read in this run
 #               reach a tool with this sink? (sink "none" always may)
+#   declassify  worths: a flow that would ask need not where the task asks for the tool and every
+#               destination is worth one of these
 #   plan        stale: effects refused when the plan belongs to an older task;
 #               unplanned_permitted: effects permitted although no recorded plan holds the call
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
@@ -263,6 +272,12 @@ call_formed if {
 	sink
 	is_object(input.context.call.args)
 	bounds_formed
+	is_object(provenance)
+	is_array(reaches)
+	every reached in reaches {
+		reached.effect in known_effects
+		reached.sink in known_sinks
+	}
 	rate_formed
 	is_array(redacted)
 	every field in redacted {
@@ -270,11 +285,13 @@ call_formed if {
 	}
 }
 
-effect := input.resource.properties.effect if {
-	input.resource.properties.effect in {"read", "fetch", "write", "send", "pay", "delete", "admin"}
-}
+known_effects := {"read", "fetch", "write", "send", "pay", "delete", "admin"}
 
-sink := input.resource.properties.sink if input.resource.properties.sink in {"none", "internal", "external"}
+known_sinks := {"none", "internal", "external"}
+
+effect := input.resource.properties.effect if input.resource.properties.effect in known_effects
+
+sink := input.resource.properties.sink if input.resource.properties.sink in known_sinks
 
 plan_current if input.context.plan == null # no plan can not be stale; `unplanned` sees to it
 
@@ -369,32 +386,157 @@ revocation := [{"id": "anomaly", "type": "revoke", "properties": {}}] if {
 
 # --- tools/call: verdicts, and what asks ------------------------------------------------------------
 
-effect_bearable if cfg.effects[effect] in {"permit", "ask"}
+effect_bearable if {
+	effect in effects
+	every name in effects {
+		effect_verdict(name) in {"permit", "ask"}
+	}
+}
+
+# What the call does, and what it can set going.
+effects contains effect
+
+effects contains reached.effect if some reached in reaches
+
+reaches := object.get(input.resource.properties, "reaches", [])
+
+effect_verdict(name) := cfg.effects[name] if is_string(cfg.effects[name])
+
+effect_verdict(name) := verdict if {
+	table := cfg.effects[name]
+	is_object(table)
+	row := object.get(table, intent, object.get(table, "*", {}))
+	verdict := object.get(row, worth, "deny")
+}
+
+# --- tools/call: does the task ask for it, and where did the arguments come from ------------------------
+
+default intent := "unasked"
+
+intent := "unstated" if not input.context.call.intent
+
+intent := input.context.call.intent.state if input.context.call.intent.state in {"intended", "unasked", "unstated"}
+
+worths := ["told", "selected", "known", "outside"]
+
+ranks := {name: i | some i, name in worths}
+
+default worth := "outside"
+
+worth := "known" if count(provenance) == 0
+
+worth := worths[max(argument_ranks)] if {
+	count(argument_ranks) > 0
+	count(argument_ranks) == count(provenance)
+}
+
+provenance := object.get(input.context.call, "provenance", {})
+
+# A list, not a set: one rank for each argument that can be read.
+argument_ranks := [rank |
+	some argument in provenance
+	rank := object.get(ranks, argument_worth(argument), 3)
+]
+
+argument_worth(argument) := object.get(own, argument.standing, object.get(
+	own, "*",
+	object.get(object.get(cfg.worth, "*", {}), argument.standing, argument.standing),
+)) if {
+	is_string(argument.kind)
+	is_string(argument.standing)
+	own := object.get(cfg.worth, argument.kind, {})
+}
+
+destinations := [argument | some argument in provenance; argument.kind in {"principal", "url", "channel"}]
+
+# The human's own words send it there.
+declassified if {
+	intent == "intended"
+	count(destinations) > 0
+	every argument in destinations {
+		argument_worth(argument) in cfg.declassify
+	}
+}
+
+denied contains "not_asked" if {
+	is_call
+	profiled
+	intent == "unasked"
+	not effect_bearable
+}
+
+denied contains "argument_source" if {
+	is_call
+	profiled
+	intent != "unstated"
+	worth == "outside"
+	not effect_bearable
+}
+
+asked contains "not_asked" if {
+	is_call
+	profiled
+	intent == "unasked"
+	effect_asks
+}
+
+asked contains "argument_source" if {
+	is_call
+	profiled
+	intent != "unstated"
+	worth in {"known", "outside"}
+	effect_asks
+}
+
+effect_asks if {
+	some name in effects
+	effect_verdict(name) == "ask"
+}
+
+# --- tools/call: what was read, and where it would go ---------------------------------------------------
 
 unprofiled_verdict := object.get(cfg.unprofiled, effect, object.get(cfg.unprofiled, "*", "deny"))
 
 unprofiled_bearable if unprofiled_verdict in {"permit", "ask"}
 
-flow_verdict(class) := object.get(
+flow_verdict(class, to) := object.get(
 	object.get(cfg.data_flow, class, {}),
-	sink,
-	object.get(object.get(cfg.data_flow, "*", {}), sink, "deny"),
+	to,
+	object.get(object.get(cfg.data_flow, "*", {}), to, "deny"),
 )
 
-flow_bearable if sink == "none"
-
 flow_bearable if {
+	count(sinks) > 0
+	every to in sinks {
+		flow_bearable_to(to)
+	}
+}
+
+# Where the arguments of this very call go, and where what it sets going sends.
+sinks contains call_sink
+
+sinks contains sink if not call_sink
+
+call_sink := input.context.call.sink if is_string(input.context.call.sink)
+
+sinks contains sink if count(reaches) > 0
+
+sinks contains reached.sink if some reached in reaches
+
+flow_bearable_to("none")
+
+flow_bearable_to(to) if {
 	is_array(input.context.history.classes_read)
 	every class in input.context.history.classes_read {
 		is_string(class)
-		flow_verdict(class) in {"permit", "ask"}
+		flow_verdict(class, to) in {"permit", "ask"}
 	}
 }
 
 asked contains "effect" if {
 	is_call
 	profiled
-	cfg.effects[effect] == "ask"
+	effect_asks
 }
 
 asked contains "unprofiled" if {
@@ -405,9 +547,11 @@ asked contains "unprofiled" if {
 
 asked contains "data_flow" if {
 	is_call
-	sink != "none"
+	not declassified
+	some to in sinks
+	to != "none"
 	some class in input.context.history.classes_read
-	flow_verdict(class) == "ask"
+	flow_verdict(class, to) == "ask"
 }
 
 approved if {

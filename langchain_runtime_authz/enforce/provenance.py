@@ -1,0 +1,286 @@
+"""Where arguments came from, at work: what to look up, what to tell the policy, what to keep.
+
+The index is in the ledger, by digest, so that another process goes on with it. What can not be kept
+as a digest (numbers for derivations, texts for showing a sentence) is kept here, in this process, in
+bounded space; without it a value is `unknown`, and then a policy asks.
+
+One index serves a whole thread: a child agent inherits what its parent read, and what it reads itself
+flows back. Its task text is a machine's and asserts nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.authzen import ArgumentProvenance, IntentContext, Subject
+from langchain_runtime_authz.facts.intent import Request
+from langchain_runtime_authz.facts.provenance.forms import forms, tidy
+from langchain_runtime_authz.facts.provenance.harvest import Harvest, Number, Prose, harvest
+from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, names_source, trace
+from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.ledger.base import Scope, Snapshot
+from langchain_runtime_authz.profile import ToolProfile
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.enforce.engine import Engine, Run
+    from langchain_runtime_authz.enforce.step import Call
+
+__all__ = ["Observe", "Recall", "arguments", "effective_sink", "intent", "observing", "sentences"]
+
+_log = logging.getLogger(__name__)
+
+MAX_THREADS: Final = 512
+MAX_NUMBERS: Final = 128  # newest, per thread
+MAX_PROSE: Final = 200_000  # characters, per thread
+MAX_SENTENCE: Final = 240
+SMALL: Final = 20_000  # characters that are read without a thread of their own
+_DESTINATIONS: Final = ("principal", "url", "channel")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A task's words at one state of it, read once."""
+
+    digest: str
+    words: HumanWords
+    request: Request
+
+
+_NOTHING: Final = Said("", HumanWords(()), Request(()))
+
+
+@dataclass(slots=True)
+class _Thread:
+    said: Said | None = None
+    numbers: deque[Number] = field(default_factory=lambda: deque(maxlen=MAX_NUMBERS))
+    prose: deque[Prose] = field(default_factory=deque)
+    chars: int = 0
+
+
+class Recall:
+    """What this process remembers of threads. Losing it loses convenience, never safety."""
+
+    def __init__(self) -> None:
+        self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def said(self, scope: Scope) -> Said | None:
+        """The task's words as they were last read."""
+        with self._lock:
+            thread = self._threads.get(scope)
+            return thread.said if thread is not None else None
+
+    def hear(self, scope: Scope, snapshot: Snapshot) -> Said:
+        """The task's words in a snapshot that holds the log."""
+        # What others said gives no authority, and an act without words none either.
+        texts = [t.text for t in snapshot.log if t.own and t.text]
+        said = Said(snapshot.task.digest, HumanWords(texts), Request(texts)) if texts else _NOTHING
+        with self._lock:
+            self._thread(scope).said = said
+        return said
+
+    def keep(self, scope: Scope, found: Harvest) -> None:
+        """Remember the numbers and texts of one output."""
+        with self._lock:
+            thread = self._thread(scope)
+            thread.numbers.extend(found.numbers[-MAX_NUMBERS:])
+            for prose in found.prose[-64:]:
+                # Folded once, here: what is searched at each question is not folded again.
+                text = tidy(prose.text[: MAX_PROSE // 4])
+                thread.prose.append(prose._replace(text=text))
+                thread.chars += len(text)
+            while thread.chars > MAX_PROSE:
+                thread.chars -= len(thread.prose.popleft().text)
+
+    def seen(self, scope: Scope) -> tuple[Sequence[Number], Sequence[Prose]]:
+        """Numbers and texts, newest last."""
+        with self._lock:
+            thread = self._threads.get(scope)
+            return ((), ()) if thread is None else (tuple(thread.numbers), tuple(thread.prose))
+
+    def _thread(self, scope: Scope) -> _Thread:
+        thread = self._threads.get(scope)
+        if thread is None:
+            thread = self._threads[scope] = _Thread()
+            while len(self._threads) > MAX_THREADS:
+                self._threads.popitem(last=False)
+        self._threads.move_to_end(scope)
+        return thread
+
+
+def arguments(run: Run, snapshot: Snapshot, said: Said, call: Call) -> dict[str, ArgumentProvenance]:
+    """`context.call.provenance` of a call, on a snapshot that holds the sightings it may need."""
+    if not (call.profile.critical or call.profile.when):
+        return {}
+    numbers, prose = run.engine.recall.seen(run.scope)
+    evidence = Evidence(said.words, _own(run.subject), snapshot.values, numbers, prose)
+    return trace(call.profile, call.args, evidence)
+
+
+def _own(subject: Subject) -> frozenset[str]:
+    own = subject.properties.get("identifiers")
+    return frozenset(f for v in own for f in forms(v)) if isinstance(own, list) else frozenset()
+
+
+def intent(run: Run, said: Said, call: Call) -> IntentContext:
+    """Whether the task asks for what the call's tool does."""
+    if run.planned is not None:
+        return IntentContext(state="intended" if call.tool in run.planned else "unasked", source="planner")
+    if run.grant is not None and run.grant.tools is not None and call.tool in run.grant.tools:
+        return IntentContext(state="intended", source="application")
+    if not call.profile.intent:
+        return IntentContext()
+    return IntentContext(
+        state="intended" if said.request.asks(call.profile.intent) else "unasked",
+        source="words",
+    )
+
+
+def effective_sink(profile: ToolProfile, args: Mapping[str, Any]) -> str:
+    """Where the arguments go: nowhere, if the tool sends only to whom it is told and it was told nobody."""
+    destinations = [name for name, kind in profile.critical.items() if kind in _DESTINATIONS]
+    if destinations and not any(args.get(name) for name in destinations):
+        return "none"
+    return profile.sink
+
+
+# --- what came back ---------------------------------------------------------------------------------
+
+
+class Observe:
+    """An effect: read an output. A large one is read in a thread by the asynchronous edge."""
+
+    __slots__ = ("build", "output")
+
+    def __init__(self, build: Callable[[], Harvest], output: object) -> None:
+        self.build, self.output = build, output
+
+    def run(self, _engine: Engine) -> Harvest:
+        """Perform it, blocking."""
+        try:
+            return self.build()
+        except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what can not be read was not seen)
+            _log.warning("an output was not read for provenance: %s", type(exc).__name__)
+            return Harvest(complete=False)
+
+    async def arun(self, engine: Engine) -> Harvest:
+        """Perform it."""
+        if _small(self.output):
+            return self.run(engine)
+        return await asyncio.to_thread(self.run, engine)
+
+
+def observing(run: Run, call: Call, output: object, *, failed: bool) -> Observe:
+    """The effect that reads what `call` returned."""
+    said = run.engine.recall.said(run.scope) or _NOTHING
+    profile = call.profile if call.profiled else replace_trust(call.profile)
+
+    def build() -> Harvest:
+        return harvest(
+            call.tool,
+            profile,
+            call.args,
+            output,
+            words=said.words,
+            named=not profile.side_effect and names_source(profile, call.args, said.words),
+            failed=failed,
+        )
+
+    return Observe(build, output)
+
+
+def replace_trust(profile: ToolProfile) -> ToolProfile:
+    """The profile of a tool that nobody reviewed: what it returns is anybody's."""
+    return profile if profile.trust == "external" else profile.model_copy(update={"trust": "external"})
+
+
+def _small(value: object, left: int = SMALL) -> bool:
+    stack: list[object] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, str | bytes):
+            left -= len(top)
+        elif isinstance(top, Mapping):
+            left -= 20 * len(top)
+            if left > 0:
+                stack += top.values()
+        elif isinstance(top, list | tuple):
+            left -= 20 * len(top)
+            if left > 0:
+                stack += top
+        else:
+            left -= 50
+        if left <= 0:
+            return False
+    return True
+
+
+# --- what a human is shown --------------------------------------------------------------------------
+
+
+def sentences(run: Run, call: Call, traced: Mapping[str, ArgumentProvenance]) -> tuple[str, ...]:
+    """For each argument that the human did not say: its value, who says it, and the sentence it stands in.
+
+    What a tool returned is an attacker's text: it is quoted, shortened and stripped of everything
+    that is no plain character, so that it can not pass for a part of the question.
+    """
+    _, prose = run.engine.recall.seen(run.scope)
+    lines = []
+    for name, found in traced.items():
+        if found.standing == "told":
+            continue
+        value = call.args.get(name)
+        by = found.asserted_by or found.mentioned_by
+        for item in found.items:
+            by = [*by, *item.asserted_by, *item.mentioned_by]
+        sources = list(dict.fromkeys(s.source for s in by if s.source))
+        line = f"{name} {quoted(value)}: {_TOLD[found.class_]}"
+        if sources:
+            line += f" ({', '.join(sources[:3])})"
+        if found.lookalike:
+            line += ", and it only looks like what you said"
+        if (sentence := _sentence(value, prose)) is not None:
+            line += f": {quoted(sentence)}"
+        lines.append(line)
+    return tuple(lines)
+
+
+_TOLD: Final = {
+    "human": "you said it",
+    "principal": "it is yours",
+    "system": "a system says it",
+    "internal": "an internal source says it",
+    "counterparty": "the other side chose it",
+    "external": "an external source says it",
+    "mentioned": "it stands in a text that was read",
+    "unknown": "nobody was seen to say it",
+}
+
+
+def quoted(value: object) -> str:
+    """A value in quotation marks, on one line, printable, of bounded length."""
+    text = value if isinstance(value, str) else str(value)
+    text = "".join(c if c.isprintable() else " " for c in tidy(text[: 4 * MAX_SENTENCE]))
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("`", "'")
+    return f'"{text[:MAX_SENTENCE]}{"…" if len(text) > MAX_SENTENCE else ""}"'
+
+
+def _sentence(value: object, prose: Sequence[Prose]) -> str | None:
+    """What stands around the newest mention of a value, or of the first item of a list that is mentioned."""
+    needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
+    for needle in needles[:16]:
+        text = tidy(str(needle))
+        if len(text) < SHORTEST or isinstance(needle, bool):
+            continue
+        for found in reversed(prose):
+            at = found.text.casefold().find(text.casefold())
+            if at >= 0:
+                start = max(0, at - 100)
+                return found.text[start : start + MAX_SENTENCE]
+    return None

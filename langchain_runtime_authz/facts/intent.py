@@ -1,0 +1,84 @@
+# ruff: noqa: RUF001, PLR2004  (people write typographic apostrophes; endings have lengths)
+"""Whether the human's words ask for what a tool does: a boring matcher, on purpose.
+
+A profile lists words, `intent: [pay, "send money", refund]`. One of them in the task is enough. Words
+are compared by case-folded letters after a plain English ending (`s`, `es`, `ed`, `ing`, `er`) is cut
+off; an entry of several words needs them in a row. A word with a negation shortly before it, in the
+same sentence ("do not pay", "without emailing"), does not count, unless what is negated is forgetting
+or failing. No synonyms, no model, no other language than the one that the words are written in: a
+word list is reviewed like a profile is.
+
+It tells what is *asked*, so that the rest can be asked about. It never permits anything by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+__all__ = ["Request"]
+
+MAX_WORDS: Final = 20_000
+_WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.!?;:\n]")
+_NEGATIONS: Final = frozenset({"not", "never", "without", "no", "dont", "don't", "don’t", "doesn't", "avoid", "stop"})
+_UNDONE: Final = frozenset({"forget", "fail", "hesitate", "miss", "just", "only", "problem", "later"})
+_REACH: Final = 3  # words that a negation reaches
+_STOPS: Final = frozenset(".!?;:\n")
+
+
+@lru_cache(maxsize=4096)
+def _stem(word: str) -> str:
+    word = word.casefold().replace("’", "'").removesuffix("'s")
+    for ending in ("ing", "ed", "es", "er", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word[: -len(ending)]
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sle":
+        word = word[:-1]  # planned, plan
+    return word.removesuffix("e")
+
+
+@lru_cache(maxsize=1024)
+def _phrase(entry: str) -> tuple[str, ...]:
+    return tuple(_stem(w) for w in _WORD.findall(entry) if w not in _STOPS)
+
+
+class Request:
+    """The words of a task, ready to be compared. Immutable."""
+
+    __slots__ = ("_places", "_words")
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        raw = _WORD.findall("\n".join(texts).casefold())[-MAX_WORDS:]
+        self._words = tuple(_stem(w) if w not in _STOPS else w for w in raw)
+        self._places: dict[str, list[int]] = {}
+        negated = _negated(raw)
+        for i, word in enumerate(self._words):
+            if i not in negated:
+                self._places.setdefault(word, []).append(i)
+
+    def asks(self, entries: Sequence[str]) -> bool:
+        """Whether one of `entries` is among the words."""
+        return any(self._has(_phrase(e)) for e in entries)
+
+    def _has(self, phrase: tuple[str, ...]) -> bool:
+        if not phrase:
+            return False
+        return any(self._words[i : i + len(phrase)] == phrase for i in self._places.get(phrase[0], ()))
+
+
+def _negated(words: Sequence[str]) -> set[int]:
+    reached: set[int] = set()
+    for i, word in enumerate(words):
+        if word not in _NEGATIONS:
+            continue
+        following = words[i + 1 : i + 2]
+        if following and following[0] in _UNDONE:
+            continue
+        for j in range(i + 1, min(i + 1 + _REACH, len(words))):
+            if words[j] in _STOPS:
+                break
+            reached.add(j)
+    return reached

@@ -1,0 +1,238 @@
+# ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
+"""Normal forms: when two ways of writing are the same value.
+
+A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:` (phones and account
+numbers), `num:`, `date:`, `time:`, `text:`. Two values are the same when they share a form.
+
+Normalising may only ever join what reaches the same target, because a form that is vouched for
+makes its argument trusted. So letters of other scripts that merely look alike are *not* folded
+here; `skeleton` folds them, and finding the same skeleton without the same form raises suspicion.
+A value with invisible characters or with compatibility characters (full width, ligatures) has no
+form at all: what it reaches is not known.
+
+Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is
+linear in the text.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import unicodedata
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+from urllib.parse import urlsplit
+
+__all__ = ["MAX_VALUE", "canonical", "decimals", "forms", "identifiers", "key", "mentions", "skeleton", "tidy"]
+
+MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
+_DIGITS: Final = 15  # beyond that a number is a name
+
+_EMAIL: Final = re.compile(r"(?<![\w.%+\-@])[a-z0-9._%+\-]{1,64}@[a-z0-9.\-]{1,253}(?![\w@])", re.IGNORECASE | re.ASCII)
+_URL: Final = re.compile(r"(?<![\w@.\-/])(?:https?://|www\.)[^\s<>\"'`(){}\[\]|\\]{1,2000}", re.IGNORECASE)
+_IBAN: Final = re.compile(
+    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])",
+)
+_PHONE: Final = re.compile(r"(?<![\w.+])\+?\d[\d ().\-]{6,22}\d(?!\w)")
+_NUMBER: Final = re.compile(
+    r"(?<![\w.,\-/])[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
+    r"(?=(?:st|nd|rd|th)?(?!\w))",
+)
+_MONTH: Final = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
+_MONTHS: Final = {m: i for i, m in enumerate(_MONTH[1:48].split("|"), 1)}
+_ISO: Final = re.compile(r"(?<![\w\-])(\d{4})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
+_MDY: Final = re.compile(
+    rf"\b{_MONTH} {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?(?![\w])", re.IGNORECASE
+)
+_DMY: Final = re.compile(
+    rf"(?<![\w])(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?(?![\w])", re.IGNORECASE
+)
+_SLASH: Final = re.compile(r"(?<![\w/.])(\d{1,2})[/.](\d{1,2})[/.](\d{4})(?![\w/])")
+_TIME: Final = re.compile(r"(?<![\d:])(\d{1,2}):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?(am|pm)?(?![\d:])", re.IGNORECASE)
+
+
+# Letters that are drawn like Latin ones; enough to notice, not to equate (UTS #39 has the full list).
+# Letters that are drawn like others; enough to notice, not to equate (UTS #39 has the full list).
+def _lookalikes() -> dict[int, str]:
+    pairs = (  # noqa: SIM905  (a table that can be read)
+        "аa еe оo рp сc уy хx іi јj ѕs һh ԁd ԛq ԝw вb нh кk мm тt ɡg αa βb γy εe ιi κk νv οo ρp τt υu χx ωw "
+        "ßb øo łl đd ıi ɩi ʟl ｏo 0o 1l |l 3e 5s"
+    ).split()
+    return {ord(p[0]): p[1] for p in pairs}
+
+
+_LOOKS: Final = _lookalikes()
+
+
+@lru_cache(maxsize=4096)
+def key(form: str) -> str:
+    """The digest under which a form is kept: 128 bits, hex. It hides nothing that can be guessed."""
+    return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def tidy(text: str) -> str:
+    """NFC, every kind of blank one space, ends trimmed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _plain(text: str) -> bool:
+    """Whether what is written is what is meant: nothing invisible, nothing that NFKC would change."""
+    if text.isascii():
+        return all(c >= " " and c != "\x7f" for c in text)
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs", "Cn") for c in text):
+        return False
+    return unicodedata.normalize("NFKC", text) == text
+
+
+def skeleton(text: str) -> str:
+    """What a text looks like: compatibility forms, accents, case and look-alike letters folded."""
+    folded = unicodedata.normalize("NFKD", text[:MAX_VALUE]).casefold().translate(_LOOKS)
+    return "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc")).replace("rn", "m")
+
+
+def canonical(number: Decimal) -> str:
+    """One writing per number."""
+    text = format(number.normalize(), "f")
+    return "0" if text in ("-0", "0") else text
+
+
+def decimals(text: str) -> tuple[Decimal, ...]:
+    """What a written number may mean; `1,200` is 1200 or 1.2, so both."""
+    digits = re.sub(r"[^\d.,+\-]", "", text)
+    marks = [c for c in digits if c in ".,"]
+    readings = []
+    if len(set(marks)) == 2:  # the last one is the decimal mark
+        other = marks[0]
+        readings.append(digits.replace(other, "").replace(marks[-1], "."))
+    elif len(marks) > 1:
+        readings.append(digits.replace(marks[0], ""))
+    elif marks:
+        readings.append(digits.replace(",", "."))
+        if re.fullmatch(r"[-+]?[1-9]\d{0,2}[.,]\d{3}", digits):
+            readings.append(digits.replace(marks[0], ""))
+    else:
+        readings.append(digits)
+    found = []
+    for reading in readings:
+        try:
+            found.append(Decimal(reading))
+        except InvalidOperation:
+            continue
+    return tuple(found)
+
+
+def forms(value: object) -> tuple[str, ...]:
+    """The forms of one scalar, or none where what it reaches can not be known."""
+    if isinstance(value, bool) or value is None:
+        return ()
+    if isinstance(value, int | float):
+        number = Decimal(repr(value))
+        return (f"num:{canonical(number)}",) if number.is_finite() and abs(number.adjusted()) < 30 else ()
+    if not isinstance(value, str) or len(value) > MAX_VALUE:
+        return ()
+    text = tidy(value)
+    if not text or not _plain(text):
+        return ()
+    if _EMAIL.fullmatch(text):
+        return (f"email:{text.lower()}",)
+    if _URL.fullmatch(text):
+        return _url(text)
+    compact = text.replace(" ", "").upper()
+    if _IBAN.fullmatch(compact):
+        return (f"iban:{compact}",)
+    found = [f"text:{text.casefold()}"]
+    if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS:
+        found += [f"num:{canonical(d)}" for d in decimals(text)]
+    if _PHONE.fullmatch(text):
+        found.append("digits:" + "".join(c for c in text if c.isdigit()))
+    found += [f for f, _ in _dates(text, whole=True)]
+    return tuple(dict.fromkeys(found))
+
+
+def _url(text: str) -> tuple[str, ...]:
+    """Scheme, default port and a last slash make no other target; a user part or a foreign host is no form."""
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ()
+    if not host or not host.isascii() or parts.username is not None or "\\" in text:
+        return ()
+    where = host.lower().rstrip(".") + (f":{port}" if port not in (None, 80, 443) else "")
+    query = f"?{parts.query}" if parts.query else ""
+    return (f"url:{where}{parts.path.rstrip('/')}{query}",)
+
+
+def identifiers(text: str) -> list[str]:
+    """The forms of addresses, links and account numbers inside a text, in order, without repetition."""
+    return list(dict.fromkeys(f for f, _ in _identifiers(text)))
+
+
+def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    for found in _EMAIL.finditer(text):
+        yield f"email:{found[0].rstrip('.').lower()}", found.span()
+    for found in _URL.finditer(text):
+        for form in forms(found[0].rstrip(".,;:!?*_")):
+            yield form, found.span()
+    for found in _IBAN.finditer(text):
+        yield f"iban:{found[0].replace(' ', '')}", found.span()
+
+
+def mentions(text: str) -> dict[str, str]:
+    """Every identifier, number, date and time inside a free text: form → as it was written."""
+    found: dict[str, str] = {}
+    spans = list(_identifiers(text))
+    spans += [(form, span) for form, span in _dates(text, whole=False)]
+    for form, (start, end) in spans:
+        found.setdefault(form, text[start:end])
+    rest = _masked(text, [span for _, span in spans])
+    for phone in _PHONE.finditer(rest):
+        digits = "".join(c for c in phone[0] if c.isdigit())
+        if 7 <= len(digits) <= _DIGITS:
+            found.setdefault(f"digits:{digits}", phone[0])
+    for number in _NUMBER.finditer(rest):
+        for meant in decimals(number[0]):
+            found.setdefault(f"num:{canonical(meant)}", number[0])
+    return found
+
+
+def _masked(text: str, spans: list[tuple[int, int]]) -> str:
+    """The text with what was read already blanked: the 13 of "June 13" is no number."""
+    parts, at = [], 0
+    for start, end in sorted(spans):
+        if start >= at:
+            parts += [text[at:start], "\n"]
+            at = end
+        else:
+            at = max(at, end)
+    return "".join([*parts, text[at:]])
+
+
+def _dates(text: str, *, whole: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Dates and times; one without a year is `date:-05-26`, and a full one has that form too."""
+    for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
+        for found in pattern.finditer(text):
+            given = dict(zip(order, found.groups(), strict=True))
+            for form in _date(given["y"], given["m"], given["d"]):
+                yield form, found.span()
+    if whole and not any(c in text for c in ":"):
+        return
+    for found in _TIME.finditer(text):
+        hour, minute = int(found[1]) % 12 if found[3] else int(found[1]), int(found[2])
+        hour += 12 if (found[3] or "").lower() == "pm" else 0
+        if hour < 24 and minute < 60:
+            yield f"time:{hour:02}:{minute:02}", found.span()
+
+
+def _date(year: str | None, month: str, day: str) -> Iterator[str]:
+    number = _MONTHS.get(month[:3].lower(), 0) if month[:1].isalpha() else int(month)
+    try:
+        datetime.date(int(year or 2000), number, int(day))
+    except ValueError:
+        return
+    if year:
+        yield f"date:{int(year):04}-{number:02}-{int(day):02}"
+    yield f"date:-{number:02}-{int(day):02}"

@@ -1,0 +1,319 @@
+"""Who asserted the value of an argument.
+
+For each critical argument, and for each item of a list or object, the answer is a *class*:
+
+    human         the human said it
+    principal     one of the principal's own identifiers
+    system        a field that a system fills in says it
+    internal      a field that somebody inside writes says it
+    counterparty  a field says it, but whoever is on the other side chose what stands there
+    external      a field that anybody may have written says it
+    mentioned     it merely stands somewhere inside a text
+    unknown       nobody was seen to say it
+
+and a *standing*, which is what a policy needs to know most often:
+
+    told          human or principal
+    selected      system or internal, in a record that the human's words name
+    known         system or internal
+    named         asserted or mentioned by a source that the human named, and by nobody better
+    outside       everything else
+
+A list is worth what its weakest item is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final
+
+from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
+from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
+from langchain_runtime_authz.facts.provenance.harvest import Number, Prose, Sighting
+from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["CLASSES", "STANDINGS", "Evidence", "names_source", "trace", "wanted"]
+
+# From most to least believed.
+CLASSES: Final = ("human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown")
+STANDINGS: Final = ("told", "selected", "known", "named", "outside")
+MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
+SHORTEST: Final = 3  # a shorter text stands everywhere
+MAX_SAID: Final = 4  # sources told of one value
+_DESTINATIONS: Final = ("principal", "url", "channel")
+_CENT: Final = Decimal("0.01")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known when a call is judged.
+
+    Attributes:
+        words: what the human said.
+        own: forms of the principal's own identifiers.
+        seen: sightings by `forms.key`.
+        numbers: numbers seen, newest last; may be missing, then nothing is derived.
+        prose: free texts seen; may be missing, then what stands only there is unknown.
+    """
+
+    words: HumanWords
+    own: frozenset[str] = frozenset()
+    seen: Mapping[str, Sequence[Sighting]] = field(default_factory=dict)
+    numbers: Sequence[Number] = ()
+    prose: Sequence[Prose] = ()
+
+
+def wanted(profile: ToolProfile, args: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys to look up before `trace` can answer."""
+    found: dict[str, None] = {}
+    for name, kind in _traced(profile):
+        for value in _items(args.get(name)) or ():
+            for atom in _atoms(value, kind):
+                found.update((key(f), None) for f in atom)
+    return tuple(found)
+
+
+def trace(profile: ToolProfile, args: Mapping[str, Any], evidence: Evidence) -> dict[str, ArgumentProvenance]:
+    """The provenance of each critical and each date argument that is given. Empty ones say nothing."""
+    traced: dict[str, ArgumentProvenance] = {}
+    for name, kind in _traced(profile):
+        value = args.get(name)
+        if _absent(value):
+            continue
+        items = _items(value)
+        if items is None:
+            traced[name] = ArgumentProvenance(kind=kind, class_="unknown", standing="outside")
+            continue
+        found = [_item(v, kind, evidence) for v in items]
+        if len(found) == 1 and not isinstance(value, list | dict):
+            traced[name] = ArgumentProvenance(kind=kind, **dict(found[0]))
+            continue
+        weakest = max(found, key=lambda p: (STANDINGS.index(p.standing), CLASSES.index(p.class_)))
+        traced[name] = ArgumentProvenance(
+            kind=kind,
+            class_=max((p.class_ for p in found), key=CLASSES.index),
+            standing=weakest.standing,
+            lookalike=any(p.lookalike for p in found),
+            items=found,
+        )
+    return traced
+
+
+def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWords) -> bool:
+    """Whether the human named what a read reads: each of its critical arguments, and there is one."""
+    given = [(v, k) for n, k in profile.critical.items() for v in _items(args.get(n)) or ((),) if not _absent(v)]
+    return bool(given) and all(
+        bool(atoms := _atoms(v, k)) and all(atom and words.said(atom) for atom in atoms) for v, k in given
+    )
+
+
+def _traced(profile: ToolProfile) -> list[tuple[str, Any]]:
+    return [*profile.critical.items(), *((name, "when") for name in profile.when)]
+
+
+def _absent(value: object) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _items(value: object) -> list[Any] | None:
+    """The scalars of an argument, or `None` where there are too many."""
+    flat: list[Any] = []
+    stack: list[Any] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, dict):
+            stack += [*reversed(top.values())]
+        elif isinstance(top, list):
+            stack += reversed(top)
+        elif not _absent(top):
+            flat.append(top)
+        if len(flat) + len(stack) > MAX_ITEMS * 4:
+            return None
+    return flat if len(flat) <= MAX_ITEMS else None
+
+
+def _atoms(value: object, kind: str) -> list[tuple[str, ...]]:
+    """The parts of a scalar that must each be vouched for, as forms; a part without forms never is.
+
+    A text that holds addresses or links goes to each of them, whatever name it shows; a date with a
+    time is both.
+    """
+    whole = forms(value)
+    if kind == "when":
+        return _moment(whole)
+    if isinstance(value, str) and kind in _DESTINATIONS:
+        inner = identifiers(tidy(value))
+        if inner and not set(inner) <= set(whole):
+            return [(f,) for f in inner]
+    return [whole]
+
+
+def _moment(whole: tuple[str, ...]) -> list[tuple[str, ...]]:
+    dates = tuple(f for f in whole if f.startswith("date:"))
+    times = tuple(f for f in whole if f.startswith("time:"))
+    return [part for part in (dates, times) if part] or [whole]
+
+
+def _item(value: object, kind: str, evidence: Evidence) -> ItemProvenance:
+    found = [_atom(atom, value, kind, evidence) for atom in _atoms(value, kind)]
+    return max(found, key=lambda p: (STANDINGS.index(p.standing), CLASSES.index(p.class_)))
+
+
+def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence) -> ItemProvenance:
+    words = evidence.words
+    if atom and words.said(atom):
+        return _provenance("human", "told", [Said(origin="human")])
+    if evidence.own.intersection(atom):
+        return _provenance("principal", "told", [Said(origin="principal")])
+    sightings = [s for f in atom for s in evidence.seen.get(key(f), ())]
+    if kind == "amount" and not any(_class(s) in ("system", "internal") for s in sightings):
+        derived = _derived(atom, evidence)
+        if derived is not None:
+            return derived
+    asserted = sorted((s for s in sightings if s.asserted), key=lambda s: CLASSES.index(_class(s)))
+    mentioned = [s for s in sightings if not s.asserted]
+    lookalike = isinstance(value, str) and words.resembles(value)
+    by = [_said(s) for s in asserted[:MAX_SAID]]
+    within = list(dict.fromkeys(_said(s) for s in mentioned))[:MAX_SAID]
+    if not sightings and isinstance(value, str):
+        within = _mentions(value, evidence.prose)
+    if asserted:
+        best = asserted[0]
+        class_ = _class(best)
+        if class_ in ("system", "internal"):
+            selected = any(s.selected for s in asserted if _class(s) in ("system", "internal"))
+            return _provenance(class_, "selected" if selected else "known", by, within, lookalike=lookalike)
+        standing = "named" if any(s.named for s in sightings) else "outside"
+        return _provenance(class_, standing, by, within, lookalike=lookalike)
+    if within:
+        standing = "named" if any(s.named for s in within) else "outside"
+        return _provenance("mentioned", standing, (), within, lookalike=lookalike)
+    return _provenance("unknown", "outside", lookalike=lookalike)
+
+
+def _provenance(
+    class_: str,
+    standing: str,
+    asserted: Sequence[Said] = (),
+    mentioned: Sequence[Said] = (),
+    *,
+    lookalike: bool = False,
+    derived: bool = False,
+) -> ItemProvenance:
+    return ItemProvenance(
+        class_=class_,  # type: ignore[arg-type]
+        standing=standing,  # type: ignore[arg-type]
+        asserted_by=list(asserted),
+        mentioned_by=list(mentioned),
+        lookalike=lookalike,
+        derived=derived,
+    )
+
+
+def _class(seen: Sighting) -> str:
+    if not seen.asserted:
+        return "mentioned"
+    return "counterparty" if seen.counterparty else seen.origin
+
+
+def _said(seen: Sighting) -> Said:
+    return Said(
+        origin=seen.origin,
+        source=seen.source,
+        counterparty=seen.counterparty,
+        selected=seen.selected,
+        named=seen.named,
+    )
+
+
+def _mentions(value: str, prose: Sequence[Prose]) -> list[Said]:
+    """The free texts in which a value stands, newest first."""
+    phrase = tidy(value).casefold()
+    if len(phrase) < SHORTEST:
+        return []
+    found = (
+        Said(origin=p.origin, source=p.source, named=p.named) for p in reversed(prose) if phrase in p.text.casefold()
+    )
+    return list(dict.fromkeys(found))[:MAX_SAID]
+
+
+# --- numbers that somebody worked out ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    value: Decimal
+    class_: str
+    standing: str
+    said: Said
+
+
+def _derived(atom: tuple[str, ...], evidence: Evidence) -> ItemProvenance | None:
+    """A part, a percentage, or the sum or difference of two numbers, one of which the human told or named.
+
+    Worth what the weaker number is worth. Rounded to the hundredth. One step of each kind at most,
+    so that not every amount is the outcome of something.
+    """
+    target = next((Decimal(f[4:]) for f in atom if f.startswith("num:")), None)
+    if target is None:
+        return None
+    told = [_Term(n, "human", "told", Said(origin="human")) for n in evidence.words.numbers]
+    seen = [t for n in evidence.numbers if (t := _term(n)) is not None]
+    anchors = [*told, *(t for t in seen if t.standing == "named")]
+    parts = [_scaled(t, Decimal(1) / n) for t in told for n in (2, 3, 4)]
+    percents = [_scaled(t, p / 100) for p in evidence.words.percents for t in [*told, *seen]]
+    terms = [*told, *parts, *percents, *seen]
+    best: tuple[_Term, ...] | None = None
+    for found in _outcomes(target, anchors, parts, percents, terms):
+        if best is None or _rank(found) < _rank(best):
+            best = found
+    if best is None:
+        return None
+    weakest = max(best, key=lambda t: (STANDINGS.index(t.standing), CLASSES.index(t.class_)))
+    by = list(dict.fromkeys(t.said for t in best))
+    asserted = weakest.class_ != "mentioned"
+    return _provenance(weakest.class_, weakest.standing, by if asserted else (), () if asserted else by, derived=True)
+
+
+def _outcomes(
+    target: Decimal,
+    anchors: Sequence[_Term],
+    parts: Sequence[_Term],
+    percents: Sequence[_Term],
+    terms: Sequence[_Term],
+) -> Any:
+    for term in (*parts, *percents):
+        if _same(term.value, target):
+            yield (term,)
+    by_value: dict[Decimal, list[_Term]] = {}
+    for term in terms:
+        by_value.setdefault(term.value.quantize(_CENT), []).append(term)
+    for anchor in (*anchors, *parts, *percents):
+        for other in (target - anchor.value, anchor.value - target, target + anchor.value):
+            for term in by_value.get(other.quantize(_CENT), ()):
+                if term is not anchor:
+                    yield (anchor, term)
+
+
+def _rank(terms: Sequence[_Term]) -> tuple[int, int]:
+    return max((STANDINGS.index(t.standing), CLASSES.index(t.class_)) for t in terms)
+
+
+def _term(number: Number) -> _Term | None:
+    seen = number.seen
+    class_ = _class(seen)
+    if class_ in ("system", "internal", "counterparty"):
+        # What the counterparty paid or asked is a fact of the record, though not a destination.
+        return _Term(number.value, class_, "selected" if seen.selected else "known", _said(seen))
+    return _Term(number.value, class_, "named", _said(seen)) if seen.named else None
+
+
+def _scaled(term: _Term, by: Decimal) -> _Term:
+    return _Term(term.value * by, term.class_, term.standing, term.said)
+
+
+def _same(a: Decimal, b: Decimal) -> bool:
+    return abs(a - b) < _CENT / 2

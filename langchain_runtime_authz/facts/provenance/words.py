@@ -1,0 +1,116 @@
+"""What the human said, ready to be asked about: does this value stand in it?
+
+Only texts of human origin come here, from the ledger. What a human *pastes* is somebody else's text:
+fenced blocks and quoted lines (`> …`) are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Final
+
+from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions, skeleton, tidy
+
+__all__ = ["HumanWords"]
+
+MAX_TEXT: Final = 100_000  # characters looked at; what stands beyond was not said
+MAX_NUMBERS: Final = 24  # numbers kept for derivations
+_TRIES: Final = 64
+_SHORTEST: Final = 2  # a text of one letter names nothing
+_LOOKS: Final = 4
+_FENCE: Final = re.compile(r"^[ \t]*(```|~~~)")
+_PERCENT: Final = re.compile(r"(?<![\w.,])(\d{1,4}(?:[.,]\d{1,4})?) ?(?:%|percent\b)", re.IGNORECASE)
+# Words that name nobody and nothing.
+_EMPTY: Final = frozenset(
+    ["a", "an", "and", "any", "at", "be", "by", "do", "for", "from", "have", "he", "her", "him", "his", "i", "if", "in", "is", "it", "its", "me", "my", "no", "not", "of", "on", "or", "our", "out", "she", "so", "that", "the", "their", "them", "then", "they", "this", "to", "up", "us", "was", "we", "what", "who", "with", "you", "your", "yes", "none", "null", "true", "false"],
+)
+
+
+class HumanWords:
+    """The words of one task at one epoch. Immutable.
+
+    Attributes:
+        numbers: numbers that were said, in order, bounded.
+        percents: of these, the ones said as percentages.
+    """
+
+    __slots__ = ("_looks", "_text", "_tokens", "numbers", "percents")
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        # The newest words are the ones that count when there are too many.
+        said = "\n".join(_own(t) for t in texts)[-MAX_TEXT:]
+        found = mentions(said)
+        self._tokens = frozenset(found)
+        self._text = tidy(said).casefold()
+        self._looks: str | None = None
+        self.numbers = tuple(Decimal(f[4:]) for f in found if f.startswith("num:"))[:MAX_NUMBERS]
+        self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
+
+    def said(self, value_forms: Sequence[str]) -> bool:
+        """Whether a value with these forms was said.
+
+        An identifier, number or date as such, and never as a part of another; a text as whole words.
+        """
+        return any(self._said(form) for form in value_forms)
+
+    def _said(self, form: str) -> bool:
+        kind, _, normal = form.partition(":")
+        if kind == "text":
+            return self._phrase(normal)
+        return form in self._tokens
+
+    def _phrase(self, phrase: str) -> bool:
+        if len(phrase) < _SHORTEST or phrase in _EMPTY:
+            return False
+        return _within(phrase, self._text)
+
+    def resembles(self, value: str) -> bool:
+        """Whether `value` looks like something that was said without being it."""
+        look = skeleton(tidy(value))
+        if len(look) < _LOOKS or self.said(forms(value)):
+            return False
+        if self._looks is None:
+            self._looks = skeleton_of(self._text)
+        return _within(look, self._looks)
+
+
+def skeleton_of(text: str) -> str:
+    """`skeleton` of a text of any length."""
+    return "".join(skeleton(text[i : i + 1024]) for i in range(0, min(len(text), MAX_TEXT), 1024))
+
+
+def _own(text: str) -> str:
+    """A message without what is quoted in it."""
+    lines, fenced = [], False
+    for line in text.splitlines():
+        if _FENCE.match(line):
+            fenced = not fenced
+        elif not fenced and not line.lstrip().startswith(">"):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _within(phrase: str, text: str) -> bool:
+    """Whether `phrase` stands in `text` as whole words: not inside a longer name, address or path."""
+    at = -1
+    for _ in range(_TRIES):
+        at = text.find(phrase, at + 1)
+        if at < 0:
+            return False
+        end = at + len(phrase)
+        if not _joined(text, at - 1, -1) and not _joined(text, end, 1):
+            return True
+    return False
+
+
+def _joined(text: str, i: int, step: int) -> bool:
+    """Whether the character at `i` makes one name of what stands on either side of it."""
+    if not 0 <= i < len(text):
+        return False
+    c = text[i]
+    if c.isalnum() or c in "_@\\":
+        return True
+    following = i + step
+    return c in ".-/:+" and 0 <= following < len(text) and text[following].isalnum()
