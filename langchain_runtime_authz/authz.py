@@ -18,7 +18,7 @@ from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
 from langchain_runtime_authz.edges.tool_guard import guard_tool
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import correct, reinstate, revoke
+from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import ConfigError
@@ -245,6 +245,18 @@ class RuntimeAuthz:
         author = Subject.of(by) if by is not None else None
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
         return correct(self._scope(thread_id, graph), said, f"{author.type}:{author.id}" if author else None)
+
+    def data_changed(self, resource: str) -> None:
+        """Tell that a resource changed outside, by the name that the `resource` of profiles gives it.
+
+        What threads of this tenant read of it before is old: the shipped policy refuses side effects
+        whose critical arguments came from there, and what was planned on it is void.
+        """
+        drive(self._engine, data_changed(self.entrance.scope("", ""), resource))
+
+    async def adata_changed(self, resource: str) -> None:
+        """Like `data_changed`, without blocking the event loop."""
+        await adrive(self._engine, data_changed(self.entrance.scope("", ""), resource))
 
     def revoke(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
         """Revoke a thread, or an agent's subtree on it, until `reinstate`."""

@@ -217,6 +217,7 @@ class CallContext(_Model):
 
     `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
     arguments go in this very call: `none` where a tool that sends was given nobody to send to.
+    `changed` are the tools that critical arguments came from and whose content changed since the plan.
     """
 
     id: str | None = None
@@ -226,6 +227,7 @@ class CallContext(_Model):
     provenance: dict[str, ArgumentProvenance] = Field(default_factory=dict)
     intent: IntentContext = Field(default_factory=IntentContext)
     sink: Literal["none", "internal", "external"] | None = None
+    changed: list[str] = Field(default_factory=list)
 
 
 class HistoryContext(_Model):

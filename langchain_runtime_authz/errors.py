@@ -93,6 +93,7 @@ class Code(StrEnum):
     ARGUMENT_SOURCE = "argument_source"
     DATA_FLOW = "data_flow"
     DENIAL_STREAK = "denial_streak"
+    DATA_CHANGED = "data_changed"
     BURST = "burst"
     UNPLANNED_STREAK = "unplanned_streak"
     TAINTED_STREAK = "tainted_streak"
@@ -163,6 +164,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.ARGUMENT_SOURCE: "an argument that decides whom or what the call hits was not said by the human, nor by a source that counts",
     Code.DATA_FLOW: "data of a class read in this run must not reach the tool's sink without an approval",
     Code.DENIAL_STREAK: "the run was denied so often that the policy revoked it; look at its records, then reinstate",
+    Code.DATA_CHANGED: "what an argument was read from changed since the plan was made; read it again and plan again",
     Code.BURST: "the run made more calls in a minute than the policy bears and was revoked; look at it, then reinstate it",
     Code.UNPLANNED_STREAK: "the run tried too many side effects that no plan held and was revoked; look at it, then reinstate it",
     Code.TAINTED_STREAK: "the run tried too many side effects with arguments from outside and was revoked; look at what it read",

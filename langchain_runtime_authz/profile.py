@@ -12,6 +12,7 @@ or taken when the tool is first guarded. A tool that changes afterwards is unpro
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -85,6 +86,10 @@ class ToolProfile(BaseModel):
         counterparty: fields that whoever is on the other side chose, whoever's system shows them.
         intent: words by which a human asks for what the tool does (`facts.intent`).
         reaches: names of other declared tools that a call can set going; the policy judges the chain.
+        resource: name of what a read reads, with arguments in braces: `file:{path}`. What
+            `RuntimeAuthz.data_changed` is told.
+        version: field of the output that tells one content from another, like an ETag; without it
+            the whole output does.
         audience: audiences for which a per-call token may be minted.
         idempotent: whether a call whose outcome is unknown may simply run again.
         digest: `tool_digest` of the tool this was reviewed for; pinned at first sight when absent.
@@ -103,6 +108,8 @@ class ToolProfile(BaseModel):
     counterparty: Names = ()
     intent: Names = ()
     reaches: Names = ()
+    resource: str | None = None
+    version: str | None = None
     audience: Names = ()
     idempotent: bool = False
     digest: str | None = None
@@ -113,7 +120,15 @@ class ToolProfile(BaseModel):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
                 msg = f"`{min(both)}` is in `{one}` and in `{other}`"
                 raise ValueError(msg)
+        self._arguments_of_resource()
         return self
+
+    def _arguments_of_resource(self) -> list[str]:
+        fields = [f for _, f, _, _ in string.Formatter().parse(self.resource or "") if f is not None]
+        if wrong := [f for f in fields if not f.isidentifier()]:
+            msg = f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces"
+            raise ValueError(msg)
+        return fields
 
     _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
 
@@ -208,8 +223,9 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Iterable[str]) 
         ConfigError: `profile_invalid`: it names an argument that the tool does not take.
     """
     known = set(arguments)
-    for fact in ("critical", "when", "text"):
-        if unknown := sorted(set(getattr(declared, fact)) - known):
+    facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text")}
+    for fact, named in {**facts, "resource": declared._arguments_of_resource()}.items():  # noqa: SLF001
+        if unknown := sorted(set(named) - known):
             msg = f"{name}: `{fact}` names `{unknown[0]}`, and the tool takes {', '.join(sorted(known)) or 'nothing'}"
             raise ConfigError(msg, Code.PROFILE_INVALID)
 

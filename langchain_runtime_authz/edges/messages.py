@@ -32,6 +32,7 @@ __all__ = [
 
 _SPOKEN: Mapping[str, str] = {
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
+    Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",
     Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
     Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",

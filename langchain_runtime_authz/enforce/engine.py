@@ -110,6 +110,8 @@ class Run:
     foreign: set[str] = field(default_factory=set)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
     kept: dict[tuple[str, str], str] = field(default_factory=dict)
+    # Versions of the resources that calls under way read, by call key, as they were before the read.
+    versions: dict[str, str] = field(default_factory=dict)
     batches: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 

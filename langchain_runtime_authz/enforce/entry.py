@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
 from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow, Load, Record, Run, new_id
-from langchain_runtime_authz.enforce.step import decide_step
+from langchain_runtime_authz.enforce.step import data_scope, decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
@@ -47,6 +47,7 @@ __all__ = [
     "altered",
     "close",
     "correct",
+    "data_changed",
     "open_child",
     "open_entry",
     "reinstate",
@@ -351,6 +352,12 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
             yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
             return int(done.epoch)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def data_changed(scope: Scope, resource: str) -> Flow[None]:
+    """Somebody says that a resource changed: what was read of it before is old, on every thread."""
+    done = yield Commit(data_scope(scope), None, [Mark(resource, new_id())])
+    yield Record(run_record, now=done.now, event="data_changed", run_id="", scope=scope, detail={"resource": resource})
 
 
 def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:

@@ -6,6 +6,7 @@
 | `require_approval` | | as a question to a human |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `revoke` | | the agent's subtree, with the deny |
+| `rotate` | | the task's epoch, with the deny: what was planned is void |
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
     """
     props = obligation.properties
     match obligation.type:
-        case "require_approval" | "revoke":
+        case "require_approval" | "revoke" | "rotate":
             return True
         case "redact":
             fields = props.get("fields")

@@ -187,6 +187,8 @@ class Session:
             return judged.decision
         if judged.asks:
             self._asked[judged.decision.decision_id] = (call, judged)
+        if any(o.type == "rotate" for o in judged.decision.obligations):
+            yield from self._reopen()
         return getattr(verdict, "decision", judged.decision)
 
     def _approve(self, decision: Decision) -> Flow[Decision]:
@@ -215,14 +217,20 @@ class Session:
 
     def _correct(self, text: str) -> Flow[int]:
         run = self._run
-        if self._parent is not None:
-            # A correction ends every lease of the thread: the whole line of sessions is opened anew,
-            # each under its parent's grant.
-            epoch = yield from self._parent._correct(text)  # noqa: SLF001
-            self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
-            self._asked.clear()
-            return epoch
         yield from correct(run.scope, HumanText(content_digest(text), text, f"correction-{new_id()}"))
+        return (yield from self._reopen())
+
+    def _reopen(self) -> Flow[int]:
+        """The task changed, which ends every lease of the thread.
+
+        The whole line of sessions is opened anew, each under its parent's grant.
+        """
+        run = self._run
+        self._asked.clear()
+        if self._parent is not None:
+            epoch = yield from self._parent._reopen()  # noqa: SLF001
+            self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
+            return epoch
         entry = yield from open_entry(
             run.engine,
             scope=run.scope,
@@ -234,7 +242,6 @@ class Session:
             grant=run.grant,
         )
         self._run = entry.run
-        self._asked.clear()
         return entry.run.epoch
 
     def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:

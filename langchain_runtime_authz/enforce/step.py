@@ -46,8 +46,17 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import delegation, history, plan
 from langchain_runtime_authz.facts.provenance.harvest import Harvest
 from langchain_runtime_authz.facts.provenance.trace import wanted
-from langchain_runtime_authz.facts.task import Task
+from langchain_runtime_authz.facts.source import (
+    UNREAD,
+    changed_since,
+    content_version,
+    read_mark,
+    resource_of,
+    sources,
+)
+from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
     Approval,
     CallRow,
     Change,
@@ -55,12 +64,14 @@ from langchain_runtime_authz.ledger.base import (
     ConcludeCall,
     Conflict,
     Count,
+    Mark,
     Query,
     RecordEdge,
     RecordValues,
     ReleaseCall,
     RenewLease,
     Revoke,
+    Scope,
     Snapshot,
     SpendApproval,
     SpendBudget,
@@ -78,7 +89,14 @@ MAX_LABEL: Final = 128
 _NO_TASK: Final = Task()
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
 _CIRCUMSTANCES: Final = frozenset(
-    {Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE},
+    {
+        Code.DATA_CHANGED,
+        Code.STALE_EPOCH,
+        Code.STALE_PLAN,
+        Code.KILLED,
+        Code.LEDGER_UNAVAILABLE,
+        Code.AUDIT_UNAVAILABLE,
+    },
 )
 _TOOLS_CALL: Final = Action(name="tools/call")
 
@@ -188,6 +206,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
                 snapshot = yield Load(run.scope, replace(query, log=True))
             said = run.engine.recall.hear(run.scope, snapshot)
         snapshot = yield from _renewed(run, snapshot)
+        moved = yield from _moved(run, snapshot, calls, keys)
     except Exception as exc:  # noqa: BLE001  (likewise)
         return [Judged(c, k, _ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
 
@@ -198,7 +217,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
     # What is refused here is not asked, but its record still says what it was.
     requests = [
-        None if c.error is not None else _request(run, snapshot, said, c, m, k)
+        None if c.error is not None else _request(run, snapshot, said, c, m, k, moved)
         for c, m, k in zip(calls, matches, keys, strict=True)
     ]
     bodies = [serialise(r) if r is not None else None for r in requests]
@@ -259,6 +278,25 @@ def _renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
             yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
             run.expires_at = until
     return snapshot
+
+
+def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
+    """The tools whose resources somebody said changed since they were read; and what reads will read, now."""
+    read = snapshot.history.resources if any(c.profile.side_effect for c in calls) else {}
+    reading = {k: name for c, k in zip(calls, keys, strict=True) if (name := resource_of(c.profile, c.args))}
+    names = (*read, *reading.values())
+    if not names:
+        return frozenset()
+    data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
+    for key, name in reading.items():
+        run.versions[key] = data.marks.get(name, UNREAD)
+    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
+    return frozenset(tool for name, (version, tool) in versions.items() if data.marks.get(name, UNREAD) != version)
+
+
+def data_scope(scope: Scope) -> Scope:
+    """Where the versions of a tenant's resources stand, for every thread."""
+    return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 
 def _match(run: Run, snapshot: Snapshot, call: Call) -> plan.Match:
@@ -325,8 +363,12 @@ def _request(
     call: Call,
     match: plan.Match,
     key: str,
+    moved: frozenset[str],
 ) -> EvaluationRequest:
     prof = call.profile
+    traced = arguments(run, snapshot, said, call)
+    at = snapshot.plan.at if snapshot.plan is not None else 0
+    stale = moved | set(changed_since(snapshot.history.changed, at))
     target = {name: call.args[name] for name in prof.critical if name in call.args}
     args = {k: v if k in prof.critical else abbreviate(v) for k, v in call.args.items()}
     row = snapshot.calls.get(key)
@@ -374,7 +416,8 @@ def _request(
                 state=row.state if row is not None else "new",
                 args=args,
                 args_digest=call.args_digest,
-                provenance=arguments(run, snapshot, said, call),
+                provenance=traced,
+                changed=sorted(stale & sources(traced)) if stale else [],
                 intent=intent(run, said, call),
                 sink=effective_sink(prof, call.args),  # type: ignore[arg-type]
             ),
@@ -527,6 +570,7 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = judged.call, judged.decision
     changes: list[Change] = [_counted(judged)]
+    rotation = [_rotation(run, judged)] if any(o.type == "rotate" for o in decision.obligations) else []
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     message = ""
@@ -536,11 +580,18 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
         message = "\n".join(run.undelivered)
         changes.append(TakePending())
     try:
-        done = yield Commit(run.scope, None, changes)
+        done = yield Commit(run.scope, None, [*changes, *rotation])
+        if rotation and isinstance(done, Conflict):  # the task has changed already
+            done = yield Commit(run.scope, None, changes)
         yield from _recorded(run, judged, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
     return Denial(call, decision, message)
+
+
+def _rotation(run: Run, judged: Judged) -> AdvanceEpoch:
+    text = HumanText(judged.call.args_digest, "", f"data:{judged.decision.decision_id}", own=False)
+    return AdvanceEpoch(run.epoch, (text,))
 
 
 def _counted(judged: Judged) -> Count:
@@ -552,8 +603,19 @@ def _counted(judged: Judged) -> Count:
         and request.context.plan is not None
         and not request.context.plan.planned
     )
+    tainted = (
+        call.profile.side_effect
+        and request is not None
+        and request.context.call is not None
+        and any(argument.standing == "outside" for argument in request.context.call.provenance.values())
+    )
     counts = _is_judgement(judged.decision)
-    return Count(denials=int(counts), recent=f"deny:{_label(call.tool)}", unplanned=int(counts and unplanned))
+    return Count(
+        denials=int(counts),
+        recent=f"deny:{_label(call.tool)}",
+        unplanned=int(counts and unplanned),
+        tainted=int(counts and tainted),
+    )
 
 
 def _is_judgement(decision: Decision) -> bool:
@@ -607,12 +669,15 @@ def conclude(
         # A read may always run again, so nothing of it is kept but its data class.
         kept = state if side_effect or state == "suspended" else None
         changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
-        changes.append(Count(data_class=call.profile.data_class))
+        changes.append(_read(run, ticket, call, state))
     if output is not None and state in ("done", "failed"):
         found: Harvest = yield observing(run, call, output, failed=state == "failed")
         run.engine.recall.keep(run.scope, found)
         if found.sightings:
             changes.append(RecordValues(found.sightings))
+        if not side_effect and state == "done":
+            version = content_version(call.profile, output)
+            changes.append(Mark(read_mark(call.tool, call.args_digest), version, call.tool))
     if leaked:
         changes.append(Revoke(run.agent))
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
@@ -629,6 +694,14 @@ def conclude(
         )
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
+
+
+def _read(run: Run, ticket: Ticket, call: Call, state: str) -> Count:
+    version = run.versions.pop(ticket.call_key, None)
+    name = resource_of(call.profile, call.args)
+    read = name is not None and version is not None and state == "done"
+    resource = (name, call.tool, version) if read else None
+    return Count(data_class=call.profile.data_class, resource=resource)  # type: ignore[arg-type]
 
 
 def decide_step(

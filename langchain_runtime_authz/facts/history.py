@@ -8,10 +8,11 @@ from typing import Final
 
 from langchain_runtime_authz.authzen import HistoryContext
 
-__all__ = ["MAX_NAMES", "MINUTE", "RECENT", "TIMES", "History", "to_context"]
+__all__ = ["MAX_NAMES", "MINUTE", "RECENT", "RESOURCES", "TIMES", "History", "to_context"]
 
 RECENT: Final = 10  # steps kept by name
 MAX_NAMES: Final = 256  # distinct counters; what a hostile model invents beyond is counted as `*`
+RESOURCES: Final = 64  # of what was read, the newest
 TIMES: Final = 128  # permitted calls whose time is kept
 MINUTE: Final = 60  # seconds
 
@@ -21,7 +22,9 @@ class History:
     """Immutable view. `calls` counts permitted calls by tool, `effects` by effect.
 
     `times` are ledger seconds of the newest permitted calls; the other counters are told at
-    `authzen.HistoryContext`.
+    `authzen.HistoryContext`. `changed`: tool → the step at which a read of it gave another content
+    than before, since the task last changed. `resources`: what was read → its version then, a space,
+    and the tool that read it.
     """
 
     steps: int = 0
@@ -35,6 +38,8 @@ class History:
     tainted: int = 0
     rotations: int = 0
     times: tuple[int, ...] = ()
+    changed: Mapping[str, int] = field(default_factory=dict)
+    resources: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_context(history: History, now: float) -> HistoryContext:

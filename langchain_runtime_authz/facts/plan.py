@@ -33,13 +33,14 @@ class PlannedCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """The calls of one message of one agent at one epoch."""
+    """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded."""
 
     id: str
     agent: tuple[str, ...]
     epoch: int
     source: Literal["model", "code"]
     calls: tuple[PlannedCall, ...]
+    at: int = 0
 
 
 class Match(NamedTuple):

@@ -70,7 +70,7 @@ __all__ = [
 
 PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds past its expiry for which a lease that nobody ended counts as under way
-MAX_MARKS: Final = 1024  # per thread
+MAX_MARKS: Final = 10_000  # per thread
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -237,10 +237,14 @@ class Redeliver(Change):
 
 @dataclass(frozen=True, slots=True)
 class Mark(Change):
-    """Remember `value` under `name`, in place of what stood there. A store may forget the oldest of `MAX_MARKS`."""
+    """Remember `value` under `name`, in place of what stood there. A store may forget the oldest of `MAX_MARKS`.
+
+    Where another value stood there, the history says that `source` changed, if one is given.
+    """
 
     name: str
     value: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +289,7 @@ class Reinstate(Change):
 
 @dataclass(frozen=True, slots=True)
 class RecordPlan(Change):
-    """First write wins; a second record for the same key changes nothing."""
+    """First write wins; a second record for the same key changes nothing. The store sets `at`."""
 
     plan: PlanRecord
 
@@ -377,7 +381,7 @@ class SpendRate(Change):
 class Count(Change):
     """Add to the history's counters. `call` names a permitted call, `side_effect` says that it is one.
 
-    `unplanned` and `tainted` say more of a denial.
+    `unplanned` and `tainted` say more of a denial, `resource` (name, tool, version) of a read.
     """
 
     call: str | None = None
@@ -388,6 +392,7 @@ class Count(Change):
     side_effect: bool = False
     unplanned: int = 0
     tainted: int = 0
+    resource: tuple[str, str, str] | None = None
 
 
 class Anchor(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Final
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
+from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, RESOURCES, TIMES, History
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, extend
@@ -287,7 +287,17 @@ def _counted(h: History, change: b.Count, now: float) -> History:
         tainted=h.tainted + change.tainted,
         rotations=0 if change.side_effect else h.rotations,
         times=h.times if change.call is None else (*h.times, int(now))[-TIMES:],
+        changed=h.changed,
+        resources=_read(h.resources, change.resource),
     )
+
+
+def _read(known: Mapping[str, str], read: tuple[str, str, str] | None) -> Mapping[str, str]:
+    if read is None:
+        return known
+    name, tool, version = read
+    others = [(k, v) for k, v in known.items() if k != name]
+    return dict([*others, (name, f"{version} {tool}")][-RESOURCES:])
 
 
 def _bumped(counts: Mapping[str, int], name: str | None) -> Mapping[str, int]:
@@ -324,7 +334,8 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                     t.epoch += 1
                     # The subject may change the task as often as they like; what others do to it is counted.
                     own = any(x.own for x in texts)
-                    t.history = replace(t.history, rotations=0 if own else t.history.rotations + 1)
+                    rotations = 0 if own else t.history.rotations + 1
+                    t.history = replace(t.history, rotations=rotations, changed={})
                     _end(t, lambda _: True, "ended")
                     # A question about the old task must not be answered for the new one.
                     for key in [k for k, a in t.approvals.items() if a.state in ("asked", "approved")]:
@@ -338,9 +349,12 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
         case b.Redeliver(texts):
             return lambda: t.pending.extend([x for x in texts if x not in t.pending])
 
-        case b.Mark(name, value):
+        case b.Mark(name, value, source):
 
             def mark() -> None:
+                if source and t.marks.get(name, value) != value:
+                    changed = {**t.history.changed, source: t.history.steps}
+                    t.history = replace(t.history, changed=dict(list(changed.items())[-RESOURCES:]))
                 t.marks.pop(name, None)  # the newest comes last
                 t.marks[name] = value
 
@@ -493,6 +507,7 @@ def _record_plan(t: Thread, plan: PlanRecord) -> None:
     records = t.plans.get((plan.agent, plan.id), {})
     if plan.epoch in records:  # INVARIANT: first write wins
         return
+    plan = replace(plan, at=t.history.steps)
     t.plans[plan.agent, plan.id] = {**records, plan.epoch: plan}
     for call in plan.calls:
         if call.call_id is not None:

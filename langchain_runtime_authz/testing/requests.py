@@ -61,6 +61,7 @@ _EXAMPLE: dict[str, JsonValue] = {
             "state": "new",
             "args": {"account": "UK12", "amount": 98.7},
             "args_digest": _DIGEST,
+            "changed": [],
             "provenance": {
                 "account": {
                     "kind": "principal",

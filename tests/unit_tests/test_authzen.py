@@ -110,6 +110,7 @@ REQUEST_V1 = {
                 "source": "'words' | 'planner' | 'application' | null = None",
             },
             "sink": "'none' | 'internal' | 'external' | null = None",
+            "changed": "list[str] = []",
         },
         "approval: … | null = None": {
             "source": "'interrupt' | 'hitl' | 'application'",

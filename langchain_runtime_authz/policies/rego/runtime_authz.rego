@@ -55,7 +55,7 @@ default decision := {
 	},
 }
 
-decision := answer(false, sort(denied), revocation) if {
+decision := answer(false, sort(denied), array.concat(revocation, rotation)) if {
 	count(denied) > 0
 } else := answer(false, sort(asked), [{"id": "approval", "type": "require_approval", "properties": {}}]) if {
 	count(asked) > 0
@@ -239,6 +239,17 @@ denied contains "unplanned" if {
 	not planned
 }
 
+# What a side effect is based on is no longer so: nothing of the old plan may go on.
+denied contains "data_changed" if {
+	is_call
+	data_changed
+}
+
+data_changed if {
+	effect in cfg.plan.stale
+	count(input.context.call.changed) > 0
+}
+
 denied contains "anonymous" if {
 	is_call
 	not subject_sufficient
@@ -273,6 +284,7 @@ call_formed if {
 	is_object(input.context.call.args)
 	bounds_formed
 	is_object(provenance)
+	is_array(input.context.call.changed)
 	is_array(reaches)
 	every reached in reaches {
 		reached.effect in known_effects
@@ -374,6 +386,13 @@ bound_formed(name) if object.get(cfg.anomaly, name, null) == null
 bound_formed(name) if {
 	is_number(cfg.anomaly[name])
 	is_number(measured[name])
+}
+
+default rotation := []
+
+rotation := [{"id": "data", "type": "rotate", "properties": {}}] if {
+	is_call
+	data_changed
 }
 
 default revocation := []

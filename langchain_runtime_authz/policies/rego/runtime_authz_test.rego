@@ -24,6 +24,7 @@ base := {
 			"args": {"amount": 10, "to": "UK12"},
 			"args_digest": "sha256:1",
 			"provenance": {},
+			"changed": [],
 		},
 		"history": {
 			"steps": 1,
@@ -295,6 +296,17 @@ test_a_bound_that_is_not_set_is_none if {
 	every trip in trips {
 		permits(patched({"context": {trip[0]: {trip[1]: trip[2]}}})) with data.runtime_authz_data.anomaly as {}
 	}
+}
+
+test_data_that_changed_rotates if {
+	every name in ["write", "pay"] {
+		answer := patched(object.union(properties({"effect": name}), {"context": {"call": {"changed": ["read_bill"]}}}))
+		answer.decision == false
+		answer.context.reasons[_].code == "data_changed"
+		answer.context.obligations == [{"id": "data", "type": "rotate", "properties": {}}]
+	}
+	permits(patched(object.union(properties({"effect": "read"}), {"context": {"call": {"changed": ["read_bill"]}}})))
+	denies(without(["/context/call/changed"]), ["no_permit"])
 }
 
 # --- approval ---

@@ -1,0 +1,233 @@
+"""What was read changes behind the agent: side effects that are based on it do not happen."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Send
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.testing import ScriptedChatModel
+from tests.attack._graphs import call, hand_written, human, says
+
+THREAD = {"configurable": {"thread_id": "t"}}
+
+
+class Office:
+    """A bill that somebody edits, an agent that reads it, pays it, and reads it in between."""
+
+    def __init__(self, **read: Any) -> None:
+        self.bill: dict[str, Any] = {"iban": "DE21500105179625862911", "amount": 45, "etag": "1"}
+        self.paid: list[Any] = []
+        profiles = {
+            "read_bill": ToolProfile(
+                effect="read", sink="none", data_class="public", trust="system", resource="bill:{month}", **read
+            ),
+            "pay": ToolProfile(effect="pay", sink="external", critical={"iban": "principal"}),
+        }
+        self.authz = RuntimeAuthz(profiles=profiles, policy_data={"effects": EFFECTS})
+
+    def tools(self) -> list[Any]:
+        office = self
+
+        @tool
+        def read_bill(month: str) -> dict[str, Any]:
+            """Read a bill."""
+            return dict(office.bill)
+
+        @tool
+        def pay(iban: str, amount: int) -> str:
+            """Pay."""
+            office.paid.append((iban, amount))
+            return "paid"
+
+        return [read_bill, pay]
+
+
+def _effects() -> dict[str, Any]:
+    """The shipped table, but for payments: the question here is whether the data is still so."""
+    data = json.loads(resources.files("langchain_runtime_authz").joinpath("policies/data.json").read_text())
+    effects: dict[str, Any] = data["runtime_authz_data"]["effects"]
+    return {**effects, "pay": "permit"}
+
+
+EFFECTS = _effects()
+READ = call("read_bill", {"month": "12"}, "r1")
+AGAIN = call("read_bill", {"month": "12"}, "r2")
+PAY = call("pay", {"iban": "DE21500105179625862911", "amount": 45}, "p1")
+
+
+def playing(*turns: Any) -> ScriptedChatModel:
+    """Plays one turn per model call; ends on a denial."""
+    left = list(turns)
+
+    def respond(messages: list[Any]) -> AIMessage:
+        if isinstance(messages[-1], ToolMessage) and messages[-1].status == "error":
+            return says(text="done")
+        turn = left.pop(0) if left else ()
+        return turn() if callable(turn) else says(*turn) if turn else says(text="done")
+
+    return ScriptedChatModel(script=[respond] * 50)
+
+
+def built(office: Office, *turns: Any, protected: bool = True) -> Any:
+    graph = hand_written(playing(*turns), office.tools(), checkpointer=InMemorySaver())
+    return office.authz.protect(graph) if protected else graph
+
+
+def epoch(office: Office) -> int:
+    return int(office.authz.ledger.load(office.authz.entrance.scope("hand", "t"), Query()).epoch)
+
+
+def test_what_the_application_says_changed_is_not_acted_on() -> None:
+    """`data_changed` between reading and paying: refused, rotated, and paid once it was read again."""
+    office = Office()
+
+    def changed() -> AIMessage:
+        office.authz.data_changed("bill:12")
+        return says(PAY)
+
+    graph = built(office, (READ,), changed)
+    with office.authz.run(subject="alice", task="Pay the bill"), pytest.raises(AuthzHalt):
+        graph.invoke(human("Pay the bill"), THREAD)
+    assert office.paid == []
+    assert epoch(office) == 2
+    answer = graph.get_state(THREAD).values["messages"][-1]
+    assert "Read it again" in answer.content
+    again = office.authz.protect(
+        hand_written(playing((AGAIN,), (call("pay", PAY["args"], "p2"),)), office.tools(), checkpointer=InMemorySaver())
+    )
+    with office.authz.run(subject="alice"):
+        again.invoke(human("go on"), THREAD)
+    assert office.paid == [("DE21500105179625862911", 45)]
+
+
+def test_unenforced_it_is_acted_on() -> None:
+    """Without us the payment goes to the account of the bill that is no longer so."""
+    office = Office()
+
+    def changed() -> AIMessage:
+        office.authz.data_changed("bill:12")
+        return says(PAY)
+
+    built(office, (READ,), changed, protected=False).invoke(human("Pay the bill"), THREAD)
+    assert office.paid == [("DE21500105179625862911", 45)]
+
+
+def test_another_resource_changes_nothing() -> None:
+    """What was not read is no matter, and neither is what the human said."""
+    office = Office()
+
+    def changed() -> AIMessage:
+        office.authz.data_changed("bill:11")
+        return says(PAY)
+
+    graph = built(office, (READ,), changed)
+    with office.authz.run(subject="alice", task="Pay the bill"):
+        graph.invoke(human("Pay the bill"), THREAD)
+    assert office.paid
+    assert epoch(office) == 1
+
+
+def test_what_the_human_said_does_not_change_with_the_data() -> None:
+    """The account stands in the human's own words: then the bill is not what the payment is based on."""
+    office = Office()
+
+    def changed() -> AIMessage:
+        office.authz.data_changed("bill:12")
+        return says(PAY)
+
+    graph = built(office, (READ,), changed)
+    text = "Pay 45 to DE21500105179625862911"
+    with office.authz.run(subject="alice", task=text):
+        graph.invoke(human(text), THREAD)
+    assert office.paid
+
+
+def interrupted(office: Office, edit: dict[str, Any]) -> Any:
+    """The plan [read again, pay] waits; the bill is edited; then both are carried out, one after the other."""
+
+    def both() -> AIMessage:
+        return says(AGAIN, PAY)
+
+    model = playing((READ,), both)
+    builder = StateGraph(MessagesState)
+    read, pay = office.tools()
+    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
+    builder.add_node("reads", ToolNode([read]))
+    builder.add_node("pays", ToolNode([pay]))
+
+    def edited(state: MessagesState) -> dict[str, Any]:
+        office.bill.update(edit)
+        return {}
+
+    def planned(state: MessagesState) -> str:
+        last = state["messages"][-1]
+        names = [c["name"] for c in last.tool_calls] if isinstance(last, AIMessage) else []
+        return "edited" if len(names) == 2 else "reads" if names else END
+
+    def split(state: MessagesState) -> list[Any]:
+        plan = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
+        return [Send("reads", [plan.tool_calls[0]])]
+
+    def then(state: MessagesState) -> Any:
+        plan = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
+        return [Send("pays", [plan.tool_calls[1]])] if len(plan.tool_calls) == 2 else "agent"
+
+    builder.add_node("edited", edited)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", planned, ["edited", "reads", END])
+    builder.add_conditional_edges("edited", split, ["reads"])
+    builder.add_conditional_edges("reads", then, ["pays", "agent"])
+    builder.add_edge("pays", "agent")
+    return builder.compile(checkpointer=InMemorySaver(), name="hand")
+
+
+def test_a_read_that_gives_another_content_voids_the_plan_before_it() -> None:
+    """The same read, the same arguments, another content, and a payment that was planned before."""
+    office = Office()
+    graph = office.authz.protect(interrupted(office, {"iban": "GB33BUKB20201555555555", "etag": "2"}))
+    with office.authz.run(subject="alice", task="Pay the bill"), pytest.raises(AuthzHalt):
+        graph.invoke(human("Pay the bill"), THREAD)
+    assert office.paid == []
+    assert epoch(office) == 2
+
+
+def test_unenforced_the_old_content_is_paid() -> None:
+    """Without us the account that was read first is paid."""
+    office = Office()
+    interrupted(office, {"iban": "GB33BUKB20201555555555", "etag": "2"}).invoke(human("Pay the bill"), THREAD)
+    assert office.paid == [("DE21500105179625862911", 45)]
+
+
+def test_the_same_content_changes_nothing() -> None:
+    """A read that is repeated is no change."""
+    office = Office()
+    graph = office.authz.protect(interrupted(office, {}))
+    with office.authz.run(subject="alice", task="Pay the bill"):
+        graph.invoke(human("Pay the bill"), THREAD)
+    assert office.paid
+    assert epoch(office) == 1
+
+
+@pytest.mark.parametrize(("edit", "paid"), [({"viewed": 7}, True), ({"etag": "2"}, False)])
+def test_a_version_field_says_what_counts(edit: dict[str, Any], paid: bool) -> None:
+    """With `version` a counter of views is no change, and a new version is one."""
+    office = Office(version="etag")
+    graph = office.authz.protect(interrupted(office, edit))
+    with office.authz.run(subject="alice", task="Pay the bill"):
+        try:
+            graph.invoke(human("Pay the bill"), THREAD)
+        except AuthzHalt:
+            assert not paid
+    assert bool(office.paid) is paid
