@@ -269,7 +269,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def record_plan(self, name: str, tool: str) -> None:
         plan = PlanRecord(name, ("r",), self.epoch, "model", (PlannedCall(0, "c", tool, "d"),))
         self.commit(None, RecordPlan(plan))
-        self.plans.setdefault((name, self.epoch), plan)
+        self.plans.setdefault((name, self.epoch), replace(plan, at=len(self.steps)))
 
     @rule(name=st.sampled_from(["read", "pay"]))
     def count_step(self, name: str) -> None:
