@@ -28,12 +28,13 @@ from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
 from langchain_runtime_authz.edges.messages import human_texts, unanswered
 from langchain_runtime_authz.edges.outside import (
-    WATCHED,
     Moved,
     ReadHead,
     ReadMemory,
     ReadState,
     brought,
+    held,
+    others,
     saver_of,
     thread_config,
     watched,
@@ -329,9 +330,12 @@ class Entrance:
         saver = saver_of(graph)
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
-        texts = human_texts(update, channels) if handle.human else []
-        if handle.human and head is not None and any(_held(update, name) is not None for name in WATCHED[1:]):
-            texts += brought(update, (yield ReadState(graph, config)).values, channels)
+        texts = human_texts(update) if handle.human else []
+        if handle.human and any(held(update, name) is not None for name in others(channels)):
+            state = (yield ReadState(graph, config)).values if head is not None else {}
+            edits = brought(update, state, channels)
+            # On a new thread only what the human declared says something.
+            texts += edits if head is not None else [e for e in edits if e.text]
         entry: Entry = yield from open_entry(
             self.engine,
             scope=scope,
@@ -400,7 +404,7 @@ class Entrance:
         texts: list[HumanText] = []
         if handle is not None and handle.human and not handle.closed:
             updates = [u[0] for step in supersteps for u in step]
-            texts = [t for u in updates for t in human_texts(u, self._channels)]
+            texts = [t for u in updates for t in human_texts(u)]
         by = f"{handle.subject.type}:{handle.subject.id}" if handle is not None else ""
         found = place["configurable"]
         yield from altered(self.scope(graph.get_name(), str(found["thread_id"])), texts, by, found["checkpoint_id"])
@@ -559,8 +563,8 @@ def _deliver(entry: Entry, input: Any, state: Any) -> Any:
     are still unanswered a human message may not come between: then the answers to those calls,
     which the correction made stale, carry the text.
     """
-    held = _messages(state)
-    heard = {t.digest for t in human_texts([*held, *_messages(input)])}
+    before = _messages(state)
+    heard = {t.digest for t in human_texts([*before, *_messages(input)])}
     texts = [t for t in entry.pending if t.text and t.digest not in heard]
     if not texts:
         return input
@@ -568,7 +572,7 @@ def _deliver(entry: Entry, input: Any, state: Any) -> Any:
     if isinstance(input, dict):
         return {**input, "messages": [*messages, *_messages(input)]}
     update = input.update if isinstance(input, Command) else None
-    if not held or unanswered(held) or not (update is None or isinstance(update, dict)):
+    if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
         entry.run.undelivered = tuple(t.text for t in texts)
         return input
     merged = {**(update or {}), "messages": [*messages, *_messages(update)]}
@@ -577,10 +581,5 @@ def _deliver(entry: Entry, input: Any, state: Any) -> Any:
 
 def _messages(value: Any) -> list[Any]:
     """The messages of a state or an input, as a list."""
-    held = _held(value.update if isinstance(value, Command) else value, "messages")
-    return list(held) if isinstance(held, list | tuple) else [] if held is None else [held]
-
-
-def _held(value: Any, name: str) -> Any:
-    """What a mapping or a state object holds under a channel's name."""
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    found = held(value.update if isinstance(value, Command) else value, "messages")
+    return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]

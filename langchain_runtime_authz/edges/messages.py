@@ -118,25 +118,13 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     return ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
 
 
-def human_texts(value: object, channels: Sequence[str] = ("messages",)) -> list[HumanText]:
-    """What a human says with a root input, in order, in any form that LangChain accepts.
-
-    Of `messages` the `user`-role entries; of every other channel all that is put into it, as one
-    text under the channel's name.
-    """
+def human_texts(value: object) -> list[HumanText]:
+    """The `user`-role entries of a root input, in order, in any form that LangChain accepts."""
     if isinstance(value, list):
-        return _said(value)
-    texts: list[HumanText] = []
-    for channel in channels:
-        held = value.get(channel) if isinstance(value, Mapping) else getattr(value, channel, None)
-        if channel == "messages":
-            texts += _said(held if isinstance(held, list | tuple) else [held] if held is not None else [])
-        elif held is not None:
-            texts.append(HumanText(content_digest(held), content_text(held), f"channel:{channel}"))
-    return texts
-
-
-def _said(entries: Sequence[object]) -> list[HumanText]:
+        entries: Sequence[object] = value
+    else:
+        held = value.get("messages") if isinstance(value, Mapping) else getattr(value, "messages", None)
+        entries = held if isinstance(held, list | tuple) else [held] if held is not None else []
     return [text for entry in entries if (text := _human_text(entry)) is not None]
 
 

@@ -19,9 +19,21 @@ from langchain_runtime_authz.enforce.engine import Engine
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Head
-from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 
-__all__ = ["WATCHED", "Moved", "ReadHead", "ReadMemory", "ReadState", "brought", "saver_of", "thread_config", "watched"]
+__all__ = [
+    "WATCHED",
+    "Moved",
+    "ReadHead",
+    "ReadMemory",
+    "ReadState",
+    "brought",
+    "held",
+    "others",
+    "saver_of",
+    "thread_config",
+    "watched",
+]
 
 WATCHED: Final = ("messages", "todos", "files")
 MAX_ITEMS: Final = 1000  # of a namespace; what is remembered beyond them is not looked at
@@ -141,25 +153,36 @@ class Moved:
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
-    """Edits of to-do lists and files that come with an input; sending back what stands there is none."""
+    """What an input puts into other channels than the messages; sending back what stands there is nothing.
+
+    The words of the declared channels are the human's; to-do lists and files are an agent's too, so
+    that only their being edited says something.
+    """
     edits: list[HumanText] = []
-    for name in WATCHED[1:]:
-        new = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
-        if new is None or name in channels:
-            continue
-        old = values.get(name) if isinstance(values, Mapping) else getattr(values, name, None)
+    for name in others(channels):
+        new, old = held(given, name), held(values, name)
         if isinstance(new, Mapping) and isinstance(old, Mapping):  # an entry that is left out stays
             old = {key: old.get(key) for key in new}
-        if _digest(new) != _digest(old):
-            edits.append(HumanText(_digest(new), "", f"channel:{name}"))
+        if new is not None and _digest(new) != _digest(old):
+            edits.append(HumanText(_digest(new), content_text(new) if name in channels else "", f"channel:{name}"))
     return edits
+
+
+def others(channels: Sequence[str]) -> list[str]:
+    """The watched channels beside the messages."""
+    return [name for name in dict.fromkeys((*channels, *WATCHED)) if name != "messages"]
+
+
+def held(value: object, name: str) -> Any:
+    """What a mapping or a state object holds under a channel's name."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
     """Digest per watched channel of a state. Equal digests say the same."""
-    held = values if isinstance(values, Mapping) else {"": values}
-    names = (*WATCHED, *channels) if isinstance(values, Mapping) else ("",)
-    return {name: _digest(held[name]) for name in names if held.get(name)}
+    if not isinstance(values, Mapping):
+        return {"": _digest(values)}
+    return {name: _digest(values[name]) for name in (*WATCHED, *channels) if values.get(name)}
 
 
 def _digest(value: object) -> str:

@@ -97,20 +97,20 @@ def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple
     """The texts in `incoming` that the human had not said before.
 
     A stateless client sends the whole history each turn. A known id with an equal digest is
-    nothing new, with another digest it is a correction; without ids, texts that repeat the pinned
-    list from its start are history and only the rest is new. Leaving texts out is no correction.
+    nothing new, with another digest it is a correction; without ids, texts that repeat pinned ones
+    in their order are history and only the rest is new. Leaving texts out is no correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
     known = [t.digest for t in pinned]
     fresh: list[HumanText] = []
-    prefix = 0
+    heard = 0
     for text in incoming:
         if text.key is not None and text.key in by_key:
             if by_key[text.key] != text.digest:
                 fresh.append(text)
             continue
-        if not fresh and prefix < len(known) and known[prefix] == text.digest and len(incoming) > 1:
-            prefix += 1
+        if not fresh and len(incoming) > 1 and text.digest in known[heard:]:
+            heard = known.index(text.digest, heard) + 1
             continue
         fresh.append(text)
     return tuple(fresh)

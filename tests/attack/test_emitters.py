@@ -1,0 +1,79 @@
+"""Humans change a task and machines don't, whatever either of them writes, in any order."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from tests.attack.emitters import HUMAN, IBAN, MACHINE, SYNC, Scene
+
+STEPS = int(os.environ.get("LRA_STEPS", "300"))
+
+
+@pytest.mark.parametrize("act", MACHINE, ids=lambda a: getattr(a, "__name__", "write"))
+def test_a_machine_rotates_nothing(act: Any) -> None:
+    """Alone, twice, on a thread that has a past."""
+    scene = Scene(InMemorySaver())
+    scene.say("And at more things")
+    before = scene.epoch
+    act(scene)
+    act(scene)
+    assert scene.epoch == before
+    assert not any(IBAN in t.text for t in scene.log)
+
+
+@pytest.mark.parametrize("act", HUMAN, ids=lambda a: a.__name__)
+def test_a_human_rotates_once(act: Any) -> None:
+    """Alone, and once more when it is done again."""
+    scene = Scene(InMemorySaver())
+    scene.say("And at more things")
+    before = scene.epoch
+    act(scene)
+    assert scene.epoch == before + 1
+    act(scene)
+    assert scene.epoch == before + 2
+
+
+def mixed(scene: Scene, steps: int, seed: int) -> Counter[tuple[str, str]]:
+    """Random acts; who acted, against what the ledger says happened."""
+    rng = scene.rng = random.Random(seed)
+    seen: Counter[tuple[str, str]] = Counter()
+    for _ in range(steps):
+        kind = rng.choices(["machine", "human"], [9, 1])[0]
+        act = rng.choice(MACHINE if kind == "machine" else HUMAN)
+        before = scene.epoch
+        act(scene)
+        moved = scene.epoch - before
+        seen[kind, "rotated" if moved == 1 else "not" if moved == 0 else f"{moved} times"] += 1
+        assert moved == (kind == "human"), f"{getattr(act, '__name__', act)}: {moved} epochs (seed {seed})"
+    return seen
+
+
+def test_mixed_steps(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Acts of both in any order, on checkpointers in memory and in a file; the confusion matrix is printed."""
+    total: Counter[tuple[str, str]] = Counter()
+    for seed in range(max(STEPS // 50, 2)):
+        if seed % 2:
+            with SqliteSaver.from_conn_string(str(tmp_path / f"{seed}.sqlite")) as saver:
+                total += mixed(Scene(saver, forms=SYNC), 25, seed)
+        else:
+            total += mixed(Scene(InMemorySaver()), 75, seed)
+    with capsys.disabled():
+        print(f"\n{'':10}{'rotated':>10}{'not':>10}")
+        for kind in ("human", "machine"):
+            print(f"{kind:10}{total[kind, 'rotated']:>10}{total[kind, 'not']:>10}")
+    assert set(total) == {("human", "rotated"), ("machine", "not")}
+
+
+def test_no_machine_text_is_ever_a_humans() -> None:
+    """After everything, what is pinned as the subject's own words is what the client's human said."""
+    scene = Scene(InMemorySaver())
+    mixed(scene, 60, 7)
+    assert IBAN not in " ".join(t.text for t in scene.log)
