@@ -1,0 +1,34 @@
+"""Calls and nodes that several routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from langgraph._internal._runnable import RunnableCallable
+
+from .._graphs import call, node_graph
+from . import Kit, Play, graph_play
+
+ROUTES: list[Any] = []
+
+ARGS = {"recipient": "bob", "amount": 5.0}
+PAY = call("pay", ARGS, "call-pay")
+READ = call("read", {"path": "a"}, "call-read")
+
+
+def in_node(kit: Kit, act: Callable[..., Any], aact: Callable[..., Any]) -> Play:
+    """A graph of one node function, which holds what `act` and `aact` hold. Each takes the node's config."""
+
+    def step(state: Any, config: Any) -> dict[str, Any]:
+        act(config)
+        return {"messages": [("ai", "done")]}
+
+    async def astep(state: Any, config: Any) -> dict[str, Any]:
+        await aact(config)
+        return {"messages": [("ai", "done")]}
+
+    from langchain_core.runnables import RunnableConfig
+
+    step.__annotations__["config"] = astep.__annotations__["config"] = RunnableConfig
+    return graph_play(kit.graph(node_graph(RunnableCallable(step, astep, name="step"))))
