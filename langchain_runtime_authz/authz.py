@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
 from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.edges.ambient import Ambient, install
 from langchain_runtime_authz.edges.coverage import CoverageReport, coverage_of
 from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
 from langchain_runtime_authz.edges.profiles import Profiles
@@ -66,6 +67,9 @@ class RuntimeAuthz:
             variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
         tenant: first part of every key in ledger, audit and token.
         deadline: seconds for the PDP to answer one message's batch.
+        ambient: where a tool that nobody guarded is decided when it starts: inside protected runs
+            (`run`), or everywhere in the process (`process`), where it is denied `no_run` outside
+            every run. The latter is for good and for every graph of the process, protected or not.
 
     Raises:
         ConfigError: anything of it is wrong; nothing was started.
@@ -90,8 +94,12 @@ class RuntimeAuthz:
         kill_switch: str | Path | None = None,
         tenant: str = "default",
         deadline: float = 2.0,
+        ambient: Ambient = "run",
     ) -> None:
         declared = load_profiles(profiles)
+        if ambient not in get_args(Ambient):
+            msg = f"`ambient` is one of {get_args(Ambient)}, not {ambient!r}"
+            raise ConfigError(msg)
         # The engine and the signing library are loaded when an instance is made, not at import.
         from langchain_runtime_authz.credential.issuer import LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
@@ -123,6 +131,7 @@ class RuntimeAuthz:
             tenant=tenant,
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
+            profiles=self.profiles,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self.entrance = Entrance(
@@ -133,6 +142,7 @@ class RuntimeAuthz:
         )
         self._protection = Protection(self.entrance, self.profiles)
         self._names: set[str] = set()
+        install(ambient)
 
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder), in place, with every graph it can reach.

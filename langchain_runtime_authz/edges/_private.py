@@ -7,12 +7,19 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, Final, NamedTuple
 
+from langchain_core.callbacks import manager as callback_manager
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
+from langchain_core.tools.base import (
+    _get_runnable_config_param,
+    _is_injected_arg_type,
+    get_all_basemodel_annotations,
+)
 from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._constants import (
@@ -37,10 +44,12 @@ __all__ = [
     "Pregel",
     "PregelNode",
     "RunnableCallable",
+    "StartingTool",
     "ToolNode",
     "answers_left",
     "can_ask",
     "closure_values",
+    "config_parameter",
     "counting_questions",
     "ensure_config",
     "ensure_graph_config",
@@ -50,6 +59,7 @@ __all__ = [
     "node_of_task",
     "reset_node",
     "skip_answers",
+    "starting_tool",
     "takes_no_arguments",
     "task_id",
 ]
@@ -138,6 +148,39 @@ def injected_names(tool: BaseTool) -> frozenset[str]:
         annotations = get_all_basemodel_annotations(schema)
         names.update(n for n, kind in annotations.items() if _is_injected_arg_type(kind))
     return frozenset(names)
+
+
+class StartingTool(NamedTuple):
+    """A tool whose start is being announced to callbacks, and what it was sent."""
+
+    tool: BaseTool
+    tool_input: Any
+    config: Any
+    call_id: str | None
+
+
+def starting_tool() -> StartingTool | None:
+    """The tool that announces its start to the `on_tool_start` from which this is called.
+
+    LangChain tells a callback a tool's name and no more. The tool stands in the frame that called the
+    callback manager: `BaseTool.run` or `arun`. `None` where it was announced by other code.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename == _MANAGER:
+        frame = frame.f_back
+    if frame is None or frame.f_code not in _RUNS:
+        return None
+    local = frame.f_locals
+    return StartingTool(local["self"], local["tool_input"], local["config"], local["tool_call_id"])
+
+
+_MANAGER: Final = callback_manager.__file__
+_RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
+
+
+def config_parameter(function: Callable[..., Any]) -> str | None:
+    """The name of the parameter that a tool's code is given its config under."""
+    return _get_runnable_config_param(function)
 
 
 def takes_no_arguments(tool: BaseTool) -> bool:

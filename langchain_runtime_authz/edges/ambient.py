@@ -1,35 +1,59 @@
-"""The one ambient hook, and the one global of this package.
+"""The one ambient hook, and the one global of this package: the backstop behind every gate.
 
-LangChain's public `register_configure_hook` can not be undone, so it is called once a process, at
-the first `protect`. The handler keeps nothing: it dispatches by the run of the gate around the
-current code, so instances do not meet here, and outside protected runs it does nothing.
+A tool that nobody guarded and that runs inside a protected run (called by a node function, with
+`callbacks=[]`, in a thread or task that has the run's context or config, by an agent that a tool
+makes for itself) is decided as it starts, by the same engine room as any other call; a deny is
+`AuthzDenied`. Guarded tools are left to their guard, so the engine is asked once.
 
-Today it records what models return (`plan.source`). It is synchronous, inline and raises, because
-asynchronous handlers and handlers without `raise_error` are swallowed.
+The hook is registered once a process, since LangChain's `register_configure_hook` can not be undone.
+It keeps nothing of any instance and dispatches by the run of the gate around the current code. It is
+looked at when a tool, model or chain is set up; outside protected runs it then answers "no handler",
+and nothing is added. It is synchronous, inline and raises, because asynchronous handlers and handlers
+without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
+
+A backstop is less than a guard. It can not change what the tool receives (arguments that parse
+differently each time are denied) or returns (a permit that obliges to redact is a deny, a call that
+ran before has no answer here and is denied), and its calls get no credential.
+
+It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
+run; `ambient="process"` closes that by denying every unguarded tool outside a run. And it does not
+see what is no `BaseTool.run`: a function called as a function.
 """
 
 from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final, Literal, cast
+from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.edges._private import StartingTool, ensure_config, starting_tool
+from langchain_runtime_authz.edges.arrival import Decided, arrival_unguarded
 from langchain_runtime_authz.edges.handle import running
+from langchain_runtime_authz.edges.passage import Passage, answer, current_passage
 from langchain_runtime_authz.edges.plans import note_model_output
+from langchain_runtime_authz.edges.tool_guard import is_guarded
+from langchain_runtime_authz.enforce.engine import drive
+from langchain_runtime_authz.enforce.step import Denial, Replay, conclude, obliged_fields
+from langchain_runtime_authz.errors import AuthzDenied, Code
 
-__all__ = ["install"]
+__all__ = ["Ambient", "hearing", "install"]
+
+Ambient = Literal["run", "process"]
+"""Where a tool that nobody guarded is decided: inside protected runs, or wherever it runs in the process
+(outside every run it is then denied `no_run`; other graphs' tools too, and for good)."""
 
 
-class _Ambient(BaseCallbackHandler):
+class _Backstop(BaseCallbackHandler):
     raise_error = True
     run_inline = True
     ignore_chain = True
-    ignore_agent = True
     ignore_retriever = True
     ignore_retry = True
     ignore_custom_event = True
@@ -44,15 +68,92 @@ class _Ambient(BaseCallbackHandler):
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                     note_model_output(run, generation.message)
 
+    def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
+        """Decide an unguarded tool; a permit is held until the tool ends.
+
+        Raises:
+            AuthzDenied: the tool does not run.
+        """
+        started = starting_tool()
+        if started is None:
+            raise AuthzDenied(Code.UNKNOWN_TOOL, deny(Code.UNKNOWN_TOOL).decision_id)
+        if not is_guarded(started.tool):
+            _open(started, run_id)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """The tool is done."""
+        passage = current_passage()
+        if passage is not None and passage.of == run_id:
+            passage.output = passage.returned = output
+            passage.__exit__(None, None, None)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """The tool failed, or asked."""
+        passage = current_passage()
+        if passage is not None and passage.of == run_id:
+            passage.__exit__(type(error), error, error.__traceback__)
+
+
+def _open(started: StartingTool, run_id: UUID) -> None:
+    config = ensure_config(started.config)
+    arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
+    decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
+    run, call, verdict, settled = decided
+    if call.error is Code.INVALID_ARGUMENTS:
+        raise call.parsed[0].error  # the tool's own words help the model; it would raise them itself
+    if isinstance(verdict, Replay):
+        verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
+    if run is None or isinstance(verdict, Denial):
+        answer(verdict, None)  # raises
+        return
+    if obliged_fields(verdict.obligations):
+        drive(run.engine, conclude(run, verdict, call, "released"))
+        raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)
+    verdict.mint = None
+    passage = Passage(run_id, run, call, verdict, parsed=None, config=config, call_id=None, settled=settled)
+    passage.__enter__()
+    passage.admits("_run")
+
+
+_BACKSTOP: Final = _Backstop()
+
+
+class _Hook:
+    """Stands where `register_configure_hook` looks for a ContextVar: what it gets is added as a handler."""
+
+    everywhere = False
+
+    def get(self) -> BaseCallbackHandler | None:
+        """The backstop, or nothing outside protected runs."""
+        return _BACKSTOP if self.everywhere or running() is not None else None
+
 
 _lock = threading.Lock()
-_installed: ContextVar[BaseCallbackHandler | None] | None = None
+_hook: _Hook | None = None
 
 
-def install() -> None:
-    """Register the hook, once a process."""
-    global _installed  # noqa: PLW0603
+def install(ambient: Ambient = "run") -> None:
+    """Register the hook, once a process. `process` is for good: no instance can take it back for another."""
+    global _hook  # noqa: PLW0603
     with _lock:
-        if _installed is None:
-            _installed = ContextVar("langchain_runtime_authz.ambient", default=_Ambient())  # noqa: B039  (it keeps nothing)
-            register_configure_hook(_installed, inheritable=True)
+        if _hook is None:
+            _hook = _Hook()
+            register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
+        if ambient == "process":
+            _hook.everywhere = True
+
+
+def hearing(config: dict[str, Any]) -> dict[str, Any]:
+    """A root entry's config with the backstop among its callbacks.
+
+    So it reaches code to which a node hands its config, or no more than its callbacks, and which runs
+    in a thread of its own.
+    """
+    callbacks = config.get("callbacks")
+    if isinstance(callbacks, BaseCallbackManager):
+        heard = callbacks.copy()
+        if _BACKSTOP not in heard.inheritable_handlers:
+            heard.add_handler(_BACKSTOP, inherit=True)
+        return {**config, "callbacks": heard}
+    handlers = list(callbacks or ())
+    return config if _BACKSTOP in handlers else {**config, "callbacks": [*handlers, _BACKSTOP]}

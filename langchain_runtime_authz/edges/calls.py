@@ -5,7 +5,7 @@ What is decided, digested, approved and executed is one and the same parsed obje
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -46,9 +46,8 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
 def describe(
     tool: BaseTool,
     facts: ToolFacts,
-    tool_input: str | Mapping[str, Any],
+    read: Callable[[], Any],
     *,
-    parser: Any,
     call_id: str | None,
     plan_id: str | None,
     position: int | None,
@@ -60,8 +59,8 @@ def describe(
     Args:
         tool: the tool that will run.
         facts: its profile, and the names of its injected arguments.
-        tool_input: what it will be sent, with injected arguments.
-        parser: the tool's own `_parse_input`.
+        read: gives the arguments as the tool will receive them (`parse`); called again where it
+            matters that they come out alike.
         call_id: the tool call's id.
         plan_id: id of the message that planned it, where it is known.
         position: its place in that message.
@@ -73,7 +72,7 @@ def describe(
     args: dict[str, Any] = {}
     args_digest = _EMPTY
     try:
-        parsed = parse(tool, tool_input, call_id, parser)
+        parsed = read()
     except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
         parsed, error = Malformed(exc), Code.INVALID_ARGUMENTS
     else:
@@ -92,7 +91,7 @@ def describe(
         raw=written,
         args=args,
         args_digest=args_digest,
-        parsed=(parsed, sent, lambda: digest(_decided(tool, parse(tool, tool_input, call_id, parser), facts.injected))),
+        parsed=(parsed, sent, lambda: digest(_decided(tool, read(), facts.injected))),
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,

@@ -77,20 +77,21 @@ class Profiles:
             declared = held if isinstance(held, ToolProfile) else None
         if declared is None:
             own = _FRAMEWORK.get(_origin(tool))
-            return Profiled(own, True) if own is not None else self._unprofiled(tool, "no profile")
+            return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
         seen = digest_of(tool)
         if seen is None:
-            return self._unprofiled(tool, "its name, description and schema have no digest")
+            return self.unprofiled(tool, "its name, description and schema have no digest")
         if tool.name not in self._pins:
             check_arguments(tool.name, declared, tool.args)
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
         if seen != pinned:
-            return self._unprofiled(tool, "changed since its profile was pinned")
+            return self.unprofiled(tool, "changed since its profile was pinned")
         return Profiled(declared, True)
 
     @staticmethod
-    def _unprofiled(tool: BaseTool, why: str) -> Profiled:
+    def unprofiled(tool: BaseTool, why: str) -> Profiled:
+        """The tool without its profile: as risky as its hints make it, and never less than unprofiled."""
         return Profiled(raise_by_hints(UNPROFILED, tool.metadata, tool.name), False, why)
 
 

@@ -78,7 +78,6 @@ def protect(target: Any, protection: Protection) -> Any:
         owner = owner_of(graph)
         if owner is not None and owner is not protection:
             raise AlreadyProtected(graph.get_name())
-    ambient.install()
     for graph in graphs:
         _protect_one(graph, protection)
     return target
@@ -177,7 +176,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                 yield from base.stream(self, input, entered, **options)
             return
         with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            for chunk in base.stream(self, given, entered, **options):
+            for chunk in base.stream(self, given, ambient.hearing(entered), **options):
                 yield without_handle(chunk)
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -197,7 +196,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                     yield chunk
             return
         async with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            async for chunk in base.astream(self, given, entered, **options):
+            async for chunk in base.astream(self, given, ambient.hearing(entered), **options):
                 yield without_handle(chunk)
 
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -25,13 +26,14 @@ from langgraph.prebuilt import ToolRuntime
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges._private import ToolNode, skip_answers
-from langchain_runtime_authz.edges.calls import describe, unknown, without
+from langchain_runtime_authz.edges.calls import describe, parse, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
 from langchain_runtime_authz.edges.entry import Entrance
 from langchain_runtime_authz.edges.handle import find_run
 from langchain_runtime_authz.edges.messages import denial_message, planned_message, replay_message
+from langchain_runtime_authz.edges.passage import Held, held_scope
 from langchain_runtime_authz.edges.profiles import Profiles
-from langchain_runtime_authz.edges.tool_guard import Held, facts_of, guard_tool, held_scope, is_guarded
+from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_guarded
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -257,8 +259,8 @@ class _Message:
         return describe(
             tool,
             facts,
-            injected,
-            parser=_stock_parser(tool),
+            # Outside a passage a guarded tool parses like the tool that it was.
+            functools.partial(parse, tool, injected, call_id, tool._parse_input),
             call_id=call_id,
             plan_id=plan_id,
             position=position,
@@ -302,11 +304,6 @@ def _batch(run: Run, plan_id: str | None) -> _Batch:
 def _answered(state: Any, key: str) -> set[str]:
     messages = state.get(key, []) if isinstance(state, Mapping) else getattr(state, key, state)
     return {m.tool_call_id for m in messages if isinstance(m, ToolMessage)} if isinstance(messages, list) else set()
-
-
-def _stock_parser(tool: BaseTool) -> Any:
-    # Outside a passage a guarded tool parses like the tool that it was.
-    return tool._parse_input
 
 
 @contextmanager

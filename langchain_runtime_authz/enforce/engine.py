@@ -66,6 +66,8 @@ class Engine:
     max_lifetime: int = MAX_LIFETIME
     kill_switch: KillSwitch | None = None
     recall: Recall = field(default_factory=Recall)
+    # The edges' own: where a gate meets a tool that nobody guarded, it looks its profile up here.
+    profiles: object = None
 
     @property
     def killed(self) -> bool:

@@ -141,7 +141,7 @@ class Route:
         closed_by: layers of which each alone closes the road (`entry` is `protect`).
         open: why no layer can close it; `coverage` then names it. Empty: `protect` closes it.
         modes: in which forms it exists.
-        long: whether it is too slow for the unit tier.
+        needs: packages beyond the dependency group `test`; such a route belongs to the integration tier.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Route:
     closed_by: tuple[str, ...] = ("entry",)
     open: str = ""
     modes: tuple[Literal["sync", "async"], ...] = MODES
-    long: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass

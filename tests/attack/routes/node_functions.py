@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
-from . import Bank, Kit, Play, Route
-from .parts import ARGS, in_node
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.config import ContextThreadPoolExecutor
+from langchain_core.tools import BaseTool, StructuredTool
+from langgraph.func import entrypoint, task
+
+from . import Bank, Kit, Play, Route, graph_play
+from .parts import ARGS, CALL, in_node
+
+Act = Callable[[BaseTool, Any], Any]
+Aact = Callable[[BaseTool, Any], Awaitable[Any]]
 
 
-def _invoke(kit: Kit, bank: Bank) -> Play:
-    pay = kit.tool(bank.tool())
-    return in_node(kit, lambda _: pay.invoke(ARGS), lambda _: pay.ainvoke(ARGS))
+def node(act: Act, aact: Aact) -> Callable[[Kit, Bank], Play]:
+    """A route in which a node function has a tool in its closure; it gets the tool and the node's config."""
+
+    def build(kit: Kit, bank: Bank) -> Play:
+        pay = kit.tool(bank.tool())
+        return in_node(kit, lambda config: act(pay, config), lambda config: aact(pay, config))
+
+    return build
 
 
-def _no_callbacks(kit: Kit, bank: Bank) -> Play:
-    pay = kit.tool(bank.tool())
-    none: Any = {"callbacks": []}
-    return in_node(kit, lambda _: pay.invoke(ARGS, none), lambda _: pay.ainvoke(ARGS, none))
-
-
-def _in_thread(work: Any) -> None:
-    """Run it in a thread of its own; what it raises is lost, as it would be."""
+def aside(work: Callable[[], Any]) -> None:
+    """Run it in a raw thread, without the context; what it raises is lost, as it would be."""
 
     def quietly() -> None:
         try:
@@ -36,26 +45,253 @@ def _in_thread(work: Any) -> None:
     thread.join()
 
 
-def _thread_with_context(kit: Kit, bank: Bank) -> Play:
+async def _aside(work: Callable[[], Any]) -> None:
+    aside(work)
+
+
+def _aloop(pay: BaseTool, config: Any = None) -> Any:
+    return asyncio.run(pay.ainvoke(ARGS, config))
+
+
+def _executor(pay: BaseTool, _: Any) -> Any:
+    with ContextThreadPoolExecutor(1) as pool:
+        return pool.submit(pay.invoke, ARGS).result()
+
+
+async def _aexecutor(pay: BaseTool, _: Any) -> Any:
+    return await asyncio.to_thread(pay.invoke, ARGS)
+
+
+def _bare_executor(pay: BaseTool, _: Any) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(pay.invoke, ARGS).result()
+
+
+async def _abare_executor(pay: BaseTool, _: Any) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, pay.invoke, ARGS)
+
+
+def _only_callbacks(config: Any) -> Any:
+    return {"callbacks": config["callbacks"]}
+
+
+def _chain(pay: BaseTool) -> Any:
+    return RunnableLambda(lambda _: ARGS) | pay
+
+
+async def _afunc(pay: Any, _: Any) -> Any:
+    return await pay.coroutine(**ARGS)
+
+
+async def _aunder(pay: Any, config: Any) -> Any:
+    return await pay._arun(**ARGS, config=config)
+
+
+def _rebuilt(pay: Any) -> BaseTool:
+    """The tool's functions in a tool of another name, as a library may rebuild it."""
+    return StructuredTool.from_function(pay.func, pay.coroutine, name="step", description="Step.")
+
+
+def _outliving(kit: Kit, bank: Bank) -> Play:
+    """The node leaves something behind that waits until the run is over."""
     pay = kit.tool(bank.tool())
+    over = threading.Event()
+    left: list[Any] = []
 
     def act(_: Any) -> None:
         context = copy_context()
-        _in_thread(lambda: context.run(pay.invoke, ARGS))
+
+        def later() -> None:
+            over.wait(10)
+            try:
+                context.run(pay.invoke, ARGS)
+            except Exception:
+                return
+
+        left.append(threading.Thread(target=later))
+        left[0].start()
 
     async def aact(_: Any) -> None:
-        await asyncio.to_thread(pay.invoke, ARGS)
+        async def later() -> None:
+            while not over.is_set():
+                await asyncio.sleep(0.001)
+            await pay.ainvoke(ARGS)
 
-    return in_node(kit, act, aact)
+        left.append(asyncio.create_task(later()))
 
+    played = in_node(kit, act, aact)
+
+    def sync() -> Any:
+        state = played.graph.invoke({"messages": []})
+        over.set()
+        left[0].join()
+        return state
+
+    async def asynchronous() -> Any:
+        state = await played.graph.ainvoke({"messages": []})
+        over.set()
+        await left[0]
+        return state
+
+    return Play(sync, asynchronous, played.graph)
+
+
+def _functional(kit: Kit, bank: Bank) -> Play:
+    pay = kit.tool(bank.tool())
+
+    @task
+    def work(given: Any) -> Any:
+        return pay.invoke(ARGS)
+
+    @entrypoint()
+    def flow(given: Any) -> Any:
+        return work(given).result()
+
+    @task
+    async def awork(given: Any) -> Any:
+        return await pay.ainvoke(ARGS)
+
+    @entrypoint()
+    async def aflow(given: Any) -> Any:
+        return await awork(given)
+
+    graph, agraph = kit.graph(flow), kit.graph(aflow)
+    given = {"messages": []}
+    return Play(lambda: graph.invoke(given), lambda: agraph.ainvoke(given), graph)
+
+
+BOTH = ("entry", "guard")
+ONLY_GUARD = ("guard",)
 
 ROUTES = [
-    Route("invoke_in_node", "`tool.invoke` in a node function", _invoke, closed_by=("entry", "guard")),
-    Route("no_callbacks", "`tool.invoke(…, callbacks=[])`", _no_callbacks, closed_by=("entry", "guard")),
+    Route(
+        "invoke_in_node",
+        "`tool.invoke` in a node function",
+        node(lambda pay, _: pay.invoke(ARGS), lambda pay, _: pay.ainvoke(ARGS)),
+        closed_by=BOTH,
+    ),
+    Route(
+        "call_in_node",
+        "`tool.invoke` in a node function with a tool call of its own making",
+        node(lambda pay, _: pay.invoke(CALL), lambda pay, _: pay.ainvoke(CALL)),
+        closed_by=BOTH,
+    ),
+    Route(
+        "run_in_node",
+        "`tool.run` in a node function",
+        node(lambda pay, _: pay.run(ARGS), lambda pay, _: pay.arun(ARGS)),
+        closed_by=BOTH,
+    ),
+    Route(
+        "no_callbacks",
+        "`tool.invoke(…, callbacks=[])`",
+        node(
+            lambda pay, _: pay.invoke(ARGS, {"callbacks": []}),
+            lambda pay, _: pay.ainvoke(ARGS, {"callbacks": []}),
+        ),
+        closed_by=BOTH,
+    ),
+    Route(
+        "lcel",
+        "a tool in a chain that a node function makes",
+        node(lambda pay, _: _chain(pay).invoke("x"), lambda pay, _: _chain(pay).ainvoke("x")),
+        closed_by=BOTH,
+    ),
+    Route(
+        "lcel_batch",
+        "the same chain, batched",
+        node(lambda pay, _: _chain(pay).batch(["x", "y"]), lambda pay, _: _chain(pay).abatch(["x", "y"])),
+        harm=(("pay", 5.0), ("pay", 5.0)),
+        closed_by=BOTH,
+    ),
+    Route(
+        "lcel_bound",
+        "`tool.with_config(…).with_retry(…)`",
+        node(
+            lambda pay, _: pay.with_config(tags=["x"]).with_retry(stop_after_attempt=2).invoke(ARGS),
+            lambda pay, _: pay.with_config(tags=["x"]).with_retry(stop_after_attempt=2).ainvoke(ARGS),
+        ),
+        closed_by=BOTH,
+    ),
     Route(
         "thread_with_context",
-        "`tool.invoke` in a thread that was given the node's context",
-        _thread_with_context,
-        closed_by=("entry", "guard"),
+        "a raw thread that was given the node's context",
+        node(
+            lambda pay, _: aside(lambda c=copy_context(): c.run(pay.invoke, ARGS)),
+            lambda pay, _: _aside(lambda c=copy_context(): c.run(_aloop, pay)),
+        ),
+        closed_by=BOTH,
     ),
+    Route(
+        "thread_with_config",
+        "a raw thread that was given the node's config",
+        node(
+            lambda pay, config: aside(lambda: pay.invoke(ARGS, config)),
+            lambda pay, config: _aside(lambda: _aloop(pay, config)),
+        ),
+        closed_by=BOTH,
+    ),
+    Route(
+        "thread_with_callbacks",
+        "a raw thread that was given the node's callbacks",
+        node(
+            lambda pay, config: aside(lambda: pay.invoke(ARGS, _only_callbacks(config))),
+            lambda pay, config: _aside(lambda: _aloop(pay, _only_callbacks(config))),
+        ),
+        closed_by=BOTH,
+    ),
+    Route(
+        "thread_bare",
+        "a raw thread that was given nothing",
+        node(lambda pay, _: aside(lambda: pay.invoke(ARGS)), lambda pay, _: _aside(lambda: _aloop(pay))),
+        closed_by=ONLY_GUARD,
+        open='an unguarded tool in a thread without the run\'s context, config or callbacks; `ambient="process"` denies it',
+    ),
+    Route(
+        "executor",
+        "an executor that hands the context on",
+        node(_executor, _aexecutor),
+        closed_by=BOTH,
+    ),
+    Route(
+        "executor_bare",
+        "an executor that does not",
+        node(_bare_executor, _abare_executor),
+        closed_by=ONLY_GUARD,
+        open='an unguarded tool in a thread without the run\'s context, config or callbacks; `ambient="process"` denies it',
+    ),
+    Route(
+        "function",
+        "`tool.func(…)`, `tool.coroutine(…)`",
+        node(lambda pay, _: pay.func(**ARGS), _afunc),
+        closed_by=ONLY_GUARD,
+        open="a function called as a function: nothing announces it",
+    ),
+    Route(
+        "under_run",
+        "`tool._run(…)`, `tool._arun(…)`",
+        node(lambda pay, config: pay._run(**ARGS, config=config), _aunder),
+        closed_by=ONLY_GUARD,
+        open="a function called as a function: nothing announces it",
+    ),
+    Route(
+        "rebuilt",
+        "the tool's functions in a tool of another name",
+        node(lambda pay, _: _rebuilt(pay).invoke(ARGS), lambda pay, _: _rebuilt(pay).ainvoke(ARGS)),
+        closed_by=ONLY_GUARD,
+        open="the tool that runs is another one, and is decided as what it is",
+    ),
+    Route(
+        "unwrapped",
+        "the function that the tool was made of, taken from `tool.func.__wrapped__`",
+        node(
+            lambda pay, _: getattr(pay.func, "__wrapped__", pay.func)(**ARGS),
+            lambda pay, _: getattr(pay.coroutine, "__wrapped__", pay.coroutine)(**ARGS),
+        ),
+        closed_by=(),
+        open="the process's own code that goes round its own guard",
+    ),
+    Route("outliving", "a task or thread that outlives the run", _outliving, closed_by=BOTH),
+    Route("functional", "a `@task` of the functional API", _functional, closed_by=BOTH),
 ]

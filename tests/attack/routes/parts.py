@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langgraph._internal._runnable import RunnableCallable
 
 from .._graphs import call, node_graph
@@ -15,20 +16,18 @@ ROUTES: list[Any] = []
 ARGS = {"recipient": "bob", "amount": 5.0}
 PAY = call("pay", ARGS, "call-pay")
 READ = call("read", {"path": "a"}, "call-read")
+CALL: Any = call("pay", ARGS, "call-made")
 
 
 def in_node(kit: Kit, act: Callable[..., Any], aact: Callable[..., Any]) -> Play:
     """A graph of one node function, which holds what `act` and `aact` hold. Each takes the node's config."""
 
-    def step(state: Any, config: Any) -> dict[str, Any]:
+    def step(state: Any, config: RunnableConfig) -> dict[str, Any]:
         act(config)
         return {"messages": [("ai", "done")]}
 
-    async def astep(state: Any, config: Any) -> dict[str, Any]:
+    async def astep(state: Any, config: RunnableConfig) -> dict[str, Any]:
         await aact(config)
         return {"messages": [("ai", "done")]}
 
-    from langchain_core.runnables import RunnableConfig
-
-    step.__annotations__["config"] = astep.__annotations__["config"] = RunnableConfig
     return graph_play(kit.graph(node_graph(RunnableCallable(step, astep, name="step"))))

@@ -1,0 +1,182 @@
+"""A call that arrived at a tool: the verdict of a gate in front of it, or a decision here.
+
+Where a gate in front decided, exactly that call passes, with the very arguments that were decided.
+Where none did, or where the arguments or the tool were changed on the way, what would really run is
+decided.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from langchain_core.tools import BaseTool
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.lease import Ticket
+from langchain_runtime_authz.edges._private import injected_names, skip_answers, task_id
+from langchain_runtime_authz.edges.calls import describe, parse, parses_alike, unchanged, unknown, without
+from langchain_runtime_authz.edges.deciding import decide_together
+from langchain_runtime_authz.edges.entry import RunHandle, opened
+from langchain_runtime_authz.edges.handle import find_run, settled
+from langchain_runtime_authz.edges.passage import denied, held
+from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Run
+from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict
+from langchain_runtime_authz.errors import AuthzDenied, Code
+
+__all__ = ["Arrival", "Decided", "arrival", "arrival_by_hand", "arrival_unguarded"]
+
+
+class Decided(NamedTuple):
+    """A verdict on a call. `settled` is to be called when a permitted call has its result."""
+
+    run: Run | None
+    call: Call
+    verdict: Verdict
+    settled: Callable[[], None] | None = None
+
+
+class Arrival:
+    """A call that no gate in front has decided.
+
+    `opener` instead of `run` where code beside every protected graph makes the call. `counts` of
+    equal calls, where no gate and no message tells them apart.
+    """
+
+    __slots__ = ("call", "config", "counts", "opener", "run")
+
+    def __init__(
+        self,
+        run: Run | None,
+        opener: RunHandle | None,
+        call: Call,
+        config: Mapping[str, Any],
+        counts: dict[str, int] | None,
+    ) -> None:
+        self.run, self.opener, self.call, self.config, self.counts = run, opener, call, config, counts
+
+    @property
+    def engine(self) -> Engine:
+        owner = self.run or self.opener
+        if owner is None:
+            msg = "a call is decided in a run"
+            raise TypeError(msg)
+        return owner.engine
+
+    def decide(self) -> Flow[Decided]:
+        run = self.run
+        if run is None and self.opener is not None:
+            try:
+                run = yield from self.opener.beside()
+            except AuthzDenied as exc:  # nothing may start here
+                return Decided(None, self.call, denied(self.call, exc))
+        if run is None:
+            return Decided(None, self.call, Denial(self.call, deny(Code.NO_RUN)))
+        call = self.call
+        if self.counts is not None:
+            call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(_equal(call), 0)}")
+        (decided,) = yield from decide_together(run, [call], self.config)
+        if isinstance(decided.verdict, Replay):
+            self.settled()
+        if not isinstance(decided.verdict, Ticket):
+            skip_answers(self.config, decided.answers)
+        return Decided(run, call, decided.verdict, self.settled)
+
+    def settled(self) -> None:
+        """The call has its answer: an equal one of the same code is another call."""
+        if self.counts is not None:
+            self.counts[_equal(self.call)] = self.counts.get(_equal(self.call), 0) + 1
+
+
+def _equal(call: Call) -> str:
+    return f"{call.call_id} {call.tool} {call.args_digest}"
+
+
+def arrival(
+    tool: BaseTool,
+    facts: ToolFacts,
+    tool_input: Any,
+    config: Mapping[str, Any],
+    call_id: str | None,
+    parser: Callable[..., Any],
+) -> Arrival | Decided:
+    """A call of `tool.run` with what it was sent, which `parser` (the tool's own) makes its arguments of."""
+    sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
+    one = held()
+    if one is not None and not one.used:
+        one.used = True
+        call = one.call
+        if (
+            call.tool_ref is tool
+            and call.tool == tool.name
+            and call.call_id == call_id
+            and call.parsed[1] == sent
+            and unchanged(call, facts.injected)
+        ):
+            return Decided(one.run, call, one.verdict)
+    read = functools.partial(parse, tool, tool_input, call_id, parser)
+    if one is None:
+        return _arrival(tool, facts, read, config, call_id, sent)
+    # After a gate, what differs from its call differs from the plan.
+    call = describe(
+        tool,
+        facts,
+        read,
+        call_id=call_id,
+        plan_id=one.call.plan_id,
+        position=one.call.position,
+        written=sent,
+        sent=sent,
+    )
+    return Arrival(one.run, None, call, config, None)
+
+
+def arrival_by_hand(
+    tool: BaseTool,
+    facts: ToolFacts,
+    args: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> Arrival | Decided:
+    """A call of a tool's own code, past `run`: it receives `args` as they are, parsed by nobody."""
+    return _arrival(tool, facts, lambda: args, config, None, without(args, facts.injected))
+
+
+def arrival_unguarded(
+    tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None
+) -> Arrival | Decided:
+    """A call of a tool that nobody guarded: it will parse what it was sent once more, so that must come out alike."""
+    owner = find_run(config) or opened(config)
+    if owner is None:
+        return _nowhere(tool, call_id)
+    facts = ToolFacts(cast("Profiles", owner.engine.profiles).of(tool), injected_names(tool))
+    read = functools.partial(parse, tool, tool_input, call_id, tool._parse_input)
+    sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
+    arrived = _arrival(tool, facts, read, config, call_id, sent)
+    if isinstance(arrived, Arrival) and arrived.call.error is None and not parses_alike(arrived.call):
+        arrived.call = replace(arrived.call, error=Code.UNREPEATABLE_ARGUMENTS)
+    return arrived
+
+
+def _arrival(
+    tool: BaseTool,
+    facts: ToolFacts,
+    read: Callable[[], Any],
+    config: Mapping[str, Any],
+    call_id: str | None,
+    sent: Any,
+) -> Arrival | Decided:
+    """No message is at hand: the plan is looked up by the call's id."""
+    run = find_run(config)
+    opener = opened(config) if run is None else None
+    if run is None and opener is None:
+        return _nowhere(tool, call_id)
+    call = describe(tool, facts, read, call_id=call_id, plan_id=None, position=None, written=sent, sent=sent)
+    return Arrival(run, opener, call, config, settled() if opener is None else opener.settled)
+
+
+def _nowhere(tool: BaseTool, call_id: str | None) -> Decided:
+    nowhere = unknown(tool.name, call_id, None, None, {})
+    return Decided(None, nowhere, Denial(nowhere, deny(Code.NO_RUN)))

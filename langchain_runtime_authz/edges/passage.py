@@ -1,0 +1,254 @@
+"""One permitted run of a tool: what surrounds its code, and how the call is closed.
+
+`Passage` is used by `with` and by `async with` alike, so that the two roads differ in one `await`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
+from langchain_runtime_authz.edges._private import counting_questions
+from langchain_runtime_authz.edges.cleaning import Cleaner
+from langchain_runtime_authz.edges.handle import run_scope
+from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
+from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, conclude, obliged_fields
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.telemetry import execute_tool_span
+
+__all__ = ["FUNCTION", "Held", "Passage", "Stage", "answer", "current_passage", "denied", "held", "held_scope"]
+
+State = Literal["done", "failed", "suspended", "unknown", "released"]
+Stage = Literal["_run", "_arun", "function"]
+FUNCTION: Final[Stage] = "function"
+
+
+class Held:
+    """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
+
+    __slots__ = ("answers", "call", "paused", "run", "used", "verdict")
+
+    def __init__(self, run: Run, call: Call, verdict: Verdict, answers: int = 0, *, paused: bool = False) -> None:
+        self.run, self.call, self.verdict, self.answers, self.paused = run, call, verdict, answers, paused
+        self.used = False
+
+
+_held: ContextVar[Held | None] = ContextVar("langchain_runtime_authz.held", default=None)
+_passage: ContextVar[Passage | None] = ContextVar("langchain_runtime_authz.passage", default=None)
+
+
+def held() -> Held | None:
+    """What a gate in front handed on to the tool that is about to run, if one did."""
+    return _held.get()
+
+
+def current_passage() -> Passage | None:
+    """The passage of the guarded tool around the current code, if any."""
+    return _passage.get()
+
+
+@contextmanager
+def held_scope(one: Held | None) -> Iterator[None]:
+    """Hand `one` to the guard of the one call made inside."""
+    previous = _held.get()
+    _held.set(one)
+    try:
+        yield
+    finally:
+        _held.set(previous)
+
+
+class Passage:
+    """One permitted run of a tool.
+
+    Attributes:
+        of: whose it is: tools that are copies of each other share it.
+        parsed: the arguments that the tool receives, whatever it was sent.
+        config: the config that the tool runs with.
+        output: what `run` gives back, or the answer in its place; set inside the `with`.
+        returned: what the tool's own code returned, cleaned.
+    """
+
+    __slots__ = ("_asked", "_before", "_cleaner", "_scopes", "_settled", "_span", "_stages",
+                 "call", "call_id", "config", "of", "output", "parsed", "returned", "run", "ticket")  # fmt: skip
+
+    def __init__(
+        self,
+        of: object,
+        run: Run,
+        call: Call,
+        ticket: Ticket | None,
+        *,
+        parsed: Any,
+        config: Mapping[str, Any],
+        call_id: str | None,
+        settled: Callable[[], None] | None,
+    ) -> None:
+        self.of, self.run, self.call, self.ticket, self.parsed, self.call_id = of, run, call, ticket, parsed, call_id
+        self.config: Any
+        self.config, self._asked = counting_questions(dict(config))
+        self._settled = settled
+        self._stages: list[Stage] = []
+        self._cleaner: Cleaner | None = None
+        self.output: Any = None
+        self.returned: Any = None
+
+    # --- the tool's own code ---
+
+    def admits(self, stage: Stage) -> bool:
+        """Whether `stage` of the tool's code may start under this passage; the first redeems the ticket.
+
+        Each runs once, and the function that the tool was made of is the last: an `_arun` that calls
+        its own `_run` is one passage, and what the function calls is another.
+        """
+        if stage in self._stages or FUNCTION in self._stages:
+            return False
+        if self.ticket is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        if not self._stages:
+            self.ticket.redeem()
+        self._stages.append(stage)
+        return True
+
+    @property
+    def started(self) -> bool:
+        """Whether any of the tool's own code has run: it has parsed its arguments by then."""
+        return bool(self._stages)
+
+    @property
+    def outermost(self) -> bool:
+        """Whether the stage that was admitted last is the first of the passage: what it gives is given out."""
+        return len(self._stages) == 1
+
+    def clean(self, value: Any) -> Any:
+        """What the tool returned, fit to be given out."""
+        cleaner = self._clean()
+        self.returned = value if cleaner is None else cleaner.output(value)
+        return self.returned
+
+    def clean_error(self, exc: BaseException) -> BaseException:
+        """What the tool raised, likewise. A `GraphBubbleUp` is cleaned in place."""
+        cleaner = self._clean()
+        if cleaner is None:
+            return exc
+        if isinstance(exc, GraphBubbleUp):
+            cleaner.bubble(exc)
+            return exc
+        return cleaner.error(exc)
+
+    def _clean(self) -> Cleaner | None:
+        if self.ticket is None:
+            return None
+        fields, tokens = obliged_fields(self.ticket.obligations), self.ticket.minted_tokens()
+        if not fields and not tokens:
+            return None
+        self._cleaner = Cleaner(fields, tokens)
+        return self._cleaner
+
+    # --- around it ---
+
+    def __enter__(self) -> Passage:
+        run, call = self.run, self.call
+        self._before = _passage.get()
+        _passage.set(self)
+        # No gate's verdict passes on to calls that the tool makes.
+        self._scopes: list[AbstractContextManager[object]] = [held_scope(None), run_scope(run)]
+        if self.ticket is not None:
+            self._scopes.append(ticket_scope(self.ticket))
+        for scope in self._scopes:
+            scope.__enter__()
+        agent_id = run.engine.identity.agent_id(run.agent)
+        self._span = execute_tool_span(call.tool, self.call_id, run.agent[-1], run.scope.thread, agent_id=agent_id)
+        self._span.__enter__()
+        return self
+
+    async def __aenter__(self) -> Passage:
+        return self.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> bool:
+        state = self._leave(kind, exc, tb)
+        if self.ticket is not None:
+            drive(self.run.engine, self._conclude(state))
+        return self._answered(exc)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool:
+        state = self._leave(kind, exc, tb)
+        if self.ticket is not None:
+            # A call that ran is recorded, whoever stops waiting for it.
+            await asyncio.shield(adrive(self.run.engine, self._conclude(state)))
+        return self._answered(exc)
+
+    def _leave(self, kind: Any, exc: BaseException | None, tb: Any) -> State:
+        self._span.__exit__(kind, exc, tb)
+        for scope in reversed(self._scopes):
+            scope.__exit__(None, None, None)
+        if _passage.get() is self:  # else this is closed in another context, which keeps its own
+            _passage.set(self._before)
+        if exc is not None:
+            return self._failed(exc)
+        state: State = "failed" if isinstance(self.output, ToolMessage) and self.output.status == "error" else "done"
+        if state == "done" and self._settled is not None:
+            self._settled()
+        return state
+
+    def _failed(self, exc: BaseException) -> State:
+        # An invalid answer to the tool's own question leaves the question open.
+        if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
+            return "suspended"
+        if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
+            return "unknown"
+        return "failed"
+
+    def _conclude(self, state: State) -> Flow[None]:
+        if self.ticket is None:
+            msg = "a passage without a ticket has nothing to conclude"
+            raise TypeError(msg)
+        if state in ("done", "failed") and not self._stages:
+            state = "released"  # the tool's own parsing or callbacks stopped it before it ran
+        asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
+        result = recorded(self.output, asked) if state == "done" else only_asked(asked)
+        leaked = self._cleaner is not None and self._cleaner.found
+        tool = self.call.tool_ref
+        returned = said(tool, self.returned) if state == "done" and isinstance(tool, BaseTool) else None
+        return conclude(self.run, self.ticket, self.call, state, result, leaked=leaked, output=returned)
+
+    def _answered(self, exc: BaseException | None) -> bool:
+        """Whether a message stands in place of a step *inside* the tool (a child agent, another tool) that was denied."""
+        if self.call_id is None or not isinstance(exc, AuthzDenied) or isinstance(exc, GraphBubbleUp):
+            return False
+        self.output = denial_message(denied(self.call, exc), self.call_id)
+        return True
+
+
+def answer(verdict: Verdict, call_id: str | None) -> Any:
+    """A soft deny where a message can carry it, else `AuthzDenied`."""
+    if isinstance(verdict, Denial):
+        if call_id is None:
+            raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
+        return denial_message(verdict, call_id)
+    if isinstance(verdict, Replay):
+        message = replay_message(verdict, call_id)
+        return message if call_id is not None else message.content
+    msg = "a ticket is no answer"
+    raise TypeError(msg)
+
+
+def denied(call: Call, exc: AuthzDenied) -> Denial:
+    """The denial of a call for the reason that `exc` gives."""
+    return Denial(call, deny(exc.code).model_copy(update={"decision_id": exc.decision_id}))
