@@ -29,7 +29,7 @@ from langchain_runtime_authz.edges._private import ToolNode, skip_answers
 from langchain_runtime_authz.edges.calls import describe, parse, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
 from langchain_runtime_authz.edges.entry import Entrance
-from langchain_runtime_authz.edges.handle import find_run
+from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.messages import denial_message, planned_message, replay_message
 from langchain_runtime_authz.edges.passage import Held, held_scope
 from langchain_runtime_authz.edges.profiles import Profiles
@@ -399,11 +399,13 @@ class AuthzToolNode(_Gate):
             return super()._func(input, config, runtime)
         entrance = self._authz.entrance
         with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
-            return self._gated(given, entered, runtime, alone=True)
+            with run_scope(cast("Run", find_run(entered))):
+                return self._gated(given, entered, runtime, alone=True)
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
         entrance = self._authz.entrance
         async with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
-            return await self._agated(given, entered, runtime, alone=True)
+            with run_scope(cast("Run", find_run(entered))):
+                return await self._agated(given, entered, runtime, alone=True)

@@ -261,3 +261,18 @@ def writing_tool(ran: list[Any], name: str = "write") -> BaseTool:
 def write_call(text: str, ident: str | None = None) -> dict[str, Any]:
     """A call of `write`."""
     return call("write", {"text": text}, ident or f"call-{text}")
+
+
+def in_run(act: Callable[[], Any], aact: Callable[[], Any] | None = None) -> Any:
+    """A node function that does something and says that it is done."""
+    from langgraph._internal._runnable import RunnableCallable
+
+    def step(state: Any) -> dict[str, Any]:
+        act()
+        return {"messages": [AIMessage("done")]}
+
+    async def astep(state: Any) -> dict[str, Any]:
+        await aact() if aact is not None else act()
+        return {"messages": [AIMessage("done")]}
+
+    return RunnableCallable(step, astep, name="step")

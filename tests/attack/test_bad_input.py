@@ -476,12 +476,17 @@ def test_every_shape_of_tool(kind: str, go: Any, shape: str, permit: bool) -> No
     assert_went_on(state)
 
 
-def test_arun_that_runs_twice_is_one_passage() -> None:
-    """A ticket is for one run: an `_arun` that calls `_run` a second time is stopped."""
+@pytest.mark.parametrize("permit", [1, 2])
+def test_arun_that_runs_twice_is_two_calls(permit: int) -> None:
+    """A ticket is for one run: what an `_arun` does by a second `_run` is decided by itself, as code's own."""
     made = _ArunCallsRunTwice()
-    _, _, state = play("hand", run_async, [made], [call("probe", {"text": "x"}, "call-probe")], handle_tool_errors=True)
-    assert len(made.ran) <= 1
-    assert answer_to(state["messages"], "call-probe").status == "error"
+    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or len(calls_of(pdp)) <= permit)
+    _, _, state = play(
+        "hand", run_async, [made], [call("probe", {"text": "x"}, "call-probe")], pdp, handle_tool_errors=True
+    )
+    assert len(made.ran) == permit
+    assert [r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None] == [True, False]
+    assert answer_to(state["messages"], "call-probe").status == ("success" if permit == 2 else "error")
 
 
 @builders

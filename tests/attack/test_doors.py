@@ -352,13 +352,3 @@ def test_guarded_tool_without_a_run_is_denied() -> None:
         pay.invoke(PAY["args"])
     assert ran == []
     assert calls_of(pdp) == []
-
-
-def test_direct_call_of_the_function_of_a_guarded_tool_is_denied() -> None:
-    """`tool._run(...)` of a guarded tool without a ticket does not run."""
-    authz = authz_with(StaticPDP(True))
-    ran: list[Any] = []
-    pay = authz.guard(pay_tool(ran))
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
-        pay._run(recipient="bob", amount=5.0, config={})
-    assert ran == []

@@ -14,7 +14,7 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.func import entrypoint, task
 
-from . import Bank, Kit, Play, Route, graph_play
+from . import Bank, Kit, Play, Route
 from .parts import ARGS, CALL, in_node
 
 Act = Callable[[BaseTool, Any], Any]

@@ -1,0 +1,611 @@
+"""The backstop: a tool that nobody guarded, inside a protected run."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import CallbackManager
+from langchain_core.callbacks.manager import AsyncCallbackManager
+from langchain_core.tools import BaseTool, StructuredTool, tool
+from langchain_core.tracers import context
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command, interrupt
+from opentelemetry import trace
+from pydantic import BaseModel, Field, ValidationError
+
+from langchain_runtime_authz import (
+    AuthzDenied,
+    AuthzToolNode,
+    RuntimeAuthz,
+    ToolProfile,
+    current_credential,
+)
+from langchain_runtime_authz.edges import ambient
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import (
+    PAID,
+    PAY,
+    PayArgs,
+    asking,
+    authz_with,
+    calls_of,
+    deny_only,
+    hand_written,
+    human,
+    in_run,
+    node_graph,
+    reasons,
+    replying,
+)
+
+THREAD = {"configurable": {"thread_id": "t"}}
+WRITTEN = {"to": "bob", "amount": "5"}
+DECIDED = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
+modes = pytest.mark.parametrize("mode", ["sync", "async"])
+
+
+def payer(ran: list[Any], name: str = "pay") -> BaseTool:
+    """A side effect behind a schema that coerces, renames and fills in."""
+
+    def pay(recipient: str, amount: float, currency: str = "unset") -> str:
+        ran.append((recipient, amount, currency))
+        return "paid"
+
+    async def apay(recipient: str, amount: float, currency: str = "unset") -> str:
+        return pay(recipient, amount, currency)
+
+    return StructuredTool.from_function(pay, apay, name=name, description="Pay somebody.", args_schema=PayArgs)
+
+
+def acting(act: Callable[[], Any], aact: Callable[[], Awaitable[Any]], **options: Any) -> Any:
+    """A graph of one node that does this."""
+    return node_graph(in_run(act, aact), **options)
+
+
+def once(graph: Any, mode: str, given: Any = None, config: Any = None) -> Any:
+    """Run it."""
+    given = human() if given is None else given
+    return graph.invoke(given, config) if mode == "sync" else asyncio.run(graph.ainvoke(given, config))
+
+
+def completions(authz: RuntimeAuthz) -> list[str]:
+    """How the permitted calls ended."""
+    return [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
+
+
+# --- one decision, on what runs ---------------------------------------------------------------------
+
+
+@modes
+def test_what_was_decided_is_what_runs(mode: str) -> None:
+    """One decision, with the tool's own profile and the arguments as it parses them; the end is recorded."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pay = payer(ran)
+    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
+    with authz.run(subject="alice"):
+        once(graph, mode)
+    assert ran == [PAID]
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert request.context.call.args == DECIDED
+    assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
+    assert request.resource.properties["profiled"] is True
+    assert request.subject.id == "alice"
+    assert completions(authz) == ["done"]
+
+
+@modes
+def test_a_guarded_tool_is_asked_about_once(mode: str) -> None:
+    """In a tool node, in a node function, in a tool: the guard decides, the backstop leaves it to it."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pay = authz.guard(payer(ran))
+    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
+    other = authz.protect(hand_written(replying([PAY]), ToolNode([payer(ran)])))
+    with authz.run(subject="alice"):
+        once(graph, mode)
+        once(other, mode)
+    assert ran == [PAID, PAID]
+    assert len(calls_of(pdp)) == 2
+
+
+@modes
+def test_equal_calls_are_calls_of_their_own(mode: str) -> None:
+    """Three equal payments of one node's code run three times, with a decision each."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pay = payer(ran)
+
+    async def three() -> None:
+        for _ in range(3):
+            await pay.ainvoke(WRITTEN)
+
+    graph = authz.protect(acting(lambda: [pay.invoke(WRITTEN) for _ in range(3)], three))
+    with authz.run(subject="alice"):
+        once(graph, mode)
+    assert ran == [PAID] * 3
+    assert len(calls_of(pdp)) == 3
+    assert completions(authz) == ["done"] * 3
+
+
+@modes
+def test_calls_side_by_side_are_concluded_each(mode: str) -> None:
+    """Parallel tools of one node do not end each other's calls."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pays = [payer(ran, f"pay{i}") for i in range(8)]
+
+    def batch() -> None:
+        from langchain_core.runnables import RunnableParallel
+
+        RunnableParallel({p.name: p for p in pays}).invoke(WRITTEN)
+
+    async def gather() -> None:
+        await asyncio.gather(*(p.ainvoke(WRITTEN) for p in pays))
+
+    graph = authz.protect(acting(batch, gather))
+    with authz.run(subject="alice"):
+        once(graph, mode)
+    assert len(ran) == len(calls_of(pdp)) == 8
+    assert completions(authz) == ["done"] * 8
+
+
+@modes
+@pytest.mark.parametrize("inner", ["guarded", "unguarded"])
+@pytest.mark.parametrize("outer", ["guarded", "unguarded"])
+def test_tools_inside_tools(mode: str, outer: str, inner: str) -> None:
+    """Each is decided, and the inner one's denial leaves the outer one failed."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    pay = payer(ran) if inner == "unguarded" else authz.guard(payer(ran))
+
+    def lead(request: str) -> str:
+        ran.append("led")
+        return str(pay.invoke(WRITTEN))
+
+    async def alead(request: str) -> str:
+        ran.append("led")
+        return str(await pay.ainvoke(WRITTEN))
+
+    leading: Any = StructuredTool.from_function(lead, alead, name="write", description="Lead.")
+    leading = leading if outer == "unguarded" else authz.guard(leading)
+    graph = authz.protect(acting(lambda: leading.invoke({"request": "x"}), lambda: leading.ainvoke({"request": "x"})))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        once(graph, mode)
+    assert ran == ["led"]
+    assert [r.resource.id for r in calls_of(pdp)] == ["write", "pay"]
+    assert completions(authz) == ["failed"]
+
+
+# --- what it can not do is a deny --------------------------------------------------------------------
+
+
+class Fresh(BaseModel):
+    text: str
+    ident: str = Field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@modes
+def test_arguments_that_parse_differently_each_time_are_denied(mode: str) -> None:
+    """The backstop can not hand the tool what was decided."""
+    ran: list[Any] = []
+
+    @tool("write", args_schema=Fresh)
+    def write(text: str, ident: str) -> str:
+        """Write."""
+        ran.append(ident)
+        return "ok"
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    graph = authz.protect(acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"})))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        once(graph, mode)
+    assert denied.value.code == "unrepeatable_arguments"
+    assert reasons(authz, "write") == ["unrepeatable_arguments"]
+    assert ran == []
+    assert calls_of(pdp) == []
+
+
+@modes
+def test_arguments_that_the_schema_refuses_raise_its_own_error(mode: str) -> None:
+    """As without us; the denial is recorded."""
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(True))
+    pay = payer(ran)
+    graph = authz.protect(acting(lambda: pay.invoke({"to": 1}), lambda: pay.ainvoke({"to": 1})))
+    with authz.run(subject="alice"), pytest.raises(ValidationError):
+        once(graph, mode)
+    assert ran == []
+    assert reasons(authz, "pay") == ["invalid_arguments"]
+
+
+@modes
+def test_an_obligation_to_redact_is_a_deny(mode: str) -> None:
+    """What comes back is not the backstop's to change."""
+    ran: list[Any] = []
+    obliged = {
+        "decision": True,
+        "context": {"obligations": [{"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}]},
+    }
+    authz = authz_with(StaticPDP(lambda r: obliged if r.action.name == "tools/call" else True))
+    pay = payer(ran)
+    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        once(graph, mode)
+    assert denied.value.code == "unknown_obligation"
+    assert ran == []
+    assert completions(authz) == ["released"]
+
+
+@modes
+def test_a_tool_that_announces_itself_is_denied(mode: str) -> None:
+    """A start that does not come from `BaseTool.run` says a name and nothing that could be decided."""
+    ran: list[Any] = []
+
+    class Own(BaseTool):
+        name: str = "pay"
+        description: str = "Pay."
+
+        def _run(self, recipient: str) -> str:
+            return "paid"
+
+        def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            CallbackManager.configure().on_tool_start({"name": "pay"}, str(input))
+            ran.append(input)
+
+        async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            await AsyncCallbackManager.configure().on_tool_start({"name": "pay"}, str(input))
+            ran.append(input)
+
+    own = Own()
+    authz = authz_with(StaticPDP(True))
+    graph = authz.protect(acting(lambda: own.invoke({}), lambda: own.ainvoke({})))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        once(graph, mode)
+    assert denied.value.code == "unknown_tool"
+    assert ran == []
+
+
+@modes
+def test_a_side_effect_that_ran_is_not_repeated(mode: str) -> None:
+    """A node that is executed again after a question: what its code did before is denied, not done twice."""
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(True))
+    pay = payer(ran)
+
+    def act() -> None:
+        pay.invoke(WRITTEN)
+        interrupt("more?")
+
+    async def aact() -> None:
+        await pay.ainvoke(WRITTEN)
+        interrupt("more?")
+
+    graph = authz.protect(acting(act, aact, checkpointer=InMemorySaver()))
+    with authz.run(subject="alice"):
+        once(graph, mode, config=THREAD)
+    assert ran == [PAID]
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        once(graph, mode, Command(resume="yes"), THREAD)
+    assert denied.value.code == "outcome_unknown"
+    assert ran == [PAID]
+
+
+# --- how a call ends ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "state"),
+    [
+        ("sync", ValueError("x"), "failed"),
+        ("async", ValueError("x"), "failed"),
+        ("sync", KeyboardInterrupt(), "unknown"),  # asyncio ends its loop on one
+        ("async", asyncio.CancelledError(), "unknown"),
+    ],
+    ids=["sync-ValueError", "async-ValueError", "sync-KeyboardInterrupt", "async-CancelledError"],
+)
+def test_a_tool_that_fails(mode: str, error: BaseException, state: str) -> None:
+    """The error reaches the caller as it was, and the record says how the call ended."""
+
+    def fail(text: str) -> str:
+        raise error
+
+    async def afail(text: str) -> str:
+        raise error
+
+    write = StructuredTool.from_function(fail, afail, name="write", description="Fail.")
+    authz = authz_with(StaticPDP(True))
+    seen: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            write.invoke({"text": "x"})
+        except BaseException as exc:
+            seen.append(exc)
+
+    async def aact() -> None:
+        try:
+            await write.ainvoke({"text": "x"})
+        except BaseException as exc:
+            seen.append(exc)
+
+    graph = authz.protect(acting(act, aact))
+    with authz.run(subject="alice"):
+        once(graph, mode)
+    assert seen == [error]
+    assert completions(authz) == [state]
+
+
+@modes
+def test_a_tool_that_asks_by_itself(mode: str) -> None:
+    """It is suspended, enters again with its answer, and is done once."""
+    ran: list[Any] = []
+
+    def ask(text: str) -> str:
+        ran.append(interrupt(text))
+        return "ok"
+
+    async def aask(text: str) -> str:
+        return ask(text)
+
+    write = StructuredTool.from_function(ask, aask, name="write", description="Ask.")
+    authz = authz_with(StaticPDP(True))
+    graph = authz.protect(
+        acting(
+            lambda: write.invoke({"text": "x"}),
+            lambda: write.ainvoke({"text": "x"}),
+            checkpointer=InMemorySaver(),
+        )
+    )
+    with authz.run(subject="alice"):
+        once(graph, mode, config=THREAD)
+        once(graph, mode, Command(resume="yes"), THREAD)
+    assert ran == ["yes"]
+    assert completions(authz) == ["suspended", "done"]
+
+
+@modes
+@pytest.mark.parametrize("answer", ["approve", "reject"])
+def test_a_human_is_asked(mode: str, answer: str) -> None:
+    """What policy asks becomes the usual question; approved it runs once, rejected never."""
+    ran: list[Any] = []
+    authz = authz_with(asking("pay"))
+    pay = payer(ran)
+    graph = authz.protect(
+        acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN), checkpointer=InMemorySaver())
+    )
+    with authz.run(subject="alice"):
+        paused = once(graph, mode, config=THREAD)
+        (request,) = paused["__interrupt__"][0].value["action_requests"]
+        assert request["args"] == DECIDED
+        assert ran == []
+        resume = Command(resume={"decisions": [{"type": answer}]})
+        if answer == "approve":
+            once(graph, mode, resume, THREAD)
+        else:
+            with pytest.raises(AuthzDenied):
+                once(graph, mode, resume, THREAD)
+    assert ran == ([PAID] if answer == "approve" else [])
+
+
+@modes
+def test_without_a_checkpointer_nobody_can_be_asked(mode: str) -> None:
+    """Then it is a deny."""
+    ran: list[Any] = []
+    authz = authz_with(asking("pay"))
+    pay = payer(ran)
+    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        once(graph, mode)
+    assert denied.value.code == "approval_unavailable"
+    assert ran == []
+
+
+@modes
+def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> None:
+    """An unguarded tool gets none, not even the one of the tool that called it, which has its own afterwards."""
+    got: list[str] = []
+
+    def take(text: str) -> str:
+        try:
+            got.append(current_credential().audience)
+        except CredentialError as error:
+            got.append(error.code)
+        return "ok"
+
+    async def atake(text: str) -> str:
+        return take(text)
+
+    inner = StructuredTool.from_function(take, atake, name="write", description="Take.")
+
+    def lead(text: str) -> str:
+        inner.invoke({"text": "x"})
+        return take(text)
+
+    async def alead(text: str) -> str:
+        await inner.ainvoke({"text": "x"})
+        return take(text)
+
+    profiles = {name: ToolProfile(effect="write", sink="internal", audience=(f"https://{name}",)) for name in ("write", "lead")}
+    authz = authz_with(StaticPDP(True), profiles=profiles)
+    outer = authz.guard(StructuredTool.from_function(lead, alead, name="lead", description="Lead."))
+    graph = authz.protect(acting(lambda: outer.invoke({"text": "x"}), lambda: outer.ainvoke({"text": "x"})))
+    with authz.run(subject="alice"):
+        once(graph, mode)
+    assert got == ["credential_unavailable", "https://lead"]
+
+
+# --- where there is no run any more, or none --------------------------------------------------------------
+
+
+def test_a_tool_node_alone_has_the_backstop_too() -> None:
+    """What a wrapper of an `AuthzToolNode` outside every graph does by a tool of its own is decided."""
+    from langchain_core.messages import AIMessage
+    from langgraph.runtime import Runtime
+
+    ran: list[Any] = []
+    pdp = deny_only("evil")
+    authz = authz_with(pdp)
+    evil = payer(ran, "evil")
+
+    def wrap(request: Any, handler: Any) -> Any:
+        evil.invoke(WRITTEN)
+        return handler(request)
+
+    node = AuthzToolNode([payer(ran)], authz=authz, wrap_tool_call=wrap, handle_tool_errors=True)
+    with authz.run(subject="alice"):
+        node.invoke(
+            {"messages": [AIMessage("", tool_calls=[PAY], id="m")]}, {"configurable": {"__pregel_runtime": Runtime()}}
+        )
+    assert ran == []
+    assert len(calls_of(pdp, "evil")) == 1
+
+
+def test_one_hook_for_any_number_of_instances() -> None:
+    """A hundred instances, protected graphs and guarded tools register nothing more."""
+    ran: list[Any] = []
+    authz_with(StaticPDP(True))
+    before = list(context._configure_hooks)
+    for _ in range(100):
+        authz = authz_with(StaticPDP(True))
+        authz.guard(payer(ran))
+        authz.protect(acting(lambda: None, lambda: asyncio.sleep(0)))
+    assert context._configure_hooks == before
+    assert sum(isinstance(hook[0], ambient._Hook) for hook in before) == 1
+
+
+@modes
+def test_nothing_is_added_outside_protected_runs(mode: str) -> None:
+    """Where no run is, a tool's callback manager has no handler: before, after and beside protected runs."""
+    handlers: list[int] = []
+    authz = authz_with(StaticPDP(True))
+
+    def look() -> None:
+        handlers.append(len(CallbackManager.configure().handlers) + len(AsyncCallbackManager.configure().handlers))
+
+    async def alook() -> None:
+        look()
+
+    graph = authz.protect(acting(look, alook))
+    look()
+    with authz.run(subject="alice"):
+        look()
+        once(graph, mode)
+        look()
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    look()
+    assert handlers == [0, 0, 2, 0, 0, 0]
+
+
+@modes
+def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str) -> None:
+    """A caller's own callbacks stay, in any form, and nothing is put into the caller's own objects."""
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Seeing(BaseCallbackHandler):
+        def __init__(self) -> None:
+            self.seen = 0
+
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+            self.seen += 1
+
+    authz = authz_with(StaticPDP(True))
+    graph = authz.protect(acting(lambda: None, lambda: asyncio.sleep(0)))
+    for wrap in (lambda h: [h], lambda h: CallbackManager([h], inheritable_handlers=[h])):
+        handler = Seeing()
+        given = wrap(handler)
+        with authz.run(subject="alice"):
+            once(graph, mode, config={"callbacks": given})
+        assert handler.seen
+        assert (given if isinstance(given, list) else given.handlers) == [handler]
+
+
+def test_a_wrong_setting_is_refused() -> None:
+    """`ambient` is `run` or `process`."""
+    with pytest.raises(ConfigError):
+        RuntimeAuthz(pdp=StaticPDP(True), ambient="everywhere")  # type: ignore[arg-type]
+
+
+PROCESS = """
+import asyncio, threading
+from langchain_core.tools import tool
+from langchain_runtime_authz import AuthzDenied, RuntimeAuthz
+from langchain_runtime_authz.testing import StaticPDP
+
+ran = []
+
+@tool
+def pay(amount: int) -> str:
+    "Pay."
+    ran.append(amount)
+    return "paid"
+
+RuntimeAuthz(pdp=StaticPDP(True))
+pay.invoke({"amount": 1})                       # beside every run, in the default mode
+pdp = StaticPDP(True)
+authz = RuntimeAuthz(pdp=pdp, ambient="process")
+codes = []
+
+def tried(amount):
+    try:
+        pay.invoke({"amount": amount})
+    except AuthzDenied as denied:
+        codes.append(denied.code)
+
+tried(2)                                        # outside
+try:
+    asyncio.run(pay.ainvoke({"amount": 3}))
+except AuthzDenied as denied:
+    codes.append(denied.code)
+with authz.run(subject="alice"):
+    pay.invoke({"amount": 4})                   # beside every graph, in a run
+    thread = threading.Thread(target=tried, args=(5,))
+    thread.start()                              # a thread without the run's context
+    thread.join()
+    guarded = authz.guard(pay)
+    guarded.invoke({"amount": 6})
+print(ran, codes, [r.context.call.args["amount"] for r in pdp.requests if r.action.name == "tools/call"])
+"""
+
+
+def test_in_the_whole_process() -> None:
+    """`ambient="process"`: outside every run a tool is denied, also in a raw thread; in one it is decided, once."""
+    done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{[1, 4, 6]} {['no_run'] * 3} {[4, 6]}"
+
+
+def test_the_span_of_a_call_ends_with_it() -> None:
+    """The context of the code after the tool is the one before it."""
+    ran: list[Any] = []
+    seen: list[Any] = []
+    authz = authz_with(StaticPDP(True))
+    pay = payer(ran)
+
+    def act() -> None:
+        seen.append(trace.get_current_span())
+        pay.invoke(WRITTEN)
+        seen.append(trace.get_current_span())
+
+    graph = authz.protect(acting(act, lambda: asyncio.sleep(0)))
+    with authz.run(subject="alice"):
+        graph.invoke(human())
+    assert seen[0] is seen[1]

@@ -1,0 +1,366 @@
+"""A guarded tool's own code, called past `run`: `func`, `coroutine`, `_run`, `_arun`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+from typing import Annotated, Any
+
+import pytest
+from langchain_core.callbacks import CallbackManagerForToolRun
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool
+
+from langchain_runtime_authz import AuthzDenied, ToolProfile, current_credential
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import PAID, PAY, PROFILES, authz_with, calls_of, deny_only, human, in_run, node_graph, pay_tool, reasons
+
+ARGS = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
+ROADS = ("func", "coroutine", "_run", "_arun")
+roads = pytest.mark.parametrize("road", ROADS)
+
+
+def payer(ran: list[Any]) -> BaseTool:
+    """A tool with both functions."""
+
+    def pay(recipient: str, amount: float, currency: str = "EUR") -> str:
+        """Pay somebody."""
+        ran.append((recipient, amount, currency))
+        return "paid"
+
+    async def apay(recipient: str, amount: float, currency: str = "EUR") -> str:
+        return pay(recipient, amount, currency)
+
+    return StructuredTool.from_function(pay, apay, name="pay")
+
+
+def by_hand(made: Any, road: str, *args: Any, **kwargs: Any) -> Any:
+    """Call one of a tool's functions."""
+    if road.startswith("_"):
+        kwargs["config"] = {}
+    called = getattr(made, road)(*args, **kwargs)
+    return asyncio.run(_awaited(called)) if inspect.isawaitable(called) else called
+
+
+async def _awaited(called: Any) -> Any:
+    return await called
+
+
+@roads
+@pytest.mark.parametrize("positional", [True, False])
+@pytest.mark.parametrize("permit", [True, False])
+def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: bool) -> None:
+    """One decision on exactly what it receives, under the arguments' names; a deny is `AuthzDenied`."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True) if permit else deny_only("pay")
+    authz = authz_with(pdp)
+    pay = authz.guard(payer(ran))
+    with authz.run(subject="alice", task="Pay"):
+        if permit:
+            given = ("bob", 5.0, "USD") if positional else ()
+            assert by_hand(pay, road, *given, **({} if positional else ARGS)) == "paid"
+        else:
+            with pytest.raises(AuthzDenied) as denied:
+                by_hand(pay, road, "bob", **{k: v for k, v in ARGS.items() if k != "recipient"})
+            assert denied.value.code == "no_permit"
+    (request,) = calls_of(pdp, "pay")
+    assert request.subject.id == "alice"
+    assert request.context.call is not None
+    assert request.context.call.args == ARGS
+    assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
+    assert request.context.plan is not None
+    assert not request.context.plan.planned
+    assert ran == ([PAID] if permit else [])
+    if permit:
+        assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["done"]  # type: ignore[attr-defined]
+
+
+@roads
+def test_the_unenforced_twin_runs(road: str) -> None:
+    """The same call of a tool that nobody guarded happens."""
+    ran: list[Any] = []
+    by_hand(payer(ran), road, **ARGS)
+    assert ran == [PAID]
+
+
+@roads
+def test_arguments_are_decided_as_the_code_receives_them(road: str) -> None:
+    """Past `run` nothing is parsed: a text stays a text, in the request as in the function."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pay = authz.guard(payer(ran))
+    with authz.run(subject="alice"):
+        by_hand(pay, road, recipient="bob", amount="5")
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert request.context.call.args == {"recipient": "bob", "amount": "5"}
+    assert ran == [("bob", "5", "EUR")]
+
+
+@roads
+def test_code_called_by_hand_outside_a_run_is_denied(road: str) -> None:
+    """Without a run: `no_run`, and the PDP is not asked."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    pay = authz_with(pdp).guard(payer(ran))
+    with pytest.raises(AuthzDenied) as denied:
+        by_hand(pay, road, **ARGS)
+    assert denied.value.code == "no_run"
+    assert ran == []
+    assert pdp.requests == []
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+def test_run_itself_is_decided_once(how: str) -> None:
+    """`run` goes through the same functions, under the one decision that it had."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pay = authz.guard(payer(ran))
+    with authz.run(subject="alice"):
+        pay.invoke(ARGS) if how == "invoke" else asyncio.run(pay.ainvoke(ARGS))
+    assert ran == [PAID]
+    assert len(calls_of(pdp)) == 1
+
+
+@pytest.mark.parametrize("road", ["func", "_run", "run"])
+@pytest.mark.parametrize("inner", ["func", "_run", "invoke"])
+def test_a_tool_that_calls_itself_is_decided_each_time(road: str, inner: str) -> None:
+    """The ticket of a call is not for the calls that its function makes."""
+    ran: list[Any] = []
+    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args["amount"] < 100)
+    authz = authz_with(pdp)
+
+    def pay(recipient: str, amount: float) -> str:
+        """Pay somebody."""
+        ran.append(amount)
+        if amount == 1:
+            again = {"recipient": "mallory", "amount": 666.0}
+            return str(guarded.invoke(again) if inner == "invoke" else by_hand(guarded, inner, **again))
+        return "paid"
+
+    guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
+    given = {"recipient": "bob", "amount": 1.0}
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        guarded.run(given) if road == "run" else by_hand(guarded, road, **given)
+    assert ran == [1]
+    assert [r.context.call.args["amount"] for r in calls_of(pdp) if r.context.call is not None] == [1, 666]
+
+
+def test_a_tool_that_runs_itself_in_a_nested_agent_gets_that_calls_arguments() -> None:
+    """A tool inside its own run parses what it is sent anew."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+
+    def pay(recipient: str, amount: float) -> str:
+        """Pay somebody."""
+        ran.append(amount)
+        if amount == 1:
+            from langgraph.prebuilt import ToolNode
+
+            from ._graphs import call, hand_written, replying
+
+            calls = [call("pay", {"recipient": "bob", "amount": 2.0}, "call-inner")]
+            hand_written(replying(calls), ToolNode([guarded])).invoke(human())
+        return "paid"
+
+    guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
+    with authz.run(subject="alice"):
+        guarded.invoke({"recipient": "bob", "amount": 1.0})
+    assert ran == [1, 2]
+
+
+class Plain(BaseTool):
+    """A tool of its own class, with what LangChain hands in."""
+
+    name: str = "pay"
+    description: str = "Pay somebody."
+    got: list[Any] = []
+
+    def _run(self, recipient: str, config: RunnableConfig, run_manager: CallbackManagerForToolRun | None = None) -> str:
+        self.got.append((recipient, config.get("tags"), run_manager is not None))
+        return "paid"
+
+
+def test_config_and_callbacks_are_injected_as_before() -> None:
+    """The framework finds the parameters of the code under our functions, and they are no part of the decision."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    plain = authz.guard(Plain())
+    with authz.run(subject="alice"):
+        plain.invoke({"recipient": "bob"}, {"tags": ["x"]})
+        plain._run("bob", config={"tags": ["y"]})
+    assert plain.got == [("bob", ["x"], True), ("bob", ["y"], False)]
+    assert [r.context.call.args for r in calls_of(pdp) if r.context.call is not None] == [{"recipient": "bob"}] * 2
+
+
+def test_injected_arguments_are_no_part_of_the_decision() -> None:
+    """An argument that the framework supplies may be anything, and is left out."""
+    got: list[Any] = []
+
+    def pay(recipient: str, config: RunnableConfig, user: Annotated[Any, InjectedToolArg] = None) -> str:
+        """Pay somebody."""
+        got.append((recipient, user, sorted(config)))
+        return "paid"
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
+    with authz.run(subject="alice"):
+        guarded.func("bob", user=object(), config={"tags": []})
+    assert got[0][0] == "bob"
+    (request,) = calls_of(pdp)
+    assert request.context.call is not None
+    assert request.context.call.args == {"recipient": "bob"}
+
+
+def test_signatures_are_what_they_were() -> None:
+    """Inspection sees the user's function: name, documentation, parameters."""
+    ran: list[Any] = []
+    plain, guarded = payer(ran), authz_with(StaticPDP(True)).guard(payer(ran))
+    for name in ("func", "coroutine"):
+        ours, theirs = getattr(guarded, name), getattr(plain, name)
+        assert inspect.signature(ours) == inspect.signature(theirs)
+        assert (ours.__name__, ours.__doc__, ours.__module__) == (theirs.__name__, theirs.__doc__, theirs.__module__)
+        assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
+        assert ours.__wrapped__ is not ours
+    assert inspect.signature(guarded._run) == inspect.signature(plain._run)
+    assert guarded.args == plain.args
+
+
+def test_arguments_that_do_not_fit_are_a_type_error() -> None:
+    """Python's own error, before anything is decided."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    pay: Any = authz.guard(payer([]))
+    with authz.run(subject="alice"), pytest.raises(TypeError):
+        pay.func("bob", 5.0, "USD", "too many")
+    assert calls_of(pdp) == []
+
+
+@pytest.mark.parametrize("how", ["model_copy", "deep", "copy", "deepcopy", "rebuilt"])
+def test_copies_keep_the_guard(how: str) -> None:
+    """A copy, and a tool that is built of a guarded one's fields, is decided on each road."""
+    ran: list[Any] = []
+    authz = authz_with(deny_only("pay"))
+    pay: Any = authz.guard(payer(ran))
+    made: Any = {
+        "model_copy": lambda: pay.model_copy(),
+        "deep": lambda: pay.model_copy(deep=True),
+        "copy": lambda: copy.copy(pay),
+        "deepcopy": lambda: copy.deepcopy(pay),
+        "rebuilt": lambda: StructuredTool(**{name: getattr(pay, name) for name in StructuredTool.model_fields}),
+    }[how]()
+    with authz.run(subject="alice"):
+        for road in ROADS:
+            with pytest.raises(AuthzDenied):
+                by_hand(made, road, **ARGS)
+        with pytest.raises(AuthzDenied):
+            made.invoke(ARGS)
+    assert ran == []
+
+
+@pytest.mark.parametrize("road", ["func", "run"])
+def test_a_function_that_is_replaced_is_not_what_was_reviewed(road: str) -> None:
+    """A guarded tool with another function is decided on every road, and as a tool without a profile."""
+    ran: list[Any] = []
+    evil: list[Any] = []
+    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"])
+    authz = authz_with(pdp)
+    pay: Any = authz.guard(payer(ran))
+    with authz.run(subject="alice"):
+        pay.invoke(ARGS)
+        own = pay.func
+        pay.func = lambda recipient, amount, currency: evil.append(recipient)
+        with pytest.raises(AuthzDenied):
+            pay.func(**ARGS) if road == "func" else pay.run(ARGS)
+        pay.func = own
+        pay.invoke(ARGS)
+    assert ran == [PAID, PAID]
+    assert evil == []
+
+
+def test_a_tool_that_is_renamed_after_its_decision_is_decided_again() -> None:
+    """The verdict of a gate is on the tool under the name that it had."""
+    ran: list[Any] = []
+    pdp = deny_only("other")
+    authz = authz_with(pdp)
+    from langgraph.prebuilt import ToolNode
+
+    from ._graphs import answer_to, hand_written, replying
+
+    def wrap(request: Any, handler: Any) -> Any:
+        request.tool.name = "other"
+        return handler(request)
+
+    graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
+    with authz.run(subject="alice"):
+        state = graph.invoke(human())
+    assert ran == []
+    assert answer_to(state["messages"], "call-pay").status == "error"
+    assert reasons(authz, "other") == ["plan_changed"]
+
+
+def test_a_single_input_tool_by_hand() -> None:
+    """`Tool` takes one text."""
+    ran: list[str] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    say: Any = authz.guard(Tool("pay", lambda text: ran.append(text) or "said", "Say."))
+    with authz.run(subject="alice"):
+        assert say.func("hello") == "said"
+        assert say.run("hello") == "said"
+    assert ran == ["hello", "hello"]
+    assert len(calls_of(pdp)) == 2
+
+
+def test_credentials_and_leaks_by_hand() -> None:
+    """The code has its credential while it runs, and what it gives back is searched for it."""
+    tokens: list[str] = []
+
+    def pay(recipient: str) -> str:
+        """Pay somebody."""
+        tokens.append(current_credential().token)
+        return f"used {tokens[0]}"
+
+    profiles = {"pay": ToolProfile(effect="pay", sink="external", audience=("https://bank.example",))}
+    authz = authz_with(StaticPDP(True), profiles=profiles)
+    guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
+    with authz.run(subject="alice"):
+        out = guarded.func("bob")
+    assert tokens
+    assert tokens[0] not in out
+
+
+def test_the_original_function_is_out_of_reach_of_the_guard() -> None:
+    """`__wrapped__` is the process's own way round: stated, not hidden."""
+    ran: list[Any] = []
+    authz = authz_with(deny_only("pay"))
+    pay: Any = authz.guard(payer(ran))
+    with authz.run(subject="alice"):
+        pay.func.__wrapped__(**ARGS)
+    assert ran == [PAID]
+
+
+@pytest.mark.parametrize("permit", [True, False])
+def test_code_called_by_hand_in_a_node_function(permit: bool) -> None:
+    """In a protected graph the run is the graph's, and two equal calls are two."""
+    ran: list[Any] = []
+    pdp = StaticPDP(True) if permit else deny_only("pay")
+    authz = authz_with(pdp, profiles=PROFILES)
+    pay: Any = authz.guard(payer(ran))
+    graph = authz.protect(node_graph(in_run(lambda: [pay.func(**ARGS), pay.func(**ARGS)])))
+    with authz.run(subject="alice"):
+        if permit:
+            graph.invoke(human())
+        else:
+            with pytest.raises(AuthzDenied):
+                graph.invoke(human())
+    assert ran == ([PAID, PAID] if permit else [])
+    assert {tuple(r.context.agent.path) for r in calls_of(pdp) if r.context.agent is not None} == {("outer",)}
+
+
