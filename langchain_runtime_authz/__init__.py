@@ -11,6 +11,7 @@ from importlib.metadata import version
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.credential.lease import current_credential
+from langchain_runtime_authz.edges.callbacks import AuthzCallbackHandler
 from langchain_runtime_authz.edges.coverage import CoverageReport
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.tool_node import AuthzToolNode
@@ -22,6 +23,7 @@ from langchain_runtime_authz.profile import ToolProfile, profile
 __all__ = [
     "PDP",
     "AlreadyProtected",
+    "AuthzCallbackHandler",
     "AuthzDenied",
     "AuthzError",
     "AuthzHalt",

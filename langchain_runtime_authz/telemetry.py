@@ -24,7 +24,14 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 
-__all__ = ["AuthorizeSpan", "ExecuteToolSpan", "authorize_span", "execute_tool_span", "record_decision"]
+__all__ = [
+    "AuthorizeSpan",
+    "ExecuteToolSpan",
+    "authorize_span",
+    "execute_tool_span",
+    "record_decision",
+    "record_observation",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +47,7 @@ OPENINFERENCE_SPAN_KIND: Final = "openinference.span.kind"
 
 ACTION: Final = "runtime_authz.action"
 RESOURCE: Final = "runtime_authz.resource"
+RESOURCE_TYPE: Final = "runtime_authz.resource.type"
 DECISION: Final = "runtime_authz.decision"  # permit | deny | approval_required | halt
 DECISION_ID: Final = "runtime_authz.decision.id"
 REASON: Final = "runtime_authz.reason"
@@ -54,6 +62,7 @@ REQUEST_HASH: Final = "runtime_authz.request.hash"
 
 AUTHORIZE: Final = "authorize"
 EXECUTE_TOOL: Final = "execute_tool"
+UNGATED: Final = "runtime_authz.ungated"  # an event: something ran outside the gates
 GUARDRAIL: Final = "GUARDRAIL"
 
 # Equal requests of one process can be told; what they held can not be guessed from outside.
@@ -246,6 +255,21 @@ def record_decision(
             span.end()
     except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
         _log.debug("decision not recorded", exc_info=True)
+
+
+def record_observation(what: str, name: str) -> None:
+    """An event on the current span: something ran outside the gates.
+
+    Args:
+        what: `tool`, `model`, `graph` or `chain`.
+        name: its own name.
+    """
+    try:
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.add_event(UNGATED, {RESOURCE: name[:_MAX_NAME], RESOURCE_TYPE: what})
+    except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
+        _log.debug("observation not recorded", exc_info=True)
 
 
 def _start_authorize(action: str, resource: str, started: int | None = None) -> Span:

@@ -18,10 +18,20 @@ from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 
-__all__ = ["ERASED", "VERSION", "completion_record", "decision_record", "mint_record", "run_record"]
+__all__ = [
+    "ERASED",
+    "VERSION",
+    "completion_record",
+    "decision_record",
+    "mint_record",
+    "observation_record",
+    "run_record",
+]
 
 VERSION: Final = 1
 ERASED: Final = ("/context/call/args", "/context/task/text", "/resource/properties/target")
+
+MAX_NAME: Final = 128
 
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
 
@@ -186,6 +196,17 @@ def run_record(
         "agent": list(agent),
         "detail": dict(detail or {}),
     }
+
+
+def observation_record(*, now: float, what: str, name: str) -> dict[str, Any]:
+    """The record of something that ran outside the gates, and was not decided.
+
+    Args:
+        now: epoch seconds.
+        what: `tool`, `model`, `graph` or `chain`.
+        name: its own name, at most 128 characters of it.
+    """
+    return {**_head("observation", now), "what": what, "name": name[:MAX_NAME]}
 
 
 def _head(kind: str, now: float) -> dict[str, Any]:

@@ -59,6 +59,7 @@ __all__ = [
     "node_of_task",
     "reset_node",
     "skip_answers",
+    "starting_graph",
     "starting_tool",
     "takes_no_arguments",
     "task_id",
@@ -165,15 +166,28 @@ def starting_tool() -> StartingTool | None:
     LangChain tells a callback a tool's name and no more. The tool stands in the frame that called the
     callback manager: `BaseTool.run` or `arun`. `None` where it was announced by other code.
     """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename == _MANAGER:
-        frame = frame.f_back
+    frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None
     local = frame.f_locals
     return StartingTool(local["self"], local["tool_input"], local["config"], local["tool_call_id"])
 
 
+def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
+    """The graph that announces its start to the `on_chain_start` from which this is called, likewise."""
+    frame = _announcing()
+    return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
+
+
+def _announcing() -> FrameType | None:
+    """The frame that called the callback manager which called the handler that called our caller."""
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and frame.f_code.co_filename == _MANAGER:
+        frame = frame.f_back
+    return frame
+
+
+_STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
 _MANAGER: Final = callback_manager.__file__
 _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 

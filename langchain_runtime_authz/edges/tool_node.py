@@ -398,9 +398,11 @@ class AuthzToolNode(_Gate):
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
         entrance = self._authz.entrance
-        with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
-            with run_scope(cast("Run", find_run(entered))):
-                return self._gated(given, entered, runtime, alone=True)
+        with (
+            entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered),
+            run_scope(cast("Run", find_run(entered))),
+        ):
+            return self._gated(given, entered, runtime, alone=True)
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:

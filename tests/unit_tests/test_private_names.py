@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import pytest
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, tool
@@ -25,7 +29,11 @@ THREAD = {"configurable": {"thread_id": "t"}}
 # Where each name comes from, and what breaks without it.
 IMPORTED = {
     "langchain_core.runnables.config": ["ensure_config"],
-    "langchain_core.tools.base": ["_is_injected_arg_type", "get_all_basemodel_annotations"],
+    "langchain_core.tools.base": [
+        "_get_runnable_config_param",
+        "_is_injected_arg_type",
+        "get_all_basemodel_annotations",
+    ],
     "langchain_core.utils.pydantic": ["get_fields", "is_basemodel_subclass"],
     "langchain_core.tracers.context": ["register_configure_hook"],
     "langgraph._internal._config": ["ensure_config"],
@@ -460,3 +468,155 @@ def test_closures_are_looked_into() -> None:
     found = list(private.closure_values(function))
     assert any(v is held for v in found), "get_function_nonlocals no longer finds a graph in a closure"
     assert any(v is made for v in found), "get_function_nonlocals no longer finds a tool in a closure"
+
+
+ROADS = ["invoke", "ainvoke", "run", "arun"]
+
+
+def _started(made: Any, road: str, given: Any, **options: Any) -> Any:
+    called = getattr(made, road)(given, **options)
+    return asyncio.run(_awaited(called)) if inspect.isawaitable(called) else called
+
+
+async def _awaited(called: Any) -> Any:
+    return await called
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_starting_tool_is_found_in_the_frame_that_announces_it(road: str) -> None:
+    """A callback learns the tool itself and what it was sent, on each road and inside other tools."""
+    seen: list[Any] = []
+
+    class Seeing(BaseCallbackHandler):
+        run_inline = True
+
+        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(private.starting_tool())
+
+    @tool
+    def inner(text: str) -> str:
+        """Inner."""
+        return text
+
+    @tool
+    def outer(text: str, state: Annotated[str, InjectedToolArg] = "") -> str:
+        """Outer."""
+        return str(inner.invoke({"text": text}))
+
+    config: RunnableConfig = {"callbacks": [Seeing()], "tags": ["mine"]}
+    options: dict[str, Any] = {"config": config}
+    if road in ("run", "arun"):
+        options |= {"callbacks": [Seeing()], "tool_call_id": "1"}
+    _started(outer, road, {"text": "x", "state": "held"}, **options)
+    first, second = seen
+    assert first.tool is outer, "BaseTool.run no longer announces its tool from a frame of its own"
+    assert first.tool_input == {"text": "x", "state": "held"}, "what the tool was sent stands under another name"
+    assert first.config["tags"] == ["mine"]
+    assert first.call_id == ("1" if road in ("run", "arun") else None)
+    assert second.tool is inner
+
+
+def test_what_other_code_announces_is_no_starting_tool() -> None:
+    """Also not the tool around it."""
+    seen: list[Any] = []
+
+    class Seeing(BaseCallbackHandler):
+        run_inline = True
+
+        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(private.starting_tool())
+
+    @tool
+    def outer(text: str) -> str:
+        """Outer."""
+        CallbackManager.configure([Seeing()]).on_tool_start({"name": "x"}, "x")
+        return text
+
+    outer.invoke({"text": "x"})
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("road", ["invoke", "ainvoke"])
+def test_a_starting_graph_is_found_likewise(road: str) -> None:
+    """The graph itself, and nothing for its nodes and chains."""
+    seen: list[Any] = []
+
+    class Seeing(BaseCallbackHandler):
+        run_inline = True
+
+        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(private.starting_graph())
+
+    graph = _graph(lambda _: {"messages": []})
+    _started(graph, road, {"messages": []}, config={**THREAD, "callbacks": [Seeing()]})
+    assert seen[0] is graph, "Pregel no longer announces itself from a frame of its own"
+    assert len(seen) > 1
+    assert not any(seen[1:])
+
+
+@pytest.mark.parametrize("road", ["invoke", "ainvoke"])
+def test_a_tools_start_and_end_are_announced_in_one_context(road: str) -> None:
+    """What is set as a tool starts holds inside it, and can be put back as it ends or fails."""
+    held: ContextVar[str] = ContextVar("held", default="outside")
+    seen: list[str] = []
+
+    class Holding(BaseCallbackHandler):
+        run_inline = True
+
+        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
+            held.set("inside")
+
+        def on_tool_end(self, *args: Any, **kwargs: Any) -> None:
+            held.set("outside")
+
+        on_tool_error = on_tool_end
+
+    @tool
+    def probe(fail: bool) -> str:
+        """Probe."""
+        seen.append(held.get())
+        if fail:
+            raise ValueError
+        return "x"
+
+    async def both() -> None:
+        for fail in (False, True):
+            with suppress(ValueError):
+                given: Any = probe.invoke({"fail": fail}, {"callbacks": [Holding()]}) if road == "invoke" else None
+                if given is None:
+                    await probe.ainvoke({"fail": fail}, {"callbacks": [Holding()]})
+            seen.append(held.get())
+
+    asyncio.run(both())
+    assert seen == ["inside", "outside"] * 2, "a tool's callbacks run in a context of their own now"
+
+
+def test_a_hook_is_anything_that_can_be_asked() -> None:
+    """`register_configure_hook` keeps what it is given and asks it by `get()`, each time a manager is made."""
+    from langchain_core.tracers import context
+
+    class Hook:
+        handler: Any = None
+
+        def get(self) -> Any:
+            return self.handler
+
+    hook = Hook()
+    context.register_configure_hook(hook, inheritable=True)  # type: ignore[arg-type]
+    try:
+        assert CallbackManager.configure().handlers == []
+        hook.handler = BaseCallbackHandler()
+        assert CallbackManager.configure().inheritable_handlers == [hook.handler]
+        assert AsyncCallbackManager.configure(inheritable_callbacks=[hook.handler]).handlers == [hook.handler]
+    finally:
+        context._configure_hooks.pop()
+
+
+def test_the_config_parameter_of_a_tools_code() -> None:
+    """Found by its annotation, under any name."""
+
+    def function(text: str, how: RunnableConfig) -> str:
+        return text
+
+    assert private.config_parameter(function) == "how"
+    assert private.config_parameter(lambda text: text) is None
