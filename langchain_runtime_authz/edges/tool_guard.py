@@ -15,7 +15,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -165,7 +165,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             raise passage.parsed.error
         return passage.parsed
 
-    @functools.wraps(base._run)
+    @_wraps(base._run)
     def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _called(self, _guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
 
@@ -189,7 +189,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     }
     if base._arun is not BaseTool._arun:
 
-        @functools.wraps(base._arun)
+        @_wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
             # A tool without a coroutine of its own goes on to `_run`, which is asked for its passage.
             if getattr(self, "coroutine", True) is None:
@@ -227,6 +227,25 @@ def _passage(
     return Passage(_guard_of(tool), run, call, ticket, parsed=parsed, config=config, call_id=call_id, settled=settled)
 
 
+def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """`functools.wraps`, with the annotations resolved.
+
+    LangChain looks at the annotations of a tool's code on every call. Resolved, that costs less than
+    the guard adds; unresolved, they are compiled each time.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        wrapped = functools.wraps(code)(function)
+        try:
+            hints = get_type_hints(code, include_extras=True)
+        except Exception:  # noqa: BLE001  (LangChain goes without them too)
+            return wrapped
+        wrapped.__annotations__ = hints
+        return wrapped
+
+    return wrap
+
+
 # --- a tool's own code, called by `run` or by hand ------------------------------------------------
 
 
@@ -236,13 +255,13 @@ def _decided_function(tool: BaseTool, guard: _Guard, raw: Callable[..., Any], na
     wrapped: Any
     if name == "coroutine":
 
-        @functools.wraps(raw)
+        @_wraps(raw)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             return await _acalled(tool, guard, FUNCTION, raw, args, kwargs)
 
     else:
 
-        @functools.wraps(raw)
+        @_wraps(raw)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return _called(tool, guard, FUNCTION, raw, args, kwargs)
 
