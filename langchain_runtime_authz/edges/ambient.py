@@ -12,7 +12,7 @@ and nothing is added. It is synchronous, inline and raises, because asynchronous
 without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
 
 A backstop is less than a guard. It can not change what the tool receives (arguments that parse
-differently each time are denied) or returns (a permit that obliges to redact is a deny, a call that
+differently each time, or that the tool's schema refuses, are denied) or returns (a permit that obliges to redact is a deny, a call that
 ran before has no answer here and is denied), and its calls get no credential.
 
 It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
@@ -99,8 +99,6 @@ def _open(started: StartingTool, run_id: UUID) -> None:
     arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
     decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
     run, call, verdict, settled = decided
-    if call.error is Code.INVALID_ARGUMENTS:
-        raise call.parsed[0].error  # the tool's own words help the model; it would raise them itself
     if isinstance(verdict, Replay):
         verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
     if run is None or isinstance(verdict, Denial):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz.audit.record import mint_record
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
+from langchain_runtime_authz.errors import Code, CredentialError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Run
@@ -33,6 +34,8 @@ def minter(run: Run, judged: Judged, jtis: Mapping[str, str], claimed_at: float)
     delegators = tuple(engine.identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1))
 
     def issue(audience: str) -> Credential:
+        if run.over:  # the call never came back, and the run went on without it
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = int(claimed_at + (time.monotonic() - since))
         request = TokenRequest(
             subject=run.subject,

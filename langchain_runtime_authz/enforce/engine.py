@@ -118,6 +118,11 @@ class Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
+    def over(self) -> bool:
+        """Whether it, or a run above it, was closed in this process."""
+        return self.closed or (self.parent is not None and self.parent.over)
+
+    @property
     def guard(self) -> Guard:
         """What a commit of this run demands of the ledger."""
         return Guard(self.jti, self.epoch)

@@ -8,12 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from ._graphs import authz_with, calls_of, deny_only
-from .routes import MODES, PROFILES, ROUTES, Kit, Route, play
+from .routes import PROFILES, ROUTES, Kit, Route, play
 
 LAYERS = ("entry", "guard", "tool_node")
-HERE = [r for r in ROUTES.values() if not r.needs]
-rows = pytest.mark.parametrize("route", HERE, ids=lambda r: r.name)
-modes = pytest.mark.parametrize("mode", MODES)
+
+
+def in_modes(routes: list[Route]) -> pytest.MarkDecorator:
+    """Each route in each form that it has."""
+    return pytest.mark.parametrize(
+        ("route", "mode"), [pytest.param(r, mode, id=f"{r.name}-{mode}") for r in routes for mode in r.modes]
+    )
+
+
+rows = in_modes([r for r in ROUTES.values() if not r.needs])
 
 
 @pytest.fixture(autouse=True)
@@ -50,19 +57,16 @@ def check_all(route: Route, mode: str) -> None:
 
 
 @rows
-@modes
 def test_unenforced_twin(route: Route, mode: str) -> None:
     check_twin(route, mode)
 
 
 @rows
-@modes
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_alone(route: Route, layer: str, mode: str) -> None:
     check_layer(route, layer, mode)
 
 
 @rows
-@modes
 def test_all_layers(route: Route, mode: str) -> None:
     check_all(route, mode)

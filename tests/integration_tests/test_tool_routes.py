@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.attack.routes import MODES, ROUTES, Route
-from tests.attack.test_tool_routes import LAYERS, check_all, check_layer, check_twin
+from tests.attack.routes import ROUTES, Route
+from tests.attack.test_tool_routes import LAYERS, check_all, check_layer, check_twin, in_modes
 
-rows = pytest.mark.parametrize("route", [r for r in ROUTES.values() if r.needs], ids=lambda r: r.name)
-modes = pytest.mark.parametrize("mode", MODES)
+rows = in_modes([r for r in ROUTES.values() if r.needs])
 
 
 @pytest.fixture(autouse=True)
@@ -22,19 +21,16 @@ def _quiet() -> Iterator[None]:
 
 
 @rows
-@modes
 def test_unenforced_twin(route: Route, mode: str) -> None:
     check_twin(route, mode)
 
 
 @rows
-@modes
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_alone(route: Route, layer: str, mode: str) -> None:
     check_layer(route, layer, mode)
 
 
 @rows
-@modes
 def test_all_layers(route: Route, mode: str) -> None:
     check_all(route, mode)

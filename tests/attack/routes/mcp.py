@@ -1,0 +1,91 @@
+"""Tools of an MCP server in a process of its own, through `langchain-mcp-adapters`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from langchain_core.tools import BaseTool
+
+from .._graphs import agent_graph, hand_written, replying
+from . import Bank, Kit, Play, Route
+from .parts import ARGS, PAY, in_node
+
+SERVER = """
+import sys
+from mcp.server.fastmcp import FastMCP
+
+server = FastMCP("bank", log_level="ERROR")
+
+@server.tool(description=sys.argv[2])
+def pay(recipient: str, amount: float) -> str:
+    with open(sys.argv[1], "a") as ran:
+        ran.write(f"{amount}\\n")
+    return "paid"
+
+server.run("stdio")
+"""
+
+
+def connection(ran: Path, description: str = "Pay somebody.") -> dict[str, Any]:
+    """How to start a server that writes what it paid into a file."""
+    return {"transport": "stdio", "command": sys.executable, "args": ["-c", SERVER, str(ran), description]}
+
+
+def paying(kit: Kit, bank: Bank, build: Any) -> Play:
+    """A graph of a server's `pay`, as the kit hands it out."""
+    from langchain_mcp_adapters.client import MultiServerMCPClient
+
+    ran = Path(tempfile.mkdtemp()) / "ran"
+    client = MultiServerMCPClient({"bank": connection(ran)})  # type: ignore[dict-item]
+    (pay,) = asyncio.run(client.get_tools())
+    graph = build(kit, kit.tool(pay))
+
+    async def asynchronous() -> Any:
+        try:
+            return await graph.ainvoke({"messages": [("user", "Pay the bill")]})
+        finally:
+            bank.ran += [("pay", float(line)) for line in ran.read_text().split()] if ran.exists() else []
+            shutil.rmtree(ran.parent)
+
+    return Play(lambda: asyncio.run(asynchronous()), asynchronous, graph)
+
+
+def _in_node(kit: Kit, pay: BaseTool) -> Any:
+    return in_node(kit, lambda _: None, lambda _: pay.ainvoke(ARGS)).graph
+
+
+MCP = ("langchain_mcp_adapters",)
+
+ROUTES = [
+    Route(
+        "mcp",
+        "a tool of an MCP server, in a ToolNode",
+        lambda k, b: paying(k, b, lambda kit, pay: kit.graph(hand_written(replying([PAY]), kit.tool_node([pay])))),
+        closed_by=("entry", "guard", "tool_node"),
+        modes=("async",),
+        needs=MCP,
+    ),
+    Route(
+        "mcp_agent",
+        "a tool of an MCP server, in create_agent",
+        lambda k, b: paying(
+            k, b, lambda kit, pay: kit.graph(agent_graph(replying([PAY]), [pay], middleware=kit.middleware()))
+        ),
+        closed_by=("entry", "guard", "middleware"),
+        modes=("async",),
+        needs=MCP,
+    ),
+    Route(
+        "mcp_in_node",
+        "a tool of an MCP server, called by a node function",
+        lambda k, b: paying(k, b, _in_node),
+        closed_by=("entry", "guard"),
+        modes=("async",),
+        needs=MCP,
+    ),
+]

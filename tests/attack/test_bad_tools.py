@@ -1,0 +1,282 @@
+"""Tools that behave badly: what they raise, return, start and never finish."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
+
+from langchain_runtime_authz import AuthzDenied, ToolProfile, current_credential
+from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import answer_to, authz_with, call, calls_of, deny_only, hand_written, human, replying
+
+THREAD = {"configurable": {"thread_id": "t"}}
+CALL = call("probe", {"text": "x"}, "call-probe")
+PROFILES = {
+    "probe": ToolProfile(effect="pay", sink="external", audience=("https://bank.example",)),
+    "other": ToolProfile(effect="write", sink="internal"),
+}
+
+
+def probing(act: Any, name: str = "probe", **options: Any) -> BaseTool:
+    """A tool of one text, in both forms."""
+
+    async def aact(text: str) -> Any:
+        out = act(text)
+        return await out if asyncio.iscoroutine(out) else out
+
+    def sync(text: str) -> Any:
+        return act(text)
+
+    return StructuredTool.from_function(sync, aact, name=name, description="Probe.", **options)
+
+
+def ends(authz: Any) -> list[str]:
+    """How permitted calls ended."""
+    return [r["state"] for r in authz.audit.records if r["kind"] == "completion"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseException]) -> None:
+    """It passes through as it is, the call is recorded as `unknown`, and the next try does not run it again."""
+    ran: list[str] = []
+
+    def act(text: str) -> str:
+        ran.append(text)
+        raise error
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=PROFILES)
+    graph = authz.protect(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()))
+    with authz.run(subject="alice"), pytest.raises(error):
+        graph.invoke(human(), THREAD)
+    assert ends(authz) == ["unknown"]
+    with authz.run(subject="alice"):
+        state = graph.invoke(None, THREAD)
+    assert ran == ["x"]
+    assert "outcome is unknown" in answer_to(state["messages"], "call-probe").content
+
+
+async def test_a_call_that_is_cancelled_is_unknown() -> None:
+    """Whoever stops waiting, the record is written, and the lease is over."""
+    started = asyncio.Event()
+
+    async def hang(text: str) -> str:
+        started.set()
+        await asyncio.sleep(60)
+        return "never"
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=PROFILES)
+    graph = authz.protect(hand_written(replying([CALL]), [probing(hang)]))
+    async with authz.run(subject="alice"):
+        running = asyncio.create_task(graph.ainvoke(human()))
+        await asyncio.wait_for(started.wait(), 10)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert ends(authz) == ["unknown"]
+    (request,) = calls_of(pdp)
+    assert authz.ledger.status("default", request.context.lease.jti) == "ended"
+
+
+async def test_a_tool_that_does_not_return_in_time() -> None:
+    """The graph gives up, the run ends: what the tool's thread does later has no credential and is denied."""
+    go, got = threading.Event(), []
+
+    def hang(text: str) -> str:
+        go.wait(30)
+        try:
+            got.append(current_credential().audience)
+        except CredentialError as error:
+            got.append(error.code)
+        try:
+            got.append(other.invoke({"text": "late"}))
+        except AuthzDenied as denied:
+            got.append(denied.code)
+        return "late"
+
+    ran: list[str] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=PROFILES)
+    other = probing(ran.append, "other")
+    alone = StructuredTool.from_function(hang, name="probe", description="Hang.")  # in a thread, on an async road
+    graph = authz.protect(hand_written(replying([CALL]), [alone]))
+    graph.step_timeout = 0.3
+    async with authz.run(subject="alice"):
+        with pytest.raises(TimeoutError):
+            await graph.ainvoke(human())
+    go.set()
+    while len(got) < 2:
+        await asyncio.sleep(0.01)
+    assert got == ["credential_unavailable", "lease_ended"]
+    assert ran == []
+    assert ends(authz) == ["unknown"]
+
+
+@pytest.mark.parametrize("shape", ["thread", "task"])
+def test_what_a_tool_starts_and_leaves_behind(shape: str) -> None:
+    """A thread or task with the tool's context: another tool in it is decided; the call's credential is over."""
+    got: list[str] = []
+    ran: list[str] = []
+    over = threading.Event()
+    left: list[Any] = []
+    other = probing(ran.append, "other")
+
+    def later() -> None:
+        try:
+            got.append(current_credential().audience)
+        except CredentialError as error:
+            got.append(error.code)
+        try:
+            other.invoke({"text": "later"})
+        except AuthzDenied as denied:
+            got.append(denied.code)
+
+    def start(text: str) -> str:
+        context = copy_context()
+        left.append(threading.Thread(target=lambda: (over.wait(10), context.run(later))))
+        left[0].start()
+        return "started"
+
+    async def astart(text: str) -> str:
+        async def wait() -> None:
+            while not over.is_set():
+                await asyncio.sleep(0.001)
+            later()
+
+        left.append(asyncio.create_task(wait()))
+        return "started"
+
+    pdp = deny_only("other")
+    authz = authz_with(pdp, profiles=PROFILES)
+    graph = authz.protect(hand_written(replying([CALL]), [probing(start if shape == "thread" else astart)]))
+
+    async def play() -> None:
+        await graph.ainvoke(human())
+        over.set()
+        await left[0]
+
+    with authz.run(subject="alice"):
+        if shape == "thread":
+            graph.invoke(human())
+            over.set()
+            left[0].join()
+        else:
+            asyncio.run(play())
+    assert got == ["credential_unavailable", "lease_ended"]
+    assert ran == []
+
+
+class Odd:
+    """Neither text nor JSON."""
+
+    def __str__(self) -> str:
+        return "odd"
+
+
+class Worse:
+    """Nothing that can be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def _deep() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(500):
+        value = [value]
+    return value
+
+
+RESULTS: dict[str, Any] = {
+    "none": lambda: None,
+    "object": Odd,
+    "object that can not be shown": Worse,
+    "bytes": lambda: b"\xff\x00",
+    "set": lambda: {1},
+    "nan": lambda: float("nan"),
+    "surrogate": lambda: "\ud800",
+    "generator": lambda: (i for i in range(3)),
+    "deep": _deep,
+    "tuple": lambda: (1, "two"),
+    "message": lambda: ToolMessage("own", tool_call_id="call-probe"),
+    "foreign message": lambda: ToolMessage("own", tool_call_id="another"),
+    "error message": lambda: ToolMessage("own", tool_call_id="call-probe", status="error"),
+    "class": lambda: Odd,
+    "exception": lambda: ValueError("returned"),
+}
+
+
+def _outcome(graph: Any) -> tuple[str, str]:
+    try:
+        messages = graph.invoke(human())["messages"]
+    except Exception as error:
+        return "raised", type(error).__name__
+    answers = [m for m in messages if isinstance(m, ToolMessage)]
+    return "answered", re.sub(r"0x\w+", "", repr([(m.content, m.status, m.tool_call_id, type(m.artifact).__name__) for m in answers]))
+
+
+@pytest.mark.parametrize("artifact", [False, True])
+@pytest.mark.parametrize("result", RESULTS)
+def test_odd_results_come_through_as_without_us(result: str, artifact: bool) -> None:
+    """Whatever a tool returns: the same answer or the same error, one decision, and a record of its end."""
+
+    def act(text: str) -> Any:
+        return ("content", RESULTS[result]()) if artifact else RESULTS[result]()
+
+    options = {"response_format": "content_and_artifact"} if artifact else {}
+    stock = _outcome(hand_written(replying([CALL]), [probing(act, **options)]))
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=PROFILES)
+    graph = authz.protect(hand_written(replying([CALL]), [probing(act, **options)]))
+    with authz.run(subject="alice"):
+        ours = _outcome(graph)
+    assert ours == stock
+    assert len(calls_of(pdp)) == 1
+    assert len(ends(authz)) == 1
+
+
+@pytest.mark.parametrize("handled", [True, "sorry", lambda e: "handled"], ids=["true", "text", "function"])
+def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
+    """`handle_tool_error`: the answer is the tool's own, and the call counts as failed."""
+
+    def act(text: str) -> str:
+        raise ToolException("boom")
+
+    authz = authz_with(StaticPDP(True), profiles=PROFILES)
+    graph = authz.protect(hand_written(replying([CALL]), [probing(act, handle_tool_error=handled)]))
+    with authz.run(subject="alice"):
+        state = graph.invoke(human())
+    assert answer_to(state["messages"], "call-probe").status == "error"
+    assert ends(authz) == ["failed"]
+
+
+def test_a_tool_that_asks_twice_runs_once() -> None:
+    """Its own questions keep their answers, and its effect happens once."""
+    ran: list[Any] = []
+
+    def act(text: str) -> str:
+        first, second = interrupt("first"), interrupt("second")
+        ran.append((first, second))
+        return "ok"
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=PROFILES)
+    graph = authz.protect(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()))
+    with authz.run(subject="alice"):
+        graph.invoke(human(), THREAD)
+        graph.invoke(Command(resume="a"), THREAD)
+        graph.invoke(Command(resume="b"), THREAD)
+    assert ran == [("a", "b")]
+    assert ends(authz) == ["suspended", "suspended", "done"]
