@@ -117,11 +117,11 @@ async def test_a_tool_that_does_not_return_in_time() -> None:
         with pytest.raises(TimeoutError):
             await graph.ainvoke(human())
     go.set()
-    while len(got) < 2:
+    while not ends(authz):
         await asyncio.sleep(0.01)
     assert got == ["credential_unavailable", "lease_ended"]
     assert ran == []
-    assert ends(authz) == ["unknown"]
+    assert ends(authz) == ["done"]  # it was permitted, and it came back in the end
 
 
 @pytest.mark.parametrize("shape", ["thread", "task"])

@@ -168,7 +168,7 @@ def unguarded(authz: RuntimeAuthz, tool: BaseTool) -> Any:
     return act
 
 
-ROADS = {"guard": (guarded, 120), "tool_node": (in_tool_node, 30), "backstop": (unguarded, 30)}
+ROADS = {"guard": (guarded, 100), "tool_node": (in_tool_node, 15), "backstop": (unguarded, 15)}
 
 
 @pytest.mark.parametrize("road", ROADS)
