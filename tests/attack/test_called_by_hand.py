@@ -18,6 +18,7 @@ from langchain_runtime_authz.testing import StaticPDP
 from ._graphs import PAID, PAY, PROFILES, authz_with, calls_of, deny_only, human, in_run, node_graph, pay_tool, reasons
 
 ARGS = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
+BARE = {"pay": ToolProfile(effect="pay", sink="external")}
 ROADS = ("func", "coroutine", "_run", "_arun")
 roads = pytest.mark.parametrize("road", ROADS)
 
@@ -189,7 +190,7 @@ class Plain(BaseTool):
 def test_config_and_callbacks_are_injected_as_before() -> None:
     """The framework finds the parameters of the code under our functions, and they are no part of the decision."""
     pdp = StaticPDP(True)
-    authz = authz_with(pdp)
+    authz = authz_with(pdp, profiles=BARE)
     plain = authz.guard(Plain())
     with authz.run(subject="alice"):
         plain.invoke({"recipient": "bob"}, {"tags": ["x"]})
@@ -208,7 +209,7 @@ def test_injected_arguments_are_no_part_of_the_decision() -> None:
         return "paid"
 
     pdp = StaticPDP(True)
-    authz = authz_with(pdp)
+    authz = authz_with(pdp, profiles=BARE)
     guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
     with authz.run(subject="alice"):
         guarded.func("bob", user=object(), config={"tags": []})
@@ -309,7 +310,7 @@ def test_a_single_input_tool_by_hand() -> None:
     """`Tool` takes one text."""
     ran: list[str] = []
     pdp = StaticPDP(True)
-    authz = authz_with(pdp)
+    authz = authz_with(pdp, profiles=BARE)
     say: Any = authz.guard(Tool("pay", lambda text: ran.append(text) or "said", "Say."))
     with authz.run(subject="alice"):
         assert say.func("hello") == "said"
