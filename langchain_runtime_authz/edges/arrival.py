@@ -106,13 +106,14 @@ def arrival(
     """A call of `tool.run` with what it was sent, which `parser` (the tool's own) makes its arguments of."""
     sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
     one = held()
+    if one is not None and one.call.call_id != call_id:
+        one = None  # a call that a wrapper makes on its own; the gate's verdict waits for the gate's call
     if one is not None and not one.used:
         one.used = True
         call = one.call
         if (
             call.tool_ref is tool
             and call.tool == tool.name
-            and call.call_id == call_id
             and call.parsed[1] == sent
             and unchanged(call, facts.injected)
         ):

@@ -365,3 +365,31 @@ def test_code_called_by_hand_in_a_node_function(permit: bool) -> None:
     assert {tuple(r.context.agent.path) for r in calls_of(pdp) if r.context.agent is not None} == {("outer",)}
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("permit", [True, False])
+def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permit: bool) -> None:
+    """It is a call of its own, unplanned; the planned one still runs under the gate's one decision."""
+    from langgraph.prebuilt import ToolNode
+
+    from ._graphs import READ, answer_to, hand_written, read_tool, replying
+
+    ran: list[Any] = []
+    pdp = StaticPDP(True) if permit else deny_only("pay")
+    authz = authz_with(pdp)
+    pay = authz.guard(payer(ran)) if guarded else payer(ran)
+
+    def wrap(request: Any, handler: Any) -> Any:
+        try:
+            pay.invoke(ARGS)
+        except AuthzDenied as denied:
+            ran.append(denied.code)
+        return handler(request)
+
+    graph = authz.protect(hand_written(replying([READ]), ToolNode([read_tool(ran)], wrap_tool_call=wrap)))
+    with authz.run(subject="alice"):
+        state = graph.invoke(human())
+    assert ran == [PAID if permit else "no_permit", ("read", "a")]
+    assert answer_to(state["messages"], "call-read").status == "success"
+    planned = {r.resource.id: r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None}
+    assert planned == {"read": True, "pay": False}
+    assert len(calls_of(pdp)) == 2
