@@ -11,9 +11,10 @@ looked at when a tool, model or chain is set up; outside protected runs it then 
 and nothing is added. It is synchronous, inline and raises, because asynchronous handlers and handlers
 without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
 
-A backstop is less than a guard. It can not change what the tool receives (arguments that parse
-differently each time, or that the tool's schema refuses, are denied) or returns (a permit that obliges to redact is a deny, a call that
-ran before has no answer here and is denied), and its calls get no credential.
+A backstop is less than a guard. It can not change what the tool receives: arguments that parse
+differently each time, or that the tool's schema refuses, are denied. It can not change what comes back:
+a permit that obliges to redact is a deny, a call that ran before has no answer here and is denied, and
+its calls get no credential. A start that other code than `BaseTool.run` announces is denied.
 
 It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
 run; `ambient="process"` closes that by denying every unguarded tool outside a run. And it does not
@@ -34,7 +35,8 @@ from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.edges._private import StartingTool, ensure_config, starting_tool
-from langchain_runtime_authz.edges.arrival import Decided, arrival_unguarded
+from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival_unguarded
+from langchain_runtime_authz.edges.calls import unknown
 from langchain_runtime_authz.edges.handle import running
 from langchain_runtime_authz.edges.passage import Passage, answer, current_passage
 from langchain_runtime_authz.edges.plans import note_model_output
@@ -76,8 +78,8 @@ class _Backstop(BaseCallbackHandler):
         """
         started = starting_tool()
         if started is None:
-            raise AuthzDenied(Code.UNKNOWN_TOOL, deny(Code.UNKNOWN_TOOL).decision_id)
-        if not is_guarded(started.tool):
+            _refuse(str((serialized or {}).get("name")))
+        elif not is_guarded(started.tool):
             _open(started, run_id)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
@@ -92,6 +94,14 @@ class _Backstop(BaseCallbackHandler):
         passage = current_passage()
         if passage is not None and passage.of == run_id:
             passage.__exit__(type(error), error, error.__traceback__)
+
+
+def _refuse(name: str) -> None:
+    """Nothing but a name is known of it."""
+    if (run := running()) is None:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    decided = drive(run.engine, Arrival(run, None, unknown(name, None, None, None, {}), {}, None).decide())
+    answer(decided.verdict, None)  # raises
 
 
 def _open(started: StartingTool, run_id: UUID) -> None:

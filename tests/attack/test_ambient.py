@@ -282,6 +282,7 @@ def test_a_tool_that_announces_itself_is_denied(mode: str) -> None:
     with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
         once(graph, mode)
     assert denied.value.code == "unknown_tool"
+    assert reasons(authz, "pay") == ["unknown_tool"]
     assert ran == []
 
 
