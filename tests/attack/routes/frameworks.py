@@ -98,7 +98,7 @@ def _evaluated(code: str, *then: Any) -> Callable[[Kit, Bank], Play]:
     def build(kit: Kit, bank: Bank) -> Play:
         from langchain_quickjs import CodeInterpreterMiddleware
 
-        interpreter = CodeInterpreterMiddleware(ptc=["pay", bank.tool("evil")], mode="call")
+        interpreter = CodeInterpreterMiddleware(ptc=["pay", bank.tool("evil")], mode="call", timeout=60)
         model = scripted(call("eval", {"code": code}, "call-eval"), *then)
         return _deep(kit, model, kit.tools(bank.tool()), middleware=kit.middleware(interpreter))
 
