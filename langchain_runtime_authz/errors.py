@@ -69,6 +69,8 @@ class Code(StrEnum):
     APPROVAL_REJECTED = "approval_rejected"
     APPROVAL_MALFORMED = "approval_malformed"
     APPROVAL_VOID = "approval_void"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_ANSWERED = "approval_answered"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     LEDGER_TIMEOUT = "ledger_timeout"
@@ -139,8 +141,10 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.UNKNOWN_OBLIGATION: "the PDP demands an obligation that this PEP does not know; upgrade or change the policy",
     Code.APPROVAL_UNAVAILABLE: "an approval is needed but nobody can be asked; compile the graph with a checkpointer",
     Code.APPROVAL_REJECTED: "a human rejected the call",
-    Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'reject'} per request",
+    Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'edit'|'reject'|'respond'} per request",
     Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
+    Code.APPROVAL_EXPIRED: "the approval expired before the call was made; plan the call anew, or raise `approvals` in data.json",
+    Code.APPROVAL_ANSWERED: "a human answered in the tool's place, so the call was not made",
     Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
     Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
     Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",

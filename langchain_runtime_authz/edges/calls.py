@@ -5,7 +5,7 @@ What is decided, digested, approved and executed is one and the same parsed obje
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -54,6 +54,7 @@ def describe(
     position: int | None,
     written: Mapping[str, Any] | str,
     sent: Mapping[str, Any] | str,
+    amend: Callable[[str, dict[str, Any]], Call] | None = None,
 ) -> Call:
     """A `Call` for the decision.
 
@@ -67,6 +68,7 @@ def describe(
         position: its place in that message.
         written: the arguments as the model wrote them, for comparison with the plan.
         sent: the arguments without injected ones, for comparison at the guard.
+        amend: gives the call of another tool or arguments in this one's place.
     """
     error: Code | None = None
     parsed: Any
@@ -96,6 +98,7 @@ def describe(
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,
+        amend=amend,
     )
 
 

@@ -14,10 +14,11 @@ from langchain_core.runnables import Runnable
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
-from langchain_runtime_authz.edges._private import ToolNode
+from langchain_runtime_authz.edges._private import ToolNode, ensure_config
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.plans import record_plans
+from langchain_runtime_authz.edges.review import note_review
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.step import decide_step, still_live
 from langchain_runtime_authz.errors import Code
@@ -50,8 +51,10 @@ def _gated_class(base: Any, name: str) -> Any:
         try:
             with run_scope(run):
                 output = base.invoke(self, input, config, **kwargs)
-        except GraphInterrupt:
+        except GraphInterrupt as exc:
             _pause(run)
+            if not holds_gate:
+                drive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
         if not holds_gate:
             drive(run.engine, _leave(run, input, output))
@@ -63,8 +66,10 @@ def _gated_class(base: Any, name: str) -> Any:
         try:
             with run_scope(run):
                 output = await base.ainvoke(self, input, config, **kwargs)
-        except GraphInterrupt:
+        except GraphInterrupt as exc:
             _pause(run)
+            if not holds_gate:
+                await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
         if not holds_gate:
             await adrive(run.engine, _leave(run, input, output))

@@ -32,7 +32,7 @@ from langchain_runtime_authz.credential.leak import scrub
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
 from langchain_runtime_authz.edges._private import counting_questions, injected_names, skip_answers, task_id
 from langchain_runtime_authz.edges.calls import Malformed, describe, unchanged, unknown, without
-from langchain_runtime_authz.edges.deciding import decide_together
+from langchain_runtime_authz.edges.deciding import Settled, decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
 from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
@@ -51,10 +51,11 @@ T = TypeVar("T")
 class Held:
     """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
 
-    __slots__ = ("answers", "call", "paused", "run", "used", "verdict")
+    __slots__ = ("answers", "call", "paused", "replaced", "run", "used", "verdict")
 
-    def __init__(self, run: Run, call: Call, verdict: Verdict, answers: int = 0, *, paused: bool = False) -> None:
-        self.run, self.call, self.verdict, self.answers, self.paused = run, call, verdict, answers, paused
+    def __init__(self, run: Run, settled: Settled) -> None:
+        self.run = run
+        self.call, self.verdict, self.answers, self.paused, self.replaced = settled
         self.used = False
 
 
@@ -419,7 +420,7 @@ class _Undecided:
             self.settled()
         if not isinstance(decided.verdict, Ticket):
             skip_answers(self.config, decided.answers)
-        return run, call, decided.verdict
+        return run, decided.call, decided.verdict
 
     def settled(self) -> None:
         """The call has its answer: an equal one of the same code is another call."""
@@ -459,17 +460,29 @@ def _enter(
     # looked up by the call's id.
     plan_id = held.call.plan_id if held is not None else None
     position = held.call.position if held is not None else None
-    call = describe(
-        tool,
-        facts_of(tool),
-        tool_input,
-        parser=functools.partial(base._parse_input, tool),
-        call_id=call_id,
-        plan_id=plan_id,
-        position=position,
-        written=sent,
-        sent=sent,
-    )
+
+    def described(given: Any) -> Call:
+        return describe(
+            tool,
+            facts_of(tool),
+            given,
+            parser=functools.partial(base._parse_input, tool),
+            call_id=call_id,
+            plan_id=plan_id,
+            position=position,
+            written=_sent(tool, given),
+            sent=_sent(tool, given),
+            amend=amend,
+        )
+
+    def amend(name: str, args: dict[str, Any]) -> Call:
+        if name != tool.name:  # here is only this one
+            return unknown(name, call_id, plan_id, position, args)
+        injected = facts_of(tool).injected
+        own = {k: v for k, v in tool_input.items() if k in injected} if isinstance(tool_input, Mapping) else {}
+        return described({**without(args, injected), **own})
+
+    call = described(tool_input)
     counts = None if held is not None else settled() if opener is None else opener.settled
     return _Undecided(run, opener, call, config, counts)
 

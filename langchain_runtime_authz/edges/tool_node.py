@@ -29,7 +29,13 @@ from langchain_runtime_authz.edges.calls import describe, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
 from langchain_runtime_authz.edges.entry import Entrance
 from langchain_runtime_authz.edges.handle import find_run
-from langchain_runtime_authz.edges.messages import denial_message, planned_message, replay_message
+from langchain_runtime_authz.edges.messages import (
+    denial_message,
+    edit_note,
+    planned_message,
+    replay_message,
+    with_note,
+)
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_guard import Held, facts_of, guard_tool, held_scope, is_guarded
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
@@ -168,7 +174,7 @@ class _Gate(ToolNode):
             if (answer := _answer(held, call, turns.config)) is not None:
                 return answer
             with held_scope(held):
-                return super()._run_one(call, input_type, tool_runtime)
+                return _told(held, super()._run_one(_instead(held, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
@@ -179,7 +185,7 @@ class _Gate(ToolNode):
             if (answer := _answer(held, call, turns.config)) is not None:
                 return answer
             with held_scope(held):
-                return await super()._arun_one(call, input_type, tool_runtime)
+                return _told(held, await super()._arun_one(_instead(held, call), input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         return super()._execute_tool_sync(self._guarded(request), input_type, config)
@@ -250,6 +256,10 @@ class _Message:
         if not is_guarded(tool):  # `tools_by_name` is live: somebody put a tool into it
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, node._authz_profiles)
         sent, facts = call["args"], facts_of(tool)
+
+        def amend(name: str, args: dict[str, Any]) -> Call:
+            return self._describe({**call, "name": name, "args": args}, position)
+
         try:
             injected = node._inject_tool_args(cast("ToolCall", dict(call)), self._runtime(call), tool)["args"]
         except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
@@ -264,6 +274,7 @@ class _Message:
             position=position,
             written=sent,
             sent=without(sent, facts.injected),
+            amend=amend,
         )
 
     def _runtime(self, call: Any) -> Any:
@@ -284,14 +295,14 @@ class _Message:
         """All calls run in this task: one batch, questions first, then tickets."""
         calls = self.describe()
         settled = yield from decide_together(run, calls, self.config)
-        return [Held(run, c, s.verdict, s.answers, paused=s.paused) for c, s in zip(calls, settled, strict=True)]
+        return [Held(run, s) for s in settled]
 
     def take(self, run: Run, batch: _Batch) -> Any:
         """This task's own call out of the message's decisions."""
         calls, judged = batch.calls or [], batch.judged or []
         mine = next(i for i, c in enumerate(calls) if c.position == self.position)
-        verdict = yield from decide_one_of(run, judged, mine, self.config)
-        return [Held(run, calls[mine], verdict)]
+        settled = yield from decide_one_of(run, judged, mine, self.config)
+        return [Held(run, settled)]
 
 
 def _batch(run: Run, plan_id: str | None) -> _Batch:
@@ -337,7 +348,7 @@ def _answer(held: Held | None, call: Any, config: Any) -> ToolMessage | None:
     if not isinstance(verdict, Ticket):
         skip_answers(config, held.answers)
     if isinstance(verdict, Replay):
-        return replay_message(verdict, call.get("id"))
+        return cast("ToolMessage", _told(held, replay_message(verdict, call.get("id"))))
     if isinstance(verdict, Denial):
         # Malformed arguments and unknown names have stock answers that help the model; the tool
         # does not run on that road either: there is no ticket.
@@ -345,6 +356,20 @@ def _answer(held: Held | None, call: Any, config: Any) -> ToolMessage | None:
             return None
         return denial_message(verdict, call.get("id"))
     return None
+
+
+def _instead(held: Held | None, call: Any) -> Any:
+    """What runs: the call, or the one that a human put in its place."""
+    if held is None or not held.call.amends:
+        return call
+    return {**call, "name": held.call.tool, "args": held.call.raw}
+
+
+def _told(held: Held | None, output: Any) -> Any:
+    """The output; where a human put another call in the place of the model's, the model reads so."""
+    if held is None or not held.replaced:
+        return output
+    return with_note(output, edit_note(held.call))
 
 
 def is_gated_tool_node(node: object) -> bool:

@@ -94,6 +94,8 @@ class Run:
     # Tools that a planner, which saw only the human's words, holds needful; `None` without a planner.
     planned: frozenset[str] | None = None
     parent: Run | None = None
+    # The calls of the agents above, (agent path, call id), that wait for what this one does.
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()
     closed: bool = False
     paused: bool = False
     # Corrections that the input could not carry: told with the answers to the calls they made stale.

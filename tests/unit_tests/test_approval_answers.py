@@ -19,7 +19,9 @@ YES, NO = {"type": "approve"}, {"type": "reject"}
 
 
 def ask(key: str, position: int = 0, interrupt: str = "i1") -> Approval:
-    return Approval(key, "sha256:00", 1, position=position, interrupt_id=interrupt)
+    return Approval(
+        key, "sha256:00", 1, position=position, interrupt_id=interrupt, plan_id="m", place=position, tool="pay",
+    )
 
 
 ONE = [ask("a")]
@@ -93,8 +95,16 @@ MALFORMED: list[object] = [
     {"type": None},
     {"type": ["approve"]},
     {"type": {"type": "approve"}},
-    {"type": "edit", "edited_action": {"name": "pay", "args": {}}},
-    {"type": "respond", "message": "x"},
+    {"type": "edit"},
+    {"type": "edit", "edited_action": {"name": "pay"}},
+    {"type": "edit", "edited_action": {"name": "", "args": {}}},
+    {"type": "edit", "edited_action": {"name": 1, "args": {}}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": []}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": {1: 2}}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": {"amount": float("nan")}}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": {"amount": object()}}},
+    {"type": "respond"},
+    {"type": "respond", "message": 1},
     {"type": "accept"},
     {"approve": True},
     {"decision": "approve"},
