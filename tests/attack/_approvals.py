@@ -14,7 +14,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import ScriptedChatModel
 
-from ._graphs import PROFILES, agent_graph, asking, call, hand_written, human, pay_tool, replying, writing_tool
+from ._graphs import PROFILES, agent_graph, asking, call, hand_written, human, pay_tool, writing_tool
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
@@ -80,12 +80,13 @@ def deep(model: ScriptedChatModel, tools: Any, *, checkpointer: Any = None, **op
     return create_deep_agent(model=task, tools=[], subagents=[child], checkpointer=checkpointer, **options)
 
 
-def _once(first: dict[str, Any]) -> ScriptedChatModel:
-    """One call, then the end; by the messages, so that a restarted process goes on with it."""
+def _once(*calls: dict[str, Any]) -> ScriptedChatModel:
+    """One message of calls, then the end; by the messages, so that a restarted process goes on with it."""
+    mine = {c["id"] for c in calls}
 
     def respond(messages: list[Any]) -> AIMessage:
-        done = any(isinstance(m, AIMessage) and any(c["id"] == first["id"] for c in m.tool_calls) for m in messages)
-        return AIMessage("done") if done else AIMessage("", tool_calls=[first])
+        done = any(isinstance(m, AIMessage) and any(c["id"] in mine for c in m.tool_calls) for m in messages)
+        return AIMessage("done") if done else AIMessage("", tool_calls=list(calls))
 
     return ScriptedChatModel(script=[respond] * 50)
 
@@ -115,7 +116,7 @@ class Scene:
 
     def build(self) -> Any:
         build = {**BUILDERS, **FRAMEWORKS}[self.kind]
-        return build(replying(self.plan), [pay_tool(self.ran), writing_tool(self.ran)], checkpointer=self.saver())
+        return build(_once(*self.plan), [pay_tool(self.ran), writing_tool(self.ran)], checkpointer=self.saver())
 
     def start(self) -> None:
         """A new process: new graph, new instance; the ledger and the checkpoints are what is left."""
