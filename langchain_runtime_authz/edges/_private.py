@@ -7,6 +7,7 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -72,6 +73,9 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+_GRAPHS_PER_TOOL: Final = 10_000
+
+
 def can_ask(config: Mapping[str, Any]) -> bool:
     """Whether an interrupt raised under `config` can be answered: there is a checkpointer."""
     return bool((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER))
@@ -90,8 +94,13 @@ def interrupt_id(config: Mapping[str, Any]) -> str:
     return _interrupt_id(ns, len(scratchpad.resume) if scratchpad is not None else 0)
 
 
-def counting_questions(config: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """`config` for one tool, and the numbers of the `interrupt` calls that the tool makes under it."""
+def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
+    """`config` for one tool, and the numbers of the `interrupt` calls that the tool makes under it.
+
+    `place` is the tool's among several of one task. LangGraph numbers the graphs that are called in a
+    task as they come, and each finds its checkpoints under its number: so every tool counts its own,
+    or the graph of one would go on with the state of another, whose tool ran before and does not now.
+    """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []
@@ -103,7 +112,10 @@ def counting_questions(config: dict[str, Any]) -> tuple[dict[str, Any], list[int
         asked.append(number)
         return number
 
-    own = dataclasses.replace(scratchpad, interrupt_counter=counted)
+    graphs = scratchpad.subgraph_counter
+    if place is not None:
+        graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
+    own = dataclasses.replace(scratchpad, interrupt_counter=counted, subgraph_counter=graphs)
     return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
 
 

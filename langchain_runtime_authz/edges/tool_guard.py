@@ -51,10 +51,10 @@ T = TypeVar("T")
 class Held:
     """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
 
-    __slots__ = ("answers", "call", "paused", "replaced", "run", "used", "verdict")
+    __slots__ = ("answers", "call", "paused", "place", "replaced", "run", "used", "verdict")
 
-    def __init__(self, run: Run, settled: Settled) -> None:
-        self.run = run
+    def __init__(self, run: Run, settled: Settled, place: int | None = None) -> None:
+        self.run, self.place = run, place
         self.call, self.verdict, self.answers, self.paused, self.replaced = settled
         self.used = False
 
@@ -95,10 +95,12 @@ class _Guard:
 class _Passage:
     """One permitted run of a tool: opened by `run`/`arun`, used once by `_run`/`_arun`."""
 
-    __slots__ = ("asked", "entered", "leaked", "nested", "parsed", "returned", "run", "ticket", "tool")
+    __slots__ = ("asked", "entered", "leaked", "nested", "parsed", "place", "returned", "run", "ticket", "tool")
 
     def __init__(self, tool: BaseTool, run: Run, ticket: Ticket | None, parsed: Any) -> None:
         self.tool, self.run, self.ticket, self.parsed = tool, run, ticket, parsed
+        held = _held.get()
+        self.place = held.place if held is not None else None
         self.asked: list[int] = []
         self.entered = False
         self.nested = False
@@ -271,7 +273,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
         state, output = "unknown", None
         try:
-            config, passage.asked = counting_questions(config)
+            config, passage.asked = counting_questions(config, passage.place)
             with _around(passage, call, tool_call_id):
                 output = base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
             state = _state(output)
@@ -303,7 +305,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         passage = _passage_of(self, run_, call, verdict, tool_input, tool_call_id, base)
         state, output = "unknown", None
         try:
-            config, passage.asked = counting_questions(config)
+            config, passage.asked = counting_questions(config, passage.place)
             with _around(passage, call, tool_call_id):
                 output = await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
             state = _state(output)

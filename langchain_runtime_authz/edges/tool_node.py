@@ -295,7 +295,7 @@ class _Message:
         """All calls run in this task: one batch, questions first, then tickets."""
         calls = self.describe()
         settled = yield from decide_together(run, calls, self.config)
-        return [Held(run, s) for s in settled]
+        return [Held(run, s, place) for place, s in enumerate(settled)]
 
     def take(self, run: Run, batch: _Batch) -> Any:
         """This task's own call out of the message's decisions."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._approvals import (
@@ -18,7 +16,6 @@ from ._approvals import (
     BOB,
     BUILDERS,
     EVE,
-    FIVE,
     FOUR,
     ONE_TASK,
     REJECT,
@@ -30,7 +27,7 @@ from ._approvals import (
     payment,
     resume,
 )
-from ._graphs import ASK, answer_to, asking, assert_went_on, call, calls_of, reasons
+from ._graphs import ASK, answer_to, asking, assert_went_on, calls_of, reasons
 
 kinds = pytest.mark.parametrize("kind", list(BUILDERS))
 ways = pytest.mark.parametrize("go", ["sync", "async"])
