@@ -59,6 +59,7 @@ class Code(StrEnum):
     STALE_EPOCH = "stale_epoch"
     PLAN_CHANGED = "plan_changed"
     GRANT_EXCEEDED = "grant_exceeded"
+    PROVIDER_TOOL = "provider_tool"
     BUDGET_EXHAUSTED = "budget_exhausted"
     RATE_EXCEEDED = "rate_exceeded"
     CALL_IN_PROGRESS = "call_in_progress"
@@ -103,6 +104,7 @@ class Code(StrEnum):
     TOO_DEEP = "too_deep"
     STEP_BUDGET = "step_budget"
     TIME_BUDGET = "time_budget"
+    MODEL = "model"
     UNKNOWN_ACTION = "unknown_action"
     # Credentials and configuration.
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
@@ -133,6 +135,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.STALE_EPOCH: "the task changed after this step was planned; plan again",
     Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_EXCEEDED: "the step lies outside the grant that was delegated; widen the grant where it was given",
+    Code.PROVIDER_TOOL: "the model is shown a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which takes it out",
     Code.BUDGET_EXHAUSTED: "the grant's budget is spent; give a larger one",
     Code.RATE_EXCEEDED: "the rate limit of the policy is reached; wait or raise the limit in data.json",
     Code.CALL_IN_PROGRESS: "the same call is already under way; wait for its result",
@@ -176,6 +179,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.TOO_DEEP: "the agent is delegated too deep for this policy; flatten the graph or raise `anomaly.max_depth`",
     Code.STEP_BUDGET: "this entry took as many steps as the policy bears; enter the graph anew",
     Code.TIME_BUDGET: "this entry took as long as the policy bears; enter the graph anew",
+    Code.MODEL: "the policy does not list the model or its provider; add it to `models` in data.json",
     Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type",
     Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
     Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",

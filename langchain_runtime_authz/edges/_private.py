@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
@@ -48,6 +49,7 @@ __all__ = [
     "injected_names",
     "interrupt_id",
     "is_task",
+    "model_params",
     "node_of_task",
     "reset_node",
     "skip_answers",
@@ -69,6 +71,7 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
         "_validate_tool_call",
         "_tools_by_name",
     ),
+    "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
     "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
 }
 
@@ -156,6 +159,14 @@ def takes_no_arguments(tool: BaseTool) -> bool:
     """`BaseTool` calls such a tool with nothing, whatever it was sent, and parses nothing."""
     schema = tool.args_schema
     return isinstance(schema, type) and is_basemodel_subclass(schema) and not get_fields(schema)
+
+
+def model_params(model: Any) -> tuple[str, str | None]:
+    """Name and provider of a chat model, as LangChain itself gives them to a call's metadata."""
+    bound = getattr(model, "bound", model)
+    named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
+    provider = named.get("ls_provider")
+    return str(named.get("ls_model_name") or type(bound).__name__), provider if isinstance(provider, str) else None
 
 
 def reset_node(node: PregelNode) -> None:

@@ -4,7 +4,7 @@ LangChain's public `register_configure_hook` can not be undone, so it is called 
 the first `protect`. The handler keeps nothing: it dispatches by the run of the gate around the
 current code, so instances do not meet here, and outside protected runs it does nothing.
 
-Today it records what models return (`plan.source`). It is synchronous, inline and raises, because
+It decides model calls, and records what models return (`plan.source`). It is synchronous, inline and raises, because
 asynchronous handlers and handlers without `raise_error` are swallowed.
 """
 
@@ -20,6 +20,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.edges.handle import running
+from langchain_runtime_authz.edges.models import decide_shown
 from langchain_runtime_authz.edges.plans import note_model_output
 
 __all__ = ["install"]
@@ -33,6 +34,17 @@ class _Ambient(BaseCallbackHandler):
     ignore_retriever = True
     ignore_retry = True
     ignore_custom_event = True
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+        """Decide a model call inside a gated node, unless our middleware has."""
+        if (run := running()) is not None:
+            given = messages[0] if messages else []
+            decide_shown(run, serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
+
+    def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
+        """The same for a model that takes text."""
+        if (run := running()) is not None:
+            decide_shown(run, serialized, [], kwargs.get("metadata"), kwargs.get("invocation_params"))
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         """Remember the calls that a model returned inside a gated node."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -32,6 +32,7 @@ from langchain_runtime_authz.authzen import (
     LeaseContext,
     Obligation,
     PlanContext,
+    PromptContext,
     Resource,
     TaskContext,
     deny,
@@ -87,6 +88,11 @@ __all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude",
 _log = logging.getLogger(__name__)
 
 MAX_LABEL: Final = 128
+_CALL_OBLIGATIONS: Final = frozenset(("redact", "require_approval", "rate_limit", "revoke", "rotate"))
+_STEP_OBLIGATIONS: Final = {
+    False: frozenset(("require_approval", "rate_limit", "revoke")),
+    True: frozenset(("require_approval", "rate_limit", "revoke", "withhold_tools")),
+}
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
     "answered": Code.APPROVAL_ANSWERED,
@@ -244,7 +250,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     judged = []
     for i, (call, key) in enumerate(zip(calls, keys, strict=True)):
         replay = replays[i] and refusals[i] is None
-        decision = refusals[i] or (deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided)))
+        decision = refusals[i] or (deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided), _CALL_OBLIGATIONS))
         judged.append(
             Judged(
                 call=call,
@@ -515,6 +521,7 @@ def _context(
     plan: PlanContext | None = None,
     call: CallContext | None = None,
     approval: ApprovalContext | None = None,
+    prompt: PromptContext | None = None,
 ) -> Context:
     task = snapshot.task
     return Context(
@@ -544,12 +551,13 @@ def _context(
         plan=plan,
         call=call,
         approval=approval,
+        prompt=prompt,
     )
 
 
-def _understood(decision: Decision) -> Decision:
-    """A decision whose obligations this PEP can carry out; otherwise a deny that still carries the rest."""
-    known = [o for o in decision.obligations if demands(o) is not None]
+def _understood(decision: Decision, able: Collection[str]) -> Decision:
+    """A decision whose obligations are carried out here; otherwise a deny that still carries the rest."""
+    known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
     return decision.model_copy(
@@ -794,8 +802,9 @@ def decide_step(
     resource: Resource,
     *,
     extra: Callable[[Decision], Sequence[Change]] | None = None,
+    prompt: PromptContext | None = None,
 ) -> Flow[Decision]:
-    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `node/enter`. Never raises.
+    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
 
     `extra` gives changes to commit with a permit.
     """
@@ -814,11 +823,13 @@ def decide_step(
                 subject=run.subject,
                 action=Action(name=action),  # type: ignore[arg-type]
                 resource=resource,
-                context=_context(run, snapshot),
+                context=_context(run, snapshot, prompt=prompt),
             )
             body = serialise(request)
-            decision = _understood((yield Evaluate([request], [body]))[0])
+            decision = _understood((yield Evaluate([request], [body]))[0], _STEP_OBLIGATIONS[action == "model/call"])
         changes = list(extra(decision)) if extra is not None and decision.permit else []
+        if decision.permit:
+            changes += [change for o in decision.obligations if (change := demands(o)) and change is not True]
         if any(o.type == "revoke" for o in decision.obligations):
             changes.append(Revoke(run.agent))
         if not decision.permit:
