@@ -7,6 +7,7 @@ enforced. `RuntimeAuthz` is the way in; see the README.
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
@@ -19,12 +20,16 @@ from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.pdp.base import PDP
 from langchain_runtime_authz.profile import ToolProfile, profile
 
+if TYPE_CHECKING:
+    from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+
 __all__ = [
     "PDP",
     "AlreadyProtected",
     "AuthzDenied",
     "AuthzError",
     "AuthzHalt",
+    "AuthzMiddleware",
     "AuthzToolNode",
     "Constraint",
     "CoverageReport",
@@ -38,3 +43,13 @@ __all__ = [
 ]
 
 __version__ = version("langchain-runtime-authz")
+
+
+def __getattr__(name: str) -> Any:
+    # `langchain` is optional, and heavy: it is imported where its middleware is used.
+    if name == "AuthzMiddleware":
+        from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+
+        return AuthzMiddleware
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
@@ -40,6 +41,7 @@ __all__ = [
     "PregelNode",
     "RunnableCallable",
     "ToolNode",
+    "answer_given",
     "answers_left",
     "can_ask",
     "closure_values",
@@ -48,6 +50,7 @@ __all__ = [
     "ensure_graph_config",
     "injected_names",
     "interrupt_id",
+    "is_innermost",
     "is_task",
     "model_params",
     "node_of_task",
@@ -76,6 +79,10 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
+_INNERMOST: Final = (
+    "ToolNode._run_one.<locals>.execute",
+    "ToolNode._arun_one.<locals>.execute",
+)
 _GRAPHS_PER_TOOL: Final = 10_000
 
 
@@ -122,6 +129,24 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
 
 
+def answer_given(config: Mapping[str, Any]) -> tuple[str | None, Any] | None:
+    """What a resumed task was answered: its interrupt's id and the value; no id for a plain resume value."""
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None:
+        return None
+    if scratchpad.resume:
+        ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
+        return _interrupt_id(ns, len(scratchpad.resume) - 1), scratchpad.resume[-1]
+    plain = scratchpad.get_null_resume(False)
+    return None if plain is None else (None, plain)
+
+
+def is_innermost(handler: object) -> bool:
+    """Whether the handler that a `wrap_tool_call` was given is the tool node's own: no other wrapper comes after it."""
+    return getattr(handler, "__qualname__", "") in _INNERMOST
+
+
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:
     """Whether the task of `config` has answers beyond the first `taken`: they are for its later questions."""
     scratchpad = (config.get("configurable") or {}).get(CONFIG_KEY_SCRATCHPAD)
@@ -163,7 +188,7 @@ def takes_no_arguments(tool: BaseTool) -> bool:
 
 def model_params(model: Any) -> tuple[str, str | None]:
     """Name and provider of a chat model, as LangChain itself gives them to a call's metadata."""
-    bound = getattr(model, "bound", model)
+    bound = model.bound if isinstance(model, RunnableBinding) else model
     named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
     provider = named.get("ls_provider")
     return str(named.get("ls_model_name") or type(bound).__name__), provider if isinstance(provider, str) else None

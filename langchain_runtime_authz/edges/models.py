@@ -16,7 +16,7 @@ from langchain_runtime_authz.enforce.engine import Run, drive
 from langchain_runtime_authz.enforce.model import ModelCall, decide_model, shown
 from langchain_runtime_authz.facts.task import content_digest
 
-__all__ = ["call_of_request", "decided_scope", "decide_shown", "is_provider_tool", "tool_names"]
+__all__ = ["call_of_request", "decide_shown", "decided_scope", "is_provider_tool", "tool_names"]
 
 
 class _Decided(NamedTuple):
@@ -114,12 +114,16 @@ def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], met
     metadata, params = metadata or {}, params or {}
     named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
     kind = (serialized or {}).get("id") or [(serialized or {}).get("name") or ""]
-    tools = [*_list(params.get("tools")), *_list(params.get("functions")), *_list((params.get("toolConfig") or {}).get("tools"))]
+    tools = [
+        *_list(params.get("tools")),
+        *_list(params.get("functions")),
+        *_list((params.get("toolConfig") or {}).get("tools")),
+    ]
     call = _call(str(named or kind[-1]), metadata.get("ls_provider"), tools, messages)
     ready = _decided.get()
-    if ready is not None and ready.run is run and ready.model == call.model:
-        if ready.provider_tools.issuperset(call.provider_tools):
-            return
+    ours = ready is not None and ready.run is run and ready.model == call.model
+    if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
+        return
     decision = shown(drive(run.engine, decide_model(run, call)), call)
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)

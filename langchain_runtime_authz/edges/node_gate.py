@@ -14,7 +14,7 @@ from langchain_core.runnables import Runnable
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
-from langchain_runtime_authz.edges._private import ToolNode, ensure_config
+from langchain_runtime_authz.edges._private import ToolNode, ensure_config, task_id
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.plans import record_plans
@@ -49,10 +49,10 @@ def _gated_class(base: Any, name: str) -> Any:
         run = _run_of(config)
         drive(run.engine, _enter(run, name, holds_gate))
         try:
-            with run_scope(run):
+            with run_scope(run, task_id(config or {})):
                 output = base.invoke(self, input, config, **kwargs)
         except GraphInterrupt as exc:
-            _pause(run)
+            run.pause()
             if not holds_gate:
                 drive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
@@ -64,10 +64,10 @@ def _gated_class(base: Any, name: str) -> Any:
         run = _run_of(config)
         await adrive(run.engine, _enter(run, name, holds_gate))
         try:
-            with run_scope(run):
+            with run_scope(run, task_id(config or {})):
                 output = await base.ainvoke(self, input, config, **kwargs)
         except GraphInterrupt as exc:
-            _pause(run)
+            run.pause()
             if not holds_gate:
                 await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
@@ -143,9 +143,3 @@ def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:
     except Exception as exc:
         # Nothing of an output whose plan is not recorded may take effect.
         raise AuthzHalt(Code.LEDGER_UNAVAILABLE, deny(Code.LEDGER_UNAVAILABLE).decision_id) from exc
-
-
-def _pause(run: Run | None) -> None:
-    while run is not None:
-        run.paused = True
-        run = run.parent

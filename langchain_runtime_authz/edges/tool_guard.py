@@ -43,7 +43,7 @@ from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, 
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code
 from langchain_runtime_authz.telemetry import execute_tool_span
 
-__all__ = ["Held", "facts_of", "guard_tool", "held_scope", "is_guarded"]
+__all__ = ["Held", "facts_of", "guard_tool", "held_scope", "holds", "is_guarded"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,12 @@ class Held:
 
 
 _held: ContextVar[Held | None] = ContextVar("langchain_runtime_authz.held", default=None)
+
+
+def holds() -> bool:
+    """Whether a gate in front has decided the call that is being made."""
+    held = _held.get()
+    return held is not None and not held.used
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,7 +42,9 @@ from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
 
-__all__ = ["AuthzToolNode", "gate_tool_node", "is_gated_tool_node"]
+__all__ = ["AuthzToolNode", "CallGate", "gate_tool_node", "is_gated_tool_node"]
+
+MAX_TOOL_SETS = 64  # that one middleware keeps a gate for
 
 
 @dataclass(slots=True)
@@ -199,6 +201,69 @@ class _Gate(ToolNode):
         if isinstance(tool, BaseTool) and not is_guarded(tool):
             return request.override(tool=guard_tool(tool, self._authz_profiles))
         return request
+
+
+class CallGate:
+    """The same gate for middleware, which is handed one call at a time, of a graph that is not gated."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], _Gate]] = {}
+
+    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Decide the call that `request` holds, with its message's others, and make it."""
+        message = self._message(request)
+        gate = message.node
+        (held,) = drive(run.engine, message.decide(run)) if message.together else gate._share(run, message)
+        try:
+            if (answer := _answer(held, message.calls[0], message.config)) is not None:
+                return answer
+            with held_scope(held):
+                return _told(held, handler(_request(held, request)))
+        finally:
+            for one in _unused([held]):
+                drive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
+
+    async def acall(self, run: Run, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Like `call`."""
+        message = self._message(request)
+        gate = message.node
+        if message.together:
+            (held,) = await adrive(run.engine, message.decide(run))
+        else:
+            (held,) = await gate._ashare(run, message)
+        try:
+            if (answer := _answer(held, message.calls[0], message.config)) is not None:
+                return answer
+            with held_scope(held):
+                return _told(held, await handler(_request(held, request)))
+        finally:
+            for one in _unused([held]):
+                await adrive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
+
+    def _message(self, request: Any) -> _Message:
+        runtime, call = request.runtime, request.tool_call
+        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
+        if isinstance(request.tool, BaseTool):
+            # By what would run: middleware in front may have put another tool in the named one's place.
+            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
+            if not any(t is request.tool for t in tools):
+                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
+        # Kept together with its tools, so that their identities stay theirs.
+        key = tuple(id(t) for t in tools)
+        if key not in self._nodes:
+            if len(self._nodes) >= MAX_TOOL_SETS:
+                self._nodes.clear()
+            self._nodes[key] = (tools, cast("_Gate", _equip(_Gate(tools), self._profiles)))
+        node = self._nodes[key][1]
+        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
+        return _Message(node, given, runtime.config, runtime, alone=False)
+
+
+def _request(held: Held, request: Any) -> Any:
+    """The request with the guarded tool, and with the call that a human put in its place."""
+    tool = held.call.tool_ref if isinstance(held.call.tool_ref, BaseTool) else request.tool
+    return request.override(tool=tool, tool_call=_instead(held, request.tool_call))
 
 
 class _Message:

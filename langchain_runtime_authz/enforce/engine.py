@@ -118,6 +118,13 @@ class Run:
     batches: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def pause(self) -> None:
+        """A human is asked: the run, and those above it, end as suspended."""
+        run: Run | None = self
+        while run is not None:
+            run.paused = True
+            run = run.parent
+
     @property
     def guard(self) -> Guard:
         """What a commit of this run demands of the ledger."""

@@ -250,7 +250,9 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     judged = []
     for i, (call, key) in enumerate(zip(calls, keys, strict=True)):
         replay = replays[i] and refusals[i] is None
-        decision = refusals[i] or (deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided), _CALL_OBLIGATIONS))
+        decision = refusals[i] or (
+            deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided), _CALL_OBLIGATIONS)
+        )
         judged.append(
             Judged(
                 call=call,
