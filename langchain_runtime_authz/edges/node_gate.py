@@ -44,10 +44,12 @@ def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
 
 def _gated_class(base: Any, name: str) -> Any:
     holds_gate = issubclass(base, ToolNode)
+    key = ("node/enter", name)
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = _run_of(config)
-        drive(run.engine, _enter(run, name, holds_gate))
+        if not (_kept(run, key) and _lives(run)):
+            drive(run.engine, _enter(run, key, holds_gate))
         try:
             with run_scope(run, task_id(config or {})):
                 output = base.invoke(self, input, config, **kwargs)
@@ -62,7 +64,8 @@ def _gated_class(base: Any, name: str) -> Any:
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = _run_of(config)
-        await adrive(run.engine, _enter(run, name, holds_gate))
+        if not (_kept(run, key) and await _alives(run)):
+            await adrive(run.engine, _enter(run, key, holds_gate))
         try:
             with run_scope(run, task_id(config or {})):
                 output = await base.ainvoke(self, input, config, **kwargs)
@@ -118,23 +121,44 @@ def _run_of(config: Any) -> Run:
     return run
 
 
-def _enter(run: Run, name: str, holds_gate: bool) -> Flow[None]:
+def _kept(run: Run, key: tuple[str, str]) -> bool:
+    """Whether the node's permit was kept under the policy that stands."""
+    return run.kept.get(key) == run.engine.evaluator.pdp.revision
+
+
+def _lives(run: Run) -> bool:
+    """The short road of a kept permit: no snapshot is taken of a run that simply lives.
+
+    Whatever is not plainly alive, a failing ledger among it, goes the long road, which says what it is.
+    """
+    try:
+        return not run.closed and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"
+    except Exception:  # noqa: BLE001
+        return False
+
+
+async def _alives(run: Run) -> bool:
+    try:
+        return not run.closed and await run.engine.ledger.astatus(run.scope.tenant, run.jti) == "live"
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
     """Decide `node/enter`; a permit is kept for nodes whose inside is gated."""
-    revision = run.engine.evaluator.pdp.revision
-    key = ("node/enter", name)
-    if holds_gate and run.kept.get(key) == revision:
+    if holds_gate and _kept(run, key):
         code = yield from still_live(run)
         # A tool node must answer the calls it was given even when the task has changed.
         if code is not None and code != Code.STALE_EPOCH:
             raise AuthzHalt(code, deny(code).decision_id)
         return
-    decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=name))
+    decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=key[1]))
     if not decision.permit:
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)
     if holds_gate:
-        run.kept[key] = revision
+        run.kept[key] = run.engine.evaluator.pdp.revision
 
 
 def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:
