@@ -21,6 +21,7 @@ from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
+    CONFIG_KEY_RESUME_MAP,
     CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
@@ -129,17 +130,16 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
 
 
-def answer_given(config: Mapping[str, Any]) -> tuple[str | None, Any] | None:
-    """What a resumed task was answered: its interrupt's id and the value; no id for a plain resume value."""
+def answer_given(config: Mapping[str, Any]) -> object:
+    """What the invocation around a task was resumed with, as any of its tasks sees it; `None` if with nothing.
+
+    The plain value, or the map from interrupt ids.
+    """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return None
-    if scratchpad.resume:
-        ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
-        return _interrupt_id(ns, len(scratchpad.resume) - 1), scratchpad.resume[-1]
-    plain = scratchpad.get_null_resume(False)
-    return None if plain is None else (None, plain)
+    return configurable.get(CONFIG_KEY_RESUME_MAP) or scratchpad.get_null_resume(False)
 
 
 def is_innermost(handler: object) -> bool:

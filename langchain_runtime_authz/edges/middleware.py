@@ -270,15 +270,15 @@ def _news(entered: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
-    """Put the answer that a resumed task was given into the ledger, as a protected root entry does."""
-    given = answer_given(config)
-    if given is None:
+    """Put what the graph was resumed with into the ledger, as a protected root entry does before its tasks."""
+    value = answer_given(config)
+    if value is None:
         return
-    interrupt, value = given
     snapshot = yield Load(run.scope, Query(asks=True))
-    asks = [a for a in snapshot.asks if interrupt is None or a.interrupt_id == interrupt]
-    if asks and len({a.interrupt_id for a in asks}) == 1:
-        yield from answer(run, asks, value)
+    ids = {a.interrupt_id for a in snapshot.asks}
+    named = ids & value.keys() if isinstance(value, Mapping) else set()
+    if named or len(ids) == 1:
+        yield from answer(run, [a for a in snapshot.asks if not named or a.interrupt_id in named], value)
 
 
 def _planned(run: Run, state: Mapping[str, Any]) -> Flow[None]:

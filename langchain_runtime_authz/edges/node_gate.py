@@ -132,14 +132,17 @@ def _lives(run: Run) -> bool:
     Whatever is not plainly alive, a failing ledger among it, goes the long road, which says what it is.
     """
     try:
-        return not run.closed and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"
+        return not (run.closed or run.engine.killed) and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"
     except Exception:  # noqa: BLE001
         return False
 
 
 async def _alives(run: Run) -> bool:
     try:
-        return not run.closed and await run.engine.ledger.astatus(run.scope.tenant, run.jti) == "live"
+        return (
+            not (run.closed or run.engine.killed)
+            and await run.engine.ledger.astatus(run.scope.tenant, run.jti) == "live"
+        )
     except Exception:  # noqa: BLE001
         return False
 
