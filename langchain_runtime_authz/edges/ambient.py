@@ -21,7 +21,8 @@ from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.edges.handle import running
 from langchain_runtime_authz.edges.models import decide_shown
-from langchain_runtime_authz.edges.plans import note_model_output
+from langchain_runtime_authz.edges.plans import note_model_call, note_model_output
+from langchain_runtime_authz.enforce.engine import Run
 
 __all__ = ["install"]
 
@@ -38,13 +39,12 @@ class _Ambient(BaseCallbackHandler):
     def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
         """Decide a model call inside a gated node, unless our middleware has."""
         if (run := running()) is not None:
-            given = messages[0] if messages else []
-            decide_shown(run, serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
+            _asked(run, serialized, messages[0] if messages else [], kwargs)
 
     def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
         """The same for a model that takes text."""
         if (run := running()) is not None:
-            decide_shown(run, serialized, [], kwargs.get("metadata"), kwargs.get("invocation_params"))
+            _asked(run, serialized, [], kwargs)
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         """Remember the calls that a model returned inside a gated node."""
@@ -54,7 +54,12 @@ class _Ambient(BaseCallbackHandler):
         for generations in response.generations:
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                    note_model_output(run, generation.message)
+                    note_model_output(run, generation.message, kwargs.get("run_id"))
+
+
+def _asked(run: Run, serialized: Any, messages: Any, about: dict[str, Any]) -> None:
+    call = decide_shown(run, serialized, messages, about.get("metadata"), about.get("invocation_params"))
+    note_model_call(run, about.get("run_id"), call.model, call.prompt)
 
 
 _lock = threading.Lock()

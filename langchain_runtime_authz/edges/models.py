@@ -85,7 +85,7 @@ def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequ
         provider=provider,
         tools=tuple(dict.fromkeys(n for own, _ in named for n in own)),
         provider_tools=tuple(dict.fromkeys(n for _, others in named for n in others)),
-        prompt=lambda: instructions_digest(messages),
+        prompt=instructions_digest(messages),
     )
 
 
@@ -105,8 +105,8 @@ def call_of_request(request: Any) -> ModelCall:
     return _call(model, provider, [*request.tools, *bound], [*said, *request.messages])
 
 
-def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> None:
-    """Decide a model call as it is about to be made, from inside a callback.
+def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> ModelCall:
+    """Decide a model call as it is about to be made, from inside a callback. Returns what it is.
 
     Raises:
         AuthzHalt: it does not happen.
@@ -123,10 +123,11 @@ def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], met
     ready = _decided.get()
     ours = ready is not None and ready.run is run and ready.model == call.model
     if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
-        return
+        return call
     decision = shown(drive(run.engine, decide_model(run, call)), call)
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
+    return call
 
 
 def _list(value: Any) -> list[Any]:

@@ -106,8 +106,10 @@ class Run:
     kept_state: bool = False
     # The thread's steps when the root entry began.
     steps_before: int = 0
-    # Digests of calls that a model was seen to return in this entry (`plan.source`).
-    seen_from_model: dict[str, str | None] = field(default_factory=dict)
+    # Digests of calls that a model was seen to return in this entry (`plan.source`), with the model's
+    # name and the digest of its instructions; and those of model calls that have not returned yet.
+    seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
     # Digests of calls that the client itself sent: never a plan.
     foreign: set[str] = field(default_factory=set)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.

@@ -8,7 +8,6 @@ stopped later, so a call with a withheld one does not happen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,13 +24,13 @@ MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """A model and what it is shown. `prompt` gives the digest of its instructions (system messages)."""
+    """A model and what it is shown. `prompt` is the digest of its instructions (system messages)."""
 
     model: str
     provider: str | None
     tools: tuple[str, ...]
     provider_tools: tuple[str, ...]
-    prompt: Callable[[], str | None]
+    prompt: str | None
 
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
@@ -51,7 +50,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
             "tools_digest": digest({"tools": names, "provider_tools": sorted(call.provider_tools)}),
         },
     )
-    prompt = PromptContext(model=call.model, digest=call.prompt())
+    prompt = PromptContext(model=call.model, digest=call.prompt)
     decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
     if decision.permit and len(run.models) < MAX_KEPT and not any(o.type == "rate_limit" for o in decision.obligations):
         run.models[key] = decision

@@ -512,6 +512,7 @@ def _request(
                 sink=effective_sink(prof, call.args),  # type: ignore[arg-type]
             ),
             approval=granted,
+            prompt=PromptContext(model=match.model, digest=match.prompt) if match.source == "model" else None,
         ),
     )
 

@@ -37,7 +37,8 @@ class PlanRecord:
 
     `origin` is the epoch in which the message was planned, where a human's answer carried its calls
     into another one (0: this one). Keys of calls are made of it, so that carried calls stay what
-    they are: what has run is not run again.
+    they are: what has run is not run again. `model` and `prompt` (a digest of its instructions) say
+    which model planned them, where that was seen.
     """
 
     id: str
@@ -47,6 +48,8 @@ class PlanRecord:
     calls: tuple[PlannedCall, ...]
     at: int = 0
     origin: int = 0
+    model: str | None = None
+    prompt: str | None = None
 
 
 class Match(NamedTuple):
@@ -58,6 +61,8 @@ class Match(NamedTuple):
     position: int
     of: int
     source: Literal["model", "code"] | None
+    model: str | None = None
+    prompt: str | None = None
 
 
 def raw_digest(args: object) -> str:
@@ -107,10 +112,10 @@ def match(
     else:
         found = next((c for c in plan.calls if c.call_id == call_id), None)
     if found is None:
-        return Match(False, stale, True, position or 0, of, source)
+        return Match(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
     same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
     same = same and found.args_digest != _UNCANONICAL
-    return Match(same, stale, not same, found.position, of, source)
+    return Match(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
 
 
 def carry(plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None]) -> PlanRecord:

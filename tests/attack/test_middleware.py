@@ -528,3 +528,18 @@ def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str) -> None:
     assert request.context.agent.path == ["agent", "inner"]
     assert request.context.plan is not None
     assert request.context.plan.planned
+
+
+@stacks
+@ways
+def test_a_planned_call_says_which_model_planned_it(stack: str, go: str) -> None:
+    """`context.prompt` of a tool call: the model, and the digest of the instructions that it had."""
+    from langchain_runtime_authz.facts.task import content_digest
+
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    graph = built(stack, authz, seeing([READ]), [read_tool([])], system_prompt="Be good")
+    said(go, authz, graph, human())
+    (request,) = calls_of(pdp)
+    assert request.context.prompt is not None
+    assert (request.context.prompt.model, request.context.prompt.digest) == ("seeing-1", content_digest("Be good"))
