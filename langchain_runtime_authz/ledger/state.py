@@ -519,7 +519,8 @@ def _record_plan(t: Thread, plan: PlanRecord) -> None:
     records = t.plans.get((plan.agent, plan.id), {})
     if plan.epoch in records:  # INVARIANT: first write wins
         return
-    plan = replace(plan, at=t.history.steps)
+    if not plan.origin:  # a carried plan was made where it was made
+        plan = replace(plan, at=t.history.steps)
     t.plans[plan.agent, plan.id] = {**records, plan.epoch: plan}
     for call in plan.calls:
         if call.call_id is not None:
