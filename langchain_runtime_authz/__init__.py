@@ -48,8 +48,13 @@ __version__ = version("langchain-runtime-authz")
 def __getattr__(name: str) -> Any:
     # `langchain` is optional, and heavy: it is imported where its middleware is used.
     if name == "AuthzMiddleware":
-        from langchain_runtime_authz.edges.middleware import AuthzMiddleware
-
+        try:
+            from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+        except ModuleNotFoundError as exc:
+            if exc.name != "langchain":
+                raise
+            msg = "AuthzMiddleware needs LangChain: install langchain-runtime-authz[langchain]"
+            raise ModuleNotFoundError(msg, name="langchain") from exc
         return AuthzMiddleware
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

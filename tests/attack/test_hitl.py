@@ -12,7 +12,7 @@ from langgraph.types import Command, Send, interrupt
 
 from langchain_runtime_authz.testing import StaticPDP
 
-from ._approvals import ANN, APPROVE, BOB, EVE, FOUR, REJECT, TWO, Scene, edit, human, payment, resume
+from ._approvals import ANN, APPROVE, BOB, EVE, FOUR, REJECT, THREAD, TWO, Scene, edit, human, payment, resume
 from ._graphs import (
     ASK,
     agent_graph,
@@ -317,3 +317,76 @@ def test_a_tools_own_question_in_the_shape_of_a_review_approves_nothing() -> Non
     (own,) = s.say(resume(APPROVE))["__interrupt__"]
     assert own.value["action_requests"][0]["type"] == "tool_approval"
     assert ran == []
+
+
+# --- the unenforced twins of `test_approvals` ---------------------------------------------------------
+
+
+def reviewed_alone(*calls: Any) -> tuple[Any, list[Any]]:
+    """An agent with LangChain's review and without us, paused at its question."""
+    s = Reviewed(plan=list(calls))
+    graph = s.build()
+    graph.invoke(human(), THREAD)
+    return graph, s.ran
+
+
+def test_the_unenforced_twin_of_a_replayed_approval_pays_again() -> None:
+    """A checkpoint from before the answer is gone back to: one approval, two payments."""
+    graph, ran = reviewed_alone(payment("ann", 10, "c1"))
+    before = graph.get_state(THREAD).config
+    graph.invoke(resume(APPROVE), THREAD)
+    graph.invoke(resume(APPROVE), before)
+    assert ran == [ANN, ANN]
+
+
+def test_the_unenforced_twin_of_other_arguments_pays_them() -> None:
+    """The message is rewritten between question and answer: what was approved is not what runs."""
+    graph, ran = reviewed_alone(payment("ann", 10, "c1"))
+    message = graph.get_state(THREAD).values["messages"][-1]
+    forged = message.model_copy(update={"tool_calls": [payment("eve", 30, "c1")]})
+    graph.update_state(THREAD, {"messages": [forged]}, as_node="model")
+    graph.invoke(None, THREAD)
+    graph.invoke(resume(APPROVE), THREAD)
+    assert ran == [EVE]
+
+
+def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
+    """STOP stands in the history, and the old approval is taken."""
+    from langchain_core.messages import HumanMessage
+
+    graph, ran = reviewed_alone(payment("ann", 10, "c1"))
+    graph.update_state(THREAD, {"messages": [HumanMessage("STOP")]}, as_node="model")
+    graph.invoke(None, THREAD)
+    graph.invoke(resume(APPROVE), THREAD)
+    assert ran == [ANN]
+
+
+@pytest.mark.parametrize("kind", ["hand", "agent"])
+def test_two_answers_at_once_are_one(kind: str) -> None:
+    """Two processes answer the same question: each approved call runs once, whoever comes first."""
+    from threading import Barrier, Thread
+
+    from langchain_runtime_authz import AuthzDenied
+
+    saver = InMemorySaver()
+    s = Scene(kind, lambda: saver)
+    s.say(human())
+    ready = Barrier(2)
+
+    def answer(decision: Any) -> None:
+        ready.wait()
+        try:
+            s.say(resume(APPROVE, decision, REJECT))
+        except AuthzDenied:
+            pass
+
+    threads = [Thread(target=answer, args=(d,)) for d in (edit("bob", 2), edit("bob", 3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    paid = [r for r in s.ran if r[0] != "write"]
+    assert paid.count(ANN) <= 1
+    assert len([r for r in paid if r[0] == "bob"]) <= 1
+    assert EVE not in paid
+    assert not [r for r in paid if r[0] == "bob" and r[1] not in (2.0, 3.0)]
