@@ -7,6 +7,7 @@ enforced. `RuntimeAuthz` is the way in; see the README.
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
@@ -20,6 +21,9 @@ from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.pdp.base import PDP
 from langchain_runtime_authz.profile import ToolProfile, profile
 
+if TYPE_CHECKING:
+    from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+
 __all__ = [
     "PDP",
     "AlreadyProtected",
@@ -27,6 +31,7 @@ __all__ = [
     "AuthzDenied",
     "AuthzError",
     "AuthzHalt",
+    "AuthzMiddleware",
     "AuthzToolNode",
     "Constraint",
     "CoverageReport",
@@ -40,3 +45,18 @@ __all__ = [
 ]
 
 __version__ = version("langchain-runtime-authz")
+
+
+def __getattr__(name: str) -> Any:
+    # `langchain` is optional, and heavy: it is imported where its middleware is used.
+    if name == "AuthzMiddleware":
+        try:
+            from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+        except ModuleNotFoundError as exc:
+            if exc.name != "langchain":
+                raise
+            msg = "AuthzMiddleware needs LangChain: install langchain-runtime-authz[langchain]"
+            raise ModuleNotFoundError(msg, name="langchain") from exc
+        return AuthzMiddleware
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -267,12 +267,17 @@ class LeaseContext(_Model):
 
 
 class ApprovalContext(_Model):
-    """An approval on record for exactly this call."""
+    """An approval on record for exactly this call.
+
+    `edited_from` is the tool of the call that was asked about, where a human put this call in its
+    place.
+    """
 
     source: Literal["interrupt", "hitl", "application"]
     approver: str
     authenticated: bool
     args_digest: str
+    edited_from: str | None = None
 
 
 class Context(_Model):

@@ -59,6 +59,7 @@ class Code(StrEnum):
     STALE_EPOCH = "stale_epoch"
     PLAN_CHANGED = "plan_changed"
     GRANT_EXCEEDED = "grant_exceeded"
+    PROVIDER_TOOL = "provider_tool"
     BUDGET_EXHAUSTED = "budget_exhausted"
     RATE_EXCEEDED = "rate_exceeded"
     CALL_IN_PROGRESS = "call_in_progress"
@@ -69,6 +70,8 @@ class Code(StrEnum):
     APPROVAL_REJECTED = "approval_rejected"
     APPROVAL_MALFORMED = "approval_malformed"
     APPROVAL_VOID = "approval_void"
+    APPROVAL_EXPIRED = "approval_expired"
+    APPROVAL_ANSWERED = "approval_answered"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     LEDGER_TIMEOUT = "ledger_timeout"
@@ -101,6 +104,7 @@ class Code(StrEnum):
     TOO_DEEP = "too_deep"
     STEP_BUDGET = "step_budget"
     TIME_BUDGET = "time_budget"
+    MODEL = "model"
     UNKNOWN_ACTION = "unknown_action"
     # Credentials and configuration.
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
@@ -131,6 +135,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.STALE_EPOCH: "the task changed after this step was planned; plan again",
     Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_EXCEEDED: "the step lies outside the grant that was delegated; widen the grant where it was given",
+    Code.PROVIDER_TOOL: "the model is shown a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which takes it out",
     Code.BUDGET_EXHAUSTED: "the grant's budget is spent; give a larger one",
     Code.RATE_EXCEEDED: "the rate limit of the policy is reached; wait or raise the limit in data.json",
     Code.CALL_IN_PROGRESS: "the same call is already under way; wait for its result",
@@ -139,8 +144,10 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.UNKNOWN_OBLIGATION: "the PDP demands an obligation that this PEP does not know; upgrade or change the policy",
     Code.APPROVAL_UNAVAILABLE: "an approval is needed but nobody can be asked; compile the graph with a checkpointer",
     Code.APPROVAL_REJECTED: "a human rejected the call",
-    Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'reject'} per request",
+    Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'edit'|'reject'|'respond'} per request",
     Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
+    Code.APPROVAL_EXPIRED: "the approval expired before the call was made; plan the call anew, or raise `approvals` in data.json",
+    Code.APPROVAL_ANSWERED: "a human answered in the tool's place, so the call was not made",
     Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
     Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
     Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",
@@ -172,6 +179,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.TOO_DEEP: "the agent is delegated too deep for this policy; flatten the graph or raise `anomaly.max_depth`",
     Code.STEP_BUDGET: "this entry took as many steps as the policy bears; enter the graph anew",
     Code.TIME_BUDGET: "this entry took as long as the policy bears; enter the graph anew",
+    Code.MODEL: "the policy does not list the model or its provider; add it to `models` in data.json",
     Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type",
     Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
     Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",

@@ -91,6 +91,7 @@ class Ticket:
         decision_id: finds the audit record.
         jti: id of the tokens minted for the call.
         idempotency_key: stable over retry, replay, fork and thread copy.
+        approval_key: the ledger's key of the approval that the call spent, if it did.
         audiences: for which a token may be minted.
         obligations: what the permit obliges.
         mint: makes the credential for one audience; `None` where there is none to make.
@@ -98,7 +99,7 @@ class Ticket:
 
     __slots__ = (
         "_concluded", "_lock", "_minted", "_redeemed",
-        "agent", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch", "idempotency_key",
+        "agent", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch", "idempotency_key",
         "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
     )  # fmt: skip
 
@@ -120,8 +121,10 @@ class Ticket:
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
         mint: Callable[[str], Credential] | None = None,
+        approval_key: str = "",
     ) -> None:
         self.tool = tool
+        self.approval_key = approval_key
         self.tool_ref = tool_ref
         self.call_id = call_id
         self.call_key = call_key

@@ -7,12 +7,15 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from langchain_core.callbacks import manager as callback_manager
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.tools.base import (
@@ -25,6 +28,7 @@ from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
+    CONFIG_KEY_RESUME_MAP,
     CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
@@ -46,6 +50,7 @@ __all__ = [
     "RunnableCallable",
     "StartingTool",
     "ToolNode",
+    "answer_given",
     "answers_left",
     "can_ask",
     "closure_values",
@@ -55,7 +60,9 @@ __all__ = [
     "ensure_graph_config",
     "injected_names",
     "interrupt_id",
+    "is_innermost",
     "is_task",
+    "model_params",
     "node_of_task",
     "reset_node",
     "skip_answers",
@@ -79,8 +86,16 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
         "_validate_tool_call",
         "_tools_by_name",
     ),
+    "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
     "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
 }
+
+
+_INNERMOST: Final = (
+    "ToolNode._run_one.<locals>.execute",
+    "ToolNode._arun_one.<locals>.execute",
+)
+_GRAPHS_PER_TOOL: Final = 10_000
 
 
 def can_ask(config: Mapping[str, Any]) -> bool:
@@ -101,8 +116,13 @@ def interrupt_id(config: Mapping[str, Any]) -> str:
     return _interrupt_id(ns, len(scratchpad.resume) if scratchpad is not None else 0)
 
 
-def counting_questions(config: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """`config` for one tool, and the numbers of the `interrupt` calls that the tool makes under it."""
+def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
+    """`config` for one tool, and the numbers of the `interrupt` calls that the tool makes under it.
+
+    `place` is the tool's among several of one task. LangGraph numbers the graphs that are called in a
+    task as they come, and each finds its checkpoints under its number: so every tool counts its own,
+    or the graph of one would go on with the state of another, whose tool ran before and does not now.
+    """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []
@@ -114,8 +134,28 @@ def counting_questions(config: dict[str, Any]) -> tuple[dict[str, Any], list[int
         asked.append(number)
         return number
 
-    own = dataclasses.replace(scratchpad, interrupt_counter=counted)
+    graphs = scratchpad.subgraph_counter
+    if place is not None:
+        graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
+    own = dataclasses.replace(scratchpad, interrupt_counter=counted, subgraph_counter=graphs)
     return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, asked
+
+
+def answer_given(config: Mapping[str, Any]) -> object:
+    """What the invocation around a task was resumed with, as any of its tasks sees it; `None` if with nothing.
+
+    The plain value, or the map from interrupt ids.
+    """
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None:
+        return None
+    return configurable.get(CONFIG_KEY_RESUME_MAP) or scratchpad.get_null_resume(False)
+
+
+def is_innermost(handler: object) -> bool:
+    """Whether the handler that a `wrap_tool_call` was given is the tool node's own: no other wrapper comes after it."""
+    return getattr(handler, "__qualname__", "") in _INNERMOST
 
 
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:
@@ -201,6 +241,14 @@ def takes_no_arguments(tool: BaseTool) -> bool:
     """`BaseTool` calls such a tool with nothing, whatever it was sent, and parses nothing."""
     schema = tool.args_schema
     return isinstance(schema, type) and is_basemodel_subclass(schema) and not get_fields(schema)
+
+
+def model_params(model: Any) -> tuple[str, str | None]:
+    """Name and provider of a chat model, as LangChain itself gives them to a call's metadata."""
+    bound = model.bound if isinstance(model, RunnableBinding) else model
+    named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
+    provider = named.get("ls_provider")
+    return str(named.get("ls_model_name") or type(bound).__name__), provider if isinstance(provider, str) else None
 
 
 def reset_node(node: PregelNode) -> None:

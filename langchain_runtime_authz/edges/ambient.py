@@ -19,6 +19,8 @@ its calls get no credential. A start that other code than `BaseTool.run` announc
 It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
 run; `ambient="process"` closes that by denying every unguarded tool outside a run. And it does not
 see what is no `BaseTool.run`: a function called as a function.
+
+It decides model calls too, where our middleware has not, and records what models return (`plan.source`).
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ from langchain_runtime_authz.edges._private import StartingTool, ensure_config, 
 from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival_unguarded
 from langchain_runtime_authz.edges.calls import unknown
 from langchain_runtime_authz.edges.handle import running
+from langchain_runtime_authz.edges.models import decide_shown
 from langchain_runtime_authz.edges.passage import Passage, answer, current_passage
-from langchain_runtime_authz.edges.plans import note_model_output
+from langchain_runtime_authz.edges.plans import note_model_call, note_model_output
 from langchain_runtime_authz.edges.tool_guard import is_guarded
-from langchain_runtime_authz.enforce.engine import drive
+from langchain_runtime_authz.enforce.engine import Run, drive
 from langchain_runtime_authz.enforce.step import Denial, Replay, conclude, obliged_fields
 from langchain_runtime_authz.errors import AuthzDenied, Code
 
@@ -60,6 +63,16 @@ class _Backstop(BaseCallbackHandler):
     ignore_retry = True
     ignore_custom_event = True
 
+    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+        """Decide a model call inside a gated node, unless our middleware has."""
+        if (run := running()) is not None:
+            _asked(run, serialized, messages[0] if messages else [], kwargs)
+
+    def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
+        """The same for a model that takes text."""
+        if (run := running()) is not None:
+            _asked(run, serialized, [], kwargs)
+
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         """Remember the calls that a model returned inside a gated node."""
         run = running()
@@ -68,7 +81,7 @@ class _Backstop(BaseCallbackHandler):
         for generations in response.generations:
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                    note_model_output(run, generation.message)
+                    note_model_output(run, generation.message, kwargs.get("run_id"))
 
     def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
         """Decide an unguarded tool; a permit is held until the tool ends.
@@ -94,6 +107,11 @@ class _Backstop(BaseCallbackHandler):
         passage = current_passage()
         if passage is not None and passage.of == run_id:
             passage.__exit__(type(error), error, error.__traceback__)
+
+
+def _asked(run: Run, serialized: Any, messages: Any, about: dict[str, Any]) -> None:
+    call = decide_shown(run, serialized, messages, about.get("metadata"), about.get("invocation_params"))
+    note_model_call(run, about.get("run_id"), call.model, call.prompt)
 
 
 def _refuse(name: str) -> None:

@@ -83,7 +83,7 @@ class Arrival:
             self.settled()
         if not isinstance(decided.verdict, Ticket):
             skip_answers(self.config, decided.answers)
-        return Decided(run, call, decided.verdict, self.settled)
+        return Decided(run, decided.call, decided.verdict, self.settled)
 
     def settled(self) -> None:
         """The call has its answer: an equal one of the same code is another call."""
@@ -118,21 +118,33 @@ def arrival(
             and unchanged(call, facts.injected)
         ):
             return Decided(one.run, call, one.verdict)
-    read = functools.partial(parse, tool, tool_input, call_id, parser)
+    # After a gate, what differs from its call differs from the plan; without one, no message is at hand,
+    # and the plan is looked up by the call's id.
+    plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
+
+    def described(given: Any) -> Call:
+        written = given if isinstance(given, str) else without(given, facts.injected)
+        return describe(
+            tool,
+            facts,
+            functools.partial(parse, tool, given, call_id, parser),
+            call_id=call_id,
+            plan_id=plan_id,
+            position=position,
+            written=written,
+            sent=written,
+            amend=amend,
+        )
+
+    def amend(name: str, args: dict[str, Any]) -> Call:
+        if name != tool.name:  # here is only this one
+            return unknown(name, call_id, plan_id, position, args)
+        own = {k: v for k, v in tool_input.items() if k in facts.injected} if isinstance(tool_input, Mapping) else {}
+        return described({**without(args, facts.injected), **own})
+
     if one is None:
-        return _arrival(tool, facts, read, config, call_id, sent)
-    # After a gate, what differs from its call differs from the plan.
-    call = describe(
-        tool,
-        facts,
-        read,
-        call_id=call_id,
-        plan_id=one.call.plan_id,
-        position=one.call.position,
-        written=sent,
-        sent=sent,
-    )
-    return Arrival(one.run, None, call, config, None)
+        return _arrival(tool, config, call_id, lambda: described(tool_input))
+    return Arrival(one.run, None, described(tool_input), config, None)
 
 
 def arrival_by_hand(
@@ -142,7 +154,8 @@ def arrival_by_hand(
     config: Mapping[str, Any],
 ) -> Arrival | Decided:
     """A call of a tool's own code, past `run`: it receives `args` as they are, parsed by nobody."""
-    return _arrival(tool, facts, lambda: args, config, None, without(args, facts.injected))
+    own = without(args, facts.injected)
+    return _arrival(tool, config, None, lambda: _described(tool, facts, lambda: args, None, own))
 
 
 def arrival_unguarded(
@@ -155,7 +168,7 @@ def arrival_unguarded(
     facts = ToolFacts(cast("Profiles", owner.engine.profiles).of(tool), injected_names(tool))
     read = functools.partial(parse, tool, tool_input, call_id, tool._parse_input)
     sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
-    arrived = _arrival(tool, facts, read, config, call_id, sent)
+    arrived = _arrival(tool, config, call_id, lambda: _described(tool, facts, read, call_id, sent))
     if isinstance(arrived, Arrival) and arrived.call.error is None and not parses_alike(arrived.call):
         arrived.call = replace(arrived.call, error=Code.UNREPEATABLE_ARGUMENTS)
     return arrived
@@ -163,19 +176,20 @@ def arrival_unguarded(
 
 def _arrival(
     tool: BaseTool,
-    facts: ToolFacts,
-    read: Callable[[], Any],
     config: Mapping[str, Any],
     call_id: str | None,
-    sent: Any,
+    described: Callable[[], Call],
 ) -> Arrival | Decided:
     """No message is at hand: the plan is looked up by the call's id."""
     run = find_run(config)
     opener = opened(config) if run is None else None
     if run is None and opener is None:
         return _nowhere(tool, call_id)
-    call = describe(tool, facts, read, call_id=call_id, plan_id=None, position=None, written=sent, sent=sent)
-    return Arrival(run, opener, call, config, settled() if opener is None else opener.settled)
+    return Arrival(run, opener, described(), config, settled() if opener is None else opener.settled)
+
+
+def _described(tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], call_id: str | None, sent: Any) -> Call:
+    return describe(tool, facts, read, call_id=call_id, plan_id=None, position=None, written=sent, sent=sent)
 
 
 def _nowhere(tool: BaseTool, call_id: str | None) -> Decided:

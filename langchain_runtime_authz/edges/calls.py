@@ -53,6 +53,7 @@ def describe(
     position: int | None,
     written: Mapping[str, Any] | str,
     sent: Mapping[str, Any] | str,
+    amend: Callable[[str, dict[str, Any]], Call] | None = None,
 ) -> Call:
     """A `Call` for the decision.
 
@@ -66,6 +67,7 @@ def describe(
         position: its place in that message.
         written: the arguments as the model wrote them, for comparison with the plan.
         sent: the arguments without injected ones, for comparison at the guard.
+        amend: gives the call of another tool or arguments in this one's place.
     """
     error: Code | None = None
     parsed: Any
@@ -95,6 +97,7 @@ def describe(
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,
+        amend=amend,
     )
 
 

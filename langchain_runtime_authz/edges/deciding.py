@@ -51,12 +51,15 @@ class Interrupt:
 class Settled(NamedTuple):
     """A verdict, and what an earlier execution of the task knows of the tool's own questions.
 
-    `answers` a human gave to the tool, which has run; `paused`: the tool has asked and not run.
+    `call` is what the verdict is on: the given one, or the one that a human put in its place;
+    `replaced` then is that human's note. `answers` a human gave to the tool, which has run; `paused`: the tool has asked and not run.
     """
 
+    call: Call
     verdict: Verdict
-    answers: int
-    paused: bool
+    answers: int = 0
+    paused: bool = False
+    replaced: bool = False
 
 
 def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Settled]]:
@@ -68,7 +71,8 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
         verdict = yield from claim(run, one)
         row = one.row
         answered = answers_had(row.result) if row is not None else 0
-        settled += [Settled(verdict, answered, row is not None and row.state == "suspended")]
+        paused = row is not None and row.state == "suspended"
+        settled.append(Settled(one.call, verdict, answered, paused, _replaced(one)))
     return settled
 
 
@@ -77,7 +81,7 @@ def decide_one_of(
     judged: Sequence[Judged],
     position: int,
     config: Mapping[str, Any],
-) -> Flow[Verdict]:
+) -> Flow[Settled]:
     """Each call of the message is a task of its own; this is the task of `judged[position]`.
 
     Permitted ones run at once. The task of the first asked position raises the one interrupt with
@@ -89,10 +93,12 @@ def decide_one_of(
     if _askable(mine) and not asked_before and can_ask(config) and position != asked[0]:
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
-        scope = judged if asked and position == asked[0] else [mine]
+        whole = bool(asked) and position == asked[0]
+        scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config)
-        mine = next(j for j in settled if j.call is mine.call)
-    return (yield from claim(run, mine))
+        mine = settled[position if whole else 0]
+    verdict = yield from claim(run, mine)
+    return Settled(mine.call, verdict, replaced=_replaced(mine))
 
 
 def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
@@ -110,35 +116,35 @@ def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapp
 
 def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
     me = task_id(config)
-    rounds: dict[int, list[Judged]] = {}
-    for one in judged:
-        if me and one.approval is not None and one.approval.task_id == me:
-            rounds.setdefault(one.approval.round, []).append(one)
-    for number in sorted(rounds):
-        answer = yield Interrupt(payload(rounds[number]))
+    before = [(j.approval.round, j) for j in judged if me and j.approval is not None and j.approval.task_id == me]
+    # Every one, though of an edited call only the newest question is in sight.
+    rounds = max((number for number, _ in before), default=-1) + 1
+    for number in range(rounds):
+        answer = yield Interrupt(payload([j for n, j in before if n == number]))
         yield from _resolve(run, me, number, answer)
     if rounds:
         judged = yield from judge_calls(run, calls)
     asked = [j for j in judged if j.asks]
     unrepeatable = {j.key for j in asked if not _askable(j)}
-    fresh = [
-        j
-        for j in asked
-        if j.key not in unrepeatable and (j.approval is None or j.approval.task_id != me or j.approval.state == "spent")
-    ]
+    fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
     # What is asked late would come before a tool's own question, and take the answer to it.
-    late = answers_left(config, len(rounds))
+    late = answers_left(config, rounds)
     if fresh and can_ask(config) and not late:
-        number = max(rounds, default=-1) + 1
         yield from record_asks(run, fresh)
-        opened = yield Commit(run.scope, run.guard, questions(fresh, run.epoch, number, me, interrupt_id(config)))
+        opened = yield Commit(run.scope, run.guard, questions(run, fresh, rounds, me, interrupt_id(config)))
         if not isinstance(opened, Conflict):  # else the run is over or the task changed: nothing to ask
             answer = yield Interrupt(payload(fresh))
-            yield from _resolve(run, me, number, answer)
+            yield from _resolve(run, me, rounds, answer)
         judged = yield from judge_calls(run, calls)
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
     return [_denied(j, Code.UNREPEATABLE_ARGUMENTS if j.key in unrepeatable else code) if j.asks else j for j in judged]
+
+
+def _asked_before(judged: Judged, me: str) -> bool:
+    """Whether this task asked about exactly this call and has not used the answer."""
+    ask = judged.approval
+    return ask is not None and ask.call_key == judged.key and ask.task_id == me and ask.state != "spent"
 
 
 def _askable(judged: Judged) -> bool:
@@ -154,7 +160,15 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
     snapshot = yield Load(run.scope, Query(asks=True))
     still = [a for a in snapshot.asks if a.task_id == me and a.round == number]
     if still:
-        yield Commit(run.scope, None, answers(still, answer, run.subject))
+        # Only an entry can open an epoch, so a correction is no answer here.
+        given = answers(still, answer, run.subject)
+        plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
+        yield Commit(run.scope, None, plain)
+
+
+def _replaced(judged: Judged) -> bool:
+    """Whether the model is to be told what ran in its call's place; LangChain's own review tells it itself."""
+    return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
 
 
 def _denied(judged: Judged, code: Code) -> Judged:

@@ -40,9 +40,8 @@ from langchain_runtime_authz.edges.outside import (
     watched,
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
-from langchain_runtime_authz.enforce.approval import answers
-from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import Entry, Given, altered, close, open_child, open_entry
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -520,7 +519,9 @@ def _child(parent: Run, name: str) -> Flow[Run]:
     ticket = current_ticket()
     args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
     try:
-        return (yield from open_child(parent, name, kind_of_child(ticket.tool if ticket is not None else None, args)))
+        kind = kind_of_child(ticket.tool if ticket is not None else None, args)
+        mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
+        return (yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None))
     except AuthzDenied as denied:
         if ticket is not None:  # a tool edge: the tool's answer carries the denial
             raise
@@ -552,7 +553,7 @@ def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     elif asks:
         given = replace(given, resume={pending[0]: value})
     if asks:
-        yield Commit(entry.run.scope, None, answers(asks, value, entry.run.subject))
+        yield from answer(entry.run, asks, value)
     return given
 
 

@@ -21,7 +21,7 @@ from langchain_runtime_authz.enforce.engine import Run
 if TYPE_CHECKING:
     from langchain_runtime_authz.edges.entry import RunHandle
 
-__all__ = ["HANDLE_KEY", "Handle", "find_run", "handle_in", "run_scope", "running", "settled"]
+__all__ = ["HANDLE_KEY", "Handle", "find_run", "gated_task", "handle_in", "run_scope", "running", "settled"]
 
 HANDLE_KEY: Final = "__authz"
 _PLACEHOLDER: Final = "runtime-authz-run"
@@ -87,17 +87,29 @@ def running() -> Run | None:
     return _running.get()
 
 
+# The Pregel task that a node gate stands around: a graph that is called inside it is not gated by that.
+_gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default="")
+
+
 @contextmanager
-def run_scope(run: Run) -> Iterator[None]:
-    """Make `run` the current one for the code inside."""
-    previous, counted = _running.get(), _settled.get()
+def run_scope(run: Run, task: str | None = None) -> Iterator[None]:
+    """Make `run` the current one for the code inside; `task` is the one that a node gate is around."""
+    previous, counted, gated = _running.get(), _settled.get(), _gated.get()
     _running.set(run)
     _settled.set({})
+    if task is not None:
+        _gated.set(task)
     try:
         yield
     finally:
         _running.set(previous)
         _settled.set(counted)
+        _gated.set(gated)
+
+
+def gated_task() -> str:
+    """The task of the innermost node gate around the current code."""
+    return _gated.get()
 
 
 def settled() -> dict[str, int] | None:

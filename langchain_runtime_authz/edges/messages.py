@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.types import Command, Send
 
-from langchain_runtime_authz.enforce.step import Denial, Replay
+from langchain_runtime_authz.enforce.step import Call, Denial, Replay
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 
@@ -21,6 +22,7 @@ __all__ = [
     "ai_messages",
     "answers_had",
     "denial_message",
+    "edit_note",
     "human_texts",
     "only_asked",
     "planned_message",
@@ -28,6 +30,7 @@ __all__ = [
     "replay_message",
     "said",
     "unanswered",
+    "with_note",
 ]
 
 _SPOKEN: Mapping[str, str] = {
@@ -36,6 +39,7 @@ _SPOKEN: Mapping[str, str] = {
     Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
     Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
+    Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
 _PAIR = 2  # ("user", "text"); (content, artifact)
@@ -53,7 +57,33 @@ def denial_text(denial: Denial) -> str:
 
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
     """The answer to a call that does not run, so that the history stays valid."""
+    if denial.decision.reason == Code.APPROVAL_ANSWERED:
+        return ToolMessage(content=denial.message, name=denial.call.tool, tool_call_id=call_id or "", status="success")
     return ToolMessage(content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error")
+
+
+def edit_note(call: Call) -> str:
+    """What a model is told whose call a human replaced, so that it does not try its own again."""
+    return (
+        "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
+        f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
+    )
+
+
+def with_note(output: Any, note: str) -> Any:
+    """A tool's output whose messages begin with `note`."""
+    if isinstance(output, ToolMessage):
+        content: Any = output.content
+        if isinstance(content, str):
+            content = f"{note}\n\n{content}" if content else note
+        else:
+            content = [note if all(isinstance(b, str) for b in content) else {"type": "text", "text": note}, *content]
+        return output.model_copy(update={"content": content})
+    if isinstance(output, Command) and isinstance(output.update, dict):
+        return replace(output, update={k: with_note(v, note) for k, v in output.update.items()})
+    if isinstance(output, list):
+        return [with_note(v, note) for v in output]
+    return output
 
 
 def recorded(output: object, asked: int = 0) -> str | None:

@@ -14,10 +14,11 @@ from langchain_core.runnables import Runnable
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
-from langchain_runtime_authz.edges._private import ToolNode
+from langchain_runtime_authz.edges._private import ToolNode, ensure_config, task_id
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.plans import record_plans
+from langchain_runtime_authz.edges.review import note_review
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.step import decide_step, still_live
 from langchain_runtime_authz.errors import Code
@@ -43,15 +44,19 @@ def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
 
 def _gated_class(base: Any, name: str) -> Any:
     holds_gate = issubclass(base, ToolNode)
+    key = ("node/enter", name)
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = _run_of(config)
-        drive(run.engine, _enter(run, name, holds_gate))
+        if not (_kept(run, key) and _lives(run)):
+            drive(run.engine, _enter(run, key, holds_gate))
         try:
-            with run_scope(run):
+            with run_scope(run, task_id(config or {})):
                 output = base.invoke(self, input, config, **kwargs)
-        except GraphInterrupt:
-            _pause(run)
+        except GraphInterrupt as exc:
+            run.pause()
+            if not holds_gate:
+                drive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
         if not holds_gate:
             drive(run.engine, _leave(run, input, output))
@@ -59,12 +64,15 @@ def _gated_class(base: Any, name: str) -> Any:
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = _run_of(config)
-        await adrive(run.engine, _enter(run, name, holds_gate))
+        if not (_kept(run, key) and await _alives(run)):
+            await adrive(run.engine, _enter(run, key, holds_gate))
         try:
-            with run_scope(run):
+            with run_scope(run, task_id(config or {})):
                 output = await base.ainvoke(self, input, config, **kwargs)
-        except GraphInterrupt:
-            _pause(run)
+        except GraphInterrupt as exc:
+            run.pause()
+            if not holds_gate:
+                await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
         if not holds_gate:
             await adrive(run.engine, _leave(run, input, output))
@@ -113,23 +121,47 @@ def _run_of(config: Any) -> Run:
     return run
 
 
-def _enter(run: Run, name: str, holds_gate: bool) -> Flow[None]:
+def _kept(run: Run, key: tuple[str, str]) -> bool:
+    """Whether the node's permit was kept under the policy that stands."""
+    return run.kept.get(key) == run.engine.evaluator.pdp.revision
+
+
+def _lives(run: Run) -> bool:
+    """The short road of a kept permit: no snapshot is taken of a run that simply lives.
+
+    Whatever is not plainly alive, a failing ledger among it, goes the long road, which says what it is.
+    """
+    try:
+        return not (run.closed or run.engine.killed) and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"
+    except Exception:  # noqa: BLE001
+        return False
+
+
+async def _alives(run: Run) -> bool:
+    try:
+        return (
+            not (run.closed or run.engine.killed)
+            and await run.engine.ledger.astatus(run.scope.tenant, run.jti) == "live"
+        )
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
     """Decide `node/enter`; a permit is kept for nodes whose inside is gated."""
-    revision = run.engine.evaluator.pdp.revision
-    key = ("node/enter", name)
-    if holds_gate and run.kept.get(key) == revision:
+    if holds_gate and _kept(run, key):
         code = yield from still_live(run)
         # A tool node must answer the calls it was given even when the task has changed.
         if code is not None and code != Code.STALE_EPOCH:
             raise AuthzHalt(code, deny(code).decision_id)
         return
-    decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=name))
+    decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=key[1]))
     if not decision.permit:
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)
     if holds_gate:
-        run.kept[key] = revision
+        run.kept[key] = run.engine.evaluator.pdp.revision
 
 
 def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:
@@ -138,9 +170,3 @@ def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:
     except Exception as exc:
         # Nothing of an output whose plan is not recorded may take effect.
         raise AuthzHalt(Code.LEDGER_UNAVAILABLE, deny(Code.LEDGER_UNAVAILABLE).decision_id) from exc
-
-
-def _pause(run: Run | None) -> None:
-    while run is not None:
-        run.paused = True
-        run = run.parent

@@ -20,6 +20,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
 from langchain_runtime_authz.edges._private import counting_questions
 from langchain_runtime_authz.edges.cleaning import Cleaner
+from langchain_runtime_authz.edges.deciding import Settled
 from langchain_runtime_authz.edges.handle import run_scope
 from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
@@ -27,7 +28,7 @@ from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, 
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.telemetry import execute_tool_span
 
-__all__ = ["FUNCTION", "Held", "Passage", "Stage", "answer", "current_passage", "denied", "held", "held_scope"]
+__all__ = ["FUNCTION", "Held", "Passage", "Stage", "answer", "current_passage", "denied", "held", "held_scope", "holds"]
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["_run", "_arun", "function"]
@@ -37,10 +38,11 @@ FUNCTION: Final[Stage] = "function"
 class Held:
     """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
 
-    __slots__ = ("answers", "call", "paused", "run", "used", "verdict")
+    __slots__ = ("answers", "call", "paused", "place", "replaced", "run", "used", "verdict")
 
-    def __init__(self, run: Run, call: Call, verdict: Verdict, answers: int = 0, *, paused: bool = False) -> None:
-        self.run, self.call, self.verdict, self.answers, self.paused = run, call, verdict, answers, paused
+    def __init__(self, run: Run, settled: Settled, place: int | None = None) -> None:
+        self.run, self.place = run, place
+        self.call, self.verdict, self.answers, self.paused, self.replaced = settled
         self.used = False
 
 
@@ -51,6 +53,12 @@ _passage: ContextVar[Passage | None] = ContextVar("langchain_runtime_authz.passa
 def held() -> Held | None:
     """What a gate in front handed on to the tool that is about to run, if one did."""
     return _held.get()
+
+
+def holds() -> bool:
+    """Whether a gate in front has decided the call that is being made."""
+    one = _held.get()
+    return one is not None and not one.used
 
 
 def current_passage() -> Passage | None:
@@ -97,7 +105,8 @@ class Passage:
     ) -> None:
         self.of, self.run, self.call, self.ticket, self.parsed, self.call_id = of, run, call, ticket, parsed, call_id
         self.config: Any
-        self.config, self._asked = counting_questions(dict(config))
+        gate = _held.get()
+        self.config, self._asked = counting_questions(dict(config), gate.place if gate is not None else None)
         self._settled = settled
         self._stages: list[Stage] = []
         self._cleaner: Cleaner | None = None

@@ -18,19 +18,26 @@ from langchain_runtime_authz.enforce.engine import Commit, Flow, Run
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
 
-__all__ = ["foreign_plans", "note_model_output", "record_plans"]
+__all__ = ["foreign_plans", "note_model_call", "note_model_output", "record_plans"]
 
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
 _KEEP = 256  # model outputs remembered per root entry
 
 
-def note_model_output(run: Run, message: AIMessage) -> None:
-    """Remember that a model returned these calls, so that their plan's source is `model`."""
-    if not message.tool_calls:
-        return
-    model = (message.response_metadata or {}).get("model_name")
+def note_model_call(run: Run, ident: object, model: str, prompt: str | None) -> None:
+    """Remember which model was asked, and under which instructions, until it answers."""
     with run.lock:
-        run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = model if isinstance(model, str) else None
+        run.asked_model[ident] = (model, prompt)
+        while len(run.asked_model) > _KEEP:
+            run.asked_model.pop(next(iter(run.asked_model)))
+
+
+def note_model_output(run: Run, message: AIMessage, ident: object) -> None:
+    """Remember that a model returned these calls, so that their plan's source is `model`."""
+    with run.lock:
+        asked = run.asked_model.get(ident, (None, None))
+        if message.tool_calls:
+            run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
         while len(run.seen_from_model) > _KEEP:
             run.seen_from_model.pop(next(iter(run.seen_from_model)))
 
@@ -61,8 +68,8 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         return None
     calls = plan_calls(message.tool_calls)
     seen = calls_digest(calls)
-    from_model = seen in run.seen_from_model
-    if not from_model and (seen in run.foreign or _was_given(given, message)):
+    by = run.seen_from_model.get(seen)
+    if by is None and (seen in run.foreign or _was_given(given, message)):
         return None
     if message.id is None:
         message.id = str(uuid.uuid4())
@@ -70,8 +77,10 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         id=message.id,
         agent=run.agent,
         epoch=run.epoch,
-        source="model" if from_model else "code",
+        source="code" if by is None else "model",
         calls=calls,
+        model=by[0] if by is not None else None,
+        prompt=by[1] if by is not None else None,
     )
 
 

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import functools
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,7 +30,13 @@ from langchain_runtime_authz.edges.calls import describe, parse, unknown, withou
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
 from langchain_runtime_authz.edges.entry import Entrance
 from langchain_runtime_authz.edges.handle import find_run, run_scope
-from langchain_runtime_authz.edges.messages import denial_message, planned_message, replay_message
+from langchain_runtime_authz.edges.messages import (
+    denial_message,
+    edit_note,
+    planned_message,
+    replay_message,
+    with_note,
+)
 from langchain_runtime_authz.edges.passage import Held, held_scope
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_guarded
@@ -38,7 +44,9 @@ from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
 
-__all__ = ["AuthzToolNode", "gate_tool_node", "is_gated_tool_node"]
+__all__ = ["AuthzToolNode", "CallGate", "gate_tool_node", "is_gated_tool_node"]
+
+MAX_TOOL_SETS = 64  # that one middleware keeps a gate for
 
 
 @dataclass(slots=True)
@@ -170,7 +178,7 @@ class _Gate(ToolNode):
             if (answer := _answer(held, call, turns.config)) is not None:
                 return answer
             with held_scope(held):
-                return super()._run_one(call, input_type, tool_runtime)
+                return _told(held, super()._run_one(_instead(held, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
@@ -181,7 +189,7 @@ class _Gate(ToolNode):
             if (answer := _answer(held, call, turns.config)) is not None:
                 return answer
             with held_scope(held):
-                return await super()._arun_one(call, input_type, tool_runtime)
+                return _told(held, await super()._arun_one(_instead(held, call), input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         return super()._execute_tool_sync(self._guarded(request), input_type, config)
@@ -195,6 +203,69 @@ class _Gate(ToolNode):
         if isinstance(tool, BaseTool) and not is_guarded(tool):
             return request.override(tool=guard_tool(tool, self._authz_profiles))
         return request
+
+
+class CallGate:
+    """The same gate for middleware, which is handed one call at a time, of a graph that is not gated."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], _Gate]] = {}
+
+    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Decide the call that `request` holds, with its message's others, and make it."""
+        message = self._message(request)
+        gate = message.node
+        (held,) = drive(run.engine, message.decide(run)) if message.together else gate._share(run, message)
+        try:
+            if (answer := _answer(held, message.calls[0], message.config)) is not None:
+                return answer
+            with held_scope(held):
+                return _told(held, handler(_request(held, request)))
+        finally:
+            for one in _unused([held]):
+                drive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
+
+    async def acall(self, run: Run, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Like `call`."""
+        message = self._message(request)
+        gate = message.node
+        if message.together:
+            (held,) = await adrive(run.engine, message.decide(run))
+        else:
+            (held,) = await gate._ashare(run, message)
+        try:
+            if (answer := _answer(held, message.calls[0], message.config)) is not None:
+                return answer
+            with held_scope(held):
+                return _told(held, await handler(_request(held, request)))
+        finally:
+            for one in _unused([held]):
+                await adrive(run.engine, conclude(run, cast("Ticket", one.verdict), one.call, "released"))
+
+    def _message(self, request: Any) -> _Message:
+        runtime, call = request.runtime, request.tool_call
+        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
+        if isinstance(request.tool, BaseTool):
+            # By what would run: middleware in front may have put another tool in the named one's place.
+            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
+            if not any(t is request.tool for t in tools):
+                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
+        # Kept together with its tools, so that their identities stay theirs.
+        key = tuple(id(t) for t in tools)
+        if key not in self._nodes:
+            if len(self._nodes) >= MAX_TOOL_SETS:
+                self._nodes.clear()
+            self._nodes[key] = (tools, cast("_Gate", _equip(_Gate(tools), self._profiles)))
+        node = self._nodes[key][1]
+        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
+        return _Message(node, given, runtime.config, runtime, alone=False)
+
+
+def _request(held: Held, request: Any) -> Any:
+    """The request with the guarded tool, and with the call that a human put in its place."""
+    tool = held.call.tool_ref if isinstance(held.call.tool_ref, BaseTool) else request.tool
+    return request.override(tool=tool, tool_call=_instead(held, request.tool_call))
 
 
 class _Message:
@@ -252,6 +323,10 @@ class _Message:
         if not is_guarded(tool):  # `tools_by_name` is live: somebody put a tool into it
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, node._authz_profiles)
         sent, facts = call["args"], facts_of(tool)
+
+        def amend(name: str, args: dict[str, Any]) -> Call:
+            return self._describe({**call, "name": name, "args": args}, position)
+
         try:
             injected = node._inject_tool_args(cast("ToolCall", dict(call)), self._runtime(call), tool)["args"]
         except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
@@ -266,6 +341,7 @@ class _Message:
             position=position,
             written=sent,
             sent=without(sent, facts.injected),
+            amend=amend,
         )
 
     def _runtime(self, call: Any) -> Any:
@@ -286,14 +362,14 @@ class _Message:
         """All calls run in this task: one batch, questions first, then tickets."""
         calls = self.describe()
         settled = yield from decide_together(run, calls, self.config)
-        return [Held(run, c, s.verdict, s.answers, paused=s.paused) for c, s in zip(calls, settled, strict=True)]
+        return [Held(run, s, place) for place, s in enumerate(settled)]
 
     def take(self, run: Run, batch: _Batch) -> Any:
         """This task's own call out of the message's decisions."""
         calls, judged = batch.calls or [], batch.judged or []
         mine = next(i for i, c in enumerate(calls) if c.position == self.position)
-        verdict = yield from decide_one_of(run, judged, mine, self.config)
-        return [Held(run, calls[mine], verdict)]
+        settled = yield from decide_one_of(run, judged, mine, self.config)
+        return [Held(run, settled)]
 
 
 def _batch(run: Run, plan_id: str | None) -> _Batch:
@@ -334,7 +410,7 @@ def _answer(held: Held | None, call: Any, config: Any) -> ToolMessage | None:
     if not isinstance(verdict, Ticket):
         skip_answers(config, held.answers)
     if isinstance(verdict, Replay):
-        return replay_message(verdict, call.get("id"))
+        return cast("ToolMessage", _told(held, replay_message(verdict, call.get("id"))))
     if isinstance(verdict, Denial):
         # Malformed arguments and unknown names have stock answers that help the model; the tool
         # does not run on that road either: there is no ticket.
@@ -342,6 +418,20 @@ def _answer(held: Held | None, call: Any, config: Any) -> ToolMessage | None:
             return None
         return denial_message(verdict, call.get("id"))
     return None
+
+
+def _instead(held: Held | None, call: Any) -> Any:
+    """What runs: the call, or the one that a human put in its place."""
+    if held is None or not held.call.amends:
+        return call
+    return {**call, "name": held.call.tool, "args": held.call.raw}
+
+
+def _told(held: Held | None, output: Any) -> Any:
+    """The output; where a human put another call in the place of the model's, the model reads so."""
+    if held is None or not held.replaced:
+        return output
+    return with_note(output, edit_note(held.call))
 
 
 def is_gated_tool_node(node: object) -> bool:

@@ -1,22 +1,43 @@
 """Asking a human: the question's payload and the reading of the answer.
 
-The payload is LangChain's human-in-the-loop shape (`action_requests`, `review_configs`), each
-action being its `ToolApprovalRequest`, so that front ends that know it work. Questions are made of
-bound arguments alone: the call's key and its exact arguments' digest.
+The payload is LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`,
+`review_configs`), each action being its `ToolApprovalRequest` too, so that front ends that know
+either work. Questions are made of bound arguments alone: the call's key and its exact arguments'
+digest. An answer is one of LangChain's decisions:
+
+```
+{"type": "approve"}
+{"type": "edit", "edited_action": {"name": "pay", "args": {...}}}
+{"type": "reject", "message": "..."}          message optional
+{"type": "respond", "message": "..."}         the human answers in the tool's place
+```
+
+An edit, a response and a rejection with a reason say something about the task: such an answer is a
+correction (`corrections`), and opens the next epoch with what it approved.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, Change
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
-    from langchain_runtime_authz.enforce.step import Judged
+    from langchain_runtime_authz.enforce.engine import Run
+    from langchain_runtime_authz.enforce.step import Call, Judged
 
-__all__ = ["answers", "payload", "questions"]
+__all__ = ["allowed", "answers", "corrections", "edited_action", "payload", "questions", "reviews"]
+
+DECISIONS: Final = ("approve", "edit", "reject", "respond")
+
+
+def allowed(plan_id: str | None) -> tuple[str, ...]:
+    """The decisions that a question takes. A call that no message planned has no place for another one."""
+    return DECISIONS if plan_id is not None else ("approve", "reject")
 
 
 def payload(asked: Sequence[Judged]) -> dict[str, Any]:
@@ -32,7 +53,9 @@ def payload(asked: Sequence[Judged]) -> dict[str, Any]:
             }
             for j in asked
         ],
-        "review_configs": [{"action_name": j.call.tool, "allowed_decisions": ["approve", "reject"]} for j in asked],
+        "review_configs": [
+            {"action_name": j.call.tool, "allowed_decisions": list(allowed(j.call.plan_id))} for j in asked
+        ],
     }
 
 
@@ -42,7 +65,7 @@ def _question(judged: Judged) -> str:
     return "\n".join([asked, *(f"- {line}" for line in judged.evidence)])
 
 
-def questions(asked: Sequence[Judged], epoch: int, number: int, task_id: str, interrupt_id: str) -> list[Change]:
+def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, interrupt_id: str) -> list[Change]:
     """The changes that open the questions in the ledger, before anybody is asked.
 
     `number` counts the interrupts of one task, so that a re-entered task repeats them in order.
@@ -52,23 +75,58 @@ def questions(asked: Sequence[Judged], epoch: int, number: int, task_id: str, in
             Approval(
                 call_key=j.key,
                 args_digest=j.call.args_digest,
-                epoch=epoch,
+                epoch=run.epoch,
                 task_id=task_id,
                 round=number,
                 position=i,
                 interrupt_id=interrupt_id,
+                agent=run.agent,
+                plan_id=j.call.plan_id,
+                place=j.call.position,
+                call_id=j.call.call_id,
+                tool=j.call.tool,
+                within=run.waiting,
+                expires_at=j.expires_at,
+                allowed=allowed(j.call.plan_id),
             ),
         )
         for i, j in enumerate(asked)
     ]
 
 
-def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[Change]:
+def reviews(run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str) -> list[Change]:
+    """The changes that note what a review beside our own gates asks a human: LangChain's HITL middleware.
+
+    `asked` has for each call the review's key, the digest of its arguments as written, the call and
+    the decisions that the review takes.
+    """
+    return [
+        AskApproval(
+            Approval(
+                call_key=key,
+                args_digest=digest,
+                epoch=run.epoch,
+                position=i,
+                source="hitl",
+                interrupt_id=interrupt_id,
+                agent=run.agent,
+                plan_id=call.plan_id,
+                place=call.position,
+                call_id=call.call_id,
+                tool=call.tool,
+                within=run.waiting,
+                allowed=takes,
+            ),
+        )
+        for i, (key, digest, call, takes) in enumerate(asked)
+    ]
+
+
+def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
     """The changes that a resume value makes to open questions.
 
     `value` is `{"decisions": [...]}`, a list of decisions, or one decision where one was asked; or
-    a map from interrupt id to any of these. A decision is `{"type": "approve"}` or
-    `{"type": "reject", "message": …}`. Whatever else is `malformed`, and denies.
+    a map from interrupt id to any of these. Whatever is no decision is `malformed`, and denies.
     """
     groups: dict[str, list[Approval]] = {}
     for ask in asks:
@@ -83,7 +141,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[C
     return [change for group, answer in pairs for change in _answer_group(group, answer, subject)]
 
 
-def _answer_group(group: Sequence[Approval], value: object, subject: Subject) -> list[Change]:
+def _answer_group(group: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
     ordered = sorted(group, key=lambda a: a.position)
     decisions: object = value
     if isinstance(value, Mapping):
@@ -93,14 +151,64 @@ def _answer_group(group: Sequence[Approval], value: object, subject: Subject) ->
     return [_answer(a, d, subject) for a, d in zip(ordered, decisions, strict=True)]
 
 
-def _answer(ask: Approval, decision: object, subject: Subject) -> Change:
-    kind = decision.get("type") if isinstance(decision, Mapping) else None
-    message = decision.get("message", "") if isinstance(decision, Mapping) else ""
-    state = {"approve": "approved", "reject": "rejected"}.get(kind if isinstance(kind, str) else "", "malformed")
+def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:
+    given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
+    kind, message = given.get("type"), given.get("message", "")
+    state, edited = "malformed", ""
+    if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
+        pass
+    elif kind == "approve":
+        state = "approved"
+    elif kind == "reject":
+        state = "rejected"
+    elif kind == "respond" and isinstance(message, str) and "message" in given:
+        state = "answered"
+    elif kind == "edit" and (edited := _action(given.get("edited_action"))):
+        state = "approved"
     return AnswerApproval(
         call_key=ask.call_key,
         state=state,  # type: ignore[arg-type]
         approver=f"{subject.type}:{subject.id}",
-        authenticated=subject.type == "user",
+        # What a review beside our own gates showed the human, we did not see.
+        authenticated=subject.type == "user" and ask.source != "hitl",
         message=message if isinstance(message, str) else "",
+        edited=edited,
     )
+
+
+def _action(action: object) -> str:
+    """JSON text of an edited action, empty where it is none."""
+    if not isinstance(action, Mapping):
+        return ""
+    name, args = action.get("name"), action.get("args")
+    if (
+        not isinstance(name, str)
+        or not name
+        or not isinstance(args, Mapping)
+        or not all(isinstance(k, str) for k in args)
+    ):
+        return ""
+    try:
+        return json.dumps({"name": name, "args": dict(args)}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
+    """Tool and arguments of an edit, from `Approval.edited`."""
+    action = json.loads(edited)
+    return action["name"], action["args"]
+
+
+def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
+    """What the answers say about the task; nothing where they are plain answers to closed questions."""
+    by_key = {a.call_key: a for a in asks}
+    said = []
+    for answer in answered:
+        ask = by_key[answer.call_key]
+        if ask.plan_id is None or answer.state == "malformed":
+            continue
+        text = f"Instead of {ask.tool}: {answer.edited}" if answer.edited else answer.message
+        if text and (answer.edited or answer.state != "approved"):
+            said.append(HumanText(content_digest(text), text, f"{ANSWER}{ask.interrupt_id}:{ask.position}"))
+    return said

@@ -96,6 +96,8 @@ class Run:
     # Tools that a planner, which saw only the human's words, holds needful; `None` without a planner.
     planned: frozenset[str] | None = None
     parent: Run | None = None
+    # The calls of the agents above, (agent path, call id), that wait for what this one does.
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()
     closed: bool = False
     paused: bool = False
     # Corrections that the input could not carry: told with the answers to the calls they made stale.
@@ -106,16 +108,26 @@ class Run:
     kept_state: bool = False
     # The thread's steps when the root entry began.
     steps_before: int = 0
-    # Digests of calls that a model was seen to return in this entry (`plan.source`).
-    seen_from_model: dict[str, str | None] = field(default_factory=dict)
+    # Digests of calls that a model was seen to return in this entry (`plan.source`), with the model's
+    # name and the digest of its instructions; and those of model calls that have not returned yet.
+    seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
     # Digests of calls that the client itself sent: never a plan.
     foreign: set[str] = field(default_factory=set)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.
     kept: dict[tuple[str, str], str] = field(default_factory=dict)
     # Versions of the resources that calls under way read, by call key, as they were before the read.
     versions: dict[str, str] = field(default_factory=dict)
+    models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
     batches: dict[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pause(self) -> None:
+        """A human is asked: the run, and those above it, end as suspended."""
+        run: Run | None = self
+        while run is not None:
+            run.paused = True
+            run = run.parent
 
     @property
     def over(self) -> bool:

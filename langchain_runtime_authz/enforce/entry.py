@@ -14,15 +14,18 @@ from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
+from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
 from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.step import data_scope, decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
+    AnswerApproval,
     Approval,
     Change,
     Conflict,
@@ -32,6 +35,7 @@ from langchain_runtime_authz.ledger.base import (
     OpenThread,
     Query,
     RecordEdge,
+    RecordPlan,
     Redeliver,
     Reinstate,
     Revoke,
@@ -45,6 +49,7 @@ __all__ = [
     "Entry",
     "Given",
     "altered",
+    "answer",
     "close",
     "correct",
     "data_changed",
@@ -245,10 +250,82 @@ def _record(run: Run, event: str, now: float, **detail: object) -> Record:
     )
 
 
-def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) -> Flow[Run]:
+def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
+    """Put a resume value into the ledger, before any task starts: one atomic correction or answer.
+
+    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it:
+    then the same commit opens the next epoch, with a plan of the calls that are left. Rejected ones
+    are in it no more, edited ones stand as edited, and the agents above that wait for them go on.
+
+    Raises:
+        AuthzDenied: the task was changed by somebody else meanwhile.
+    """
+    answered = answers(asks, value, run.subject)
+    refused = {a.call_key for a in answered if a.state == "malformed"}
+    if any(a.source == "hitl" and a.call_key in refused for a in asks):
+        return  # LangChain's review refuses the whole value, and its question stays open
+    said = corrections(asks, answered)
+    if not said:
+        yield Commit(run.scope, None, answered)
+        return
+    plans = yield from _carried(run, asks, answered)
+    human = run.subject.type in ("user", "anonymous")
+    texts = tuple(replace(t, author=f"{run.subject.type}:{run.subject.id}") for t in said) if human else ()
+    change = AdvanceEpoch(
+        run.epoch,
+        texts,
+        keep=tuple(a.call_key for a in answered if a.state == "approved"),
+    )
+    done = yield Commit(run.scope, run.guard, [*answered, change, *(RecordPlan(p) for p in plans)])
+    if isinstance(done, Conflict):
+        raise AuthzDenied(done.code, new_id())
+    run.epoch, run.jti, run.pinned = done.epoch, new_id(), run.pinned + len(texts)
+    taken = yield Commit(run.scope, None, [TakeLease(_lease(run))])
+    if isinstance(taken, Conflict):
+        raise AuthzDenied(taken.code, new_id())
+    yield _record(run, "corrected", done.now, texts=len(said))
+
+
+def _carried(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[list[PlanRecord]]:
+    by_key = {a.call_key: a for a in answered}
+    edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
+    above: dict[tuple[tuple[str, ...], str], None] = {}
+    for ask in asks:
+        above.update(dict.fromkeys(ask.within))
+        if ask.plan_id is None or ask.place is None:
+            continue
+        instead = edits.setdefault((ask.agent, ask.plan_id), {})
+        reply = by_key[ask.call_key]
+        if reply.edited:
+            name, args = edited_action(reply.edited)
+            instead[ask.place] = PlannedCall(ask.place, ask.call_id, name, raw_digest(args))
+        elif reply.state != "approved":
+            instead[ask.place] = None
+    plans: dict[tuple[tuple[str, ...], str], PlanRecord] = {}
+    for key, instead in edits.items():
+        snapshot: Snapshot = yield Load(run.scope, Query(plan=key))
+        if snapshot.plan is not None and snapshot.plan.epoch == run.epoch:
+            plans[key] = carry(snapshot.plan, run.epoch + 1, instead)
+    for call in above:
+        snapshot = yield Load(run.scope, Query(planned_call=call))
+        if snapshot.plan is not None and snapshot.plan.epoch == run.epoch:
+            key = (snapshot.plan.agent, snapshot.plan.id)
+            plans.setdefault(key, carry(snapshot.plan, run.epoch + 1, {}))
+    return list(plans.values())
+
+
+def open_child(
+    parent: Run,
+    name: str,
+    kind: str,
+    request: Grant | None = None,
+    *,
+    call_id: str | None = None,
+) -> Flow[Run]:
     """Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
 
-    The child's grant is `parent ⊓ request`; its jti is its own.
+    The child's grant is `parent ⊓ request`; its jti is its own. `call_id` is the parent's call in
+    which the child runs, if it does in one.
 
     Raises:
         AuthzDenied: the delegation is denied.
@@ -270,6 +347,7 @@ def open_child(parent: Run, name: str, kind: str, request: Grant | None = None) 
         grant=grant,
         planned=parent.planned,
         parent=parent,
+        waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
         foreign=parent.foreign,
         seen_from_model=parent.seen_from_model,
     )

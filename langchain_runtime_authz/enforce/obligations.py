@@ -3,10 +3,11 @@
 | type | properties | carried out |
 |---|---|---|
 | `redact` | `fields`: names | in the tool's result, before anything else sees it |
-| `require_approval` | | as a question to a human |
+| `require_approval` | `expires_in` (s, optional) | as a question to a human; its answer counts so long from the question |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `revoke` | | the agent's subtree, with the deny |
 | `rotate` | | the task's epoch, with the deny: what was planned is void |
+| `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
     """
     props = obligation.properties
     match obligation.type:
-        case "require_approval" | "revoke" | "rotate":
+        case "revoke" | "rotate":
             return True
+        case "require_approval":
+            return True if "expires_in" not in props or _positive(props["expires_in"]) else None
+        case "withhold_tools":
+            return True if _names(props.get("tools")) and _names(props.get("provider_tools")) else None
         case "redact":
             fields = props.get("fields")
             if isinstance(fields, list) and fields and all(isinstance(f, str) for f in fields):
@@ -41,6 +46,10 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
             if isinstance(counter, str) and _positive(window) and _natural(maximum):
                 return SpendRate(counter, window, maximum)  # type: ignore[arg-type]
     return None
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _natural(value: object) -> bool:

@@ -197,7 +197,13 @@ class Session:
             return deny(Code.APPROVAL_VOID)
         call, judged = asked
         subject = self._run.subject
-        question = Approval(judged.key, call.args_digest, self._run.epoch, source="application")
+        question = Approval(
+            judged.key,
+            call.args_digest,
+            self._run.epoch,
+            source="application",
+            expires_at=judged.expires_at,
+        )
         who = f"{subject.type}:{subject.id}"
         answer = AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")
         try:

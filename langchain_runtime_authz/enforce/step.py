@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -32,12 +32,14 @@ from langchain_runtime_authz.authzen import (
     LeaseContext,
     Obligation,
     PlanContext,
+    PromptContext,
     Resource,
     TaskContext,
     deny,
 )
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import abbreviate
+from langchain_runtime_authz.enforce.approval import edited_action
 from langchain_runtime_authz.enforce.credentials import minter
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Record, Run
 from langchain_runtime_authz.enforce.obligations import demands
@@ -86,6 +88,16 @@ __all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude",
 _log = logging.getLogger(__name__)
 
 MAX_LABEL: Final = 128
+_CALL_OBLIGATIONS: Final = frozenset(("redact", "require_approval", "rate_limit", "revoke", "rotate"))
+_STEP_OBLIGATIONS: Final = {
+    False: frozenset(("require_approval", "rate_limit", "revoke")),
+    True: frozenset(("require_approval", "rate_limit", "revoke", "withhold_tools")),
+}
+_REFUSED: Final[Mapping[str, Code]] = {
+    "rejected": Code.APPROVAL_REJECTED,
+    "answered": Code.APPROVAL_ANSWERED,
+    "malformed": Code.APPROVAL_MALFORMED,
+}
 _NO_TASK: Final = Task()
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
 _CIRCUMSTANCES: Final = frozenset(
@@ -109,6 +121,8 @@ class Call:
     model wrote; `parsed` the object that the tool will receive. `error` is set where there is
     nothing to decide because the call can not run at all. `plan_id` and `position` are `None` where
     the gate did not see the message; `place` then says which of several equal calls this is.
+    `amend` gives the call that a human put in this one's place (tool, arguments), `amends` is the
+    key of the approval that says so.
     """
 
     tool: str
@@ -125,6 +139,8 @@ class Call:
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
     place: str = ""
+    amend: Callable[[str, dict[str, Any]], Call] | None = None
+    amends: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +167,13 @@ class Judged:
     def asks(self) -> bool:
         """Whether a human's approval would lift the deny."""
         return self.decision.outcome == "approval_required"
+
+    @property
+    def expires_at(self) -> int:
+        """Until when an answer to a question about it counts, in ledger time; 0 for ever."""
+        terms = [o.properties.get("expires_in") for o in self.decision.obligations if o.type == "require_approval"]
+        seconds = min((t for t in terms if isinstance(t, int)), default=0)
+        return self.request.context.now + seconds if seconds and self.request is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,22 +211,16 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
         calls = yield from _located(run, calls)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [Judged(c, "", _ledger_failed(exc), None) for c in calls]
-    keys = [_key(run, c) for c in calls]
-    first = calls[0]
+    keys, origin = [_key(run, c, run.epoch) for c in calls], run.epoch
     said = run.engine.recall.said(run.scope)
-    query = Query(
-        jti=run.jti,
-        plan=(run.agent, first.plan_id) if first.plan_id is not None else None,
-        calls=tuple(keys),
-        agent=run.agent,
-        log=said is None,
-        values=tuple(dict.fromkeys(k for c in calls if c.error is None for k in wanted(c.profile, c.args))),
-    )
     try:
-        snapshot: Snapshot = yield Load(run.scope, query)
+        snapshot: Snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=said is None))
+        if (carried := _origin(run, snapshot)) is not None:
+            keys, origin = [_key(run, c, carried) for c in calls], carried
+            snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=said is None))
         if said is None or said.digest != snapshot.task.digest:
             if said is not None:  # the task changed since its words were read
-                snapshot = yield Load(run.scope, replace(query, log=True))
+                snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=True))
             said = run.engine.recall.hear(run.scope, snapshot)
         snapshot = yield from _renewed(run, snapshot)
         moved = yield from _moved(run, snapshot, calls, keys)
@@ -211,14 +228,19 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
         return [Judged(c, k, _ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
 
     matches = [_match(run, snapshot, c) for c in calls]
-    refusals = [_refusal(run, snapshot, c, m, k) for c, m, k in zip(calls, matches, keys, strict=True)]
+    approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
+    amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
+    if any(a is not c for a, c in zip(amended, calls, strict=True)):
+        # A human put other calls in the place of these: those are decided, like any.
+        return (yield from judge_calls(run, amended))
+    refusals = [_refusal(run, snapshot, c, m, a) for c, m, a in zip(calls, matches, approvals, strict=True)]
     # A side effect that happened is not decided again: its recorded result stands.
     rows = [snapshot.calls.get(k) for k in keys]
     replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
     # What is refused here is not asked, but its record still says what it was.
     requests = [
-        None if c.error is not None else _request(run, snapshot, said, c, m, k, moved)
-        for c, m, k in zip(calls, matches, keys, strict=True)
+        None if c.error is not None else _request(run, snapshot, said, c, m, r, a, moved)
+        for c, m, r, a in zip(calls, matches, rows, approvals, strict=True)
     ]
     bodies = [serialise(r) if r is not None else None for r in requests]
     asked = [
@@ -228,7 +250,9 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     judged = []
     for i, (call, key) in enumerate(zip(calls, keys, strict=True)):
         replay = replays[i] and refusals[i] is None
-        decision = refusals[i] or (deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided)))
+        decision = refusals[i] or (
+            deny(Code.OUTCOME_UNKNOWN) if replay else _understood(next(decided), _CALL_OBLIGATIONS)
+        )
         judged.append(
             Judged(
                 call=call,
@@ -238,7 +262,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
                 body=bodies[i],
                 started=started,
                 task=snapshot.task,
-                approval=snapshot.approvals.get(key),
+                approval=approvals[i],
                 row=rows[i],
                 replay=replay,
                 evidence=_evidence(run, call, requests[i]) if decision.outcome == "approval_required" else (),
@@ -264,9 +288,64 @@ def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
     return [replace(only, plan_id=snapshot.plan.id, position=found.position)]
 
 
-def _key(run: Run, call: Call) -> str:
+def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
-    return plan.call_key(run.scope, run.agent, run.epoch, source, call.position or 0, call.tool, call.args_digest)
+    return plan.call_key(run.scope, run.agent, epoch, source, call.position or 0, call.tool, call.args_digest)
+
+
+def review_key(run: Run, call: Call, epoch: int) -> str:
+    """The key of what a review beside our own gates said about a call, which it knows by its place alone."""
+    return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
+
+
+def _query(run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, *, log: bool) -> Query:
+    plan_id = calls[0].plan_id
+    planned = plan_id is not None
+    reviews = tuple(review_key(run, c, origin) for c in calls) if planned else ()
+    return Query(
+        jti=run.jti,
+        plan=(run.agent, plan_id) if plan_id is not None else None,
+        calls=(*keys, *reviews, *(c.amends for c in calls if c.amends)),
+        agent=run.agent,
+        log=log,
+        values=tuple(dict.fromkeys(k for c in calls if c.error is None for k in wanted(c.profile, c.args))),
+    )
+
+
+def _origin(run: Run, snapshot: Snapshot) -> int | None:
+    """The epoch that planned the calls, where a human's answer carried them from another one."""
+    record = snapshot.plan
+    if record is None or record.epoch != run.epoch or record.origin in (0, run.epoch):
+        return None
+    return record.origin
+
+
+def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
+    """What was asked and answered about the call: at our own gate, or by a review before it."""
+    own = snapshot.approvals.get(key)
+    if own is None and call.amends:
+        own = snapshot.approvals.get(call.amends)
+    if own is None and call.plan_id is not None:
+        review = snapshot.approvals.get(review_key(run, call, origin))
+        # By the arguments as written: whatever they parse to, they are what the human saw.
+        if review is not None and review.tool == call.tool and review.args_digest == plan.raw_digest(call.raw):
+            own = review
+    return own
+
+
+def _amended(call: Call, approval: Approval | None) -> Call:
+    if approval is None or not approval.edited or approval.call_key == call.amends or call.amend is None:
+        return call
+    if approval.state not in ("approved", "spent"):
+        return call
+    instead = call.amend(*edited_action(approval.edited))
+    return replace(
+        instead,
+        plan_id=call.plan_id,
+        position=call.position,
+        place=call.place,
+        amends=approval.call_key,
+    )
 
 
 def _renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
@@ -310,20 +389,29 @@ def _match(run: Run, snapshot: Snapshot, call: Call) -> plan.Match:
     )
 
 
-def _refusal(run: Run, snapshot: Snapshot, call: Call, match: plan.Match, key: str) -> Decision | None:
+def _refusal(
+    run: Run,
+    snapshot: Snapshot,
+    call: Call,
+    match: plan.Match,
+    approval: Approval | None,
+) -> Decision | None:
     """What the PEP refuses whatever the PDP would say."""
     if call.error is not None:
         return deny(call.error, "mapping")
     if (dead := lease_refusal(run, snapshot)) is not None:
         return deny(dead)
+    if approval is not None:
+        if approval.state in _REFUSED:
+            return deny(_REFUSED[approval.state])
+        if approval.edited and approval.call_key != call.amends:  # the human put another call in its place
+            return deny(Code.APPROVAL_VOID)
+        if approval.state == "approved" and 0 < approval.expires_at <= snapshot.now:
+            return deny(Code.APPROVAL_EXPIRED)
     if match.changed:
         return deny(Code.PLAN_CHANGED)
     if match.planned and match.stale and call.profile.side_effect:
         return deny(Code.STALE_EPOCH)
-    approval = snapshot.approvals.get(key)
-    if approval is not None and approval.state in ("rejected", "malformed"):
-        code = Code.APPROVAL_REJECTED if approval.state == "rejected" else Code.APPROVAL_MALFORMED
-        return deny(code)
     if run.parent is not None and run.grant is not None:
         # INVARIANT: no step of a child outside what its parent gave it.
         outside = run.grant.refuses(
@@ -362,7 +450,8 @@ def _request(
     said: Said,
     call: Call,
     match: plan.Match,
-    key: str,
+    row: CallRow | None,
+    approval: Approval | None,
     moved: frozenset[str],
 ) -> EvaluationRequest:
     prof = call.profile
@@ -371,19 +460,20 @@ def _request(
     stale = moved | set(changed_since(snapshot.history.changed, at))
     target = {name: call.args[name] for name in prof.critical if name in call.args}
     args = {k: v if k in prof.critical else abbreviate(v) for k, v in call.args.items()}
-    row = snapshot.calls.get(key)
-    approval = snapshot.approvals.get(key)
     granted = None
     # A call that paused by itself re-enters under the approval it has spent already, and so does a
     # read whose task is entered again: the same call, by its key.
     again = (row is not None and row.state == "suspended") or not prof.side_effect
     usable = ("approved", "spent") if again else ("approved",)
-    if approval is not None and approval.state in usable and approval.args_digest == call.args_digest:
+    # What a review saw, and what a human wrote, is held against the arguments as written.
+    exact = approval is not None and (approval.args_digest == call.args_digest or approval.source == "hitl")
+    if approval is not None and approval.state in usable and (exact or call.amends == approval.call_key):
         granted = ApprovalContext(
             source=approval.source,
             approver=approval.approver,
             authenticated=approval.authenticated,
-            args_digest=approval.args_digest,
+            args_digest=call.args_digest,
+            edited_from=approval.tool if call.amends == approval.call_key else None,
         )
     return EvaluationRequest(
         subject=run.subject,
@@ -422,6 +512,7 @@ def _request(
                 sink=effective_sink(prof, call.args),  # type: ignore[arg-type]
             ),
             approval=granted,
+            prompt=PromptContext(model=match.model, digest=match.prompt) if match.source == "model" else None,
         ),
     )
 
@@ -433,6 +524,7 @@ def _context(
     plan: PlanContext | None = None,
     call: CallContext | None = None,
     approval: ApprovalContext | None = None,
+    prompt: PromptContext | None = None,
 ) -> Context:
     task = snapshot.task
     return Context(
@@ -462,12 +554,13 @@ def _context(
         plan=plan,
         call=call,
         approval=approval,
+        prompt=prompt,
     )
 
 
-def _understood(decision: Decision) -> Decision:
-    """A decision whose obligations this PEP can carry out; otherwise a deny that still carries the rest."""
-    known = [o for o in decision.obligations if demands(o) is not None]
+def _understood(decision: Decision, able: Collection[str]) -> Decision:
+    """A decision whose obligations are carried out here; otherwise a deny that still carries the rest."""
+    known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
     return decision.model_copy(
@@ -482,14 +575,14 @@ def _understood(decision: Decision) -> Decision:
 
 def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here."""
-    call, decision = judged.call, judged.decision
+    call, decision, approval = judged.call, judged.decision, judged.approval
     if judged.replay:
         return Replay(call, judged.row.result if judged.row is not None else None)
     if not decision.permit:
         return (yield from deny_call(run, judged))
     if run.engine.killed:  # since it was judged
         return (yield from deny_call(run, _replaced(judged, deny(Code.KILLED))))
-    approved = judged.approval is not None and judged.approval.state == "approved"
+    approved = approval is not None and approval.state == "approved"
     # A human who approves a call after a failure approves running it again.
     again = approved and judged.row is not None and judged.row.state in ("failed", "unknown")
     prof = call.profile
@@ -505,8 +598,8 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         *_budgets(run, call),
         Count(call=_label(call.tool), effect=prof.effect, recent=_label(call.tool), side_effect=prof.side_effect),
     ]
-    if approved:
-        changes.append(SpendApproval(judged.key, call.args_digest))
+    if approval is not None and approved:
+        changes.append(SpendApproval(approval.call_key, approval.args_digest))
     if (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
         changes.append(RecordEdge(edge))
     try:
@@ -521,7 +614,8 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         yield from _recorded(run, judged, done.now)
     except AuditError:
         try:
-            yield Commit(run.scope, None, [ReleaseCall(judged.key, _counters(run, call))])
+            back = ReleaseCall(judged.key, _counters(run, call), approval.call_key if approval is not None else "")
+            yield Commit(run.scope, None, [back])
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
             _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
         return Denial(call, deny(Code.AUDIT_UNAVAILABLE))
@@ -537,6 +631,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         raw=call.raw,
         decision_id=decision.decision_id,
         jti=run.jti,
+        approval_key=approval.call_key if approval is not None else "",
         idempotency_key=judged.key,
         audiences=prof.audience,
         obligations=decision.obligations,
@@ -574,7 +669,7 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     message = ""
-    if judged.approval is not None and judged.approval.state == "rejected":
+    if judged.approval is not None and judged.approval.state in ("rejected", "answered"):
         message = judged.approval.message
     elif decision.reason == Code.STALE_EPOCH and run.undelivered:
         message = "\n".join(run.undelivered)
@@ -664,7 +759,7 @@ def conclude(
     side_effect = call.profile.side_effect
     changes: list[Change] = []
     if state == "released":
-        changes.append(ReleaseCall(ticket.call_key, _counters(run, call)))
+        changes.append(ReleaseCall(ticket.call_key, _counters(run, call), ticket.approval_key))
     else:
         # A read may always run again, so nothing of it is kept but its data class.
         kept = state if side_effect or state == "suspended" else None
@@ -710,8 +805,9 @@ def decide_step(
     resource: Resource,
     *,
     extra: Callable[[Decision], Sequence[Change]] | None = None,
+    prompt: PromptContext | None = None,
 ) -> Flow[Decision]:
-    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `node/enter`. Never raises.
+    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
 
     `extra` gives changes to commit with a permit.
     """
@@ -730,11 +826,13 @@ def decide_step(
                 subject=run.subject,
                 action=Action(name=action),  # type: ignore[arg-type]
                 resource=resource,
-                context=_context(run, snapshot),
+                context=_context(run, snapshot, prompt=prompt),
             )
             body = serialise(request)
-            decision = _understood((yield Evaluate([request], [body]))[0])
+            decision = _understood((yield Evaluate([request], [body]))[0], _STEP_OBLIGATIONS[action == "model/call"])
         changes = list(extra(decision)) if extra is not None and decision.permit else []
+        if decision.permit:
+            changes += [change for o in decision.obligations if (change := demands(o)) and change is not True]
         if any(o.type == "revoke" for o in decision.obligations):
             changes.append(Revoke(run.agent))
         if not decision.permit:

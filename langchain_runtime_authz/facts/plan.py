@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
-__all__ = ["Match", "PlanRecord", "PlannedCall", "call_key", "calls_digest", "match", "plan_calls"]
+__all__ = ["Match", "PlanRecord", "PlannedCall", "call_key", "calls_digest", "carry", "match", "plan_calls"]
 
 
 _UNCANONICAL: Final = "uncanonical"
@@ -33,7 +33,13 @@ class PlannedCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded."""
+    """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded.
+
+    `origin` is the epoch in which the message was planned, where a human's answer carried its calls
+    into another one (0: this one). Keys of calls are made of it, so that carried calls stay what
+    they are: what has run is not run again. `model` and `prompt` (a digest of its instructions) say
+    which model planned them, where that was seen.
+    """
 
     id: str
     agent: tuple[str, ...]
@@ -41,6 +47,9 @@ class PlanRecord:
     source: Literal["model", "code"]
     calls: tuple[PlannedCall, ...]
     at: int = 0
+    origin: int = 0
+    model: str | None = None
+    prompt: str | None = None
 
 
 class Match(NamedTuple):
@@ -52,6 +61,8 @@ class Match(NamedTuple):
     position: int
     of: int
     source: Literal["model", "code"] | None
+    model: str | None = None
+    prompt: str | None = None
 
 
 def raw_digest(args: object) -> str:
@@ -95,16 +106,26 @@ def match(
         return Match(False, False, False, position or 0, 0, None)
     of, source = len(plan.calls), plan.source
     stale = plan.epoch != epoch
-    found = None
     if position is not None:
-        found = plan.calls[position] if position < of else None
+        # By its own word, not by its place: a carried plan has lost the calls that a human rejected.
+        found = next((c for c in plan.calls if c.position == position), None)
     else:
         found = next((c for c in plan.calls if c.call_id == call_id), None)
     if found is None:
-        return Match(False, stale, True, position or 0, of, source)
+        return Match(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
     same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
     same = same and found.args_digest != _UNCANONICAL
-    return Match(same, stale, not same, found.position, of, source)
+    return Match(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
+
+
+def carry(plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None]) -> PlanRecord:
+    """The plan as a human's answer leaves it, for the epoch that the answer opens.
+
+    `instead` has the calls that were edited, and `None` for those that were rejected or answered.
+    """
+    kept = (instead.get(c.position, c) for c in plan.calls)
+    calls = tuple(c for c in kept if c is not None)
+    return replace(plan, epoch=epoch, calls=calls, origin=plan.origin or plan.epoch)
 
 
 def call_key(

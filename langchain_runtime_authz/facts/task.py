@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["HumanText", "Task", "changed", "content_digest", "content_text", "extend"]
+__all__ = ["ANSWER", "HumanText", "Task", "changed", "content_digest", "content_text", "extend"]
 
+ANSWER: Final = "answer:"  # keys of texts that a human said in answer to a question
 MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request; the digest covers all
 
 
@@ -101,7 +102,8 @@ def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple
     in their order are history and only the rest is new. Leaving texts out is no correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
-    known = [t.digest for t in pinned]
+    # What was said in answer to a question stands in no history.
+    known = [t.digest for t in pinned if t.key is None or not t.key.startswith(ANSWER)]
     fresh: list[HumanText] = []
     heard = 0
     for text in incoming:

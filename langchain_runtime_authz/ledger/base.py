@@ -76,7 +76,7 @@ AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
 CallState = Literal["claimed", "suspended", "done", "failed", "unknown"]
 TokenStatus = Literal["live", "ended", "revoked", "stale", "unknown"]
-ApprovalState = Literal["asked", "approved", "rejected", "malformed", "spent"]
+ApprovalState = Literal["asked", "approved", "rejected", "answered", "malformed", "spent"]
 
 
 class Scope(NamedTuple):
@@ -122,7 +122,12 @@ class Approval:
     """One question to a human and its answer, for one call key and its exact arguments.
 
     `task_id`, `round` and `position` say which task asked it, in its how-manieth interrupt, and at
-    which place of the list.
+    which place of the list. `agent`, `plan_id`, `place`, `call_id` and `tool` say what was asked
+    about: the call at `place` of that agent's message; `within` the calls (agent path, call id) of
+    the agents above it that wait for its outcome. `edited` is JSON text of the action
+    (`{"name", "args"}`) that the human put in the call's place: the approval is for that one and no
+    longer for the call. `expires_at` is ledger time, 0 for never. `allowed` are the decisions that the
+    question takes.
     """
 
     call_key: str
@@ -137,6 +142,15 @@ class Approval:
     authenticated: bool = False
     message: str = ""
     interrupt_id: str = ""
+    agent: AgentPath = ()
+    plan_id: str | None = None
+    place: int | None = None
+    call_id: str | None = None
+    tool: str = ""
+    within: tuple[tuple[AgentPath, str], ...] = ()
+    edited: str = ""
+    expires_at: int = 0
+    allowed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +228,16 @@ class AdvanceEpoch(Change):
 
     Kills every live lease of the thread and voids open approvals. `first` pins the opening texts of
     a thread without a step of the epoch. `deliver` keeps the texts for the next root entry, for
-    corrections that came beside the graph's own input.
+    corrections that came beside the graph's own input. `keep` are the keys of approvals that the
+    correction itself gives (a human who edits one call approves others with the same answer): as
+    answered by earlier changes of the same commit, they move to the new epoch.
     """
 
     expected: int
     texts: tuple[HumanText, ...] = ()
     first: bool = False
     deliver: bool = False
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,10 +336,14 @@ class ClaimCall(Change):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCall(Change):
-    """A claimed call never ran: its claim, its approval and its budgets are given back."""
+    """A claimed call never ran: its claim, its approval and its budgets are given back.
+
+    `approval` is the approval's key where it is not the call's own.
+    """
 
     key: str
     refund: tuple[str, ...] = ()
+    approval: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,18 +364,22 @@ class AskApproval(Change):
 
 @dataclass(frozen=True, slots=True)
 class AnswerApproval(Change):
-    """Answer an open question; an answered one keeps its first answer."""
+    """Answer an open question; an answered one keeps its first answer.
+
+    `answered`: the human answers in the tool's place, by `message`; the call does not run.
+    """
 
     call_key: str
-    state: Literal["approved", "rejected", "malformed"]
+    state: Literal["approved", "rejected", "answered", "malformed"]
     approver: str
     authenticated: bool
     message: str = ""
+    edited: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SpendApproval(Change):
-    """Use an approval, once, for exactly these arguments; else `approval_void`."""
+    """Use an approval, once, before it expires, for exactly these arguments; else `approval_void`."""
 
     call_key: str
     args_digest: str

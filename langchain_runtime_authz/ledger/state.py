@@ -126,9 +126,9 @@ def needs(guard: b.Guard | None, changes: Sequence[b.Change]) -> Needs:
                 n.edges = True
             case b.ClaimCall(key) | b.ConcludeCall(key):
                 n.calls.add(key)
-            case b.ReleaseCall(key, refund):
+            case b.ReleaseCall(key, refund, approval):
                 n.calls.add(key)
-                n.approvals.add(key)
+                n.approvals.add(approval or key)
                 n.budgets |= set(refund)
             case b.AskApproval(approval):
                 n.approvals.add(approval.call_key)
@@ -319,7 +319,7 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                 raise _Refused(Code.SUBJECT_MISMATCH)
             return lambda: setattr(t, "subject", subject)
 
-        case b.AdvanceEpoch(expected, texts, first, deliver):
+        case b.AdvanceEpoch(expected, texts, first, deliver, keep):
             if t.epoch != expected or (first and t.task.digest) or spent["epoch",]:
                 raise _Refused(Code.STALE_EPOCH)
 
@@ -338,8 +338,11 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                     t.history = replace(t.history, rotations=rotations, changed={})
                     _end(t, lambda _: True, "ended")
                     # A question about the old task must not be answered for the new one.
-                    for key in [k for k, a in t.approvals.items() if a.state in ("asked", "approved")]:
-                        del t.approvals[key]
+                    for key, held in list(t.approvals.items()):
+                        if held.state == "approved" and key in keep:
+                            t.approvals[key] = replace(held, epoch=t.epoch)
+                        elif held.state in ("asked", "approved"):
+                            del t.approvals[key]
 
             return advance
 
@@ -426,15 +429,16 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
             spent["call", key] += 1
             return lambda: t.calls.__setitem__(key, b.CallRow(key, "claimed", jti))
 
-        case b.ReleaseCall(key, refund):
+        case b.ReleaseCall(key, refund, approval_key):
             # Only what is held can be given back: not twice, and not by a call that ran.
             if (row := t.calls.get(key)) is None or row.state not in ("claimed", "unknown"):
                 return lambda: None
 
             def release() -> None:
                 t.calls.pop(key, None)
-                if (used := t.approvals.get(key)) is not None and used.state == "spent":
-                    t.approvals[key] = replace(used, state="approved")
+                lifted = approval_key or key
+                if (used := t.approvals.get(lifted)) is not None and used.state == "spent":
+                    t.approvals[lifted] = replace(used, state="approved")
                 for counter in refund:
                     t.budgets[counter] = max(t.budgets.get(counter, 0) - 1, 0)
 
@@ -454,11 +458,18 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                 return lambda: None
             return lambda: t.approvals.__setitem__(approval.call_key, approval)
 
-        case b.AnswerApproval(key, answer, approver, authenticated, message):
+        case b.AnswerApproval(key, answer, approver, authenticated, message, edited):
             asked = t.approvals.get(key)
             if asked is None or asked.state != "asked":
                 raise _Refused(Code.APPROVAL_VOID)
-            answered = replace(asked, state=answer, approver=approver, authenticated=authenticated, message=message)
+            answered = replace(
+                asked,
+                state=answer,
+                approver=approver,
+                authenticated=authenticated,
+                message=message,
+                edited=edited,
+            )
             return lambda: t.approvals.__setitem__(key, answered)
 
         case b.SpendApproval(key, args_digest):
@@ -468,6 +479,7 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                 or held_approval.state != "approved"
                 or held_approval.args_digest != args_digest
                 or held_approval.epoch != t.epoch
+                or 0 < held_approval.expires_at <= now
                 or spent["approval", key]
             ):
                 raise _Refused(Code.APPROVAL_VOID)
@@ -507,7 +519,8 @@ def _record_plan(t: Thread, plan: PlanRecord) -> None:
     records = t.plans.get((plan.agent, plan.id), {})
     if plan.epoch in records:  # INVARIANT: first write wins
         return
-    plan = replace(plan, at=t.history.steps)
+    if not plan.origin:  # a carried plan was made where it was made
+        plan = replace(plan, at=t.history.steps)
     t.plans[plan.agent, plan.id] = {**records, plan.epoch: plan}
     for call in plan.calls:
         if call.call_id is not None:

@@ -831,6 +831,82 @@ class LedgerContract:
                 b.refuse(Code.APPROVAL_VOID, AnswerApproval(first, "approved", "user:bob", authenticated=False))
                 assert b.approval(first) == stands
 
+    def test_an_answer_may_be_another_action(self) -> None:
+        """What a human put in a call's place, or said in the tool's, comes back as it was given."""
+        with self._bench() as b:
+            asked = Approval(
+                "k",
+                DIGEST,
+                1,
+                "task-1",
+                agent=("root", "child"),
+                plan_id="m1",
+                place=2,
+                call_id="c1",
+                tool="pay",
+                within=((("root",), "c0"),),
+                expires_at=int(b.clock()) + 60,
+                allowed=("approve", "edit"),
+            )
+            b.do(AskApproval(asked), AskApproval(Approval("other", DIGEST, 1)))
+            assert b.approval("k") == asked
+            edited = '{"name": "pay", "args": {"amount": 1}}'
+            b.do(AnswerApproval("k", "approved", "user:alice", authenticated=True, edited=edited))
+            b.do(AnswerApproval("other", "answered", "user:alice", authenticated=True, message="I did it"))
+            assert b.approval("k") == replace(
+                asked, state="approved", approver="user:alice", authenticated=True, edited=edited
+            )
+            found = b.approval("other")
+            assert found is not None
+            assert (found.state, found.message) == ("answered", "I did it")
+            b.refuse(Code.APPROVAL_VOID, SpendApproval("other", DIGEST))
+
+    def test_an_approval_expires(self) -> None:
+        """By ledger time, at the second that it says; one that says none does not."""
+        with self._bench() as b:
+            until = int(b.clock()) + 60
+            for key, expires_at in (("early", until), ("late", until), ("ever", 0)):
+                b.do(AskApproval(Approval(key, DIGEST, 1, expires_at=expires_at)))
+                b.do(AnswerApproval(key, "approved", "user:alice", authenticated=True))
+            b.clock.tick(59)
+            b.do(SpendApproval("early", DIGEST))
+            b.clock.tick(1)
+            b.refuse(Code.APPROVAL_VOID, SpendApproval("late", DIGEST))
+            b.do(SpendApproval("ever", DIGEST))
+
+    def test_a_correction_keeps_what_it_approves(self) -> None:
+        """One commit answers, opens the next epoch and records its plan; every other approval is void."""
+        with self._bench() as b:
+            b.approved("before")
+            for key in ("yes", "no", "open", "unnamed"):
+                b.do(AskApproval(Approval(key, DIGEST, 1)))
+            carried = replace(_plan("m1", epoch=2), origin=1)
+            b.do(
+                AnswerApproval("yes", "approved", "user:alice", authenticated=True),
+                AnswerApproval("no", "rejected", "user:alice", authenticated=True),
+                AnswerApproval("unnamed", "approved", "user:alice", authenticated=True),
+                AdvanceEpoch(1, keep=("yes", "no", "open")),
+                RecordPlan(carried),
+            )
+            assert b.load(plan=(carried.agent, "m1")).plan == carried
+            assert {
+                k: (a.state, a.epoch) for k in ("before", "yes", "no", "open", "unnamed") if (a := b.approval(k))
+            } == {
+                "yes": ("approved", 2),
+                "no": ("rejected", 1),
+            }
+            b.do(SpendApproval("yes", DIGEST))
+            b.refuse(Code.APPROVAL_VOID, SpendApproval("yes", DIGEST))
+
+    def test_a_release_gives_back_the_approval_that_was_spent(self) -> None:
+        """Also where it is another's than the call's own."""
+        with self._bench() as b:
+            lease = b.lease()
+            b.approved("asked")
+            b.do(ClaimCall("edited", lease.jti, repeatable=False), SpendApproval("asked", DIGEST))
+            b.do(ReleaseCall("edited", approval="asked"))
+            b.do(SpendApproval("asked", DIGEST))
+
     def test_an_approval_is_spent_once(self) -> None:
         """Afterwards it is void, and stays on record."""
         with self._bench() as b:

@@ -346,7 +346,7 @@ def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, sa
     (asked,) = paused["__interrupt__"]
     assert [a["args"]["text"] for a in asked.value["action_requests"]] == ["1", "3", "5"]
     assert [a["tool_call_id"] for a in asked.value["action_requests"]] == ["call-1", "call-3", "call-5"]
-    assert [c["allowed_decisions"] for c in asked.value["review_configs"]] == [["approve", "reject"]] * 3
+    assert [c["allowed_decisions"] for c in asked.value["review_configs"]] == [["approve", "edit", "reject", "respond"]] * 3
     # In one task nothing runs before the answer; where each call is a task, the permitted ones do.
     assert sorted(ran) == ([] if kind == "hand" else [("write", "2"), ("write", "4")])
     if restart:
@@ -418,7 +418,9 @@ MALFORMED = [
     {"decisions": [{"type": "approve"}]},
     {"decisions": [{"type": "approve"}] * 3},
     {"decisions": [{"type": "APPROVE"}] * 2},
-    {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": {"text": "9"}}}] * 2},
+    {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": "9"}}] * 2},
+    {"decisions": [{"type": "edit"}] * 2},
+    {"decisions": [{"type": "respond"}] * 2},
     {"decisions": [{"type": ["approve"]}, {"type": {"approve": 1}}]},
     {"decisions": {"0": {"type": "approve"}}},
     {"type": "approve"},

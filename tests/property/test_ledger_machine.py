@@ -123,20 +123,25 @@ class LedgerMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.clock.tick(seconds)
 
-    @rule(stale=st.booleans())
-    def correct(self, stale: bool) -> None:
+    @rule(stale=st.booleans(), keep=st.sets(st.sampled_from(["k1", "k2", "k3"])))
+    def correct(self, stale: bool, keep: set[str]) -> None:
         text = HumanText(f"d{self.count}", f"t{self.count}")
         self.count += 1
         if stale:
             self.commit(Code.STALE_EPOCH, AdvanceEpoch(self.epoch - 1, (text,)))
             return
-        done = self.commit(None, AdvanceEpoch(self.epoch, (text,)))
+        done = self.commit(None, AdvanceEpoch(self.epoch, (text,), keep=tuple(keep)))
         assert isinstance(done, Committed)
         self.epoch += 1
         assert done.epoch == self.epoch
         self.texts.append(text.text)
         self.end(set(self.rows), "ended")
-        self.approvals = {k: a for k, a in self.approvals.items() if a[0] not in ("asked", "approved")}
+        # What the correction itself approves moves with it; an open question never does.
+        for key, held in list(self.approvals.items()):
+            if held[0] == "approved" and key in keep:
+                held[2] = self.epoch
+            elif held[0] in ("asked", "approved"):
+                del self.approvals[key]
 
     @rule(target=leases, agent=agents.filter(bool), old=st.booleans())
     def take_root_lease(self, agent: tuple[str, ...], old: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.enforce.approval import answers
+from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
 from langchain_runtime_authz.ledger.base import AnswerApproval, Approval
 from tests.ids import shown
 
@@ -19,7 +20,9 @@ YES, NO = {"type": "approve"}, {"type": "reject"}
 
 
 def ask(key: str, position: int = 0, interrupt: str = "i1") -> Approval:
-    return Approval(key, "sha256:00", 1, position=position, interrupt_id=interrupt)
+    return Approval(
+        key, "sha256:00", 1, position=position, interrupt_id=interrupt, plan_id="m", place=position, tool="pay",
+    )
 
 
 ONE = [ask("a")]
@@ -93,8 +96,16 @@ MALFORMED: list[object] = [
     {"type": None},
     {"type": ["approve"]},
     {"type": {"type": "approve"}},
-    {"type": "edit", "edited_action": {"name": "pay", "args": {}}},
-    {"type": "respond", "message": "x"},
+    {"type": "edit"},
+    {"type": "edit", "edited_action": {"name": "pay"}},
+    {"type": "edit", "edited_action": {"name": "", "args": {}}},
+    {"type": "edit", "edited_action": {"name": 1, "args": {}}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": []}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": {1: 2}}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": {"amount": float("nan")}}},
+    {"type": "edit", "edited_action": {"name": "pay", "args": {"amount": object()}}},
+    {"type": "respond"},
+    {"type": "respond", "message": 1},
     {"type": "accept"},
     {"approve": True},
     {"decision": "approve"},
@@ -198,3 +209,55 @@ def test_no_value_approves_what_was_not_asked(asks: list[Approval], value: Any) 
     found = states(asks, value)
     assert found.keys() <= {a.call_key for a in asks}
     assert "approved" not in found.values() or "'approve'" in repr(value)
+
+
+EDIT = {"type": "edit", "edited_action": {"name": "wire", "args": {"amount": 1}}}
+
+
+def test_an_edit_is_an_approval_of_another_action() -> None:
+    """As JSON text, with what it approves in it and nothing else."""
+    (change,) = answers(ONE, EDIT, ALICE)
+    assert (change.state, edited_action(change.edited)) == ("approved", ("wire", {"amount": 1}))
+
+
+def test_a_response_answers_in_the_tools_place() -> None:
+    """The call is not approved."""
+    (change,) = answers(ONE, {"type": "respond", "message": "done"}, ALICE)
+    assert (change.state, change.message, change.edited) == ("answered", "done", "")
+
+
+@pytest.mark.parametrize("decision", [YES, NO, EDIT, {"type": "respond", "message": "x"}])
+def test_a_question_takes_the_decisions_that_it_says(decision: dict[str, Any]) -> None:
+    """Whatever else is malformed; a call that no message planned has no place for another one."""
+    for kind in ("approve", "edit", "reject", "respond"):
+        found = states([replace(ask("a"), allowed=(kind,))], decision)["a"]
+        assert (found == "malformed") is (decision["type"] != kind)
+    unplanned = states([replace(ask("a"), plan_id=None)], decision)["a"]
+    assert (unplanned == "malformed") is (decision["type"] in ("edit", "respond"))
+
+
+def test_what_an_answer_says_about_the_task() -> None:
+    """An edit, a response and a reason; an approval and a bare rejection say nothing, whatever stands beside them."""
+    for decision, text in (
+        (YES, None),
+        (NO, None),
+        ({"type": "approve", "message": "fine"}, None),
+        ({"type": "reject", "message": "never"}, "never"),
+        ({"type": "respond", "message": "done"}, "done"),
+        (EDIT, 'Instead of pay: {"name": "wire", "args": {"amount": 1}}'),
+        ({"type": "edit", "message": "x"}, None),
+    ):
+        said = corrections(ONE, answers(ONE, decision, ALICE))
+        assert [t.text for t in said] == ([] if text is None else [text])
+    unplanned = [replace(ask("a"), plan_id=None)]
+    assert corrections(unplanned, answers(unplanned, {"type": "reject", "message": "no"}, ALICE)) == []
+    # Said by key, so that the same answer is the same text.
+    (text_,) = corrections(ONE, answers(ONE, EDIT, ALICE))
+    assert text_.key == "answer:i1:0"
+
+
+def test_a_word_of_langchains_review_is_not_authenticated() -> None:
+    """It is taken as it comes."""
+    asks = [replace(ask("a"), source="hitl", allowed=("approve",))]
+    (change,) = answers(asks, YES, ALICE)
+    assert (change.state, change.authenticated) == ("approved", False)

@@ -117,6 +117,7 @@ REQUEST_V1 = {
             "approver": "str",
             "authenticated": "bool",
             "args_digest": "str",
+            "edited_from": "str | null = None",
         },
     },
 }

@@ -15,6 +15,7 @@ from langchain_runtime_authz.facts.plan import (
     PlanRecord,
     call_key,
     calls_digest,
+    carry,
     match,
     plan_calls,
     raw_digest,
@@ -114,6 +115,30 @@ def test_duplicate_ids_do_not_meet() -> None:
     assert held(plan, position=0, args={"amount": 1}).planned
     assert held(plan, position=1, args={"amount": 2}).planned
     assert held(plan, position=0, args={"amount": 2}).changed
+
+
+# --- a human's answer ---
+
+
+def test_a_carried_plan_holds_what_the_human_left() -> None:
+    """Rejected calls are gone, edited ones stand as edited, each at its own place."""
+    calls = [{"id": f"c{n}", "name": "pay", "args": {"amount": n}} for n in range(3)]
+    plan = PlanRecord("m1", ("root",), 2, "model", plan_calls(calls))
+    edited = PlannedCall(2, "c2", "wire", raw_digest({"amount": 7}))
+    left = carry(plan, 3, {1: None, 2: edited})
+    assert (left.epoch, left.origin, [c.position for c in left.calls]) == (3, 2, [0, 2])
+
+    def stands(position: int, tool: str, args: object) -> Match:
+        return match(left, epoch=3, position=position, call_id=f"c{position}", tool=tool, args=args)
+
+    assert stands(0, "pay", {"amount": 0}).planned
+    assert stands(2, "wire", {"amount": 7}).planned
+    assert (stands(2, "wire", {"amount": 7}).position, stands(2, "wire", {"amount": 7}).of) == (2, 2)
+    for refused in (stands(1, "pay", {"amount": 1}), stands(2, "pay", {"amount": 2}), stands(2, "wire", {"amount": 8})):
+        assert refused.changed
+        assert not refused.planned
+    # Carried on, the calls' keys still come from where they were planned.
+    assert carry(left, 9, {}).origin == 2
 
 
 # --- keys ---

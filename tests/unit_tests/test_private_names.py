@@ -312,6 +312,97 @@ def test_questions_of_a_tool_are_counted_and_skipped() -> None:
     assert got == ["b"], "answers of a task are no longer numbered: a skipped one reached the next question"
 
 
+def test_graphs_called_by_several_tools_of_one_task_keep_their_numbers() -> None:
+    """LangGraph names a graph's checkpoints by its number in the task: each tool counts its own."""
+    numbers: list[list[int]] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        for place in (None, 0, 1, 1):
+            counted, _ = private.counting_questions(dict(config), place)
+            scratchpad = counted["configurable"]["__pregel_scratchpad"]
+            numbers.append([scratchpad.subgraph_counter() for _ in range(2)])
+        return {}
+
+    _graph(node).invoke({"messages": []}, THREAD)
+    assert numbers == [[0, 1], [0, 1], [10_000, 10_001], [10_000, 10_001]]
+
+
+def test_a_resumed_task_sees_the_answer_of_its_invocation() -> None:
+    """The plain value, or the map from ids, before `interrupt` has taken it."""
+    seen: list[object] = []
+
+    def node(state: Any, config: RunnableConfig) -> Any:
+        seen.append(private.answer_given(config))
+        interrupt("question")
+        return {}
+
+    graph = _graph(node)
+    graph.invoke({"messages": []}, THREAD)
+    graph.invoke(Command(resume="plain"), THREAD)
+    other = {"configurable": {"thread_id": "other"}}
+    (asked,) = graph.invoke({"messages": []}, other)["__interrupt__"]
+    graph.invoke(Command(resume={asked.id: "by id"}), other)
+    assert seen == [None, "plain", None, {asked.id: "by id"}]
+
+
+def test_the_innermost_handler_is_known_by_its_name() -> None:
+    """`create_agent` hands the tool node's own function to the last middleware, a composed one to the others."""
+    from langchain.agents import create_agent
+    from langchain.agents.middleware import AgentMiddleware
+
+    from langchain_runtime_authz.testing import ScriptedChatModel
+
+    seen: list[tuple[str, bool]] = []
+
+    def watching(label: str) -> AgentMiddleware[Any, Any, Any]:
+        class Watching(AgentMiddleware[Any, Any, Any]):
+            @property
+            def name(self) -> str:
+                return label
+
+            def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+                seen.append((label, private.is_innermost(handler)))
+                return handler(request)
+
+            async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+                seen.append((label, private.is_innermost(handler)))
+                return await handler(request)
+
+        return Watching()
+
+    @tool
+    def look() -> str:
+        """Look."""
+        return "seen"
+
+    call = {"name": "look", "args": {}, "id": "1", "type": "tool_call"}
+    script = [AIMessage("", tool_calls=[call]), AIMessage("done")] * 2
+    agent = create_agent(ScriptedChatModel(script=script), [look], middleware=[watching("outer"), watching("inner")])
+    agent.invoke({"messages": [("user", "x")]})
+    asyncio.run(agent.ainvoke({"messages": [("user", "x")]}))
+    assert seen == [("outer", False), ("inner", True)] * 2, "langchain composes tool-call wrappers otherwise"
+
+
+def test_a_model_says_its_name_and_provider() -> None:
+    """What LangChain puts into a call's metadata, asked before the call."""
+    from langchain_core.language_models import FakeListChatModel
+
+    class Named(FakeListChatModel):
+        model: str = "m-1"
+
+    model = Named(responses=["x"])
+    seen: list[Any] = []
+
+    class Watch(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+            seen.append(kwargs["metadata"])
+
+    model.invoke("x", {"callbacks": [Watch()]})
+    assert private.model_params(model) == (seen[0]["ls_model_name"], seen[0]["ls_provider"]) == ("m-1", "named")
+    assert private.model_params(model.bind(stop=["x"])) == ("m-1", "named")
+    assert private.model_params(object()) == ("object", None)
+
+
 def test_without_a_checkpointer_nobody_can_be_asked() -> None:
     """`can_ask` is false where LangGraph has no checkpointer."""
     seen: list[bool] = []

@@ -633,7 +633,8 @@ def test_a_rate_limit_of_the_policy_is_kept() -> None:
     """In the commit that claims the call, by the ledger's clock."""
     clock = FrozenClock()
     limit = {"id": "r", "type": "rate_limit", "properties": {"counter": "pay", "window": 60, "max": 2}}
-    pdp = StaticPDP(lambda _: {"decision": True, "context": {"obligations": [limit]}})
+    limited = {"decision": True, "context": {"obligations": [limit]}}
+    pdp = StaticPDP(lambda r: limited if r.action.name == "tools/call" else True)
     session = opened(authz_with(pdp, ledger=MemoryLedger(clock=clock)))
     outcomes = [session.decide("pay", {**PAY, "n": n}).reason for n in range(3)]
     assert outcomes == ["", "", "rate_exceeded"]

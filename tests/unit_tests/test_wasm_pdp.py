@@ -144,9 +144,9 @@ def test_each_ask_asks_and_an_approval_lifts_it(
         "args_digest": "sha256:" + "5e" * 32,
     }
     assert ask(pdp, {**overrides, "context.approval": approval}).permit
-    for field, value in (("args_digest", "sha256:other"), ("source", "hitl")):
-        refused = ask(pdp, {**overrides, "context.approval": {**approval, field: value}})
-        assert refused.outcome == "approval_required"
+    refused = ask(pdp, {**overrides, "context.approval": {**approval, "args_digest": "sha256:other"}})
+    assert refused.outcome == "approval_required"
+    assert ask(pdp, {**overrides, "context.approval": {**approval, "source": "hitl"}}).permit
 
 
 def test_too_many_denials_halt(pdp: WasmPDP) -> None:
@@ -169,7 +169,8 @@ def test_too_many_denials_halt(pdp: WasmPDP) -> None:
 )
 def test_other_actions_need_a_lease(pdp: WasmPDP, action: str, kind: str) -> None:
     """What is no tool call is permitted under a valid lease, and under no other."""
-    step = {"action.name": action, "resource.type": kind, "context.call": None, "context.plan": None}
+    shown = {"resource.properties": {"tools": [], "provider_tools": []}} if kind == "model" else {}
+    step = {"action.name": action, "resource.type": kind, "context.call": None, "context.plan": None, **shown}
     assert ask(pdp, step).permit
     assert ask(pdp, {**step, "context.lease.exp": NOW}).reasons == (Code.LEASE_INVALID,)
     assert ask(pdp, {**step, f"{GRANT}.expires_at": NOW}).reasons == (Code.GRANT_EXPIRED,)

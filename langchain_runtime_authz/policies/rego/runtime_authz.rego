@@ -25,8 +25,14 @@
 #   plan        stale: effects refused when the plan belongs to an older task;
 #               unplanned_permitted: effects permitted although no recorded plan holds the call
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
-#   approvals   effect or "*" -> {sources, authenticated}: which approval lifts an "ask". Sources are
-#               interrupt, application, hitl; `authenticated: true` demands a verified approver
+#   approvals   effect or "*" -> {sources, authenticated, expires_in, edits}: which approval lifts an
+#               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
+#               is taken as it comes: never authenticated); `authenticated: true` demands a verified
+#               approver; it counts `expires_in` seconds from the question on (absent: as long as the
+#               task stands); `edits` says whether a human may put other arguments ("args") or another
+#               tool too ("any") in a call's place, or nothing ("none")
+#   models      providers, names: of models that may be called (null: any); provider_tools: tools run
+#               by the provider that a model may be given. Others are taken out of the model's request
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
 #               counts, atomically; the policy only obliges it to
 #   redact      tool -> fields of its result that the PEP must redact
@@ -57,7 +63,7 @@ default decision := {
 
 decision := answer(false, sort(denied), array.concat(revocation, rotation)) if {
 	count(denied) > 0
-} else := answer(false, sort(asked), [{"id": "approval", "type": "require_approval", "properties": {}}]) if {
+} else := answer(false, sort(asked), [{"id": "approval", "type": "require_approval", "properties": approval_term}]) if {
 	count(asked) > 0
 	not approved
 } else := answer(true, [], sort(obliged)) if {
@@ -193,6 +199,54 @@ holds("le", limit, value) if {
 	value <= limit
 }
 
+# --- model/call -------------------------------------------------------------------------------------
+
+is_model if input.action.name == "model/call"
+
+denied contains "no_permit" if {
+	is_model
+	not model_formed
+}
+
+denied contains "model" if {
+	is_model
+	not model_listed
+}
+
+model_formed if {
+	names_only(input.resource.properties.tools)
+	names_only(input.resource.properties.provider_tools)
+	names_only(cfg.models.provider_tools)
+}
+
+names_only(names) if {
+	is_array(names)
+	every name in names {
+		is_string(name)
+	}
+}
+
+model_listed if {
+	within(object.get(cfg.models, "names", null), input.resource.id)
+	within(object.get(cfg.models, "providers", null), object.get(input.resource.properties, "provider", null))
+}
+
+# What a model is not shown it does not plan; what the provider runs, nobody else can stop.
+withheld := {
+	"tools": [name | is_model; some name in input.resource.properties.tools; not within(object.get(grant, "tools", null), name)],
+	"provider_tools": [name |
+		is_model
+		some name in input.resource.properties.provider_tools
+		not name in cfg.models.provider_tools
+	],
+}
+
+obliged contains obligation if {
+	is_model
+	count(withheld.tools) + count(withheld.provider_tools) > 0
+	obligation := {"id": "withhold", "type": "withhold_tools", "properties": withheld}
+}
+
 # --- agent/invoke ---------------------------------------------------------------------------------
 
 denied contains "grant_depth" if {
@@ -291,6 +345,7 @@ call_formed if {
 		reached.sink in known_sinks
 	}
 	rate_formed
+	term_formed
 	is_array(redacted)
 	every field in redacted {
 		is_string(field)
@@ -573,13 +628,36 @@ asked contains "data_flow" if {
 	flow_verdict(class, to) == "ask"
 }
 
+needed := object.get(cfg.approvals, effect, object.get(cfg.approvals, "*", {}))
+
+default approval_term := {}
+
+approval_term := {"expires_in": needed.expires_in} if needed.expires_in
+
+term_formed if not "expires_in" in object.keys(needed)
+
+term_formed if {
+	is_number(needed.expires_in)
+	needed.expires_in > 0
+	needed.expires_in == floor(needed.expires_in)
+}
+
 approved if {
 	is_string(input.context.call.args_digest)
 	input.context.call.args_digest != ""
 	input.context.approval.args_digest == input.context.call.args_digest
-	needed := object.get(cfg.approvals, effect, object.get(cfg.approvals, "*", {}))
 	input.context.approval.source in needed.sources
 	approver_sufficient(needed)
+	edit_sufficient
+}
+
+edit_sufficient if object.get(input.context.approval, "edited_from", null) == null
+
+edit_sufficient if needed.edits == "any"
+
+edit_sufficient if {
+	needed.edits == "args"
+	input.context.approval.edited_from == input.resource.id
 }
 
 approver_sufficient(needed) if needed.authenticated == false

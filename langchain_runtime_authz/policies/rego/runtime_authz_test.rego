@@ -61,7 +61,8 @@ denies(answer, expected) if {
 asks(answer, expected) if {
 	answer.decision == false
 	[reason.code | some reason in answer.context.reasons] == expected
-	answer.context.obligations == [{"id": "approval", "type": "require_approval", "properties": {}}]
+	[obligation] := answer.context.obligations
+	object.remove(obligation, ["properties"]) == {"id": "approval", "type": "require_approval"}
 }
 
 permits(answer) if {
@@ -102,7 +103,7 @@ test_a_valid_lease_permits_every_other_action if {
 	] {
 		patch := {
 			"action": {"name": pair[0]},
-			"resource": {"type": pair[1], "properties": {"effect": "admin"}},
+			"resource": {"type": pair[1], "properties": {"effect": "admin", "tools": [], "provider_tools": []}},
 			"context": {"call": null, "plan": null},
 		}
 		permits(patched(patch))
@@ -309,12 +310,95 @@ test_data_that_changed_rotates if {
 	denies(without(["/context/call/changed"]), ["no_permit"])
 }
 
+# --- model ---
+
+model_call(fields) := {
+	"action": {"name": "model/call"},
+	"resource": {
+		"type": "model",
+		"id": "sonnet",
+		"properties": object.union({"provider": "anthropic", "tools": [], "provider_tools": []}, fields),
+	},
+	"context": {"call": null, "plan": null},
+}
+
+test_a_model_may_be_called if {
+	answer := patched(model_call({"tools": ["book", "read"]}))
+	permits(answer)
+	answer.context.obligations == []
+}
+
+test_a_model_must_be_listed if {
+	listed := {"names": ["sonnet"], "providers": ["anthropic"], "provider_tools": []}
+	permits(patched(model_call({}))) with data.runtime_authz_data.models as listed
+	every other in [
+		{"names": ["opus"]}, {"names": []}, {"names": "sonnet"}, {"providers": ["openai"]}, {"providers": {"a": "anthropic"}},
+	] {
+		unlisted := object.union(listed, other)
+		denies(patched(model_call({})), ["model"]) with data.runtime_authz_data.models as unlisted
+	}
+	denies(patched(model_call({"provider": null})), ["model"]) with data.runtime_authz_data.models as listed
+}
+
+test_a_model_call_has_a_form if {
+	every fields in [{"tools": null}, {"tools": [1]}, {"provider_tools": "web"}, {"provider_tools": [null]}] {
+		denies(patched(model_call(fields)), ["no_permit"])
+	}
+	denies(patched(model_call({})), ["model", "no_permit"]) with data.runtime_authz_data.models as null
+}
+
+test_tools_are_withheld_from_a_model if {
+	request := object.union(
+		model_call({"tools": ["book", "read"], "provider_tools": ["web_search", "code"]}),
+		granted({"tools": ["book"]}),
+	)
+	answer := patched(request)
+	permits(answer)
+	answer.context.obligations == [{
+		"id": "withhold",
+		"type": "withhold_tools",
+		"properties": {"tools": ["read"], "provider_tools": ["web_search", "code"]},
+	}]
+	allowed := {"provider_tools": ["web_search", "code"]}
+	open := patched(model_call({"provider_tools": ["code"]})) with data.runtime_authz_data.models as allowed
+	open.context.obligations == []
+}
+
 # --- approval ---
+
+edited(from) := object.union(approval("interrupt", true), {"context": {"approval": {"edited_from": from}}})
+
+test_an_edit_must_be_enough if {
+	permits(patched(edited("book")))
+	permits(patched(edited("other")))
+	every case in [["args", "book", true], ["args", "other", false], ["none", "book", false], ["any", "other", true]] {
+		needed := {"*": {"sources": ["interrupt"], "authenticated": false, "edits": case[0], "expires_in": 86400}}
+		answer := patched(edited(case[1])) with data.runtime_authz_data.approvals as needed
+		answer.decision == case[2]
+	}
+	unsaid := {"*": {"sources": ["interrupt"], "authenticated": false, "expires_in": 86400}}
+	asks(patched(edited("book")), ["effect"]) with data.runtime_authz_data.approvals as unsaid
+	permits(patched(edited(null))) with data.runtime_authz_data.approvals as unsaid
+}
+
+test_a_question_lasts_as_long_as_the_data_says if {
+	for_ever := patched(properties({"effect": "pay"})) with data.runtime_authz_data.approvals as {"pay": {"sources": []}}
+	for_ever.context.obligations[0].properties == {}
+	minute := {"pay": {"sources": [], "expires_in": 60}}
+	answer := patched(properties({"effect": "pay"})) with data.runtime_authz_data.approvals as minute
+	answer.context.obligations[0].properties == {"expires_in": 60}
+	every term in ["60", 0, -1, 1.5, null] {
+		spoiled := {"pay": {"sources": ["interrupt"], "authenticated": false, "expires_in": term}}
+		denies(patched(approval("interrupt", true)), ["no_permit"]) with data.runtime_authz_data.approvals as spoiled
+	}
+}
+
 
 test_an_approval_lifts_an_ask if {
 	permits(patched(approval("interrupt", false)))
 	permits(patched(approval("application", true)))
-	asks(patched(approval("hitl", true)), ["effect"])
+	permits(patched(approval("hitl", false)))
+	asks(patched(approval("rumour", true)), ["effect"])
 	other := {"context": {"call": {"args_digest": "sha256:2"}}}
 	asks(patched(object.union(approval("interrupt", false), other)), ["effect"])
 	denies(patched(object.union(approval("interrupt", true), granted({"tools": []}))), ["grant_tool"])

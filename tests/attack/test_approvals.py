@@ -1,0 +1,332 @@
+"""What a human answers is what happens: approved once, edited as edited, rejected never."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._approvals import (
+    ANN,
+    APPROVE,
+    BOB,
+    BUILDERS,
+    EVE,
+    FOUR,
+    ONE_TASK,
+    REJECT,
+    THREAD,
+    TWO,
+    Scene,
+    edit,
+    human,
+    payment,
+    resume,
+)
+from ._graphs import ASK, answer_to, asking, assert_went_on, calls_of, reasons
+
+kinds = pytest.mark.parametrize("kind", list(BUILDERS))
+ways = pytest.mark.parametrize("go", ["sync", "async"])
+
+
+def scene(kind: str, **options: Any) -> Scene:
+    saver = InMemorySaver()
+    return Scene(kind, lambda: saver, **options)
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("restart", [False, True])
+def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart: bool) -> None:
+    """Three asked payments of five calls: the approved runs once, the edited as edited, the rejected never."""
+    s = scene(kind)
+    (asked,) = s.both(go)(human())["__interrupt__"]
+    assert [(a["name"], a["args"]["recipient"]) for a in asked.value["action_requests"]] == [
+        ("pay", "ann"),
+        ("pay", "bob"),
+        ("pay", "eve"),
+    ]
+    assert s.ran == [] if kind in ONE_TASK else sorted(s.ran) == sorted([TWO, FOUR])
+    if restart:
+        s.start()
+    state = s.both(go)(resume(APPROVE, edit("bob", "2"), REJECT))
+    assert sorted(s.ran) == sorted([ANN, TWO, FOUR, ("bob", 2.0, "USD")])
+    assert_went_on(state)
+    edited = answer_to(state["messages"], "c3")
+    assert edited.status == "success"
+    assert "replaced" in edited.text
+    assert '"amount": "2"' in edited.text
+    assert answer_to(state["messages"], "c5").status == "error"
+    assert reasons(s.authz, "pay")[-1] == "approval_rejected"
+    # Spent: going on over the finished thread, or answering again, repeats nothing.
+    ran = list(s.ran)
+    for given in (None, resume(APPROVE, APPROVE, APPROVE)):
+        s.both(go)(given)
+        assert s.ran == ran
+
+
+@kinds
+def test_the_unenforced_twin_pays_everybody(kind: str) -> None:
+    """Without us nobody is asked and all five run."""
+    s = scene(kind)
+    s.ran.clear()
+    s.build().invoke(human(), {"configurable": {"thread_id": "twin"}})
+    assert sorted(s.ran) == sorted([ANN, BOB, EVE, TWO, FOUR])
+
+
+@kinds
+@ways
+def test_an_edit_is_a_correction(kind: str, go: str) -> None:
+    """It opens the next epoch, with a plan of what was approved or edited; the policy decides the edited arguments."""
+    s = scene(kind)
+    s.both(go)(human())
+    s.both(go)(resume(APPROVE, edit("bob", 2), REJECT))
+    final = {r.context.call.id: r.context for r in calls_of(s.pdp, "pay") if r.context.approval is not None}
+    assert {i: c.task.epoch for i, c in final.items()} == {"c1": 2, "c3": 2}
+    assert {i: (c.plan.planned, c.plan.stale, c.plan.of) for i, c in final.items()} == {
+        "c1": (True, False, 4),
+        "c3": (True, False, 4),
+    }
+    assert final["c3"].call.args == {"recipient": "bob", "amount": 2.0, "currency": "USD"}
+    assert (final["c1"].approval.edited_from, final["c3"].approval.edited_from) == (None, "pay")
+    assert 'Instead of pay: {"name": "pay", "args": {"to": "bob", "amount": 2}}' in final["c3"].task.text
+    assert s.ledger.status("default", final["c3"].lease.jti) == "ended"
+
+
+@kinds
+@ways
+def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
+    """Approving and rejecting without a word leave the epoch alone."""
+    s = scene(kind)
+    s.both(go)(human())
+    s.both(go)(resume(APPROVE, REJECT, APPROVE))
+    assert {r.context.task.epoch for r in s.pdp.requests} == {1}
+    assert sorted(s.ran) == sorted([ANN, EVE, TWO, FOUR])
+
+
+@kinds
+@ways
+def test_a_human_answers_in_the_tools_place(kind: str, go: str) -> None:
+    """`respond`: the tool does not run, the model reads the human's words, and they belong to the task."""
+    s = scene(kind)
+    s.both(go)(human())
+    state = s.both(go)(resume({"type": "respond", "message": "I paid ann by hand"}, REJECT, APPROVE))
+    assert sorted(s.ran) == sorted([EVE, TWO, FOUR])
+    said = answer_to(state["messages"], "c1")
+    assert (said.text, said.status) == ("I paid ann by hand", "success")
+    assert_went_on(state)
+    last = s.pdp.requests[-1].context.task
+    assert (last.epoch, last.text.splitlines()[-1]) == (2, "I paid ann by hand")
+
+
+@kinds
+@ways
+def test_a_rejection_with_a_reason_is_a_correction(kind: str, go: str) -> None:
+    """Its words belong to the task and reach the model; what was approved beside it runs once."""
+    s = scene(kind)
+    s.both(go)(human())
+    state = s.both(go)(resume({"type": "reject", "message": "never pay ann"}, APPROVE, APPROVE))
+    assert sorted(s.ran) == sorted([BOB, EVE, TWO, FOUR])
+    assert "never pay ann" in answer_to(state["messages"], "c1").text
+    last = s.pdp.requests[-1].context.task
+    assert (last.epoch, last.text.splitlines()[-1]) == (2, "never pay ann")
+
+
+@kinds
+@ways
+def test_an_edited_call_goes_through_the_schema_and_the_policy(kind: str, go: str) -> None:
+    """A human's arguments are parsed and decided like a model's: what the schema or policy refuses does not run."""
+
+    def decide(request: Any) -> object:
+        if request.action.name != "tools/call" or request.resource.id != "pay":
+            return True
+        if request.context.call.args["amount"] > 100:
+            return False
+        return True if request.context.approval is not None else ASK
+
+    s = scene(kind, pdp=StaticPDP(decide))
+    s.both(go)(human())
+    state = s.both(go)(resume(edit("ann", "much"), edit("bob", 1000), APPROVE))
+    assert sorted(s.ran) == sorted([EVE, TWO, FOUR])
+    assert answer_to(state["messages"], "c1").status == "error"
+    assert answer_to(state["messages"], "c3").status == "error"
+    assert_went_on(state)
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("permitted", [True, False])
+def test_an_edit_to_another_tool_is_decided_as_that_tool(kind: str, go: str, permitted: bool) -> None:
+    """Never under the policy of the one that was asked about."""
+
+    def decide(request: Any) -> object:
+        if request.action.name != "tools/call":
+            return True
+        if request.resource.id == "write":
+            return permitted
+        return True if request.context.approval is not None else ASK
+
+    s = scene(kind, pdp=StaticPDP(decide), plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
+    s.both(go)(human())
+    other = {"type": "edit", "edited_action": {"name": "write", "args": {"text": "a note"}}}
+    state = s.both(go)(resume(other, APPROVE))
+    assert sorted(s.ran) == sorted([BOB, ("write", "a note")] if permitted else [BOB])
+    request = calls_of(s.pdp, "write")[-1]
+    assert request.resource.properties["effect"] == "write"
+    assert request.context.approval is not None
+    assert request.context.approval.edited_from == "pay"
+    assert answer_to(state["messages"], "c1").status == ("success" if permitted else "error")
+    assert_went_on(state)
+
+
+@kinds
+@ways
+def test_an_edit_to_a_tool_that_is_not_there(kind: str, go: str) -> None:
+    """It runs nothing; the model is told, and the others go on."""
+    s = scene(kind)
+    s.both(go)(human())
+    state = s.both(go)(resume(edit("ann", 1, name="wire"), APPROVE, REJECT))
+    assert sorted(s.ran) == sorted([BOB, TWO, FOUR])
+    assert answer_to(state["messages"], "c1").status == "error"
+    assert_went_on(state)
+
+
+@kinds
+@ways
+def test_an_edit_that_policy_asks_about_again(kind: str, go: str) -> None:
+    """Where an edit's approval does not suffice, the edited arguments are asked about, once."""
+
+    def decide(request: Any) -> object:
+        if request.action.name != "tools/call" or request.resource.id != "pay":
+            return True
+        approval = request.context.approval
+        return True if approval is not None and approval.edited_from is None else ASK
+
+    s = scene(kind, pdp=StaticPDP(decide), plan=[payment("ann", 10, "c1")])
+    s.both(go)(human())
+    (again,) = s.both(go)(resume(edit("ann", 1)))["__interrupt__"]
+    assert s.ran == []
+    assert again.value["action_requests"][0]["args"] == {"recipient": "ann", "amount": 1.0, "currency": "USD"}
+    assert_went_on(s.both(go)(resume(APPROVE)))
+    assert s.ran == [("ann", 1.0, "USD")]
+
+
+@kinds
+@ways
+def test_an_approval_after_a_correction_is_void(kind: str, go: str) -> None:
+    """`.correct()` between question and answer: nothing of the old message is paid."""
+    s = scene(kind)
+    s.both(go)(human())
+    s.authz.correct("t", "STOP", graph=s.graph)
+    ran = list(s.ran)
+    s.both(go)(resume(APPROVE, edit("bob", 2), APPROVE))
+    assert s.ran == ran
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("late", [False, True])
+def test_an_approval_expires(kind: str, go: str, late: bool) -> None:
+    """By the ledger's clock, from the question on, as long as the policy says."""
+    from langchain_runtime_authz.ledger.memory import MemoryLedger
+    from langchain_runtime_authz.testing import FrozenClock
+
+    clock = FrozenClock(1_764_000_000)
+    ask = {**ASK, "context": {**ASK["context"], "obligations": [_asks_for(600)]}}  # type: ignore[dict-item]
+    pdp = StaticPDP(
+        lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True,
+    )
+    s = scene(kind, pdp=pdp, ledger=MemoryLedger(clock=clock))
+    s.both(go)(human())
+    clock.tick(600 if late else 599)
+    state = s.both(go)(resume(APPROVE, edit("bob", 2), REJECT))
+    assert sorted(s.ran) == sorted([TWO, FOUR] if late else [ANN, ("bob", 2.0, "USD"), TWO, FOUR])
+    if late:
+        assert reasons(s.authz, "pay")[-3:].count("approval_expired") == 2
+        assert "too late" in answer_to(state["messages"], "c1").text
+    assert_went_on(state)
+
+
+def _asks_for(seconds: int) -> dict[str, Any]:
+    return {"id": "approval", "type": "require_approval", "properties": {"expires_in": seconds}}
+
+
+def test_an_approval_with_an_expiry_that_is_none_is_not_understood() -> None:
+    """An obligation of another shape denies; nobody is asked."""
+    ask = {**ASK, "context": {**ASK["context"], "obligations": [_asks_for(0)]}}  # type: ignore[dict-item]
+    s = scene("agent", pdp=StaticPDP(lambda r: ask if r.resource.id == "pay" else True))
+    state = s.say(human())
+    assert "__interrupt__" not in state
+    assert reasons(s.authz, "pay") == ["unknown_obligation"] * 3
+
+
+@kinds
+@ways
+def test_an_approval_is_not_for_other_arguments(kind: str, go: str) -> None:
+    """The message is rewritten in the checkpoint between question and answer: what then stands there does not run."""
+    s = scene(kind, plan=[payment("ann", 10, "c1")])
+    s.both(go)(human())
+    message = s.graph.get_state(THREAD).values["messages"][-1]
+    forged = message.model_copy(update={"tool_calls": [payment("eve", 9999, "c1")]})
+    node = "agent" if kind != "agent" else "model"
+    s.graph.update_state(THREAD, {"messages": [forged]}, as_node=node)
+    for _ in range(2):
+        state = s.both(go)(resume(APPROVE))
+        if not s.graph.get_state(THREAD).next:
+            break
+    assert EVE not in s.ran
+    assert not [r for r in s.ran if r[0] == "eve"]
+    assert isinstance(state, dict)
+
+
+@kinds
+@ways
+def test_an_edit_is_spent_once_and_replayed_as_recorded(kind: str, go: str) -> None:
+    """A checkpoint from before the answer is gone back to: nothing is paid a second time."""
+    s = scene(kind, plan=[payment("ann", 10, "c1")])
+    s.both(go)(human())
+    before = s.graph.get_state(THREAD).config
+    s.both(go)(resume(edit("ann", 1)))
+    assert s.ran == [("ann", 1.0, "USD")]
+    for given in (None, resume(edit("ann", 1)), resume(APPROVE), resume(edit("eve", 9))):
+        s.both(go)(given, before)
+    assert s.ran == [("ann", 1.0, "USD")]
+
+
+def test_a_machines_answer_is_no_humans_word() -> None:
+    """A service may edit what it is asked; its words are not pinned as the human's task."""
+    s = scene("agent", plan=[payment("ann", 10, "c1")])
+    with s.authz.run(subject={"type": "service", "id": "cron"}):
+        s.graph.invoke(human(), THREAD)
+        s.graph.invoke(resume(edit("ann", 1)), THREAD)
+    assert s.ran == [("ann", 1.0, "USD")]
+    last = [r for r in calls_of(s.pdp, "pay") if r.context.approval is not None][-1]
+    assert (last.context.task.epoch, last.context.task.text) == (2, "")
+    assert last.context.approval is not None
+    assert last.context.approval.authenticated is False
+
+
+def test_a_call_that_no_message_planned_takes_approve_and_reject() -> None:
+    """There is no place in a plan for another one: an edit denies, and a reason opens no epoch."""
+    from ._graphs import authz_with, node_graph, pay_tool
+
+    for answer, ran_once in ((APPROVE, True), (edit("eve", 1), False), ({"type": "reject", "message": "no"}, False)):
+        ran: list[Any] = []
+        authz = authz_with(asking("pay"))
+        pay = authz.guard(pay_tool(ran))
+
+        def step(state: Any, pay: Any = pay) -> dict[str, Any]:
+            answered: ToolMessage = pay.invoke(payment("ann", 10, "x"))
+            return {"messages": [("ai", answered.text)]}
+
+        graph = authz.protect(node_graph(step, checkpointer=InMemorySaver()))
+        with authz.run(subject="alice"):
+            (asked,) = graph.invoke(human(), THREAD)["__interrupt__"]
+            assert asked.value["review_configs"][0]["allowed_decisions"] == ["approve", "reject"]
+            state = graph.invoke(resume(answer), THREAD)
+        assert ran == ([ANN] if ran_once else [])
+        assert "__interrupt__" not in state

@@ -1,0 +1,149 @@
+"""Approvals over a restart on SQLite, in every kind of agent: approved once, edited as edited, rejected never."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from langchain_runtime_authz.ledger.base import Ledger
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from tests.attack._approvals import (
+    ANN,
+    APPROVE,
+    BOB,
+    BUILDERS,
+    EVE,
+    FOUR,
+    FRAMEWORKS,
+    ONE_TASK,
+    REJECT,
+    THREAD,
+    TWO,
+    Scene,
+    edit,
+    human,
+    resume,
+)
+
+KINDS = [*BUILDERS, *FRAMEWORKS]
+EDITED = ("bob", 2.0, "USD")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(params=["memory"])
+def ledger(request: Any, tmp_path: Any) -> Callable[[], Ledger]:
+    """Opens the ledger that a process works with; another process opens the same one."""
+    kept = MemoryLedger()
+    return lambda: kept
+
+
+def _play(kind: str, path: str, ledger: Callable[[], Ledger], *turns: Any) -> tuple[list[Any], list[Any]]:
+    """One process per turn: every store is opened anew. What ran, and what each turn came back with."""
+    ran: list[Any] = []
+    states = []
+    for given in turns:
+        with ExitStack() as stack:
+            saver = stack.enter_context(SqliteSaver.from_conn_string(path))
+            s = Scene(kind, lambda saver=saver: saver, ledger=ledger())
+            s.ran = ran
+            s.start()
+            states.append(s.say(given))
+    return ran, states
+
+
+def _aplay(kind: str, path: str, ledger: Callable[[], Ledger], *turns: Any) -> tuple[list[Any], list[Any]]:
+    """The same on the asynchronous road."""
+    ran: list[Any] = []
+
+    async def one(given: Any) -> Any:
+        async with AsyncExitStack() as stack:
+            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(path))
+            s = Scene(kind, lambda: saver, ledger=ledger())
+            s.ran = ran
+            s.start()
+            return await s.asay(given)
+
+    return ran, [asyncio.run(one(given)) for given in turns]
+
+
+ways = pytest.mark.parametrize("play", [_play, _aplay], ids=["sync", "async"])
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+@ways
+def test_three_asked_payments_of_five_calls(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
+    """Each approved call runs once, the edited one as edited, the rejected never, and no answer counts twice."""
+    path = str(tmp_path / "checkpoints.db")
+    answer = resume(APPROVE, edit("bob", "2"), REJECT)
+    again = resume(APPROVE, APPROVE, APPROVE)
+    ran, states = play(kind, path, ledger, human(), answer, again, None)
+    (asked,) = states[0]["__interrupt__"]
+    assert [a["args"]["recipient"] for a in asked.value["action_requests"]] == ["ann", "bob", "eve"]
+    assert "__interrupt__" not in states[1]
+    assert states[1]["messages"][-1].content == "done"
+    assert sorted(ran) == sorted([ANN, EDITED, TWO, FOUR])
+
+
+@kinds
+@ways
+def test_nothing_is_paid_before_the_answer(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
+    """Where all calls are one task nothing runs at all; else what was permitted does."""
+    ran, _ = play(kind, str(tmp_path / "checkpoints.db"), ledger, human(), None)
+    assert sorted(ran) == ([] if kind in ONE_TASK else sorted([TWO, FOUR]))
+
+
+@kinds
+@ways
+def test_plain_answers_over_a_restart(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
+    """Approve and reject alone: no new epoch, the same outcome."""
+    ran, _ = play(kind, str(tmp_path / "checkpoints.db"), ledger, human(), resume(APPROVE, APPROVE, REJECT))
+    assert sorted(ran) == sorted([ANN, BOB, TWO, FOUR])
+
+
+@kinds
+@ways
+def test_a_humans_word_in_the_tools_place_over_a_restart(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
+    """`respond` and a rejection with a reason beside an approval."""
+    answer = resume({"type": "respond", "message": "done by hand"}, {"type": "reject", "message": "no"}, APPROVE)
+    ran, states = play(kind, str(tmp_path / "checkpoints.db"), ledger, human(), answer)
+    assert sorted(ran) == sorted([EVE, TWO, FOUR])
+    assert states[1]["messages"][-1].content == "done"
+
+
+@kinds
+def test_a_correction_between_question_and_answer(kind: str, tmp_path: Any, ledger: Any) -> None:
+    """Another process corrects the thread: the answer to the old question pays nobody."""
+    path = str(tmp_path / "checkpoints.db")
+    ran, _ = _play(kind, path, ledger, human())
+    with ExitStack() as stack:
+        saver = stack.enter_context(SqliteSaver.from_conn_string(path))
+        s = Scene(kind, lambda: saver, ledger=ledger())
+        s.authz.correct("t", "STOP", graph=s.graph)
+        s.ran = ran
+        s.start()
+        s.say(resume(APPROVE, edit("bob", 2), APPROVE))
+    assert [r for r in ran if r[0] != "write"] == []
+
+
+@kinds
+def test_the_unenforced_twin(kind: str, tmp_path: Any) -> None:
+    """Without us nobody is asked and everybody is paid."""
+    saver_path = str(tmp_path / "checkpoints.db")
+    with SqliteSaver.from_conn_string(saver_path) as saver:
+        s = Scene(kind, lambda: saver)
+        s.build().invoke(human(), THREAD)
+    assert sorted(s.ran) == sorted([ANN, BOB, EVE, TWO, FOUR])

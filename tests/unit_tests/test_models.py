@@ -1,0 +1,161 @@
+"""What a model is shown is read as what it is: the agent's own tools, or ones that the provider runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.tools import tool
+
+from langchain_runtime_authz.authzen import Resource, Subject
+from langchain_runtime_authz.edges.models import instructions_digest, tool_names
+from langchain_runtime_authz.enforce.engine import drive
+from langchain_runtime_authz.enforce.entry import Given, open_entry
+from langchain_runtime_authz.enforce.model import ModelCall, decide_model, shown, withheld
+from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import authz_with
+from tests.ids import shown as ident
+
+
+@tool
+def look(path: str) -> str:
+    """Look."""
+    return path
+
+
+def plain(path: str) -> str:
+    """A function that is bound as a tool."""
+    return path
+
+
+OWN = [
+    look,
+    plain,
+    {"type": "function", "function": {"name": "look", "parameters": {}}},
+    {"type": "function", "name": "look", "parameters": {}},
+    {"name": "look", "description": "x", "input_schema": {}},
+    {"type": "custom", "name": "look", "input_schema": {}},
+    {"toolSpec": {"name": "look", "inputSchema": {}}},
+    {"function_declarations": [{"name": "look"}]},
+    {"functionDeclarations": [{"name": "look"}]},
+    {"title": "look", "properties": {}},
+]
+PROVIDERS = [
+    ({"type": "web_search"}, "web_search"),
+    ({"type": "web_search_20250305", "name": "web_search", "max_uses": 5}, "web_search_20250305"),
+    ({"type": "mcp", "server_label": "x", "server_url": "https://x.example"}, "mcp"),
+    ({"google_search": {}}, "google_search"),
+    ({"code_execution": {}}, "code_execution"),
+    ({"name": "bash"}, "bash"),
+    (17, "int"),
+    (["look"], "list"),
+]
+
+
+@pytest.mark.parametrize("entry", OWN, ids=ident)
+def test_own_tools(entry: Any) -> None:
+    """They have arguments that the agent's own code receives, in every provider's spelling."""
+    assert tool_names(entry) in ((("look",), ()), (("plain",), ()))
+
+
+@pytest.mark.parametrize(("entry", "name"), PROVIDERS, ids=ident)
+def test_provider_tools(entry: Any, name: str) -> None:
+    """Whatever nothing of the agent's can receive; what is not understood counts as one."""
+    own, provider = tool_names(entry)
+    assert name in provider
+    assert own == ()
+
+
+def test_an_entry_may_be_both() -> None:
+    """One of Gemini's holds declarations and tools of its own."""
+    assert tool_names({"function_declarations": [{"name": "look"}], "google_search": {}}) == (("look",), ("google_search",))
+
+
+def test_instructions_are_the_system_messages() -> None:
+    """The digest does not grow with the conversation, and another instruction is another digest."""
+    said = [SystemMessage("Be good")]
+    assert instructions_digest(said) == instructions_digest([*said, HumanMessage("x"), HumanMessage("y" * 10_000)])
+    assert instructions_digest(said) != instructions_digest([SystemMessage("Be bad")])
+    assert instructions_digest([HumanMessage("x")]) is None
+
+
+def entered(pdp: Any) -> Any:
+    authz = authz_with(pdp)
+    engine = authz._engine
+    flow = open_entry(
+        engine,
+        scope=Scope("default", engine.issuer.issuer, "g", "t"),
+        subject=Subject(type="user", id="alice"),
+        run_id="r",
+        agent="g",
+        task=None,
+        given=Given(),
+        grant=None,
+    )
+    return authz, drive(engine, flow).run
+
+
+CALL = ModelCall("m", "p", ("look",), ("web",), None)
+
+
+def test_a_permit_is_kept_per_tool_set_epoch_and_revision() -> None:
+    """Asked once; asked again when any of them changes. A denial is never kept."""
+    pdp = StaticPDP(True)
+    authz, run = entered(pdp)
+
+    def asked() -> int:
+        return len([r for r in pdp.requests if r.action.name == "model/call"])
+
+    for _ in range(3):
+        assert drive(run.engine, decide_model(run, CALL)).permit
+    assert asked() == 1
+    drive(run.engine, decide_model(run, ModelCall("m", "p", ("look", "more"), ("web",), None)))
+    drive(run.engine, decide_model(run, ModelCall("other", "p", ("look",), ("web",), None)))
+    assert asked() == 3
+    pdp.revision = "another"
+    drive(run.engine, decide_model(run, CALL))
+    assert asked() == 4
+    pdp = StaticPDP(lambda r: r.action.name != "model/call")
+    authz, run = entered(pdp)
+    for _ in range(2):
+        assert not drive(run.engine, decide_model(run, CALL)).permit
+    assert asked() == 2
+
+
+def test_a_model_call_of_a_corrected_task_is_refused() -> None:
+    """The lease is of another epoch: the engine is not asked."""
+    pdp = StaticPDP(True)
+    authz, run = entered(pdp)
+    authz.correct("t", "STOP", graph="g")
+    assert drive(run.engine, decide_model(run, CALL)).reason == "stale_epoch"
+
+
+def test_what_is_withheld() -> None:
+    """A provider's tool that nothing can take out any more denies; an agent's own is decided when it is called."""
+    props = {"tools": ["look"], "provider_tools": ["web"]}
+    answer = {
+        "decision": True,
+        "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]},
+    }
+    authz, run = entered(StaticPDP(lambda r: answer if r.action.name == "model/call" else True))
+    decision = drive(run.engine, decide_model(run, CALL))
+    assert withheld(decision) == ({"look"}, {"web"})
+    assert shown(decision, CALL).reason == "provider_tool"
+    assert shown(decision, CALL).decision_id == decision.decision_id
+    assert shown(decision, ModelCall("m", "p", ("look",), (), None)).permit
+
+
+@pytest.mark.parametrize("kind", ["redact", "withhold_tools"])
+def test_an_obligation_counts_only_where_it_is_carried_out(kind: str) -> None:
+    """Nothing is redacted from a model call, and nothing is withheld from a node."""
+    props = {"redact": {"fields": ["a"]}, "withhold_tools": {"tools": [], "provider_tools": []}}[kind]
+    answer = {"decision": True, "context": {"obligations": [{"id": "o", "type": kind, "properties": props}]}}
+    authz, run = entered(StaticPDP(lambda r: answer if r.action.name in ("model/call", "node/enter") else True))
+    from langchain_runtime_authz.enforce.step import decide_step
+
+    model = drive(run.engine, decide_model(run, CALL))
+    node = drive(run.engine, decide_step(run, "node/enter", Resource(type="node", id="n")))
+    assert (model.permit, node.permit) == (kind == "withhold_tools", False)
+    assert node.reason == "unknown_obligation"
