@@ -13,7 +13,8 @@ from langgraph.pregel import Pregel
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.edges.ambient import Ambient, install
-from langchain_runtime_authz.edges.coverage import CoverageReport, coverage_of
+from langchain_runtime_authz.edges.coverage import CoverageReport
+from langchain_runtime_authz.edges.discovery import coverage_of
 from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect

@@ -116,6 +116,8 @@ class Code(StrEnum):
     POLICY_INVALID = "policy_invalid"
     PROFILE_INVALID = "profile_invalid"
     ALREADY_PROTECTED = "already_protected"
+    UNGOVERNED = "ungoverned"
+    BASELINE_INVALID = "baseline_invalid"
 
 
 _SENTENCES: Final[dict[Code, str]] = {
@@ -189,6 +191,8 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.CONFIG: "a setting is wrong",
     Code.POLICY_INVALID: "the policy can not be loaded",
     Code.PROFILE_INVALID: "a tool profile is wrong",
+    Code.UNGOVERNED: "no gate stands in front of it; govern it as its note says, or accept it in a baseline",
+    Code.BASELINE_INVALID: "the baseline can not be used; write it anew with `runtime-authz inspect --write-baseline`",
     Code.ALREADY_PROTECTED: "another RuntimeAuthz protects this graph; use that one or build the graph anew",
 }
 

@@ -42,6 +42,16 @@ def inspect(
         bool,
         typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection."),
     ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="FILE", help="With --fail-ungoverned: what was accepted before does not fail."
+        ),
+    ] = None,
+    write_baseline: Annotated[
+        Path | None,
+        typer.Option("--write-baseline", metavar="FILE", help="Accept what is ungoverned now: write it to FILE."),
+    ] = None,
     profiles: Annotated[
         Path | None,
         typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with."),
@@ -57,18 +67,31 @@ def inspect(
       runtime-authz inspect my_agent:graph
       runtime-authz inspect my_package.agents:build --profiles profiles.yaml
       runtime-authz inspect my_agent:graph --fail-ungoverned --json
+      runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
+      runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """  # noqa: D301  (`\b` is what keeps the lines apart)
+    from langchain_runtime_authz.edges.baseline import Baseline
+
     with reporting():
+        if baseline is not None and not fail_ungoverned:
+            msg = "`--baseline` says what `--fail-ungoverned` accepts; give both"
+            raise ConfigError(msg)
+        accepted = Baseline.read(baseline) if baseline is not None else None
         with redirect_stdout(sys.stderr):  # what the module prints must not mix with the answer
             graph = _load(target)
             before, after, held = _look(graph, profiles)
         unprofiled = {t.name: t for t in _tools(graph) if t.name in after.unprofiled}
+        ids = [r.id for r in after.ungoverned]
+        new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
+        fixed = accepted.fixed(ids) if accepted is not None else ()
         if as_json:
             document = {
                 "target": target,
                 "protected_by_module": before is None,
                 "before": before and before.to_dict(),
                 "after": after.to_dict(),
+                "new": new,
+                "fixed": fixed,
                 "unprofiled": {
                     n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()
                 },
@@ -76,9 +99,15 @@ def inspect(
             typer.echo(json.dumps(document, indent=2))
         else:
             _print(target, before, after, [_stanza(t, held) for t in unprofiled.values()])
-        if fail_ungoverned and after.ungoverned:
+            if accepted is not None:
+                typer.echo(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
+                typer.echo("".join(f"fixed: {i}; take it out with --write-baseline\n" for i in fixed), nl=False)
+        if write_baseline is not None:
+            after.baseline().write(write_baseline)
+            typer.echo(f"{write_baseline}: {len(ids)} accepted", err=True)
+        if fail_ungoverned and new:
             try:
-                after.raise_if_ungoverned()
+                after.raise_if_ungoverned(accepted)
             except ConfigError as exc:
                 fail(exc, FINDING)
 
@@ -86,7 +115,7 @@ def inspect(
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
     """Coverage as it is (`None` where the module protects the graph itself), and under protection."""
     from langchain_runtime_authz import RuntimeAuthz
-    from langchain_runtime_authz.edges.coverage import coverage_of
+    from langchain_runtime_authz.edges.discovery import coverage_of
     from langchain_runtime_authz.edges.root import owner_of
 
     owner = owner_of(graph)
@@ -150,10 +179,10 @@ def _key(name: str) -> str:
 
 def _tools(graph: Graph) -> Iterator[BaseTool]:
     from langchain_runtime_authz.edges._private import ToolNode
-    from langchain_runtime_authz.edges.root import graphs_in
+    from langchain_runtime_authz.edges.reach import graphs_in
 
     for found in graphs_in(graph):
-        for node in found.nodes.values():
+        for node in found.graph.nodes.values():
             if isinstance(node.bound, ToolNode):
                 yield from node.bound.tools_by_name.values()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
@@ -35,10 +35,11 @@ from langgraph._internal._constants import (
     RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
-from langgraph.pregel._utils import get_function_nonlocals
 from langgraph.types import _interrupt_id
 
 __all__ = [
@@ -53,15 +54,16 @@ __all__ = [
     "answer_given",
     "answers_left",
     "can_ask",
-    "closure_values",
     "config_parameter",
     "counting_questions",
     "ensure_config",
     "ensure_graph_config",
+    "imports_anything",
     "injected_names",
     "interrupt_id",
     "is_innermost",
     "is_task",
+    "is_task_function",
     "model_params",
     "node_of_task",
     "reset_node",
@@ -256,12 +258,14 @@ def reset_node(node: PregelNode) -> None:
     node.__dict__.pop("node", None)
 
 
-def closure_values(function: object) -> Iterator[Any]:
-    """What a function's closure and globals mention: graphs hide there."""
-    inner = getattr(function, "__wrapped__", function)
-    if callable(inner) and hasattr(inner, "__code__"):
-        for value in get_function_nonlocals(inner):
-            yield getattr(value, "__self__", value)
+def is_task_function(value: object) -> bool:
+    """Whether it is a `@task` of the functional API; its function is `func`."""
+    return isinstance(value, _TaskFunction)
+
+
+def imports_anything(serde: object) -> bool:
+    """Whether a serializer of LangGraph imports and calls whatever its data names (its permissive default)."""
+    return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
 def is_task(config: Mapping[str, Any]) -> bool:

@@ -46,7 +46,7 @@ class Arrival:
     equal calls, where no gate and no message tells them apart.
     """
 
-    __slots__ = ("call", "config", "counts", "opener", "run")
+    __slots__ = ("call", "config", "counts", "layer", "opener", "run")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Arrival:
         counts: dict[str, int] | None,
     ) -> None:
         self.run, self.opener, self.call, self.config, self.counts = run, opener, call, config, counts
+        self.layer = "tool guard"
 
     @property
     def engine(self) -> Engine:
@@ -79,6 +80,7 @@ class Arrival:
         if self.counts is not None:
             call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(_equal(call), 0)}")
         (decided,) = yield from decide_together(run, [call], self.config)
+        run.engine.tally.decided(run, "tool", call.tool, self.layer)
         if isinstance(decided.verdict, Replay):
             self.settled()
         if not isinstance(decided.verdict, Ticket):
@@ -169,6 +171,8 @@ def arrival_unguarded(
     read = functools.partial(parse, tool, tool_input, call_id, tool._parse_input)
     sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
     arrived = _arrival(tool, config, call_id, lambda: _described(tool, facts, read, call_id, sent))
+    if isinstance(arrived, Arrival):
+        arrived.layer = "ambient hook"
     if isinstance(arrived, Arrival) and arrived.call.error is None and not parses_alike(arrived.call):
         arrived.call = replace(arrived.call, error=Code.UNREPEATABLE_ARGUMENTS)
     return arrived

@@ -1,44 +1,70 @@
-"""What of a graph is governed, by which layer, and what is not, and why.
+"""The coverage report: what of a graph is governed, by which layer, what is not, and why.
 
-A first form: the static picture of what `protect` reached. It names what it can not close.
+How its rows are found stands in `discovery`; what was accepted once and for all, in a `Baseline`.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
 
-from langchain_core.tools import BaseTool
-from langgraph.pregel.protocol import PregelProtocol
-
-from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, ToolNode, closure_values
-from langchain_runtime_authz.edges.node_gate import is_gated
-from langchain_runtime_authz.edges.root import AnyGraph, graphs_in, owner_of
-from langchain_runtime_authz.edges.tool_guard import facts_of, is_guarded
+from langchain_runtime_authz.edges.baseline import Baseline
+from langchain_runtime_authz.enforce.tally import Counted
 from langchain_runtime_authz.errors import Code, ConfigError
 
-if TYPE_CHECKING:
-    from langchain_runtime_authz.edges.root import Protection
+__all__ = ["CoverageReport", "Row"]
 
-__all__ = ["CoverageReport", "Row", "coverage_of"]
+_HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
+AT_RUN_TIME: Final = "at run time"  # the route of what was seen and is not in the static picture
+NOTHING: Final = Counted()
+_COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that gates count
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing of a graph. `layers` are the gates in front of it; empty means not governed."""
+    """One thing of a graph.
+
+    Attributes:
+        kind: `entry`, `agent`, `node`, `tool`, `model`, `task`; and what no gate can stand in front
+            of: `cached node`, `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`.
+        name: its name in the graph.
+        graph: the agent that it belongs to, as records name it.
+        layers: the gates in front of it; empty means not governed.
+        note: why not, or what stays unseen.
+        route: the node by which it is reached, and the place below that.
+        seen: what its gates counted in runs of the root graph.
+        place: a number where everything else is equal.
+    """
 
     kind: str
     name: str
     graph: str
     layers: tuple[str, ...]
     note: str = ""
+    route: str = ""
+    seen: Counted = NOTHING
+    place: int = 0
 
     @property
     def governed(self) -> bool:
         """Whether any gate stands in front."""
         return bool(self.layers)
+
+    @property
+    def id(self) -> str:
+        """`kind/graph/name/route`, percent-encoded; the same in every process and for the same graph."""
+        parts = (self.kind.replace(" ", "-"), self.graph, self.name, self.route)
+        return "/".join(quote(p, safe="") for p in parts) + (f"~{self.place}" if self.place else "")
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as texts, under `kind, name, graph, route, governed by, seen, note`."""
+        seen = f"{self.seen.decided} decided, {self.seen.ran} ran" if any(self.seen) else ""
+        layers = " + ".join(self.layers) or "NOT GOVERNED"
+        return (self.kind, self.name, self.graph, self.route, layers, seen, self.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,120 +78,89 @@ class CoverageReport:
     @property
     def tools(self) -> tuple[str, ...]:
         """Names of the tools."""
-        return tuple(r.name for r in self.rows if r.kind == "tool")
+        return tuple(dict.fromkeys(r.name for r in self.rows if r.kind == "tool"))
 
     @property
     def unprofiled(self) -> tuple[str, ...]:
         """Names of the tools without a valid profile."""
-        return tuple(r.name for r in self.rows if r.kind == "tool" and r.note.startswith("unprofiled"))
+        return tuple(
+            dict.fromkeys(r.name for r in self.rows if r.kind == "tool" and r.note.startswith("unprofiled")),
+        )
 
     @property
     def ungoverned(self) -> tuple[Row, ...]:
         """What no gate stands in front of."""
         return tuple(r for r in self.rows if not r.governed)
 
-    def to_dict(self) -> dict[str, Any]:
-        """`{graph, pdp, rows: [{kind, name, graph, layers, note, governed}]}`."""
-        rows = [{**asdict(r), "layers": list(r.layers), "governed": r.governed} for r in self.rows]
-        return {"graph": self.graph, "pdp": self.pdp, "rows": rows}
+    @property
+    def ran(self) -> bool:
+        """Whether the graph ran under protection in this process, so that `seen` says something."""
+        return any(any(r.seen) for r in self.rows)
 
-    def raise_if_ungoverned(self) -> None:
-        """Raise `ConfigError` naming everything that no gate stands in front of."""
-        if self.ungoverned:
-            names = ", ".join(f"{r.kind} {r.name} ({r.note})" for r in self.ungoverned)
-            msg = f"not governed in `{self.graph}`: {names}"
-            raise ConfigError(msg, Code.CONFIG)
+    @property
+    def dynamic(self) -> tuple[Row, ...]:
+        """What was gated at run time and is not in the static picture."""
+        return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
+
+    @property
+    def unseen(self) -> tuple[Row, ...]:
+        """What the static picture shows and no run met: not tried yet, or reached by a road past its gate."""
+        return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{graph, pdp, rows, dynamic, unseen}`; a row is its fields, `id` and `governed`, the two others are ids."""
+        rows = [
+            {"id": r.id, **asdict(r), "layers": list(r.layers), "seen": r.seen._asdict(), "governed": r.governed}
+            for r in self.rows
+        ]
+        return {
+            "graph": self.graph,
+            "pdp": self.pdp,
+            "rows": rows,
+            "dynamic": [r.id for r in self.dynamic],
+            "unseen": [r.id for r in self.unseen],
+        }
+
+    def baseline(self) -> Baseline:
+        """What is ungoverned now, to be accepted: `report.baseline().write(path)`."""
+        return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
+
+    def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:
+        """Raise `ConfigError` naming everything that no gate stands in front of.
+
+        Args:
+            baseline: what was accepted before (or the file that says it) is not named.
+
+        Raises:
+            ConfigError: `ungoverned`; or `baseline_invalid`, where the file is none or another graph's.
+        """
+        accepted = baseline if isinstance(baseline, Baseline) or baseline is None else Baseline.read(baseline)
+        new = accepted.new(self.graph, (r.id for r in self.ungoverned)) if accepted is not None else None
+        found = [r for r in self.ungoverned if new is None or r.id in new]
+        if found:
+            names = ", ".join(f"{r.kind} {r.name} ({r.note})" for r in found)
+            msg = f"in `{self.graph}`: {names}"
+            raise ConfigError(msg, Code.UNGOVERNED)
 
     def __str__(self) -> str:
-        table = [("kind", "name", "graph", "governed by", "note")]
-        table += [(r.kind, r.name, r.graph, " + ".join(r.layers) or "NOT GOVERNED", r.note) for r in self.rows]
-        widths = [max(len(row[i]) for row in table) for i in range(5)]
+        shown = _HEAD if self.ran else tuple(h for h in _HEAD if h != "seen")
+        table = [shown, *(tuple(c for h, c in zip(_HEAD, r.cells(), strict=True) if h in shown) for r in self.rows)]
+        widths = [max(len(row[i]) for row in table) for i in range(len(shown))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        head = f"coverage of `{self.graph}`: {len(self.rows) - len(self.ungoverned)} governed, {len(self.ungoverned)} not; decided by {self.pdp}"
-        return "\n".join([head, *lines])
+        return "\n".join([self._summary(), *lines])
+
+    def _summary(self) -> str:
+        counts = f"{len(self.rows) - len(self.ungoverned)} governed, {len(self.ungoverned)} not"
+        if self.ran:
+            counts += f"; {len(self.dynamic)} seen at run time only, {len(self.unseen)} not seen yet"
+        return f"coverage of `{self.graph}`: {counts}; decided by {self.pdp}"
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr{'' if r.governed else ' style=color:#b00'}>"
-            + "".join(
-                f"<td>{html.escape(c)}</td>"
-                for c in (r.kind, r.name, r.graph, " + ".join(r.layers) or "not governed", r.note)
-            )
-            + "</tr>"
-            for r in self.rows
+        body = "".join(
+            f"<tr{'' if r.governed else ' style=color:#b00'}>{_cells('td', r.cells())}</tr>" for r in self.rows
         )
-        head = "".join(f"<th>{h}</th>" for h in ("kind", "name", "graph", "governed by", "note"))
-        return (
-            f"<p>{html.escape(self.graph)}, decided by {html.escape(self.pdp)}</p><table><tr>{head}</tr>{cells}</table>"
-        )
+        return f"<p>{html.escape(self._summary())}</p><table><tr>{_cells('th', _HEAD)}</tr>{body}</table>"
 
 
-def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
-    """The coverage of a graph, protected or not."""
-    if not isinstance(graph, Pregel):
-        msg = f"`coverage` takes a compiled graph, not {type(graph).__name__}"
-        raise ConfigError(msg)
-    rows: list[Row] = []
-    for i, found in enumerate(graphs_in(graph)):
-        rows += _rows(found, protection, root=i == 0)
-    return CoverageReport(graph.get_name(), protection.entrance.engine.evaluator.pdp.name, tuple(dict.fromkeys(rows)))
-
-
-def _rows(graph: AnyGraph, protection: Protection, *, root: bool) -> Iterator[Row]:
-    name = graph.get_name()
-    entered = owner_of(graph) is protection
-    yield Row("entry" if root else "agent", name, name, (("root entry" if root else "child entry"),) if entered else ())
-    inside = {n for node in graph.nodes.values() if isinstance(node.bound, ToolNode) for n in node.bound.tools_by_name}
-    for node_name, node in graph.nodes.items():
-        bound = node.bound
-        if bound is DEFAULT_BOUND:
-            continue
-        if isinstance(bound, Pregel):
-            continue  # its own entry is its gate; it has rows of its own
-        gated = is_gated(bound)
-        note = ""
-        if node.cache_policy is not None:
-            note = "cache_policy: a cached result is served without a decision"
-        elif not isinstance(bound, ToolNode) and gated:
-            note = "plain side effects inside the node are not seen"
-        yield Row("node", node_name, name, ("node gate",) if gated else (), note)
-        yield from _tools(bound, name, protection, gated, inside)
-
-
-def _tools(bound: Any, graph: str, protection: Protection, node_gated: bool, inside: set[str]) -> Iterator[Row]:
-    if isinstance(bound, ToolNode):
-        for tool in bound.tools_by_name.values():
-            yield _tool_row(tool, graph, protection, ("tool node gate",) if node_gated else ())
-        return
-    for held in _held(bound):
-        if isinstance(held, BaseTool):
-            # A model node holds the tools that it binds; the tool node is where they run.
-            if held.name not in inside and not is_guarded(held):
-                yield Row("tool", held.name, graph, (), "held by a node function: give it `authz.guard(tool)` instead")
-        elif isinstance(held, dict) and isinstance(held.get("type"), str) and held["type"] != "function":
-            yield Row("provider tool", held["type"], graph, (), "runs at the model provider, unseen")
-        elif _is_remote(held):
-            yield Row("remote graph", _name(held), graph, (), "runs elsewhere: its own steps are not seen")
-
-
-def _held(bound: Any) -> Iterator[Any]:
-    """What a node is, and what its functions hold, lists opened."""
-    yield bound
-    for attribute in ("func", "afunc"):
-        for value in closure_values(getattr(bound, attribute, None)):
-            yield from value if isinstance(value, list | tuple) else [value]
-
-
-def _is_remote(value: object) -> bool:
-    return isinstance(value, PregelProtocol) and not isinstance(value, Pregel)
-
-
-def _name(graph: Any) -> str:
-    return str(getattr(graph, "name", None) or type(graph).__name__)
-
-
-def _tool_row(tool: BaseTool, graph: str, protection: Protection, layers: tuple[str, ...]) -> Row:
-    guarded = is_guarded(tool)
-    profiled = facts_of(tool).profiled if guarded else protection.profiles.of(tool)
-    note = "" if profiled.declared else f"unprofiled: {profiled.why}"
-    return Row("tool", tool.name, graph, (*layers, "tool guard") if guarded else (), note)
+def _cells(tag: str, texts: Iterable[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(t)}</{tag}>" for t in texts)

@@ -354,6 +354,8 @@ class Entrance:
         )
         foreign_plans(entry.run, update)
         handle._enter(entry.run)
+        self.engine.tally.decided(entry.run, "entry", name, "root entry")
+        self.engine.tally.ran(entry.run, "entry", name, "root entry")
         return entry.run, entry
 
     def memory(self, graph: Any, subject: Subject) -> ReadMemory:
@@ -518,10 +520,13 @@ class _Child(Entering[Any]):
 def _child(parent: Run, name: str) -> Flow[Run]:
     ticket = current_ticket()
     args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
+    parent.engine.tally.decided(parent, "agent", name, "child entry")
     try:
         kind = kind_of_child(ticket.tool if ticket is not None else None, args)
         mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
-        return (yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None))
+        run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)
+        parent.engine.tally.ran(parent, "agent", name, "child entry")
+        return run
     except AuthzDenied as denied:
         if ticket is not None:  # a tool edge: the tool's answer carries the denial
             raise

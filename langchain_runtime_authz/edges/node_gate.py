@@ -48,8 +48,10 @@ def _gated_class(base: Any, name: str) -> Any:
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = _run_of(config)
+        run.engine.tally.decided(run, "node", name, "node gate")
         if not (_kept(run, key) and _lives(run)):
             drive(run.engine, _enter(run, key, holds_gate))
+        run.engine.tally.ran(run, "node", name, "node gate")
         try:
             with run_scope(run, task_id(config or {})):
                 output = base.invoke(self, input, config, **kwargs)
@@ -64,8 +66,10 @@ def _gated_class(base: Any, name: str) -> Any:
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = _run_of(config)
+        run.engine.tally.decided(run, "node", name, "node gate")
         if not (_kept(run, key) and await _alives(run)):
             await adrive(run.engine, _enter(run, key, holds_gate))
+        run.engine.tally.ran(run, "node", name, "node gate")
         try:
             with run_scope(run, task_id(config or {})):
                 output = await base.ainvoke(self, input, config, **kwargs)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Literal
+from uuid import UUID
 
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool
@@ -127,8 +128,14 @@ class Passage:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         if not self._stages:
             self.ticket.redeem()
+            self.run.engine.tally.ran(self.run, "tool", self.call.tool, self.layer)
         self._stages.append(stage)
         return True
+
+    @property
+    def layer(self) -> str:
+        """Who lets the call run: the tool's guard, or the ambient hook, whose passage is of one run of a tool."""
+        return "ambient hook" if isinstance(self.of, UUID) else "tool guard"
 
     @property
     def started(self) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from langchain_runtime_authz.edges._private import injected_names
 from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.profile import (
     METADATA_KEY,
     UNPROFILED,
@@ -62,7 +64,7 @@ class Profiles:
     def __init__(self, declared: Mapping[str, ToolProfile]) -> None:
         self.declared = dict(declared)
         self._pins: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
 
     def of(self, tool: BaseTool) -> Profiled:
         """The profile of `tool` as it is now.
@@ -96,7 +98,29 @@ class Profiles:
 
 
 def digest_of(tool: BaseTool) -> str | None:
-    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form."""
+    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form.
+
+    Deriving the schema is the dearest part of protecting a graph, and a server builds its graphs of the
+    same schemas over and over: kept per schema class, for as long as the class lives.
+    """
+    schema = tool.args_schema
+    if not isinstance(schema, type):
+        return _digest(tool)
+    kept = _digests.setdefault(schema, {})
+    key = (type(tool), tool.name, tool.description, injected_names(tool))
+    if key not in kept:
+        if len(kept) >= MAX_KEPT:  # a tool that describes itself anew each time
+            kept.clear()
+        kept[key] = _digest(tool)
+    return kept[key]
+
+
+MAX_KEPT: Final = 64
+_Key = tuple[type, str, str, frozenset[str]]
+_digests: weakref.WeakKeyDictionary[type, dict[_Key, str | None]] = weakref.WeakKeyDictionary()
+
+
+def _digest(tool: BaseTool) -> str | None:
     schema: Any
     try:
         schema = convert_to_openai_tool(tool)["function"].get("parameters", {})

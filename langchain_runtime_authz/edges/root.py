@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 
 from langchain_runtime_authz.edges import ambient
@@ -22,7 +21,6 @@ from langchain_runtime_authz.edges._private import (
     Pregel,
     PregelNode,
     ToolNode,
-    closure_values,
     ensure_graph_config,
     is_task,
     node_of_task,
@@ -32,15 +30,11 @@ from langchain_runtime_authz.edges.entry import AtCall, Entrance
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, running
 from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
 from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 
-__all__ = ["AnyGraph", "Protection", "graphs_in", "owner_of", "protect"]
-
-AnyGraph = Pregel[Any, Any, Any, Any]
-
-
-MAX_HELD = 1000  # a longer list or mapping in a closure is data, not agents
+__all__ = ["Protection", "owner_of", "protect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +48,9 @@ class Protection:
 
 def owner_of(graph: object) -> Protection | None:
     """The protection of a protected graph."""
-    found = getattr(type(graph), "__runtime_authz__", None)
-    return found if isinstance(found, Protection) else None
+    # Only `protect` sets it; not by `isinstance`, which a reload of this module would make untrue.
+    found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
+    return found
 
 
 def protect(target: Any, protection: Protection) -> Any:
@@ -72,7 +67,7 @@ def protect(target: Any, protection: Protection) -> Any:
     if not isinstance(target, Pregel):
         msg = f"`protect` takes a compiled graph, not {type(target).__name__}"
         raise ConfigError(msg)
-    graphs = list(graphs_in(target))
+    graphs = [found.graph for found in graphs_in(target)]
     # Look at all before touching one: a refused protect changes nothing.
     for graph in graphs:
         owner = owner_of(graph)
@@ -81,47 +76,6 @@ def protect(target: Any, protection: Protection) -> Any:
     for graph in graphs:
         _protect_one(graph, protection)
     return target
-
-
-def graphs_in(root: AnyGraph) -> Iterator[AnyGraph]:
-    """`root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
-    seen: set[int] = set()
-    todo: list[Any] = [root]
-    while todo:
-        found = todo.pop()
-        if isinstance(found, Pregel):
-            if id(found) in seen:
-                continue
-            seen.add(id(found))
-            yield found
-            for node in found.nodes.values():
-                todo += node.subgraphs
-                todo.append(node.bound)
-        elif id(found) not in seen:
-            seen.add(id(found))
-            todo += [v for v in _mentioned(found) if id(v) not in seen]
-
-
-def _mentioned(value: Any) -> Iterator[Any]:
-    """Graphs, tools and functions that a node's bound or a tool holds on to."""
-    if isinstance(value, ToolNode):
-        yield from value.tools_by_name.values()
-    elif isinstance(value, BaseTool):
-        for name in ("func", "coroutine"):
-            yield from _held_by(getattr(value, name, None))
-    elif isinstance(value, Mapping | list | tuple):
-        if len(value) <= MAX_HELD:
-            inside = value.values() if isinstance(value, Mapping) else value
-            yield from (v for v in inside if isinstance(v, Pregel | BaseTool | Mapping | list | tuple))
-    else:
-        for name in ("func", "afunc"):
-            yield from _held_by(getattr(value, name, None))
-
-
-def _held_by(function: object) -> Iterator[Any]:
-    for held in closure_values(function):
-        if isinstance(held, Pregel | BaseTool | Mapping | list | tuple):
-            yield held
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:

@@ -132,6 +132,7 @@ class _Gate(ToolNode):
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         message = _Message(self, input, config, runtime, alone=alone)
         held = drive(run.engine, message.decide(run)) if message.together else self._share(run, message)
+        _count(run, held)
         try:
             with _turns_scope(message, held):
                 return super()._func(input, config, runtime)
@@ -145,6 +146,7 @@ class _Gate(ToolNode):
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         message = _Message(self, input, config, runtime, alone=alone)
         held = await adrive(run.engine, message.decide(run)) if message.together else await self._ashare(run, message)
+        _count(run, held)
         try:
             with _turns_scope(message, held):
                 return await super()._afunc(input, config, runtime)
@@ -390,6 +392,12 @@ def _turns_scope(message: _Message, held: Sequence[Held]) -> Iterator[None]:
         yield
     finally:
         _turns.set(previous)
+
+
+def _count(run: Run, held: Sequence[Held]) -> None:
+    for one in held:
+        if one.call.tool_ref is not None:  # else the name is the model's own
+            run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
 
 
 def _unused(held: Sequence[Held]) -> list[Held]:

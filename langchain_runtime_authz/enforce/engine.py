@@ -19,6 +19,7 @@ from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.enforce.provenance import Recall
+from langchain_runtime_authz.enforce.tally import Tally
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
@@ -68,6 +69,7 @@ class Engine:
     recall: Recall = field(default_factory=Recall)
     # The edges' own: where a gate meets a tool that nobody guarded, it looks its profile up here.
     profiles: object = None
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def killed(self) -> bool:

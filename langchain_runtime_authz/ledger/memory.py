@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.state import Thread, apply, ledger_time, snapshot, status, tokens
 
@@ -41,7 +41,7 @@ class MemoryLedger:
         # Where a jti is: leases that were taken, tokens of claimed calls.
         self._leases: dict[tuple[str, str], b.Scope] = {}
         self._tokens: dict[tuple[str, str], tuple[b.Scope, str, str]] = {}
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
         """See `Ledger.load`."""

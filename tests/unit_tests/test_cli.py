@@ -16,6 +16,7 @@ import langchain_runtime_authz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.profile import load_profiles
+from tests.ids import shown
 
 MODULE = """
 from langchain_core.tools import tool
@@ -190,14 +191,128 @@ def test_inspect_respects_the_modules_own_protection(run: Callable[..., Any], tm
     assert "--profiles" in _error(result)
 
 
-def test_inspect_fails_on_what_stays_ungoverned(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+UNGOVERNED = """
+from langchain_runtime_authz.testing import ScriptedChatModel
+from a_module import builder
+
+model = ScriptedChatModel(script=[])
+searching = [{"type": "web_search"}]
+fetching = [{"type": "web_fetch"}]
+
+def search(state):
+    model.bind_tools(searching)
+    return {}
+
+def fetch(state):
+    model.bind_tools(fetching)
+    return {}
+
+def build(*nodes):
+    b = builder()
+    for node in nodes:
+        b.add_node(node)
+    return b.compile(name="agent")
+
+one = build(search)
+two = build(search, fetch)
+other = build(search).copy({"name": "other"})
+"""
+
+
+@pytest.fixture
+def ungoverned(tmp_path: Path) -> None:
+    (tmp_path / "a_gap.py").write_text(UNGOVERNED)
+
+
+def test_inspect_fails_on_what_stays_ungoverned(run: Callable[..., Any], ungoverned: None) -> None:
     """`--fail-ungoverned` is exit code 1 exactly when something is ungoverned under protection."""
     assert run("inspect", "a_module:graph", "--fail-ungoverned").exit_code == 0
-    monkeypatch.setattr("langchain_runtime_authz.edges.coverage.is_guarded", lambda tool: False)
-    result = run("inspect", "a_module:graph", "--fail-ungoverned")
+    result = run("inspect", "a_gap:one", "--fail-ungoverned")
     assert result.exit_code == 1
-    assert "tool send_mail" in _error(result)
-    assert run("inspect", "a_module:graph").exit_code == 0
+    assert _error(result).startswith("error: ungoverned: in `agent`: provider tool web_search (runs at the model")
+    assert run("inspect", "a_gap:one").exit_code == 0
+
+
+def test_baseline_accepts_what_it_holds_and_nothing_new(
+    run: Callable[..., Any],
+    ungoverned: None,
+    tmp_path: Path,
+) -> None:
+    """With a baseline the exit code is 1 for what is new only; what was fixed since is told."""
+    written = run("inspect", "a_gap:one", "--write-baseline", "base.json")
+    assert written.exit_code == 0
+    document = json.loads((tmp_path / "base.json").read_text())
+    assert document == {
+        "version": 1,
+        "graph": "agent",
+        "ungoverned": [
+            {"id": "provider-tool/agent/web_search/search", "note": "runs at the model provider, unseen"},
+        ],
+    }
+    options = ("--fail-ungoverned", "--baseline", "base.json")
+    assert run("inspect", "a_gap:one", *options).exit_code == 0
+    result = run("inspect", "a_gap:two", *options)
+    assert result.exit_code == 1
+    assert "provider tool web_fetch" in _error(result)
+    assert "web_search" not in _error(result)
+    seen = json.loads(run("inspect", "a_gap:two", "--json", *options).stdout)
+    assert seen["new"] == ["provider-tool/agent/web_fetch/fetch"]
+    assert seen["fixed"] == []
+    assert run("inspect", "a_gap:two", "--write-baseline", "base.json").exit_code == 0
+    back = run("inspect", "a_gap:one", *options)
+    assert back.exit_code == 0
+    assert "base.json: 1 accepted, 0 new, 1 fixed." in back.stdout
+    assert "fixed: provider-tool/agent/web_fetch/fetch" in back.stdout
+
+
+def test_baseline_file_is_the_same_each_time(run: Callable[..., Any], ungoverned: None, tmp_path: Path) -> None:
+    """Sorted and free of addresses: writing it again changes no byte."""
+    run("inspect", "a_gap:two", "--write-baseline", "first.json")
+    run("inspect", "a_gap:two", "--write-baseline", "second.json")
+    first = (tmp_path / "first.json").read_bytes()
+    assert first == (tmp_path / "second.json").read_bytes()
+    assert first.endswith(b"}\n")
+    ids = [row["id"] for row in json.loads(first)["ungoverned"]]
+    assert ids == sorted(ids)
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"version": 1}',
+        '{"version": 2, "graph": "agent", "ungoverned": []}',
+        '{"version": true, "graph": "agent", "ungoverned": []}',
+        '{"version": 1, "graph": 5, "ungoverned": []}',
+        '{"version": 1, "graph": "agent", "ungoverned": {}}',
+        '{"version": 1, "graph": "agent", "ungoverned": ["x"]}',
+        '{"version": 1, "graph": "agent", "ungoverned": [{"note": "x"}]}',
+        '{"version": 1, "graph": "agent", "ungoverned": [{"id": "x"}, {"id": "x"}]}',
+        '{"version": 1, "graph": "other", "ungoverned": []}',
+        "\ud800",
+        "[" * 100_000,
+    ],
+    ids=shown,
+)
+def test_baseline_that_is_none(run: Callable[..., Any], ungoverned: None, tmp_path: Path, text: str) -> None:
+    """A malformed baseline, or one of another graph, is exit code 2 with a stable code; it accepts nothing."""
+    (tmp_path / "base.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    result = run("inspect", "a_gap:one", "--fail-ungoverned", "--baseline", "base.json")
+    assert result.exit_code == 2
+    assert _error(result).startswith("error: baseline_invalid: ")
+
+
+def test_baseline_that_is_missing_or_alone(run: Callable[..., Any], ungoverned: None) -> None:
+    """A file that is not there, and a baseline that nothing compares with, are exit code 2."""
+    result = run("inspect", "a_gap:one", "--fail-ungoverned", "--baseline", "no.json")
+    assert result.exit_code == 2
+    assert _error(result) == "error: config: no.json: No such file or directory"
+    result = run("inspect", "a_gap:one", "--baseline", "no.json")
+    assert result.exit_code == 2
+    assert "--fail-ungoverned" in _error(result)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 import inspect
 from contextlib import suppress
@@ -26,6 +27,12 @@ from langchain_runtime_authz.edges.halt import AuthzHalt
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
+
+@dataclasses.dataclass
+class _Custom:
+    text: str
+
+
 # Where each name comes from, and what breaks without it.
 IMPORTED = {
     "langchain_core.runnables.config": ["ensure_config"],
@@ -46,9 +53,10 @@ IMPORTED = {
         "RESUME",
     ],
     "langgraph._internal._runnable": ["RunnableCallable"],
+    "langgraph.checkpoint.serde.jsonplus": ["JsonPlusSerializer"],
+    "langgraph.func": ["_TaskFunction"],
     "langgraph.prebuilt.tool_node": ["ToolNode"],
     "langgraph.pregel._read": ["DEFAULT_BOUND", "PregelNode"],
-    "langgraph.pregel._utils": ["get_function_nonlocals"],
     "langgraph.types": ["_interrupt_id"],
     "langgraph.errors": ["GraphBubbleUp", "GraphInterrupt", "ParentCommand", "is_invalid_resume"],
 }
@@ -547,20 +555,6 @@ async def test_graph_forms_come_down_to_astream(method: str) -> None:
     assert len(seen) == 1, f"Pregel.{method} no longer goes through astream: no run is opened"
 
 
-def test_closures_are_looked_into() -> None:
-    """Graphs and tools in a function's closure, globals or attributes are found."""
-    held = _graph(lambda _: {})
-    made = StructuredTool.from_function(lambda x: x, name="x", description="x")
-
-    def function(state: Any) -> Any:
-        held.invoke(state)
-        return made.invoke(state)
-
-    found = list(private.closure_values(function))
-    assert any(v is held for v in found), "get_function_nonlocals no longer finds a graph in a closure"
-    assert any(v is made for v in found), "get_function_nonlocals no longer finds a tool in a closure"
-
-
 ROADS = ["invoke", "ainvoke", "run", "arun"]
 
 
@@ -711,3 +705,29 @@ def test_the_config_parameter_of_a_tools_code() -> None:
 
     assert private.config_parameter(function) == "how"
     assert private.config_parameter(lambda text: text) is None
+
+
+def test_task_functions_are_known() -> None:
+    """What `@task` returns is recognised, and its function and cache policy are where they were."""
+    from langgraph.func import task
+
+    @task
+    def work(x: int) -> int:
+        return x
+
+    assert private.is_task_function(work)
+    assert callable(work.func)  # type: ignore[attr-defined]
+    assert work.cache_policy is None  # type: ignore[attr-defined]
+
+
+def test_a_serializer_says_whether_it_imports_anything() -> None:
+    """The permissive default and the strict setting of LangGraph's serializer are told apart, as they behave."""
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+    permissive = JsonPlusSerializer(allowed_msgpack_modules=True)
+    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
+    assert private.imports_anything(permissive)
+    assert not private.imports_anything(strict)
+    given = permissive.dumps_typed(_Custom("x"))
+    assert isinstance(permissive.loads_typed(given), _Custom)
+    assert not isinstance(strict.loads_typed(given), _Custom)

@@ -1,0 +1,204 @@
+"""The bypass matrix: every route, behind each layer alone and behind all of them, sync and async.
+
+`python -m tests.attack.matrix --write` renders it into the README, between its two markers. A cell is
+played, not claimed: the PDP denies the one tool and permits everything else, and the cell is closed
+if that tool did not run.
+
+Layers alone are built here only: the product has no switch that leaves a layer out.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+import langchain_runtime_authz
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.edges import ambient, root
+from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, reset_node
+from langchain_runtime_authz.edges.coverage import CoverageReport, Row
+from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
+from langchain_runtime_authz.testing import StaticPDP
+
+from .routes import ALL, PROFILES, ROUTES, Bank, Kit, Outcome, Route, play
+
+README: Final = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One column. `without` takes the layers away that `protect` would bring along."""
+
+    name: str
+    parts: frozenset[str]
+    without: tuple[Callable[[], Any], ...] = ()
+
+    def kit(self, authz: RuntimeAuthz) -> Kit:
+        """What a route builds its graph of."""
+        return Kit(authz, self.parts)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The layers that are not in this column are not there while a route is built and played."""
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the warning about unprofiled tools
+            for take_away in self.without:
+                stack.enter_context(take_away())
+            yield
+
+
+def _no_node_gates() -> Any:
+    return patch.object(root, "_gate_node", lambda name, node, protection: None)
+
+
+def _node_gates_only() -> Any:
+    def gate(name: str, node: Any, protection: Any) -> None:
+        if node.bound is not DEFAULT_BOUND and not isinstance(node.bound, Pregel) and not is_gated(node.bound):
+            node.bound = gate_bound(node.bound, name)
+            reset_node(node)
+
+    return patch.object(root, "_gate_node", gate)
+
+
+def _no_hook() -> Any:
+    return patch.object(ambient._Backstop, "ignore_agent", True)
+
+
+LAYERS: Final = (
+    Layer("`guard`", frozenset({"guard"})),
+    Layer("`AuthzToolNode`", frozenset({"tool_node"})),
+    *((Layer("`AuthzMiddleware`", frozenset({"middleware"})),) if hasattr(langchain_runtime_authz, "AuthzMiddleware") else ()),
+    Layer("node gate", frozenset({"entry"}), (_node_gates_only, _no_hook)),
+    Layer("ambient hook", frozenset({"entry"}), (_no_node_gates,)),
+    Layer("`protect`", frozenset({"entry"})),
+    Layer("all", ALL),
+)
+PROTECT, EVERYTHING = LAYERS[-2], LAYERS[-1]
+
+
+class Denying:
+    """Denies one tool's calls, or one node, and nothing else; remembers what it was asked."""
+
+    def __init__(self, action: str, name: str) -> None:
+        self.pdp = StaticPDP(lambda r: not (r.action.name == action and r.resource.id == name))
+        self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES)
+
+
+def played(route: Route, layer: Layer, mode: str) -> tuple[Outcome, RuntimeAuthz]:
+    """A route behind a layer, with a PDP that denies only what the layer can see of it.
+
+    A node gate sees nodes: it is asked to deny the very node in which the harm is done, and no other.
+    """
+    denied = Denying("tools/call", route.denied)
+    if layer.name == "node gate":
+        denied = Denying("node/enter", harmed_in(route, layer, mode))
+    with layer.alone():
+        return play(route, layer.kit(denied.authz), mode), denied.authz
+
+
+def harmed_in(route: Route, layer: Layer, mode: str) -> str:
+    """The node in which the harm is done: of those that run side by side the one with the tools, else the last.
+
+    Where the harm is done in another process, the tools' node, or the last.
+    """
+    entered: list[str] = []
+    at: list[str] = []
+
+    def permit(request: EvaluationRequest) -> bool:
+        if request.action.name == "node/enter":
+            entered.append(request.resource.id)
+        return True
+
+    class Watching(list[Any]):
+        def append(self, item: Any) -> None:
+            if item[0] == route.denied and entered:
+                at.append(_likely(entered))
+            super().append(item)
+
+    plain = Bank.__init__
+
+    def watched(bank: Bank) -> None:
+        plain(bank)
+        bank.ran = Watching()
+
+    with layer.alone(), patch.object(Bank, "__init__", watched):
+        play(route, layer.kit(RuntimeAuthz(pdp=StaticPDP(permit), profiles=PROFILES)), mode)
+    return at[0] if at else _likely(entered)
+
+
+def _likely(entered: list[str]) -> str:
+    return "tools" if "tools" in entered else entered[-1] if entered else ""
+
+
+def cell(route: Route, layer: Layer) -> str:
+    """`closed`, `open`, or which of the two forms is closed."""
+    closed = {m: route.denied not in played(route, layer, m)[0].tools for m in route.modes}
+    if len(set(closed.values())) == 1:
+        return "closed" if closed[route.modes[0]] else "–"
+    return f"{next(m for m, c in closed.items() if c)} only"
+
+
+def naming(report: CoverageReport, route: Route) -> list[Row]:
+    """The rows of a coverage report that name what leaves a route open."""
+    noted = [r for r in report.rows if r.note and "unprofiled" not in r.note]
+    rows = [r for r in noted if not r.governed or r.name == route.denied]
+    return rows or [r for r in noted if r.kind == "node" and "not seen" in r.note]
+
+
+def report_of(route: Route, layer: Layer = PROTECT) -> CoverageReport:
+    """Coverage of the very graph that the route plays on."""
+    authz = Denying("tools/call", route.denied).authz
+    with layer.alone():
+        return authz.coverage(route.build(layer.kit(authz), Bank()).graph)
+
+
+def named(route: Route) -> str:
+    """What `coverage` says of a route that `protect` leaves open."""
+    rows = naming(report_of(route), route)
+    return ", ".join(dict.fromkeys(f"{r.kind} `{r.name}`" for r in rows))
+
+
+def row(route: Route) -> str:
+    """A route's line of the table."""
+    cells = [cell(route, layer) for layer in LAYERS]
+    closed = cells[LAYERS.index(PROTECT)] == "closed"
+    return "| " + " | ".join([route.says, *cells, "" if closed else named(route)]) + " |"
+
+
+def header() -> list[str]:
+    """The first two lines of the table."""
+    names = ["route", *(layer.name for layer in LAYERS), "open under `protect`: named by `coverage` as"]
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+
+
+def table() -> list[str]:
+    """The whole table."""
+    return [*header(), *(row(route) for route in ROUTES.values())]
+
+
+def in_readme() -> list[str]:
+    """The lines of the table that stand in the README."""
+    text = README.read_text(encoding="utf-8")
+    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip().splitlines()
+
+
+def write() -> None:
+    """Render the table into the README."""
+    text = README.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    README.write_text(f"{before}\n" + "\n".join(table()) + f"\n{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        write()
+    else:
+        print("\n".join(table()))

@@ -1,0 +1,427 @@
+"""Many instances and copies: whatever is shared, copied, reloaded or forked, one decision per call and none lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+from langchain_runtime_authz import AlreadyProtected, RuntimeAuthz
+from langchain_runtime_authz.audit.chain import verify_chain
+from langchain_runtime_authz.edges.root import owner_of
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import (
+    PAID,
+    PAY,
+    PROFILES,
+    READ,
+    agent_graph,
+    assert_went_on,
+    authz_with,
+    calls_of,
+    deny_only,
+    drive_form,
+    hand_written,
+    human,
+    node_graph,
+    pay_tool,
+    read_tool,
+    replying,
+)
+
+FORMS = ("invoke", "ainvoke")
+
+
+def child(ran: list[Any], **options: Any) -> Any:
+    return hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)], name="child", **options)
+
+
+def decided_once(authz: RuntimeAuthz, pdp: StaticPDP, graph: Any, ran: list[Any], form: str) -> None:
+    """One run of the graph: each of its two calls is decided once, the denied one does not run, the other does."""
+    before, asked = len(ran), len(calls_of(pdp))
+    with authz.run(subject="alice", task="Pay the bill"):
+        (state,) = drive_form(form, graph, human())
+    assert_went_on(state)
+    assert ran[before:] == [("read", "a")]
+    assert sorted(r.resource.id for r in calls_of(pdp)[asked:]) == ["pay", "read"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_shared_child_under_two_roots(form: str) -> None:
+    """A child that two protected roots and nobody share is decided once a call, by whichever road it is entered."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    shared = child(ran)
+    one = authz.protect(node_graph(shared, name="one"))
+    two = authz.protect(node_graph(lambda state: shared.invoke(state), name="two"))
+    for graph in (one, two, shared, one):
+        decided_once(authz, pdp, graph, ran, form)
+    roots = [r.context.agent.path for r in calls_of(pdp) if r.context.agent is not None]
+    assert {tuple(p) for p in roots} == {("one", "child"), ("two", "child"), ("child",)}
+
+
+def test_shared_child_of_two_instances_is_refused() -> None:
+    """The second instance is refused for the whole graph, of which nothing is changed by it."""
+    ran: list[Any] = []
+    mine, other = authz_with(deny_only("pay")), authz_with(StaticPDP(True))
+    shared = child(ran)
+    mine.protect(node_graph(shared, name="one"))
+    second = node_graph(shared, name="two")
+    bounds = {name: node.bound for name, node in second.nodes.items()}
+    with pytest.raises(AlreadyProtected):
+        other.protect(second)
+    assert owner_of(second) is None
+    assert {name: node.bound for name, node in second.nodes.items()} == bounds
+    with pytest.raises(AlreadyProtected):
+        other.guard(list(shared.nodes["tools"].bound.tools_by_name.values()))
+
+
+COPIES = {
+    "copy": lambda g: g.copy(),
+    "copy of a copy": lambda g: g.copy().copy({"name": "other"}),
+    "with_config": lambda g: g.with_config(tags=["x"]),
+    "with_config twice": lambda g: g.with_config(tags=["x"]).with_config(run_name="y"),
+    "bind": lambda g: g.bind(),
+    "in a sequence": lambda g: (lambda x: x) | g,
+    "with_retry": lambda g: g.with_retry(stop_after_attempt=2),
+    "with_fallbacks": lambda g: g.with_fallbacks([g]),
+}
+
+
+def _first(graph: Any) -> Any:
+    return graph
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("how", list(COPIES))
+@pytest.mark.parametrize("nested", [False, True])
+def test_copies_of_a_protected_graph(how: str, nested: bool, form: str) -> None:
+    """A copy of a protected graph is protected, by the same gates and not by two of each."""
+    from langchain_core.runnables import RunnableLambda
+
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    graph = authz.protect(node_graph(child(ran)) if nested else child(ran))
+    copied = RunnableLambda(_first) | graph if how == "in a sequence" else COPIES[how](graph)
+    decided_once(authz, pdp, copied, ran, form)
+    decided_once(authz, pdp, graph, ran, form)
+    if type(copied) is type(graph):
+        authz.protect(copied)
+        decided_once(authz, pdp, copied, ran, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_copy_made_before_protect(form: str) -> None:
+    """A copy shares its nodes' runnables only: each of the two is protected when it is, and not before."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    graph = child(ran)
+    copied = graph.copy()
+    authz.protect(graph)
+    decided_once(authz, pdp, graph, ran, form)
+    authz.protect(copied)
+    decided_once(authz, pdp, copied, ran, form)
+    decided_once(authz, pdp, graph, ran, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_protecting_again_changes_nothing(form: str) -> None:
+    """Root, child and builder protected over and over, in any order: the same objects, one decision a call."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    inner = child(ran)
+    outer = node_graph(inner)
+    for graph in (inner, outer, inner, outer.copy(), outer):
+        authz.protect(graph)
+    before = [(id(n.bound), type(n.bound)) for g in (inner, outer) for n in g.nodes.values()], type(inner), type(outer)
+    assert authz.protect(outer) is outer
+    after = [(id(n.bound), type(n.bound)) for g in (inner, outer) for n in g.nodes.values()], type(inner), type(outer)
+    assert before == after
+    decided_once(authz, pdp, outer, ran, form)
+    decided_once(authz, pdp, inner, ran, form)
+
+
+def test_builder_protected_twice_and_compiled_twice() -> None:
+    """Every graph of a protected builder is protected; protecting the builder or its graphs again adds nothing."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    inner = child(ran)
+    builder = StateGraph(MessagesState)
+    builder.add_node("step", inner)
+    builder.add_edge(START, "step")
+    builder.add_edge("step", END)
+    assert authz.protect(authz.protect(builder)) is builder
+    with pytest.raises(AlreadyProtected):
+        authz_with(pdp).protect(builder)
+    for graph in (builder.compile(), authz.protect(builder.compile())):
+        decided_once(authz, pdp, graph, ran, "invoke")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_guarding_again_changes_nothing(form: str) -> None:
+    """Guarded tools guarded again, copied, and put into protected graphs: one guard, one decision."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    tools = authz.guard(authz.guard([pay_tool(ran), read_tool(ran)]))
+    assert authz.guard(tools[0]) is tools[0]
+    graph = authz.protect(agent_graph(replying([PAY, READ]), [t.model_copy() for t in tools]))
+    decided_once(authz, pdp, graph, ran, form)
+    with pytest.raises(AlreadyProtected):
+        authz_with(pdp).guard(tools)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_instances_side_by_side(form: str) -> None:
+    """Two instances with graphs of their own decide their own calls, also when one's run calls the other's graph."""
+    ran: list[Any] = []
+    pdps = [deny_only("pay"), deny_only("read")]
+    first, second = (authz_with(pdp) for pdp in pdps)
+    one, two = first.protect(child(ran)), second.protect(child(ran))
+    with first.run(subject="alice"):
+        drive_form(form, one, human())
+    with second.run(subject="bob"):
+        drive_form(form, two, human())
+    assert ran == [("read", "a"), PAID]
+    assert [{r.subject.id for r in calls_of(pdp)} for pdp in pdps] == [{"alice"}, {"bob"}]
+    assert [len(calls_of(pdp)) for pdp in pdps] == [2, 2]
+
+
+PROGRAM = """
+import importlib, json, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:0] = [{tests!r}, {here!r}]
+import user_module
+from langchain_runtime_authz.testing import StaticPDP
+
+def played(module):
+    module.ran.clear(); module.pdp.requests.clear()
+    with module.authz.run(subject="alice", task="Pay"):
+        try:
+            module.graph.invoke({{"messages": [("user", "Pay the bill")]}})
+            error = None
+        except BaseException as exc:
+            error = type(exc).__name__
+    asked = sorted(r.resource.id for r in module.pdp.requests if r.action.name == "tools/call")
+    return {{"ran": [r[0] for r in module.ran], "asked": asked, "error": error}}
+"""
+
+MODULE = """
+from langchain_runtime_authz import RuntimeAuthz
+from tests.attack._graphs import PAY, READ, PROFILES, deny_only, hand_written, pay_tool, read_tool, replying
+
+ran = []
+pdp = deny_only("pay")
+authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
+graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
+"""
+
+
+def in_process(tmp_path: Path, body: str) -> Any:
+    """What a program of its own prints: `played` runs the user's module's graph under its own policy."""
+    (tmp_path / "user_module.py").write_text(MODULE)
+    program = PROGRAM.format(tests=str(Path(__file__).parents[2]), here=str(tmp_path)) + textwrap.dedent(body)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+ONCE = {"ran": ["read"], "asked": ["pay", "read"], "error": None}
+
+
+def test_reload_of_the_users_module(tmp_path: Path) -> None:
+    """The graph of before and the graph of after a reload are each decided by their own instance, once a call."""
+    outcome = in_process(
+        tmp_path,
+        """
+        old = type(sys)("old"); old.__dict__.update(vars(user_module))
+        importlib.reload(user_module)
+        print(json.dumps([played(old), played(user_module), played(old)]))
+        """,
+    )
+    assert outcome == [ONCE, ONCE, ONCE]
+
+
+def test_reload_of_the_package(tmp_path: Path) -> None:
+    """With every module of the package reloaded, graphs protected before and after are decided once a call."""
+    outcome = in_process(
+        tmp_path,
+        """
+        old = type(sys)("old"); old.__dict__.update(vars(user_module))
+        names = [n for n in list(sys.modules) if n.split(".")[0] == "langchain_runtime_authz"]
+        for name in sorted(names, key=lambda n: list(sys.modules).index(n)):
+            importlib.reload(sys.modules[name])
+        again = played(old)
+        kind = type(old.graph)
+        old.authz.protect(old.graph)
+        assert type(old.graph) is kind, "protected twice"
+        twice = played(old)
+        for name in [n for n in sys.modules if n.startswith("tests.attack")]:
+            importlib.reload(sys.modules[name])
+        importlib.reload(user_module)
+        print(json.dumps([again, twice, played(user_module), played(old)]))
+        """,
+    )
+    assert outcome == [ONCE, ONCE, ONCE, ONCE]
+
+
+def test_reload_of_one_module_never_opens_a_door(tmp_path: Path) -> None:
+    """Whichever module of the package alone is reloaded under a protected graph: the denied tool does not run."""
+    outcome = in_process(
+        tmp_path,
+        """
+        seen = {}
+        for name in sorted(n for n in list(sys.modules) if n.startswith("langchain_runtime_authz.")):
+            importlib.reload(sys.modules[name])
+            seen[name] = "pay" in played(user_module)["ran"]
+        print(json.dumps(seen))
+        """,
+    )
+    assert len(outcome) > 30
+    assert [name for name, paid in outcome.items() if paid] == []
+
+
+def default_graph(ran: list[Any], audit: Any = None) -> tuple[RuntimeAuthz, Any]:
+    """With the shipped policy in its engine, which permits the read and denies the payment (nobody can be asked)."""
+    authz = RuntimeAuthz(profiles=PROFILES, audit=audit)
+    return authz, authz.protect(child(ran))
+
+
+def run_default(authz: RuntimeAuthz, graph: Any, ran: list[Any]) -> dict[str, Any]:
+    before = len(ran)
+    with authz.run(subject="alice", task="Pay the bill"):
+        state = graph.invoke(human())
+    report = authz.coverage(graph)
+    return {
+        "ran": [r[0] for r in ran[before:]],
+        "done": isinstance(state["messages"][-1], AIMessage),
+        "statuses": [m.status for m in state["messages"] if m.type == "tool"],
+        "seen": {r.name: list(r.seen) for r in report.rows if r.kind == "tool"},
+    }
+
+
+EXPECTED = {"ran": ["read"], "done": True, "statuses": ["error", "success"]}
+
+
+def forked(work: Any, timeout: float = 60) -> Any:
+    """The JSON of what a forked child computes."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(reading)
+            os.write(writing, json.dumps(work()).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    timer = threading.Timer(timeout, os.kill, (pid, 9))
+    timer.start()
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    timer.cancel()
+    assert status == 0, "the child hung or failed"
+    return json.loads(text)
+
+
+needs_fork = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+
+
+@needs_fork
+def test_fork_after_load(tmp_path: Path) -> None:
+    """Parent and forked children decide with the engine, keys and ledger loaded before; one audit chain holds all."""
+    ran: list[Any] = []
+    authz, graph = default_graph(ran, tmp_path / "audit.jsonl")
+    first = run_default(authz, graph, ran)
+    assert first == {**EXPECTED, "seen": {"pay": [1, 0], "read": [1, 1]}}
+    for _ in range(2):
+        inherited = forked(lambda: run_default(authz, graph, ran))
+        assert inherited == {**EXPECTED, "seen": {"pay": [2, 0], "read": [2, 2]}}
+    second = run_default(authz, graph, ran)
+    assert second == {**EXPECTED, "seen": {"pay": [2, 0], "read": [2, 2]}}
+    lines = (tmp_path / "audit.jsonl").read_text().splitlines()
+    decisions = [r for r in map(json.loads, lines) if r["kind"] == "decision" and r["resource"] in ("pay", "read")]
+    assert len(decisions) == 8
+    verify_chain(tmp_path / "audit.jsonl")
+
+
+@needs_fork
+def test_fork_within_a_run() -> None:
+    """A child that is forked inside a run decides its calls under that run's subject."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    graph = authz.protect(child(ran))
+
+    def work() -> Any:
+        graph.invoke(human())
+        return [[r[0] for r in ran], sorted({r.subject.id for r in calls_of(pdp)}), len(calls_of(pdp))]
+
+    with authz.run(subject="alice"):
+        assert forked(work) == [["read"], ["alice"], 2]
+        assert work() == [["read"], ["alice"], 2]
+
+
+@needs_fork
+def test_fork_while_other_threads_decide() -> None:
+    """A fork in the midst of other threads' decisions inherits no lock that nobody releases."""
+    ran: list[Any] = []
+    authz, graph = default_graph(ran)
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            own = authz.protect(child([]))
+            for _ in range(10):
+                with authz.run(subject="bob"):
+                    own.invoke(human())
+
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(4):
+            outcome = forked(lambda: run_default(authz, graph, ran), timeout=30)
+            assert {k: outcome[k] for k in EXPECTED} == EXPECTED
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def spawned(queue: Any) -> None:
+    """The work of a spawned process: everything is made anew there."""
+    ran: list[Any] = []
+    authz, graph = default_graph(ran)
+    queue.put(run_default(authz, graph, ran))
+
+
+def test_spawned_process() -> None:
+    """In a spawned worker process the calls are decided as here."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    worker = context.Process(target=spawned, args=(queue,), daemon=True)
+    worker.start()
+    worker.join(60)
+    exited = worker.exitcode
+    worker.kill()
+    assert exited == 0
+    assert queue.get() == {**EXPECTED, "seen": {"pay": [1, 0], "read": [1, 1]}}

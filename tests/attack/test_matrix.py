@@ -1,0 +1,81 @@
+"""The bypass matrix: each route closed, or named by `coverage` on its own graph; the README shows what was played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from langchain_runtime_authz import AuthzDenied
+
+from . import matrix
+from .matrix import EVERYTHING, PROTECT, header, in_readme, naming, played, report_of, row
+from .routes import MODES, ROUTES, Kit, Route, play
+
+HERE = [r for r in ROUTES.values() if not r.needs]
+rows = pytest.mark.parametrize("route", HERE, ids=lambda r: r.name)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level("CRITICAL"):
+        yield
+
+
+def check_row(route: Route) -> None:
+    """The README's line for the route is what playing it in every column, sync and async, gives."""
+    assert row(route) in in_readme(), f"run `python -m tests.attack.matrix --write`: {row(route)}"
+
+
+def check_closed_or_named(route: Route, mode: str) -> None:
+    """Under `protect`, and under all layers: the one denied tool does not run, or coverage of this graph says why."""
+    assert play(route, Kit(None), mode).ran == route.harm, "the unenforced twin does no harm"
+    for layer in (PROTECT, EVERYTHING):
+        outcome, authz = played(route, layer, mode)
+        if route.denied not in outcome.tools:
+            # In a bare thread a guarded tool meets no run and no ledger: the graph went on to its end, or met `no_run`.
+            recorded = any(
+                r["kind"] == "decision" and r["outcome"] != "permit" and r["resource"] == route.denied
+                for r in authz.audit.records  # type: ignore[attr-defined]
+            )
+            ended = outcome.error is None and outcome.state is not None
+            without = type(outcome.error) is AuthzDenied and outcome.error.code == "no_run"  # no halt of a node
+            assert recorded or ended or without, "it stopped for another reason than a denial of the one tool"
+            continue
+        assert route.open, "open, and the route does not say why"
+        named = naming(authz.coverage(outcome.graph), route)
+        assert named, "open, and coverage of its graph does not say so"
+        assert all(r.note for r in named)
+
+
+@rows
+def test_row_of_the_readme(route: Route) -> None:
+    check_row(route)
+
+
+@rows
+@pytest.mark.parametrize("mode", MODES)
+def test_closed_or_named(route: Route, mode: str) -> None:
+    check_closed_or_named(route, mode)
+
+
+def test_readme_has_every_route_once() -> None:
+    """The table's head and its routes are those of the matrix, in order."""
+    lines = in_readme()
+    assert lines[:2] == header()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [r.says for r in ROUTES.values()]
+
+
+def test_routes_that_are_closed_raise_no_alarm() -> None:
+    """Coverage of a graph of stock parts in which nothing is open names nothing."""
+    for name in ("hand_written", "create_agent", "react_agent", "subgraph", "agent_in_closure", "forged_send"):
+        report_of(ROUTES[name]).raise_if_ungoverned()
+
+
+def test_layers_alone_are_alone() -> None:
+    """A column's construction leaves nothing behind: what was taken away is back after it."""
+    before = matrix.root._gate_node, matrix.ambient._Backstop.ignore_agent
+    for layer in matrix.LAYERS:
+        with layer.alone():
+            pass
+    assert (matrix.root._gate_node, matrix.ambient._Backstop.ignore_agent) == before

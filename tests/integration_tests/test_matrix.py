@@ -1,0 +1,22 @@
+"""The rows of the bypass matrix that need supervisor, swarm or deepagents."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.attack.routes import MODES, ROUTES, Route
+from tests.attack.test_matrix import check_closed_or_named, check_row
+
+NEEDING = [r for r in ROUTES.values() if r.needs]
+rows = pytest.mark.parametrize("route", NEEDING, ids=lambda r: r.name)
+
+
+@rows
+def test_row_of_the_readme(route: Route) -> None:
+    check_row(route)
+
+
+@rows
+@pytest.mark.parametrize("mode", MODES)
+def test_closed_or_named(route: Route, mode: str) -> None:
+    check_closed_or_named(route, mode)
