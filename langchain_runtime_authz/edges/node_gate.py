@@ -15,12 +15,13 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
 from langchain_runtime_authz.edges._private import ToolNode
+from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.step import decide_step, still_live
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import AuthzDenied, Code
 
 __all__ = ["gate_bound", "is_gated"]
 
@@ -45,7 +46,10 @@ def _gated_class(base: Any, name: str) -> Any:
     holds_gate = issubclass(base, ToolNode)
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        run = _run_of(config)
+        run = find_run(config)
+        if run is None:
+            opener = _opener(config)
+            run = drive(opener.engine, _beside(opener))
         drive(run.engine, _enter(run, name, holds_gate))
         try:
             with run_scope(run):
@@ -58,7 +62,10 @@ def _gated_class(base: Any, name: str) -> Any:
         return output
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        run = _run_of(config)
+        run = find_run(config)
+        if run is None:
+            opener = _opener(config)
+            run = await adrive(opener.engine, _beside(opener))
         await adrive(run.engine, _enter(run, name, holds_gate))
         try:
             with run_scope(run):
@@ -106,11 +113,19 @@ def _joined(chunks: list[Any]) -> Any:
     return total
 
 
-def _run_of(config: Any) -> Run:
-    run = find_run(config)
-    if run is None:
+def _opener(config: Any) -> RunHandle:
+    """The run that code beside the graph has open, which calls one of its nodes by itself."""
+    opener = opened(config or {})
+    if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    return run
+    return opener
+
+
+def _beside(opener: RunHandle) -> Flow[Run]:
+    try:
+        return (yield from opener.beside())
+    except AuthzDenied as denied:
+        raise AuthzHalt(denied.code, denied.decision_id) from None
 
 
 def _enter(run: Run, name: str, holds_gate: bool) -> Flow[None]:
