@@ -31,7 +31,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.leak import scrub
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
 from langchain_runtime_authz.edges._private import counting_questions, injected_names, skip_answers, task_id
-from langchain_runtime_authz.edges.calls import Malformed, describe, unchanged, unknown, without
+from langchain_runtime_authz.edges.calls import Malformed, describe, supplied, unchanged, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, run_scope, settled
@@ -492,14 +492,16 @@ def _passage_of(
     parsed = call.parsed[0]
     ticket = verdict if isinstance(verdict, Ticket) else None
     injected = facts_of(tool).injected
-    if ticket is not None and injected and isinstance(parsed, dict):
+    if ticket is not None and isinstance(parsed, dict) and (injected or _holds_runtime(parsed)):
         # Injected arguments are this very call's; what was decided stays what was decided.
         now = base._parse_input(tool, dict(tool_input), call_id)
         own = now if isinstance(now, dict) else {}
-        parsed = {k: v for k, v in parsed.items() if k not in injected} | {
-            k: v for k, v in own.items() if k in injected
-        }
+        parsed = without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
     return _Passage(tool, run, ticket, parsed)
+
+
+def _holds_runtime(parsed: Mapping[str, Any]) -> bool:
+    return any(supplied(k, v, frozenset()) for k, v in parsed.items())
 
 
 def _is_malformed(call: Call) -> bool:

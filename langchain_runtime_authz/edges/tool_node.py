@@ -263,7 +263,7 @@ class _Message:
             plan_id=plan_id,
             position=position,
             written=sent,
-            sent=without(sent, facts.injected),
+            sent=without(injected, facts.injected),
         )
 
     def _runtime(self, call: Any) -> Any:

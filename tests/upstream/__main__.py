@@ -40,6 +40,7 @@ SAID = {
 class Result(NamedTuple):
     outcomes: dict[str, str]
     counts: Counter[str]
+    uneven: dict[str, dict[str, int]]
     output: str
 
     def passed(self) -> set[str]:
@@ -102,16 +103,12 @@ def run(package: str, suite: dict[str, Any], variant: str, needs: Path, only: li
         if not (out / "outcomes.json").exists():
             raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
         counts: Counter[str] = Counter()
+        uneven: dict[str, dict[str, int]] = {}
         for file in out.glob("counts-*.json"):
-            counts.update(json.loads(file.read_text()))
-        return Result(json.loads((out / "outcomes.json").read_text()), counts, done.stdout)
-
-
-def unbalanced(counts: Counter[str]) -> bool:
-    """Whether a decision has no execution, an execution no decision, or there is nothing at all."""
-    tools = counts["decided tools/call"] == counts["ran tools/call"] + counts["unused tools/call"]
-    nodes = counts["decided node/enter"] == counts["ran node/enter"]
-    return not (tools and nodes and counts["ran tools/call"] + counts["ran node/enter"] > 0)
+            counted = json.loads(file.read_text())
+            counts.update(counted["counts"])
+            uneven.update(counted["uneven"])
+        return Result(json.loads((out / "outcomes.json").read_text()), counts, uneven, done.stdout)
 
 
 def main() -> int:
@@ -145,7 +142,8 @@ def main() -> int:
                 again = run(package, suite, variant, needs, surprising).passed() & set(surprising)
                 worse -= again
             counts = ours.counts
-            wrong = worse != listed or not stock.passed() or unbalanced(counts)
+            ran = counts["ran tools/call"] + counts["ran node/enter"]
+            wrong = worse != listed or not stock.passed() or not ran or bool(ours.uneven)
             bad = bad or wrong
             print(
                 f"{package} {version(package)}, {SAID[variant]}: stock {len(stock.passed())} passed "
@@ -157,6 +155,8 @@ def main() -> int:
                 f"{'  << WRONG' if wrong else ''}",
                 flush=True,
             )
+            for test, counted in sorted(ours.uneven.items()):
+                print(f"  not each decision has one execution: {test} {counted}")
             for test in sorted(again):
                 print(f"  passed when run again alone: {test}")
             for test in sorted(worse - listed):

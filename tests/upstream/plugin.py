@@ -21,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import langgraph.prebuilt.tool_node
+import pytest
 from langchain_core.runnables import Runnable
 from langgraph.func import entrypoint
 from langgraph.graph import StateGraph
@@ -199,6 +200,24 @@ def pytest_collection_modifyitems(items):
 
 
 _outcomes: dict[str, str] = {}
+_uneven: dict[str, dict[str, int]] = {}
+
+
+def unbalanced(counts) -> bool:
+    """Whether a decision has no execution, or an execution no decision."""
+    tools = counts["decided tools/call"] == counts["ran tools/call"] + counts["unused tools/call"]
+    return not tools or counts["decided node/enter"] != counts["ran node/enter"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Remember the tests after which decisions and executions do not match."""
+    before = Counter(_counts)
+    result = yield
+    now = Counter({k: n - before[k] for k, n in _counts.items()})
+    if unbalanced(now):
+        _uneven[item.nodeid] = dict(now)
+    return result
 
 
 def pytest_runtest_logreport(report):
@@ -218,4 +237,4 @@ def pytest_sessionfinish(session):
     """Workers write what they counted, the controller what came out."""
     if not hasattr(session.config, "workerinput"):
         (OUT / "outcomes.json").write_text(json.dumps(_outcomes))
-    (OUT / f"counts-{os.getpid()}.json").write_text(json.dumps(_counts))
+    (OUT / f"counts-{os.getpid()}.json").write_text(json.dumps({"counts": _counts, "uneven": _uneven}))
