@@ -23,7 +23,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_TASK_ID,
     RESUME,
 )
-from langgraph._internal._runnable import RunnableCallable
+from langgraph._internal._runnable import RunnableCallable, RunnableSeq
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
@@ -37,6 +37,7 @@ __all__ = [
     "Pregel",
     "PregelNode",
     "RunnableCallable",
+    "RunnableSeq",
     "ToolNode",
     "answers_left",
     "can_ask",

@@ -10,11 +10,12 @@ import copy
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableSequence
+from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
-from langchain_runtime_authz.edges._private import ToolNode
+from langchain_runtime_authz.edges._private import RunnableSeq, ToolNode
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
@@ -33,17 +34,40 @@ def is_gated(bound: object) -> bool:
 
 def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
     """A gated shallow copy of a node's bound runnable."""
-    base = type(bound)
     gated = copy.copy(bound)
     # Pydantic and Python agree on layout: the subclass adds no field and no slot.
-    object.__setattr__(gated, "__class__", _gated_class(base, name))
+    object.__setattr__(gated, "__class__", _gated_class(bound, name))
     if isinstance(gated, ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
     return gated
 
 
-def _gated_class(base: Any, name: str) -> Any:
+class _Whole(Runnable[Any, Any]):
+    """A gated sequence as one step of another: LangGraph would take it apart, and its gate with it."""
+
+    def __init__(self, sequence: Any) -> None:
+        self._sequence = sequence
+        self.name = sequence.get_name()
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return self._sequence.invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return await self._sequence.ainvoke(input, config, **kwargs)
+
+    def transform(self, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        yield from self._sequence.transform(input, config, **kwargs)
+
+    async def atransform(self, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        async for chunk in self._sequence.atransform(input, config, **kwargs):
+            yield chunk
+
+
+def _gated_class(bound: Any, name: str) -> Any:
+    base: Any = type(bound)
     holds_gate = issubclass(base, ToolNode)
+    # What goes through its own methods again (a tool's `ainvoke` may use its `invoke`) meets the gate once.
+    inner = bound if isinstance(bound, BaseTool | RunnableSequence | RunnableSeq) else None
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
@@ -53,7 +77,7 @@ def _gated_class(base: Any, name: str) -> Any:
         drive(run.engine, _enter(run, name, holds_gate))
         try:
             with run_scope(run):
-                output = base.invoke(self, input, config, **kwargs)
+                output = base.invoke(self if inner is None else inner, input, config, **kwargs)
         except GraphInterrupt:
             _pause(run)
             raise
@@ -69,7 +93,7 @@ def _gated_class(base: Any, name: str) -> Any:
         await adrive(run.engine, _enter(run, name, holds_gate))
         try:
             with run_scope(run):
-                output = await base.ainvoke(self, input, config, **kwargs)
+                output = await base.ainvoke(self if inner is None else inner, input, config, **kwargs)
         except GraphInterrupt:
             _pause(run)
             raise
@@ -103,6 +127,8 @@ def _gated_class(base: Any, name: str) -> Any:
         "transform": transform,
         "atransform": atransform,
     }
+    if isinstance(bound, RunnableSequence | RunnableSeq):
+        namespace["steps"] = property(lambda self: [_Whole(self)])
     return type(base)(base.__name__, (base,), namespace)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableSequence
 from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
@@ -37,7 +37,7 @@ IMPORTED = {
         "CONFIG_KEY_TASK_ID",
         "RESUME",
     ],
-    "langgraph._internal._runnable": ["RunnableCallable"],
+    "langgraph._internal._runnable": ["RunnableCallable", "RunnableSeq"],
     "langgraph.prebuilt.tool_node": ["ToolNode"],
     "langgraph.pregel._read": ["DEFAULT_BOUND", "PregelNode"],
     "langgraph.pregel._utils": ["get_function_nonlocals"],
@@ -148,6 +148,18 @@ def test_tool_node_binds_its_functions_when_it_is_made() -> None:
     assert node._tools_by_name is node.tools_by_name, (
         "tools_by_name is a copy now: swapping guarded tools in has no effect"
     )
+
+
+def test_sequences_are_taken_apart_by_their_steps() -> None:
+    """LangGraph joins a node's bound with its writers, and asks a sequence for `steps` where it does."""
+    class Whole(RunnableSequence):
+        steps = property(lambda self: ["whole"])  # type: ignore[assignment]
+
+    one = RunnableLambda(lambda x: x)
+    sequence = one | one
+    object.__setattr__(sequence, "__class__", Whole)
+    with pytest.raises(TypeError):  # "whole" is no runnable: the property was asked
+        private.RunnableSeq(sequence, one)
 
 
 @pytest.mark.parametrize("method", ["run", "arun"])
