@@ -152,14 +152,14 @@ def test_tool_node_binds_its_functions_when_it_is_made() -> None:
 
 def test_sequences_are_taken_apart_by_their_steps() -> None:
     """LangGraph joins a node's bound with its writers, and asks a sequence for `steps` where it does."""
+
     class Whole(RunnableSequence):
         steps = property(lambda self: ["whole"])  # type: ignore[assignment]
 
     one = RunnableLambda(lambda x: x)
     sequence = one | one
     object.__setattr__(sequence, "__class__", Whole)
-    with pytest.raises(TypeError):  # "whole" is no runnable: the property was asked
-        private.RunnableSeq(sequence, one)
+    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair edges/node_gate._Whole"
 
 
 @pytest.mark.parametrize("method", ["run", "arun"])

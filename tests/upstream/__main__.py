@@ -133,7 +133,10 @@ def main() -> int:
                 chosen.keep.mkdir(parents=True, exist_ok=True)
                 (chosen.keep / f"{package}-{variant}.txt").write_text(ours.output)
             listed = {
-                d["test"] for d in table.get("differs", []) if d["suite"] == package and variant in d["variants"]
+                test
+                for entry in table["differs"]
+                if entry["suite"] == package and variant in entry["variants"]
+                for test in entry["tests"]
             }
             worse = stock.passed() - ours.passed()
             again: set[str] = set()
