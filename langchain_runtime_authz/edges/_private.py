@@ -7,12 +7,17 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.tools.base import _is_injected_arg_type, get_all_basemodel_annotations
+from langchain_core.tools.base import (
+    _get_runnable_config_param,
+    _is_injected_arg_type,
+    get_all_basemodel_annotations,
+)
 from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._constants import (
@@ -138,7 +143,14 @@ def injected_names(tool: BaseTool) -> frozenset[str]:
     if schema is not None and not isinstance(schema, dict):
         annotations = get_all_basemodel_annotations(schema)
         names.update(n for n, kind in annotations.items() if _is_injected_arg_type(kind))
-    return frozenset(names)
+    return frozenset(names) | _overwritten(tool)
+
+
+def _overwritten(tool: BaseTool) -> frozenset[str]:
+    """Arguments in whose place `BaseTool` always puts its own: the tool's code never sees the model's."""
+    bodies = [tool._run] if type(tool)._arun is BaseTool._arun else [tool._run, tool._arun]
+    taken = [{_get_runnable_config_param(b), "run_manager"} & {*inspect.signature(b).parameters} for b in bodies]
+    return frozenset.intersection(*map(frozenset, taken))
 
 
 def takes_no_arguments(tool: BaseTool) -> bool:

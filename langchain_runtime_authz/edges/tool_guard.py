@@ -492,7 +492,8 @@ def _passage_of(
     parsed = call.parsed[0]
     ticket = verdict if isinstance(verdict, Ticket) else None
     injected = facts_of(tool).injected
-    if ticket is not None and isinstance(parsed, dict) and (injected or _holds_runtime(parsed)):
+    given = tool_input if isinstance(tool_input, dict) else {}
+    if ticket is not None and isinstance(parsed, dict) and _any_supplied({**given, **parsed}, injected):
         # Injected arguments are this very call's; what was decided stays what was decided.
         now = base._parse_input(tool, dict(tool_input), call_id)
         own = now if isinstance(now, dict) else {}
@@ -500,8 +501,8 @@ def _passage_of(
     return _Passage(tool, run, ticket, parsed)
 
 
-def _holds_runtime(parsed: Mapping[str, Any]) -> bool:
-    return any(supplied(k, v, frozenset()) for k, v in parsed.items())
+def _any_supplied(args: Mapping[str, Any], injected: frozenset[str]) -> bool:
+    return any(supplied(k, v, injected) for k, v in args.items())
 
 
 def _is_malformed(call: Call) -> bool:

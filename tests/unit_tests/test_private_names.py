@@ -25,7 +25,7 @@ THREAD = {"configurable": {"thread_id": "t"}}
 # Where each name comes from, and what breaks without it.
 IMPORTED = {
     "langchain_core.runnables.config": ["ensure_config"],
-    "langchain_core.tools.base": ["_is_injected_arg_type", "get_all_basemodel_annotations"],
+    "langchain_core.tools.base": ["_get_runnable_config_param", "_is_injected_arg_type", "get_all_basemodel_annotations"],
     "langchain_core.utils.pydantic": ["get_fields", "is_basemodel_subclass"],
     "langchain_core.tracers.context": ["register_configure_hook"],
     "langgraph._internal._config": ["ensure_config"],
@@ -202,9 +202,30 @@ def test_injected_names() -> None:
         """Probe."""
         return text
 
-    assert private.injected_names(probe) == {"state", "ident", "own", "runtime"}, (
+    # And what `BaseTool` overwrites in the signature of StructuredTool._run.
+    assert private.injected_names(probe) == {"state", "ident", "own", "runtime", "config", "run_manager"}, (
         "injected arguments are found otherwise now"
     )
+
+
+@pytest.mark.parametrize("own_arun", [False, True])
+def test_overwritten_names(own_arun: bool) -> None:
+    """Only where neither form of a tool can see what the model wrote under the name."""
+
+    class Plain(BaseTool):
+        name: str = "plain"
+        description: str = "Plain."
+
+        def _run(self, config: RunnableConfig, **kwargs: Any) -> Any:
+            return config
+
+    class WithArun(Plain):
+        async def _arun(self, **kwargs: Any) -> Any:
+            return kwargs
+
+    tool_ = WithArun() if own_arun else Plain()
+    assert private.injected_names(tool_) == (set() if own_arun else {"config"})
+    assert "callbacks" in tool_.run({"config": "the model's"})
 
 
 def test_tools_without_arguments() -> None:
