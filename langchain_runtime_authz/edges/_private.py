@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from langchain_core.runnables.config import ensure_config
@@ -149,8 +149,12 @@ def injected_names(tool: BaseTool) -> frozenset[str]:
 def _overwritten(tool: BaseTool) -> frozenset[str]:
     """Arguments in whose place `BaseTool` always puts its own: the tool's code never sees the model's."""
     bodies = [tool._run] if type(tool)._arun is BaseTool._arun else [tool._run, tool._arun]
-    taken = [{_get_runnable_config_param(b), "run_manager"} & {*inspect.signature(b).parameters} for b in bodies]
-    return frozenset.intersection(*map(frozenset, taken))
+    return frozenset.intersection(*(_own_parameters(b) for b in bodies))
+
+
+def _own_parameters(body: Callable[..., Any]) -> frozenset[str]:
+    own = ("run_manager", _get_runnable_config_param(body))
+    return frozenset(name for name in own if name is not None and name in inspect.signature(body).parameters)
 
 
 def takes_no_arguments(tool: BaseTool) -> bool:

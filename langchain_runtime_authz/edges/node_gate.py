@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableSequence
-from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
@@ -66,8 +65,8 @@ class _Whole(Runnable[Any, Any]):
 def _gated_class(bound: Any, name: str) -> Any:
     base: Any = type(bound)
     holds_gate = issubclass(base, ToolNode)
-    # What goes through its own methods again (a tool's `ainvoke` may use its `invoke`) meets the gate once.
-    inner = bound if isinstance(bound, BaseTool | RunnableSequence | RunnableSeq) else None
+    # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
+    inner = None if holds_gate else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)

@@ -1,4 +1,4 @@
-"""Nodes that are LCEL sequences or tools: the gate is met, once, whatever LangGraph makes of them."""
+"""Nodes that are LCEL sequences, tools or plain functions: the gate is met, once, whatever LangGraph makes of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import tool
+from langgraph._internal._runnable import RunnableCallable
 from langgraph.channels import EphemeralValue, LastValue
 from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import NodeBuilder, Pregel
@@ -60,7 +61,21 @@ def _tool(ran: list[str]) -> Any:
     return builder.compile(name="tool")
 
 
-GRAPHS = {"lcel": _lcel, "pregel": _pregel, "tool": _tool}
+def _function(ran: list[str]) -> Any:
+    """A function that is only synchronous: its `ainvoke` goes on to its `invoke`."""
+
+    def act(state: State, *, config: RunnableConfig) -> dict[str, list[str]]:
+        ran.extend(["first", "second"])
+        return {"steps": ["done"]}
+
+    builder = StateGraph(State)
+    builder.add_node("act", RunnableCallable(act, name="act"))
+    builder.add_edge(START, "act")
+    builder.add_edge("act", END)
+    return builder.compile(name="function")
+
+
+GRAPHS = {"lcel": _lcel, "pregel": _pregel, "tool": _tool, "function": _function}
 COPIES = {
     "itself": lambda g: g,
     "copy": lambda g: g.copy(),

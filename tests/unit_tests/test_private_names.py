@@ -215,6 +215,7 @@ def test_overwritten_names(own_arun: bool) -> None:
     class Plain(BaseTool):
         name: str = "plain"
         description: str = "Plain."
+        args_schema: Any = {"title": "plain", "description": "Plain.", "type": "object", "properties": {}}
 
         def _run(self, config: RunnableConfig, **kwargs: Any) -> Any:
             return config
@@ -225,7 +226,7 @@ def test_overwritten_names(own_arun: bool) -> None:
 
     tool_ = WithArun() if own_arun else Plain()
     assert private.injected_names(tool_) == (set() if own_arun else {"config"})
-    assert "callbacks" in tool_.run({"config": "the model's"})
+    assert tool_.run({"config": "the model's"}) is None
 
 
 def test_tools_without_arguments() -> None:
