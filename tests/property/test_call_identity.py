@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -135,19 +136,28 @@ def test_calls_sent_in_another_order_and_again(way: str, data: st.DataObject, pl
 @given(first=plans, second=plans, within=st.booleans())
 def test_reused_message_id(kind: str, way: str, first: list[Any], second: list[Any], within: bool) -> None:
     """A provider that reuses the id of a message: in a later turn its calls are new ones; within one, never more."""
-    ran: Ran = []
-    authz, _ = _authz()
     said = [AIMessage("", id="same", tool_calls=plan) for plan in (first, second)]
     done = AIMessage("done")
     script = [said[0], said[1], done] if within else [said[0], done, said[1], done]
-    graph = authz.protect(_graph(kind, ScriptedChatModel(script=script), _tools(ran), checkpointer=InMemorySaver()))
+
+    def built(ran: Ran) -> Any:
+        return _graph(kind, ScriptedChatModel(script=script), _tools(ran), checkpointer=InMemorySaver())
+
+    def played(graph: Any) -> None:
+        # A message that takes the place of an older one leaves `create_agent` without a next node.
+        with suppress(KeyError) if within and kind == "agent" else nullcontext():
+            for text in ["go"] if within else ["go", "go on"]:
+                _go(way, graph, {"messages": [HumanMessage(text)]}, THREAD)
+
+    ran: Ran = []
+    stock: Ran = []
+    authz, _ = _authz()
     with authz.run(subject="alice"):
-        for text in ["go"] if within else ["go", "go on"]:
-            _go(way, graph, {"messages": [HumanMessage(text)]}, THREAD)
-    allowed = _permitted(first, second)
-    assert Counter(ran) <= allowed
-    if not within:
-        assert Counter(ran) == allowed
+        played(authz.protect(built(ran)))
+    played(built(stock))
+    permitted = Counter(r for r in stock if r[1] != "denied")
+    assert Counter(ran) <= permitted
+    assert within or Counter(ran) == permitted
 
 
 @ways
@@ -197,15 +207,10 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
         ["one", "two"],
     )
     graph = builder.compile()
-    with pytest.warns(UserWarning, match="without a profile") if not alike else _nothing():
+    with nullcontext() if alike else pytest.warns(UserWarning, match="without a profile"):
         authz.protect(graph)
     with authz.run(subject="alice", task="x"):
         _go(way, graph, {"messages": [HumanMessage("go")]})
     wanted = Counter((r, c["name"], c["args"]["text"]) for r, c in zip(routes, plan, strict=False) if alike or r == "one")
     assert Counter(ran) == wanted
 
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *args: object) -> None: ...
