@@ -8,7 +8,8 @@ protected, since nodes and class go with it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -163,6 +164,36 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
     return builder
 
 
+class _Owned:
+    """A graph's stream that only its holder closes.
+
+    An event loop that ends closes every generator that it knows, this one while its holder does. So
+    the loop does not learn of it.
+    """
+
+    __slots__ = ("_begun", "_chunks")
+
+    def __init__(self, chunks: AsyncGenerator[Any, None]) -> None:
+        self._chunks, self._begun = chunks, False
+
+    def __aiter__(self) -> _Owned:
+        return self
+
+    def __anext__(self) -> Awaitable[Any]:
+        if self._begun:
+            return self._chunks.__anext__()
+        self._begun = True
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
+        try:
+            return self._chunks.__anext__()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    async def aclose(self) -> None:
+        await self._chunks.aclose()
+
+
 def _entry_class(base: Any, protection: Protection) -> Any:
     """The subclass of a graph class whose two streaming roads open a run."""
     entrance = protection.entrance
@@ -198,7 +229,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if at_call.parent is not None:
             async with (
                 entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered,
-                aclosing(base.astream(self, input, entered, **options)) as chunks,
+                aclosing(_Owned(base.astream(self, input, entered, **options))) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
@@ -210,7 +241,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
         async with (
             entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
-            aclosing(base.astream(self, given, entered, **options)) as chunks,
+            aclosing(_Owned(base.astream(self, given, entered, **options))) as chunks,
         ):
             async for chunk in chunks:
                 yield without_handle(chunk)

@@ -845,7 +845,7 @@ def test_approval_is_for_the_arguments_that_were_shown(go: Any) -> None:
         ran.append(amount)
         return "done"
 
-    authz = authz_with(asking("pay"))
+    authz = authz_with(asking("pay"), profiles={"pay": ToolProfile(effect="pay", sink="external")})
     graph = authz.protect(hand_written(replying(plan), [pay], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         state = go(graph, human(), THREAD)
@@ -888,7 +888,7 @@ def test_approval_is_spent_once(go: Any) -> None:
         ran.append("paid")
         return "done"
 
-    authz = authz_with(asking("pay"))
+    authz = authz_with(asking("pay"), profiles={"pay": ToolProfile(effect="pay", sink="external")})
     graph = authz.protect(hand_written(replying(plan), [pay], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         again(graph, {"decisions": [{"type": "approve"}]}, go)
