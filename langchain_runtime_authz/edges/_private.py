@@ -7,6 +7,7 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_TASK_ID,
     RESUME,
 )
-from langgraph._internal._runnable import RunnableCallable
+from langgraph._internal._runnable import RunnableCallable, RunnableSeq
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
@@ -49,6 +50,7 @@ __all__ = [
     "Pregel",
     "PregelNode",
     "RunnableCallable",
+    "RunnableSeq",
     "StartingTool",
     "ToolNode",
     "answer_given",
@@ -190,7 +192,18 @@ def injected_names(tool: BaseTool) -> frozenset[str]:
     if schema is not None and not isinstance(schema, dict):
         annotations = get_all_basemodel_annotations(schema)
         names.update(n for n, kind in annotations.items() if _is_injected_arg_type(kind))
-    return frozenset(names)
+    return frozenset(names) | _overwritten(tool)
+
+
+def _overwritten(tool: BaseTool) -> frozenset[str]:
+    """Arguments in whose place `BaseTool` always puts its own: the tool's code never sees the model's."""
+    bodies = [tool._run] if type(tool)._arun is BaseTool._arun else [tool._run, tool._arun]
+    return frozenset.intersection(*(_own_parameters(b) for b in bodies))
+
+
+def _own_parameters(body: Callable[..., Any]) -> frozenset[str]:
+    own = ("run_manager", _get_runnable_config_param(body))
+    return frozenset(name for name in own if name is not None and name in inspect.signature(body).parameters)
 
 
 class StartingTool(NamedTuple):

@@ -17,7 +17,7 @@ from langchain_core.tools import BaseTool
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges._private import injected_names, skip_answers, task_id
-from langchain_runtime_authz.edges.calls import describe, parse, parses_alike, unchanged, unknown, without
+from langchain_runtime_authz.edges.calls import describe, parse, parses_alike, supplied, unchanged, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, settled
@@ -141,7 +141,8 @@ def arrival(
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # here is only this one
             return unknown(name, call_id, plan_id, position, args)
-        own = {k: v for k, v in tool_input.items() if k in facts.injected} if isinstance(tool_input, Mapping) else {}
+        sent_too = tool_input if isinstance(tool_input, Mapping) else {}
+        own = {k: v for k, v in sent_too.items() if supplied(k, v, facts.injected)}
         return described({**without(args, facts.injected), **own})
 
     if one is None:

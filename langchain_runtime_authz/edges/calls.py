@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.edges._private import takes_no_arguments
@@ -17,7 +18,7 @@ from langchain_runtime_authz.enforce.step import Call
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.profile import UNPROFILED
 
-__all__ = ["Malformed", "describe", "parse", "parses_alike", "unchanged", "unknown", "without"]
+__all__ = ["Malformed", "describe", "parse", "parses_alike", "supplied", "unchanged", "unknown", "without"]
 
 _EMPTY = digest({})
 _SCALARS = frozenset((str, int, float, bool, type(None)))
@@ -106,7 +107,7 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str,
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
         return {next(iter(fields)) if fields else "input": project(parsed)}
-    return {str(k): project(v) for k, v in parsed.items() if k not in injected}
+    return {str(k): project(v) for k, v in parsed.items() if not supplied(k, v, injected)}
 
 
 def parses_alike(call: Call) -> bool:
@@ -134,7 +135,15 @@ def unchanged(call: Call, injected: frozenset[str]) -> bool:
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
     """Arguments that the model or a caller sent, without those that the framework supplies."""
-    return {k: v for k, v in args.items() if k not in injected}
+    return {k: v for k, v in args.items() if not supplied(k, v, injected)}
+
+
+def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
+    """Whether the framework supplies an argument: by its type, or a runtime for the bare name `runtime`.
+
+    By the value in the second case: whatever else stands under that name, somebody chose.
+    """
+    return name in injected or type(value) is ToolRuntime
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:

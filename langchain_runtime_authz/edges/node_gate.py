@@ -10,18 +10,19 @@ import copy
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableSequence
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
-from langchain_runtime_authz.edges._private import ToolNode, ensure_config, task_id
+from langchain_runtime_authz.edges._private import RunnableSeq, ToolNode, ensure_config, task_id
+from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.edges.review import note_review
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.step import decide_step, still_live
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import AuthzDenied, Code
 
 __all__ = ["gate_bound", "is_gated"]
 
@@ -33,28 +34,54 @@ def is_gated(bound: object) -> bool:
 
 def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
     """A gated shallow copy of a node's bound runnable."""
-    base = type(bound)
     gated = copy.copy(bound)
     # Pydantic and Python agree on layout: the subclass adds no field and no slot.
-    object.__setattr__(gated, "__class__", _gated_class(base, name))
+    object.__setattr__(gated, "__class__", _gated_class(bound, name))
     if isinstance(gated, ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
     return gated
 
 
-def _gated_class(base: Any, name: str) -> Any:
+class _Whole(Runnable[Any, Any]):
+    """A gated sequence as one step of another: LangGraph would take it apart, and its gate with it."""
+
+    def __init__(self, sequence: Any) -> None:
+        self._sequence = sequence
+        self.name = sequence.get_name()
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return self._sequence.invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return await self._sequence.ainvoke(input, config, **kwargs)
+
+    def transform(self, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        yield from self._sequence.transform(input, config, **kwargs)
+
+    async def atransform(self, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        async for chunk in self._sequence.atransform(input, config, **kwargs):
+            yield chunk
+
+
+def _gated_class(bound: Any, name: str) -> Any:
+    base: Any = type(bound)
     holds_gate = issubclass(base, ToolNode)
     key = ("node/enter", name)
+    # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
+    inner = None if holds_gate else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        run = _run_of(config)
+        run = find_run(config)
+        if run is None:
+            opener = _opener(config)
+            run = drive(opener.engine, _beside(opener))
         run.engine.tally.decided(run, "node", name, "node gate")
         if not (_kept(run, key) and _lives(run)):
             drive(run.engine, _enter(run, key, holds_gate))
         run.engine.tally.ran(run, "node", name, "node gate")
         try:
             with run_scope(run, task_id(config or {})):
-                output = base.invoke(self, input, config, **kwargs)
+                output = base.invoke(self if inner is None else inner, input, config, **kwargs)
         except GraphInterrupt as exc:
             run.pause()
             if not holds_gate:
@@ -65,14 +92,17 @@ def _gated_class(base: Any, name: str) -> Any:
         return output
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        run = _run_of(config)
+        run = find_run(config)
+        if run is None:
+            opener = _opener(config)
+            run = await adrive(opener.engine, _beside(opener))
         run.engine.tally.decided(run, "node", name, "node gate")
         if not (_kept(run, key) and await _alives(run)):
             await adrive(run.engine, _enter(run, key, holds_gate))
         run.engine.tally.ran(run, "node", name, "node gate")
         try:
             with run_scope(run, task_id(config or {})):
-                output = await base.ainvoke(self, input, config, **kwargs)
+                output = await base.ainvoke(self if inner is None else inner, input, config, **kwargs)
         except GraphInterrupt as exc:
             run.pause()
             if not holds_gate:
@@ -108,6 +138,8 @@ def _gated_class(base: Any, name: str) -> Any:
         "transform": transform,
         "atransform": atransform,
     }
+    if isinstance(bound, RunnableSequence | RunnableSeq):
+        namespace["steps"] = property(lambda self: [_Whole(self)])
     return type(base)(base.__name__, (base,), namespace)
 
 
@@ -118,11 +150,19 @@ def _joined(chunks: list[Any]) -> Any:
     return total
 
 
-def _run_of(config: Any) -> Run:
-    run = find_run(config)
-    if run is None:
+def _opener(config: Any) -> RunHandle:
+    """The run that code beside the graph has open, which calls one of its nodes by itself."""
+    opener = opened(config or {})
+    if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    return run
+    return opener
+
+
+def _beside(opener: RunHandle) -> Flow[Run]:
+    try:
+        return (yield from opener.beside())
+    except AuthzDenied as denied:
+        raise AuthzHalt(denied.code, denied.decision_id) from None
 
 
 def _kept(run: Run, key: tuple[str, str]) -> bool:

@@ -8,7 +8,9 @@ protected, since nodes and class go with it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -115,6 +117,36 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
     return builder
 
 
+class _Owned:
+    """A graph's stream that only its holder closes.
+
+    An event loop that ends closes every generator that it knows, this one while its holder does. So
+    the loop does not learn of it.
+    """
+
+    __slots__ = ("_begun", "_chunks")
+
+    def __init__(self, chunks: AsyncGenerator[Any, None]) -> None:
+        self._chunks, self._begun = chunks, False
+
+    def __aiter__(self) -> _Owned:
+        return self
+
+    def __anext__(self) -> Awaitable[Any]:
+        if self._begun:
+            return self._chunks.__anext__()
+        self._begun = True
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
+        try:
+            return self._chunks.__anext__()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    async def aclose(self) -> None:
+        await self._chunks.aclose()
+
+
 def _entry_class(base: Any, protection: Protection) -> Any:
     """The subclass of a graph class whose two streaming roads open a run."""
     entrance = protection.entrance
@@ -128,6 +160,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if at_call.parent is not None:
             with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:
                 yield from base.stream(self, input, entered, **options)
+            return
+        if _lacks_thread(self, config):
+            yield from base.stream(self, input, without_handle(config), **options)
             return
         with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
             for chunk in base.stream(self, given, ambient.hearing(entered), **options):
@@ -145,12 +180,23 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         options: dict[str, Any],
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
-            async with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:
-                async for chunk in base.astream(self, input, entered, **options):
+            async with (
+                entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered,
+                aclosing(_Owned(base.astream(self, input, entered, **options))) as chunks,
+            ):
+                async for chunk in chunks:
                     yield chunk
             return
-        async with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            async for chunk in base.astream(self, given, ambient.hearing(entered), **options):
+        if _lacks_thread(self, config):
+            async for chunk in base.astream(self, input, without_handle(config), **options):
+                yield chunk
+            return
+        # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
+        async with (
+            entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
+            aclosing(_Owned(base.astream(self, given, ambient.hearing(entered), **options))) as chunks,
+        ):
+            async for chunk in chunks:
                 yield without_handle(chunk)
 
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
@@ -181,6 +227,12 @@ def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     if kwargs.get("stream_mode") is None:
         return {**kwargs, "stream_mode": "values" if config is not None and is_task(config) else graph.stream_mode}
     return kwargs
+
+
+def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
+    """Whether LangGraph itself refuses the call: it would not see that, with a run in the config."""
+    configurable = config.get("configurable") or {}
+    return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
 
 
 def _child_name(graph: Any, config: Mapping[str, Any]) -> str:

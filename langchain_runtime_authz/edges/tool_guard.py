@@ -26,7 +26,7 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges._private import config_parameter, injected_names
 from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival, arrival_by_hand
-from langchain_runtime_authz.edges.calls import Malformed
+from langchain_runtime_authz.edges.calls import Malformed, supplied, without
 from langchain_runtime_authz.edges.passage import FUNCTION, Passage, Stage, answer, current_passage
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
 from langchain_runtime_authz.enforce.engine import adrive, drive
@@ -128,7 +128,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         config, facts, parser = ensure_config(config), facts_of(self), functools.partial(base._parse_input, self)
         arrived = arrival(self, facts, tool_input, config, tool_call_id, parser)
         decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
-        passage = _passage(self, facts, decided, config, tool_call_id, lambda: parser(dict(tool_input), tool_call_id))
+        passage = _passage(self, facts, decided, config, tool_call_id, parser, tool_input)
         if passage is None:
             return answer(decided.verdict, tool_call_id)
         with passage:
@@ -148,7 +148,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         config, facts, parser = ensure_config(config), facts_of(self), functools.partial(base._parse_input, self)
         arrived = arrival(self, facts, tool_input, config, tool_call_id, parser)
         decided = arrived if isinstance(arrived, Decided) else await adrive(arrived.engine, arrived.decide())
-        passage = _passage(self, facts, decided, config, tool_call_id, lambda: parser(dict(tool_input), tool_call_id))
+        passage = _passage(self, facts, decided, config, tool_call_id, parser, tool_input)
         if passage is None:
             return answer(decided.verdict, tool_call_id)
         async with passage:
@@ -207,11 +207,12 @@ def _passage(
     decided: Decided,
     config: Mapping[str, Any],
     call_id: str | None = None,
-    again: Callable[[], Any] | None = None,
+    parser: Callable[..., Any] | None = None,
+    given: Any = None,
 ) -> Passage | None:
     """The passage that a verdict opens, or `None` where there is only an answer.
 
-    `again` parses what `run` was sent: injected arguments are this very call's, what was decided stays
+    `parser` makes arguments of what `run` was given: injected arguments are this very call's, what was decided stays
     what was decided. Malformed arguments go the stock road: the tool's own parsing raises the stored
     error before the tool runs, and there is no ticket.
     """
@@ -220,10 +221,12 @@ def _passage(
     if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
         return None
     parsed, injected = call.parsed[0], facts.injected
-    if ticket is not None and again is not None and injected and isinstance(parsed, dict):
-        now = again()
-        own = now if isinstance(now, dict) else {}
-        parsed = {k: v for k, v in parsed.items() if k not in injected} | {k: own[k] for k in own if k in injected}
+    if ticket is not None and parser is not None and isinstance(parsed, dict):
+        sent = given if isinstance(given, dict) else {}
+        if any(supplied(k, v, injected) for k, v in (*sent.items(), *parsed.items())):
+            now = parser(dict(sent), call_id)
+            own = now if isinstance(now, dict) else {}
+            parsed = without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
     return Passage(_guard_of(tool), run, call, ticket, parsed=parsed, config=config, call_id=call_id, settled=settled)
 
 

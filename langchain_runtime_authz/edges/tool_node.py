@@ -156,7 +156,7 @@ class _Gate(ToolNode):
 
     def _share(self, run: Run, message: _Message) -> list[Held]:
         """One task per call: the first to arrive decides the message, under a lock."""
-        batch = _batch(run, message.plan_id)
+        batch = _batch(run, message)
         with batch.lock:
             if batch.judged is None:
                 batch.calls = message.describe()
@@ -164,7 +164,7 @@ class _Gate(ToolNode):
         return drive(run.engine, message.take(run, batch))
 
     async def _ashare(self, run: Run, message: _Message) -> list[Held]:
-        batch = _batch(run, message.plan_id)
+        batch = _batch(run, message)
         async with batch.alock:
             if batch.judged is None:
                 batch.calls = message.describe()
@@ -342,7 +342,7 @@ class _Message:
             plan_id=plan_id,
             position=position,
             written=sent,
-            sent=without(sent, facts.injected),
+            sent=without(injected, facts.injected),
             amend=amend,
         )
 
@@ -374,9 +374,11 @@ class _Message:
         return [Held(run, settled)]
 
 
-def _batch(run: Run, plan_id: str | None) -> _Batch:
+def _batch(run: Run, message: _Message) -> _Batch:
+    # A node decides with its own tools, even if another has tools of the same names.
+    key = f"{message.plan_id} {id(message.node._tools_by_name)}"
     with run.lock:
-        return cast("_Batch", run.batches.setdefault(plan_id or "", _Batch()))
+        return cast("_Batch", run.batches.setdefault(key, _Batch()))
 
 
 def _answered(state: Any, key: str) -> set[str]:

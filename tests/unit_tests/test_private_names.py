@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import pytest
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableSequence
 from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
@@ -52,9 +52,9 @@ IMPORTED = {
         "CONFIG_KEY_TASK_ID",
         "RESUME",
     ],
-    "langgraph._internal._runnable": ["RunnableCallable"],
     "langgraph.checkpoint.serde.jsonplus": ["JsonPlusSerializer"],
     "langgraph.func": ["_TaskFunction"],
+    "langgraph._internal._runnable": ["RunnableCallable", "RunnableSeq"],
     "langgraph.prebuilt.tool_node": ["ToolNode"],
     "langgraph.pregel._read": ["DEFAULT_BOUND", "PregelNode"],
     "langgraph.types": ["_interrupt_id"],
@@ -166,6 +166,18 @@ def test_tool_node_binds_its_functions_when_it_is_made() -> None:
     )
 
 
+def test_sequences_are_taken_apart_by_their_steps() -> None:
+    """LangGraph joins a node's bound with its writers, and asks a sequence for `steps` where it does."""
+
+    class Whole(RunnableSequence):
+        steps = property(lambda self: ["whole"])  # type: ignore[assignment]
+
+    one = RunnableLambda(lambda x: x)
+    sequence = one | one
+    object.__setattr__(sequence, "__class__", Whole)
+    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair edges/node_gate._Whole"
+
+
 @pytest.mark.parametrize("method", ["run", "arun"])
 def test_parameters_of_tools(method: str) -> None:
     """`BaseTool.run` takes `config` and `tool_call_id` by name, and goes through `_parse_input` and `_run`."""
@@ -206,9 +218,31 @@ def test_injected_names() -> None:
         """Probe."""
         return text
 
-    assert private.injected_names(probe) == {"state", "ident", "own", "runtime"}, (
+    # And what `BaseTool` overwrites in the signature of StructuredTool._run.
+    assert private.injected_names(probe) == {"state", "ident", "own", "runtime", "config", "run_manager"}, (
         "injected arguments are found otherwise now"
     )
+
+
+@pytest.mark.parametrize("own_arun", [False, True])
+def test_overwritten_names(own_arun: bool) -> None:
+    """Only where neither form of a tool can see what the model wrote under the name."""
+
+    class Plain(BaseTool):
+        name: str = "plain"
+        description: str = "Plain."
+        args_schema: Any = {"title": "plain", "description": "Plain.", "type": "object", "properties": {}}
+
+        def _run(self, config: RunnableConfig, **kwargs: Any) -> Any:
+            return config
+
+    class WithArun(Plain):
+        async def _arun(self, **kwargs: Any) -> Any:
+            return kwargs
+
+    tool_ = WithArun() if own_arun else Plain()
+    assert private.injected_names(tool_) == (set() if own_arun else {"config"})
+    assert tool_.run({"config": "the model's"}) is None
 
 
 def test_tools_without_arguments() -> None:

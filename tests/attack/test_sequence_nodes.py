@@ -1,0 +1,135 @@
+"""Nodes that are LCEL sequences, tools or plain functions: the gate is met, once, whatever LangGraph makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.tools import tool
+from langgraph._internal._runnable import RunnableCallable
+from langgraph.channels import EphemeralValue, LastValue
+from langgraph.graph import END, START, StateGraph
+from langgraph.pregel import NodeBuilder, Pregel
+
+from langchain_runtime_authz import AuthzDenied
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import authz_with
+
+
+class State(TypedDict):
+    steps: Annotated[list[str], operator.add]
+
+
+def _sequence(ran: list[str]) -> Any:
+    first = RunnableLambda(lambda state: ran.append("first") or state)
+    return first | RunnableLambda(lambda state: ran.append("second") or {"steps": ["done"]})
+
+
+def _lcel(ran: list[str]) -> Any:
+    builder = StateGraph(State)
+    builder.add_node("act", _sequence(ran))
+    builder.add_edge(START, "act")
+    builder.add_edge("act", END)
+    return builder.compile(name="lcel")
+
+
+def _pregel(ran: list[str]) -> Any:
+    node = NodeBuilder().subscribe_only("steps").do(_sequence(ran)).do(lambda out: out["steps"]).write_to("out")
+    return Pregel(
+        nodes={"act": node},
+        channels={"steps": EphemeralValue(list), "out": LastValue(list)},
+        input_channels="steps",
+        output_channels="out",
+    )
+
+
+def _tool(ran: list[str]) -> Any:
+    @tool
+    def act(steps: list[str]) -> dict[str, list[str]]:
+        """Act."""
+        ran.extend(["first", "second"])
+        return {"steps": ["done"]}
+
+    builder = StateGraph(State)
+    builder.add_node("act", act)
+    builder.add_edge(START, "act")
+    builder.add_edge("act", END)
+    return builder.compile(name="tool")
+
+
+def _function(ran: list[str]) -> Any:
+    """A function that is only synchronous: its `ainvoke` goes on to its `invoke`."""
+
+    def act(state: State, *, config: RunnableConfig) -> dict[str, list[str]]:
+        ran.extend(["first", "second"])
+        return {"steps": ["done"]}
+
+    builder = StateGraph(State)
+    builder.add_node("act", RunnableCallable(act, name="act"))
+    builder.add_edge(START, "act")
+    builder.add_edge("act", END)
+    return builder.compile(name="function")
+
+
+GRAPHS = {"lcel": _lcel, "pregel": _pregel, "tool": _tool, "function": _function}
+COPIES = {
+    "itself": lambda g: g,
+    "copy": lambda g: g.copy(),
+    "with_config": lambda g: g.with_config({"tags": ["x"]}),
+    "validated": lambda g: g.validate(),
+}
+WAYS = {
+    "invoke": lambda g, v: g.invoke(v),
+    "ainvoke": lambda g, v: asyncio.run(g.ainvoke(v)),
+    "stream": lambda g, v: list(g.stream(v)),
+    "astream": lambda g, v: asyncio.run(_last(g, v)),
+    "astream_events": lambda g, v: asyncio.run(_events(g, v)),
+}
+
+
+async def _last(graph: Any, given: Any) -> Any:
+    return [chunk async for chunk in graph.astream(given)]
+
+
+async def _events(graph: Any, given: Any) -> Any:
+    return [event async for event in graph.astream_events(given, version="v2")]
+
+
+def _given(kind: str) -> Any:
+    return ["x"] if kind == "pregel" else {"steps": ["x"]}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_gate_of_a_sequence(kind: str, copied: str, way: str) -> None:
+    """Entered by one decision; denied, no step of it runs. Without a gate it runs."""
+    ran: list[str] = []
+    for permit in (True, False):
+        pdp = StaticPDP(lambda r, permit=permit: permit or r.action.name != "node/enter")
+        authz = authz_with(pdp)
+        graph = COPIES[copied](authz.protect(GRAPHS[kind](ran)))
+        with authz.run(subject="alice", task="x"):
+            if permit:
+                WAYS[way](graph, _given(kind))
+            else:
+                with pytest.raises(AuthzDenied):
+                    WAYS[way](graph, _given(kind))
+        assert [r.resource.id for r in pdp.requests if r.action.name == "node/enter"] == ["act"]
+        assert ran == ["first", "second"]
+    WAYS[way](GRAPHS[kind](ran), _given(kind))
+    assert ran == ["first", "second"] * 2
+
+
+def test_protecting_a_sequence_twice() -> None:
+    """Changes nothing: one gate."""
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    graph = authz.protect(authz.protect(_lcel([])).copy())
+    with authz.run(subject="alice", task="x"):
+        graph.invoke({"steps": []})
+    assert len([r for r in pdp.requests if r.action.name == "node/enter"]) == 1

@@ -1,0 +1,68 @@
+"""A protected stream ends as a stock one does: what it runs is cancelled, what it refuses is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+
+from langchain_runtime_authz.testing import StaticPDP
+
+from ._graphs import authz_with, drive_form, human, node_graph
+
+
+def _waiting(cancelled: list[str]) -> Any:
+    async def wait(state: MessagesState) -> dict[str, Any]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append("wait")
+            raise
+        return {}
+
+    async def quick(state: MessagesState) -> dict[str, Any]:
+        return {}
+
+    builder = StateGraph(MessagesState)
+    for name, step in (("wait", wait), ("quick", quick)):
+        builder.add_node(name, step)
+        builder.add_edge(START, name)
+        builder.add_edge(name, END)
+    return builder.compile(name="waiting")
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["root", "child"])
+async def test_closing_a_stream_cancels_what_it_runs(nested: bool) -> None:
+    """At once, not when a garbage collector comes by."""
+    authz = authz_with(StaticPDP(True))
+    for protected in (False, True):
+        cancelled: list[str] = []
+        graph = _waiting(cancelled)
+        graph = node_graph(graph) if nested else graph
+        graph = authz.protect(graph) if protected else graph
+        async with authz.run(subject="alice", task="x"):
+            held = graph.astream(human(), stream_mode="tasks", subgraphs=True)
+            async with aclosing(held) as chunks:
+                async for _, chunk in chunks:
+                    if chunk["name"] == "quick" and "result" in chunk:
+                        break
+            assert cancelled == ["wait"], protected
+
+
+@pytest.mark.parametrize("form", ["invoke", "ainvoke", "stream", "astream"])
+@pytest.mark.parametrize("handed", [False, True], ids=["around", "by config"])
+def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool) -> None:
+    """With a checkpointer and no thread LangGraph says so; a run in the config does not hide that."""
+    ran: list[str] = []
+    authz = authz_with(StaticPDP(True))
+    graph = node_graph(lambda s: ran.append("ran") or {}, checkpointer=InMemorySaver())
+    with pytest.raises(ValueError, match="thread_id"):
+        drive_form(form, graph, human())
+    authz.protect(graph)
+    with authz.run(subject="alice", task="x") as run, pytest.raises(ValueError, match="thread_id"):
+        drive_form(form, graph, human(), run.config() if handed else None)
+    assert ran == []

@@ -1,0 +1,216 @@
+"""Which call is which: equal ids, equal messages, other orders, equal names. What runs was permitted, as often as planned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool, tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Send
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+
+FEW = settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.generate])
+THREAD = {"configurable": {"thread_id": "t"}}
+PROFILES = {
+    "write": ToolProfile(effect="write", sink="internal"),
+    "pay": ToolProfile(effect="pay", sink="external"),
+    "read": ToolProfile(effect="read", sink="none"),
+}
+# Few of everything, so that calls are often alike in all but one.
+calls = st.builds(
+    lambda name, text, ident: {"name": name, "args": {"text": text}, "id": ident, "type": "tool_call"},
+    st.sampled_from(["write", "pay", "read"]),
+    st.sampled_from(["x", "y", "denied"]),
+    st.sampled_from(["1", "2"]),
+)
+plans = st.lists(calls, min_size=1, max_size=5)
+Ran = list[tuple[str, str]]
+
+
+def _tools(ran: Ran) -> list[BaseTool]:
+    def named(name: str) -> BaseTool:
+        @tool(name)
+        def act(text: str) -> str:
+            """Act."""
+            ran.append((name, text))
+            return f"{name} {text}"
+
+        return act
+
+    return [named(n) for n in PROFILES]
+
+
+def _authz() -> tuple[RuntimeAuthz, StaticPDP]:
+    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args != {"text": "denied"})  # type: ignore[union-attr]
+    return RuntimeAuthz(pdp=pdp, profiles=PROFILES, deadline=60), pdp
+
+
+def _permitted(*planned: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    all_calls = [c for plan in planned for c in plan]
+    return Counter((c["name"], c["args"]["text"]) for c in all_calls if c["args"]["text"] != "denied")
+
+
+def _go(way: str, graph: Any, value: Any, config: Any = None) -> Any:
+    return graph.invoke(value, config) if way == "sync" else asyncio.run(graph.ainvoke(value, config))
+
+
+def _graph(kind: str, model: ScriptedChatModel, tools: list[BaseTool], **options: Any) -> Any:
+    if kind == "agent":
+        return create_agent(model, tools, **options)
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", ToolNode(tools))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", tools_condition)
+    builder.add_edge("tools", "agent")
+    return builder.compile(**options)
+
+
+kinds = pytest.mark.parametrize("kind", ["hand", "agent"])
+ways = pytest.mark.parametrize("way", ["sync", "async"])
+
+
+@ways
+@kinds
+@FEW
+@given(plan=plans)
+def test_calls_of_one_message(kind: str, way: str, plan: list[dict[str, Any]]) -> None:
+    """Each permitted call runs once, whatever its id; each call has an answer, a denied one an error."""
+    ran: Ran = []
+    authz, _ = _authz()
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan), AIMessage("done")])
+    graph = authz.protect(_graph(kind, model, _tools(ran)))
+    with authz.run(subject="alice", task="x"):
+        state = _go(way, graph, {"messages": [HumanMessage("go")]})
+    assert Counter(ran) == _permitted(plan)
+    answers = [m for m in state["messages"] if isinstance(m, ToolMessage)]
+    assert sorted(m.tool_call_id for m in answers) == sorted(c["id"] for c in plan)
+    assert sum(m.status == "error" for m in answers) == len(plan) - len(ran)
+
+
+@ways
+@FEW
+@given(data=st.data(), plan=plans)
+def test_calls_sent_in_another_order_and_again(way: str, data: st.DataObject, plan: list[dict[str, Any]]) -> None:
+    """A node may send calls of a message in any order and twice: no call runs twice, none that was not planned."""
+    order = data.draw(st.lists(st.integers(0, len(plan) - 1), min_size=1, max_size=7))
+    together = data.draw(st.booleans())
+    ran: Ran = []
+    authz, _ = _authz()
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])
+
+    def route(state: MessagesState) -> Any:
+        made = state["messages"][-1].tool_calls  # type: ignore[union-attr]
+        sent = [made[i] for i in order]
+        return [Send("tools", sent)] if together else [Send("tools", [c]) for c in sent]
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", ToolNode(_tools(ran)))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", route, ["tools"])
+    builder.add_edge("tools", END)
+    graph = authz.protect(builder.compile())
+    with authz.run(subject="alice", task="x"):
+        _go(way, graph, {"messages": [HumanMessage("go")]})
+    side_effects = Counter(r for r in ran if r[0] != "read")  # a read may be repeated
+    assert side_effects <= _permitted(plan)
+    assert set(ran) <= set(_permitted([plan[i] for i in order]))
+
+
+@ways
+@kinds
+@FEW
+@given(first=plans, second=plans, within=st.booleans())
+def test_reused_message_id(kind: str, way: str, first: list[Any], second: list[Any], within: bool) -> None:
+    """A provider that reuses the id of a message: in a later turn its calls are new ones; within one, never more."""
+    said = [AIMessage("", id="same", tool_calls=plan) for plan in (first, second)]
+    done = AIMessage("done")
+    script = [said[0], said[1], done] if within else [said[0], done, said[1], done]
+
+    def built(ran: Ran) -> Any:
+        return _graph(kind, ScriptedChatModel(script=script), _tools(ran), checkpointer=InMemorySaver())
+
+    def played(graph: Any) -> None:
+        # A message that takes the place of an older one leaves `create_agent` without a next node.
+        with suppress(KeyError) if within and kind == "agent" else nullcontext():
+            for text in ["go"] if within else ["go", "go on"]:
+                _go(way, graph, {"messages": [HumanMessage(text)]}, THREAD)
+
+    ran: Ran = []
+    stock: Ran = []
+    authz, _ = _authz()
+    with authz.run(subject="alice"):
+        played(authz.protect(built(ran)))
+    played(built(stock))
+    permitted = Counter(r for r in stock if r[1] != "denied")
+    assert Counter(ran) <= permitted
+    assert within or Counter(ran) == permitted
+
+
+@ways
+@FEW
+@given(plan=plans, routes=st.lists(st.sampled_from(["one", "two"]), min_size=5, max_size=5), alike=st.booleans())
+def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: list[str], alike: bool) -> None:
+    """Each node runs its own tool, decided as that; a second tool of a name with another schema has no profile."""
+    ran: list[tuple[str, str, str]] = []
+
+    def tools(node: str) -> list[BaseTool]:
+        def named(name: str) -> BaseTool:
+            if alike or node == "one":
+
+                @tool(name)
+                def act(text: str) -> str:
+                    """Act."""
+                    ran.append((node, name, text))
+                    return node
+
+                return act
+
+            @tool(name)
+            def other(text: str, amount: int = 99) -> str:
+                """Act otherwise."""
+                ran.append((node, name, text))
+                return node
+
+            return other
+
+        return [named(n) for n in PROFILES]
+
+    def profiled(request: Any) -> bool:
+        return request.action.name != "tools/call" or request.resource.properties["profiled"]
+
+    pdp = StaticPDP(profiled)
+    authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES, deadline=60)
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    for node in ("one", "two"):
+        builder.add_node(node, ToolNode(tools(node)))
+        builder.add_edge(node, END)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges(
+        "agent",
+        lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)],
+        ["one", "two"],
+    )
+    graph = builder.compile()
+    with nullcontext() if alike else pytest.warns(UserWarning, match="without a profile"):
+        authz.protect(graph)
+    with authz.run(subject="alice", task="x"):
+        _go(way, graph, {"messages": [HumanMessage("go")]})
+    wanted = Counter((r, c["name"], c["args"]["text"]) for r, c in zip(routes, plan, strict=False) if alike or r == "one")
+    assert Counter(ran) == wanted
+
