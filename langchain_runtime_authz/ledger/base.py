@@ -483,7 +483,7 @@ class Ledger(Protocol):
         """
         ...
 
-    def holds(self, anchor: Anchor) -> bool:
+    def holds(self, tenant: str, anchor: Anchor) -> bool:
         """Whether the commit that `anchor` names is in this ledger; no store without anchors holds one."""
         ...
 

@@ -73,7 +73,7 @@ class MemoryLedger:
                 return "unknown"
             return status(self._threads.get(scope) or Thread(), lease_jti, key, self._now())
 
-    def holds(self, anchor: b.Anchor) -> bool:
+    def holds(self, tenant: str, anchor: b.Anchor) -> bool:
         """Memory outlives nothing: see `Ledger.holds`."""
         return False
 

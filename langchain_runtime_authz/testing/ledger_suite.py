@@ -117,7 +117,7 @@ class _Bench:
     def __init__(self, ledger: Ledger, clock: FrozenClock) -> None:
         self.ledger = ledger
         self.clock = clock
-        self.scope = Scope("acme", "https://issuer.example", "graph", _new("thread"))
+        self.scope = Scope(_new("tenant"), "https://issuer.example", "graph", _new("thread"))
 
     def commit(self, *changes: Change, guard: Guard | None = None) -> Committed | Conflict:
         return self.ledger.commit(self.scope, guard, changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from langchain_runtime_authz.ledger.base import (
     TakeLease,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing.ledger_suite import LedgerContract
 
 
@@ -29,6 +31,18 @@ class TestMemoryLedger(LedgerContract):
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
         """An empty one."""
         return MemoryLedger(clock=clock)
+
+
+class TestSqliteLedger(LedgerContract):
+    """One file."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "ledger.db"
+
+    def make_ledger(self, clock: Callable[[], float]) -> Ledger:
+        """A new file, or the one that is."""
+        return SqliteLedger(self.path, clock=clock)
 
 
 # --- what is the memory ledger's own: it forgets threads when there are too many ---

@@ -1,0 +1,145 @@
+"""The tables of the SQL ledgers, as versions that can be gone up and down.
+
+Evolution rule. A version only adds: a table, or a column with a default that means what its absence meant.
+`min_reader` is the oldest package version of the schema (`SCHEMA`) that may still work on it: it is raised
+only where an older writer would lose or misread something that a decision needs. So
+
+- a package works on every schema from its own `SCHEMA` up, as long as `min_reader` admits it;
+- an older schema is refused until `runtime-authz ledger migrate` was run;
+- everything else is refused with `ledger_schema`.
+
+Rows whose columns nobody searches by are JSON in `body`. Texts that a model or a client may choose are kept
+as JSON strings in ASCII, so that no character in them is special to a store.
+
+`HISTORY` names the tables that only grow: PostgreSQL's application role may neither change nor delete there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from langchain_runtime_authz.errors import Code, LedgerError
+
+__all__ = ["HISTORY", "MIGRATIONS", "SCHEMA", "STATE", "Dialect", "Migration", "Version", "check", "steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a store spells what SQL left open."""
+
+    serial: str
+    bytes: str
+    real: str
+    compact: str  # behind a table that is kept in its primary key
+
+
+class Version(NamedTuple):
+    """The schema that a ledger has; 0 is none."""
+
+    version: int
+    min_reader: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One version: what makes it out of the one before, and what takes it back."""
+
+    version: int
+    min_reader: int
+    what: str
+    up: tuple[str, ...]
+    down: tuple[str, ...]
+
+
+HISTORY: Final = ("epoch", "said", "revocation", "edge", "plan", "planned", "journal")
+STATE: Final = ("thread", "delivery", "lease", "call", "token", "approval", "budget", "rate")
+
+_OF = "tenant TEXT NOT NULL, thread {bytes} NOT NULL"
+_SEQ = "seq {serial}, " + _OF
+
+MIGRATIONS: Final = (
+    Migration(
+        1,
+        1,
+        "threads, leases, plans, calls, approvals",
+        (
+            f"CREATE TABLE thread ({_OF}, scope TEXT NOT NULL, subject TEXT NOT NULL, history TEXT NOT NULL,"
+            " at {real} NOT NULL, PRIMARY KEY (tenant, thread)) {compact}",
+            f"CREATE TABLE epoch ({_OF}, epoch INTEGER NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL,"
+            " at {real} NOT NULL, PRIMARY KEY (tenant, thread, epoch, digest)) {compact}",
+            f"CREATE TABLE said ({_SEQ}, epoch INTEGER NOT NULL, body TEXT NOT NULL)",
+            "CREATE INDEX said_thread ON said (tenant, thread, seq)",
+            f"CREATE TABLE delivery ({_SEQ}, body TEXT NOT NULL)",
+            "CREATE INDEX delivery_thread ON delivery (tenant, thread, seq)",
+            f"CREATE TABLE revocation ({_SEQ}, agent TEXT NOT NULL, lifted INTEGER NOT NULL, at {{real}} NOT NULL)",
+            "CREATE INDEX revocation_thread ON revocation (tenant, thread, seq)",
+            f"CREATE TABLE lease ({_OF}, jti TEXT NOT NULL, parent TEXT, state TEXT NOT NULL, expires {{real}} NOT NULL,"
+            " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, jti)) {compact}",
+            "CREATE INDEX lease_jti ON lease (tenant, jti)",
+            "CREATE INDEX lease_parent ON lease (tenant, thread, parent)",
+            "CREATE INDEX lease_live ON lease (tenant, thread) WHERE state = 'live'",
+            f"CREATE TABLE call ({_OF}, key TEXT NOT NULL, state TEXT NOT NULL, jti TEXT NOT NULL, result TEXT,"
+            " PRIMARY KEY (tenant, thread, key)) {compact}",
+            "CREATE INDEX call_claimed ON call (tenant, thread, jti) WHERE state = 'claimed'",
+            "CREATE TABLE token (tenant TEXT NOT NULL, jti TEXT NOT NULL, thread {bytes} NOT NULL, key TEXT NOT NULL,"
+            " lease TEXT NOT NULL, PRIMARY KEY (tenant, jti)) {compact}",
+            "CREATE INDEX token_thread ON token (tenant, thread)",
+            f"CREATE TABLE approval ({_OF}, key TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL,"
+            " PRIMARY KEY (tenant, thread, key)) {compact}",
+            "CREATE INDEX approval_open ON approval (tenant, thread) WHERE state IN ('asked', 'approved')",
+            f"CREATE TABLE budget ({_OF}, counter TEXT NOT NULL, spent INTEGER NOT NULL,"
+            " PRIMARY KEY (tenant, thread, counter)) {compact}",
+            f"CREATE TABLE rate ({_OF}, counter TEXT NOT NULL, span INTEGER NOT NULL, times TEXT NOT NULL,"
+            " PRIMARY KEY (tenant, thread, counter, span)) {compact}",
+            f"CREATE TABLE plan ({_OF}, agent TEXT NOT NULL, message TEXT NOT NULL, epoch INTEGER NOT NULL,"
+            " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, agent, message, epoch)) {compact}",
+            f"CREATE TABLE planned ({_SEQ}, agent TEXT NOT NULL, call TEXT NOT NULL, message TEXT NOT NULL,"
+            " epoch INTEGER NOT NULL)",
+            "CREATE INDEX planned_call ON planned (tenant, thread, agent, call, seq)",
+            f"CREATE TABLE edge ({_SEQ}, parent TEXT NOT NULL, child TEXT NOT NULL, kind TEXT NOT NULL,"
+            " UNIQUE (tenant, thread, parent, child, kind))",
+        ),
+        tuple(f"DROP TABLE {name}" for name in (*STATE, *HISTORY) if name != "journal"),
+    ),
+    Migration(
+        2,
+        1,
+        "the journal: every commit's anchor and time",
+        (
+            "CREATE TABLE journal (position {serial}, tenant TEXT NOT NULL, thread {bytes} NOT NULL,"
+            " nonce TEXT NOT NULL, at {real} NOT NULL)",
+            "CREATE INDEX journal_tenant ON journal (tenant, position)",
+        ),
+        ("DROP TABLE journal",),
+    ),
+)
+SCHEMA: Final = MIGRATIONS[-1].version
+
+
+def check(found: Version) -> None:
+    """Refuse a schema that this version can not work on.
+
+    Raises:
+        LedgerError: `ledger_schema`.
+    """
+    if found.version < SCHEMA:
+        raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}: migrate it")
+    if found.min_reader > SCHEMA:
+        raise LedgerError(
+            Code.LEDGER_SCHEMA,
+            f"it has version {found.version} and admits packages from {found.min_reader} up, this one knows {SCHEMA}",
+        )
+
+
+def steps(found: int, target: int, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[tuple[Migration, bool]]:
+    """What leads from version `found` to `target`: migrations in order, and whether each goes up.
+
+    Raises:
+        LedgerError: `ledger_schema`: no way is known.
+    """
+    known = {m.version: m for m in migrations}
+    way = range(found + 1, target + 1) if target >= found else range(found, target, -1)
+    if missing := [v for v in way if v not in known]:
+        raise LedgerError(Code.LEDGER_SCHEMA, f"this package does not know version {missing[0]}")
+    return [(known[v], target > found) for v in way]

@@ -1,0 +1,174 @@
+"""What the SQL ledgers share: the four verbs over one transaction each.
+
+A store gives transactions (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`.
+The async forms run the same code in threads of the ledger's own, so that neither a lock nor a disk ever
+holds an event loop, and the two forms can not come apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
+
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement, keep, located, lookup, thread_key
+from langchain_runtime_authz.ledger.state import Needs, apply, ledger_time, needs, needs_of, snapshot, status
+
+__all__ = ["SqlLedger", "Tx"]
+
+WORKERS: Final = 8  # threads for the async forms
+T = TypeVar("T")
+
+
+class Tx(Protocol):
+    """One transaction."""
+
+    clock: float
+    """What the ledger's clock said, once the first `batch` has returned."""
+
+    def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """Run statements in order; their rows."""
+        ...
+
+    def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        """Run statements and commit. Leaving the transaction without it undoes everything."""
+        ...
+
+
+class SqlLedger:
+    """Base of the ledgers that outlive their process."""
+
+    _lock_clause = ""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latest = 0.0
+        self._seen: dict[str, int] = {}  # tenant → newest position that this instance has seen
+        self._identity = ""
+        self._pid = os.getpid()
+        self._workers: ThreadPoolExecutor | None = None
+
+    def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
+        """See `Ledger.load`."""
+        seen = self._seen.get(scope.tenant, 0)
+        with self._reading(scope.tenant) as tx:
+            found = Fetch(scope.tenant, thread_key(scope), needs_of(query))
+            now = self._fetch(tx, found, seen)
+        return snapshot(found.thread, query, now)
+
+    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
+        """See `Ledger.commit`."""
+        key = thread_key(scope)
+        seen = self._seen.get(scope.tenant, 0)
+        with self._writing(scope.tenant, key) as tx:
+            found = Fetch(scope.tenant, key, needs(guard, changes), self._lock_clause)
+            now = self._fetch(tx, found, seen)
+            if (refused := apply(found.thread, guard, changes, now)) is not None:
+                return refused
+            nonce = secrets.token_hex(16)
+            journal = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
+            entry = (journal, (scope.tenant, key, nonce, now))
+            ((position,),) = tx.commit([*keep(found, scope, changes, now), entry])[-1]
+        self._saw(scope.tenant, position)
+        return b.Committed(now, found.thread.epoch, b.Anchor(self._identity, position, nonce))
+
+    def status(self, tenant: str, jti: str) -> b.TokenStatus:
+        """See `Ledger.status`."""
+        seen = self._seen.get(tenant, 0)
+        with self._reading(tenant) as tx:
+            place = located(tx.batch(lookup(tenant, jti)), jti)
+            if place is None:
+                return "unknown"
+            thread, key, lease_jti = place
+            found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
+            now = self._fetch(tx, found, seen)
+        return status(found.thread, lease_jti, key, now)
+
+    def holds(self, tenant: str, anchor: b.Anchor) -> bool:
+        """See `Ledger.holds`. What retention has taken out of the journal counts as held."""
+        if anchor.ledger != self._identity:
+            return False
+        with self._reading(tenant) as tx:
+            entry = ("SELECT nonce FROM journal WHERE tenant = ? AND position = ?", (tenant, anchor.position))
+            pruned = ("SELECT value FROM meta WHERE name = ?", ("pruned",))
+            held, through = tx.batch([entry, pruned])
+        return held[0][0] == anchor.nonce if held else any(anchor.position <= int(p) for (p,) in through)
+
+    async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
+        """`status` in a thread."""
+        return await self._in_thread(self.status, tenant, jti)
+
+    async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
+        """`load` in a thread."""
+        return await self._in_thread(self.load, scope, query)
+
+    async def acommit(
+        self,
+        scope: b.Scope,
+        guard: b.Guard | None,
+        changes: Sequence[b.Change],
+    ) -> b.Committed | b.Conflict:
+        """`commit` in a thread. A cancelled one may still happen: whoever waited can not tell."""
+        return await self._in_thread(self.commit, scope, guard, changes)
+
+    def close(self) -> None:
+        """Close every connection. A closed ledger denies."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _fetch(self, tx: Tx, found: Fetch, seen: int) -> float:
+        """Bring the rows; ledger time. `seen` is the newest commit that was known before the transaction began.
+
+        Raises:
+            LedgerError: `ledger_rolled_back`: that commit is gone.
+        """
+        found.read(tx.batch(found.statements()))
+        if found.position < seen:
+            raise LedgerError(Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen} was confirmed")
+        self._saw(found.tenant, found.position)
+        now = ledger_time(tx.clock, max(found.latest, self._latest))
+        self._latest = max(now, self._latest)
+        return now
+
+    def _saw(self, tenant: str, position: int) -> None:
+        with self._lock:
+            self._seen[tenant] = max(position, self._seen.get(tenant, 0))
+
+    def _here(self) -> None:
+        """A process that was forked has connections and threads of its own."""
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._workers = None
+            self._lock = threading.Lock()
+            self._forked()
+
+    async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
+        self._here()
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="ledger")
+        return await asyncio.get_running_loop().run_in_executor(self._workers, verb, *args)
+
+    # --- what a store brings ---
+
+    def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
+        raise NotImplementedError
+
+    def _writing(self, tenant: str, key: bytes) -> AbstractContextManager[Tx]:
+        raise NotImplementedError
+
+    def _forked(self) -> None:
+        raise NotImplementedError

@@ -1,0 +1,285 @@
+"""The ledger in an SQLite file: one machine, any number of threads and processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from langchain_runtime_authz.errors import ConfigError, Code, LedgerError
+from langchain_runtime_authz.ledger.rows import Row, Statement
+from langchain_runtime_authz.ledger.schema import MIGRATIONS, SCHEMA, Dialect, Migration, Version, check, steps
+from langchain_runtime_authz.ledger.sql import SqlLedger
+
+__all__ = ["SqliteLedger"]
+
+TIMEOUT: Final = 5.0  # seconds to wait for whoever holds the file
+OLDEST: Final = (3, 35, 0)  # RETURNING
+_DIALECT: Final = Dialect("INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB", "REAL", "WITHOUT ROWID")
+_META: Final = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE migration (version INTEGER PRIMARY KEY, min_reader INTEGER NOT NULL, at REAL NOT NULL)",
+)
+
+
+class SqliteLedger(SqlLedger):
+    """Keeps threads in one file, in write-ahead mode.
+
+    Every commit is one `BEGIN IMMEDIATE` transaction, and on the disk (`synchronous=FULL`) when it returns.
+    Threads, processes and forks may share the file. It must lie on a local disk: write-ahead mode does not work
+    over a network file system.
+
+    A file that was removed or replaced is refused while this instance lives, as is one that lost commits which
+    this instance has seen (`ledger_rolled_back`).
+
+    Args:
+        path: of the file; made with mode 0600, and with its tables, where there is none.
+        timeout: seconds to wait for a lock before `ledger_timeout`.
+        clock: ledger time, epoch seconds.
+
+    Raises:
+        LedgerError: the file can not be used.
+    """
+
+    def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        if sqlite3.sqlite_version_info < OLDEST:
+            msg = f"SQLite {sqlite3.sqlite_version} is too old; {'.'.join(map(str, OLDEST))} is needed"
+            raise ConfigError(msg)
+        self.path = Path(path).absolute()
+        self._timeout = timeout
+        self._clock = clock
+        self._idle: list[sqlite3.Connection] = []
+        self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
+        self._closed = False
+        self._guard = threading.Lock()
+        with _failures():
+            if not self.path.exists() or self.path.stat().st_size == 0:
+                self.migrate()
+            self._file = _identity(self.path)
+            with self._connection() as conn:
+                check(_version(conn))
+                ((self._identity,),) = conn.execute("SELECT value FROM meta WHERE name = 'ledger'")
+
+    def close(self) -> None:
+        """Close every connection."""
+        super().close()
+        self._here()
+        with self._guard:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+
+    # --- the schema ---
+
+    def version(self) -> Version:
+        """The schema that the file has."""
+        return version_of(self.path)
+
+    def migrate(self) -> Version:
+        """See `migrate`."""
+        return migrate(self.path)
+
+    # --- transactions ---
+
+    @contextmanager
+    def _reading(self, tenant: str) -> Iterator[_Tx]:
+        with _failures(), self._connection() as conn:
+            conn.execute("BEGIN")
+            try:
+                yield _Tx(conn, self._clock())
+            finally:
+                _undo(conn)
+
+    @contextmanager
+    def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
+        with _failures(), self._connection() as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                # After the lock was taken, so that time goes on from the last commit.
+                yield _Tx(conn, self._clock())
+            finally:
+                _undo(conn)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        self._here()
+        if self._closed:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
+        # A file that is gone, or another one, would be written to unseen through the open descriptor.
+        if _identity(self.path) != self._file:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
+        with self._guard:
+            conn = self._idle.pop() if self._idle else None
+        conn = conn if conn is not None else _connect(self.path, self._timeout)
+        try:
+            yield conn
+        except sqlite3.Error:
+            conn.close()  # whatever it was, the next one begins anew
+            raise
+        except BaseException:
+            self._give_back(conn)
+            raise
+        self._give_back(conn)
+
+    def _give_back(self, conn: sqlite3.Connection) -> None:
+        with self._guard:
+            if self._closed:
+                conn.close()
+            else:
+                self._idle.append(conn)
+
+    def _forked(self) -> None:
+        self._guard = threading.Lock()
+        # https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_
+        self._left, self._idle = [*self._left, *self._idle], []
+
+    def __repr__(self) -> str:
+        return f"<SqliteLedger {self.path.name}>"
+
+
+class _Tx:
+    def __init__(self, conn: sqlite3.Connection, clock: float) -> None:
+        self._conn = conn
+        self.clock = clock
+
+    def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        return [self._conn.execute(sql, values).fetchall() for sql, values in statements]
+
+    def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        results = self.batch(statements)
+        self._conn.execute("COMMIT")
+        return results
+
+
+def version_of(path: str | Path) -> Version:
+    """The schema that a file has.
+
+    Raises:
+        LedgerError: it can not be read.
+    """
+    with _failures(), _opened(Path(path)) as conn:
+        return _version(conn)
+
+
+def migrate(
+    path: str | Path,
+    target: int = SCHEMA,
+    migrations: tuple[Migration, ...] = MIGRATIONS,
+    *,
+    create: bool = True,
+) -> Version:
+    """Bring a file's schema to version `target`, up or down, in one transaction.
+
+    Going down drops what the versions above had added. `create` makes the file where there is none.
+
+    Raises:
+        LedgerError: the file can not be used, or no way to `target` is known.
+    """
+    path = Path(path)
+    with _failures():
+        if create:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with _opened(path) as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                found = _version(conn)
+                if found.version == 0 and not _tables(conn):
+                    for sql in _META:
+                        conn.execute(sql)
+                    conn.execute("INSERT INTO meta VALUES ('ledger', ?)", (secrets.token_hex(16),))
+                for step, up in steps(found.version, target, migrations):
+                    for sql in step.up if up else step.down:
+                        conn.execute(sql.format(**_dialect()))
+                    if up:
+                        entry = (step.version, step.min_reader, time.time())
+                        conn.execute("INSERT INTO migration VALUES (?, ?, ?)", entry)
+                    else:
+                        conn.execute("DELETE FROM migration WHERE version = ?", (step.version,))
+                conn.execute("COMMIT")
+            finally:
+                _undo(conn)
+            return _version(conn)
+
+
+def _dialect() -> dict[str, str]:
+    return {name: getattr(_DIALECT, name) for name in ("serial", "bytes", "real", "compact")}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    conn = _connect(path, TIMEOUT)
+    try:
+        yield conn
+    finally:
+        conn.close()
+
+
+def _connect(path: Path, timeout: float) -> sqlite3.Connection:
+    conn = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        if conn.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def _version(conn: sqlite3.Connection) -> Version:
+    tables = _tables(conn)
+    if "migration" not in tables:
+        if tables:
+            raise LedgerError(Code.LEDGER_SCHEMA, "the file holds the tables of something else")
+        return Version(0, 0)
+    version, reader = conn.execute("SELECT max(version), max(min_reader) FROM migration").fetchone()
+    return Version(version or 0, reader or 0)
+
+
+def _tables(conn: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")}
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name} is gone") from None
+    return found.st_dev, found.st_ino
+
+
+def _undo(conn: sqlite3.Connection) -> None:
+    if conn.in_transaction:
+        with suppress(sqlite3.Error):  # what failed already says why
+            conn.execute("ROLLBACK")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what SQLite and the disk raise into a code."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        name = getattr(exc, "sqlite_errorname", "") or ""
+        code = Code.LEDGER_UNAVAILABLE
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            code = Code.LEDGER_TIMEOUT
+        elif name == "SQLITE_ERROR" and "no such" in str(exc):  # a table or a column
+            code = Code.LEDGER_SCHEMA
+        raise LedgerError(code, f"{name or type(exc).__name__}: {exc}") from exc
+    except OSError as exc:
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, exc.strerror or type(exc).__name__) from exc
