@@ -18,6 +18,7 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread, tokens
 
 __all__ = ["Fetch", "Row", "Statement", "keep", "located", "lookup", "thread_key"]
@@ -30,6 +31,11 @@ V = TypeVar("V")
 _OF: Final = "tenant = ? AND thread = ?"
 _LEASE: Final = f"SELECT state, body FROM lease WHERE {_OF} AND "
 _CALL: Final = f"SELECT key, state, jti, result FROM call WHERE {_OF} AND "
+_NEWEST: Final = (
+    "SELECT m.version, m.reader, j.position, j.at"
+    " FROM (SELECT max(version) AS version, max(min_reader) AS reader FROM migration) m LEFT JOIN"
+    " (SELECT position, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true"
+)
 _BELOW: Final = (
     f"WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
     f" SELECT l.jti FROM lease l JOIN below ON l.parent = below.jti WHERE l.tenant = ? AND l.thread = ?) "
@@ -79,9 +85,9 @@ def _in(values: Collection[object]) -> str:
 
 @dataclass(slots=True)
 class Fetch:
-    """The rows of one thread that `needs` names, and the tenant's newest commit.
+    """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
 
-    Run `statements`, hand their results to `read`, and `thread`, `position` and `latest` are there.
+    Run `statements`, hand their results to `read`, and `thread`, `position`, `latest` and `version` are there.
     """
 
     tenant: str
@@ -90,6 +96,7 @@ class Fetch:
     locked: str = ""  # behind the thread's row: what locks it
     thread: Thread = field(init=False)
     before: Thread = field(init=False)  # subject, epoch, history, revocations and deliveries as they were
+    version: Version = Version(0, 0)
     position: int = 0
     latest: float = 0.0
     _readers: list[Callable[[Sequence[Row]], None]] = field(default_factory=list)
@@ -113,8 +120,7 @@ class Fetch:
         add(self._epoch, f"SELECT epoch, digest, body FROM epoch WHERE {_OF} {newest}")
         add(self._revoked, f"SELECT agent, lifted FROM revocation WHERE {_OF} ORDER BY seq")
         self._readers.append(self._journal)
-        newest = "ORDER BY position DESC LIMIT 1"
-        found.append((f"SELECT position, at FROM journal WHERE tenant = ? {newest}", (self.tenant,)))
+        found.append((_NEWEST, (self.tenant,)))
 
         if n.leases:
             add(self._leases, f"{_LEASE}jti IN {_in(n.leases)}", *map(_text, n.leases))
@@ -141,7 +147,9 @@ class Fetch:
             where = (_text(plan[0]), _text(plan[1]))
             add(self._plans, f"SELECT body FROM plan WHERE {_OF} AND agent = ? AND message = ?", *where)
         for agent, call in n.by_call:
-            record = f"SELECT message, epoch FROM planned WHERE {_OF} AND agent = ? AND call = ? ORDER BY seq DESC LIMIT 1"
+            record = (
+                f"SELECT message, epoch FROM planned WHERE {_OF} AND agent = ? AND call = ? ORDER BY seq DESC LIMIT 1"
+            )
             sql = f"SELECT body FROM plan WHERE {_OF} AND agent = ? AND (message, epoch) = ({record})"
             add(self._planned(agent, call), sql, _text(agent), *of, _text(agent), _text(call))
         if n.edges:
@@ -184,8 +192,9 @@ class Fetch:
             change(tuple(json.loads(agent)))
 
     def _journal(self, rows: Sequence[Row]) -> None:
-        for position, at in rows:
-            self.position, self.latest = position, at
+        for version, reader, position, at in rows:
+            self.version = Version(version or 0, reader or 0)
+            self.position, self.latest = position or 0, at or 0.0
 
     def _leases(self, rows: Sequence[Row]) -> None:
         for state, body in rows:
@@ -286,7 +295,12 @@ def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> l
     for message in _touched(t.plans):
         for plan in t.plans[message].values():
             where = (_text(plan.agent), _text(plan.id), plan.epoch)
-            add(f"INSERT INTO plan ({_KEY}, agent, message, epoch, body) VALUES (?, ?, ?, ?, ?, ?){_ONCE}", *of, *where, _text(_fields(plan)))
+            add(
+                f"INSERT INTO plan ({_KEY}, agent, message, epoch, body) VALUES (?, ?, ?, ?, ?, ?){_ONCE}",
+                *of,
+                *where,
+                _text(_fields(plan)),
+            )
     for agent, call in _touched(t.by_call):
         plan = t.by_call[agent, call]
         sql = f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES (?, ?, ?, ?, ?, ?)"

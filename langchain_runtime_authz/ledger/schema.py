@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from langchain_runtime_authz.errors import Code, LedgerError
 
-__all__ = ["HISTORY", "MIGRATIONS", "SCHEMA", "STATE", "Dialect", "Migration", "Version", "check", "steps"]
+__all__ = ["HISTORY", "MIGRATIONS", "SCHEMA", "STATE", "Dialect", "Migration", "Version", "check"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Migration:
 HISTORY: Final = ("epoch", "said", "revocation", "edge", "plan", "planned", "journal")
 STATE: Final = ("thread", "delivery", "lease", "call", "token", "approval", "budget", "rate")
 
-_OF = "tenant TEXT NOT NULL, thread {bytes} NOT NULL"
-_SEQ = "seq {serial}, " + _OF
+_OF = "tenant TEXT NOT NULL, thread {d.bytes} NOT NULL"
+_SEQ = "seq {d.serial}, " + _OF
 
 MIGRATIONS: Final = (
     Migration(
@@ -65,35 +65,35 @@ MIGRATIONS: Final = (
         "threads, leases, plans, calls, approvals",
         (
             f"CREATE TABLE thread ({_OF}, scope TEXT NOT NULL, subject TEXT NOT NULL, history TEXT NOT NULL,"
-            " at {real} NOT NULL, PRIMARY KEY (tenant, thread)) {compact}",
+            " at {d.real} NOT NULL, PRIMARY KEY (tenant, thread)) {d.compact}",
             f"CREATE TABLE epoch ({_OF}, epoch INTEGER NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL,"
-            " at {real} NOT NULL, PRIMARY KEY (tenant, thread, epoch, digest)) {compact}",
+            " at {d.real} NOT NULL, PRIMARY KEY (tenant, thread, epoch, digest)) {d.compact}",
             f"CREATE TABLE said ({_SEQ}, epoch INTEGER NOT NULL, body TEXT NOT NULL)",
             "CREATE INDEX said_thread ON said (tenant, thread, seq)",
             f"CREATE TABLE delivery ({_SEQ}, body TEXT NOT NULL)",
             "CREATE INDEX delivery_thread ON delivery (tenant, thread, seq)",
-            f"CREATE TABLE revocation ({_SEQ}, agent TEXT NOT NULL, lifted INTEGER NOT NULL, at {{real}} NOT NULL)",
+            f"CREATE TABLE revocation ({_SEQ}, agent TEXT NOT NULL, lifted INTEGER NOT NULL, at {{d.real}} NOT NULL)",
             "CREATE INDEX revocation_thread ON revocation (tenant, thread, seq)",
-            f"CREATE TABLE lease ({_OF}, jti TEXT NOT NULL, parent TEXT, state TEXT NOT NULL, expires {{real}} NOT NULL,"
-            " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, jti)) {compact}",
+            f"CREATE TABLE lease ({_OF}, jti TEXT NOT NULL, parent TEXT, state TEXT NOT NULL, expires {{d.real}} NOT NULL,"
+            " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, jti)) {d.compact}",
             "CREATE INDEX lease_jti ON lease (tenant, jti)",
             "CREATE INDEX lease_parent ON lease (tenant, thread, parent)",
             "CREATE INDEX lease_live ON lease (tenant, thread) WHERE state = 'live'",
             f"CREATE TABLE call ({_OF}, key TEXT NOT NULL, state TEXT NOT NULL, jti TEXT NOT NULL, result TEXT,"
-            " PRIMARY KEY (tenant, thread, key)) {compact}",
+            " PRIMARY KEY (tenant, thread, key)) {d.compact}",
             "CREATE INDEX call_claimed ON call (tenant, thread, jti) WHERE state = 'claimed'",
-            "CREATE TABLE token (tenant TEXT NOT NULL, jti TEXT NOT NULL, thread {bytes} NOT NULL, key TEXT NOT NULL,"
-            " lease TEXT NOT NULL, PRIMARY KEY (tenant, jti)) {compact}",
+            "CREATE TABLE token (tenant TEXT NOT NULL, jti TEXT NOT NULL, thread {d.bytes} NOT NULL, key TEXT NOT NULL,"
+            " lease TEXT NOT NULL, PRIMARY KEY (tenant, jti)) {d.compact}",
             "CREATE INDEX token_thread ON token (tenant, thread)",
             f"CREATE TABLE approval ({_OF}, key TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL,"
-            " PRIMARY KEY (tenant, thread, key)) {compact}",
+            " PRIMARY KEY (tenant, thread, key)) {d.compact}",
             "CREATE INDEX approval_open ON approval (tenant, thread) WHERE state IN ('asked', 'approved')",
             f"CREATE TABLE budget ({_OF}, counter TEXT NOT NULL, spent INTEGER NOT NULL,"
-            " PRIMARY KEY (tenant, thread, counter)) {compact}",
+            " PRIMARY KEY (tenant, thread, counter)) {d.compact}",
             f"CREATE TABLE rate ({_OF}, counter TEXT NOT NULL, span INTEGER NOT NULL, times TEXT NOT NULL,"
-            " PRIMARY KEY (tenant, thread, counter, span)) {compact}",
+            " PRIMARY KEY (tenant, thread, counter, span)) {d.compact}",
             f"CREATE TABLE plan ({_OF}, agent TEXT NOT NULL, message TEXT NOT NULL, epoch INTEGER NOT NULL,"
-            " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, agent, message, epoch)) {compact}",
+            " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, agent, message, epoch)) {d.compact}",
             f"CREATE TABLE planned ({_SEQ}, agent TEXT NOT NULL, call TEXT NOT NULL, message TEXT NOT NULL,"
             " epoch INTEGER NOT NULL)",
             "CREATE INDEX planned_call ON planned (tenant, thread, agent, call, seq)",
@@ -107,8 +107,8 @@ MIGRATIONS: Final = (
         1,
         "the journal: every commit's anchor and time",
         (
-            "CREATE TABLE journal (position {serial}, tenant TEXT NOT NULL, thread {bytes} NOT NULL,"
-            " nonce TEXT NOT NULL, at {real} NOT NULL)",
+            "CREATE TABLE journal (position {d.serial}, tenant TEXT NOT NULL, thread {d.bytes} NOT NULL,"
+            " nonce TEXT NOT NULL, at {d.real} NOT NULL)",
             "CREATE INDEX journal_tenant ON journal (tenant, position)",
         ),
         ("DROP TABLE journal",),
@@ -124,22 +124,11 @@ def check(found: Version) -> None:
         LedgerError: `ledger_schema`.
     """
     if found.version < SCHEMA:
-        raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}: migrate it")
+        raise LedgerError(
+            Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}: migrate it"
+        )
     if found.min_reader > SCHEMA:
         raise LedgerError(
             Code.LEDGER_SCHEMA,
             f"it has version {found.version} and admits packages from {found.min_reader} up, this one knows {SCHEMA}",
         )
-
-
-def steps(found: int, target: int, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[tuple[Migration, bool]]:
-    """What leads from version `found` to `target`: migrations in order, and whether each goes up.
-
-    Raises:
-        LedgerError: `ledger_schema`: no way is known.
-    """
-    known = {m.version: m for m in migrations}
-    way = range(found + 1, target + 1) if target >= found else range(found, target, -1)
-    if missing := [v for v in way if v not in known]:
-        raise LedgerError(Code.LEDGER_SCHEMA, f"this package does not know version {missing[0]}")
-    return [(known[v], target > found) for v in way]

@@ -20,12 +20,14 @@ from typing import Any, Final, Protocol, Self, TypeVar
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement, keep, located, lookup, thread_key
+from langchain_runtime_authz.ledger.schema import check
 from langchain_runtime_authz.ledger.state import Needs, apply, ledger_time, needs, needs_of, snapshot, status
 
 __all__ = ["SqlLedger", "Tx"]
 
 WORKERS: Final = 8  # threads for the async forms
 T = TypeVar("T")
+Run = Callable[[Sequence[Statement]], list[Sequence[Row]]]
 
 
 class Tx(Protocol):
@@ -61,7 +63,7 @@ class SqlLedger:
         seen = self._seen.get(scope.tenant, 0)
         with self._reading(scope.tenant) as tx:
             found = Fetch(scope.tenant, thread_key(scope), needs_of(query))
-            now = self._fetch(tx, found, seen)
+            now = self._fetch(tx, tx.commit, found, seen)
         return snapshot(found.thread, query, now)
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
@@ -70,7 +72,7 @@ class SqlLedger:
         seen = self._seen.get(scope.tenant, 0)
         with self._writing(scope.tenant, key) as tx:
             found = Fetch(scope.tenant, key, needs(guard, changes), self._lock_clause)
-            now = self._fetch(tx, found, seen)
+            now = self._fetch(tx, tx.batch, found, seen)
             if (refused := apply(found.thread, guard, changes, now)) is not None:
                 return refused
             nonce = secrets.token_hex(16)
@@ -89,7 +91,7 @@ class SqlLedger:
                 return "unknown"
             thread, key, lease_jti = place
             found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
-            now = self._fetch(tx, found, seen)
+            now = self._fetch(tx, tx.commit, found, seen)
         return status(found.thread, lease_jti, key, now)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
@@ -130,13 +132,14 @@ class SqlLedger:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _fetch(self, tx: Tx, found: Fetch, seen: int) -> float:
+    def _fetch(self, tx: Tx, run: Run, found: Fetch, seen: int) -> float:
         """Bring the rows; ledger time. `seen` is the newest commit that was known before the transaction began.
 
         Raises:
-            LedgerError: `ledger_rolled_back`: that commit is gone.
+            LedgerError: `ledger_rolled_back`: that commit is gone; `ledger_schema`, `ledger_clock`.
         """
-        found.read(tx.batch(found.statements()))
+        found.read(run(found.statements()))
+        check(found.version)
         if found.position < seen:
             raise LedgerError(Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen} was confirmed")
         self._saw(found.tenant, found.position)

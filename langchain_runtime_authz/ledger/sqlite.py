@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from langchain_runtime_authz.errors import ConfigError, Code, LedgerError
+from langchain_runtime_authz.ledger.admin import Admin, migrate, version
 from langchain_runtime_authz.ledger.rows import Row, Statement
-from langchain_runtime_authz.ledger.schema import MIGRATIONS, SCHEMA, Dialect, Migration, Version, check, steps
+from langchain_runtime_authz.ledger.schema import Dialect, check
 from langchain_runtime_authz.ledger.sql import SqlLedger
 
-__all__ = ["SqliteLedger"]
+__all__ = ["SqliteLedger", "administer"]
 
 TIMEOUT: Final = 5.0  # seconds to wait for whoever holds the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
-_DIALECT: Final = Dialect("INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB", "REAL", "WITHOUT ROWID")
-_META: Final = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE migration (version INTEGER PRIMARY KEY, min_reader INTEGER NOT NULL, at REAL NOT NULL)",
-)
 
 
 class SqliteLedger(SqlLedger):
@@ -61,11 +56,13 @@ class SqliteLedger(SqlLedger):
         self._guard = threading.Lock()
         with _failures():
             if not self.path.exists() or self.path.stat().st_size == 0:
-                self.migrate()
+                with administer(self.path, create=True) as admin:
+                    if version(admin).version == 0:
+                        migrate(admin)
             self._file = _identity(self.path)
-            with self._connection() as conn:
-                check(_version(conn))
-                ((self._identity,),) = conn.execute("SELECT value FROM meta WHERE name = 'ledger'")
+            with administer(self.path) as admin:
+                check(version(admin))
+                ((self._identity,),) = admin.run("SELECT value FROM meta WHERE name = 'ledger'")
 
     def close(self) -> None:
         """Close every connection."""
@@ -75,18 +72,6 @@ class SqliteLedger(SqlLedger):
             self._closed = True
             while self._idle:
                 self._idle.pop().close()
-
-    # --- the schema ---
-
-    def version(self) -> Version:
-        """The schema that the file has."""
-        return version_of(self.path)
-
-    def migrate(self) -> Version:
-        """See `migrate`."""
-        return migrate(self.path)
-
-    # --- transactions ---
 
     @contextmanager
     def _reading(self, tenant: str) -> Iterator[_Tx]:
@@ -158,67 +143,43 @@ class _Tx:
         return results
 
 
-def version_of(path: str | Path) -> Version:
-    """The schema that a file has.
+@contextmanager
+def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
+    """The file for its operator (`ledger.admin`); every other writer waits. What is done is kept at the end.
 
     Raises:
-        LedgerError: it can not be read.
+        LedgerError: the file can not be used.
     """
-    with _failures(), _opened(Path(path)) as conn:
-        return _version(conn)
-
-
-def migrate(
-    path: str | Path,
-    target: int = SCHEMA,
-    migrations: tuple[Migration, ...] = MIGRATIONS,
-    *,
-    create: bool = True,
-) -> Version:
-    """Bring a file's schema to version `target`, up or down, in one transaction.
-
-    Going down drops what the versions above had added. `create` makes the file where there is none.
-
-    Raises:
-        LedgerError: the file can not be used, or no way to `target` is known.
-    """
-    path = Path(path)
     with _failures():
         if create:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        with _opened(path) as conn:
+        conn = _connect(Path(path), TIMEOUT)
+        try:
             conn.execute("BEGIN IMMEDIATE")
-            try:
-                found = _version(conn)
-                if found.version == 0 and not _tables(conn):
-                    for sql in _META:
-                        conn.execute(sql)
-                    conn.execute("INSERT INTO meta VALUES ('ledger', ?)", (secrets.token_hex(16),))
-                for step, up in steps(found.version, target, migrations):
-                    for sql in step.up if up else step.down:
-                        conn.execute(sql.format(**_dialect()))
-                    if up:
-                        entry = (step.version, step.min_reader, time.time())
-                        conn.execute("INSERT INTO migration VALUES (?, ?, ?)", entry)
-                    else:
-                        conn.execute("DELETE FROM migration WHERE version = ?", (step.version,))
-                conn.execute("COMMIT")
-            finally:
-                _undo(conn)
-            return _version(conn)
+            yield _Admin(conn)
+            conn.execute("COMMIT")
+        finally:
+            _undo(conn)
+            conn.close()
 
 
-def _dialect() -> dict[str, str]:
-    return {name: getattr(_DIALECT, name) for name in ("serial", "bytes", "real", "compact")}
+class _Admin:
+    dialect = Dialect("INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB", "REAL", "WITHOUT ROWID")
 
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
 
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    conn = _connect(path, TIMEOUT)
-    try:
-        yield conn
-    finally:
-        conn.close()
+    def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
+        return self._conn.execute(sql, values).fetchall()
+
+    def tables(self) -> set[str]:
+        return {name for (name,) in self.run("SELECT name FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'")}
+
+    def secured(self) -> None:
+        """Whoever may write the file may write all of it."""
+
+    def now(self) -> float:
+        return time.time()
 
 
 def _connect(path: Path, timeout: float) -> sqlite3.Connection:
@@ -238,20 +199,6 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
         conn.close()
         raise
     return conn
-
-
-def _version(conn: sqlite3.Connection) -> Version:
-    tables = _tables(conn)
-    if "migration" not in tables:
-        if tables:
-            raise LedgerError(Code.LEDGER_SCHEMA, "the file holds the tables of something else")
-        return Version(0, 0)
-    version, reader = conn.execute("SELECT max(version), max(min_reader) FROM migration").fetchone()
-    return Version(version or 0, reader or 0)
-
-
-def _tables(conn: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")}
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -1,0 +1,137 @@
+"""What an operator does to a SQL ledger: its schema up and down, and retention.
+
+`sqlite.administer(path)` and `postgres.administer(dsn)` open one for it, in one transaction that holds
+every other writer out.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.ledger.rows import Row
+from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
+
+__all__ = ["Admin", "Pruned", "migrate", "prune", "version"]
+
+_OF: Final = "tenant = ? AND thread = ?"
+
+
+class Admin(Protocol):
+    """A ledger opened by its owner, inside one transaction."""
+
+    dialect: Dialect
+
+    def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
+        """Run one statement; its rows."""
+        ...
+
+    def tables(self) -> set[str]:
+        """The tables that are there."""
+        ...
+
+    def secured(self) -> None:
+        """Give the application what it may do, after the tables changed."""
+        ...
+
+    def now(self) -> float:
+        """The ledger's clock."""
+        ...
+
+
+class Pruned(NamedTuple):
+    """What retention took away."""
+
+    threads: int
+    commits: int
+
+
+def version(admin: Admin) -> Version:
+    """The schema that the ledger has.
+
+    Raises:
+        LedgerError: `ledger_schema`: what is there is no ledger.
+    """
+    tables = admin.tables()
+    if "migration" not in tables:
+        if tables:
+            raise LedgerError(Code.LEDGER_SCHEMA, "it holds the tables of something else")
+        return Version(0, 0)
+    ((found, reader),) = admin.run("SELECT max(version), max(min_reader) FROM migration")
+    return Version(found or 0, reader or 0)
+
+
+def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...] = MIGRATIONS) -> Version:
+    """Bring the schema to version `target`, up or down. Down drops what the versions above had added.
+
+    Raises:
+        LedgerError: `ledger_schema`: no way to `target` is known.
+    """
+    found = version(admin)
+    if not admin.tables():
+        admin.run("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        columns = f"version INTEGER PRIMARY KEY, min_reader INTEGER NOT NULL, at {admin.dialect.real} NOT NULL"
+        admin.run(f"CREATE TABLE migration ({columns})")
+        admin.run("INSERT INTO meta (name, value) VALUES ('ledger', ?)", (secrets.token_hex(16),))
+    up = target >= found.version
+    way = range(found.version + 1, target + 1) if up else range(found.version, target, -1)
+    known = {m.version: m for m in migrations}
+    if missing := [v for v in way if v not in known]:
+        raise LedgerError(Code.LEDGER_SCHEMA, f"this package does not know version {missing[0]}")
+    for step in (known[v] for v in way):
+        for sql in step.up if up else step.down:
+            admin.run(sql.format(d=admin.dialect))
+        if up:
+            entry = (step.version, step.min_reader, admin.now())
+            admin.run("INSERT INTO migration (version, min_reader, at) VALUES (?, ?, ?)", entry)
+        else:
+            admin.run("DELETE FROM migration WHERE version = ?", (step.version,))
+    admin.secured()
+    return version(admin)
+
+
+def prune(admin: Admin, older_than: float) -> Pruned:
+    """Forget threads whose last commit is older than `older_than` seconds, and the journal of that time.
+
+    Kept are threads with a living lease and threads with a revocation; of a forgotten one stays its epoch,
+    which never decreases. A forgotten thread counts as new: its old plans are unplanned, so forgetting denies.
+    The newest commit of each tenant stays in the journal.
+
+    Raises:
+        LedgerError: `ledger_schema`.
+    """
+    check(version(admin))
+    now = admin.now()
+    until = now - older_than
+    threads = admin.run(
+        "SELECT tenant, thread FROM thread t WHERE at < ?"
+        " AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.tenant = t.tenant AND l.thread = t.thread"
+        " AND l.state = 'live' AND l.expires > ?)",
+        (until, now),
+    )
+    forgotten = 0
+    for of in threads:
+        in_force: set[str] = set()
+        for agent, lifted in admin.run(f"SELECT agent, lifted FROM revocation WHERE {_OF} ORDER BY seq", of):
+            (in_force.discard if lifted else in_force.add)(agent)
+        if in_force:
+            continue
+        ((epoch,),) = admin.run(f"SELECT coalesce(max(epoch), 1) FROM epoch WHERE {_OF}", of)
+        for table in (*STATE, *HISTORY):
+            if table not in ("revocation", "journal"):
+                admin.run(f"DELETE FROM {table} WHERE {_OF}", of)
+        if epoch > 1:
+            entry = (*of, epoch, "", json.dumps({}), now)
+            admin.run("INSERT INTO epoch (tenant, thread, epoch, digest, body, at) VALUES (?, ?, ?, ?, ?, ?)", entry)
+        forgotten += 1
+    newest = "SELECT max(position) FROM journal GROUP BY tenant"
+    gone = admin.run(f"DELETE FROM journal WHERE at < ? AND position NOT IN ({newest}) RETURNING position", (until,))
+    if gone:
+        through = str(max(position for (position,) in gone))
+        sql = "INSERT INTO meta (name, value) VALUES ('pruned', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+        admin.run(sql, (through,))
+    return Pruned(forgotten, len(gone))
