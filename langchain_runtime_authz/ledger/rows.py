@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.facts.history import History
@@ -69,9 +69,8 @@ class _Tracked(dict[K, V]):
         return super().pop(key, default)
 
 
-def _touched(rows: dict[K, V]) -> set[K]:
-    assert isinstance(rows, _Tracked)  # noqa: S101  (made so by `Fetch.statements`)
-    return rows.touched
+def _touched(rows: dict[K, Any]) -> set[K]:
+    return cast("_Tracked[K, Any]", rows).touched  # made so by `Fetch.statements`
 
 
 def _text(value: object) -> str:
@@ -171,8 +170,11 @@ class Fetch:
         for reader, rows in zip(self._readers, results, strict=True):
             reader(rows)
         t = self.thread
-        for rows_of in (t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates):
-            _touched(rows_of).clear()
+        brought: tuple[dict[Any, Any], ...] = (
+            t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates,
+        )  # fmt: skip
+        for table in brought:
+            _touched(table).clear()
         self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending))
 
     def _thread(self, rows: Sequence[Row]) -> None:
@@ -344,8 +346,8 @@ def _known(kind: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _history(body: Mapping[str, Any]) -> History:
-    known = _known(History, body)
-    return History(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in _known(History, body).items()}
+    return History(**known)
 
 
 def _plan(body: Mapping[str, Any]) -> PlanRecord:

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement, keep, located, lookup, thread_key
-from langchain_runtime_authz.ledger.schema import check
+from langchain_runtime_authz.ledger.schema import Version, check
 from langchain_runtime_authz.ledger.state import Needs, apply, ledger_time, needs, needs_of, snapshot, status
 
 __all__ = ["SqlLedger", "Tx"]
@@ -150,6 +150,15 @@ class SqlLedger:
     def _saw(self, tenant: str, position: int) -> None:
         with self._lock:
             self._seen[tenant] = max(position, self._seen.get(tenant, 0))
+
+    def _recognise(self) -> None:
+        """Which ledger this is, and whether this version can work on it."""
+        schema = "SELECT coalesce(max(version), 0), coalesce(max(min_reader), 0) FROM migration"
+        with self._reading("") as tx:
+            (found,), ((self._identity,),) = tx.batch(
+                [(schema, ()), ("SELECT value FROM meta WHERE name = 'ledger'", ())]
+            )
+        check(Version(*found))
 
     def _here(self) -> None:
         """A process that was forked has connections and threads of its own."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 from langchain_runtime_authz.errors import ConfigError, Code, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
 from langchain_runtime_authz.ledger.rows import Row, Statement
-from langchain_runtime_authz.ledger.schema import Dialect, check
+from langchain_runtime_authz.ledger.schema import Dialect
 from langchain_runtime_authz.ledger.sql import SqlLedger
 
 __all__ = ["SqliteLedger", "administer"]
@@ -60,9 +60,7 @@ class SqliteLedger(SqlLedger):
                     if version(admin).version == 0:
                         migrate(admin)
             self._file = _identity(self.path)
-            with administer(self.path) as admin:
-                check(version(admin))
-                ((self._identity,),) = admin.run("SELECT value FROM meta WHERE name = 'ledger'")
+            self._recognise()
 
     def close(self) -> None:
         """Close every connection."""

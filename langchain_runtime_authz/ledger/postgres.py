@@ -1,0 +1,284 @@
+"""The ledger in PostgreSQL: any number of machines. Needs the extra `postgres`.
+
+Its tables lie in a schema of their own. Whatever role the connection logs in with, each transaction takes the
+application's role, which may read and add, and change or delete only what is state and not history; and row-level
+security shows it the rows of one tenant, the transaction's own.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, Final, LiteralString, cast
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.ledger.admin import Admin
+from langchain_runtime_authz.ledger.rows import Row, Statement
+from langchain_runtime_authz.ledger.schema import STATE, Dialect
+from langchain_runtime_authz.ledger.sql import WORKERS, SqlLedger
+
+__all__ = ["ROLE", "SCHEMA_NAME", "PostgresLedger", "administer"]
+
+TIMEOUT: Final = 5.0  # seconds
+SCHEMA_NAME: Final = "runtime_authz"
+ROLE: Final = "runtime_authz_app"
+_SLOW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PoolTimeout)
+_OTHER: Final = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedObject, errors.InvalidSchemaName)
+_CLOCK: Final[Statement] = ("SELECT extract(epoch FROM clock_timestamp())::float8", ())
+_SETTINGS: Final = (
+    "SELECT set_config('role', ?, true), set_config('search_path', ?, true),"
+    " set_config('runtime_authz.tenant', ?, true), set_config('statement_timeout', ?, true),"
+    " set_config('lock_timeout', ?, true)"
+)
+
+Connection = psycopg.Connection[Any]
+
+
+class PostgresLedger(SqlLedger):
+    """Keeps threads in PostgreSQL (14 or newer).
+
+    A commit locks its thread's row, so that commits of one thread come one after the other, and those of
+    different threads do not wait for each other. A load is one snapshot (`REPEATABLE READ`). Ledger time is the
+    database's clock.
+
+    The schema is made by `runtime-authz ledger migrate DSN`, under a role that may create it.
+
+    Args:
+        dsn: a libpq connection string or URL of a role that is a member of `role`; or a pool, which stays the
+            caller's.
+        schema: of the tables.
+        role: the application's role.
+        timeout: seconds to wait for a connection, a lock or an answer before `ledger_timeout`.
+        max_size: connections at most, with a pool of its own.
+        clock: another ledger time than the database's, for tests.
+
+    Raises:
+        LedgerError: the database can not be reached or used.
+    """
+
+    _lock_clause = " FOR UPDATE"
+
+    def __init__(
+        self,
+        dsn: str | ConnectionPool[Connection],
+        *,
+        schema: str = SCHEMA_NAME,
+        role: str = ROLE,
+        timeout: float = TIMEOUT,
+        max_size: int = WORKERS,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__()
+        self._dsn = dsn if isinstance(dsn, str) else None
+        self._schema, self._role, self._timeout, self._max_size = schema, role, timeout, max_size
+        self._clock = clock
+        self._left: list[object] = []  # of the parent process: never used, never closed
+        self._pool = self._open() if isinstance(dsn, str) else dsn
+        try:
+            self._recognise()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the ledger's own pool."""
+        super().close()
+        if self._dsn is not None:
+            self._pool.close()
+
+    def _open(self) -> ConnectionPool[Connection]:
+        milliseconds = int(self._timeout * 1000)
+        pool = ConnectionPool(
+            cast("str", self._dsn),
+            min_size=1,
+            max_size=self._max_size,
+            timeout=self._timeout,
+            reconnect_timeout=self._timeout,
+            open=False,
+            check=_alive,
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": max(2, int(self._timeout)),
+                "tcp_user_timeout": milliseconds,
+                "application_name": "runtime-authz",
+            },
+        )
+        pool.open()
+        return pool
+
+    @contextmanager
+    def _reading(self, tenant: str) -> Iterator[_Tx]:
+        yield from self._transaction(("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", ()), self._settings(tenant))
+
+    @contextmanager
+    def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
+        # A row to lock, where the thread has none yet; a refused commit takes it back.
+        row = "INSERT INTO thread (tenant, thread, scope, subject, history, at) VALUES (?, ?, '', '\"\"', '{}', 0) ON CONFLICT DO NOTHING"
+        yield from self._transaction(("BEGIN", ()), self._settings(tenant), (row, (tenant, key)))
+
+    def _transaction(self, *prelude: Statement) -> Iterator[_Tx]:
+        self._here()
+        with _failures(), self._pool.connection(self._timeout) as conn:
+            autocommit = conn.autocommit
+            if not autocommit:  # a pool of the caller's
+                conn.set_autocommit(True)
+            try:
+                yield _Tx(conn, prelude, self._clock)
+            finally:
+                if conn.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
+                    with suppress(psycopg.Error):  # what failed already says why
+                        conn.execute("ROLLBACK")
+                if not autocommit and not conn.closed:
+                    conn.set_autocommit(False)
+
+    def _settings(self, tenant: str) -> Statement:
+        limit = f"{int(self._timeout * 1000)}ms"
+        return (_SETTINGS, (self._role, self._schema, f"={tenant}", limit, limit))
+
+    def _forked(self) -> None:
+        self._left.append(self._pool)
+        if self._dsn is not None:
+            self._pool = self._open()
+
+    def __repr__(self) -> str:
+        return f"<PostgresLedger schema={self._schema}>"
+
+
+class _Tx:
+    def __init__(self, conn: Connection, prelude: Sequence[Statement], clock: Callable[[], float] | None) -> None:
+        self.conn = conn
+        self.clock = 0.0
+        self._prelude = prelude
+        self._clock = clock
+
+    def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        return self._run([*statements])
+
+    def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
+        return self._run([*statements, ("COMMIT", ())])[:-1]
+
+    def _run(self, statements: list[Statement]) -> list[Sequence[Row]]:
+        prelude, self._prelude = self._prelude, ()
+        if prelude:
+            statements.insert(len(statements) - (statements[-1][0] == "COMMIT"), _CLOCK)
+        cursors = []
+        with self.conn.pipeline():  # one round trip
+            for text, values in (*prelude, *statements):
+                cursor = self.conn.cursor(row_factory=tuple_row)
+                cursors.append(cursor.execute(_query(text), values))
+        results: list[Sequence[Row]] = [c.fetchall() if c.description else [] for c in cursors[len(prelude) :]]
+        if prelude:
+            at = next(i for i, s in enumerate(statements) if s is _CLOCK)
+            ((seconds,),) = results.pop(at)
+            self.clock = self._clock() if self._clock is not None else seconds
+        return results
+
+
+@contextmanager
+def administer(dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create: bool = False) -> Iterator[Admin]:
+    """The schema for its owner (`ledger.admin`), in one transaction, kept at the end.
+
+    Args:
+        dsn: of the role that owns the schema; to make it and the application's role, one that may.
+        schema: of the tables.
+        role: the application's role; `create` makes it where there is none, and a member of it of whoever owns the schema.
+        create: make the schema where there is none.
+
+    Raises:
+        LedgerError: the database can not be reached or used.
+    """
+    with _failures(), psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
+        admin = _Admin(conn, schema, role)
+        if create:
+            admin.make()
+        admin.run("SELECT set_config('search_path', ?, true)", (schema,))
+        tables = admin.tables()
+        if "migration" in tables:  # one operator at a time
+            admin.run("LOCK TABLE migration IN SHARE ROW EXCLUSIVE MODE")
+        yield admin
+
+
+class _Admin:
+    dialect = Dialect("BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA", "DOUBLE PRECISION", "")
+
+    def __init__(self, conn: Connection, schema: str, role: str) -> None:
+        self._conn, self._schema, self._role = conn, schema, role
+
+    def run(self, text: str, values: Sequence[Any] = ()) -> Sequence[Row]:
+        cursor = self._conn.cursor(row_factory=tuple_row).execute(_query(text), values)
+        return cursor.fetchall() if cursor.description else []
+
+    def tables(self) -> set[str]:
+        return {name for (name,) in self.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self._schema,))}
+
+    def make(self) -> None:
+        # Two that come at once would both find nothing.
+        self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (f"runtime-authz {self._schema}",))
+        if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
+            self._named("CREATE SCHEMA {schema}")
+        if not self.run("SELECT 1 FROM pg_roles WHERE rolname = ?", (self._role,)):
+            self._named("CREATE ROLE {role} NOLOGIN")
+        if not self.run("SELECT 1 WHERE pg_has_role(current_user, ?, 'MEMBER')", (self._role,)):
+            self._named("GRANT {role} TO CURRENT_USER")
+
+    def secured(self) -> None:
+        self._named("GRANT USAGE ON SCHEMA {schema} TO {role}")
+        for table in sorted(self.tables()):
+            self._named("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
+            if table in ("meta", "migration"):
+                self._named("GRANT SELECT ON {table} TO {role}", table)
+                continue
+            # What this version does not know is taken for history.
+            more = ", UPDATE, DELETE" if table in STATE else ""
+            self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
+            self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
+            self._named("DROP POLICY IF EXISTS tenant ON {table}", table)
+            # Not the tenant itself: outside a transaction of ours the setting is empty, and that is no tenant.
+            whose = "('=' || tenant) = current_setting('runtime_authz.tenant')"
+            self._named(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
+
+    def now(self) -> float:
+        ((seconds,),) = self.run(*_CLOCK)
+        return float(seconds)
+
+    def _named(self, text: str, table: str = "") -> None:
+        names = {"schema": sql.Identifier(self._schema), "role": sql.Identifier(self._role)}
+        names["table"] = sql.Identifier(self._schema, table)
+        self._conn.execute(sql.SQL(cast("LiteralString", text)).format(**names))
+
+
+@lru_cache(maxsize=1024)
+def _query(text: str) -> LiteralString:
+    return cast("LiteralString", text.replace("?", "%s"))
+
+
+def _alive(conn: Connection) -> None:
+    """A connection that the server closed is readable: only then is it asked."""
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    if poll.poll(0):
+        ConnectionPool.check_connection(conn)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what PostgreSQL, its driver and its pool raise into a code."""
+    try:
+        yield
+    except (psycopg.Error, PoolTimeout, OSError) as exc:
+        code = Code.LEDGER_UNAVAILABLE
+        if isinstance(exc, _SLOW):
+            code = Code.LEDGER_TIMEOUT
+        elif isinstance(exc, _OTHER):
+            code = Code.LEDGER_SCHEMA
+        # One line, and no connection string: it may hold a password.
+        why = getattr(getattr(exc, "diag", None), "message_primary", None) or type(exc).__name__
+        raise LedgerError(code, why) from exc
