@@ -104,7 +104,7 @@ class Fetch:
         """What to run, in this order."""
         t = self.thread = Thread(
             leases=_Tracked(), plans=_Tracked(), by_call=_Tracked(), calls=_Tracked(), approvals=_Tracked(),
-            edges=_Tracked(), budgets=_Tracked(), rates=_Tracked(),
+            edges=_Tracked(), budgets=_Tracked(), rates=_Tracked(), marks=_Tracked(),
         )  # fmt: skip
         n = self.needs
         found: list[Statement] = []
@@ -159,6 +159,9 @@ class Fetch:
         for counter, span in n.rates:
             sql = f"SELECT counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
             add(self._rates, sql, _text(counter), span)
+        if n.marks:
+            names = [_text(m) for m in n.marks]
+            add(self._marks, f"SELECT name, value FROM mark WHERE {_OF} AND name IN {_in(names)}", *names)
         if n.log:
             add(self._texts(t.log), f"SELECT body FROM said WHERE {_OF} ORDER BY seq")
         if n.pending:
@@ -171,7 +174,7 @@ class Fetch:
             reader(rows)
         t = self.thread
         brought: tuple[dict[Any, Any], ...] = (
-            t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates,
+            t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates, t.marks,
         )  # fmt: skip
         for table in brought:
             _touched(table).clear()
@@ -242,6 +245,10 @@ class Fetch:
         for counter, span, times in rows:
             self.thread.rates[(json.loads(counter), span)] = tuple(json.loads(times))
 
+    def _marks(self, rows: Sequence[Row]) -> None:
+        for name, value in rows:
+            self.thread.marks[json.loads(name)] = json.loads(value)
+
     def _texts(self, texts: list[HumanText]) -> Callable[[Sequence[Row]], None]:
         def read(rows: Sequence[Row]) -> None:
             texts.extend(HumanText(**_known(HumanText, json.loads(body))) for (body,) in rows)
@@ -294,6 +301,8 @@ def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> l
         add(_PUT_BUDGET, *of, _text(counter), t.budgets[counter])
     for counter, span in _touched(t.rates):
         add(_PUT_RATE, *of, _text(counter), span, _text(t.rates[counter, span]))
+    for name in _touched(t.marks):
+        add(_PUT_MARK, *of, _text(name), _text(t.marks[name]))
     for message in _touched(t.plans):
         for plan in t.plans[message].values():
             where = (_text(plan.agent), _text(plan.id), plan.epoch)
@@ -333,6 +342,7 @@ _PUT_CALL: Final = _put("call", ("tenant", "thread", "key"), "state", "jti", "re
 _PUT_TOKEN: Final = _put("token", ("tenant", "jti"), "thread", "key", "lease")
 _PUT_APPROVAL: Final = _put("approval", ("tenant", "thread", "key"), "state", "body")
 _PUT_BUDGET: Final = _put("budget", ("tenant", "thread", "counter"), "spent")
+_PUT_MARK: Final = _put("mark", ("tenant", "thread", "name"), "value")
 _PUT_RATE: Final = _put("rate", ("tenant", "thread", "counter", "span"), "times")
 
 
