@@ -23,12 +23,12 @@ from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, 
 from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.enforce.session import Session
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.identity.static import StaticIdentity
-from langchain_runtime_authz.ledger.base import Ledger, Scope
+from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
@@ -74,6 +74,7 @@ class RuntimeAuthz:
 
     Raises:
         ConfigError: anything of it is wrong; nothing was started.
+        LedgerError: `ledger_rolled_back`: the audit file names a commit that the ledger does not hold.
     """
 
     verifier: Verifier
@@ -122,6 +123,7 @@ class RuntimeAuthz:
         self.identity: Identity = identity if identity is not None else StaticIdentity()
         self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
         self.tenant = tenant
+        _refuse_older(self.ledger, self.audit, tenant)
         self.profiles = Profiles(declared)
         self._engine = Engine(
             ledger=self.ledger,
@@ -302,3 +304,17 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
         msg = f"`{parameter}` takes sequences of names, not {names!r}"
         raise ConfigError(msg)
     return tuple(names)
+
+
+def _refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
+    """A ledger that lacks what the audit chain saw of it was put back, or is another one: its revocations are gone."""
+    newest = getattr(audit, "anchor", None)
+    found = newest() if callable(newest) else None
+    if found is None:
+        return
+    try:
+        anchor = Anchor(str(found["ledger"]), int(found["position"]), str(found["nonce"]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise AuditError(Code.CHAIN_BROKEN, "the newest record's `ledger` is no anchor") from exc
+    if not (isinstance(ledger, Anchored) and ledger.holds(tenant, anchor)):
+        raise LedgerError(Code.LEDGER_ROLLED_BACK, f"the audit file names commit {anchor.position}")

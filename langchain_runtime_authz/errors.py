@@ -29,6 +29,7 @@ __all__ = [
     "CredentialError",
     "LedgerError",
     "MappingError",
+    "ledger_code",
     "sentence",
 ]
 
@@ -246,6 +247,11 @@ class AuditError(AuthzError):
 
 class LedgerError(AuthzError):
     """The ledger can not be used: whoever asked is denied with its code."""
+
+
+def ledger_code(exc: BaseException) -> Code:
+    """Why a ledger failed, as far as it says."""
+    return Code(exc.code) if isinstance(exc, LedgerError) else Code.LEDGER_UNAVAILABLE
 
 
 class AuthzDenied(AuthzError):

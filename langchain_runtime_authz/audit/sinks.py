@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import threading
@@ -10,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz.audit.chain import GENESIS, TORN, line_hash, make_line, parse_line
 from langchain_runtime_authz.errors import AuditError, Code
@@ -25,6 +26,7 @@ __all__ = ["AuditSink", "FileSink", "MemorySink"]
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
 BLOCK: Final = 8192
+ANCHOR: Final = "ledger"  # the member of a record that holds the ledger's anchor
 
 
 @runtime_checkable
@@ -105,6 +107,7 @@ class FileSink:
         # so that an interrupt finds either the old or the new.
         self._at = (0, 0, GENESIS)
         self._left: str | None = None  # head of the file that was moved away
+        self._anchor: object = None  # of the ledger, as the last record bore it
         _after_fork(self)
         with self._lock:
             self._locked_do(None)
@@ -122,6 +125,18 @@ class FileSink:
         """
         with self._lock:
             self._locked_do(record)
+
+    def anchor(self) -> dict[str, Any] | None:
+        """The ledger's newest anchor in the file, as its record bears it.
+
+        Raises:
+            AuditError: `audit_unavailable`.
+        """
+        try:
+            with self.path.open("rb") as file:
+                return _newest_anchor(file)
+        except OSError as exc:
+            raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {exc.strerror}") from None
 
     def close(self) -> None:
         """Close the file. A later `write` opens it again."""
@@ -190,7 +205,8 @@ class FileSink:
     def _continue(self) -> None:
         """Begin a new file with the head of the one that was moved away."""
         if self._left is not None and self._at[0] == 0:
-            self._append({"v": 1, "kind": "continued", "ts": time.time(), "after": self._left})
+            anchor = {} if self._anchor is None else {ANCHOR: self._anchor}
+            self._append({"v": 1, "kind": "continued", "ts": time.time(), "after": self._left, **anchor})
         self._left = None
 
     def _append(self, record: Mapping[str, Any]) -> None:
@@ -198,6 +214,7 @@ class FileSink:
         line = make_line(dict(record), seq, head)
         self._put(line + b"\n")
         self._at = (size + len(line) + 1, seq + 1, line_hash(line))
+        self._anchor = record.get(ANCHOR, self._anchor)
 
     def _put(self, data: bytes) -> None:
         # What a short write leaves is a fragment; the next write will name it.
@@ -278,6 +295,22 @@ def _last_lines(fd: int, size: int) -> list[bytes]:
         if len(lines) > MAX_FRAGMENTS + 2 or any(parse_line(line) for line in reversed(lines[:-1])):
             return lines
         length *= 4
+
+
+def _newest_anchor(file: BinaryIO) -> dict[str, Any] | None:
+    if os.fstat(file.fileno()).st_size == 0:
+        return None
+    mark = f'"{ANCHOR}":{{'.encode()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        at = len(text)
+        while (at := text.rfind(mark, 0, at)) >= 0:
+            start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+            # A request may hold such a member too: only the record's own counts.
+            record = parse_line(text[start : end if end >= 0 else len(text)]) or {}
+            if isinstance(found := record.get(ANCHOR), dict):
+                return found
+            at = start
+    return None
 
 
 def _read(fd: int, start: int, end: int) -> bytes:

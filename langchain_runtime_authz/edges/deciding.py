@@ -22,7 +22,7 @@ from langchain_runtime_authz.edges.messages import answers_had
 from langchain_runtime_authz.enforce.approval import answers, payload, questions
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
 from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls, record_asks
-from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.ledger.base import Conflict, Query
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapp
         return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in judged]
     except Exception as exc:  # noqa: BLE001  (see `enforce.step.judge_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
-        return [_denied(j, Code.LEDGER_UNAVAILABLE) for j in judged]
+        return [_denied(j, ledger_code(exc)) for j in judged]
 
 
 def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
@@ -24,6 +24,7 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.ledger.base import (
+    Anchored,
     Change,
     Committed,
     Conflict,
@@ -205,7 +206,13 @@ class Record:
             engine.audit.defer(self.build)
             return
         try:
-            engine.audit.write(self.build())
+            record = self.build()
+            # Whoever reads the records later can tell an older copy of the ledger from this one.
+            if hasattr(engine.ledger, "anchor"):  # `Anchored`, by a look that costs nothing
+                anchor = cast("Anchored", engine.ledger).anchor(engine.tenant)
+                if anchor is not None:
+                    record["ledger"] = anchor._asdict()
+            engine.audit.write(record)
         except AuditError:
             raise
         except Exception as exc:  # a foreign sink's own failure is a failed record like any other

@@ -17,7 +17,7 @@ from langchain_runtime_authz.authzen import Edge, Resource, Subject
 from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
 from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.step import data_scope, decide_step
-from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
@@ -119,7 +119,7 @@ def open_entry(
         raise
     except Exception as exc:  # a ledger that fails denies
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-        raise AuthzDenied(Code.LEDGER_UNAVAILABLE, new_id()) from exc
+        raise AuthzDenied(ledger_code(exc), new_id()) from exc
     action = "run/resume" if given.resume else "run/start"
     decision = yield from decide_step(run, action, Resource(type="run", id=agent, properties={"graph": scope.graph}))
     if not decision.permit:

@@ -12,7 +12,7 @@ from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Given, close, correct, open_child, open_entry
 from langchain_runtime_authz.enforce.step import Call, Judged, claim, conclude, judge_calls
-from langchain_runtime_authz.errors import AuthzError, Code, MappingError
+from langchain_runtime_authz.errors import AuthzError, Code, MappingError, ledger_code
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -174,8 +174,8 @@ class Session:
             record = PlanRecord(call.plan_id, self._run.agent, self._run.epoch, "code", planned)
             try:
                 yield Commit(self._run.scope, None, [RecordPlan(record)])
-            except Exception:  # noqa: BLE001  (a ledger that fails denies)
-                return deny(Code.LEDGER_UNAVAILABLE)
+            except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
+                return deny(ledger_code(exc))
         return (yield from self._settle(call))
 
     def _settle(self, call: Call) -> Flow[Decision]:
@@ -209,8 +209,8 @@ class Session:
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
             yield Commit(self._run.scope, self._run.guard, [answer])
-        except Exception:  # noqa: BLE001  (a ledger that fails denies)
-            return deny(Code.LEDGER_UNAVAILABLE)
+        except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
+            return deny(ledger_code(exc))
         return (yield from self._settle(call))
 
     def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:

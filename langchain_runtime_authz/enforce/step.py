@@ -44,7 +44,7 @@ from langchain_runtime_authz.enforce.credentials import minter
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Record, Run
 from langchain_runtime_authz.enforce.obligations import demands
 from langchain_runtime_authz.enforce.provenance import Said, arguments, effective_sink, intent, observing, sentences
-from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.facts import delegation, history, plan
 from langchain_runtime_authz.facts.provenance.harvest import Harvest
 from langchain_runtime_authz.facts.provenance.trace import wanted
@@ -886,7 +886,7 @@ def still_live(run: Run) -> Flow[Code | None]:
         snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
     except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
-        return Code.LEDGER_UNAVAILABLE
+        return ledger_code(exc)
     return lease_refusal(run, snapshot)
 
 
@@ -897,7 +897,7 @@ def _label(tool: str) -> str:
 
 def _ledger_failed(exc: Exception) -> Decision:
     _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-    return deny(Code.LEDGER_UNAVAILABLE)
+    return deny(ledger_code(exc))
 
 
 def _replaced(judged: Judged, decision: Decision) -> Judged:

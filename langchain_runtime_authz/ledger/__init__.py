@@ -1,0 +1,25 @@
+"""What is known of threads, outside the graph's own state: `MemoryLedger`, `SqliteLedger`, `PostgresLedger`.
+
+Each is loaded when it is asked for, so that only PostgreSQL's needs the extra `postgres`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.ledger.memory import MemoryLedger
+    from langchain_runtime_authz.ledger.postgres import PostgresLedger
+    from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+__all__ = ["MemoryLedger", "PostgresLedger", "SqliteLedger"]
+
+_MODULES: Final = {"MemoryLedger": "memory", "PostgresLedger": "postgres", "SqliteLedger": "sqlite"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,8 +1,8 @@
 """The ledger: what is known of a thread, outside the graph's own state.
 
 Three verbs. `load` reads one consistent snapshot of one thread; `commit` applies a list of changes
-in one transaction, or none of them; `status` tells whether a jti lives; and `holds` answers whether a
-commit is still there. What changes mean is written once (`ledger.state`); a store only brings and keeps
+in one transaction, or none of them; `status` tells whether a jti lives. A store that outlives its process
+is `Anchored` too. What changes mean is written once (`ledger.state`); a store only brings and keeps
 rows, and passes one contract suite (`testing.ledger_suite.LedgerContract`).
 
 Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or a field may be added,
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
@@ -33,6 +33,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "AdvanceEpoch",
     "Anchor",
+    "Anchored",
     "AnswerApproval",
     "Approval",
     "AskApproval",
@@ -424,7 +425,7 @@ class Anchor(NamedTuple):
     """A commit of a store that outlives its process: what tells a ledger from an older copy of itself.
 
     `ledger` names the store, `position` grows with every commit, `nonce` is random and known to that
-    commit only. Audit records bear the anchor of the commit that they follow.
+    commit only. Audit records bear the newest anchor that their process has seen.
     """
 
     ledger: str
@@ -450,7 +451,6 @@ class Committed:
 
     now: float
     epoch: int
-    anchor: Anchor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,10 +483,6 @@ class Ledger(Protocol):
         """
         ...
 
-    def holds(self, tenant: str, anchor: Anchor) -> bool:
-        """Whether the commit that `anchor` names is in this ledger; no store without anchors holds one."""
-        ...
-
     async def astatus(self, tenant: str, jti: str) -> TokenStatus:
         """`status` without blocking the event loop."""
         ...
@@ -497,4 +493,17 @@ class Ledger(Protocol):
 
     async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """`commit` without blocking the event loop."""
+        ...
+
+
+@runtime_checkable
+class Anchored(Protocol):
+    """What a store that outlives its process can say of its commits, so that an older copy of it is told apart."""
+
+    def anchor(self, tenant: str) -> Anchor | None:
+        """The tenant's newest commit that this instance has seen."""
+        ...
+
+    def holds(self, tenant: str, anchor: Anchor) -> bool:
+        """Whether the commit that `anchor` names is in this ledger."""
         ...

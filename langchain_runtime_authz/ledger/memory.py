@@ -73,10 +73,6 @@ class MemoryLedger:
                 return "unknown"
             return status(self._threads.get(scope) or Thread(), lease_jti, key, self._now())
 
-    def holds(self, tenant: str, anchor: b.Anchor) -> bool:
-        """Memory outlives nothing: see `Ledger.holds`."""
-        return False
-
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
         """Memory does not block: the same as `status`."""
         return self.status(tenant, jti)

@@ -249,15 +249,15 @@ class _Admin:
         ((seconds,),) = self.run(*_CLOCK)
         return float(seconds)
 
-    def _named(self, text: str, table: str = "") -> None:
+    def _named(self, text: LiteralString, table: str = "") -> None:
         names = {"schema": sql.Identifier(self._schema), "role": sql.Identifier(self._role)}
         names["table"] = sql.Identifier(self._schema, table)
-        self._conn.execute(sql.SQL(cast("LiteralString", text)).format(**names))
+        self._conn.execute(sql.SQL(text).format(**names))
 
 
 @lru_cache(maxsize=1024)
 def _query(text: str) -> LiteralString:
-    return cast("LiteralString", text.replace("?", "%s"))
+    return text.replace("?", "%s")
 
 
 def _alive(conn: Connection) -> None:

@@ -32,9 +32,9 @@ _OF: Final = "tenant = ? AND thread = ?"
 _LEASE: Final = f"SELECT state, body FROM lease WHERE {_OF} AND "
 _CALL: Final = f"SELECT key, state, jti, result FROM call WHERE {_OF} AND "
 _NEWEST: Final = (
-    "SELECT m.version, m.reader, j.position, j.at"
+    "SELECT m.version, m.reader, j.position, j.nonce, j.at"
     " FROM (SELECT max(version) AS version, max(min_reader) AS reader FROM migration) m LEFT JOIN"
-    " (SELECT position, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true"
+    " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true"
 )
 _BELOW: Final = (
     f"WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
@@ -95,8 +95,9 @@ class Fetch:
     locked: str = ""  # behind the thread's row: what locks it
     thread: Thread = field(init=False)
     before: Thread = field(init=False)  # subject, epoch, history, revocations and deliveries as they were
-    version: Version = Version(0, 0)
+    version: Version = field(init=False)
     position: int = 0
+    nonce: str = ""
     latest: float = 0.0
     _readers: list[Callable[[Sequence[Row]], None]] = field(default_factory=list)
 
@@ -197,9 +198,9 @@ class Fetch:
             change(tuple(json.loads(agent)))
 
     def _journal(self, rows: Sequence[Row]) -> None:
-        for version, reader, position, at in rows:
+        for version, reader, position, nonce, at in rows:
             self.version = Version(version or 0, reader or 0)
-            self.position, self.latest = position or 0, at or 0.0
+            self.position, self.nonce, self.latest = position or 0, nonce or "", at or 0.0
 
     def _leases(self, rows: Sequence[Row]) -> None:
         for state, body in rows:

@@ -53,14 +53,14 @@ class SqlLedger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._latest = 0.0
-        self._seen: dict[str, int] = {}  # tenant → newest position that this instance has seen
+        self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
         """See `Ledger.load`."""
-        seen = self._seen.get(scope.tenant, 0)
+        seen = self._position(scope.tenant)
         with self._reading(scope.tenant) as tx:
             found = Fetch(scope.tenant, thread_key(scope), needs_of(query))
             now = self._fetch(tx, tx.commit, found, seen)
@@ -69,7 +69,7 @@ class SqlLedger:
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
         key = thread_key(scope)
-        seen = self._seen.get(scope.tenant, 0)
+        seen = self._position(scope.tenant)
         with self._writing(scope.tenant, key) as tx:
             found = Fetch(scope.tenant, key, needs(guard, changes), self._lock_clause)
             now = self._fetch(tx, tx.batch, found, seen)
@@ -79,12 +79,12 @@ class SqlLedger:
             journal = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
             entry = (journal, (scope.tenant, key, nonce, now))
             ((position,),) = tx.commit([*keep(found, scope, changes, now), entry])[-1]
-        self._saw(scope.tenant, position)
-        return b.Committed(now, found.thread.epoch, b.Anchor(self._identity, position, nonce))
+        self._saw(scope.tenant, position, nonce)
+        return b.Committed(now, found.thread.epoch)
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
         """See `Ledger.status`."""
-        seen = self._seen.get(tenant, 0)
+        seen = self._position(tenant)
         with self._reading(tenant) as tx:
             place = located(tx.batch(lookup(tenant, jti)), jti)
             if place is None:
@@ -93,6 +93,10 @@ class SqlLedger:
             found = Fetch(tenant, thread, Needs(leases={lease_jti}, calls={key} if key is not None else set()))
             now = self._fetch(tx, tx.commit, found, seen)
         return status(found.thread, lease_jti, key, now)
+
+    def anchor(self, tenant: str) -> b.Anchor | None:
+        """See `Ledger.anchor`."""
+        return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
         """See `Ledger.holds`. What retention has taken out of the journal counts as held."""
@@ -142,14 +146,18 @@ class SqlLedger:
         check(found.version)
         if found.position < seen:
             raise LedgerError(Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen} was confirmed")
-        self._saw(found.tenant, found.position)
+        self._saw(found.tenant, found.position, found.nonce)
         now = ledger_time(tx.clock, max(found.latest, self._latest))
         self._latest = max(now, self._latest)
         return now
 
-    def _saw(self, tenant: str, position: int) -> None:
+    def _saw(self, tenant: str, position: int, nonce: str) -> None:
         with self._lock:
-            self._seen[tenant] = max(position, self._seen.get(tenant, 0))
+            if position > self._position(tenant):
+                self._seen[tenant] = b.Anchor(self._identity, position, nonce)
+
+    def _position(self, tenant: str) -> int:
+        return seen.position if (seen := self._seen.get(tenant)) is not None else 0
 
     def _recognise(self) -> None:
         """Which ledger this is, and whether this version can work on it."""

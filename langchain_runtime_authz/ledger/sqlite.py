@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from langchain_runtime_authz.errors import ConfigError, Code, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
 from langchain_runtime_authz.ledger.rows import Row, Statement
 from langchain_runtime_authz.ledger.schema import Dialect
