@@ -11,13 +11,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import REDACTED, Credential
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
-__all__ = ["CallCredential", "Ticket", "current_credential", "current_ticket", "ticket_scope"]
+__all__ = [
+    "CallCredential",
+    "CurrentCall",
+    "Ticket",
+    "current_call",
+    "current_credential",
+    "current_ticket",
+    "ticket_scope",
+]
 
 _current_ticket: Final[ContextVar[Ticket | None]] = ContextVar("runtime_authz_ticket", default=None)
 
@@ -222,6 +231,44 @@ class Ticket:
 def current_ticket() -> Ticket | None:
     """The ticket of the tool that runs in this context."""
     return _current_ticket.get()
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentCall:
+    """The call under way, for its tool. Holds nothing secret.
+
+    Attributes:
+        tool: the tool's name.
+        call_id: the model's id of the call, where it gave one.
+        agent: path from the root agent.
+        idempotency_key: send it along with the effect: it is the same when the same call is tried again,
+            replayed, or run in a fork or a copy of the thread.
+        decision_id: finds the audit record.
+    """
+
+    tool: str
+    call_id: str | None
+    agent: tuple[str, ...]
+    idempotency_key: str
+    decision_id: str
+
+
+def current_call() -> CurrentCall:
+    """The call under way. Call it inside a tool; unlike `current_credential` it needs no audience.
+
+    Raises:
+        AuthzError: `no_run` outside a running tool.
+
+    ```python
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        bank.transfer(recipient, amount, idempotency_key=current_call().idempotency_key)
+    ```
+    """
+    ticket = _current_ticket.get()
+    if ticket is None or ticket.concluded:
+        raise AuthzError(Code.NO_RUN)
+    return CurrentCall(ticket.tool, ticket.call_id, ticket.agent, ticket.idempotency_key, ticket.decision_id)
 
 
 @contextmanager

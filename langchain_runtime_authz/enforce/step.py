@@ -348,6 +348,16 @@ def _amended(call: Call, approval: Approval | None) -> Call:
     )
 
 
+def _intent(run: Run, judged: Judged) -> str:
+    """The key that the tool is offered. Where the message is not known, no copy of the call can be."""
+    call = judged.call
+    if call.plan_id is None:
+        return judged.key
+    who = f"{run.subject.type}:{run.subject.id}"
+    place = (call.plan_id, call.position or 0, call.tool, call.args_digest)
+    return plan.idempotency_key(run.scope[:3], who, run.agent, *place)
+
+
 def _renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Keep a living run's lease ahead of ledger time, up to its maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
@@ -632,7 +642,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         decision_id=decision.decision_id,
         jti=run.jti,
         approval_key=approval.call_key if approval is not None else "",
-        idempotency_key=judged.key,
+        idempotency_key=_intent(run, judged),
         audiences=prof.audience,
         obligations=decision.obligations,
         mint=minter(run, judged, tokens, done.now) if prof.audience else None,

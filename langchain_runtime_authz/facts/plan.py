@@ -16,7 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
-__all__ = ["Match", "PlanRecord", "PlannedCall", "call_key", "calls_digest", "carry", "match", "plan_calls"]
+__all__ = [
+    "Match",
+    "PlanRecord",
+    "PlannedCall",
+    "call_key",
+    "calls_digest",
+    "carry",
+    "idempotency_key",
+    "match",
+    "plan_calls",
+]
 
 
 _UNCANONICAL: Final = "uncanonical"
@@ -137,12 +147,30 @@ def call_key(
     tool: str,
     args_digest: str,
 ) -> str:
-    """The key of one call, stable over retry, replay, resume and restart; also its idempotency key.
+    """The ledger's key of one call, stable over retry, replay, resume and restart.
 
     By position and digest too, so that duplicate call ids don't meet, and by epoch, so that a
     message id that a provider uses again on a later turn does not either.
     """
     return _sha256([list(scope), list(agent), epoch, plan_id, position, tool, args_digest])
+
+
+def idempotency_key(
+    authority: Sequence[str],
+    subject: str,
+    agent: Sequence[str],
+    plan_id: str,
+    position: int,
+    tool: str,
+    args_digest: str,
+) -> str:
+    """The key of one intent, for whoever carries it out: stable over fork and thread copy too.
+
+    `authority` is tenant, issuer and graph; `plan_id` the id of the message that announced the call.
+    Unlike `call_key` it knows neither thread nor epoch, since a copied thread has others. So what tells two intents apart
+    is their message's id: providers and LangChain make unique ones.
+    """
+    return _sha256(["intent", list(authority), subject, list(agent), plan_id, position, tool, args_digest])
 
 
 def _sha256(parts: Sequence[Any]) -> str:
