@@ -289,6 +289,7 @@ class Entrance:
         self._memory = task_memory
         self._subject_from = subject_from
         self._channels = task_channels
+        self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
 
     def scope(self, graph: str, thread: str) -> Scope:
         """The ledger key of a graph's thread."""

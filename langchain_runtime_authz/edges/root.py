@@ -165,7 +165,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             yield from base.stream(self, input, without_handle(config), **options)
             return
         with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            for chunk in base.stream(self, given, ambient.hearing(entered), **options):
+            for chunk in base.stream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)):
                 yield without_handle(chunk)
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -194,7 +194,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
         async with (
             entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
-            aclosing(_Owned(base.astream(self, given, ambient.hearing(entered), **options))) as chunks,
+            aclosing(_Owned(base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)))) as chunks,
         ):
             async for chunk in chunks:
                 yield without_handle(chunk)
@@ -233,6 +233,18 @@ def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
     """Whether LangGraph itself refuses the call: it would not see that, with a run in the config."""
     configurable = config.get("configurable") or {}
     return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
+
+
+def _durable(graph: Any, entrance: Entrance, options: dict[str, Any]) -> dict[str, Any]:
+    """With a ledger that outlives the process, a plan is kept by the checkpointer before it is carried out.
+
+    LangGraph's default writes the checkpoint while the next step runs already. A process that dies in between has
+    paid by a plan that is lost, and its successor plans, and pays, anew. Who asks for another durability gets it.
+    """
+    chosen = options.get("durability") is not None or "checkpoint_during" in options
+    if chosen or not entrance.outlives or not graph.checkpointer:
+        return options
+    return {**options, "durability": "sync"}
 
 
 def _child_name(graph: Any, config: Mapping[str, Any]) -> str:

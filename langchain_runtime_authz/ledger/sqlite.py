@@ -55,11 +55,15 @@ class SqliteLedger(SqlLedger):
         self._closed = False
         self._guard = threading.Lock()
         with _failures():
-            if not self.path.exists() or self.path.stat().st_size == 0:
-                with administer(self.path, create=True) as admin:
-                    if version(admin).version == 0:
-                        migrate(admin)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._file = _identity(self.path)
+            with self._connection() as conn:
+                # Whoever made it may have died before the tables were there.
+                new = not conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+            if new:
+                with administer(self.path) as admin:
+                    if version(admin).version == 0:  # nobody else made them since
+                        migrate(admin)
             self._recognise()
 
     def close(self) -> None:
