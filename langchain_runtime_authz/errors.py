@@ -154,7 +154,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
     Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
     Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",
-    Code.LEDGER_SCHEMA: "this version can not work on the ledger's schema; see `runtime-authz ledger status`",
+    Code.LEDGER_SCHEMA: "this version can not work on the schema that the ledger has; see `runtime-authz ledger migrate --help`",
     Code.LEDGER_ROLLED_BACK: "the ledger is older than what it has confirmed before; restore the newest copy, or begin a new ledger and a new audit file",
     Code.LEDGER_CLOCK: "the clock was set back; set it right, and the ledger goes on",
     Code.NO_PERMIT: "no rule of the policy permits the step",

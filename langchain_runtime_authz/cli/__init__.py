@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, demo, inspect, kill
+from langchain_runtime_authz.cli import audit, demo, inspect, kill, ledger
 
 __all__ = ["app"]
 
@@ -35,6 +35,7 @@ app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.add_typer(audit.app, name="audit")
 app.add_typer(kill.app, name="kill")
+app.add_typer(ledger.app, name="ledger")
 
 
 def _version(value: bool) -> None:

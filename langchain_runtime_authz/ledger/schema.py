@@ -127,7 +127,7 @@ def check(found: Version) -> None:
     """
     if found.version < SCHEMA:
         raise LedgerError(
-            Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}: migrate it"
+            Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}"
         )
     if found.min_reader > SCHEMA:
         raise LedgerError(

@@ -1,0 +1,173 @@
+"""`runtime-authz ledger`: what an operator does to a ledger that outlives its processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.errors import ConfigError
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.ledger.admin import Admin
+    from langchain_runtime_authz.ledger.schema import Version
+
+__all__ = ["app"]
+
+_UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+app = typer.Typer(
+    help="""Make, look at and tidy a ledger.
+
+    LEDGER is the path of an SQLite file, or a connection string of PostgreSQL (a URL, or `host=… dbname=…`) for the
+    role that owns the schema; the application itself needs a role that is only a member of --role.
+
+    \b
+      runtime-authz ledger migrate postgresql://owner@db/authz
+      runtime-authz ledger status  postgresql://owner@db/authz
+      runtime-authz ledger prune   ledger.db --older-than 90d""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Where = Annotated[str, typer.Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
+Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of the tables.")]
+Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Make, look at and tidy a ledger."""
+
+
+@app.command("status")
+def status(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
+    """Show which version a ledger's schema has, and whether this package can work on it.
+
+    `oldest` is the oldest package, by its version of the schema, that may work on it. Exit code 1 where
+    this one can not: migrate the ledger, or install the package that it needs.
+
+    \b
+    Examples:
+      runtime-authz ledger status ledger.db
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    from langchain_runtime_authz.errors import LedgerError
+    from langchain_runtime_authz.ledger.admin import version
+    from langchain_runtime_authz.ledger.schema import SCHEMA, check
+
+    with reporting(), _admin(where, schema, role) as admin:
+        found = version(admin)
+    _show(found)
+    typer.echo(f"package  {SCHEMA}")
+    try:
+        check(found)
+    except LedgerError as exc:
+        typer.echo(f"result   unusable: {exc}")
+        raise typer.Exit(FINDING) from None
+    typer.echo("result   usable")
+
+
+@app.command("migrate")
+def migrate(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
+    """Bring a ledger's schema up to this package, making it where there is none.
+
+    One transaction: it is done, or nothing is. Versions only add, so that processes of an older package go on
+    working on it as long as their version is not below `oldest`. With PostgreSQL this makes the schema and the
+    role too, and settles what the role may do: add to the history, but not change or delete it.
+
+    \b
+    Examples:
+      runtime-authz ledger migrate ledger.db
+      runtime-authz ledger migrate "postgresql://owner@db/authz" --role payments_agent
+    """  # noqa: D301
+    from langchain_runtime_authz.ledger import admin as do
+
+    with reporting(), _admin(where, schema, role, create=True) as admin:
+        found = do.migrate(admin)
+    _show(found)
+
+
+@app.command("downgrade")
+def downgrade(
+    where: Where,
+    to: Annotated[
+        int, typer.Option("--to", min=0, metavar="VERSION", help="The version to go back to; 0 for nothing.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+) -> None:
+    """Take versions of a ledger's schema back. What they had added is dropped, with its rows.
+
+    Stop the processes of packages that need those versions first: they are refused from then on.
+
+    \b
+    Examples:
+      runtime-authz ledger downgrade ledger.db --to 1
+    """  # noqa: D301
+    from langchain_runtime_authz.ledger import admin as do
+
+    with reporting(), _admin(where, schema, role) as admin:
+        found = do.version(admin)
+        if to > found.version:
+            msg = f"the ledger has version {found.version}; `migrate` goes up"
+            raise ConfigError(msg)
+        if to < found.version and not yes:
+            typer.confirm(f"Drop what versions {to + 1} to {found.version} hold?", abort=True)
+        found = do.migrate(admin, to)
+    _show(found)
+
+
+@app.command("prune")
+def prune(
+    where: Where,
+    older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")],
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+) -> None:
+    """Forget the histories of threads that ended, and nothing else.
+
+    A thread stays while a lease of it lives, while it is revoked, and when it was used since. A forgotten thread
+    counts as new: plans from before are unplanned, a call of it that ran is not known any more. So keep them for as
+    long as the checkpointer keeps its threads.
+
+    \b
+    Examples:
+      runtime-authz ledger prune ledger.db --older-than 90d
+    """  # noqa: D301
+    from langchain_runtime_authz.ledger import admin as do
+
+    age = re.fullmatch(r"(\d{1,6})([hdw])", older_than)
+    if age is None:
+        raise typer.BadParameter("must be like 36h, 90d or 12w", param_hint="--older-than")
+    with reporting(), _admin(where, schema, role) as admin:
+        gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
+    typer.echo(f"threads  {gone.threads}")
+    typer.echo(f"commits  {gone.commits}")
+
+
+def _show(found: Version) -> None:
+    typer.echo(f"schema   {found.version or 'none'}")
+    typer.echo(f"oldest   {found.min_reader}")
+
+
+@contextmanager
+def _admin(where: str, schema: str, role: str, *, create: bool = False) -> Iterator[Admin]:
+    if where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists()):
+        try:
+            from langchain_runtime_authz.ledger import postgres
+        except ModuleNotFoundError as exc:
+            msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
+            raise ConfigError(msg) from exc
+        with postgres.administer(where, schema=schema, role=role, create=create) as admin:
+            yield admin
+        return
+    from langchain_runtime_authz.ledger import sqlite
+
+    with sqlite.administer(where, create=create) as admin:
+        yield admin
