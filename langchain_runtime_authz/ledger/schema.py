@@ -126,9 +126,7 @@ def check(found: Version) -> None:
         LedgerError: `ledger_schema`.
     """
     if found.version < SCHEMA:
-        raise LedgerError(
-            Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}"
-        )
+        raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}")
     if found.min_reader > SCHEMA:
         raise LedgerError(
             Code.LEDGER_SCHEMA,

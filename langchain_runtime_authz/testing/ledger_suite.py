@@ -12,16 +12,19 @@ The store may hold other threads already: every test works on threads and jtis o
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from langchain_runtime_authz.authzen import Edge
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.provenance.harvest import Sighting
@@ -30,6 +33,7 @@ from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import (
     LAPSED,
     AdvanceEpoch,
+    Anchored,
     AnswerApproval,
     Approval,
     AskApproval,
@@ -65,7 +69,7 @@ from langchain_runtime_authz.ledger.base import (
 )
 from langchain_runtime_authz.testing.clock import FrozenClock
 
-__all__ = ["LedgerContract"]
+__all__ = ["DurableLedgerContract", "LedgerContract"]
 
 ROOT: Final = ("root",)
 TTL: Final = 60
@@ -1250,6 +1254,188 @@ class LedgerContract:
                 )
 
             assert _wins(asyncio.run(race()), Code.CALL_IN_PROGRESS) == 1
+
+
+class DurableLedgerContract(LedgerContract):
+    """For stores that outlive their process: `make_ledger` opens the same store each time.
+
+    Needs `os.fork`.
+    """
+
+    @contextmanager
+    def _again(self, b: _Bench) -> Iterator[Ledger]:
+        """The store, opened once more beside the first."""
+        ledger = self.make_ledger(b.clock)
+        try:
+            yield ledger
+        finally:
+            ledger.close()  # type: ignore[attr-defined]
+
+    def test_what_was_committed_outlives_its_process(self) -> None:
+        """One that is killed as its commit returns; nobody closed anything."""
+        with self._bench() as b:
+            (jti,) = _in_processes(1, lambda _: self._leave_everything(b))
+            lease = b.load(jti=jti).lease
+            assert lease is not None
+            seen = b.everything(lease, "k", "q")
+            assert (seen.exists, seen.subject, seen.epoch, seen.revoked) == (True, "user:alice", 2, False)
+            assert (lease.state, lease.grant, lease.agent) == ("live", GRANT, ROOT)
+            assert (seen.plan, seen.calls["k"]) == (_plan("m1", epoch=2), CallRow("k", "claimed", jti))
+            assert seen.approvals["q"] == Approval("q", DIGEST, 2)
+            assert [t.text for t in seen.log] == ["pay", "never above 10"]
+            assert [t.text for t in seen.pending] == ["never above 10"]
+            assert (seen.history.calls, seen.edges) == ({"pay": 1}, (_edge("a", "b"),))
+            assert b.load(agent=("root", "bad")).revoked
+            assert b.status(f"token-{jti}") == "live"
+            b.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1))
+            b.refuse(Code.RATE_EXCEEDED, SpendRate("pay", 60, 1))
+            b.refuse(Code.CALL_IN_PROGRESS, ClaimCall("k", jti, repeatable=False))
+
+    def _leave_everything(self, b: _Bench) -> str:
+        with self._again(b) as b.ledger:
+            b.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("pay"),), first=True))
+            b.do(AdvanceEpoch(1, (_said("never above 10"),), deliver=True))
+            lease = b.lease(grant=GRANT)
+            b.do(
+                RecordPlan(_plan("m1", epoch=2)),
+                RecordEdge(_edge("a", "b")),
+                Count(call="pay"),
+                Revoke(("root", "bad")),
+            )
+            b.do(ClaimCall("k", lease.jti, repeatable=False, tokens=(f"token-{lease.jti}",)))
+            b.do(AskApproval(Approval("q", DIGEST, 2)), SpendBudget("pay", 1), SpendRate("pay", 60, 1))
+            os.write(_OUT, lease.jti.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    def test_one_of_many_processes_wins(self) -> None:
+        """A claim and a correction: exactly one of four gets it, and every count is kept."""
+        with self._bench() as b:
+            leases = [b.lease(("root", str(i))) for i in range(4)]
+
+            def race(number: int) -> str:
+                with self._again(b) as ledger:
+                    lease = leases[number]
+                    won = []
+                    for attempt in range(5):
+                        claim = ClaimCall(f"race-{attempt}", lease.jti, repeatable=False)
+                        done = ledger.commit(b.scope, _guard(lease), [claim, Count(call="won")])
+                        won.append("1" if isinstance(done, Committed) else "0")
+                        ledger.commit(b.scope, None, [Count(call="all")])
+                    ledger.commit(b.scope, None, [AdvanceEpoch(1, (_said(str(number)),))])
+                return "".join(won)
+
+            won = _in_processes(4, race)
+            counted = b.load(log=True)
+            assert counted.history.calls["all"] == 20
+            assert counted.history.calls["won"] == sum(w.count("1") for w in won)
+            assert (counted.epoch, len(counted.log)) == (2, 1)
+            for attempt in range(5):
+                assert sum(w[attempt] == "1" for w in won) <= 1
+
+    def test_a_forked_process_goes_on_with_the_ledger_it_was_given(self) -> None:
+        """And so does its parent, and neither closes the other's connections."""
+        with self._bench() as b:
+            lease = b.lease()
+            asyncio.run(b.ledger.aload(b.scope, Query()))
+
+            def child(number: int) -> str:
+                b.do(Count(call="child"), guard=_guard(lease))
+                asyncio.run(b.ledger.acommit(b.scope, None, [Count(call="child")]))
+                return str(number)
+
+            assert _in_processes(2, child) == ["0", "1"]
+            b.do(Count(call="parent"))
+            assert b.load().history.calls == {"child": 4, "parent": 1}
+
+    def test_a_commit_is_held_by_its_anchor(self) -> None:
+        """By this tenant's ledger and no other, and by every instance of it."""
+        with self._bench() as b, self._again(b) as again:
+            ours, theirs = cast("Anchored", b.ledger), cast("Anchored", again)
+            tenant = b.scope.tenant
+            assert ours.anchor(tenant) is None
+            b.do(Count())
+            first = ours.anchor(tenant)
+            assert first is not None
+            b.do(Count())
+            second = ours.anchor(tenant)
+            assert second is not None
+            assert second.position > first.position
+            assert second.nonce != first.nonce
+            for anchor in (first, second):
+                assert ours.holds(tenant, anchor)
+                assert theirs.holds(tenant, anchor)
+                assert not ours.holds("another-tenant", anchor)
+                assert not ours.holds(tenant, anchor._replace(nonce=first.nonce[::-1]))
+                assert not ours.holds(tenant, anchor._replace(ledger="another"))
+            assert not ours.holds(tenant, second._replace(position=second.position + 1000))
+            again.load(b.scope, Query())
+            assert theirs.anchor(tenant) == second
+
+    def test_time_never_goes_back(self) -> None:
+        """A little is waited for; more is a deny with its code, until the clock is right again."""
+        with self._bench() as b:
+            lease = b.lease()
+            then = b.do(Count()).now
+            b.clock.tick(-2)
+            assert (b.load().now, b.do(Count()).now) == (then, then)
+            b.clock.tick(-600)
+            with self._again(b) as again:
+                for ledger in (b.ledger, again):
+                    for ask in (
+                        lambda x: x.load(b.scope, Query()),
+                        lambda x: x.commit(b.scope, None, [Count()]),
+                        lambda x: x.status(b.scope.tenant, lease.jti),
+                    ):
+                        assert _refused(ask, ledger) == Code.LEDGER_CLOCK
+            b.clock.tick(602 + TTL)
+            assert b.status(lease.jti) == "ended"
+            assert b.load().history.steps == 2
+
+    def test_a_closed_ledger_denies(self) -> None:
+        """With a code; what it held is there for the next."""
+        with self._bench() as b:
+            with self._again(b) as again:
+                again.commit(b.scope, None, [Count()])
+            assert _refused(lambda x: x.load(b.scope, Query()), again) == Code.LEDGER_UNAVAILABLE
+            assert b.load().history.steps == 1
+
+
+_OUT: int = -1  # in a process of `_in_processes`: where it tells its answer
+
+
+def _in_processes(count: int, work: Callable[[int], str]) -> list[str]:
+    """What `work` answers in so many processes at once."""
+    global _OUT  # noqa: PLW0603  (of a process that ends with this function)
+    pipes, pids = [os.pipe() for _ in range(count)], []
+    for number, (_, out) in enumerate(pipes):
+        pid = os.fork()
+        if pid == 0:
+            _OUT = out
+            try:
+                os.write(out, work(number).encode())
+            except BaseException:  # noqa: BLE001  (nothing of a child may go on as the parent)
+                os.write(out, traceback.format_exc().encode())
+            finally:
+                os._exit(0)
+        os.close(out)
+        pids.append(pid)
+    answers = []
+    for (source, _), pid in zip(pipes, pids, strict=True):
+        with os.fdopen(source, "rb") as file:
+            answers.append(file.read().decode())
+        os.waitpid(pid, 0)
+    return answers
+
+
+def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
+    """The code with which a ledger fails."""
+    try:
+        ask(ledger)
+    except LedgerError as exc:
+        return exc.code
+    msg = "it did not fail"
+    raise AssertionError(msg)
 
 
 def _race(b: _Bench, jobs: Sequence[tuple[Sequence[Change], Guard | None]]) -> list[Committed | Conflict]:

@@ -22,7 +22,7 @@ from langchain_runtime_authz.ledger.base import (
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing.ledger_suite import LedgerContract
+from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract, LedgerContract
 
 
 class TestMemoryLedger(LedgerContract):
@@ -33,7 +33,7 @@ class TestMemoryLedger(LedgerContract):
         return MemoryLedger(clock=clock)
 
 
-class TestSqliteLedger(LedgerContract):
+class TestSqliteLedger(DurableLedgerContract):
     """One file."""
 
     @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from langchain_runtime_authz.ledger.admin import migrate
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
-from langchain_runtime_authz.testing.ledger_suite import LedgerContract
+from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def schema(dsn: str) -> Iterator[str]:
         conn.execute(f"DROP SCHEMA {name} CASCADE")
 
 
-class TestPostgresLedger(LedgerContract):
+class TestPostgresLedger(DurableLedgerContract):
     """One database, which all of these tests share."""
 
     @pytest.fixture(autouse=True)

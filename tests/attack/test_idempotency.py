@@ -1,0 +1,205 @@
+"""One intent, one key: what a tool is offered is the same wherever the same call runs again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call, current_credential
+from langchain_runtime_authz.enforce.engine import drive
+from langchain_runtime_authz.enforce.step import claim, judge_calls
+from langchain_runtime_authz.errors import AuthzError, Code
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, StaticPDP
+from tests.attack._graphs import call, human, says
+
+BANK = "https://bank.example"
+PROFILES = {
+    "book": ToolProfile(effect="write", sink="internal", idempotent=True),
+    "pay": ToolProfile(effect="pay", sink="external", audience=(BANK,)),
+}
+
+
+class Bank:
+    """Keeps one booking for a key, as a real one does."""
+
+    def __init__(self) -> None:
+        self.booked: dict[str, tuple[str, float]] = {}
+        self.asked: list[str] = []
+        self.down = 0
+
+    def take(self, key: str, to: str, amount: float) -> str:
+        self.asked.append(key)
+        self.booked.setdefault(key, (to, amount))
+        if self.down:
+            self.down -= 1
+            raise ConnectionError("the answer was lost")
+        return "booked"
+
+
+class House:
+    """A graph that books at a bank, or pays, on threads of one saver."""
+
+    def __init__(self, name: str = "book", *, protected: bool = True, again: int = 1) -> None:
+        self.bank = bank = Bank()
+
+        @tool
+        def book(to: str, amount: float) -> str:
+            """Book."""
+            return bank.take(current_call().idempotency_key if protected else f"none-{len(bank.asked)}", to, amount)
+
+        @tool
+        def pay(to: str, amount: float) -> str:
+            """Pay."""
+            key = current_call().idempotency_key
+            assert key == current_credential(BANK).idempotency_key
+            return bank.take(key, to, amount)
+
+        def respond(messages: list[Any]) -> AIMessage:
+            rounds = sum(isinstance(m, ToolMessage) for m in messages)
+            return says(call(name, {"to": "bob", "amount": 5.0}, f"c{rounds}")) if rounds < again else says(text="done")
+
+        model = ScriptedChatModel(script=[respond] * 20)
+        builder = StateGraph(MessagesState)
+        builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
+        builder.add_node("tools", ToolNode([book, pay], handle_tool_errors=False))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
+        builder.add_edge("tools", "agent")
+        self.graph = builder.compile(checkpointer=InMemorySaver(), name="house")
+        self.authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES)
+        if protected:
+            self.authz.protect(self.graph)
+
+    def go(self, given: Any, thread: str = "t", subject: str = "alice", **place: Any) -> Any:
+        with self.authz.run(subject=subject):
+            return self.graph.invoke(given, {"configurable": {"thread_id": thread, **place}})
+
+    def copy(self, source: str, target: str) -> None:
+        """A thread's messages up to its first calls, put into another thread as a copy of it."""
+        history = list(self.graph.get_state_history({"configurable": {"thread_id": source}}))
+        planned = next(s for s in history if s.next == ("tools",))
+        config = {"configurable": {"thread_id": target}}
+        self.graph.update_state(config, {"messages": planned.values["messages"]}, as_node="agent")
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_retry_has_the_key_of_the_first_try(failures: int) -> None:
+    """The answer was lost, the booking was not: the bank books once, and the graph ends."""
+    house = House()
+    house.bank.down = failures
+    for given in [human(), *[None] * (failures - 1)]:
+        with pytest.raises(ConnectionError):
+            house.go(given)
+    assert house.go(None)["messages"][-1].content == "done"
+    assert len(house.bank.asked) == failures + 1
+    assert len(house.bank.booked) == 1
+
+
+def test_without_a_key_a_retry_books_twice() -> None:
+    """The twin."""
+    house = House(protected=False)
+    house.bank.down = 1
+    with pytest.raises(ConnectionError):
+        house.go(human())
+    house.go(None)
+    assert len(house.bank.booked) == 2
+
+
+def test_a_payment_whose_answer_was_lost_is_not_repeated() -> None:
+    """`pay` is not idempotent: the retry is told that the outcome is unknown."""
+    house = House("pay")
+    house.bank.down = 1
+    with pytest.raises(ConnectionError):
+        house.go(human())
+    out = house.go(None)
+    assert len(house.bank.asked) == 1
+    assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).status == "error"
+
+
+def test_a_copy_of_the_thread_has_the_same_key() -> None:
+    """Another thread, another epoch, the same message: the same intent."""
+    house = House()
+    house.go(human())
+    house.copy("t", "copy")
+    house.go(None, "copy")
+    assert len(house.bank.asked) == 2
+    assert len(house.bank.booked) == 1
+
+
+def test_without_a_key_a_copy_books_twice() -> None:
+    """The twin."""
+    house = House(protected=False)
+    house.go(human())
+    house.copy("t", "copy")
+    house.go(None, "copy")
+    assert len(house.bank.booked) == 2
+
+
+def test_somebody_elses_copy_is_another_intent() -> None:
+    """Two subjects never share a key, whatever their messages are called."""
+    house = House()
+    house.go(human())
+    house.copy("t", "copy")
+    house.go(None, "copy", subject="bob")
+    assert len(house.bank.booked) == 2
+
+
+def test_a_replay_gets_the_recorded_result() -> None:
+    """From the checkpoint before the tools: the bank is not even asked."""
+    house = House()
+    house.go(human())
+    history = list(house.graph.get_state_history({"configurable": {"thread_id": "t"}}))
+    place = next(s for s in history if s.next == ("tools",)).config["configurable"]
+    house.go(None, checkpoint_id=place["checkpoint_id"])
+    assert len(house.bank.asked) == len(house.bank.booked) == 1
+
+
+def test_two_messages_are_two_intents() -> None:
+    """The same call planned again is meant again."""
+    house = House(again=2)
+    house.go(human())
+    assert len(house.bank.booked) == 2
+
+
+def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> None:
+    """Until then it is under way. A call that is idempotent runs again, one that is not does not."""
+    clock = FrozenClock()
+    for name, decided in (("pay", Code.OUTCOME_UNKNOWN), ("book", None)):
+        ledger = MemoryLedger(clock=clock)
+        authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES, ledger=ledger)
+        dead = authz.session(subject="alice", thread="t")
+        first = dead._call(name, {"to": "bob"}, "plan")
+
+        def decide(session: Any, one: Any = first) -> Any:
+            run = session._run
+
+            def flow() -> Any:
+                judged = yield from judge_calls(run, [one])
+                return (yield from claim(run, judged[0]))
+
+            return drive(run.engine, flow())
+
+        key = decide(dead).idempotency_key
+        if name == "pay":
+            waiting = authz.session(subject="alice", thread="t")
+            assert decide(waiting).decision.reason == Code.CALL_IN_PROGRESS
+        clock.tick(61)
+        verdict = decide(authz.session(subject="alice", thread="t"))
+        if decided is None:
+            assert verdict.idempotency_key == key
+        else:
+            assert verdict.decision.reason == decided
+
+
+def test_outside_a_tool_there_is_no_call() -> None:
+    """`current_call` says so."""
+    with pytest.raises(AuthzError) as caught:
+        current_call()
+    assert caught.value.code == Code.NO_RUN
