@@ -108,7 +108,7 @@ class PostgresLedger(SqlLedger):
                 "autocommit": True,
                 "connect_timeout": max(2, int(self._timeout)),
                 "tcp_user_timeout": milliseconds,
-                "application_name": "runtime-authz",
+                "fallback_application_name": "runtime-authz",
             },
         )
         pool.open()

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg_pool import ConnectionPool
+from typer.testing import CliRunner
 
-from langchain_runtime_authz.ledger.admin import migrate
-from langchain_runtime_authz.ledger.base import Ledger
-from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.authzen import Edge
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger.admin import migrate, prune
+from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
+    Committed,
+    Count,
+    Guard,
+    Lease,
+    Ledger,
+    OpenThread,
+    Query,
+    RecordEdge,
+    RecordPlan,
+    Revoke,
+    Scope,
+    TakeLease,
+)
+from langchain_runtime_authz.ledger.postgres import ROLE, PostgresLedger, administer
+from langchain_runtime_authz.ledger.schema import HISTORY, STATE
+from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
 
 
@@ -42,3 +71,296 @@ class TestPostgresLedger(DurableLedgerContract):
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
         """On the schema that is."""
         return PostgresLedger(self.dsn, schema=self.schema, clock=clock)
+
+
+# --- what is PostgreSQL's own ---
+
+
+def scope(thread: str = "thread", tenant: str | None = None) -> Scope:
+    return Scope(tenant or f"tenant-{secrets.token_hex(4)}", "issuer", "graph", thread)
+
+
+@pytest.fixture
+def ledger(dsn: str, schema: str) -> Iterator[PostgresLedger]:
+    """With the database's clock."""
+    with PostgresLedger(f"{dsn} application_name={schema}", schema=schema, timeout=2) as made:
+        yield made
+
+
+def hang_up(conn: psycopg.Connection[Any], schema: str, *, waiting: bool = False) -> None:
+    """The server cuts the ledger's connections (those that wait for a lock), and they are gone."""
+    which = "application_name = %s" + (" AND wait_event_type = 'Lock'" if waiting else "")
+    found = conn.execute(f"SELECT pid FROM pg_stat_activity WHERE {which}", (schema,)).fetchall()
+    assert found
+    for pid in found:
+        conn.execute("SELECT pg_terminate_backend(%s)", pid)
+    while conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", ([p for (p,) in found],)).fetchone():
+        time.sleep(0.02)
+
+
+@contextmanager
+def as_application(dsn: str, schema: str, tenant: str | None) -> Iterator[psycopg.Connection[Any]]:
+    """What somebody can do who has the application's role, and nothing else."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("SELECT set_config('role', %s, false), set_config('search_path', %s, false)", (ROLE, schema))
+        if tenant is not None:
+            conn.execute("SELECT set_config('runtime_authz.tenant', %s, false)", (f"={tenant}",))
+        yield conn
+
+
+def filled(ledger: PostgresLedger) -> Scope:
+    """A thread with a row in nearly every table."""
+    where = scope()
+    plan = PlanRecord("m1", ("root",), 1, "model", (PlannedCall(0, "c", "pay", "d"),))
+    edge = Edge.model_validate({"from": "a", "to": "b", "kind": "handoff"})
+    changes = [OpenThread("user:alice"), AdvanceEpoch(1, (HumanText("d", "pay"),)), RecordPlan(plan), RecordEdge(edge)]
+    assert isinstance(ledger.commit(where, None, [*changes, Revoke(("root", "bad"))]), Committed)
+    return where
+
+
+def code(ask: Callable[[], object]) -> str:
+    with pytest.raises(LedgerError) as caught:
+        ask()
+    return caught.value.code
+
+
+def test_history_can_only_be_added_to(dsn: str, schema: str, ledger: PostgresLedger) -> None:
+    """Epochs, texts, revocations, edges, plans and the journal: no role of the application's changes them."""
+    where = filled(ledger)
+    for table in HISTORY:
+        for statement in ("UPDATE {} SET tenant = tenant", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}"):
+            with as_application(dsn, schema, where.tenant) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(sql.SQL(statement).format(sql.Identifier(table)))
+        with as_application(dsn, schema, where.tenant) as conn:
+            assert conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone() != (0,)
+    for table in ("meta", "migration"):
+        with as_application(dsn, schema, where.tenant) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+
+
+def test_an_epoch_can_not_be_put_back_by_adding_rows(dsn: str, schema: str, ledger: PostgresLedger) -> None:
+    """The greatest one counts: whoever has the application's role can only raise it."""
+    where = filled(ledger)
+    with as_application(dsn, schema, where.tenant) as conn:
+        row = "INSERT INTO epoch SELECT tenant, thread, 1, 'sha256:z', '{}', at FROM epoch WHERE tenant = %s"
+        conn.execute(row, (where.tenant,))
+    assert ledger.load(where, Query()).epoch == 2
+
+
+@pytest.mark.parametrize("tenant", [None, "", "another"], ids=["none", "empty", "another"])
+def test_a_tenant_sees_and_writes_its_own_rows_only(
+    dsn: str,
+    schema: str,
+    ledger: PostgresLedger,
+    tenant: str | None,
+) -> None:
+    """Whatever the statement says; and without a tenant there is nothing at all."""
+    where = filled(ledger)
+    for table in (*STATE, *HISTORY):
+        name = sql.Identifier(table)
+        with as_application(dsn, schema, tenant) as conn:
+            try:
+                seen = conn.execute(sql.SQL("SELECT count(*) FROM {} WHERE tenant = %s").format(name), (where.tenant,))
+                assert seen.fetchone() == (0,)
+            except psycopg.errors.UndefinedObject:  # no tenant was ever set on this connection
+                assert tenant is None
+                continue
+    with as_application(dsn, schema, tenant) as conn, pytest.raises(psycopg.Error):
+        conn.execute("INSERT INTO edge (tenant, thread, parent, child, kind) VALUES (%s, '', '', '', '')", (where.tenant,))
+    with psycopg.connect(dsn) as owner:  # the twin: without the role there is something to see
+        found = owner.execute(sql.SQL("SELECT count(*) FROM {}.thread WHERE tenant = %s").format(sql.Identifier(schema)), (where.tenant,))
+        assert found.fetchone() == (1,)
+
+
+def test_time_is_the_databases(ledger: PostgresLedger, dsn: str) -> None:
+    """Whatever the process believes."""
+    where = scope()
+    with psycopg.connect(dsn) as conn:
+        ((before,),) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
+        now = ledger.load(where, Query()).now
+        done = ledger.commit(where, None, [Count()])
+        ((after,),) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
+    assert isinstance(done, Committed)
+    assert before <= now <= done.now <= after
+
+
+def test_threads_do_not_wait_for_each_other(ledger: PostgresLedger, dsn: str, schema: str) -> None:
+    """A held thread denies in time, with its code; another goes on; and the first, when it is free."""
+    held, free = filled(ledger), filled(ledger)
+    with psycopg.connect(dsn) as conn:
+        table = sql.SQL("SELECT 1 FROM {}.thread WHERE tenant = %s FOR UPDATE").format(sql.Identifier(schema))
+        conn.execute(table, (held.tenant,))
+        assert isinstance(ledger.commit(free, None, [Count()]), Committed)
+        begun = time.monotonic()
+        assert code(lambda: ledger.commit(held, None, [Count()])) == Code.LEDGER_TIMEOUT
+        assert time.monotonic() - begun < 30
+        assert ledger.load(held, Query()).exists
+    assert isinstance(ledger.commit(held, None, [Count()]), Committed)
+    assert ledger.load(held, Query()).history.steps == 1
+
+
+def test_a_server_that_hung_up_is_called_again(ledger: PostgresLedger, dsn: str, schema: str) -> None:
+    """Its connections were cut between two steps: neither is lost nor denied."""
+    where = filled(ledger)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        hang_up(conn, schema)
+    assert isinstance(ledger.commit(where, None, [Count()]), Committed)
+    assert ledger.load(where, Query()).history.steps == 1
+
+
+def test_a_commit_that_was_cut_off_denies(ledger: PostgresLedger, dsn: str, schema: str) -> None:
+    """The server dies while a commit waits for a lock: it was not applied, and the next one is."""
+    where = filled(ledger)
+    with psycopg.connect(dsn) as conn:
+        conn.execute(sql.SQL("SELECT 1 FROM {}.thread WHERE tenant = %s FOR UPDATE").format(sql.Identifier(schema)), (where.tenant,))
+
+        async def cut() -> str:
+            waiting = asyncio.ensure_future(ledger.acommit(where, None, [Count()]))
+            await asyncio.sleep(0.3)
+            with psycopg.connect(dsn, autocommit=True) as other:
+                hang_up(other, schema, waiting=True)
+            try:
+                await waiting
+            except LedgerError as exc:
+                return exc.code
+            return ""
+
+        assert asyncio.run(cut()) == Code.LEDGER_UNAVAILABLE
+    assert ledger.load(where, Query()).history.steps == 0
+    assert isinstance(ledger.commit(where, None, [Count()]), Committed)
+
+
+def test_a_database_that_can_not_be_written_denies(ledger: PostgresLedger, dsn: str, schema: str) -> None:
+    """A standby, say: loads go on, commits are denied, and nothing is lost."""
+    where = filled(ledger)
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        try:
+            hang_up(owner, schema)
+            assert ledger.load(where, Query()).exists
+            assert code(lambda: ledger.commit(where, None, [Count()])) == Code.LEDGER_UNAVAILABLE
+        finally:
+            owner.execute("SET default_transaction_read_only = off")
+            owner.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
+        hang_up(owner, schema)
+    assert isinstance(ledger.commit(where, None, [Count()]), Committed)
+
+
+@pytest.fixture
+def own(dsn: str) -> Iterator[str]:
+    """A schema that a test may spoil."""
+    name = f"t_{secrets.token_hex(4)}"
+    with administer(dsn, schema=name, create=True) as admin:
+        migrate(admin)
+    yield name
+    with psycopg.connect(dsn) as conn:
+        conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
+
+
+def test_a_run_survives_what_befalls_its_ledger(dsn: str, own: str) -> None:
+    """Put back to an older backup, of another schema, gone: each a deny with its code; the run ends in peace."""
+    with PostgresLedger(dsn, schema=own, timeout=2) as made:
+        authz = RuntimeAuthz(
+            pdp=StaticPDP(True),
+            profiles={"pay": ToolProfile(effect="pay", sink="external")},
+            ledger=made,
+        )
+        with authz.session(subject="alice", task="pay") as session:
+            assert session.decide("pay", {"n": 0}).permit
+            with psycopg.connect(dsn) as owner:
+                owner.execute("SELECT set_config('search_path', %s, false)", (own,))
+                owner.execute("CREATE TABLE kept AS SELECT * FROM journal")
+                owner.execute("DELETE FROM journal WHERE position > 1")
+            assert session.decide("pay", {"n": 1}).reason == Code.LEDGER_ROLLED_BACK
+            with psycopg.connect(dsn) as owner:
+                owner.execute("SELECT set_config('search_path', %s, false)", (own,))
+                owner.execute("DELETE FROM journal")
+                owner.execute("INSERT INTO journal OVERRIDING SYSTEM VALUE SELECT * FROM kept")
+            assert session.decide("pay", {"n": 2}).permit
+            with administer(dsn, schema=own) as admin:
+                migrate(admin, 1)
+            assert session.decide("pay", {"n": 3}).reason == Code.LEDGER_SCHEMA
+            with psycopg.connect(dsn) as owner:
+                owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(own)))
+            assert session.decide("pay", {"n": 4}).reason == Code.LEDGER_SCHEMA
+        assert code(lambda: PostgresLedger(dsn, schema=own)) == Code.LEDGER_SCHEMA
+
+
+def test_a_database_that_is_not_there_is_refused_in_time() -> None:
+    """Without its connection string: it may hold a password."""
+    begun = time.monotonic()
+    with pytest.raises(LedgerError) as caught:
+        PostgresLedger("host=127.0.0.1 port=1 user=me password=secret-word dbname=none", timeout=1)
+    assert caught.value.code in (Code.LEDGER_TIMEOUT, Code.LEDGER_UNAVAILABLE)
+    assert time.monotonic() - begun < 30
+    assert "secret-word" not in str(caught.value)
+
+
+def test_a_pool_of_the_callers_stays_the_callers(dsn: str, schema: str) -> None:
+    """Its settings come back as they were, and closing the ledger leaves it open."""
+    with ConnectionPool(dsn, min_size=1, max_size=2, kwargs={"autocommit": False}) as pool:
+        where = scope()
+        with PostgresLedger(pool, schema=schema) as made:
+            made.commit(where, None, [OpenThread("user:alice")])
+            assert made.load(where, Query()).subject == "user:alice"
+        with pool.connection() as conn:
+            assert not conn.autocommit
+            assert conn.execute("SELECT current_user, current_setting('search_path')").fetchone() == (
+                "postgres",
+                '"$user", public',
+            )
+
+
+def test_a_login_role_needs_only_to_be_a_member(dsn: str, own: str) -> None:
+    """Nothing of its own on the tables."""
+    name = f"login_{secrets.token_hex(4)}"
+    with psycopg.connect(dsn) as owner:
+        owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        owner.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(ROLE), sql.Identifier(name)))
+    where = scope()
+    try:
+        with PostgresLedger(f"{dsn} user={name}", schema=own) as made:
+            lease = Lease("j", "run", ("root",), 1, 0, 2_000_000_000)
+            made.commit(where, None, [OpenThread("user:alice"), TakeLease(lease)])
+            assert isinstance(made.commit(where, Guard("j", 1), [Count()]), Committed)
+            assert made.status(where.tenant, "j") == "live"
+    finally:
+        with psycopg.connect(dsn) as owner:
+            owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def test_an_operator_makes_shows_prunes_and_takes_back(dsn: str) -> None:
+    """The command line on PostgreSQL."""
+    name = f"t_{secrets.token_hex(4)}"
+
+    def run(command: str, *args: str) -> tuple[int, str]:
+        found = CliRunner().invoke(app, ["ledger", command, dsn, "--schema", name, *args])
+        return found.exit_code, found.output
+
+    assert run("status")[0] == 1
+    assert run("migrate")[0] == run("migrate")[0] == 0
+    assert run("status")[0] == 0
+    with PostgresLedger(dsn, schema=name, clock=lambda: 1_000_000_000.0) as made:
+        made.commit(scope(), None, [OpenThread("user:alice"), AdvanceEpoch(1)])
+        made.commit(scope(), None, [Revoke(())])
+    assert run("prune", "--older-than", "90d")[1].split() == ["threads", "1", "commits", "0"]
+    assert run("downgrade", "--to", "0", "--yes")[0] == 0
+    assert run("status")[0] == 1
+    with psycopg.connect(dsn) as owner:
+        owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
+    missing = CliRunner().invoke(app, ["ledger", "status", "postgresql://nobody@127.0.0.1:1/none"])
+    assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
+
+
+def test_retention_forgets_nothing_that_lives(dsn: str, own: str) -> None:
+    """As on SQLite; on PostgreSQL it is the owner's, over all tenants."""
+    old = scope()
+    with PostgresLedger(dsn, schema=own, clock=lambda: 1_000_000_000.0) as made:
+        made.commit(old, None, [OpenThread("user:alice"), AdvanceEpoch(1)])
+        live = old._replace(thread="live")
+        made.commit(live, None, [OpenThread("user:alice"), TakeLease(Lease("j", "run", ("root",), 1, 0, 5_000_000_000))])
+    with administer(dsn, schema=own) as admin:
+        assert prune(admin, 86400).threads == 1
+    with PostgresLedger(dsn, schema=own) as made:
+        assert (made.load(old, Query()).exists, made.load(old, Query()).epoch) == (False, 2)
+        assert made.load(live, Query()).exists

@@ -1,0 +1,93 @@
+"""`runtime-authz ledger`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.ledger.base import AdvanceEpoch, Count, OpenThread, Query, Scope
+from langchain_runtime_authz.ledger.schema import SCHEMA
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+SCOPE = Scope("acme", "issuer", "graph", "thread")
+
+
+def ledger(*args: str, given: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["ledger", *args], input=given, env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return str(tmp_path / "ledger.db")
+
+
+@pytest.mark.parametrize("command", ["status", "migrate", "downgrade", "prune"])
+def test_help_teaches(command: str) -> None:
+    """What it does, on what, with an example."""
+    text = ledger(command, "--help").stdout
+    assert f"runtime-authz ledger {command}" in text
+    assert "PostgreSQL" in text
+
+
+def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
+    """The road of an operator."""
+    missing = ledger("status", file)
+    assert (missing.exit_code, "ledger_unavailable" in missing.stderr) == (2, True)
+    made = ledger("migrate", file)
+    assert (made.exit_code, made.stdout.split()[:2]) == (0, ["schema", str(SCHEMA)])
+    assert "result   usable" in ledger("status", file).stdout
+    assert ledger("downgrade", file, "--to", "1", "--yes").exit_code == 0
+    old = ledger("status", file)
+    assert (old.exit_code, "result   unusable: ledger_schema" in old.stdout) == (1, True)
+    assert ledger("migrate", file).exit_code == 0
+    assert ledger("status", file).exit_code == 0
+
+
+def test_a_downgrade_asks_first(file: str) -> None:
+    """And does nothing without a yes."""
+    ledger("migrate", file)
+    refused = ledger("downgrade", file, "--to", "0", given="n\n")
+    assert (refused.exit_code, "Drop what versions 1 to" in refused.output) == (1, True)
+    assert ledger("status", file).exit_code == 0
+    up = ledger("downgrade", file, "--to", str(SCHEMA + 1), "--yes")
+    assert (up.exit_code, "goes up" in up.stderr) == (2, True)
+    assert ledger("downgrade", file, "--to", "0", given="y\n").exit_code == 0
+    assert "schema   none" in ledger("status", file).stdout
+
+
+def test_histories_are_forgotten_by_age(file: str) -> None:
+    """Old ones only, and it says how many."""
+    with SqliteLedger(file, clock=lambda: 1_000_000_000.0) as old:
+        old.commit(SCOPE, None, [OpenThread("user:alice"), AdvanceEpoch(1)])
+    with SqliteLedger(file) as new:
+        new.commit(SCOPE._replace(thread="new"), None, [Count()])
+    kept = ledger("prune", file, "--older-than", "999999d")
+    assert kept.stdout.split() == ["threads", "0", "commits", "0"]
+    gone = ledger("prune", file, "--older-than", "90d")
+    assert gone.stdout.split() == ["threads", "1", "commits", "1"]
+    with SqliteLedger(file) as after:
+        assert not after.load(SCOPE, Query()).exists
+        assert after.load(SCOPE._replace(thread="new"), Query()).exists
+
+
+@pytest.mark.parametrize("age", ["", "90", "d", "-1d", "1.5d", "90 d", "1y"])
+def test_an_age_has_a_unit(file: str, age: str) -> None:
+    """Else nothing is forgotten."""
+    ledger("migrate", file)
+    wrong = ledger("prune", file, "--older-than", age)
+    assert (wrong.exit_code, "must be like 36h" in wrong.stderr) == (2, True)
+
+
+def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
+    """In one line, with a code, and no traceback."""
+    text = tmp_path / "notes.txt"
+    text.write_text("hello " * 100)
+    for where in (str(text), str(tmp_path / "none.db")):
+        found = ledger("status", where)
+        assert found.exit_code == 2
+        assert found.stderr.startswith("error: ledger_unavailable: ")
+        assert found.stderr.count("\n") == 1

@@ -1,0 +1,153 @@
+"""A ledger that is older than its audit chain says is refused: what it revoked since would live again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.audit.chain import verify_chain
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from langchain_runtime_authz.testing import StaticPDP
+
+PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
+
+
+class House:
+    """A ledger file and an audit file, and processes that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.log = folder / "ledger.db", folder / "audit.jsonl"
+
+    def start(self, ledger: Any = None, audit: Any = None) -> RuntimeAuthz:
+        return RuntimeAuthz(
+            pdp=StaticPDP(True),
+            profiles=PROFILES,
+            ledger=ledger or SqliteLedger(self.path),
+            audit=audit or FileSink(self.log, content=True),
+        )
+
+    def work(self, authz: RuntimeAuthz | None = None, thread: str = "t") -> RuntimeAuthz:
+        """One permitted payment on a thread."""
+        authz = authz or self.start()
+        with authz.session(subject="alice", task="pay", thread=thread) as session:
+            assert session.decide("pay", {"ledger": {"ledger": "forged", "position": 1, "nonce": "x"}}).permit
+        return authz
+
+    def stop(self, authz: RuntimeAuthz) -> None:
+        authz.ledger.close()  # type: ignore[attr-defined]
+
+    def refused(self, start: Callable[[], object] | None = None) -> None:
+        with pytest.raises(LedgerError) as caught:
+            (start or self.start)()
+        assert caught.value.code == Code.LEDGER_ROLLED_BACK
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def test_records_bear_the_newest_commit_that_was_seen(house: House) -> None:
+    """Those that follow a commit, in growing order; and the chain verifies with them."""
+    authz = house.work()
+    positions = [r["ledger"]["position"] for line in house.log.read_text().splitlines() if "ledger" in (r := json.loads(line))]
+    assert len(positions) >= 3
+    assert positions == sorted(positions)
+    assert verify_chain(house.log).ok
+    anchor = authz.ledger.anchor("default")  # type: ignore[attr-defined]
+    assert FileSink(house.log).anchor() == anchor._asdict()
+
+
+def test_the_same_ledger_starts_again(house: House) -> None:
+    """Also beside another process, and after commits that no record tells of."""
+    first = house.work()
+    second = house.work(thread="u")
+    first.correct("t", "stop", graph="session")
+    for authz in (first, second):
+        house.stop(authz)
+    house.work(thread="v")
+
+
+def test_a_backup_is_refused_and_lets_a_revoked_agent_in_without_the_chain(house: House) -> None:
+    """The harm: with a new audit file nothing tells that the revocation is gone."""
+    house.stop(house.work())
+    shutil.copy(house.path, house.path.with_suffix(".old"))
+    authz = house.start()
+    authz.revoke("t", graph="session")
+    with pytest.raises(AuthzDenied):
+        authz.session(subject="alice", thread="t")
+    house.stop(authz)
+    house.path.with_suffix(".old").replace(house.path)
+    house.refused()
+    unwarned = house.start(audit=FileSink(house.log.with_suffix(".new")))
+    unwarned.session(subject="alice", thread="t").close()
+
+
+def test_a_backup_that_went_on_by_itself_is_refused(house: House) -> None:
+    """It has commits of the same numbers and more, but not those that the chain tells of."""
+    house.stop(house.work())
+    shutil.copy(house.path, house.path.with_suffix(".old"))
+    house.stop(house.work(thread="u"))
+    house.path.with_suffix(".old").replace(house.path)
+    other = house.start(audit=FileSink(house.log.with_suffix(".other")))
+    for number in range(3):
+        house.work(other, thread=f"w{number}")
+    house.stop(other)
+    house.refused()
+
+
+def test_a_new_ledger_under_an_old_chain_is_refused(house: House) -> None:
+    """A deleted file, and none at all: memory knows nothing of what the chain tells."""
+    house.stop(house.work())
+    house.refused(lambda: house.start(ledger=MemoryLedger()))
+    for file in house.path.parent.glob("ledger.db*"):
+        file.unlink()
+    house.refused()
+
+
+def test_a_chain_without_anchors_binds_nothing(house: House) -> None:
+    """Memory makes none, and a request that holds such a member is not taken for one."""
+    house.work(house.start(ledger=MemoryLedger()))
+    assert '"ledger":{"ledger":"forged"' in house.log.read_text()
+    assert FileSink(house.log).anchor() is None
+    house.work(house.start(ledger=MemoryLedger()), thread="u")
+    house.stop(house.work())
+
+
+def test_the_anchor_is_found_before_what_came_without_one(house: House) -> None:
+    """Records of a time when the ledger was down, longer than any block that is read at once."""
+    house.stop(house.work())
+    sink = FileSink(house.log)
+    for number in range(50):
+        sink.write({"kind": "filler", "number": number, "text": "x" * 10_000})
+    house.refused(lambda: house.start(ledger=MemoryLedger()))
+    house.stop(house.start())
+
+
+def test_the_anchor_goes_along_with_a_file_that_was_moved_away(house: House) -> None:
+    """Log rotation while a process writes: the new file's first record holds it."""
+    authz = house.work()
+    house.log.rename(house.log.with_suffix(".1"))
+    sink = authz.audit
+    sink.write({"kind": "filler"})
+    assert json.loads(house.log.read_text().splitlines()[0])["kind"] == "continued"
+    house.stop(authz)
+    house.refused(lambda: house.start(ledger=MemoryLedger()))
+
+
+@pytest.mark.parametrize("anchor", [{}, {"ledger": "x"}, {"ledger": "x", "position": "many", "nonce": "n"}], ids=str)
+def test_an_anchor_that_can_not_be_read_is_refused(house: House, anchor: dict[str, Any]) -> None:
+    """Never taken for none."""
+    FileSink(house.log).write({"kind": "filler", "ledger": anchor})
+    with pytest.raises(AuditError) as caught:
+        house.start()
+    assert caught.value.code == Code.CHAIN_BROKEN
