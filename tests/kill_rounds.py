@@ -11,7 +11,7 @@ its own, which the payments reach outside every transaction of the ledger. After
 - every revocation, and every end of a jti, that was acknowledged before the kill, holds;
 - the audit chain verifies, and its newest anchor is in the ledger.
 
-`--twin` leaves the tools unguarded and the graph unprotected: then intents are booked twice.
+`--twin` leaves the tools unguarded and the graph unprotected, and stops at the first intent that was booked twice.
 """
 
 from __future__ import annotations
@@ -267,10 +267,13 @@ def rounds(world: World, count: int, seed: int) -> dict[str, Any]:
             continue
         broken += [f"round {number}: {what}" for what in verify(world, number, offset)]
         unknown += 2 * STEPS - len(world.booked(number))
+        if world.twin and broken:  # seen once is seen
+            break
         for old in world.folder.glob(f"*-{number}.db*"):
             old.unlink()
     with world.bank() as bank:
         (bookings,) = bank.execute("SELECT count(*) FROM booking").fetchone()
+    count = number + 1
     lines = [w for n in range(count) if world.acknowledged(n).exists() for w in world.acknowledged(n).read_text().splitlines()]
     return {
         "ledger": world.kind, "rounds": count, "killed": killed, "midway": midway, "seed": seed, "intents": count * STEPS * 2,

@@ -1,0 +1,44 @@
+"""kill -9 at random instants: each intent is booked at most once, and nothing that was acknowledged is lost.
+
+`.ci/long` runs a thousand rounds on SQLite and two hundred on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def play(*args: str) -> dict[str, Any]:
+    """Rounds in processes of their own, and what they found."""
+    command = [sys.executable, "-m", "tests.kill_rounds", *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 30), ("postgres", 10)])
+def test_a_killed_process_pays_nothing_twice(ledger: str, rounds: int) -> None:
+    """Bookings, revocations, dead jtis, the audit chain and its anchor, after every round."""
+    found = play("--ledger", ledger, "--rounds", str(rounds))
+    assert found["broken"] == []
+    assert found["rounds"] == rounds
+    assert found["killed"] > 0
+    assert found["booked"] + found["unknown"] == found["intents"]
+    assert found["acknowledged"] > 0
+
+
+@pytest.mark.timeout(600)
+def test_without_protection_a_killed_process_pays_twice() -> None:
+    """The twin: the same graph, the same kills."""
+    assert play("--rounds", "60", "--seed", "1", "--twin")["broken"]
