@@ -53,7 +53,8 @@ class SqliteLedger(SqlLedger):
         self._idle: list[sqlite3.Connection] = []
         self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
         self._closed = False
-        self._guard = threading.Lock()
+        self._guard = threading.Lock()  # of what is here
+        self._writer = threading.Lock()
         with _failures():
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._file = _identity(self.path)
@@ -86,13 +87,25 @@ class SqliteLedger(SqlLedger):
 
     @contextmanager
     def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
-        with _failures(), self._connection() as conn:
+        with _failures(), self._turn(), self._connection() as conn:
             conn.execute("BEGIN IMMEDIATE")
             try:
                 # After the lock was taken, so that time goes on from the last commit.
                 yield _Tx(conn, self._clock())
             finally:
                 _undo(conn)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of this process queue here: SQLite's own waiting is a lottery, in which some never win."""
+        self._here()
+        writer = self._writer
+        if not writer.acquire(timeout=self._timeout):
+            raise LedgerError(Code.LEDGER_TIMEOUT, f"{self.path.name} was held by other threads for {self._timeout} s")
+        try:
+            yield
+        finally:
+            writer.release()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -123,7 +136,7 @@ class SqliteLedger(SqlLedger):
                 self._idle.append(conn)
 
     def _forked(self) -> None:
-        self._guard = threading.Lock()
+        self._guard, self._writer = threading.Lock(), threading.Lock()
         # https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_
         self._left, self._idle = [*self._left, *self._idle], []
 
