@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Final, TypeVar, cast
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
@@ -25,6 +27,7 @@ __all__ = ["Fetch", "Row", "Statement", "keep", "located", "lookup", "thread_key
 
 Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
+CHUNK: Final = 500  # keys in one statement
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -106,6 +109,7 @@ class Fetch:
         t = self.thread = Thread(
             leases=_Tracked(), plans=_Tracked(), by_call=_Tracked(), calls=_Tracked(), approvals=_Tracked(),
             edges=_Tracked(), budgets=_Tracked(), rates=_Tracked(), marks=_Tracked(),
+            values=_Tracked(),
         )  # fmt: skip
         n = self.needs
         found: list[Statement] = []
@@ -163,6 +167,9 @@ class Fetch:
         if n.marks:
             names = [_text(m) for m in n.marks]
             add(self._marks, f"SELECT name, value FROM mark WHERE {_OF} AND name IN {_in(names)}", *names)
+        for some in _chunks(sorted(n.values)):
+            sql = f"SELECT body FROM value WHERE {_OF} AND key IN {_in(some)}"
+            add(self._values, sql, *map(_text, some))
         if n.log:
             add(self._texts(t.log), f"SELECT body FROM said WHERE {_OF} ORDER BY seq")
         if n.pending:
@@ -176,6 +183,7 @@ class Fetch:
         t = self.thread
         brought: tuple[dict[Any, Any], ...] = (
             t.leases, t.plans, t.by_call, t.calls, t.approvals, t.edges, t.budgets, t.rates, t.marks,
+            t.values,
         )  # fmt: skip
         for table in brought:
             _touched(table).clear()
@@ -250,6 +258,11 @@ class Fetch:
         for name, value in rows:
             self.thread.marks[json.loads(name)] = json.loads(value)
 
+    def _values(self, rows: Sequence[Row]) -> None:
+        for (body,) in rows:
+            seen = tuple(Sighting(*one[: len(Sighting._fields)]) for one in json.loads(body))
+            self.thread.values[seen[0].key] = seen
+
     def _texts(self, texts: list[HumanText]) -> Callable[[Sequence[Row]], None]:
         def read(rows: Sequence[Row]) -> None:
             texts.extend(HumanText(**_known(HumanText, json.loads(body))) for (body,) in rows)
@@ -304,6 +317,8 @@ def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> l
         add(_PUT_RATE, *of, _text(counter), span, _text(t.rates[counter, span]))
     for name in _touched(t.marks):
         add(_PUT_MARK, *of, _text(name), _text(t.marks[name]))
+    for some in _chunks(sorted(_touched(t.values))):
+        add(_put("value", ("tenant", "thread", "key"), "body", rows=len(some)), *_flat(of, some, t.values))
     for message in _touched(t.plans):
         for plan in t.plans[message].values():
             where = (_text(plan.agent), _text(plan.id), plan.epoch)
@@ -326,11 +341,12 @@ _KEY: Final = "tenant, thread"
 _ONCE: Final = " ON CONFLICT DO NOTHING"
 
 
-def _put(table: str, key: tuple[str, ...], *columns: str) -> str:
+@cache
+def _put(table: str, key: tuple[str, ...], *columns: str, rows: int = 1) -> str:
     names = (*key, *columns)
     new = ", ".join(f"{c} = excluded.{c}" for c in columns)
     return (
-        f"INSERT INTO {table} ({', '.join(names)}) VALUES {_in(names)} "
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([_in(names)] * rows)} "
         f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {new}"
     )
 
@@ -345,6 +361,16 @@ _PUT_APPROVAL: Final = _put("approval", ("tenant", "thread", "key"), "state", "b
 _PUT_BUDGET: Final = _put("budget", ("tenant", "thread", "counter"), "spent")
 _PUT_MARK: Final = _put("mark", ("tenant", "thread", "name"), "value")
 _PUT_RATE: Final = _put("rate", ("tenant", "thread", "counter", "span"), "times")
+
+
+def _flat(of: tuple[str, bytes], keys: Sequence[str], values: Mapping[str, tuple[Sighting, ...]]) -> list[Any]:
+    return [column for key in keys for column in (*of, _text(key), _text(values[key]))]
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Few enough for one statement's parameters."""
+    for start in range(0, len(keys), CHUNK):
+        yield keys[start : start + CHUNK]
 
 
 def _fields(row: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Migration:
 
 
 HISTORY: Final = ("epoch", "said", "revocation", "edge", "plan", "planned", "journal")
-STATE: Final = ("thread", "delivery", "lease", "call", "token", "approval", "budget", "rate", "mark")
+STATE: Final = ("thread", "delivery", "lease", "call", "token", "approval", "budget", "rate", "mark", "value")
 
 _OF = "tenant TEXT NOT NULL, thread {d.bytes} NOT NULL"
 _SEQ = "seq {d.serial}, " + _OF
@@ -94,6 +94,8 @@ MIGRATIONS: Final = (
             " PRIMARY KEY (tenant, thread, counter, span)) {d.compact}",
             f"CREATE TABLE mark ({_OF}, name TEXT NOT NULL, value TEXT NOT NULL,"
             " PRIMARY KEY (tenant, thread, name)) {d.compact}",
+            f"CREATE TABLE value ({_OF}, key TEXT NOT NULL, body TEXT NOT NULL,"
+            " PRIMARY KEY (tenant, thread, key)) {d.compact}",
             f"CREATE TABLE plan ({_OF}, agent TEXT NOT NULL, message TEXT NOT NULL, epoch INTEGER NOT NULL,"
             " body TEXT NOT NULL, PRIMARY KEY (tenant, thread, agent, message, epoch)) {d.compact}",
             f"CREATE TABLE planned ({_SEQ}, agent TEXT NOT NULL, call TEXT NOT NULL, message TEXT NOT NULL,"

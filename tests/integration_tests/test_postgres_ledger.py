@@ -230,20 +230,30 @@ def test_a_commit_that_was_cut_off_denies(ledger: PostgresLedger, dsn: str, sche
     assert isinstance(ledger.commit(where, None, [Count()]), Committed)
 
 
-def test_a_database_that_can_not_be_written_denies(ledger: PostgresLedger, dsn: str, schema: str) -> None:
+def test_a_database_that_can_not_be_written_denies(dsn: str, own: str) -> None:
     """A standby, say: loads go on, commits are denied, and nothing is lost."""
-    where = filled(ledger)
-    with psycopg.connect(dsn, autocommit=True) as owner:
-        owner.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
-        try:
-            hang_up(owner, schema)
-            assert ledger.load(where, Query()).exists
-            assert code(lambda: ledger.commit(where, None, [Count()])) == Code.LEDGER_UNAVAILABLE
-        finally:
-            owner.execute("SET default_transaction_read_only = off")
-            owner.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
-        hang_up(owner, schema)
-    assert isinstance(ledger.commit(where, None, [Count()]), Committed)
+    with login(dsn) as name, PostgresLedger(f"{dsn} user={name} application_name={own}", schema=own) as made:
+        where = filled(made)
+        with psycopg.connect(dsn, autocommit=True) as owner:
+            owner.execute(sql.SQL("ALTER ROLE {} SET default_transaction_read_only = on").format(sql.Identifier(name)))
+            hang_up(owner, own)
+            assert made.load(where, Query()).exists
+            assert code(lambda: made.commit(where, None, [Count()])) == Code.LEDGER_UNAVAILABLE
+            owner.execute(sql.SQL("ALTER ROLE {} RESET default_transaction_read_only").format(sql.Identifier(name)))
+            hang_up(owner, own)
+        assert isinstance(made.commit(where, None, [Count()]), Committed)
+
+
+@contextmanager
+def login(dsn: str) -> Iterator[str]:
+    """A role that may log in, and is a member of the application's role: nothing more."""
+    name = f"login_{secrets.token_hex(4)}"
+    with psycopg.connect(dsn) as owner:
+        owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        owner.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(ROLE), sql.Identifier(name)))
+    yield name
+    with psycopg.connect(dsn) as owner:
+        owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -313,20 +323,12 @@ def test_a_pool_of_the_callers_stays_the_callers(dsn: str, schema: str) -> None:
 
 def test_a_login_role_needs_only_to_be_a_member(dsn: str, own: str) -> None:
     """Nothing of its own on the tables."""
-    name = f"login_{secrets.token_hex(4)}"
-    with psycopg.connect(dsn) as owner:
-        owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
-        owner.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(ROLE), sql.Identifier(name)))
     where = scope()
-    try:
-        with PostgresLedger(f"{dsn} user={name}", schema=own) as made:
-            lease = Lease("j", "run", ("root",), 1, 0, 2_000_000_000)
-            made.commit(where, None, [OpenThread("user:alice"), TakeLease(lease)])
-            assert isinstance(made.commit(where, Guard("j", 1), [Count()]), Committed)
-            assert made.status(where.tenant, "j") == "live"
-    finally:
-        with psycopg.connect(dsn) as owner:
-            owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    with login(dsn) as name, PostgresLedger(f"{dsn} user={name}", schema=own) as made:
+        lease = Lease("j", "run", ("root",), 1, 0, 2_000_000_000)
+        made.commit(where, None, [OpenThread("user:alice"), TakeLease(lease)])
+        assert isinstance(made.commit(where, Guard("j", 1), [Count()]), Committed)
+        assert made.status(where.tenant, "j") == "live"
 
 
 def test_an_operator_makes_shows_prunes_and_takes_back(dsn: str) -> None:

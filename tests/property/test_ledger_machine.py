@@ -1,8 +1,10 @@
-"""The memory ledger against a simple model, over any sequence of commits."""
+"""The ledgers that need no service against a simple model, over any sequence of commits."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
@@ -27,6 +29,7 @@ from langchain_runtime_authz.ledger.base import (
     EndLease,
     Guard,
     Lease,
+    Ledger,
     Query,
     RecordPlan,
     Reinstate,
@@ -39,6 +42,7 @@ from langchain_runtime_authz.ledger.base import (
     TakeLease,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing.clock import FrozenClock
 
 TTL = 60
@@ -58,7 +62,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FrozenClock()
-        self.ledger = MemoryLedger(clock=self.clock)
+        self.ledger = self.make_ledger()
         self.count = 0
         self.epoch = 1
         self.texts: list[str] = []
@@ -77,6 +81,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.allowed: dict[str, int] = {}
         self.yes: dict[str, int] = {}
         self.used: dict[str, int] = {}
+
+    def make_ledger(self) -> Ledger:
+        return MemoryLedger(clock=self.clock)
 
     # --- what the model says ---
 
@@ -356,5 +363,25 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (history.steps, history.recent) == (len(self.steps), tuple(self.steps[-RECENT:]))
 
 
+class SqliteMachine(LedgerMachine):
+    """The same on a file, which at times is closed and opened anew."""
+
+    def make_ledger(self) -> Ledger:
+        self.folder = tempfile.TemporaryDirectory()
+        return SqliteLedger(Path(self.folder.name) / "ledger.db", clock=self.clock)
+
+    @rule()
+    def restart(self) -> None:
+        path = self.ledger.path
+        self.ledger.close()
+        self.ledger = SqliteLedger(path, clock=self.clock)
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.folder.cleanup()
+
+
+SqliteMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
+TestSqliteLedger = SqliteMachine.TestCase
 LedgerMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestLedger = LedgerMachine.TestCase

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.admin import migrate, prune, version
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
@@ -28,8 +30,6 @@ from langchain_runtime_authz.ledger.base import (
     Scope,
     TakeLease,
 )
-from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Migration, Version
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger, administer
 from langchain_runtime_authz.testing import FrozenClock
