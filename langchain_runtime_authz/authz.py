@@ -309,7 +309,7 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
 def _refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
     """A ledger that lacks what the audit chain saw of it was put back, or is another one: its revocations are gone."""
     newest = getattr(audit, "anchor", None)
-    found = newest() if callable(newest) else None
+    found = newest(tenant) if callable(newest) else None
     if found is None:
         return
     try:

@@ -227,8 +227,8 @@ def verify(world: World, number: int, offset: float) -> list[str]:
     report = verify_chain(world.audit(number))
     if not report.ok:
         broken.append(f"the chain is broken at line {report.error_line}: {report.error}")
-    anchor = FileSink(world.audit(number)).anchor()
-    if anchor is None or not ledger.holds("acme", Anchor(**anchor)):
+    anchor = FileSink(world.audit(number)).anchor("acme")
+    if anchor is None or not ledger.holds(anchor.pop("tenant"), Anchor(**anchor)):
         broken.append(f"the ledger lacks {anchor}")
     ledger.close()
     return broken

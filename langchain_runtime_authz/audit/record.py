@@ -2,8 +2,8 @@
 
 Evolution rule, version 1 (`v`): a field may be added; a field is never renamed, never changes its
 type or meaning, and is never removed. Readers ignore fields and kinds they do not know. `seq` and
-`prev` belong to the chain (`audit.chain`), and `ledger`, the newest commit of the ledger that the writer had
-seen (`ledger.base.Anchor`), is added where there is one.
+`prev` belong to the chain (`audit.chain`), and `ledger`, the tenant and the newest commit of it that the writer had
+seen in the ledger (`ledger.base.Anchor`), is added where there is one.
 
 Contents are left out unless asked for, and what was left out is named in `erased`, as OPA's decision
 logs do (JSON pointers, RFC 6901). Digests are not keyed: they prove what was decided, they do not

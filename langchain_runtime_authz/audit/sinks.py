@@ -85,7 +85,9 @@ class FileSink:
 
     What a writer that died left behind stays in the file and is named by a `torn` record. A file that
     was moved away (log rotation) is followed by a new one, whose first record, `continued`, holds the
-    head of the old one. A file that became shorter is refused: `chain_broken`.
+    head of the old one; records of the newest anchor of each tenant's ledger follow. A file that became
+    shorter is refused: `chain_broken`.
+
 
     Args:
         path: of the file; made with mode 0600 where there is none.
@@ -107,7 +109,7 @@ class FileSink:
         # so that an interrupt finds either the old or the new.
         self._at = (0, 0, GENESIS)
         self._left: str | None = None  # head of the file that was moved away
-        self._anchor: object = None  # of the ledger, as the last record bore it
+        self._anchors: dict[str, object] = {}  # by tenant, of the ledger, as their last records bore them
         _after_fork(self)
         with self._lock:
             self._locked_do(None)
@@ -126,15 +128,15 @@ class FileSink:
         with self._lock:
             self._locked_do(record)
 
-    def anchor(self) -> dict[str, Any] | None:
-        """The ledger's newest anchor in the file, as its record bears it.
+    def anchor(self, tenant: str) -> dict[str, Any] | None:
+        """The newest anchor of a tenant's ledger in the file, as its record bears it.
 
         Raises:
             AuditError: `audit_unavailable`.
         """
         try:
             with self.path.open("rb") as file:
-                return _newest_anchor(file)
+                return _newest_anchor(file, tenant)
         except OSError as exc:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {exc.strerror}") from None
 
@@ -205,8 +207,9 @@ class FileSink:
     def _continue(self) -> None:
         """Begin a new file with the head of the one that was moved away."""
         if self._left is not None and self._at[0] == 0:
-            anchor = {} if self._anchor is None else {ANCHOR: self._anchor}
-            self._append({"v": 1, "kind": "continued", "ts": time.time(), "after": self._left, **anchor})
+            self._append({"v": 1, "kind": "continued", "ts": time.time(), "after": self._left})
+            for anchor in list(self._anchors.values()):
+                self._append({"v": 1, "kind": ANCHOR, "ts": time.time(), ANCHOR: anchor})
         self._left = None
 
     def _append(self, record: Mapping[str, Any]) -> None:
@@ -214,7 +217,8 @@ class FileSink:
         line = make_line(dict(record), seq, head)
         self._put(line + b"\n")
         self._at = (size + len(line) + 1, seq + 1, line_hash(line))
-        self._anchor = record.get(ANCHOR, self._anchor)
+        if (tenant := _tenant_of(record)) is not None:
+            self._anchors[tenant] = record[ANCHOR]
 
     def _put(self, data: bytes) -> None:
         # What a short write leaves is a fragment; the next write will name it.
@@ -297,7 +301,13 @@ def _last_lines(fd: int, size: int) -> list[bytes]:
         length *= 4
 
 
-def _newest_anchor(file: BinaryIO) -> dict[str, Any] | None:
+def _tenant_of(record: Mapping[str, Any]) -> str | None:
+    """Whose ledger's anchor a record bears, if any."""
+    anchor = record.get(ANCHOR)
+    return str(anchor.get("tenant")) if isinstance(anchor, dict) else None
+
+
+def _newest_anchor(file: BinaryIO, tenant: str) -> dict[str, Any] | None:
     if os.fstat(file.fileno()).st_size == 0:
         return None
     mark = f'"{ANCHOR}":{{'.encode()
@@ -307,8 +317,8 @@ def _newest_anchor(file: BinaryIO) -> dict[str, Any] | None:
             start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
             # A request may hold such a member too: only the record's own counts.
             record = parse_line(text[start : end if end >= 0 else len(text)]) or {}
-            if isinstance(found := record.get(ANCHOR), dict):
-                return found
+            if _tenant_of(record) == tenant:
+                return dict(record[ANCHOR])
             at = start
     return None
 

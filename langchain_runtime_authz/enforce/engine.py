@@ -211,7 +211,7 @@ class Record:
             if hasattr(engine.ledger, "anchor"):  # `Anchored`, by a look that costs nothing
                 anchor = cast("Anchored", engine.ledger).anchor(engine.tenant)
                 if anchor is not None:
-                    record["ledger"] = anchor._asdict()
+                    record["ledger"] = {"tenant": engine.tenant, **anchor._asdict()}
             engine.audit.write(record)
         except AuditError:
             raise

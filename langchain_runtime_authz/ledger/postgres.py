@@ -36,7 +36,9 @@ _CLOCK: Final[Statement] = ("SELECT extract(epoch FROM clock_timestamp())::float
 _SETTINGS: Final = (
     "SELECT set_config('role', ?, true), set_config('search_path', ?, true),"
     " set_config('runtime_authz.tenant', ?, true), set_config('statement_timeout', ?, true),"
-    " set_config('lock_timeout', ?, true)"
+    " set_config('lock_timeout', ?, true),"
+    # A commit is the point of no return: it is on the disk when it returns, also where the server is set otherwise.
+    " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
 )
 
 Connection = psycopg.Connection[Any]

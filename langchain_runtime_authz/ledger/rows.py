@@ -119,7 +119,7 @@ class Fetch:
             self._readers.append(reader)
             found.append((sql, (*of, *more)))
 
-        add(self._thread, f"SELECT subject, history, at FROM thread WHERE {_OF}{self.locked}")
+        add(self._thread, f"SELECT scope, subject, history FROM thread WHERE {_OF}{self.locked}")
         newest = "ORDER BY epoch DESC, digest DESC LIMIT 1"
         add(self._epoch, f"SELECT epoch, digest, body FROM epoch WHERE {_OF} {newest}")
         add(self._revoked, f"SELECT agent, lifted FROM revocation WHERE {_OF} ORDER BY seq")
@@ -190,9 +190,9 @@ class Fetch:
         self.before = replace(t, revoked=set(t.revoked), pending=list(t.pending))
 
     def _thread(self, rows: Sequence[Row]) -> None:
-        for subject, history, at in rows:
-            t = self.thread
-            t.exists, t.subject, t.history = at > 0, json.loads(subject), _history(json.loads(history))
+        for scope, subject, history in rows:
+            t = self.thread  # without a scope it is only a row to lock
+            t.exists, t.subject, t.history = bool(scope), json.loads(subject), _history(json.loads(history))
 
     def _epoch(self, rows: Sequence[Row]) -> None:
         for epoch, digest, body in rows:

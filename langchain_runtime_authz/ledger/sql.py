@@ -178,9 +178,14 @@ class SqlLedger:
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
         self._here()
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="ledger")
-        return await asyncio.get_running_loop().run_in_executor(self._workers, verb, *args)
+        with self._lock:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="ledger")
+        try:
+            job = self._workers.submit(verb, *args)
+        except RuntimeError:  # it takes no more work
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, "it was closed") from None
+        return await asyncio.wrap_future(job)
 
     # --- what a store brings ---
 

@@ -27,8 +27,9 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.path, self.log = folder / "ledger.db", folder / "audit.jsonl"
 
-    def start(self, ledger: Any = None, audit: Any = None) -> RuntimeAuthz:
+    def start(self, ledger: Any = None, audit: Any = None, tenant: str = "default") -> RuntimeAuthz:
         return RuntimeAuthz(
+            tenant=tenant,
             pdp=StaticPDP(True),
             profiles=PROFILES,
             ledger=ledger or SqliteLedger(self.path),
@@ -64,7 +65,7 @@ def test_records_bear_the_newest_commit_that_was_seen(house: House) -> None:
     assert positions == sorted(positions)
     assert verify_chain(house.log).ok
     anchor = authz.ledger.anchor("default")  # type: ignore[attr-defined]
-    assert FileSink(house.log).anchor() == anchor._asdict()
+    assert FileSink(house.log).anchor("default") == {"tenant": "default", **anchor._asdict()}
 
 
 def test_the_same_ledger_starts_again(house: House) -> None:
@@ -118,7 +119,7 @@ def test_a_chain_without_anchors_binds_nothing(house: House) -> None:
     """Memory makes none, and a request that holds such a member is not taken for one."""
     house.work(house.start(ledger=MemoryLedger()))
     assert '"ledger":{"ledger":"forged"' in house.log.read_text()
-    assert FileSink(house.log).anchor() is None
+    assert FileSink(house.log).anchor("default") is None
     house.work(house.start(ledger=MemoryLedger()), thread="u")
     house.stop(house.work())
 
@@ -139,7 +140,9 @@ def test_the_anchor_goes_along_with_a_file_that_was_moved_away(house: House) -> 
     house.log.rename(house.log.with_suffix(".1"))
     sink = authz.audit
     sink.write({"kind": "filler"})
-    assert json.loads(house.log.read_text().splitlines()[0])["kind"] == "continued"
+    kinds = [json.loads(line)["kind"] for line in house.log.read_text().splitlines()]
+    assert kinds == ["continued", "ledger", "filler"]
+    assert verify_chain(house.log).ok
     house.stop(authz)
     house.refused(lambda: house.start(ledger=MemoryLedger()))
 
@@ -147,7 +150,17 @@ def test_the_anchor_goes_along_with_a_file_that_was_moved_away(house: House) -> 
 @pytest.mark.parametrize("anchor", [{}, {"ledger": "x"}, {"ledger": "x", "position": "many", "nonce": "n"}], ids=str)
 def test_an_anchor_that_can_not_be_read_is_refused(house: House, anchor: dict[str, Any]) -> None:
     """Never taken for none."""
-    FileSink(house.log).write({"kind": "filler", "ledger": anchor})
+    FileSink(house.log).write({"kind": "filler", "ledger": {"tenant": "default", **anchor}})
     with pytest.raises(AuditError) as caught:
         house.start()
     assert caught.value.code == Code.CHAIN_BROKEN
+
+
+def test_tenants_that_share_a_file_have_anchors_of_their_own(house: House) -> None:
+    """Each is held against its own, also after the file was moved away."""
+    mine, theirs = house.work(), house.work(house.start(tenant="other"), thread="u")
+    assert mine.audit.anchor("default") != theirs.audit.anchor("other")  # type: ignore[attr-defined]
+    for tenant in ("default", "other"):
+        house.stop(house.start(tenant=tenant))
+        house.refused(lambda tenant=tenant: house.start(ledger=MemoryLedger(), tenant=tenant))
+    house.start(ledger=MemoryLedger(), tenant="third")
