@@ -156,7 +156,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",
     Code.LEDGER_SCHEMA: "this version can not work on the schema that the ledger has; see `runtime-authz ledger migrate --help`",
     Code.LEDGER_ROLLED_BACK: "the ledger is older than what it has confirmed before; restore the newest copy, or begin a new ledger and a new audit file",
-    Code.LEDGER_CLOCK: "the clock was set back; set it right, and the ledger goes on",
+    Code.LEDGER_CLOCK: "the clock was set back; set it right, or see `runtime-authz ledger clock --help` where it was wrong before",
     Code.NO_PERMIT: "no rule of the policy permits the step",
     Code.LEASE_INVALID: "the lease is missing, expired or of another epoch",
     Code.STALE_PLAN: "the plan belongs to an older task",

@@ -88,7 +88,6 @@ class FileSink:
     head of the old one; records of the newest anchor of each tenant's ledger follow. A file that became
     shorter is refused: `chain_broken`.
 
-
     Args:
         path: of the file; made with mode 0600 where there is none.
         durable: whether each record is on the disk (`fsync`) before `write` returns.

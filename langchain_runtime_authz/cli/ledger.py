@@ -151,6 +151,31 @@ def prune(
     typer.echo(f"commits  {gone.commits}")
 
 
+@app.command("clock")
+def clock(
+    where: Where,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+) -> None:
+    """Let a ledger go on whose clock ran ahead and was set right.
+
+    A ledger's time never goes back: it denies (`ledger_clock`) until the time that it has seen has come. This takes
+    the clock as it is now and ends every living lease. Restart the processes that use the ledger afterwards.
+
+    \b
+    Examples:
+      runtime-authz ledger clock ledger.db
+    """  # noqa: D301
+    from langchain_runtime_authz.ledger import admin as do
+
+    with reporting(), _admin(where, schema, role) as admin:
+        if not yes:
+            typer.confirm("Is the clock right now, and may every run end?", abort=True)
+        ended = do.accept_clock(admin)
+    typer.echo(f"leases   {ended} ended")
+
+
 def _show(found: Version) -> None:
     typer.echo(f"schema   {found.version or 'none'}")
     typer.echo(f"oldest   {found.min_reader}")

@@ -15,7 +15,7 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.rows import Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
-__all__ = ["Admin", "Pruned", "migrate", "prune", "version"]
+__all__ = ["Admin", "Pruned", "accept_clock", "migrate", "prune", "version"]
 
 _OF: Final = "tenant = ? AND thread = ?"
 
@@ -134,3 +134,21 @@ def prune(admin: Admin, older_than: float) -> Pruned:
         sql = "INSERT INTO meta (name, value) VALUES ('pruned', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
         admin.run(sql, (through,))
     return Pruned(forgotten, len(gone))
+
+
+def accept_clock(admin: Admin) -> int:
+    """Go on from what the clock says now, though the ledger has seen a later time; how many leases that ended.
+
+    For a clock that ran ahead and was set right: without this the ledger denies until that time has come. Every
+    living lease ends, so that none lives longer by it than it was given.
+
+    Raises:
+        LedgerError: `ledger_schema`.
+    """
+    check(version(admin))
+    now = admin.now()
+    ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")
+    for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal"):
+        entry = (tenant, b"", secrets.token_hex(16), now)
+        admin.run("INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?)", entry)
+    return len(ended)

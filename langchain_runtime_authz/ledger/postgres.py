@@ -146,9 +146,10 @@ class PostgresLedger(SqlLedger):
         return (_SETTINGS, (self._role, self._schema, f"={tenant}", limit, limit))
 
     def _forked(self) -> None:
+        if self._dsn is None:
+            raise LedgerError(Code.LEDGER_UNAVAILABLE, "the caller's pool does not outlive a fork")
         self._left.append(self._pool)
-        if self._dsn is not None:
-            self._pool = self._open()
+        self._pool = self._open()
 
     def __repr__(self) -> str:
         return f"<PostgresLedger schema={self._schema}>"

@@ -171,10 +171,10 @@ class SqlLedger:
     def _here(self) -> None:
         """A process that was forked has connections and threads of its own."""
         if os.getpid() != self._pid:
-            self._pid = os.getpid()
             self._workers = None
             self._lock = threading.Lock()
             self._forked()
+            self._pid = os.getpid()
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
         self._here()

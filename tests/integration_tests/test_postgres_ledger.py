@@ -313,6 +313,9 @@ def test_a_pool_of_the_callers_stays_the_callers(dsn: str, schema: str) -> None:
         with PostgresLedger(pool, schema=schema) as made:
             made.commit(where, None, [OpenThread("user:alice")])
             assert made.load(where, Query()).subject == "user:alice"
+            made._pid = -1  # as in a process that was forked: its connections are its parent's
+            for _ in range(2):
+                assert code(lambda: made.load(where, Query())) == Code.LEDGER_UNAVAILABLE
         with pool.connection() as conn:
             assert not conn.autocommit
             assert conn.execute("SELECT current_user, current_setting('search_path')").fetchone() == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.ledger.base import AdvanceEpoch, Count, OpenThread, Query, Scope
+from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.ledger.base import AdvanceEpoch, Count, Lease, OpenThread, Query, Scope, TakeLease
 from langchain_runtime_authz.ledger.schema import SCHEMA
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
@@ -25,7 +27,7 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "ledger.db")
 
 
-@pytest.mark.parametrize("command", ["status", "migrate", "downgrade", "prune"])
+@pytest.mark.parametrize("command", ["status", "migrate", "downgrade", "prune", "clock"])
 def test_help_teaches(command: str) -> None:
     """What it does, on what, with an example."""
     text = ledger(command, "--help").stdout
@@ -72,6 +74,21 @@ def test_histories_are_forgotten_by_age(file: str) -> None:
     with SqliteLedger(file) as after:
         assert not after.load(SCOPE, Query()).exists
         assert after.load(SCOPE._replace(thread="new"), Query()).exists
+
+
+def test_a_clock_that_ran_ahead_is_set_right(file: str) -> None:
+    """The ledger denies until then; no lease outlives what it was given by it."""
+    ahead = time.time() + 365 * 86400
+    with SqliteLedger(file, clock=lambda: ahead) as wrong:
+        wrong.commit(SCOPE, None, [TakeLease(Lease("j", "run", ("root",), 1, int(ahead), int(ahead) + 60))])
+    with SqliteLedger(file) as right:
+        with pytest.raises(LedgerError) as caught:
+            right.load(SCOPE, Query())
+        assert caught.value.code == Code.LEDGER_CLOCK
+        assert ledger("clock", file, given="n\n").exit_code == 1
+        assert ledger("clock", file, given="y\n").stdout.endswith("leases   1 ended\n")
+        assert right.status("acme", "j") == "ended"
+        assert right.load(SCOPE, Query()).now == pytest.approx(time.time(), abs=60)
 
 
 @pytest.mark.parametrize("age", ["", "90", "d", "-1d", "1.5d", "90 d", "1y"])

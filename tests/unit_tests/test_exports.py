@@ -47,3 +47,13 @@ def test_cli_import_is_light() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_ledgers_are_loaded_when_they_are_asked_for() -> None:
+    """By their names; only PostgreSQL's needs its driver."""
+    code = (
+        "import sys; from langchain_runtime_authz.ledger import MemoryLedger, SqliteLedger; import langchain_runtime_authz.cli; "
+        "print(MemoryLedger.__name__, SqliteLedger.__name__, [m for m in sys.modules if m.startswith('psycopg')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "MemoryLedger SqliteLedger []"
