@@ -334,6 +334,17 @@ def test_a_login_role_needs_only_to_be_a_member(dsn: str, own: str) -> None:
         assert made.status(where.tenant, "j") == "live"
 
 
+@pytest.mark.parametrize(("before", "after"), [("off", "on"), ("local", "local")])
+def test_a_commit_is_on_the_disk_when_it_returns(dsn: str, own: str, before: str, after: str) -> None:
+    """Also where the server's own setting would not wait for it; what waits for more stays."""
+    with login(dsn) as name:
+        with psycopg.connect(dsn) as owner:
+            change = sql.SQL("ALTER ROLE {} SET synchronous_commit = {}")
+            owner.execute(change.format(sql.Identifier(name), sql.Literal(before)))
+        with PostgresLedger(f"{dsn} user={name}", schema=own) as made, made._writing("acme", b"") as tx:
+            assert tx.batch([("SELECT current_setting('synchronous_commit')", ())]) == [[(after,)]]
+
+
 def test_an_operator_makes_shows_prunes_and_takes_back(dsn: str) -> None:
     """The command line on PostgreSQL."""
     name = f"t_{secrets.token_hex(4)}"

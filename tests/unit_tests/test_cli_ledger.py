@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+import langchain_runtime_authz.ledger
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import AdvanceEpoch, Count, Lease, OpenThread, Query, Scope, TakeLease
@@ -108,3 +110,12 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
         assert found.exit_code == 2
         assert found.stderr.startswith("error: ledger_unavailable: ")
         assert found.stderr.count("\n") == 1
+
+
+def test_without_its_driver_postgresql_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "langchain_runtime_authz.ledger.postgres", raising=False)
+    monkeypatch.delattr(langchain_runtime_authz.ledger, "postgres", raising=False)
+    found = ledger("status", "postgresql://nobody@127.0.0.1:1/none")
+    assert (found.exit_code, "langchain-runtime-authz[postgres]" in found.stderr) == (2, True)
