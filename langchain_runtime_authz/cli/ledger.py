@@ -145,10 +145,14 @@ def prune(
     age = re.fullmatch(r"(\d{1,6})([hdw])", older_than)
     if age is None:
         raise typer.BadParameter("must be like 36h, 90d or 12w", param_hint="--older-than")
-    with reporting(), _admin(where, schema, role) as admin:
-        gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
-    typer.echo(f"threads  {gone.threads}")
-    typer.echo(f"commits  {gone.commits}")
+    threads = commits = 0
+    more = True
+    while more:  # in several transactions, so that nobody waits long
+        with reporting(), _admin(where, schema, role) as admin:
+            gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
+        threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
+    typer.echo(f"threads  {threads}")
+    typer.echo(f"commits  {commits}")
 
 
 @app.command("clock")

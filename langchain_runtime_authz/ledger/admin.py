@@ -15,9 +15,18 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.rows import Row
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
 
-__all__ = ["Admin", "Pruned", "accept_clock", "migrate", "prune", "version"]
+__all__ = ["BATCH", "Admin", "Pruned", "accept_clock", "migrate", "prune", "version"]
 
+BATCH: Final = 500  # threads that one transaction forgets
 _OF: Final = "tenant = ? AND thread = ?"
+_SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
+_ENDED: Final = (
+    "SELECT tenant, thread FROM thread t WHERE at < ? AND NOT EXISTS"
+    f" (SELECT 1 FROM lease l WHERE {_SAME.format('l')} AND l.state = 'live' AND l.expires > ?) AND NOT EXISTS"
+    f" (SELECT 1 FROM revocation r WHERE {_SAME.format('r')} AND r.lifted = 0 AND NOT EXISTS"
+    f" (SELECT 1 FROM revocation s WHERE {_SAME.format('s')} AND s.agent = r.agent AND s.lifted = 1 AND s.seq > r.seq))"
+    " ORDER BY at LIMIT ?"
+)
 
 
 class Admin(Protocol):
@@ -93,9 +102,10 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
     return version(admin)
 
 
-def prune(admin: Admin, older_than: float) -> Pruned:
+def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     """Forget threads whose last commit is older than `older_than` seconds, and the journal of that time.
 
+    At most `most` threads, so that nobody waits long for one transaction: where it took so many, there may be more.
     Kept are threads with a living lease and threads with a revocation; of a forgotten one stays its epoch,
     which never decreases. A forgotten thread counts as new: its old plans are unplanned, so forgetting denies.
     The newest commit of each tenant stays in the journal.
@@ -106,18 +116,10 @@ def prune(admin: Admin, older_than: float) -> Pruned:
     check(version(admin))
     now = admin.now()
     until = now - older_than
-    threads = admin.run(
-        "SELECT tenant, thread FROM thread t WHERE at < ?"
-        " AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.tenant = t.tenant AND l.thread = t.thread"
-        " AND l.state = 'live' AND l.expires > ?)",
-        (until, now),
-    )
     forgotten = 0
-    for of in threads:
-        in_force: set[str] = set()
-        for agent, lifted in admin.run(f"SELECT agent, lifted FROM revocation WHERE {_OF} ORDER BY seq", of):
-            (in_force.discard if lifted else in_force.add)(agent)
-        if in_force:
+    for of in admin.run(_ENDED, (until, now, most)):
+        # Whoever came in between has set its time.
+        if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
             continue
         ((epoch,),) = admin.run(f"SELECT coalesce(max(epoch), 1) FROM epoch WHERE {_OF}", of)
         for table in (*STATE, *HISTORY):

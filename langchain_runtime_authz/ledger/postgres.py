@@ -210,7 +210,7 @@ def administer(dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create:
 
 
 class _Admin:
-    dialect = Dialect("BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA", "DOUBLE PRECISION", "")
+    dialect = Dialect("BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "BYTEA", "DOUBLE PRECISION", "", " FOR UPDATE")
 
     def __init__(self, conn: Connection, schema: str, role: str) -> None:
         self._conn, self._schema, self._role = conn, schema, role

@@ -32,6 +32,7 @@ class Dialect:
     bytes: str
     real: str
     compact: str  # behind a table that is kept in its primary key
+    lock: str  # behind a SELECT whose rows are held
 
 
 class Version(NamedTuple):

@@ -179,7 +179,7 @@ def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
 
 
 class _Admin:
-    dialect = Dialect("INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB", "REAL", "WITHOUT ROWID")
+    dialect = Dialect("INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB", "REAL", "WITHOUT ROWID", "")
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn

@@ -380,3 +380,25 @@ def test_retention_forgets_nothing_that_lives(dsn: str, own: str) -> None:
     with PostgresLedger(dsn, schema=own) as made:
         assert (made.load(old, Query()).exists, made.load(old, Query()).epoch) == (False, 2)
         assert made.load(live, Query()).exists
+
+
+def test_a_thread_that_is_taken_up_while_others_are_forgotten_stays(dsn: str, own: str) -> None:
+    """Retention has chosen it when a new entry commits: it looks again, behind the same lock."""
+    old = scope()
+    with PostgresLedger(dsn, schema=own, clock=lambda: 1_000_000_000.0) as made:
+        made.commit(old, None, [OpenThread("user:alice"), AdvanceEpoch(1)])
+    with PostgresLedger(dsn, schema=own) as made, administer(dsn, schema=own) as admin:
+        run, chosen = admin.run, []
+
+        def between(text: str, values: Any = ()) -> Any:
+            found = run(text, values)
+            if text.startswith("SELECT tenant, thread"):
+                chosen.extend(found)
+                made.commit(old, None, [TakeLease(Lease("j", "run", ("root",), 2, 0, 5_000_000_000))])
+            return found
+
+        admin.run = between  # type: ignore[method-assign]
+        assert prune(admin, 86400).threads == 0
+        assert len(chosen) == 1
+    with PostgresLedger(dsn, schema=own) as made:
+        assert made.status(old.tenant, "j") == "live"

@@ -7,10 +7,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger import admin as admin_module
 from langchain_runtime_authz.ledger.admin import migrate, prune, version
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
@@ -233,6 +236,17 @@ def test_only_what_ended_long_ago_is_forgotten(path: Path) -> None:
         assert isinstance(again, Committed)
         assert again.epoch == 2
         assert ledger.load(scopes["ended"], Query(log=True)).log == (said,)
+
+
+def test_much_is_forgotten_in_several_transactions(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command goes on until nothing is left."""
+    monkeypatch.setattr(admin_module, "BATCH", 2)
+    monkeypatch.setattr(admin_module.prune, "__defaults__", (2,))
+    with SqliteLedger(path, clock=lambda: 1_000_000_000.0) as ledger:
+        for number in range(5):
+            ledger.commit(SCOPE._replace(thread=str(number)), None, [OpenThread("user:alice")])
+    found = CliRunner().invoke(app, ["ledger", "prune", str(path), "--older-than", "90d"])
+    assert found.stdout.split() == ["threads", "5", "commits", "4"]
 
 
 def test_a_silent_run_that_lapsed_counts_as_ended(path: Path) -> None:
