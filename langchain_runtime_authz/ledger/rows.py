@@ -214,7 +214,7 @@ class Fetch:
         for state, body in rows:
             held = json.loads(body)
             grant = None if held["grant"] is None else Grant.from_json(held["grant"])
-            lease = b.Lease(**{**_known(b.Lease, held), "agent": tuple(held["agent"]), "grant": grant, "state": state})
+            lease = b.Lease(**{**_known(b.Lease, held), "grant": grant, "state": state})
             self.thread.leases[lease.jti] = lease
 
     def _calls(self, rows: Sequence[Row]) -> None:
@@ -379,17 +379,21 @@ def _fields(row: Any) -> dict[str, Any]:
 
 def _known(kind: Any, body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that this version knows: a newer one may have kept more."""
-    return {f.name: body[f.name] for f in fields(kind) if f.name in body}
+    return {f.name: _frozen(body[f.name]) for f in fields(kind) if f.name in body}
+
+
+def _frozen(value: Any) -> Any:
+    """JSON knows no tuples, and rows no lists."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _history(body: Mapping[str, Any]) -> History:
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in _known(History, body).items()}
-    return History(**known)
+    return History(**_known(History, body))
 
 
 def _plan(body: Mapping[str, Any]) -> PlanRecord:
     calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in body["calls"])
-    return PlanRecord(**{**_known(PlanRecord, body), "agent": tuple(body["agent"]), "calls": calls})
+    return PlanRecord(**{**_known(PlanRecord, body), "calls": calls})
 
 
 def lookup(tenant: str, jti: str) -> list[Statement]:

@@ -799,7 +799,23 @@ class LedgerContract:
     def test_a_question_is_open_until_answered(self) -> None:
         """It comes back as it was asked, with its answer added."""
         with self._bench() as b:
-            asked = Approval("k", DIGEST, 1, "task-1", 2, 3, interrupt_id="i-1")
+            asked = Approval(
+                "k",
+                DIGEST,
+                1,
+                "task-1",
+                2,
+                3,
+                interrupt_id="i-1",
+                agent=("root", "a"),
+                plan_id="m1",
+                place=1,
+                call_id="c",
+                tool="pay",
+                within=((ROOT, "c0"), (("root", "a"), "c1")),
+                expires_at=int(b.clock()) + TTL,
+                allowed=("approve", "reject"),
+            )
             b.do(AskApproval(asked), AskApproval(Approval("other", DIGEST, 1, position=1)))
             assert b.approval("k") == asked
             assert {a.call_key for a in b.load(asks=True).asks} == {"k", "other"}
