@@ -71,7 +71,7 @@ grants = st.builds(
 def answer_to(pdp: WasmPDP, document: object) -> tuple[bool, set[str]]:
     """Decision and codes; an engine that stops is a deny (`Evaluator`)."""
     try:
-        answer = pdp.evaluate(example_request(), json.dumps(document).encode())
+        answer = pdp.document(json.dumps(document).encode())
     except OpaWasmError:
         return False, {"pdp_error"}
     assert isinstance(answer, dict)
