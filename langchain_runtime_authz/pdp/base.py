@@ -257,11 +257,23 @@ class ObserveOnly:
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._permit(self._real.evaluate([request])[0])
+        return self._permit(self._real.evaluate([request], [body])[0])
 
     async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._permit((await self._real.aevaluate([request]))[0])
+        return self._permit((await self._real.aevaluate([request], [body]))[0])
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Permit each, with the real decision's outcome as the reason."""
+        return [self._permit(d) for d in self._real.evaluate(requests, bodies)]
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Permit each, with the real decision's outcome as the reason."""
+        return [self._permit(d) for d in await self._real.aevaluate(requests, bodies)]
 
     @staticmethod
     def _permit(real: Decision) -> dict[str, Any]:

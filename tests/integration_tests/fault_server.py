@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Callable[[socket.socket, bytes], None], str, str | None]
     "no-content": (status("204 No Content"), "pdp_status", None),
     "created": (status("201 Created"), "pdp_status", None),
     "html": (
-        lambda c, b: c.sendall(whole(b"<html>\"decision\": true</html>", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n")),
+        lambda c, b: c.sendall(whole(b'<html>"decision": true</html>', b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n")),
         "pdp_malformed",
         None,
     ),
@@ -210,7 +210,7 @@ class FaultServer:
             with connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
-                    connection = self._tls.wrap_socket(connection, server_side=True)  # noqa: PLW2901
+                    connection = self._tls.wrap_socket(connection, server_side=True)
                 with connection, connection.makefile("rb") as reader:
                     while self._answer(connection, reader):
                         pass
