@@ -141,8 +141,7 @@ class OpaPDP:
         return bool(await _client(self._link, session).check_health(query))
 
     async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
-        result, told = await self._post(session, self._url, b'{"input":' + body + b"}", 1)
-        return self._decision(result, told)
+        return _decision(*await self._post(session, self._url, b'{"input":' + body + b"}", 1))
 
     async def _ask_all(self, session: aiohttp.ClientSession, bodies: Sequence[bytes]) -> Sequence[object]:
         if self._batch_url is None:
@@ -151,32 +150,38 @@ class OpaPDP:
         results, told = await self._post(session, self._batch_url, together, len(bodies))
         if not isinstance(results, list) or len(results) != len(bodies):
             raise PDPError(Code.PDP_MALFORMED, "another number of answers than of requests")
-        return [self._decision(result, told) for result in results]
+        return [_decision(result, told) for result in results]
 
     async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes, n: int) -> tuple[object, _Told]:
         reply = await self._link.exchange(session, "POST", url, body=body, limit=n * MAX_ANSWER_BYTES)
-        try:
-            document = strict_json(reply.body)
-        except (ValueError, RecursionError) as exc:
-            raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
-        if not isinstance(document, dict):
-            raise PDPError(Code.PDP_MALFORMED, "no object")
-        if "result" not in document:  # OPA's way to say `undefined`
-            raise PDPError(Code.PDP_UNDEFINED)
-        told = _told(document)
+        result, told = _opened(reply.body)
         self.revision = told[1]
-        return document["result"], told
-
-    def _decision(self, result: object, told: _Told) -> Decision:
-        own_id, revision = told
-        decision = parse_answer(result)
-        if decision is None:
-            raise PDPError(Code.PDP_MALFORMED, "no decision document")
-        update = {"pdp_decision_id": own_id, "policy_revision": revision or decision.policy_revision}
-        return decision.model_copy(update=update)
+        return result, told
 
 
 _Told = tuple[str, str]  # OPA's decision id, the bundles' revision
+
+
+def _opened(body: bytes) -> tuple[object, _Told]:
+    """What OPA's envelope holds."""
+    try:
+        document = strict_json(body)
+    except (ValueError, RecursionError) as exc:
+        raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
+    if not isinstance(document, dict):
+        raise PDPError(Code.PDP_MALFORMED, "no object")
+    if "result" not in document:  # OPA's way to say `undefined`
+        raise PDPError(Code.PDP_UNDEFINED)
+    return document["result"], _told(document)
+
+
+def _decision(result: object, told: _Told) -> Decision:
+    own_id, revision = told
+    decision = parse_answer(result)
+    if decision is None:
+        raise PDPError(Code.PDP_MALFORMED, "no decision document")
+    update = {"pdp_decision_id": own_id, "policy_revision": revision or decision.policy_revision}
+    return decision.model_copy(update=update)
 
 
 def _told(document: dict[str, Any]) -> _Told:

@@ -1,7 +1,7 @@
 """The default PDP: Rego compiled by OPA to Wasm, evaluated in this process.
 
-The verdicts are OPA's own, with no server to run. What `opa-py-wasm` gives on top: a deadline that
-stops a running evaluation, the GIL free meanwhile, and no host function that a policy could call.
+The verdicts are OPA's own, with no server to run. On top of that (`pdp._rego`): a deadline that stops
+a running evaluation, the GIL free meanwhile, and no host function that a policy could call.
 """
 
 from __future__ import annotations
@@ -10,28 +10,25 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import threading
-import time
-import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Final, overload
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 
 if TYPE_CHECKING:
-    from opapywasm import OpaWasmPolicy
+    from langchain_runtime_authz.pdp._rego import Program
 
 __all__ = ["WasmPDP"]
 
 MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
 _ENVELOPE: Final = 1024
-_TICK: Final = 0.01  # seconds, as `opapywasm` has it
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
@@ -41,8 +38,7 @@ Json = Mapping[str, object]
 class WasmPDP:
     """A policy compiled by `opa build -t wasm`, run in-process.
 
-    Thread-safe. Construct it once, and before the process forks: compiling costs about 0.15 s, and a
-    forked child can not do it.
+    Thread-safe, and usable in a fork's child. Construct it once: compiling costs about 0.15 s.
 
     Args:
         wasm: path or bytes of a compiled policy; the shipped one when absent.
@@ -85,9 +81,7 @@ class WasmPDP:
         self._timeout = timeout
         self._swap = threading.Lock()
         self._closed = False
-        self._pid = os.getpid()
         self._loaded = self._load(wasm, data)
-        _live.add(self)
 
     @property
     def revision(self) -> str:
@@ -107,18 +101,14 @@ class WasmPDP:
         the revision that made it. Returns the new revision.
 
         Raises:
-            ConfigError: `policy_invalid`: it can not be used, and nothing was changed. A process that
-                was forked off can not compile: replace the policy before, or start it with `spawn`.
+            ConfigError: `policy_invalid`: it can not be used, and nothing was changed.
         """
-        if self._pid != os.getpid():
-            msg = "a forked process can not compile a policy"
-            raise ConfigError(msg, Code.POLICY_INVALID)
         new = self._load(wasm, data)
         with self._swap:
             old = new if self._closed else self._loaded
             if not self._closed:
                 self._loaded = new
-        old.policy.close()
+        old.program.close()
         return new.revision
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
@@ -126,7 +116,7 @@ class WasmPDP:
 
         Raises:
             TimeoutError: no engine was free, or the evaluation did not end, within `timeout`.
-            opapywasm.OpaWasmError: the evaluation failed.
+            RuntimeError: the evaluation failed, or the PDP was closed.
         """
         answer, revision = self._run(body)
         return self._decided(answer, revision)
@@ -168,7 +158,7 @@ class WasmPDP:
         """Free the engine; every later evaluation denies. Idempotent."""
         with self._swap:
             self._closed = True
-            self._loaded.policy.close()
+            self._loaded.program.close()
 
     def _tried(self, request: EvaluationRequest, body: bytes) -> object:
         try:
@@ -181,24 +171,23 @@ class WasmPDP:
     @overload
     def _run(self, body: bytes, *, batch: bool) -> tuple[object, str] | None: ...
     def _run(self, body: bytes, *, batch: bool = False) -> tuple[object, str] | None:
-        from opapywasm import OpaPolicyClosedError, OpaPoolTimeoutError, OpaWasmError
+        from langchain_runtime_authz.pdp._rego import PolicyFailed, Undefined
 
+        if len(body) > MAX_BATCH_BYTES + _ENVELOPE:
+            raise PDPError(Code.PDP_ERROR, "the input is too large")
         while True:
             loaded = self._loaded
             entrypoint = loaded.batch if batch else self._entrypoint
             if entrypoint is None:
                 return None
             try:
-                return loaded.policy.evaluate(body, entrypoint), loaded.revision
-            except OpaPolicyClosedError:
-                if loaded is self._loaded:  # closed for good, not replaced since
+                return loaded.program.evaluate(body, entrypoint), loaded.revision
+            except Undefined as exc:
+                raise PDPError(Code.PDP_UNDEFINED) from exc
+            except PolicyFailed:
+                if loaded is self._loaded or not loaded.program.closed:
                     raise
-            except OpaPoolTimeoutError as exc:
-                raise TimeoutError from exc
-            except OpaWasmError as exc:
-                if _interrupted(exc):
-                    raise TimeoutError from exc
-                raise
+                # Replaced between the two lines above: the new one answers.
 
     @staticmethod
     def _decided(answer: object, revision: str) -> Decision:
@@ -216,16 +205,19 @@ class WasmPDP:
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
             document = {DATA_ROOT: {**_member(document), "revision": revision}}
-        policy = _load(code, _dump(document), self._entrypoint, self._pool_size, self._timeout)
+        loaded = getattr(self, "_loaded", None)
+        known = loaded.program if loaded is not None and loaded.code == code and not loaded.program.closed else code
+        program = _program(known, _dump(document), self._entrypoint, self._pool_size, self._timeout)
         batch = self._entrypoint.rpartition("/")[0] + "/batch"
-        return _Loaded(policy, revision, batch if batch in policy.entrypoints else None)
+        return _Loaded(program, code, revision, batch if batch in program.entrypoints else None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     """One policy with one data document: what is swapped."""
 
-    policy: OpaWasmPolicy
+    program: Program
+    code: bytes
     revision: str
     batch: str | None
 
@@ -307,67 +299,31 @@ def _merge_shipped(given: dict[str, object]) -> dict[str, object]:
     return {DATA_ROOT: {**shipped, **given}}
 
 
-def _interrupted(exc: BaseException | None) -> bool:
-    from wasmtime import Trap, TrapCode
-
-    while exc is not None and not isinstance(exc, Trap):
-        exc = exc.__cause__
-    return exc is not None and exc.trap_code == TrapCode.INTERRUPT
-
-
-# What stops a runaway evaluation is a thread per policy, which a fork's child does not have.
-_live: weakref.WeakSet[WasmPDP] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for pdp in list(_live):
-        engine = pdp._loaded.policy._factory.engine  # noqa: SLF001
-        threading.Thread(target=_tick, args=(engine,), name="runtime-authz-ticker", daemon=True).start()
-
-
-def _tick(engine: Any) -> None:
-    while True:
-        time.sleep(_TICK)
-        engine.increment_epoch()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
-
-def _load(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> OpaWasmPolicy:
+def _program(known: bytes | Program, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
     # Imported late: wasmtime is the dearest import of the package, and other PDPs do without it.
-    from opapywasm import OpaWasmError, OpaWasmPolicy, PolicyConfig
+    from langchain_runtime_authz.pdp._rego import PolicyFailed, Program, Undefined
 
-    config = PolicyConfig(
-        pool_size=pool_size,
-        borrow_timeout_seconds=timeout,
-        eval_timeout_seconds=timeout,
-        max_input_bytes=MAX_BATCH_BYTES + _ENVELOPE,
-        parse_raw_json_input=False,  # `body` was serialised by us
-    )
     try:
-        policy = OpaWasmPolicy.from_wasm_bytes(code, config)
-    except OpaWasmError as exc:
-        msg = f"not a policy compiled by `opa build -t wasm`: {exc}"
+        program = Program(known, data, pool_size=pool_size, timeout=timeout)
+    except (PolicyFailed, TimeoutError) as exc:
+        msg = f"not a policy compiled by `opa build -t wasm`: {exc or type(exc).__name__}"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
     try:
-        if policy.builtins:
+        if program.builtins:
             # They would run in Python, beyond the deadline, or not exist at all.
-            msg = f"the policy calls {', '.join(sorted(policy.builtins))}, which Wasm does not have"
+            msg = f"the policy calls {', '.join(sorted(program.builtins))}, which Wasm does not have"
             raise ConfigError(msg, Code.POLICY_INVALID)
-        if entrypoint not in policy.entrypoints:
-            have = ", ".join(sorted(policy.entrypoints)) or "none"
+        if entrypoint not in program.entrypoints:
+            have = ", ".join(sorted(program.entrypoints)) or "none"
             msg = f"the policy has no entrypoint `{entrypoint}`; it has: {have}"
             raise ConfigError(msg, Code.POLICY_INVALID)
-        policy.set_data(data)
-        for _ in range(pool_size):  # builds every pooled instance now: 3 ms each that no request pays
-            policy.evaluate(b"{}", entrypoint)
-    except OpaWasmError as exc:
-        policy.close()
-        msg = f"the policy can not be evaluated: {exc}"
+        with suppress(Undefined):
+            program.evaluate(b"{}", entrypoint)
+    except (PolicyFailed, TimeoutError) as exc:
+        program.close()
+        msg = f"the policy can not be evaluated: {exc or type(exc).__name__}"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
     except BaseException:
-        policy.close()
+        program.close()
         raise
-    return policy
+    return program

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import wasmtime
-from opapywasm import OpaWasmError
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp._rego import PolicyFailed
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
@@ -227,7 +227,7 @@ def test_garbage_denies(pdp: WasmPDP, body: bytes) -> None:
 
 def test_too_deep_an_input_stops_that_evaluation_only(pdp: WasmPDP) -> None:
     """A trap of the engine is an exception, hence a deny, and the next request is answered."""
-    with pytest.raises(OpaWasmError):
+    with pytest.raises(PolicyFailed):
         pdp.document(b"[" * 100_000)
     assert ask(pdp).permit
 
@@ -379,12 +379,20 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
         pdp.close()
 
 
-@pytest.mark.parametrize("result", ["[]", '[{"result": true}]', '[{"result": {}}]', '[{"result": null}]'])
+@pytest.mark.parametrize("result", ['[{"result": true}]', '[{"result": {}}]', '[{"result": null}]'])
 def test_an_answer_that_is_no_decision_denies(result: str) -> None:
-    """An undefined rule, a bare boolean and an empty answer deny."""
+    """A bare boolean and an empty answer deny."""
     pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
     (decision,) = Evaluator(pdp).evaluate([example_request()])
     assert (decision.reason, decision.failure) == (Code.PDP_MALFORMED, "pdp")
+    pdp.close()
+
+
+def test_an_undefined_rule_denies() -> None:
+    """It is no error at load, as it may be defined for other requests."""
+    pdp = WasmPDP(wasm=opa_module(result="[]"), entrypoint="a/b", pool_size=1)
+    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    assert (decision.reason, decision.failure) == (Code.PDP_UNDEFINED, "pdp")
     pdp.close()
 
 
