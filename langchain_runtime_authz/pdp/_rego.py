@@ -9,6 +9,7 @@ The policy can call nothing of ours: what it imports is answered by a second mod
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import math
@@ -337,5 +338,16 @@ def _forked() -> None:
         _clock.forked(len(open_ones))
 
 
+def _ended() -> None:
+    # While `wasmtime` can still free what it made: at the end of the interpreter it no longer can.
+    for program in list(_programs):
+        program.close()
+        program.module.close()
+    if _clock is not None:
+        _clock.host.close()
+        _clock.engine.close()
+
+
+atexit.register(_ended)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)

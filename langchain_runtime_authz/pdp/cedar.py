@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz.authzen import REASON_CODE, EvaluationRequest, Obligation, strict_json
+from langchain_runtime_authz.authzen import (
+    REASON_CODE,
+    ArgumentProvenance,
+    CallContext,
+    EvaluationRequest,
+    Obligation,
+    strict_json,
+)
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 
@@ -34,6 +41,11 @@ __all__ = ["CedarPDP", "cedar_request"]
 
 SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model", "tool": "Tool"}
+
+# The shipped data.json's `worth`, and the kinds of argument that say where something goes.
+_WORTHS: Final = ("told", "selected", "known", "outside")
+_NAMED_IS_SELECTED: Final = frozenset({"amount", "place", "value"})
+_DESTINATIONS: Final = frozenset({"principal", "url", "channel"})
 
 ToCedar = Callable[[EvaluationRequest], dict[str, Any]]
 
@@ -205,12 +217,15 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
     """A request in the words of `policies/cedar/runtime_authz.cedarschema`.
 
     Whatever Cedar can not compute is computed here: whether the grant holds the step, which kinds of
-    delegation led to it, how often this tool and effect were used, whether the approval is for this call.
+    delegation led to it, how often this tool and effect were used, whether the approval is for this
+    call, what its weakest argument is worth, and what it can set going.
     """
     ctx, properties = request.context, request.resource.properties
-    effect, name = _string(properties.get("effect")), request.resource.id
+    effect, sink, name = _string(properties.get("effect")), _string(properties.get("sink")), request.resource.id
     plan, call, approval, history = ctx.plan, ctx.call, ctx.approval, ctx.history
     of_this = approval is not None and call is not None and approval.args_digest == call.args_digest != ""
+    effects, sinks = _reached(properties.get("reaches", []), effect, sink, call)
+    worths = [(a.kind in _DESTINATIONS, _worth(a)) for a in call.provenance.values()] if call is not None else []
     return {
         "principal": {"type": "Subject", "id": request.subject.id},
         "action": {"type": "Action", "id": request.action.name},
@@ -219,18 +234,33 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
             "now": ctx.now,
             "subject": {"kind": request.subject.type},
             "task": {"epoch": ctx.task.epoch, "corrections": ctx.task.corrections},
-            "lease": {"epoch": ctx.lease.epoch, "exp": ctx.lease.exp},
+            "lease": {
+                "epoch": ctx.lease.epoch,
+                "exp": ctx.lease.exp,
+                "seconds": ctx.lease.seconds,
+                "steps": ctx.lease.steps,
+            },
             "grant_refusal": _refusal(request),
             "delegation": {"depth": ctx.delegation.depth, "kinds": sorted({e.kind for e in ctx.delegation.edges})},
             "history": {
                 "steps": history.steps,
                 "denials": history.denials,
+                "streak": history.streak,
+                "unplanned": history.unplanned,
+                "tainted": history.tainted,
+                "rotations": history.rotations,
+                "last_minute": history.last_minute,
                 "classes_read": history.classes_read,
                 "of_effect": history.effects.get(effect, 0),
                 "of_tool": history.calls.get(name, 0),
             },
             "plan": {"planned": plan is not None and plan.planned, "stale": plan is not None and plan.stale},
-            "call": {"given": call is not None},
+            "call": {
+                "given": call is not None,
+                "intent": call.intent.state if call is not None else "unasked",
+                "worth": max((w for _, w in worths), default=_WORTHS.index("known")),
+                "destination_worth": max((w for there, w in worths if there), default=_WORTHS.index("outside")),
+            },
             "approval": {
                 "given": of_this,
                 "source": approval.source if approval is not None else "",
@@ -238,12 +268,33 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
             },
             "tool": {
                 "effect": effect,
-                "sink": _string(properties.get("sink")),
+                "effects": sorted(effects),
+                "sink": sink,
+                "sinks": sorted(sinks),
                 "data_class": _string(properties.get("data_class")),
                 "profiled": properties.get("profiled") is True,
             },
         },
     }
+
+
+def _worth(argument: ArgumentProvenance) -> int:
+    """What the shipped data.json makes of an argument's standing, as a number."""
+    if argument.kind == "when":
+        return 0
+    if argument.standing == "named":
+        return _WORTHS.index("selected" if argument.kind in _NAMED_IS_SELECTED else "outside")
+    return _WORTHS.index(argument.standing)
+
+
+def _reached(reaches: object, effect: str, sink: str, call: CallContext | None) -> tuple[set[str], set[str]]:
+    """Every effect and sink of a call, with those of what it can set going. What is malformed is no known one."""
+    listed = reaches if isinstance(reaches, list) else [None]
+    each = [r if isinstance(r, dict) else {} for r in listed]
+    effects = {effect, *(_string(r.get("effect")) for r in each)}
+    own = call.sink if call is not None and call.sink is not None else sink
+    sinks = {own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
+    return effects, sinks
 
 
 def _string(value: object) -> str:

@@ -32,6 +32,34 @@ PLAUSIBLE: dict[str, list[object]] = {
     "context.call.args.amount": [100, 100.0, 1e2, 100.1, -1, 2**60, 1e300, "1", True, None, [1]],
     "context.call.args.account": ["UK13", "", 1, None],
     "context.call.args_digest": ["", "sha256:other"],
+    "resource.properties.reaches": [
+        [],
+        [{"effect": "pay", "sink": "external"}],
+        [{"effect": "write", "sink": "internal"}, {"effect": "smite", "sink": "none"}],
+        [{"effect": "send"}],
+        "all",
+    ],
+    "context.call.intent.state": ["unasked", "unstated", "elsewise"],
+    "context.call.intent": [None, {"state": "unasked", "source": "words"}, {"state": "unstated", "source": None}],
+    "context.call.sink": ["none", "external", "internal", None, "elsewhere"],
+    "context.call.provenance": [
+        {},
+        None,
+        {"account": {"kind": "principal", "class": "external", "standing": "outside"}},
+        {"account": {"kind": "principal", "class": "system", "standing": "known"}},
+        {"account": {"kind": "principal", "class": "mentioned", "standing": "named"}},
+        {"account": {"kind": "url", "class": "human", "standing": "told"}, "amount": {"kind": "amount"}},
+    ],
+    "context.call.provenance.account.standing": ["told", "selected", "known", "named", "outside"],
+    "context.call.provenance.account.kind": ["principal", "url", "object", "channel", "amount", "place", "when"],
+    "context.call.provenance.amount.standing": ["told", "selected", "known", "outside", "maybe"],
+    "context.history.streak": [9, 10, "10", None],
+    "context.history.unplanned": [2, 3],
+    "context.history.tainted": [4, 5],
+    "context.history.rotations": [5, 6],
+    "context.history.last_minute": [99, 100],
+    "context.lease.seconds": [3599, 3600, 2**53],
+    "context.lease.steps": [999, 1000],
     "context.history.denials": [24, 25, 1e9, "25"],
     "context.history.classes_read": [
         [],
@@ -140,8 +168,9 @@ def type_preserving(rng: random.Random) -> dict[str, Any]:
             at = document
             for name in parents:
                 at = at.get(name) if isinstance(at, dict) else None
-            if not isinstance(at, dict) or last not in at:
+            if not isinstance(at, dict) or (last not in at and last != "reaches"):
                 continue
+            at.setdefault(last, [])
             alike = [v for v in PLAUSIBLE[path] if type(v) is type(at[last])] or [at[last]]
             at[last] = json.loads(json.dumps(rng.choice(alike)))
         else:

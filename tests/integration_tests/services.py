@@ -44,7 +44,11 @@ class OpaServer:
         self.url = self.address if self.address.startswith("unix://") else f"http://{self.address}"
         self._arguments = [str(a) for a in arguments or SHIPPED]
         self._process: subprocess.Popen[bytes] | None = None
-        self.start(wait=wait)
+        try:
+            self.start(wait=wait)
+        except BaseException:
+            self.kill()
+            raise
 
     def __enter__(self) -> OpaServer:
         return self

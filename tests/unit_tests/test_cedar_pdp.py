@@ -15,6 +15,7 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
 
 FOLDER = resources.files("langchain_runtime_authz") / "policies" / "cedar"
@@ -24,6 +25,11 @@ TABLE = json.loads((FOLDER / "obligations.json").read_text())
 EFFECT = "resource.properties.effect"
 GRANT = "context.lease.grant"
 APPROVAL = {"source": "interrupt", "approver": "b", "authenticated": False, "args_digest": "sha256:" + "5e" * 32}
+WASM = WasmPDP(pool_size=1)
+UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+OUTSIDE = {
+    "context.call.provenance": {"account": {"kind": "principal", "class": "external", "standing": "outside"}},
+}
 ALL = "permit (principal, action, resource);"
 
 
@@ -57,21 +63,42 @@ def sample() -> CedarPDP:
         ({"context.plan": None}, "deny", ("unplanned",), []),
         ({"subject.type": "anonymous"}, "deny", ("anonymous",), []),
         ({"resource.properties.profiled": False, EFFECT: "delete"}, "deny", ("unprofiled",), []),
-        ({EFFECT: "admin"}, "deny", ("effect",), []),
+        ({EFFECT: "admin", **UNSTATED}, "deny", ("effect",), []),
+        ({"context.call.intent.state": "unasked", **OUTSIDE}, "deny", ("argument_source", "effect", "not_asked"), []),
+        ({"context.call.intent.state": "unasked"}, "approval_required", ("effect", "not_asked"), ["approval"]),
+        (OUTSIDE, "approval_required", ("argument_source", "effect"), ["approval"]),
+        ({"resource.properties.reaches": [{"effect": "smite", "sink": "none"}]}, "deny", ("no_permit",), []),
+        ({"resource.properties.reaches": "all"}, "deny", ("no_permit",), []),
+        (
+            {"resource.properties.reaches": [{"effect": "pay", "sink": "internal"}], **UNSTATED},
+            "approval_required",
+            ("effect",),
+            ["approval"],
+        ),
         ({EFFECT: "smite"}, "deny", ("no_permit",), []),
         (
-            {"resource.properties.sink": "external", GRANT: None, "context.history.classes_read": ["new"]},
+            {"context.call.sink": "external", "context.history.classes_read": ["new"]},
             "deny",
             ("data_flow",),
             [],
         ),
         ({"context.history.denials": 25}, "halt", ("denial_streak",), ["revoke"]),
-        ({EFFECT: "pay"}, "approval_required", ("effect",), ["approval"]),
+        ({"context.history.streak": 10}, "halt", ("denial_streak",), ["revoke"]),
+        ({"context.history.last_minute": 100}, "halt", ("burst",), ["revoke"]),
+        ({"context.history.unplanned": 3}, "halt", ("unplanned_streak",), ["revoke"]),
+        ({"context.history.tainted": 5}, "halt", ("tainted_streak",), ["revoke"]),
+        ({"context.history.rotations": 6}, "halt", ("rotations",), ["revoke"]),
+        ({"context.delegation.depth": 8, GRANT: None}, "deny", ("too_deep",), []),
+        ({"context.lease.steps": 1000}, "deny", ("step_budget",), []),
+        ({"context.lease.seconds": 3600}, "deny", ("time_budget",), []),
+        ({EFFECT: "pay"}, "permit", (), ["rate_pay"]),  # the human said so, whom and how much
+        ({EFFECT: "pay", **UNSTATED}, "approval_required", ("effect",), ["approval"]),
         ({"resource.properties.profiled": False}, "approval_required", ("unprofiled",), ["approval"]),
-        ({"resource.properties.sink": "external", GRANT: None}, "approval_required", ("data_flow",), ["approval"]),
-        ({EFFECT: "pay", "context.approval": APPROVAL}, "permit", (), ["rate_pay"]),
-        ({EFFECT: "pay", "context.approval": {**APPROVAL, "source": "hitl"}}, "approval_required", ("effect",), ["approval"]),
-        ({EFFECT: "pay", "context.approval": {**APPROVAL, "args_digest": "x"}}, "approval_required", ("effect",), ["approval"]),
+        ({"context.call.sink": "external"}, "permit", (), []),
+        ({"context.call.sink": "external", **UNSTATED}, "approval_required", ("data_flow",), ["approval"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": APPROVAL}, "permit", (), ["rate_pay"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "source": "hitl"}}, "approval_required", ("effect",), ["approval"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "args_digest": "x"}}, "approval_required", ("effect",), ["approval"]),
         ({EFFECT: "pay", "context.plan.stale": True}, "deny", ("stale_plan",), []),  # nobody is asked in vain
         ({"action.name": "run/start", "resource.type": "run"}, "permit", (), []),
         ({"action.name": "tools/call", "resource.type": "agent"}, "deny", ("pdp_error",), []),
@@ -81,8 +108,13 @@ def sample() -> CedarPDP:
 def test_the_sample(
     sample: CedarPDP, overrides: dict[str, object], outcome: str, reasons: tuple[str, ...], obliged: list[str],
 ) -> None:
-    """Each rule of the shipped policy, in Cedar."""
+    """Each rule of the shipped policy, in Cedar, as Rego has it."""
     decision = ask(sample, overrides)
+    (rego,) = Evaluator(WASM).evaluate([example_request(overrides)])
+    if reasons == ("no_permit",):  # of an effect that it does not know Rego says so once more
+        assert (rego.outcome, "no_permit" in rego.reasons) == ("deny", True)
+    elif "pdp_error" not in reasons:
+        assert (rego.outcome, rego.reasons) == (outcome, reasons)
     assert (decision.outcome, decision.reasons, [o.id for o in decision.obligations]) == (outcome, reasons, obliged)
     assert decision.policy_revision == sample.revision
 
@@ -112,7 +144,7 @@ def test_no_decision_denies() -> None:
 
 def test_one_failure_in_a_batch_leaves_the_others_alone(sample: CedarPDP) -> None:
     """Each request has its own answer."""
-    asked = [example_request(), example_request({"context.now": 2**63}), example_request({EFFECT: "admin"})]
+    asked = [example_request(), example_request({"context.now": 2**63}), example_request({EFFECT: "admin", **UNSTATED})]
     assert [d.reason or d.outcome for d in Evaluator(sample).evaluate(asked)] == ["permit", "pdp_error", "effect"]
 
 
