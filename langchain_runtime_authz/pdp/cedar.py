@@ -303,13 +303,17 @@ def _string(value: object) -> str:
 
 def _refusal(request: EvaluationRequest) -> str:
     ctx, properties = request.context, request.resource.properties
+    calls = request.action.name == "tools/call"
+    if calls and "data_class" not in properties:
+        return Code.GRANT_DATA_CLASS  # no grant holds what is not told
     if ctx.lease.grant is None:
         return ""
     try:
         grant = Grant.from_json(ctx.lease.grant)
     except ValidationError:
         return Code.LEASE_INVALID
-    calls = request.action.name == "tools/call"
+    if calls and grant.data_classes is not None and not isinstance(properties["data_class"], str):
+        return Code.GRANT_DATA_CLASS
     if not calls:  # of a step that is no call only the time and the depth are limited
         grant = Grant(
             max_depth=grant.max_depth if request.action.name == "agent/invoke" else None,

@@ -25,6 +25,7 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from langchain_runtime_authz.testing.requests import example_request
+from tests.integration_tests.faulted_graph import run_graph
 from tests.integration_tests.services import SHIPPED, Authority, OpaServer, free_port, opa_binary
 
 REQUEST = example_request()
@@ -405,6 +406,22 @@ def test_bundle_mode_follows_signed_revisions_only(bundles: Bundles) -> None:
             until(lambda: files.count >= seen + 2)  # fetched, refused, and asked for again
             assert ask(pdp).policy_revision == "authz@r2"
             pdp.close()
+
+
+# --- a graph ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_graph_decided_by_a_real_opa(server: OpaServer, asynchronous: bool) -> None:
+    """Three calls of one message run on a permit; of an undefined rule none does."""
+    pdp = OpaPDP(server.url, timeout=5)
+    codes, ran, statuses, _ = run_graph(pdp, 3, asynchronous=asynchronous)
+    assert (codes, ran, statuses) == ([], [0, 1, 2], ["success"] * 3)
+    pdp.close()
+    nowhere = OpaPDP(server.url, path="runtime_authz/nothing", timeout=5)
+    codes, ran, statuses, _ = run_graph(nowhere, 3, asynchronous=asynchronous)
+    assert (codes, ran, statuses) == ([Code.PDP_UNDEFINED] * 3, [], ["error"] * 3)
+    nowhere.close()
 
 
 # --- policies that fail -----------------------------------------------------------------------------

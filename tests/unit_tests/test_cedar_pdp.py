@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -25,7 +26,6 @@ TABLE = json.loads((FOLDER / "obligations.json").read_text())
 EFFECT = "resource.properties.effect"
 GRANT = "context.lease.grant"
 APPROVAL = {"source": "interrupt", "approver": "b", "authenticated": False, "args_digest": "sha256:" + "5e" * 32}
-WASM = WasmPDP(pool_size=1)
 UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
 OUTSIDE = {
     "context.call.provenance": {"account": {"kind": "principal", "class": "external", "standing": "outside"}},
@@ -43,6 +43,14 @@ def ask(pdp: CedarPDP, overrides: dict[str, object] | None = None) -> Decision:
 def sample() -> CedarPDP:
     """The shipped sample."""
     return CedarPDP()
+
+
+@pytest.fixture(scope="module")
+def wasm() -> Iterator[WasmPDP]:
+    """What the sample is measured by."""
+    pdp = WasmPDP(pool_size=1)
+    yield pdp
+    pdp.close()
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,12 @@ def sample() -> CedarPDP:
         ),
         ({EFFECT: "smite"}, "deny", ("no_permit",), []),
         (
+            {"resource.properties": {"effect": "write", "sink": "internal", "profiled": True}, GRANT: None},
+            "deny",
+            ("grant_data_class",),
+            [],
+        ),
+        (
             {"context.call.sink": "external", "context.history.classes_read": ["new"]},
             "deny",
             ("data_flow",),
@@ -106,11 +120,16 @@ def sample() -> CedarPDP:
     ids=str,
 )
 def test_the_sample(
-    sample: CedarPDP, overrides: dict[str, object], outcome: str, reasons: tuple[str, ...], obliged: list[str],
+    sample: CedarPDP,
+    wasm: WasmPDP,
+    overrides: dict[str, object],
+    outcome: str,
+    reasons: tuple[str, ...],
+    obliged: list[str],
 ) -> None:
     """Each rule of the shipped policy, in Cedar, as Rego has it."""
     decision = ask(sample, overrides)
-    (rego,) = Evaluator(WASM).evaluate([example_request(overrides)])
+    (rego,) = Evaluator(wasm).evaluate([example_request(overrides)])
     if reasons == ("no_permit",):  # of an effect that it does not know Rego says so once more
         assert (rego.outcome, "no_permit" in rego.reasons) == ("deny", True)
     elif "pdp_error" not in reasons:
