@@ -258,6 +258,7 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
             "call": {
                 "given": call is not None,
                 "intent": call.intent.state if call is not None else "unasked",
+                "changed": call is not None and bool(call.changed),
                 "worth": max((w for _, w in worths), default=_WORTHS.index("known")),
                 "destination_worth": max((w for there, w in worths if there), default=_WORTHS.index("outside")),
             },

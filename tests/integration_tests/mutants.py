@@ -53,6 +53,7 @@ PLAUSIBLE: dict[str, list[object]] = {
     "context.call.provenance.account.standing": ["told", "selected", "known", "named", "outside"],
     "context.call.provenance.account.kind": ["principal", "url", "object", "channel", "amount", "place", "when"],
     "context.call.provenance.amount.standing": ["told", "selected", "known", "outside", "maybe"],
+    "context.call.changed": [["read_file"], None, "read_file"],
     "context.history.streak": [9, 10, "10", None],
     "context.history.unplanned": [2, 3],
     "context.history.tainted": [4, 5],

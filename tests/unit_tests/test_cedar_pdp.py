@@ -97,6 +97,7 @@ def wasm() -> Iterator[WasmPDP]:
             [],
         ),
         ({"context.history.denials": 25}, "halt", ("denial_streak",), ["revoke"]),
+        ({"context.call.changed": ["read_bill"]}, "deny", ("data_changed",), ["rotate"]),
         ({"context.history.streak": 10}, "halt", ("denial_streak",), ["revoke"]),
         ({"context.history.last_minute": 100}, "halt", ("burst",), ["revoke"]),
         ({"context.history.unplanned": 3}, "halt", ("unplanned_streak",), ["revoke"]),
