@@ -235,24 +235,20 @@ def _in_order(answers: list[Decision], n: int, semantic: Semantic) -> list[Decis
 
 
 def _decision(answer: object, sent_id: str) -> Decision:
-    if not isinstance(answer, dict):
-        raise PDPError(Code.PDP_MALFORMED, "no decision document")
-    context = answer.get("context", {})
-    if not isinstance(context, dict):
-        raise PDPError(Code.PDP_MALFORMED, "the context is no object")
-    decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
-    if decision is None:
-        raise PDPError(Code.PDP_MALFORMED, "no decision document")
-    return decision.model_copy(update={"pdp_decision_id": sent_id})
+    """The decision; of an answer that is none, a deny that says so."""
+    context = answer.get("context", {}) if isinstance(answer, dict) else None
+    decision = None
+    if isinstance(answer, dict) and isinstance(context, dict):
+        decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
+    return (decision or deny(Code.PDP_MALFORMED, "pdp")).model_copy(update={"pdp_decision_id": sent_id})
 
 
 def _projected(context: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     if "obligations" in context:
         given = context["obligations"]
-        if not isinstance(given, list):
-            raise PDPError(Code.PDP_MALFORMED, "obligations are no list")
-        known["obligations"] = [_obligation(o) for o in given]
+        # What is malformed stays so, and `parse_answer` says it: an obligation is never dropped.
+        known["obligations"] = [_obligation(o) for o in given] if isinstance(given, list) else given
     codes = [context.get("reason"), *_codes(context.get("reasons"))]
     known["reasons"] = [{"code": c} for c in codes if isinstance(c, str) and REASON_CODE.fullmatch(c)][:64]
     if isinstance(ttl := context.get("ttl"), int):
@@ -269,7 +265,7 @@ def _codes(reasons: object) -> list[object]:
 def _obligation(given: object) -> object:
     """Our form of the profile's object, whose properties stand beside `id` and `type`."""
     if not isinstance(given, dict):
-        return given  # malformed, and `parse_answer` says so
+        return given
     rest = {k: v for k, v in given.items() if k not in ("id", "type")}
     inner = rest.pop("properties", {})
     properties = {**rest, **inner} if isinstance(inner, dict) else inner

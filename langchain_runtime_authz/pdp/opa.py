@@ -140,7 +140,7 @@ class OpaPDP:
         query: dict[str, Any] = {"bundles": "true"}
         return bool(await _client(self._link, session).check_health(query))
 
-    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
+    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision | None:
         return _decision(*await self._post(session, self._url, b'{"input":' + body + b"}", 1))
 
     async def _ask_all(self, session: aiohttp.ClientSession, bodies: Sequence[bytes]) -> Sequence[object]:
@@ -175,11 +175,12 @@ def _opened(body: bytes) -> tuple[object, _Told]:
     return document["result"], _told(document)
 
 
-def _decision(result: object, told: _Told) -> Decision:
+def _decision(result: object, told: _Told) -> Decision | None:
+    """The decision, or `None` where the rule's value is no decision document."""
     own_id, revision = told
     decision = parse_answer(result)
     if decision is None:
-        raise PDPError(Code.PDP_MALFORMED, "no decision document")
+        return None
     update = {"pdp_decision_id": own_id, "policy_revision": revision or decision.policy_revision}
     return decision.model_copy(update=update)
 

@@ -19,7 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, overload
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, parse_answer
+from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class WasmPDP:
             RuntimeError: the evaluation failed, or the PDP was closed.
         """
         answer, revision = self._run(body)
-        return self._decided(answer, revision)
+        return parse_answer(answer, revision)
 
     def document(self, body: bytes) -> object:
         """The policy's answer to any input, as it stands: for comparing policies, not for deciding."""
@@ -144,7 +144,7 @@ class WasmPDP:
         answers, revision = given
         if not isinstance(answers, list):
             raise PDPError(Code.PDP_MALFORMED, "the batch is no list")
-        return [self._decided(answer, revision) for answer in answers]
+        return [parse_answer(answer, revision) for answer in answers]
 
     async def aevaluate_batch(
         self,
@@ -188,13 +188,6 @@ class WasmPDP:
                 if loaded is self._loaded or not loaded.program.closed:
                     raise
                 # Replaced between the two lines above: the new one answers.
-
-    @staticmethod
-    def _decided(answer: object, revision: str) -> Decision:
-        decision = parse_answer(answer, revision)
-        if decision is None:
-            raise PDPError(Code.PDP_MALFORMED, "no decision document")
-        return decision
 
     def _load(self, wasm: str | Path | bytes | None, data: Json | str | Path | None) -> _Loaded:
         code = _read_wasm(wasm)

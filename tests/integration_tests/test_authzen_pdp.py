@@ -146,6 +146,16 @@ def test_the_three_semantics(server: AuthzenServer, semantic: Any, asked: list[i
     pdp.close()
 
 
+def test_one_malformed_answer_denies_its_own_request() -> None:
+    """The others keep theirs."""
+    answers = iter([{"decision": True}, {"decision": "true"}, {"decision": True, "context": 1}, {"decision": True}] * 2)
+    with AuthzenServer(lambda _: next(answers)) as server:
+        pdp = AuthzenPDP(server.url, timeout=5)
+        given = decisions(pdp, [REQUEST] * 4)
+        assert [d.reason or d.outcome for d in given] == ["permit", Code.PDP_MALFORMED, Code.PDP_MALFORMED, "permit"]
+        pdp.close()
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 100])
 @pytest.mark.parametrize("semantic", ["execute_all", "deny_on_first_deny"])
 def test_another_number_of_answers_denies_all(count: int, semantic: Any) -> None:

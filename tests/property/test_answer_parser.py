@@ -39,9 +39,10 @@ def by_opa(body: bytes) -> Decision | None:
 def by_authzen(body: bytes) -> Decision | None:
     """What `AuthzenPDP` makes of a body."""
     try:
-        return authzen._decision(strict_json(body), "")
-    except (PDPError, ValueError, RecursionError):
+        decision = authzen._decision(strict_json(body), "")
+    except (ValueError, RecursionError):
         return None
+    return None if decision.failure else decision
 
 
 READERS: dict[str, tuple[Callable[[bytes], Decision | None], Callable[[Any], Any]]] = {
