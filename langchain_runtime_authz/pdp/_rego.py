@@ -198,17 +198,12 @@ class Program:
                 instance = self._free.pop()
             except IndexError:
                 instance = _Instance(self)
-            # An instance whose evaluation failed is not used again: its memory may be anything.
-            text = instance.evaluate(self.entrypoints[entrypoint], body, self.ticks)
+            results = _parsed(instance.evaluate(self.entrypoints[entrypoint], body, self.ticks))
+            # One whose evaluation failed is not used again: its memory may be anything.
             if not self._closed:
                 self._free.append(instance)
         finally:
             places.release()
-        try:
-            results = json.loads(text)
-        except (ValueError, RecursionError) as exc:
-            msg = "the answer is no JSON"
-            raise PolicyFailed(msg) from exc
         match results:
             case []:
                 msg = "the rule is undefined"
@@ -293,17 +288,20 @@ class _Instance:
         return ctypes.addressof(self._memory.data_ptr(self._store).contents)
 
     def _write(self, at: int, data: bytes) -> None:
+        if at <= 0:  # the policy's own word, as every address is
+            msg = "an address outside the memory"
+            raise PolicyFailed(msg)
         missing = at + len(data) - self._memory.data_len(self._store)
         if missing > 0:
             self._memory.grow(self._store, -(-missing // _PAGE))
-        if at < 0:
-            msg = "an address outside the memory"
-            raise PolicyFailed(msg)
         ctypes.memmove(self._base() + at, data, len(data))
 
     def _text(self, at: int) -> bytes:
         """The bytes up to NUL, never beyond the memory's end."""
-        end = min(self._memory.data_len(self._store), at + MAX_RESULT) if at > 0 else 0
+        if at <= 0:
+            msg = "an address outside the memory"
+            raise PolicyFailed(msg)
+        end = min(self._memory.data_len(self._store), at + MAX_RESULT)
         base, size = self._base(), _CHUNK
         while at < end:
             seen = ctypes.string_at(base + at, min(size, end - at))
@@ -314,6 +312,14 @@ class _Instance:
             size *= 8
         msg = "the answer has no end"
         raise PolicyFailed(msg)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        msg = "the answer is no JSON"
+        raise PolicyFailed(msg) from exc
 
 
 def _pages(module: wasmtime.Module, size: int) -> int:
