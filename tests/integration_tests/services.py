@@ -88,6 +88,7 @@ class OpaServer:
         """Connections stay open and nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # a busy process goes on for a moment
 
     def resume(self) -> None:
         """Go on."""
