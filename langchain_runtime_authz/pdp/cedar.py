@@ -254,6 +254,7 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
                 "of_effect": history.effects.get(effect, 0),
                 "of_tool": history.calls.get(name, 0),
             },
+            "model": {"withheld": request.action.name == "model/call" and _withheld(request)},
             "plan": {"planned": plan is not None and plan.planned, "stale": plan is not None and plan.stale},
             "call": {
                 "given": call is not None,
@@ -296,6 +297,17 @@ def _reached(reaches: object, effect: str, sink: str, call: CallContext | None) 
     own = call.sink if call is not None and call.sink is not None else sink
     sinks = {own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
     return effects, sinks
+
+
+def _withheld(request: EvaluationRequest) -> bool:
+    """Whether a model's request shows what the grant does not hold, or what its provider would run."""
+    shown, provided = (request.resource.properties.get(name) for name in ("tools", "provider_tools"))
+    if not isinstance(shown, list) or provided != []:
+        return True
+    granted = (request.context.lease.grant or {}).get("tools")
+    return not all(
+        isinstance(n, str) and (granted is None or (isinstance(granted, list) and n in granted)) for n in shown
+    )
 
 
 def _string(value: object) -> str:

@@ -27,6 +27,7 @@ EFFECT = "resource.properties.effect"
 GRANT = "context.lease.grant"
 APPROVAL = {"source": "interrupt", "approver": "b", "authenticated": False, "args_digest": "sha256:" + "5e" * 32}
 UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+MODEL = {"action.name": "model/call", "resource.type": "model", "resource.id": "m", "context.call": None}
 OUTSIDE = {
     "context.call.provenance": {"account": {"kind": "principal", "class": "external", "standing": "outside"}},
 }
@@ -112,9 +113,12 @@ def wasm() -> Iterator[WasmPDP]:
         ({"context.call.sink": "external"}, "permit", (), []),
         ({"context.call.sink": "external", **UNSTATED}, "approval_required", ("data_flow",), ["approval"]),
         ({EFFECT: "pay", **UNSTATED, "context.approval": APPROVAL}, "permit", (), ["rate_pay"]),
-        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "source": "hitl"}}, "approval_required", ("effect",), ["approval"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "source": "hitl"}}, "permit", (), ["rate_pay"]),
         ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "args_digest": "x"}}, "approval_required", ("effect",), ["approval"]),
         ({EFFECT: "pay", "context.plan.stale": True}, "deny", ("stale_plan",), []),  # nobody is asked in vain
+        ({**MODEL, "resource.properties": {"tools": ["read_file"], "provider_tools": []}}, "permit", (), []),
+        ({**MODEL, "resource.properties": {"provider_tools": []}}, "deny", ("no_permit",), []),
+        ({**MODEL, "resource.properties": {"tools": [1], "provider_tools": []}}, "deny", ("no_permit",), []),
         ({"action.name": "run/start", "resource.type": "run"}, "permit", (), []),
         ({"action.name": "tools/call", "resource.type": "agent"}, "deny", ("pdp_error",), []),
     ],
@@ -137,6 +141,15 @@ def test_the_sample(
         assert (rego.outcome, rego.reasons) == (outcome, reasons)
     assert (decision.outcome, decision.reasons, [o.id for o in decision.obligations]) == (outcome, reasons, obliged)
     assert decision.policy_revision == sample.revision
+
+
+@pytest.mark.parametrize("shown", [{"tools": ["pay"], "provider_tools": []}, {"tools": [], "provider_tools": ["web"]}])
+def test_what_rego_withholds_cedar_denies(sample: CedarPDP, wasm: WasmPDP, shown: dict[str, object]) -> None:
+    """Names computed by a policy do not fit into an annotation: then the model is not called at all."""
+    overrides = {**MODEL, "resource.properties": shown}
+    (rego,) = Evaluator(wasm).evaluate([example_request(overrides)])
+    assert [o.type for o in rego.obligations] == ["withhold_tools"]
+    assert ask(sample, overrides).reasons == ("no_permit",)
 
 
 def test_a_policy_that_errs_denies() -> None:
