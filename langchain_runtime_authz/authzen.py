@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from typing import Annotated, Any, Final, Literal
 
@@ -21,8 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 __all__ = [
     "ACTIONS",
+    "MAX_ANSWER_BYTES",
     "MAX_DEPTH",
     "MAX_REQUEST_BYTES",
+    "REASON_CODE",
     "SCHEMA_VERSION",
     "Action",
     "AgentContext",
@@ -47,12 +50,15 @@ __all__ = [
     "TaskContext",
     "deny",
     "parse_answer",
+    "strict_json",
 ]
 
 SCHEMA_VERSION: Final = 1
 MAX_REQUEST_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
 MAX_ANSWER_BYTES: Final = 64 * 1024
+
+REASON_CODE: Final = re.compile(r"^[A-Za-z0-9_.:/-]{1,128}$")
 
 ActionName = Literal["run/start", "run/resume", "agent/invoke", "model/call", "node/enter", "tools/call"]
 ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
@@ -326,7 +332,7 @@ class Obligation(_Model):
 class _Reason(BaseModel):
     # Open on purpose: a PDP may say more about a reason than its code.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-    code: Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
+    code: Annotated[str, Field(max_length=128, pattern=REASON_CODE.pattern)]
 
 
 class _Policy(BaseModel):
@@ -357,6 +363,7 @@ class Decision(_Model):
         decision_id: finds the audit record; the only thing told to a model.
         failure: which of the three failures a deny is; `None` where policy decided.
         ttl: seconds for which an equal permit may be kept; 0 = not at all.
+        pdp_decision_id: the PDP's own id of this decision, where it gave one: finds its log entry.
     """
 
     outcome: Outcome
@@ -366,6 +373,7 @@ class Decision(_Model):
     policy_revision: str = ""
     failure: Failure | None = None
     ttl: int = 0
+    pdp_decision_id: str = ""
 
     @property
     def permit(self) -> bool:
@@ -406,7 +414,7 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
         if isinstance(answer, str | bytes | bytearray):
             if len(answer) > MAX_ANSWER_BYTES:
                 return None
-            answer = json.loads(answer, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+            answer = strict_json(answer)
         parsed = _Answer.model_validate(answer)
     except (ValidationError, ValueError, RecursionError):
         return None
@@ -422,6 +430,18 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
         policy_revision=ctx.policy.revision or revision,
         ttl=ctx.ttl,
     )
+
+
+def strict_json(text: str | bytes | bytearray) -> Any:
+    """A JSON document. UTF-8 only, every member once, every number finite.
+
+    Raises:
+        ValueError: it is anything else.
+        RecursionError: it is nested too deeply.
+    """
+    if not isinstance(text, str):
+        text = text.decode()
+    return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 
 
 def _outcome(permitted: bool, obliged: set[str]) -> Outcome:

@@ -6,6 +6,7 @@ AuthzError                 a code, and one sentence that says what to do
 │   └── AlreadyProtected   the graph belongs to another `RuntimeAuthz`
 ├── MappingError           the state can not be expressed as a request (a deny)
 ├── CredentialError        a token was refused
+├── PDPError               a PDP could not be asked, or its answer not be read (a deny)
 ├── AuditError             a record could not be written, or a chain does not verify
 ├── LedgerError            the ledger can not be used (a deny)
 └── AuthzDenied            a step was denied where no message can carry the answer
@@ -29,6 +30,7 @@ __all__ = [
     "CredentialError",
     "LedgerError",
     "MappingError",
+    "PDPError",
     "ledger_code",
     "sentence",
 ]
@@ -51,6 +53,16 @@ class Code(StrEnum):
     PDP_ERROR = "pdp_error"
     PDP_MALFORMED = "pdp_malformed"
     PDP_TIMEOUT = "pdp_timeout"
+    PDP_UNREACHABLE = "pdp_unreachable"
+    PDP_TLS = "pdp_tls"
+    PDP_REDIRECT = "pdp_redirect"
+    PDP_UNAUTHORIZED = "pdp_unauthorized"
+    PDP_STATUS = "pdp_status"
+    PDP_PROTOCOL = "pdp_protocol"
+    PDP_TOO_LARGE = "pdp_too_large"
+    PDP_UNDEFINED = "pdp_undefined"
+    PDP_CIRCUIT_OPEN = "pdp_circuit_open"
+    NOT_EVALUATED = "not_evaluated"
     # Not left to policy: the PEP refuses whatever the PDP says.
     NO_RUN = "no_run"
     LEASE_ENDED = "lease_ended"
@@ -130,6 +142,16 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.PDP_ERROR: "the PDP failed; look at its log and try again",
     Code.PDP_MALFORMED: "the PDP's answer is not a decision document; point it at an entrypoint that answers `{decision, context}`",
     Code.PDP_TIMEOUT: "the PDP answered after the deadline; raise the deadline or make the policy faster",
+    Code.PDP_UNREACHABLE: "no connection to the PDP; start it, or correct its address",
+    Code.PDP_TLS: "the PDP's certificate was not believed, or it did not believe ours; correct the CA file, the name or the client certificate",
+    Code.PDP_REDIRECT: "the PDP's address answers with a redirect, which is never followed; give the address that it points to, if you trust it",
+    Code.PDP_UNAUTHORIZED: "the PDP refused our credentials, or the token file can not be read; renew the token",
+    Code.PDP_STATUS: "the PDP answered with an HTTP error; look at its log",
+    Code.PDP_PROTOCOL: "the PDP's answer broke off or is no HTTP; look for what stands between it and us",
+    Code.PDP_TOO_LARGE: "the PDP's answer exceeds its size limit; point it at an entrypoint that answers `{decision, context}`",
+    Code.PDP_UNDEFINED: "the PDP has no such rule, or the rule is undefined for this request; load the policy, or give the rule a default",
+    Code.PDP_CIRCUIT_OPEN: "the PDP failed so often that it is not asked for a while; repair it",
+    Code.NOT_EVALUATED: "the PDP ended the batch before this request; ask with `execute_all`, or ask again",
     Code.NO_RUN: "the guarded tool was called outside a run; call it inside a protected graph or `authz.run(...)`",
     Code.LEASE_ENDED: "the run has ended; start a new one",
     Code.LEASE_EXPIRED: "the run outlived its maximum lifetime; start a new one",
@@ -235,6 +257,10 @@ class AlreadyProtected(ConfigError):
 
 class MappingError(AuthzError):
     """The execution state can not be expressed exactly as a request: always a deny."""
+
+
+class PDPError(AuthzError):
+    """A PDP could not be asked, or its answer could not be read: always a deny, with this code."""
 
 
 class CredentialError(AuthzError):

@@ -53,6 +53,7 @@ DECISION_ID: Final = "runtime_authz.decision.id"
 REASON: Final = "runtime_authz.reason"
 POLICY_REVISION: Final = "runtime_authz.policy.revision"
 PDP: Final = "runtime_authz.pdp"
+PDP_DECISION_ID: Final = "runtime_authz.pdp.decision.id"
 SUBJECT_TYPE: Final = "runtime_authz.subject.type"
 ACTOR_ID: Final = "runtime_authz.actor.id"
 DELEGATION_DEPTH: Final = "runtime_authz.delegation.depth"
@@ -291,6 +292,8 @@ def _decide(span: Span, decision: Decision, request: EvaluationRequest | None, p
         span.set_attribute(DECISION_ID, decision.decision_id)
         span.set_attribute(POLICY_REVISION, decision.policy_revision)
         span.set_attribute(PDP, pdp)
+        if decision.pdp_decision_id:
+            span.set_attribute(PDP_DECISION_ID, decision.pdp_decision_id)
         if decision.reason:
             span.set_attribute(REASON, decision.reason)
         if decision.obligations:

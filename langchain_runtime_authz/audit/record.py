@@ -81,6 +81,7 @@ def decision_record(
         "failure": decision.failure,
         "obligations": [o.type for o in decision.obligations],
         "policy_revision": decision.policy_revision,
+        "pdp_decision_id": decision.pdp_decision_id,
         "pdp": pdp,
         "action": action,
         "resource": resource,

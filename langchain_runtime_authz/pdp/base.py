@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz.authzen import (
@@ -20,13 +21,16 @@ from langchain_runtime_authz.authzen import (
     deny,
     parse_answer,
 )
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 
-__all__ = ["PDP", "Evaluator", "ObserveOnly", "serialise"]
+__all__ = ["PDP", "BatchPDP", "Evaluator", "ObserveOnly", "serialise"]
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE: Final = 2.0  # seconds for one message's decisions
+_STOPS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
+
+Pairs = Sequence[tuple[EvaluationRequest, bytes | None]]
 
 
 @runtime_checkable
@@ -34,8 +38,9 @@ class PDP(Protocol):
     """A policy decision point.
 
     `evaluate` receives the request and its JSON (serialised once for all readers) and returns the
-    answer: JSON text, or the parsed document `{"decision": …, "context": {…}}`. It may raise: that
-    is a deny. It should keep a deadline of its own, since a synchronous call can not be stopped
+    answer: JSON text, the parsed document `{"decision": …, "context": {…}}`, or the `Decision` that
+    `parse_answer` made of either. It may raise: that is a deny, and a `PDPError` gives the deny its
+    code. It should keep a deadline of its own, since a synchronous call can not be stopped
     from outside; a late answer is thrown away all the same.
 
     Attributes:
@@ -62,6 +67,27 @@ class PDP(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchPDP(PDP, Protocol):
+    """A PDP that answers several requests at once: the calls of one model message.
+
+    As many answers as requests, in their order; an answer that is an exception denies its request,
+    what is raised denies every one of them.
+    """
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Answer every request."""
+        ...
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Answer every request without blocking the event loop."""
+        ...
+
+
 class Evaluator:
     """A PDP with a deadline, made total.
 
@@ -79,6 +105,7 @@ class Evaluator:
             raise ConfigError(msg)
         self.pdp = pdp
         self.deadline = deadline
+        self._batch = pdp if isinstance(pdp, BatchPDP) else None
 
     def evaluate(
         self,
@@ -90,7 +117,17 @@ class Evaluator:
         `bodies` are the requests' JSON where the caller has serialised them already (`serialise`).
         """
         until = time.monotonic() + self.deadline
-        return [self._one(r, b, until) for r, b in _with_bodies(requests, bodies)]
+        pairs = list(_with_bodies(requests, bodies))
+        if self._batch is None or len(pairs) == 1:
+            return [self._one(r, b, until) for r, b in pairs]
+        asked = [(r, b) for r, b in pairs if b is not None and self._unaskable(b) is None]
+        try:
+            answers = self._batch.evaluate_batch([r for r, _ in asked], [b for _, b in asked]) if asked else []
+        except _STOPS:
+            raise
+        except BaseException as exc:  # noqa: BLE001  (see `_one`)
+            return self._spread(pairs, partial(self._raised, exc))
+        return self._conclude_batch(pairs, len(asked), answers, until)
 
     def _one(self, request: EvaluationRequest, body: bytes | None, until: float) -> Decision:
         if (refused := self._unaskable(body)) is not None or body is None:
@@ -99,12 +136,10 @@ class Evaluator:
             return self._failed(Code.PDP_TIMEOUT)
         try:
             answer = self.pdp.evaluate(request, body)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+        except _STOPS:
             raise
-        except TimeoutError as exc:
-            return self._failed(Code.PDP_TIMEOUT, exc)
         except BaseException as exc:  # noqa: BLE001  (an engine's panic may not be an `Exception`; all denies)
-            return self._failed(Code.PDP_ERROR, exc)
+            return self._raised(exc)
         return self._conclude(answer, until)
 
     async def aevaluate(
@@ -114,7 +149,20 @@ class Evaluator:
     ) -> list[Decision]:
         """Like `evaluate`, without blocking the event loop."""
         until = time.monotonic() + self.deadline
-        return [await self._aone(r, b, until) for r, b in _with_bodies(requests, bodies)]
+        pairs = list(_with_bodies(requests, bodies))
+        if self._batch is None or len(pairs) == 1:
+            return [await self._aone(r, b, until) for r, b in pairs]
+        asked = [(r, b) for r, b in pairs if b is not None and self._unaskable(b) is None]
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
+                answers = (
+                    await self._batch.aevaluate_batch([r for r, _ in asked], [b for _, b in asked]) if asked else []
+                )
+        except _STOPS:
+            raise
+        except BaseException as exc:  # noqa: BLE001  (see `_one`)
+            return self._spread(pairs, partial(self._raised, exc))
+        return self._conclude_batch(pairs, len(asked), answers, until)
 
     async def _aone(self, request: EvaluationRequest, body: bytes | None, until: float) -> Decision:
         if (refused := self._unaskable(body)) is not None or body is None:
@@ -125,13 +173,22 @@ class Evaluator:
         try:
             async with asyncio.timeout(left):
                 answer = await self.pdp.aevaluate(request, body)
-        except TimeoutError as exc:
-            return self._failed(Code.PDP_TIMEOUT, exc)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+        except _STOPS:
             raise
         except BaseException as exc:  # noqa: BLE001  (see `_one`)
-            return self._failed(Code.PDP_ERROR, exc)
+            return self._raised(exc)
         return self._conclude(answer, until)
+
+    def _conclude_batch(self, pairs: Pairs, asked: int, answers: Sequence[object], until: float) -> list[Decision]:
+        # Which answer belongs to which request can not be guessed.
+        if not isinstance(answers, list | tuple) or len(answers) != asked:
+            return self._spread(pairs, partial(self._failed, Code.PDP_MALFORMED))
+        each = iter(answers)
+        return self._spread(pairs, lambda: self._conclude(next(each), until))
+
+    def _spread(self, pairs: Pairs, decide: Callable[[], Decision]) -> list[Decision]:
+        """A mapping error for each request that was not asked, `decide` for each that was."""
+        return [self._unaskable(body) or decide() for _, body in pairs]
 
     def _unaskable(self, body: bytes | None) -> Decision | None:
         if body is None:
@@ -143,9 +200,21 @@ class Evaluator:
     def _conclude(self, answer: object, until: float) -> Decision:
         if time.monotonic() > until:
             return self._failed(Code.PDP_TIMEOUT)
+        if isinstance(answer, Decision):
+            return answer
+        if isinstance(answer, Exception):
+            return self._raised(answer)
         return parse_answer(answer, self.pdp.revision) or self._failed(Code.PDP_MALFORMED)
 
-    def _failed(self, code: Code, exc: BaseException | None = None) -> Decision:
+    def _raised(self, exc: BaseException) -> Decision:
+        match exc:
+            case PDPError():
+                return self._failed(exc.code, exc)
+            case TimeoutError():
+                return self._failed(Code.PDP_TIMEOUT, exc)
+        return self._failed(Code.PDP_ERROR, exc)
+
+    def _failed(self, code: str, exc: BaseException | None = None) -> Decision:
         # The type of the exception only: its text may quote the request.
         _log.warning("PDP %s: %s%s", self.pdp.name, code, f" ({type(exc).__name__})" if exc else "")
         return deny(code, "pdp", self.pdp.revision)
@@ -188,11 +257,23 @@ class ObserveOnly:
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._permit(self._real.evaluate([request])[0])
+        return self._permit(self._real.evaluate([request], [body])[0])
 
     async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._permit((await self._real.aevaluate([request]))[0])
+        return self._permit((await self._real.aevaluate([request], [body]))[0])
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Permit each, with the real decision's outcome as the reason."""
+        return [self._permit(d) for d in self._real.evaluate(requests, bodies)]
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Permit each, with the real decision's outcome as the reason."""
+        return [self._permit(d) for d in await self._real.aevaluate(requests, bodies)]
 
     @staticmethod
     def _permit(real: Decision) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The default PDP: Rego compiled by OPA to Wasm, evaluated in this process.
 
-The verdicts are OPA's own, with no server to run. What `opa-py-wasm` gives on top: a deadline that
-stops a running evaluation, the GIL free meanwhile, and no host function that a policy could call.
+The verdicts are OPA's own, with no server to run. On top of that (`pdp._rego`): a deadline that stops
+a running evaluation, the GIL free meanwhile, and no host function that a policy could call.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, overload
 
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, EvaluationRequest
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 
 if TYPE_CHECKING:
-    from opapywasm import OpaWasmPolicy
+    from langchain_runtime_authz.pdp._rego import Program
 
 __all__ = ["WasmPDP"]
 
+MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
+_ENVELOPE: Final = 1024
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
@@ -33,14 +38,16 @@ Json = Mapping[str, object]
 class WasmPDP:
     """A policy compiled by `opa build -t wasm`, run in-process.
 
-    Thread-safe. Construct it once, and before the process forks: compiling costs about 0.15 s.
+    Thread-safe, and usable in a fork's child. Construct it once: compiling costs about 0.15 s.
 
     Args:
         wasm: path or bytes of a compiled policy; the shipped one when absent.
         data: mapping, or path of a JSON file. For the shipped policy: the keys of its data.json to
             replace, each as a whole (`{"rates": {…}}`), or an edited copy of data.json. For a policy
             of your own: its whole data document.
-        entrypoint: the rule that answers `{"decision": …, "context": {…}}`.
+        entrypoint: the rule that answers `{"decision": …, "context": {…}}`. A policy with an
+            entrypoint `batch` beside it, which answers `{"requests": [input, …]}` with a list of such
+            documents, decides the calls of a message in one evaluation.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
 
@@ -69,33 +76,143 @@ class WasmPDP:
         if not (timeout > 0 and math.isfinite(timeout)):
             msg = f"timeout must be a positive number of seconds, not {timeout!r}"
             raise ConfigError(msg)
-        code = _read_wasm(wasm)
-        document = _canonical(_read_data(data))
-        if wasm is None:
-            document = _merge_shipped(document)
-        self.revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
-        if wasm is None:
-            # The fingerprint takes the place of any label, so that no answer can claim another policy.
-            document = {DATA_ROOT: {**_member(document), "revision": self.revision}}
         self._entrypoint = entrypoint
-        self._policy = _load(code, _dump(document), entrypoint, pool_size, timeout)
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._swap = threading.Lock()
+        self._closed = False
+        self._loaded = self._load(wasm, data)
+
+    @property
+    def revision(self) -> str:
+        """Fingerprint of the policy and its data."""
+        return self._loaded.revision
+
+    def replace(
+        self,
+        *,
+        wasm: str | Path | bytes | None = None,
+        data: Json | str | Path | None = None,
+    ) -> str:
+        """Put another policy and its data in this one's place, at once and together.
+
+        Both are given anew, as to the constructor. They are compiled and tried beside the running
+        policy; evaluations under way end on the policy that they began with, and every answer names
+        the revision that made it. Returns the new revision.
+
+        Raises:
+            ConfigError: `policy_invalid`: it can not be used, and nothing was changed.
+        """
+        new = self._load(wasm, data)
+        with self._swap:
+            old = new if self._closed else self._loaded
+            if not self._closed:
+                self._loaded = new
+        old.program.close()
+        return new.revision
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request. Raises `opapywasm.OpaWasmError` on a trap or after `timeout`."""
-        return self._policy.evaluate(body, self._entrypoint)
+        """Answer one request.
+
+        Raises:
+            TimeoutError: no engine was free, or the evaluation did not end, within `timeout`.
+            RuntimeError: the evaluation failed, or the PDP was closed.
+        """
+        answer, revision = self._run(body)
+        return parse_answer(answer, revision)
+
+    def document(self, body: bytes) -> object:
+        """The policy's answer to any input, as it stands: for comparing policies, not for deciding."""
+        return self._run(body)[0]
 
     async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Answer one request.
 
-        Inline on purpose: about 0.3 ms of CPU is less than a hop to a thread costs under load, and
+        Inline on purpose: about 0.2 ms of CPU is less than a hop to a thread costs under load, and
         `timeout` bounds the worst case. (Other threads may hold every pooled instance: then the
         loop waits for one of those evaluations.)
         """
-        return self._policy.evaluate(body, self._entrypoint)
+        return self.evaluate(request, body)
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Answer the calls of a message in one evaluation, where the policy has the entrypoint for it."""
+        given = None
+        if sum(map(len, bodies)) <= MAX_BATCH_BYTES:
+            given = self._run(b'{"requests":[' + b",".join(bodies) + b"]}", batch=True)
+        if given is None:
+            return [self._tried(request, body) for request, body in zip(requests, bodies, strict=True)]
+        answers, revision = given
+        if not isinstance(answers, list):
+            raise PDPError(Code.PDP_MALFORMED, "the batch is no list")
+        return [parse_answer(answer, revision) for answer in answers]
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Answer the calls of a message in one evaluation, inline (see `aevaluate`)."""
+        return self.evaluate_batch(requests, bodies)
 
     def close(self) -> None:
         """Free the engine; every later evaluation denies. Idempotent."""
-        self._policy.close()
+        with self._swap:
+            self._closed = True
+            self._loaded.program.close()
+
+    def _tried(self, request: EvaluationRequest, body: bytes) -> object:
+        try:
+            return self.evaluate(request, body)
+        except Exception as exc:  # noqa: BLE001  (a deny of this request alone)
+            return exc
+
+    @overload
+    def _run(self, body: bytes) -> tuple[object, str]: ...
+    @overload
+    def _run(self, body: bytes, *, batch: bool) -> tuple[object, str] | None: ...
+    def _run(self, body: bytes, *, batch: bool = False) -> tuple[object, str] | None:
+        from langchain_runtime_authz.pdp._rego import PolicyFailed, Undefined
+
+        if len(body) > MAX_BATCH_BYTES + _ENVELOPE:
+            raise PDPError(Code.PDP_ERROR, "the input is too large")
+        while True:
+            loaded = self._loaded
+            entrypoint = loaded.batch if batch else self._entrypoint
+            if entrypoint is None:
+                return None
+            try:
+                return loaded.program.evaluate(body, entrypoint), loaded.revision
+            except Undefined as exc:
+                raise PDPError(Code.PDP_UNDEFINED) from exc
+            except PolicyFailed:
+                if loaded is self._loaded or not loaded.program.closed:
+                    raise
+                # Replaced between the two lines above: the new one answers.
+
+    def _load(self, wasm: str | Path | bytes | None, data: Json | str | Path | None) -> _Loaded:
+        code = _read_wasm(wasm)
+        document = _canonical(_read_data(data))
+        if wasm is None:
+            document = _merge_shipped(document)
+        revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
+        if wasm is None:
+            # The fingerprint takes the place of any label, so that no answer can claim another policy.
+            document = {DATA_ROOT: {**_member(document), "revision": revision}}
+        loaded = getattr(self, "_loaded", None)
+        known = loaded.program if loaded is not None and loaded.code == code and not loaded.program.closed else code
+        program = _program(known, _dump(document), self._entrypoint, self._pool_size, self._timeout)
+        batch = self._entrypoint.rpartition("/")[0] + "/batch"
+        return _Loaded(program, code, revision, batch if batch in program.entrypoints else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """One policy with one data document: what is swapped."""
+
+    program: Program
+    code: bytes
+    revision: str
+    batch: str | None
 
 
 def _read_wasm(source: str | Path | bytes | None) -> bytes:
@@ -175,39 +292,31 @@ def _merge_shipped(given: dict[str, object]) -> dict[str, object]:
     return {DATA_ROOT: {**shipped, **given}}
 
 
-def _load(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> OpaWasmPolicy:
+def _program(known: bytes | Program, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
     # Imported late: wasmtime is the dearest import of the package, and other PDPs do without it.
-    from opapywasm import OpaWasmError, OpaWasmPolicy, PolicyConfig
+    from langchain_runtime_authz.pdp._rego import PolicyFailed, Program, Undefined
 
-    config = PolicyConfig(
-        pool_size=pool_size,
-        borrow_timeout_seconds=timeout,
-        eval_timeout_seconds=timeout,
-        max_input_bytes=MAX_REQUEST_BYTES,
-        parse_raw_json_input=False,  # `body` was serialised by us
-    )
     try:
-        policy = OpaWasmPolicy.from_wasm_bytes(code, config)
-    except OpaWasmError as exc:
-        msg = f"not a policy compiled by `opa build -t wasm`: {exc}"
+        program = Program(known, data, pool_size=pool_size, timeout=timeout)
+    except (PolicyFailed, TimeoutError) as exc:
+        msg = f"not a policy compiled by `opa build -t wasm`: {exc or type(exc).__name__}"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
     try:
-        if policy.builtins:
+        if program.builtins:
             # They would run in Python, beyond the deadline, or not exist at all.
-            msg = f"the policy calls {', '.join(sorted(policy.builtins))}, which Wasm does not have"
+            msg = f"the policy calls {', '.join(sorted(program.builtins))}, which Wasm does not have"
             raise ConfigError(msg, Code.POLICY_INVALID)
-        if entrypoint not in policy.entrypoints:
-            have = ", ".join(sorted(policy.entrypoints)) or "none"
+        if entrypoint not in program.entrypoints:
+            have = ", ".join(sorted(program.entrypoints)) or "none"
             msg = f"the policy has no entrypoint `{entrypoint}`; it has: {have}"
             raise ConfigError(msg, Code.POLICY_INVALID)
-        policy.set_data(data)
-        for _ in range(pool_size):  # builds every pooled instance now: 3 ms each that no request pays
-            policy.evaluate(b"{}", entrypoint)
-    except OpaWasmError as exc:
-        policy.close()
-        msg = f"the policy can not be evaluated: {exc}"
+        with suppress(Undefined):
+            program.evaluate(b"{}", entrypoint)
+    except (PolicyFailed, TimeoutError) as exc:
+        program.close()
+        msg = f"the policy can not be evaluated: {exc or type(exc).__name__}"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
     except BaseException:
-        policy.close()
+        program.close()
         raise
-    return policy
+    return program

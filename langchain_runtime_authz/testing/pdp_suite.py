@@ -103,4 +103,4 @@ async def _gather(evaluator: Evaluator, batch: list[EvaluationRequest]) -> list[
 
 
 def _comparable(decisions: list[Decision]) -> list[Decision]:
-    return [d.model_copy(update={"decision_id": ""}) for d in decisions]
+    return [d.model_copy(update={"decision_id": "", "pdp_decision_id": ""}) for d in decisions]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
+
 from langchain_runtime_authz.pdp.base import PDP
+from langchain_runtime_authz.pdp.cedar import CedarPDP
+from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from langchain_runtime_authz.testing.static import StaticPDP
@@ -22,3 +27,44 @@ class TestWasmPDP(PDPContract):
     def make_pdp(self, permit: bool) -> PDP:
         """The shipped policy; denying, its effect table is empty."""
         return WasmPDP(data=None if permit else {"effects": {}})
+
+
+class TestCedarPDP(PDPContract):
+    """Cedar, with the shipped sample and one `forbid` more."""
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """The sample; denying, with a policy against everything."""
+        shipped = CedarPDP()
+        if permit:
+            return shipped
+        folder = resources.files("langchain_runtime_authz") / "policies" / "cedar"
+        text = (folder / "runtime_authz.cedar").read_text()
+        return CedarPDP(
+            policies=text + '@reason("closed") forbid (principal, action, resource);',
+            schema=(folder / "runtime_authz.cedarschema").read_text(),
+            obligations=json.loads((folder / "obligations.json").read_text()),
+        )
+
+
+class TestDenyOverrides(PDPContract):
+    """Several PDPs as one."""
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """Two that permit, or one of them denies."""
+        return DenyOverrides(StaticPDP(True), StaticPDP(permit, name="other"))
+
+
+class TestCandidate(PDPContract):
+    """A PDP with a candidate beside it that says the opposite."""
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """The real one decides."""
+        return CandidatePDP(StaticPDP(permit), StaticPDP(not permit, name="candidate"))
+
+
+class TestCircuitBreaker(PDPContract):
+    """A PDP behind a breaker."""
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """Closed."""
+        return CircuitBreaker(StaticPDP(permit))

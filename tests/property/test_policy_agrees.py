@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from opapywasm import OpaWasmError
 
 from langchain_runtime_authz.grant import Constraint, Grant
+from langchain_runtime_authz.pdp._rego import PolicyFailed
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
 
@@ -71,8 +71,8 @@ grants = st.builds(
 def answer_to(pdp: WasmPDP, document: object) -> tuple[bool, set[str]]:
     """Decision and codes; an engine that stops is a deny (`Evaluator`)."""
     try:
-        answer = pdp.evaluate(example_request(), json.dumps(document).encode())
-    except OpaWasmError:
+        answer = pdp.document(json.dumps(document).encode())
+    except PolicyFailed:
         return False, {"pdp_error"}
     assert isinstance(answer, dict)
     assert answer.keys() == {"decision", "context"}

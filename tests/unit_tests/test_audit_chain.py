@@ -97,6 +97,7 @@ def test_a_decision_record_says_what_was_decided_and_by_whom() -> None:
         "failure": None,
         "obligations": ["redact"],
         "policy_revision": "r1",
+        "pdp_decision_id": "",
         "pdp": "wasm",
         "action": "tools/call",
         "resource": "pay",

@@ -18,6 +18,7 @@ from langchain_runtime_authz.errors import (
     CredentialError,
     LedgerError,
     MappingError,
+    PDPError,
     sentence,
 )
 
@@ -32,7 +33,8 @@ PINNED = {
     "no_permit", "no_run", "outcome_unknown", "pdp_error", "pdp_malformed", "pdp_timeout", "plan_changed",
     "policy_invalid", "profile_invalid", "rate_exceeded", "request_too_large", "revoked", "stale_epoch", "stale_plan",
     "subject_mismatch", "uncanonical_argument", "unknown_action", "unknown_obligation", "unknown_tool", "unplanned",
-    "unprofiled", "unrepeatable_arguments",
+    "unprofiled", "unrepeatable_arguments", "pdp_unreachable", "pdp_tls", "pdp_redirect", "pdp_unauthorized",
+    "pdp_status", "pdp_protocol", "pdp_too_large", "pdp_undefined", "pdp_circuit_open", "not_evaluated",
 }  # fmt: skip
 
 
@@ -104,6 +106,7 @@ def test_the_tree_of_exceptions() -> None:
         AlreadyProtected: ConfigError,
         MappingError: AuthzError,
         CredentialError: AuthzError,
+        PDPError: AuthzError,
         AuditError: AuthzError,
         LedgerError: AuthzError,
         AuthzDenied: AuthzError,

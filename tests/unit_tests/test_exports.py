@@ -43,7 +43,7 @@ def test_cli_import_is_light() -> None:
     code = (
         "import sys, langchain_runtime_authz.cli; "
         "print([m for m in sys.modules if m.startswith('langchain_runtime_authz.demo') or m in "
-        "('wasmtime', 'opapywasm', 'agentdojo', 'langchain')])"
+        "('wasmtime', 'aiohttp', 'cedarpy', 'agentdojo', 'langchain')])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

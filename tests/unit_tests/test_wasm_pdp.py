@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import wasmtime
-from opapywasm import OpaWasmError
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp._rego import PolicyFailed
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
@@ -62,7 +62,7 @@ def steered(data: Mapping[str, object], overrides: Mapping[str, object] | None =
 def test_the_example_is_permitted(pdp: WasmPDP) -> None:
     """The answer is literally a permit, and carries the PDP's revision."""
     request = example_request()
-    assert pdp.evaluate(request, request.to_json()) == {
+    assert pdp.document(request.to_json()) == {
         "decision": True,
         "context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": pdp.revision}},
     }
@@ -213,13 +213,13 @@ def test_text_of_the_request_is_never_echoed(pdp: WasmPDP) -> None:
     """Hostile names reach no answer."""
     nasty = 'x" \\ \u2028 %v'
     request = example_request({"resource.id": nasty, "resource.properties.effect": nasty, GRANT: None})
-    assert nasty not in str(pdp.evaluate(request, request.to_json()))
+    assert nasty not in str(pdp.document(request.to_json()))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\x00", b"null", b"[]", b'"input"', b"\xff", b"[" * 50])
 def test_garbage_denies(pdp: WasmPDP, body: bytes) -> None:
     """Bytes that are no request, or no JSON, get the same one answer: no."""
-    answer = pdp.evaluate(example_request(), body)
+    answer = pdp.document(body)
     assert isinstance(answer, dict)
     assert answer["decision"] is False
     assert answer["context"]["reasons"]
@@ -227,8 +227,8 @@ def test_garbage_denies(pdp: WasmPDP, body: bytes) -> None:
 
 def test_too_deep_an_input_stops_that_evaluation_only(pdp: WasmPDP) -> None:
     """A trap of the engine is an exception, hence a deny, and the next request is answered."""
-    with pytest.raises(OpaWasmError):
-        pdp.evaluate(example_request(), b"[" * 100_000)
+    with pytest.raises(PolicyFailed):
+        pdp.document(b"[" * 100_000)
     assert ask(pdp).permit
 
 
@@ -379,12 +379,20 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
         pdp.close()
 
 
-@pytest.mark.parametrize("result", ["[]", '[{"result": true}]', '[{"result": {}}]', '[{"result": null}]'])
+@pytest.mark.parametrize("result", ['[{"result": true}]', '[{"result": {}}]', '[{"result": null}]'])
 def test_an_answer_that_is_no_decision_denies(result: str) -> None:
-    """An undefined rule, a bare boolean and an empty answer deny."""
+    """A bare boolean and an empty answer deny."""
     pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
     (decision,) = Evaluator(pdp).evaluate([example_request()])
     assert (decision.reason, decision.failure) == (Code.PDP_MALFORMED, "pdp")
+    pdp.close()
+
+
+def test_an_undefined_rule_denies() -> None:
+    """It is no error at load, as it may be defined for other requests."""
+    pdp = WasmPDP(wasm=opa_module(result="[]"), entrypoint="a/b", pool_size=1)
+    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    assert (decision.reason, decision.failure) == (Code.PDP_UNDEFINED, "pdp")
     pdp.close()
 
 
@@ -396,7 +404,7 @@ def test_an_answer_that_is_no_decision_denies(result: str) -> None:
         (b"package x", "a/b", "not a policy compiled by"),
         (bytes(wasmtime.wat2wasm("(module)")), "a/b", "not a policy compiled by"),
         (opa_module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
-        (SHIPPED, "a/b", "it has: runtime_authz/decision"),
+        (SHIPPED, "a/b", "it has: runtime_authz/batch, runtime_authz/decision"),
         (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
         (opa_module(result="tru"), "a/b", "can not be evaluated"),
         (opa_module(result="{}"), "a/b", "can not be evaluated"),
@@ -436,8 +444,8 @@ def test_a_runaway_policy_is_stopped() -> None:
     pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.05)
     for _ in range(2):
         (decision,) = Evaluator(pdp).evaluate([example_request()])
-        assert (decision.reason, decision.failure) == (Code.PDP_ERROR, "pdp")
-    assert pdp.evaluate(example_request(), b"{}") == {"decision": True}
+        assert (decision.reason, decision.failure) == (Code.PDP_TIMEOUT, "pdp")
+    assert pdp.document(b"{}") == {"decision": True}
     pdp.close()
 
 

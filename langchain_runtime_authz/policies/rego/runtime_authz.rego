@@ -71,6 +71,12 @@ decision := answer(false, sort(denied), array.concat(revocation, rotation)) if {
 	lease_valid
 }
 
+# The calls of one message in one evaluation: `{"requests": [input, …]}`, one answer each, in order.
+batch := [given |
+	some request in input.requests
+	given := decision with input as request
+]
+
 answer(verdict, codes, obligations) := {
 	"decision": verdict,
 	"context": {

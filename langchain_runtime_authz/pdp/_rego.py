@@ -1,0 +1,359 @@
+"""A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime's public interface.
+
+One `Program` is a compiled policy with one data document and a pool of instances. An instance holds the
+parsed data for good; an evaluation writes its input behind it, calls `opa_eval` once, and reads one
+text: what OPA's own hosts do (openpolicyagent.org/docs/wasm, "Fast path").
+
+The policy can call nothing of ours: what it imports is answered by a second module that traps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import math
+import os
+import threading
+import weakref
+from collections import deque
+from typing import Any, Final, Self
+
+import wasmtime
+
+__all__ = ["PolicyFailed", "Program", "Undefined"]
+
+TICK: Final = 0.01  # seconds: how exactly an evaluation is stopped
+MAX_PAGES: Final = 4096  # of 64 KiB: memory of one instance
+MAX_RESULT: Final = 1024 * 1024
+_PAGE: Final = 65536
+_CHUNK: Final = 4096
+_ABI: Final = (1, 2)
+_EXPORTS: Final = (
+    "opa_malloc",
+    "opa_json_parse",
+    "opa_json_dump",
+    "opa_heap_ptr_get",
+    "opa_eval",
+    "entrypoints",
+    "builtins",
+)
+# In Wasm and not in Python: `wasmtime` keeps Python callbacks in a table that threads may not share.
+_HOST: Final = f"""(module
+  (func (export "opa_abort") (param i32) unreachable)
+  (func (export "opa_println") (param i32))
+  {
+    "".join(
+        f'(func (export "opa_builtin{n}") (param {" ".join(["i32"] * (n + 2))}) (result i32) unreachable)'
+        for n in range(5)
+    )
+})"""
+
+
+class PolicyFailed(RuntimeError):
+    """A policy can not be loaded, or an evaluation failed. Its text quotes no input."""
+
+
+class Undefined(PolicyFailed):
+    """The rule has no value for this input."""
+
+
+class _Clock:
+    """What stops runaway evaluations: one thread for all programs, while there are any."""
+
+    def __init__(self) -> None:
+        config = wasmtime.Config()
+        config.epoch_interruption = True
+        # Its threads would be missing in a fork's child, which then waits for them for ever.
+        config.parallel_compilation = False
+        self.engine = wasmtime.Engine(config)
+        self.host = wasmtime.Module(self.engine, _HOST)
+        self.forked(0)
+
+    def forked(self, users: int) -> None:
+        """A child has neither the thread nor a use for the parent's locks."""
+        self._lock = threading.RLock()  # a finaliser may come in at any time
+        self._users = 0
+        self._stop: threading.Event | None = None
+        self._thread: threading.Thread | None = None
+        for _ in range(users):
+            self.hold()
+
+    def hold(self) -> None:
+        """One more program."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._stop = threading.Event()
+                name = "runtime-authz-wasm"
+                self._thread = threading.Thread(target=self._tick, args=(self._stop,), name=name, daemon=True)
+                self._thread.start()
+
+    def release(self) -> None:
+        """One fewer; the last one ends the thread."""
+        with self._lock:
+            self._users -= 1
+            if self._users or self._stop is None or self._thread is None:
+                return
+            self._stop.set()
+            if self._thread is not threading.current_thread():
+                self._thread.join()
+
+    def _tick(self, stop: threading.Event) -> None:
+        while not stop.wait(TICK):
+            self.engine.increment_epoch()
+
+
+_clock: _Clock | None = None
+_clock_lock = threading.Lock()
+
+
+def _the_clock() -> _Clock:
+    global _clock  # noqa: PLW0603  (one engine per process: `increment_epoch` is for all of its stores)
+    with _clock_lock:
+        if _clock is None:
+            _clock = _Clock()
+        return _clock
+
+
+class Program:
+    """A compiled policy and its data. Thread-safe, and usable in a fork's child.
+
+    Args:
+        policy: what `opa build -t wasm` gave, or another program, whose compiled code is shared.
+        data: the data document as JSON.
+        pool_size: evaluations that may run at the same time.
+        timeout: seconds to wait for a free instance, and then for the evaluation.
+
+    Raises:
+        PolicyFailed: the module is not such a policy.
+
+    Attributes:
+        entrypoints: name → id.
+        builtins: names of the host functions that it would call.
+    """
+
+    def __init__(self, policy: bytes | Program, data: bytes, *, pool_size: int, timeout: float) -> None:
+        self.clock = _the_clock()
+        self.data = data
+        self._size = pool_size
+        self._timeout = timeout
+        self.ticks = max(1, math.ceil(timeout / TICK))
+        self._closed = False
+        if isinstance(policy, Program):
+            self.module: wasmtime.Module = policy.module
+            self.pages: int = policy.pages
+        else:
+            try:
+                self.module = wasmtime.Module(self.clock.engine, policy)
+            except wasmtime.WasmtimeError as exc:
+                msg = "no Wasm module"
+                raise PolicyFailed(msg) from exc
+            self.pages = _pages(self.module, len(policy))
+        self.forked()
+        self.clock.hold()
+        self._finalizer = weakref.finalize(self, self.clock.release)
+        try:
+            first = _Instance(self)
+            self.entrypoints: dict[str, int] = first.table("entrypoints")
+            self.builtins = frozenset(first.table("builtins"))
+        except BaseException:
+            self.close()
+            raise
+        self._free.append(first)
+        _programs.add(self)
+
+    def forked(self) -> None:
+        """Begin with an empty pool: another thread may have held what was in it."""
+        self._places = threading.BoundedSemaphore(self._size)
+        self._free: deque[_Instance] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def evaluate(self, body: bytes, entrypoint: str) -> Any:
+        """The rule's answer to an input.
+
+        Raises:
+            TimeoutError: no instance was free, or the evaluation did not end.
+            Undefined: the rule has no value.
+            PolicyFailed: the evaluation failed, or the program was closed.
+        """
+        if self._closed:
+            msg = "closed"
+            raise PolicyFailed(msg)
+        places = self._places
+        if not places.acquire(timeout=self._timeout):
+            raise TimeoutError
+        try:
+            try:
+                instance = self._free.pop()
+            except IndexError:
+                instance = _Instance(self)
+            results = _parsed(instance.evaluate(self.entrypoints[entrypoint], body, self.ticks))
+            # One whose evaluation failed is not used again: its memory may be anything.
+            if not self._closed:
+                self._free.append(instance)
+        finally:
+            places.release()
+        match results:
+            case []:
+                msg = "the rule is undefined"
+                raise Undefined(msg)
+            case [{"result": result}]:
+                return result
+        msg = "the answer is no result set"
+        raise PolicyFailed(msg)
+
+    def close(self) -> None:
+        """Free the instances; every later evaluation fails. Idempotent."""
+        self._closed = True
+        self._free.clear()
+        self._finalizer()
+
+
+class _Instance:
+    """One store with the data in its memory. For one thread at a time."""
+
+    def __init__(self, program: Program) -> None:
+        clock = program.clock
+        self._store = wasmtime.Store(clock.engine)
+        self._store.set_limits(memory_size=MAX_PAGES * _PAGE)
+        self._store.set_epoch_deadline(program.ticks)
+        linker = wasmtime.Linker(clock.engine)
+        try:
+            self._memory = wasmtime.Memory(
+                self._store,
+                wasmtime.MemoryType(wasmtime.Limits(program.pages, MAX_PAGES)),
+            )
+            linker.define(self._store, "env", "memory", self._memory)
+            host = linker.instantiate(self._store, clock.host)
+            for name, function in host.exports(self._store).items():
+                linker.define(self._store, "env", name, function)
+            exports: Any = linker.instantiate(self._store, program.module).exports(self._store)
+            self._call: dict[str, Any] = {name: exports[name] for name in _EXPORTS}
+            version = [exports[f"opa_wasm_abi_{part}version"].value(self._store) for part in ("", "minor_")]
+            if not (version[0] == _ABI[0] and version[1] >= _ABI[1]):
+                msg = f"ABI {version[0]}.{version[1]} is not supported"
+                raise PolicyFailed(msg)
+            at = self._do("opa_malloc", len(program.data))
+            self._write(at, program.data)
+            self._data = self._do("opa_json_parse", at, len(program.data))
+            self._heap = self._do("opa_heap_ptr_get")
+        except (wasmtime.WasmtimeError, wasmtime.Trap, KeyError, AttributeError, TypeError) as exc:
+            msg = "no policy compiled by OPA, or its data does not fit into its memory"
+            raise PolicyFailed(msg) from exc
+        if not self._data:
+            msg = "the data is not JSON to OPA"
+            raise PolicyFailed(msg)
+
+    def evaluate(self, entrypoint: int, body: bytes, ticks: int) -> bytes:
+        """One evaluation; the result set as JSON."""
+        end = self._heap + len(body)
+        try:
+            self._store.set_epoch_deadline(ticks)
+            self._write(self._heap, body)
+            at = self._do("opa_eval", 0, entrypoint, self._data, self._heap, len(body), end, 0)
+            return self._text(at)
+        except wasmtime.Trap as exc:
+            if exc.trap_code == wasmtime.TrapCode.INTERRUPT:
+                raise TimeoutError from exc
+            msg = f"the evaluation trapped: {exc.trap_code}"
+            raise PolicyFailed(msg) from exc
+        except wasmtime.WasmtimeError as exc:
+            msg = "the evaluation failed"
+            raise PolicyFailed(msg) from exc
+
+    def table(self, name: str) -> dict[str, int]:
+        """What the policy says of itself: `entrypoints` or `builtins`, name → id."""
+        try:
+            found = json.loads(self._text(self._do("opa_json_dump", self._do(name))))
+            return {str(k): int(v) for k, v in found.items()}
+        except (ValueError, AttributeError, TypeError, wasmtime.WasmtimeError, wasmtime.Trap) as exc:
+            msg = f"its table of {name} can not be read"
+            raise PolicyFailed(msg) from exc
+
+    def _do(self, name: str, *arguments: int) -> int:
+        return int(self._call[name](self._store, *arguments))
+
+    def _base(self) -> int:
+        return ctypes.addressof(self._memory.data_ptr(self._store).contents)
+
+    def _write(self, at: int, data: bytes) -> None:
+        if at <= 0:  # the policy's own word, as every address is
+            msg = "an address outside the memory"
+            raise PolicyFailed(msg)
+        missing = at + len(data) - self._memory.data_len(self._store)
+        if missing > 0:
+            self._memory.grow(self._store, -(-missing // _PAGE))
+        ctypes.memmove(self._base() + at, data, len(data))
+
+    def _text(self, at: int) -> bytes:
+        """The bytes up to NUL, never beyond the memory's end."""
+        if at <= 0:
+            msg = "an address outside the memory"
+            raise PolicyFailed(msg)
+        end = min(self._memory.data_len(self._store), at + MAX_RESULT)
+        base, size = self._base(), _CHUNK
+        while at < end:
+            seen = ctypes.string_at(base + at, min(size, end - at))
+            if (stop := seen.find(b"\0")) >= 0:
+                return seen[:stop]
+            if size >= end - at:
+                break
+            size *= 8
+        msg = "the answer has no end"
+        raise PolicyFailed(msg)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        msg = "the answer is no JSON"
+        raise PolicyFailed(msg) from exc
+
+
+def _pages(module: wasmtime.Module, size: int) -> int:
+    """Initial memory: what the module asks for, and room for the text that it brings."""
+    for wanted in module.imports:
+        if (wanted.module, wanted.name) == ("env", "memory") and isinstance(wanted.type, wasmtime.MemoryType):
+            return int(wanted.type.limits.min) + -(-size // _PAGE)
+    msg = "it imports no memory"
+    raise PolicyFailed(msg)
+
+
+_programs: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    global _clock_lock  # noqa: PLW0603  (another thread may have held it)
+    _clock_lock = threading.Lock()
+    open_ones = [p for p in _programs if not p.closed]
+    for program in open_ones:
+        program.forked()
+    if _clock is not None:
+        _clock.forked(len(open_ones))
+
+
+def _ended() -> None:
+    # While `wasmtime` can still free what it made: at the end of the interpreter it no longer can.
+    for program in list(_programs):
+        program.close()
+        program.module.close()
+    if _clock is not None:
+        _clock.host.close()
+        _clock.engine.close()
+
+
+atexit.register(_ended)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,272 @@
+"""Any PDP that speaks the OpenID AuthZEN Authorization API 1.0 over HTTPS.
+
+The request goes out as it stands: it is an AuthZEN evaluation already. What comes back may say more
+than this package knows; of `context` only these members are read, and a member that obliges is never
+dropped:
+
+| member | read as |
+|---|---|
+| `obligations` | the obligations profile's objects; members beside `id` and `type` are the properties |
+| `reasons` (`[{code}]`), `reason` (text that is a code) | reason codes |
+| `ttl`, `policy` (`{revision}`) | as in our own answers |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from langchain_runtime_authz.authzen import (
+    MAX_ANSWER_BYTES,
+    REASON_CODE,
+    Decision,
+    EvaluationRequest,
+    deny,
+    parse_answer,
+    strict_json,
+)
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp._http import Link
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["AuthzenPDP", "Semantic"]
+
+WELL_KNOWN: Final = "/.well-known/authzen-configuration"
+REQUEST_ID: Final = "X-Request-ID"
+Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
+_STOPS_AT: Final[Mapping[str, bool]] = {"deny_on_first_deny": False, "permit_on_first_permit": True}
+
+
+class AuthzenPDP:
+    """Asks an AuthZEN PDP.
+
+    Thread-safe, usable from any number of event loops, and across forks. `close()` it.
+
+    Args:
+        url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
+        evaluation: path of the evaluation endpoint.
+        evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none:
+            then they are asked side by side.
+        obligations_supported: obligation types told to the PDP in each request (obligations profile).
+        timeout: seconds for one request, everything included.
+        ca_file: PEM file of the only authorities believed; the system's when absent.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS.
+        token_file: file whose content is sent as bearer token; read again when it changes.
+        proxy: URL of an HTTP proxy. The environment's is never used.
+        pool_size: connections that may be open at the same time.
+
+    Raises:
+        ConfigError: any of it is wrong. The PDP is not asked before the first decision.
+
+    Attributes:
+        name: `authzen`.
+        revision: empty: only an answer tells.
+    """
+
+    name = "authzen"
+    revision = ""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        evaluation: str = "/access/v1/evaluation",
+        evaluations: str | None = "/access/v1/evaluations",
+        obligations_supported: Sequence[str] = (),
+        timeout: float = 1.0,
+        ca_file: str | Path | None = None,
+        client_cert: str | Path | tuple[str | Path, str | Path] | None = None,
+        token_file: str | Path | None = None,
+        proxy: str | None = None,
+        pool_size: int = 10,
+    ) -> None:
+        self._link = Link(
+            url,
+            timeout=timeout,
+            ca_file=ca_file,
+            client_cert=client_cert,
+            token_file=token_file,
+            proxy=proxy,
+            pool_size=pool_size,
+        )
+        if not self._link.private:
+            msg = f"AuthZEN goes over https, not {url!r}"
+            raise ConfigError(msg)
+        self._url = self._link.root + evaluation
+        self._batch_url = self._link.root + evaluations if evaluations is not None else None
+        self._supported = tuple(obligations_supported)
+
+    @classmethod
+    def discover(cls, url: str, *, obligations_supported: Sequence[str] = (), **connection: Any) -> Self:
+        """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
+
+        `connection` is the constructor's. Of `obligations_supported` those are told to the PDP that it
+        can issue.
+
+        Raises:
+            ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
+        """
+        parts = urlsplit(url)
+        origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+        link = Link(origin, **{"timeout": 1.0, **connection})
+        try:
+            reply = link.run(
+                lambda session: link.exchange(session, "GET", origin + WELL_KNOWN + path, limit=MAX_ANSWER_BYTES),
+            )
+            metadata = strict_json(reply.body)
+        except (PDPError, TimeoutError, ValueError, RecursionError) as exc:
+            msg = f"the PDP's metadata can not be had: {exc or type(exc).__name__}"
+            raise ConfigError(msg) from exc
+        finally:
+            link.close()
+        if not isinstance(metadata, dict) or metadata.get("policy_decision_point") != url:
+            msg = f"the metadata is not that of {url!r}"
+            raise ConfigError(msg)
+        issues = metadata.get("obligations_supported")
+        return cls(
+            origin,
+            evaluation=_below(origin, metadata.get("access_evaluation_endpoint")),
+            evaluations=_below(origin, metadata["access_evaluations_endpoint"])
+            if "access_evaluations_endpoint" in metadata
+            else None,
+            obligations_supported=[o for o in obligations_supported if isinstance(issues, list) and o in issues],
+            **connection,
+        )
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
+        return self._link.run(lambda session: self._ask(session, body))
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
+        return await self._link.arun(lambda session: self._ask(session, body))
+
+    def evaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+        semantic: Semantic = "execute_all",
+    ) -> Sequence[object]:
+        """Answer several requests in order, within one `timeout`.
+
+        Where `semantic` ends the evaluation early, the requests after that are denied as
+        `not_evaluated`.
+        """
+        return self._link.run(lambda session: self._ask_all(session, bodies, semantic))
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+        semantic: Semantic = "execute_all",
+    ) -> Sequence[object]:
+        """Answer several requests in order, within one `timeout` (see `evaluate_batch`)."""
+        return await self._link.arun(lambda session: self._ask_all(session, bodies, semantic))
+
+    def close(self) -> None:
+        """Close every connection; every later evaluation denies. Idempotent."""
+        self._link.close()
+
+    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
+        document, sent_id = await self._post(session, self._url, self._told(body), 1)
+        return _decision(document, sent_id)
+
+    async def _ask_all(
+        self,
+        session: aiohttp.ClientSession,
+        bodies: Sequence[bytes],
+        semantic: Semantic,
+    ) -> Sequence[object]:
+        if self._batch_url is None:
+            if semantic != "execute_all":
+                raise PDPError(Code.PDP_UNDEFINED, "the PDP has no evaluations endpoint")
+            return await asyncio.gather(*(self._ask(session, body) for body in bodies), return_exceptions=True)
+        options = json.dumps({"evaluations_semantic": semantic}).encode()
+        items = b",".join(self._told(body) for body in bodies)
+        together = b'{"options":' + options + b',"evaluations":[' + items + b"]}"
+        document, sent_id = await self._post(session, self._batch_url, together, len(bodies))
+        answers = document.get("evaluations") if isinstance(document, dict) else None
+        if not isinstance(answers, list):
+            raise PDPError(Code.PDP_MALFORMED, "no evaluations")
+        return _in_order([_decision(answer, sent_id) for answer in answers], len(bodies), semantic)
+
+    async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes, n: int) -> tuple[object, str]:
+        sent_id = secrets.token_hex(16)
+        limit = n * MAX_ANSWER_BYTES
+        reply = await self._link.exchange(session, "POST", url, body=body, limit=limit, headers={REQUEST_ID: sent_id})
+        if reply.headers.get(REQUEST_ID, sent_id) != sent_id:
+            raise PDPError(Code.PDP_MALFORMED, "the answer to another request")
+        try:
+            return strict_json(reply.body), sent_id
+        except (ValueError, RecursionError) as exc:
+            raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
+
+    def _told(self, body: bytes) -> bytes:
+        """The request with what this PEP can be obliged to."""
+        if not self._supported:
+            return body
+        request = json.loads(body)
+        request.setdefault("context", {})["obligations_supported"] = self._supported
+        return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _below(origin: str, endpoint: object) -> str:
+    """The endpoint's path. On another origin it would receive credentials that are not meant for it."""
+    if not isinstance(endpoint, str) or not endpoint.startswith(origin + "/"):
+        msg = f"the endpoint {endpoint!r} of the metadata is not below {origin}"
+        raise ConfigError(msg)
+    return endpoint.removeprefix(origin)
+
+
+def _in_order(answers: list[Decision], n: int, semantic: Semantic) -> list[Decision]:
+    """`answers`, and a deny for each request that was not reached."""
+    # Cut short only where the semantic says so: right after the answer that stops.
+    stopped = bool(answers) and len(answers) < n and answers[-1].permit is _STOPS_AT.get(semantic)
+    if len(answers) != n and not stopped:
+        raise PDPError(Code.PDP_MALFORMED, "another number of answers than of requests")
+    return answers + [deny(Code.NOT_EVALUATED, None) for _ in range(n - len(answers))]
+
+
+def _decision(answer: object, sent_id: str) -> Decision:
+    """The decision; of an answer that is none, a deny that says so."""
+    context = answer.get("context", {}) if isinstance(answer, dict) else None
+    decision = None
+    if isinstance(answer, dict) and isinstance(context, dict):
+        decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
+    return (decision or deny(Code.PDP_MALFORMED, "pdp")).model_copy(update={"pdp_decision_id": sent_id})
+
+
+def _projected(context: dict[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    if "obligations" in context:
+        given = context["obligations"]
+        # What is malformed stays so, and `parse_answer` says it: an obligation is never dropped.
+        known["obligations"] = [_obligation(o) for o in given] if isinstance(given, list) else given
+    codes = [context.get("reason"), *_codes(context.get("reasons"))]
+    known["reasons"] = [{"code": c} for c in codes if isinstance(c, str) and REASON_CODE.fullmatch(c)][:64]
+    if isinstance(ttl := context.get("ttl"), int):
+        known["ttl"] = ttl
+    if isinstance(policy := context.get("policy"), dict) and isinstance(policy.get("revision"), str):
+        known["policy"] = {"revision": policy["revision"][:256]}
+    return known
+
+
+def _codes(reasons: object) -> list[object]:
+    return [r.get("code") for r in reasons if isinstance(r, dict)] if isinstance(reasons, list) else []
+
+
+def _obligation(given: object) -> object:
+    """Our form of the profile's object, whose properties stand beside `id` and `type`."""
+    if not isinstance(given, dict):
+        return given
+    rest = {k: v for k, v in given.items() if k not in ("id", "type")}
+    inner = rest.pop("properties", {})
+    properties = {**rest, **inner} if isinstance(inner, dict) else inner
+    return {"id": given.get("id"), "type": given.get("type"), "properties": properties}

@@ -1,0 +1,380 @@
+"""PDPs made of PDPs.
+
+All of them decide through an `Evaluator` of their own, so what they combine are decisions, never
+answers that still have to be believed. None of them can permit what its real PDPs do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal
+
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome, deny
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator
+
+__all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
+
+_log = logging.getLogger(__name__)
+_SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "deny": 2, "halt": 3}
+
+
+class _Composed:
+    """One request is a batch of one."""
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request."""
+        return self.evaluate_batch([request], [body])[0]
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request without blocking the event loop."""
+        return (await self.aevaluate_batch([request], [body]))[0]
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests."""
+        raise NotImplementedError
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[Decision]:
+        """Answer several requests without blocking the event loop."""
+        raise NotImplementedError
+
+
+class DenyOverrides(_Composed):
+    """Permits only what every PDP permits (XACML's deny-overrides, where a failure denies too).
+
+    The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
+    are those of the PDPs that gave it, in their order; obligations are those of every PDP that gave
+    it. All PDPs are asked about everything, side by side.
+
+    Args:
+        pdps: two or more, their names distinct.
+        deadline: seconds for all of them.
+    """
+
+    def __init__(self, *pdps: PDP, deadline: float = DEFAULT_DEADLINE) -> None:
+        if len(pdps) < 2:  # noqa: PLR2004
+            msg = "deny-overrides needs at least two PDPs"
+            raise ConfigError(msg)
+        if len({p.name for p in pdps}) != len(pdps):
+            msg = "the PDPs' names must be distinct, or a record can not say which of them denied"
+            raise ConfigError(msg)
+        self._all = [Evaluator(p, deadline=deadline) for p in pdps]
+        self._deadline = deadline
+        self.name = f"deny-overrides({','.join(p.name for p in pdps)})"
+
+    @property
+    def revision(self) -> str:
+        """Of all of them, named."""
+        return _joined((e.pdp.name, e.pdp.revision) for e in self._all)
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests."""
+        until = time.monotonic() + self._deadline
+        given = [
+            e.evaluate(requests, bodies)
+            if time.monotonic() < until
+            else [deny(Code.PDP_TIMEOUT, "pdp", e.pdp.revision) for _ in requests]
+            for e in self._all
+        ]
+        return [self._combined(ds) for ds in zip(*given, strict=True)]
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[Decision]:
+        """Answer several requests."""
+        given = await asyncio.gather(*(e.aevaluate(requests, bodies) for e in self._all))
+        return [self._combined(ds) for ds in zip(*given, strict=True)]
+
+    def close(self) -> None:
+        """Close every PDP that can be closed."""
+        _close(*(e.pdp for e in self._all))
+
+    def _combined(self, decisions: Sequence[Decision]) -> Decision:
+        gravest = max(decisions, key=lambda d: _SEVERITY[d.outcome])  # the first of equals
+        those = [(e.pdp.name, d) for e, d in zip(self._all, decisions, strict=True) if d.outcome == gravest.outcome]
+        return gravest.model_copy(
+            update={
+                "reasons": tuple(dict.fromkeys(r for _, d in those for r in d.reasons)),
+                "obligations": _union([(name, d.obligations) for name, d in those]),
+                "policy_revision": _joined(
+                    (e.pdp.name, d.policy_revision) for e, d in zip(self._all, decisions, strict=True)
+                ),
+                "pdp_decision_id": ",".join(d.pdp_decision_id for d in decisions if d.pdp_decision_id),
+                "ttl": min(d.ttl for d in decisions),
+            },
+        )
+
+
+MAX_WAITING: Final = 256
+_Compared = tuple[list[EvaluationRequest], list[bytes], list[Decision]]
+Difference = Callable[[EvaluationRequest, Decision, Decision], None]
+
+
+class CandidatePDP(_Composed):
+    """The real PDP decides; a candidate is asked the same, and where it would decide otherwise, that is told.
+
+    The candidate changes nothing: neither a decision nor, as it is asked meanwhile and left at the
+    deadline, when it comes. A difference goes to `on_difference` and to the log as `would flip`.
+
+    Args:
+        real: decides.
+        candidate: is compared.
+        on_difference: called with the request, the real decision and the candidate's, in another
+            thread. What it raises is logged.
+        deadline: seconds for the real one, and for the candidate.
+
+    Attributes:
+        counts: how often the two were the `same`, how often the candidate differed (`permit>deny`),
+            and how often it was `skipped` because it is slower than the traffic.
+    """
+
+    def __init__(
+        self,
+        real: PDP,
+        candidate: PDP,
+        *,
+        on_difference: Difference | None = None,
+        deadline: float = DEFAULT_DEADLINE,
+    ) -> None:
+        self._real = Evaluator(real, deadline=deadline)
+        self._candidate = Evaluator(candidate, deadline=deadline)
+        self._told = on_difference
+        self._waiting: queue.Queue[_Compared | None] = queue.Queue(MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self.counts: dict[str, int] = {}
+        self.name = f"candidate({real.name},{candidate.name})"
+
+    @property
+    def revision(self) -> str:
+        """The real policy's revision."""
+        return self._real.pdp.revision
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests by the real PDP."""
+        decisions = self._real.evaluate(requests, bodies)
+        self._compare_later(requests, bodies, decisions)
+        return decisions
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[Decision]:
+        """Answer several requests by the real PDP."""
+        decisions = await self._real.aevaluate(requests, bodies)
+        self._compare_later(requests, bodies, decisions)
+        return decisions
+
+    def drain(self) -> None:
+        """Wait until everything that waits has been compared."""
+        self._waiting.join()
+
+    def close(self) -> None:
+        """End the comparing, and close both PDPs where they can be closed. Idempotent."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None and self._pid == os.getpid():
+            self._waiting.put(None)
+            thread.join()
+        _close(self._real.pdp, self._candidate.pdp)
+
+    def _compare_later(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+        decisions: Sequence[Decision],
+    ) -> None:
+        if self._pid != os.getpid():  # a fork's child has neither the thread nor a use for its queue
+            self._pid, self._thread, self._waiting = os.getpid(), None, queue.Queue(MAX_WAITING)
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._compare, name="runtime-authz-candidate", daemon=True)
+                self._thread.start()
+        try:
+            self._waiting.put_nowait((list(requests), list(bodies), list(decisions)))
+        except queue.Full:
+            self._count("skipped")
+
+    def _compare(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            requests, bodies, decisions = work
+            try:
+                for request, ours, theirs in zip(
+                    requests,
+                    decisions,
+                    self._candidate.evaluate(requests, bodies),
+                    strict=True,
+                ):
+                    self._tell(request, ours, theirs)
+            except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
+                _log.exception("a candidate's difference could not be told")
+            finally:
+                self._waiting.task_done()
+        self._waiting.task_done()
+
+    def _tell(self, request: EvaluationRequest, ours: Decision, theirs: Decision) -> None:
+        if ours.outcome == theirs.outcome:
+            self._count("same")
+            return
+        self._count(f"{ours.outcome}>{theirs.outcome}")
+        _log.warning(
+            "would flip: %s %s: %s by %s, %s by %s (%s); candidate revision %s",
+            request.action.name,
+            request.resource.type,
+            ours.outcome,
+            self._real.pdp.name,
+            theirs.outcome,
+            self._candidate.pdp.name,
+            theirs.reason,
+            theirs.policy_revision,
+        )
+        if self._told is not None:
+            self._told(request, ours, theirs)
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] = self.counts.get(what, 0) + 1
+
+
+State = Literal["closed", "open", "half-open"]
+
+
+class CircuitBreaker(_Composed):
+    """Stops asking a PDP that fails: while it is open everything is denied at once.
+
+    There is no engine to fall back on: a weaker one would be what an attacker waits for. After
+    `reset_after` seconds one request is let through; its success closes the breaker.
+
+    Args:
+        real: the PDP. Only its failures count (no answer, a late or malformed one), never a denial.
+        failures: that many in a row open it.
+        reset_after: seconds until it is tried again.
+        deadline: seconds for one batch.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        real: PDP,
+        *,
+        failures: int = 5,
+        reset_after: float = 5.0,
+        deadline: float = DEFAULT_DEADLINE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if failures < 1 or not reset_after > 0:
+            msg = "`failures` must be at least 1 and `reset_after` positive"
+            raise ConfigError(msg)
+        self._real = Evaluator(real, deadline=deadline)
+        self._limit = failures
+        self._reset_after = reset_after
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failed = 0
+        self._until = 0.0  # when open: not asked before
+        self._probing = False
+        self.name = f"breaker({real.name})"
+
+    @property
+    def revision(self) -> str:
+        """The real policy's revision."""
+        return self._real.pdp.revision
+
+    @property
+    def state(self) -> State:
+        """Whether it asks (`closed`), denies (`open`), or is about to try (`half-open`)."""
+        with self._lock:
+            if self._failed < self._limit:
+                return "closed"
+            return "open" if self._clock() < self._until else "half-open"
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests, or raise `pdp_circuit_open`."""
+        probe = self._enter()
+        decisions: list[Decision] = []
+        try:
+            decisions = self._real.evaluate(requests, bodies)
+        finally:
+            self._leave(decisions, probe=probe)
+        return decisions
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[Decision]:
+        """Answer several requests, or raise `pdp_circuit_open`."""
+        probe = self._enter()
+        decisions: list[Decision] = []
+        try:
+            decisions = await self._real.aevaluate(requests, bodies)
+        finally:
+            self._leave(decisions, probe=probe)
+        return decisions
+
+    def close(self) -> None:
+        """Close the PDP if it can be closed."""
+        _close(self._real.pdp)
+
+    def _enter(self) -> bool:
+        with self._lock:
+            if self._failed < self._limit:
+                return False
+            if self._probing or self._clock() < self._until:
+                raise PDPError(Code.PDP_CIRCUIT_OPEN)
+            self._probing = True
+            return True
+
+    def _leave(self, decisions: Sequence[Decision], *, probe: bool) -> None:
+        with self._lock:
+            if probe:
+                self._probing = False
+            # What was given up by its caller, or could not be asked, says nothing about the PDP.
+            if any(d.failure == "pdp" for d in decisions):
+                self._failed += 1
+                if self._failed >= self._limit:
+                    self._until = self._clock() + self._reset_after
+            elif any(d.failure is None for d in decisions):
+                self._failed = 0
+
+
+def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligation, ...]:
+    """Each obligation once, under an id that no other PDP gave."""
+    found: dict[str, Obligation] = {}
+    for name, obligations in given:
+        for o in obligations:
+            same = json.dumps([o.type, o.properties], sort_keys=True)
+            found.setdefault(same, o if len(given) == 1 else o.model_copy(update={"id": f"{name}:{o.id}"}))
+    return tuple(found.values())
+
+
+def _joined(named: Iterable[tuple[str, str]]) -> str:
+    """Revisions under their PDPs' names; too long a text as its fingerprint."""
+    text = ",".join(f"{name}={revision}" for name, revision in named)
+    return text if len(text) <= MAX_REVISION else "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+MAX_REVISION: Final = 256
+
+
+def _close(*pdps: PDP) -> None:
+    for pdp in pdps:
+        close = getattr(pdp, "close", None)
+        if close is not None:
+            close()

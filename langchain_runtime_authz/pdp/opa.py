@@ -1,0 +1,213 @@
+"""An OPA server as PDP, on `opa-python-client`, with what that leaves open shut.
+
+Of the client its asynchronous half is used (health, status, readiness), on a hardened session
+(`pdp._http`): it retries, follows redirects, knows no CA file, unix socket or pool size. Decisions do
+not go through its `query_rule`, which serialises a parsed input again and reads duplicate members.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.authzen import (
+    MAX_ANSWER_BYTES,
+    Decision,
+    EvaluationRequest,
+    parse_answer,
+    strict_json,
+)
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp._http import Link
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["OpaPDP"]
+
+DECISION: Final = "runtime_authz/decision"
+BATCH: Final = "runtime_authz/batch"
+_PATH: Final = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+_MAX_REVISION: Final = 256
+_MAX_ID: Final = 128
+
+
+class OpaPDP:
+    """Asks an OPA server (`opa run --server`) for the rule at `path`.
+
+    Thread-safe, usable from any number of event loops, and across forks. `close()` it.
+
+    Args:
+        url: of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
+        path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`.
+        batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that
+            the calls of a message are one request. By default the shipped policy's for the shipped
+            `path`, and none for another: then the calls are asked side by side.
+        timeout: seconds for one request, everything included.
+        ca_file: PEM file of the only authorities believed; the system's when absent.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS.
+        token_file: file whose content is sent as bearer token; read again when it changes.
+        proxy: URL of an HTTP proxy. The environment's is never used.
+        pool_size: connections that may be open at the same time.
+
+    Raises:
+        ConfigError: any of it is wrong. The server is not asked before the first decision.
+
+    Attributes:
+        name: `opa`.
+        revision: of the bundles that made the last answer: `name@revision`, sorted, with commas.
+    """
+
+    name = "opa"
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8181",
+        *,
+        path: str = DECISION,
+        batch: str | None = None,
+        timeout: float = 1.0,
+        ca_file: str | Path | None = None,
+        client_cert: str | Path | tuple[str | Path, str | Path] | None = None,
+        token_file: str | Path | None = None,
+        proxy: str | None = None,
+        pool_size: int = 10,
+    ) -> None:
+        if batch is None and path == DECISION:
+            batch = BATCH
+        for rule in (path, *((batch,) if batch is not None else ())):
+            if not _PATH.fullmatch(rule):  # it becomes part of a URL
+                msg = f"a rule's path is names separated by slashes, not {rule!r}"
+                raise ConfigError(msg)
+        self.revision = ""
+        self._link = Link(
+            url,
+            timeout=timeout,
+            ca_file=ca_file,
+            client_cert=client_cert,
+            token_file=token_file,
+            proxy=proxy,
+            pool_size=pool_size,
+        )
+        data = f"{self._link.root}/v1/data"
+        self._url = f"{data}/{path}?provenance=true"
+        self._batch_url = f"{data}/{batch}?provenance=true" if batch is not None else None
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
+        return self._link.run(lambda session: self._ask(session, body))
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
+        return await self._link.arun(lambda session: self._ask(session, body))
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Answer the calls of a message, within one `timeout`."""
+        return self._link.run(lambda session: self._ask_all(session, bodies))
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Answer the calls of a message, within one `timeout`."""
+        return await self._link.arun(lambda session: self._ask_all(session, bodies))
+
+    def healthy(self) -> bool:
+        """Whether OPA answers, with its bundles active. Never raises."""
+        try:
+            return self._link.run(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
+    async def ahealthy(self) -> bool:
+        """Whether OPA answers, with its bundles active. Never raises."""
+        try:
+            return await self._link.arun(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
+    def close(self) -> None:
+        """Close every connection; every later evaluation denies. Idempotent."""
+        self._link.close()
+
+    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+        # The one check of theirs that says whether decisions can be had.
+        query: dict[str, Any] = {"bundles": "true"}
+        return bool(await _client(self._link, session).check_health(query))
+
+    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision | None:
+        return _decision(*await self._post(session, self._url, b'{"input":' + body + b"}", 1))
+
+    async def _ask_all(self, session: aiohttp.ClientSession, bodies: Sequence[bytes]) -> Sequence[object]:
+        if self._batch_url is None:
+            return await asyncio.gather(*(self._ask(session, body) for body in bodies), return_exceptions=True)
+        together = b'{"input":{"requests":[' + b",".join(bodies) + b"]}}"
+        results, told = await self._post(session, self._batch_url, together, len(bodies))
+        if not isinstance(results, list) or len(results) != len(bodies):
+            raise PDPError(Code.PDP_MALFORMED, "another number of answers than of requests")
+        return [_decision(result, told) for result in results]
+
+    async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes, n: int) -> tuple[object, _Told]:
+        reply = await self._link.exchange(session, "POST", url, body=body, limit=n * MAX_ANSWER_BYTES)
+        result, told = _opened(reply.body)
+        self.revision = told[1]
+        return result, told
+
+
+_Told = tuple[str, str]  # OPA's decision id, the bundles' revision
+
+
+def _opened(body: bytes) -> tuple[object, _Told]:
+    """What OPA's envelope holds."""
+    try:
+        document = strict_json(body)
+    except (ValueError, RecursionError) as exc:
+        raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
+    if not isinstance(document, dict):
+        raise PDPError(Code.PDP_MALFORMED, "no object")
+    if "result" not in document:  # OPA's way to say `undefined`
+        raise PDPError(Code.PDP_UNDEFINED)
+    return document["result"], _told(document)
+
+
+def _decision(result: object, told: _Told) -> Decision | None:
+    """The decision, or `None` where the rule's value is no decision document."""
+    own_id, revision = told
+    decision = parse_answer(result)
+    if decision is None:
+        return None
+    update = {"pdp_decision_id": own_id, "policy_revision": revision or decision.policy_revision}
+    return decision.model_copy(update=update)
+
+
+def _told(document: dict[str, Any]) -> _Told:
+    own_id = document.get("decision_id")
+    provenance = document.get("provenance")
+    bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
+    revisions = [
+        f"{name}@{bundle.get('revision', '')}"
+        for name, bundle in sorted((bundles or {}).items())
+        if isinstance(bundle, dict)
+    ]
+    return own_id[:_MAX_ID] if isinstance(own_id, str) else "", ",".join(revisions)[:_MAX_REVISION]
+
+
+def _client(link: Link, session: aiohttp.ClientSession) -> Any:
+    """Their client on our session: one attempt, no redirect, our TLS and token."""
+    from opa_client.opa_async import AsyncOpaClient
+
+    class Client(AsyncOpaClient):  # type: ignore[misc]
+        @asynccontextmanager
+        async def _request(self, method: str, url: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+            async with link.request(session, method, url, **options) as response:
+                yield response
+
+        async def check_health(self, query: Any = None, diagnostic_url: str | None = None) -> bool:
+            return bool(await super().check_health(query, diagnostic_url or f"{link.root}/health"))
+
+    return Client()

@@ -1,0 +1,311 @@
+"""`AuthzenPDP` against a conforming server over our engines, with AuthZEN's published vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.authzen import AuthzenPDP
+from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing.pdp_suite import PDPContract
+from langchain_runtime_authz.testing.requests import example_request
+from tests.integration_tests.authzen_server import AuthzenServer
+from tests.integration_tests.authzen_vectors import POLICY, USERS, batches, singles
+from tests.integration_tests.fault_server import FaultServer
+from tests.integration_tests.services import Authority, OpaServer, free_port
+
+REQUEST = example_request()
+DENIED = example_request({"context.lease.exp": 1})
+
+
+@pytest.fixture(scope="module")
+def wasm() -> Iterator[WasmPDP]:
+    """The engine behind the server."""
+    engine = WasmPDP()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def server(wasm: WasmPDP) -> Iterator[AuthzenServer]:
+    """A conforming PDP over the shipped policy."""
+    with AuthzenServer(lambda request: wasm.document(json.dumps(request).encode())) as running:  # type: ignore[return-value,arg-type]
+        yield running
+
+
+def decisions(pdp: AuthzenPDP, requests=(REQUEST,)) -> list[Decision]:
+    """What it decides, the same by both entry points."""
+    evaluator = Evaluator(pdp, deadline=10)
+    given = evaluator.evaluate(requests)
+    other = asyncio.run(evaluator.aevaluate(requests))
+    blank = {"decision_id": "", "pdp_decision_id": ""}
+    assert [d.model_copy(update=blank) for d in given] == [d.model_copy(update=blank) for d in other]
+    return given
+
+
+class TestAuthzenContract(PDPContract):
+    """A conforming server over the default engine keeps the contract of every PDP."""
+
+    @pytest.fixture(autouse=True)
+    def _servers(self) -> Iterator[None]:
+        engines = {True: WasmPDP(), False: WasmPDP(data={"effects": {}})}
+        answer = {p: lambda r, e=e: e.document(json.dumps(r).encode()) for p, e in engines.items()}
+        with AuthzenServer(answer[True]) as permitting, AuthzenServer(answer[False]) as denying:  # type: ignore[arg-type]
+            self._url = {True: permitting.url, False: denying.url}
+            yield
+        for engine in engines.values():
+            engine.close()
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """The shipped policy behind AuthZEN."""
+        return AuthzenPDP(self._url[permit], timeout=5)
+
+
+# --- published vectors ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def todo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthzenServer]:
+    """The interop scenario's PDP: its policy in a real OPA, behind AuthZEN."""
+    folder = tmp_path_factory.mktemp("todo")
+    (folder / "todo.rego").write_text(POLICY)
+    (folder / "data.json").write_text(json.dumps({"users": {ident: name for name, (ident, _, _) in USERS.items()}}))
+    with OpaServer(folder / "todo.rego", folder / "data.json") as opa:
+        engine = OpaPDP(opa.url, path="todo/decision", timeout=5)
+
+        def answer(request: dict[str, Any]) -> dict[str, Any]:
+            decision = engine.evaluate(REQUEST, json.dumps(request).encode())
+            assert isinstance(decision, Decision)
+            return {"decision": decision.permit}
+
+        with AuthzenServer(answer) as running:
+            yield running
+        engine.close()
+
+
+def test_the_published_vectors(todo: AuthzenServer) -> None:
+    """Forty single requests and three batches are decided as published."""
+    pdp = AuthzenPDP(todo.url, timeout=5)
+    for request, expected in singles():
+        decision = pdp.evaluate(REQUEST, json.dumps(request).encode())
+        assert isinstance(decision, Decision)
+        assert decision.permit is expected, request
+    for requests, expected in batches():
+        bodies = [json.dumps(r).encode() for r in requests]
+        given = pdp.evaluate_batch([REQUEST] * len(bodies), bodies)
+        assert [d.permit for d in given] == expected  # type: ignore[attr-defined]
+        path, _, sent = todo.asked[-1]
+        assert (path, len(sent["evaluations"])) == ("/access/v1/evaluations", 2)
+    pdp.close()
+
+
+# --- evaluations and their semantics ----------------------------------------------------------------
+
+
+def test_the_calls_of_a_message_are_one_request(server: AuthzenServer) -> None:
+    """Answers in order, one exchange, all executed."""
+    pdp = AuthzenPDP(server.url, timeout=5)
+    given = decisions(pdp, [REQUEST, DENIED, REQUEST])
+    assert [d.permit for d in given] == [True, False, True]
+    assert given[1].reason == Code.LEASE_INVALID
+    assert [path for path, _, _ in server.asked] == ["/access/v1/evaluations"] * 2
+    assert server.asked[0][2]["options"] == {"evaluations_semantic": "execute_all"}
+    pdp.close()
+
+
+@pytest.mark.parametrize(
+    ("semantic", "asked", "expected"),
+    [
+        ("execute_all", [1, 0, 1, 0], ["permit", "lease_invalid", "permit", "lease_invalid"]),
+        ("deny_on_first_deny", [1, 0, 1], ["permit", "lease_invalid", "not_evaluated"]),
+        ("deny_on_first_deny", [1, 1], ["permit", "permit"]),
+        ("deny_on_first_deny", [1, 0], ["permit", "lease_invalid"]),
+        ("permit_on_first_permit", [0, 1, 1], ["lease_invalid", "permit", "not_evaluated"]),
+        ("permit_on_first_permit", [0, 0], ["lease_invalid", "lease_invalid"]),
+    ],
+)
+def test_the_three_semantics(server: AuthzenServer, semantic: Any, asked: list[int], expected: list[str]) -> None:
+    """Where the PDP stopped early the rest is denied as not evaluated."""
+    pdp = AuthzenPDP(server.url, timeout=5)
+    requests = [REQUEST if permit else DENIED for permit in asked]
+    bodies = [r.to_json() for r in requests]
+    for given in (
+        pdp.evaluate_batch(requests, bodies, semantic),
+        asyncio.run(pdp.aevaluate_batch(requests, bodies, semantic)),
+    ):
+        assert [d.reason or d.outcome for d in given] == expected  # type: ignore[attr-defined]
+    pdp.close()
+
+
+def test_one_malformed_answer_denies_its_own_request() -> None:
+    """The others keep theirs."""
+    answers = iter([{"decision": True}, {"decision": "true"}, {"decision": True, "context": 1}, {"decision": True}] * 2)
+    with AuthzenServer(lambda _: next(answers)) as server:
+        pdp = AuthzenPDP(server.url, timeout=5)
+        given = decisions(pdp, [REQUEST] * 4)
+        assert [d.reason or d.outcome for d in given] == ["permit", Code.PDP_MALFORMED, Code.PDP_MALFORMED, "permit"]
+        pdp.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+@pytest.mark.parametrize("semantic", ["execute_all", "deny_on_first_deny"])
+def test_another_number_of_answers_denies_all(count: int, semantic: Any) -> None:
+    """Which answer belongs to which request can not be guessed."""
+    body = json.dumps({"evaluations": [{"decision": True}] * count}).encode()
+    with FaultServer() as faulty:
+        faulty.answer = lambda conn, path, _: conn.sendall(  # type: ignore[method-assign]
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body,
+        )
+        pdp = AuthzenPDP(faulty.url, timeout=5)
+        with pytest.raises(Exception, match="pdp_malformed"):
+            pdp.evaluate_batch([REQUEST] * 2, [REQUEST.to_json()] * 2, semantic)
+        assert {d.reason for d in Evaluator(pdp).evaluate([REQUEST] * 2)} == {Code.PDP_MALFORMED}
+        pdp.close()
+
+
+def test_a_pdp_without_evaluations_is_asked_side_by_side(server: AuthzenServer) -> None:
+    """The endpoint is optional; then only `execute_all` can be had."""
+    pdp = AuthzenPDP(server.url, evaluations=None, timeout=5)
+    assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
+    assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
+    with pytest.raises(Exception, match="pdp_undefined"):
+        pdp.evaluate_batch([REQUEST], [REQUEST.to_json()], "deny_on_first_deny")
+    pdp.close()
+
+
+# --- request id -------------------------------------------------------------------------------------
+
+
+def test_every_request_has_an_id_of_its_own(server: AuthzenServer) -> None:
+    """`X-Request-ID` is sent, fresh each time, and kept with the decision."""
+    pdp = AuthzenPDP(server.url, timeout=5)
+    given = [d for _ in range(3) for d in Evaluator(pdp).evaluate([REQUEST])]
+    sent = [ident for _, ident, _ in server.asked]
+    assert [d.pdp_decision_id for d in given] == sent
+    assert len(set(sent)) == 3
+    pdp.close()
+
+
+def test_an_answer_to_another_request_denies() -> None:
+    """An echoed id that is not ours is not believed."""
+    head = b"HTTP/1.1 200 OK\r\nX-Request-ID: other\r\nContent-Length: 18\r\n\r\n"
+    with FaultServer() as faulty:
+        faulty.answer = lambda conn, path, _: conn.sendall(head + b'{"decision": true}')  # type: ignore[method-assign]
+        pdp = AuthzenPDP(faulty.url, timeout=5)
+        assert decisions(pdp)[0].reason == Code.PDP_MALFORMED
+        pdp.close()
+
+
+# --- what other PDPs say ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"decision": True}, ("permit", (), [])),
+        ({"decision": True, "context": {}}, ("permit", (), [])),
+        ({"decision": True, "context": {"id": "0", "reason_admin": {"en": "x"}}}, ("permit", (), [])),
+        ({"decision": True, "evaluation_id": "7"}, ("permit", (), [])),
+        ({"decision": False}, ("deny", ("no_permit",), [])),
+        ({"decision": False, "context": {"reason": "policy_denied"}}, ("deny", ("policy_denied",), [])),
+        ({"decision": False, "context": {"reason": "no words here"}}, ("deny", ("no_permit",), [])),
+        ({"decision": False, "context": {"reasons": "text"}}, ("deny", ("no_permit",), [])),
+        ({"decision": False, "context": {"error": {"status": 404}}}, ("deny", ("no_permit",), [])),
+        ({"decision": "true"}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": 1}, ("deny", ("pdp_malformed",), [])),
+        ({"allow": True}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "context": []}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "context": None}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "context": {"obligations": {}}}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "context": {"obligations": ["watermark"]}}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "context": {"obligations": [{"type": "custom"}]}}, ("deny", ("pdp_malformed",), [])),
+        (
+            {"decision": True, "context": {"obligations": [{"type": "step-up", "id": "1", "acr_value": "loa:3"}]}},
+            ("permit", (), [("1", "step-up", {"acr_value": "loa:3"})]),
+        ),
+        (
+            {"decision": False, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a", "body": "b"}]}},
+            ("deny", ("no_permit",), [("2", "notification", {"to": "a", "body": "b"})]),
+        ),
+        (
+            {"decision": True, "context": {"obligations": [{"type": "redact", "id": "3", "properties": {"fields": ["x"]}}]}},
+            ("permit", (), [("3", "redact", {"fields": ["x"]})]),
+        ),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
+)
+def test_answers_of_other_pdps(answer: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """What is not known is left out, an obligation never; only the literal `true` permits."""
+    with AuthzenServer(lambda _: answer) as other:
+        pdp = AuthzenPDP(other.url, timeout=5)
+        (decision,) = decisions(pdp)
+        obliged = [(o.id, o.type, o.properties) for o in decision.obligations]
+        assert (decision.outcome, decision.reasons, obliged) == expected
+        pdp.close()
+
+
+# --- metadata ---------------------------------------------------------------------------------------
+
+
+def test_discovery_over_tls(wasm: WasmPDP, tmp_path: Path) -> None:
+    """The endpoints and the obligation types are the metadata's."""
+    authority = Authority(tmp_path)
+    with AuthzenServer(
+        lambda request: wasm.document(json.dumps(request).encode()),  # type: ignore[return-value,arg-type]
+        certificate=authority.issue("127.0.0.1"),
+        obligations_supported=["notification", "step-up"],
+    ) as server:
+        pdp = AuthzenPDP.discover(
+            server.url, obligations_supported=["redact", "notification"], ca_file=authority.file, timeout=5,
+        )
+        assert decisions(pdp)[0].permit
+        assert server.asked[0][2]["context"]["obligations_supported"] == ["notification"]
+        assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
+        pdp.close()
+        del server.metadata["access_evaluations_endpoint"]
+        pdp = AuthzenPDP.discover(server.url, ca_file=authority.file, timeout=5)
+        server.asked.clear()
+        assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
+        assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
+        pdp.close()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"policy_decision_point": "https://other.example"},
+        {"policy_decision_point": None},
+        {"access_evaluation_endpoint": "https://other.example/access/v1/evaluation"},
+        {"access_evaluation_endpoint": None},
+        {"access_evaluations_endpoint": "http://127.0.0.1.evil.example/x"},
+    ],
+    ids=str,
+)
+def test_metadata_of_another_pdp_is_refused(metadata: dict[str, Any]) -> None:
+    """The identifier must be the one that was asked, and no endpoint may lie elsewhere."""
+    with AuthzenServer(lambda _: {"decision": True}, **metadata) as server, pytest.raises(ConfigError):
+        AuthzenPDP.discover(server.url)
+
+
+def test_no_metadata_is_a_configuration_error() -> None:
+    """A PDP that is down, or has none, is told at once."""
+    with pytest.raises(ConfigError, match="pdp_unreachable"):
+        AuthzenPDP.discover(f"http://127.0.0.1:{free_port()}")
+    with FaultServer() as faulty, pytest.raises(ConfigError):
+        AuthzenPDP.discover(faulty.url + "/html")
+
+
+@pytest.mark.parametrize("url", ["http://pdp.example.com", "ftp://127.0.0.1", "pdp"])
+def test_only_https_or_this_machine(url: str) -> None:
+    """The binding is HTTPS."""
+    with pytest.raises(ConfigError):
+        AuthzenPDP(url)

@@ -1,0 +1,458 @@
+"""`OpaPDP` against a real OPA: every way to reach it, bundles, and what a broken policy gives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import multiprocessing
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.testing.pdp_suite import PDPContract
+from langchain_runtime_authz.testing.requests import example_request
+from tests.integration_tests.faulted_graph import run_graph
+from tests.integration_tests.services import SHIPPED, Authority, OpaServer, free_port, opa_binary
+
+REQUEST = example_request()
+DENIED = example_request({"context.lease.exp": 1})
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OpaServer]:
+    """OPA with the shipped policy."""
+    with OpaServer() as running:
+        yield running
+
+
+@pytest.fixture
+def pdp(server: OpaServer) -> Iterator[OpaPDP]:
+    """A PDP on it."""
+    asked = OpaPDP(server.url, timeout=5)
+    yield asked
+    asked.close()
+
+
+def ask(pdp: PDP, request=REQUEST) -> Decision:
+    """One decision."""
+    (decision,) = Evaluator(pdp, deadline=10).evaluate([request])
+    return decision
+
+
+class TestOpaContract(PDPContract):
+    """A real server keeps the contract of every PDP."""
+
+    @pytest.fixture(autouse=True)
+    def _servers(self, server: OpaServer, tmp_path: Path) -> Iterator[None]:
+        data = json.loads(SHIPPED[1].read_text())
+        data["runtime_authz_data"]["effects"] = {}
+        (tmp_path / "data.json").write_text(json.dumps(data))
+        with OpaServer(SHIPPED[0], tmp_path / "data.json") as denying:
+            self._url = {True: server.url, False: denying.url}
+            yield
+
+    def make_pdp(self, permit: bool) -> PDP:
+        """The shipped policy; denying, its effect table is empty."""
+        return OpaPDP(self._url[permit], timeout=5)
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+
+def counted(server: OpaServer) -> int:
+    """How many decision requests OPA has answered."""
+    _, text = server.get("/metrics")
+    counts = [line for line in text.decode().splitlines() if "http_request_duration_seconds_count" in line]
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in counts if 'v1/data"' in line)
+
+
+def test_the_calls_of_a_message_are_one_request(server: OpaServer, pdp: OpaPDP) -> None:
+    """Eight requests, eight answers in order, one exchange."""
+    before = counted(server)
+    for decisions in (
+        Evaluator(pdp).evaluate([REQUEST, DENIED] * 4),
+        asyncio.run(Evaluator(pdp).aevaluate([REQUEST, DENIED] * 4)),
+    ):
+        assert [d.permit for d in decisions] == [True, False] * 4
+        assert {d.reason for d in decisions if not d.permit} == {Code.LEASE_INVALID}
+    assert counted(server) == before + 2
+
+
+def test_a_rule_without_a_batch_is_asked_side_by_side(server: OpaServer) -> None:
+    """Another path has no batch rule unless one is named; the answers are the same."""
+    before = counted(server)
+    alone = OpaPDP(server.url, path="runtime_authz/decision", batch=None, timeout=5)
+    alone._batch_url = None
+    decisions = Evaluator(alone).evaluate([REQUEST, DENIED] * 4)
+    assert [d.permit for d in decisions] == [True, False] * 4
+    assert counted(server) == before + 8
+    alone.close()
+
+
+# --- ways to reach it -------------------------------------------------------------------------------
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """The same answers, and no port."""
+    with OpaServer(address=f"unix://{tmp_path}/opa.sock") as local:
+        pdp = OpaPDP(local.url)
+        assert pdp.healthy()
+        assert ask(pdp).permit
+        assert ask(pdp, DENIED).reason == Code.LEASE_INVALID
+        pdp.close()
+
+
+def test_mutual_tls(tmp_path: Path) -> None:
+    """The CA file is the only authority, the name is checked, and OPA sees our certificate."""
+    ours, other = Authority(tmp_path), Authority(tmp_path, "other")
+    mine = ours.issue("127.0.0.1")
+    files = ["--tls-cert-file", mine, "--tls-private-key-file", mine, "--tls-ca-cert-file", ours.file]
+    with OpaServer(*files, "--authentication=tls", *SHIPPED) as secure:
+        url = secure.url.replace("http:", "https:")
+        client = ours.issue("pep")
+        good = OpaPDP(url, ca_file=ours.file, client_cert=client, timeout=5)
+        assert ask(good).permit
+        assert good.healthy()
+        good.close()
+        for arguments in (
+            {"ca_file": ours.file},  # no certificate of ours
+            {"ca_file": ours.file, "client_cert": other.issue("pep")},
+            {"ca_file": other.file, "client_cert": client},
+            {"client_cert": client},  # the system's authorities do not know it
+        ):
+            bad = OpaPDP(url, timeout=5, **arguments)
+            assert ask(bad).reason == Code.PDP_TLS, arguments
+            assert not bad.healthy()
+            bad.close()
+        plain = OpaPDP(secure.url, timeout=5)
+        assert ask(plain).reason in (Code.PDP_STATUS, Code.PDP_UNREACHABLE, Code.PDP_PROTOCOL)
+        plain.close()
+
+
+def test_a_token_from_a_file_that_is_renewed(tmp_path: Path) -> None:
+    """OPA lets in who has the token; a renewed file is read without a restart."""
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    (tmp_path / "authz.rego").write_text(
+        'package system.authz\nimport rego.v1\ndefault allow := false\nallow if input.identity == "second"\n'
+        'allow if input.path == ["health"]\n',
+    )
+    arguments = ["--authentication=token", "--authorization=basic", tmp_path / "authz.rego", *SHIPPED]
+    with OpaServer(*arguments) as guarded:
+        pdp = OpaPDP(guarded.url, token_file=token, timeout=5)
+        assert ask(pdp).reason == Code.PDP_UNAUTHORIZED
+        token.write_text("second\n")
+        assert ask(pdp).permit
+        token.write_text("two words")
+        assert ask(pdp).reason == Code.PDP_UNAUTHORIZED
+        token.unlink()
+        assert ask(pdp).reason == Code.PDP_UNAUTHORIZED
+        assert not pdp.healthy()
+        pdp.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": "ftp://127.0.0.1"},
+        {"url": "http://user:pass@127.0.0.1"},
+        {"url": "unix://opa.sock"},
+        {"url": "http://127.0.0.1/?x=1"},
+        {"url": "http://opa.example", "token_file": __file__},
+        {"ca_file": __file__},
+        {"url": "https://127.0.0.1", "ca_file": __file__},
+        {"url": "https://127.0.0.1", "ca_file": "absent.pem"},
+        {"token_file": "absent"},
+        {"path": "runtime_authz/../system"},
+        {"path": "a b"},
+        {"batch": "x?y"},
+        {"timeout": 0},
+        {"timeout": float("inf")},
+        {"pool_size": 0},
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(arguments: dict[str, object]) -> None:
+    """At construction, with a sentence, before anything is asked."""
+    with pytest.raises(ConfigError):
+        OpaPDP(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_environment_changes_nothing(server: OpaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a proxy nor a netrc of the environment is used."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login eve password eve\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    pdp = OpaPDP(server.url, timeout=5)
+    assert ask(pdp).permit
+    pdp.close()
+    asked = OpaPDP(server.url, timeout=1, proxy=f"http://127.0.0.1:{free_port()}")
+    assert ask(asked).reason == Code.PDP_UNREACHABLE  # but one that was asked for is
+    asked.close()
+
+
+# --- loops, threads, processes ----------------------------------------------------------------------
+
+
+def test_many_threads_and_loops_share_one_pool(pdp: OpaPDP) -> None:
+    """Eight threads, each with loops that come and go, while others ask without one."""
+
+    def asynchronous(_: int) -> list[bool]:
+        evaluator = Evaluator(pdp, deadline=10)
+        return [asyncio.run(evaluator.aevaluate([REQUEST]))[0].permit for _ in range(5)]
+
+    def synchronous(_: int) -> list[bool]:
+        return [ask(pdp).permit for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(asynchronous if i % 2 else synchronous, i) for i in range(8)]
+        assert all(all(a.result()) for a in answers)
+    assert [t.name for t in threading.enumerate()].count("runtime-authz-pdp") == 1
+
+
+def _in_child(pdp: OpaPDP, queue) -> None:
+    queue.put((ask(pdp).outcome, ask(pdp, DENIED).outcome))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_makes_its_own_connections(pdp: OpaPDP) -> None:
+    """Parent and child go on, each on connections of its own."""
+    assert ask(pdp).permit
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=_in_child, args=(pdp, queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=20) for _ in children] == [("permit", "deny")] * 2
+    for child in children:
+        child.join(20)
+        assert child.exitcode == 0
+    assert ask(pdp).permit
+
+
+def test_nothing_is_left_after_close_or_collection(server: OpaServer) -> None:
+    """No thread, whether it was closed or forgotten; a closed one denies."""
+    closed = OpaPDP(server.url, timeout=5)
+    assert ask(closed).permit
+    closed.close()
+    closed.close()
+    assert ask(closed).reason == Code.PDP_ERROR
+    forgotten = OpaPDP(server.url, timeout=5)
+    assert ask(forgotten).permit
+    del forgotten
+    assert "runtime-authz-pdp" not in [t.name for t in threading.enumerate()]
+
+
+# --- bundles ----------------------------------------------------------------------------------------
+
+
+class Bundles:
+    """A signing key and a place that serves bundles."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        (folder / "key.pem").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.TraditionalOpenSSL,
+                serialization.NoEncryption(),
+            ),
+        )
+        self.public = key.public_key().public_bytes(
+            serialization.Encoding.PEM,
+            serialization.PublicFormat.SubjectPublicKeyInfo,
+        )
+        (folder / "public.pem").write_bytes(self.public)
+
+    def build(self, name: str, revision: str, *, signed: bool = True) -> Path:
+        """A bundle of the shipped policy."""
+        out = self.folder / name
+        sign = ["--signing-key", str(self.folder / "key.pem"), "--bundle"] if signed else ["--bundle"]
+        source = self.folder / f"src-{name}"
+        source.mkdir(exist_ok=True)
+        for file in SHIPPED:
+            (source / file.name).write_bytes(file.read_bytes())
+        (source / ".manifest").write_text(
+            json.dumps({"revision": revision, "roots": ["runtime_authz", "runtime_authz_data"]}),
+        )
+        command = [opa_binary(), "build", *sign, "--revision", revision, "--output", str(out), str(source)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        return out
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Bundles:
+    """Keys and a folder."""
+    return Bundles(tmp_path)
+
+
+def test_a_signed_bundle_names_its_revision(bundles: Bundles) -> None:
+    """Every decision carries the bundle's revision and OPA's decision id."""
+    good = bundles.build("good.tar.gz", "r7")
+    key = ["--verification-key", bundles.folder / "public.pem"]
+    with OpaServer("--bundle", good, *key, "--set=decision_logs.console=true") as server:
+        pdp = OpaPDP(server.url, timeout=5)
+        assert pdp.healthy()
+        decision = ask(pdp)
+        assert decision.permit
+        assert decision.policy_revision == pdp.revision
+        assert pdp.revision.endswith("@r7")
+        assert len(decision.pdp_decision_id) == 36
+        first, second = Evaluator(pdp).evaluate([REQUEST, DENIED])
+        assert first.pdp_decision_id == second.pdp_decision_id != decision.pdp_decision_id  # one evaluation
+        assert {first.policy_revision, second.policy_revision} == {pdp.revision}
+        pdp.close()
+
+
+def test_an_unsigned_bundle_is_never_obeyed(bundles: Bundles) -> None:
+    """OPA does not start on it, and a PDP on nothing denies."""
+    unsigned = bundles.build("unsigned.tar.gz", "r8", signed=False)
+    address = f"127.0.0.1:{free_port()}"
+    key = ["--verification-key", bundles.folder / "public.pem"]
+    with OpaServer("--bundle", unsigned, *key, address=address, wait=False) as server:
+        assert server.ended() != 0
+        pdp = OpaPDP(server.url)
+        assert ask(pdp).reason == Code.PDP_UNREACHABLE
+        pdp.close()
+
+
+class Counting(http.server.ThreadingHTTPServer):
+    """Counts the files that it gave."""
+
+    count = 0
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Counting]:
+    """The folder over HTTP on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            super().do_GET()
+            files.count += 1
+
+    with Counting(("127.0.0.1", 0), Quiet) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        yield files
+        files.shutdown()
+
+
+def until(check, seconds: float = 20) -> None:
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def test_bundle_mode_follows_signed_revisions_only(bundles: Bundles) -> None:
+    """Before the first bundle everything denies; a newer one is followed; a forged one changes nothing."""
+    served = bundles.folder / "served"
+    served.mkdir()
+    with serving(served) as files:
+        config = bundles.folder / "config.yaml"
+        config.write_text(
+            json.dumps(
+                {
+                    "services": {"files": {"url": f"http://127.0.0.1:{files.server_address[1]}"}},
+                    "keys": {"k": {"key": bundles.public.decode(), "algorithm": "RS256"}},
+                    "bundles": {
+                        "authz": {
+                            "service": "files",
+                            "resource": "bundle.tar.gz",
+                            "signing": {"keyid": "k"},
+                            "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1},
+                        },
+                    },
+                },
+            ),
+        )
+        with OpaServer("--config-file", config) as server:
+            pdp = OpaPDP(server.url, timeout=5)
+            assert not pdp.healthy()
+            assert ask(pdp).reason == Code.PDP_UNDEFINED
+            for revision in ("r1", "r2"):
+                bundles.build(f"{revision}.tar.gz", revision).replace(served / "bundle.tar.gz")
+                until(lambda revision=revision: ask(pdp).policy_revision == f"authz@{revision}")
+                assert ask(pdp).permit
+                assert pdp.healthy()
+            bundles.build("forged.tar.gz", "r3", signed=False).replace(served / "bundle.tar.gz")
+            seen = files.count
+            until(lambda: files.count >= seen + 2)  # fetched, refused, and asked for again
+            assert ask(pdp).policy_revision == "authz@r2"
+            pdp.close()
+
+
+# --- a graph ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_graph_decided_by_a_real_opa(server: OpaServer, asynchronous: bool) -> None:
+    """Three calls of one message run on a permit; of an undefined rule none does."""
+    pdp = OpaPDP(server.url, timeout=5)
+    codes, ran, statuses, _ = run_graph(pdp, 3, asynchronous=asynchronous)
+    assert (codes, ran, statuses) == ([], [0, 1, 2], ["success"] * 3)
+    pdp.close()
+    nowhere = OpaPDP(server.url, path="runtime_authz/nothing", timeout=5)
+    codes, ran, statuses, _ = run_graph(nowhere, 3, asynchronous=asynchronous)
+    assert (codes, ran, statuses) == ([Code.PDP_UNDEFINED] * 3, [], ["error"] * 3)
+    nowhere.close()
+
+
+# --- policies that fail -----------------------------------------------------------------------------
+
+BROKEN = {
+    "throws": 'decision := true if true\ndecision := false if input.subject.type == "user"',
+    "loops": "decision := count([1 | some i in numbers.range(1, 30000); some j in numbers.range(1, 30000); i == j])",
+    "boolean": "decision := true",
+    "empty": "decision := {}",
+    "text": 'decision := {"decision": "true"}',
+    "undefined": 'decision := {"decision": true} if input.subject.type == "nobody"',
+}
+GIVES = {
+    "throws": Code.PDP_STATUS,
+    "loops": Code.PDP_TIMEOUT,
+    "boolean": Code.PDP_MALFORMED,
+    "empty": Code.PDP_MALFORMED,
+    "text": Code.PDP_MALFORMED,
+    "undefined": Code.PDP_UNDEFINED,
+}
+
+
+def test_a_policy_that_fails_denies_and_says_how(tmp_path: Path) -> None:
+    """It loops, throws, is undefined, or answers in another shape."""
+    for name, rule in BROKEN.items():
+        (tmp_path / f"{name}.rego").write_text(f"package {name}\nimport rego.v1\n{rule}\n")
+    with OpaServer(*tmp_path.glob("*.rego")) as server:
+        for name, code in GIVES.items():
+            pdp = OpaPDP(server.url, path=f"{name}/decision", timeout=0.5 if name == "loops" else 10)
+            started = time.monotonic()
+            for decision in (ask(pdp), *asyncio.run(Evaluator(pdp, deadline=10).aevaluate([REQUEST]))):
+                assert (decision.outcome, decision.reason, decision.failure) == ("deny", code, "pdp"), name
+            assert name != "loops" or time.monotonic() - started < 4
+            pdp.close()

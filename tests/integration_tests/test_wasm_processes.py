@@ -1,0 +1,184 @@
+"""The embedded engine across processes, and replaced while it is asked."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing.requests import example_request
+from tests.unit_tests.test_wasm_pdp import opa_module
+
+REQUEST = example_request()
+DENIED = example_request({"context.lease.exp": 1})
+
+
+def ask(pdp: WasmPDP, request=REQUEST) -> Decision:
+    """One decision."""
+    (decision,) = Evaluator(pdp, deadline=20).evaluate([request])
+    return decision
+
+
+def ticking() -> int:
+    """How many threads watch evaluations: one while any policy is open."""
+    return [t.name for t in threading.enumerate()].count("runtime-authz-wasm")
+
+
+def in_child(work, *arguments: object, method: str = "fork") -> object:
+    """What `work` gives in another process, within twenty seconds."""
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=work, args=(queue, *arguments))
+    child.start()
+    try:
+        return queue.get(timeout=60)
+    finally:
+        child.join(20)
+        if child.exitcode is None:
+            child.kill()
+
+
+def decides(queue, pdp: WasmPDP) -> None:
+    """Both ways, in threads."""
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda i: ask(pdp, DENIED if i % 2 else REQUEST).outcome, range(40)))
+    queue.put(Counter(outcomes))
+
+
+def stops(queue, pdp: WasmPDP) -> None:
+    """How long a runaway policy runs."""
+    started = time.monotonic()
+    decision = ask(pdp)
+    queue.put((decision.reason, time.monotonic() - started < 5))
+
+
+def compiles(queue, *_: object) -> None:
+    """A policy of its own, made here and replaced here."""
+    pdp = WasmPDP()
+    before = ask(pdp).outcome
+    pdp.replace(data={"effects": {}})
+    queue.put((before, ask(pdp).outcome))
+    pdp.close()
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+@needs_fork
+def test_a_fork_decides_on() -> None:
+    """Loaded before, asked in the child, while the parent's threads hold every instance."""
+    pdp = WasmPDP(pool_size=2)
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            ask(pdp)
+
+    threads = [threading.Thread(target=busy) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            assert in_child(decides, pdp) == {"permit": 20, "deny": 20}
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+    assert ask(pdp).permit
+    pdp.close()
+
+
+@needs_fork
+def test_the_limit_holds_in_a_fork() -> None:
+    """A runaway policy is stopped in the child too."""
+    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", timeout=0.2)
+    assert in_child(stops, pdp) == (Code.PDP_TIMEOUT, True)
+    pdp.close()
+
+
+@needs_fork
+def test_a_fork_can_compile() -> None:
+    """Also where the parent compiled before."""
+    pdp = WasmPDP()
+    assert in_child(compiles) == ("permit", "deny")
+    pdp.close()
+
+
+def test_a_spawned_process_makes_its_own() -> None:
+    """Nothing is shared with it."""
+    assert in_child(compiles, method="spawn") == ("permit", "deny")
+
+
+def test_replacing_under_load_tears_nothing() -> None:
+    """Each decision is that of the revision it names; whatever is refused leaves the last good one."""
+    before = ticking()
+    pdp = WasmPDP(pool_size=2)
+    permits, denies = pdp.revision, ""
+    seen: list[tuple[str, str]] = []
+    stop = threading.Event()
+
+    def load(batch: bool) -> None:
+        evaluator = Evaluator(pdp, deadline=20)
+        while not stop.is_set():
+            decisions = evaluator.evaluate([REQUEST] * (4 if batch else 1))
+            assert len({d.policy_revision for d in decisions}) == 1 or not batch
+            seen.extend((d.policy_revision, d.outcome) for d in decisions)
+
+    with ThreadPoolExecutor(4) as pool:
+        loads = [pool.submit(load, i % 2 == 0) for i in range(4)]
+        try:
+            for _ in range(25):
+                denies = pdp.replace(data={"effects": {}})
+                assert ask(pdp).policy_revision == denies
+                with pytest.raises(ConfigError):
+                    pdp.replace(data={"efects": {}})
+                with pytest.raises(ConfigError):
+                    pdp.replace(wasm=b"no policy")
+                assert pdp.revision == denies
+                assert pdp.replace() == permits
+        finally:
+            stop.set()
+        for load_ in loads:
+            load_.result(20)
+    assert {(revision, outcome) for revision, outcome in seen} == {(permits, "permit"), (denies, "deny")}
+    pdp.close()
+    assert ticking() == before
+
+
+def test_a_closed_one_stays_closed() -> None:
+    """Replacing after `close` brings nothing back."""
+    before = ticking()
+    pdp = WasmPDP()
+    pdp.close()
+    pdp.replace(data={"effects": {}})
+    assert ask(pdp).reason == Code.PDP_ERROR
+    assert ticking() == before
+
+
+def test_the_calls_of_a_message_are_one_evaluation() -> None:
+    """In order, each its own; too much at once, or a policy without the entrypoint, goes one by one."""
+    pdp = WasmPDP(pool_size=1)
+    mixed = [REQUEST, DENIED, REQUEST]
+    expected = ["permit", "lease_invalid", "permit"]
+    assert [d.reason or d.outcome for d in Evaluator(pdp).evaluate(mixed)] == expected
+    large = example_request({"context.task.text": "x" * 250_000})
+    assert [d.outcome for d in Evaluator(pdp, deadline=20).evaluate([large] * 6)] == ["permit"] * 6
+    bodies = [json.dumps({"not": "a request"}).encode(), REQUEST.to_json()]
+    assert [d.permit for d in pdp.evaluate_batch([REQUEST] * 2, bodies)] == [False, True]  # type: ignore[attr-defined]
+    pdp.close()
+    foreign = WasmPDP(wasm=opa_module(), entrypoint="a/b", pool_size=1)
+    assert [d.permit for d in Evaluator(foreign).evaluate([REQUEST] * 3)] == [True] * 3
+    foreign.close()
+    looping = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.05)
+    assert {d.reason for d in Evaluator(looping).evaluate([REQUEST] * 3)} == {Code.PDP_TIMEOUT}
+    looping.close()

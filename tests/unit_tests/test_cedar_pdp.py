@@ -1,0 +1,238 @@
+"""Cedar's answers as decisions: errors deny, annotations are reasons and obligations."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import cedarpy
+import pytest
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing.requests import NOW, example_request
+
+FOLDER = resources.files("langchain_runtime_authz") / "policies" / "cedar"
+SAMPLE = (FOLDER / "runtime_authz.cedar").read_text()
+SCHEMA = (FOLDER / "runtime_authz.cedarschema").read_text()
+TABLE = json.loads((FOLDER / "obligations.json").read_text())
+EFFECT = "resource.properties.effect"
+GRANT = "context.lease.grant"
+APPROVAL = {"source": "interrupt", "approver": "b", "authenticated": False, "args_digest": "sha256:" + "5e" * 32}
+UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+MODEL = {"action.name": "model/call", "resource.type": "model", "resource.id": "m", "context.call": None}
+OUTSIDE = {
+    "context.call.provenance": {"account": {"kind": "principal", "class": "external", "standing": "outside"}},
+}
+ALL = "permit (principal, action, resource);"
+
+
+def ask(pdp: CedarPDP, overrides: dict[str, object] | None = None) -> Decision:
+    """One decision."""
+    (decision,) = Evaluator(pdp).evaluate([example_request(overrides)])
+    return decision
+
+
+@pytest.fixture(scope="module")
+def sample() -> CedarPDP:
+    """The shipped sample."""
+    return CedarPDP()
+
+
+@pytest.fixture(scope="module")
+def wasm() -> Iterator[WasmPDP]:
+    """What the sample is measured by."""
+    pdp = WasmPDP(pool_size=1)
+    yield pdp
+    pdp.close()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "outcome", "reasons", "obliged"),
+    [
+        ({}, "permit", (), []),
+        ({"context.lease.exp": NOW}, "deny", ("lease_invalid",), []),
+        ({"context.lease.epoch": 1}, "deny", ("lease_invalid",), []),
+        ({"context.lease.grant": {"tols": []}}, "deny", ("lease_invalid",), []),
+        ({f"{GRANT}.expires_at": NOW}, "deny", ("grant_expired",), []),
+        ({f"{GRANT}.max_depth": 0}, "deny", ("grant_depth",), []),
+        ({f"{GRANT}.tools": []}, "deny", ("grant_tool",), []),
+        ({f"{GRANT}.data_classes": []}, "deny", ("grant_data_class",), []),
+        ({f"{GRANT}.sinks": []}, "deny", ("grant_sink",), []),
+        ({"context.call.args.amount": 100.01}, "deny", ("grant_argument",), []),
+        ({"context.call": None, GRANT: None}, "deny", ("no_permit",), []),
+        ({"context.plan.stale": True}, "deny", ("stale_plan",), []),
+        ({"context.plan": None}, "deny", ("unplanned",), []),
+        ({"subject.type": "anonymous"}, "deny", ("anonymous",), []),
+        ({"resource.properties.profiled": False, EFFECT: "delete"}, "deny", ("unprofiled",), []),
+        ({EFFECT: "admin", **UNSTATED}, "deny", ("effect",), []),
+        ({"context.call.intent.state": "unasked", **OUTSIDE}, "deny", ("argument_source", "effect", "not_asked"), []),
+        ({"context.call.intent.state": "unasked"}, "approval_required", ("effect", "not_asked"), ["approval"]),
+        (OUTSIDE, "approval_required", ("argument_source", "effect"), ["approval"]),
+        ({"resource.properties.reaches": [{"effect": "smite", "sink": "none"}]}, "deny", ("no_permit",), []),
+        ({"resource.properties.reaches": "all"}, "deny", ("no_permit",), []),
+        (
+            {"resource.properties.reaches": [{"effect": "pay", "sink": "internal"}], **UNSTATED},
+            "approval_required",
+            ("effect",),
+            ["approval"],
+        ),
+        ({EFFECT: "smite"}, "deny", ("no_permit",), []),
+        (
+            {"resource.properties": {"effect": "write", "sink": "internal", "profiled": True}, GRANT: None},
+            "deny",
+            ("grant_data_class",),
+            [],
+        ),
+        (
+            {"context.call.sink": "external", "context.history.classes_read": ["new"]},
+            "deny",
+            ("data_flow",),
+            [],
+        ),
+        ({"context.history.denials": 25}, "halt", ("denial_streak",), ["revoke"]),
+        ({"context.call.changed": ["read_bill"]}, "deny", ("data_changed",), ["rotate"]),
+        ({"context.history.streak": 10}, "halt", ("denial_streak",), ["revoke"]),
+        ({"context.history.last_minute": 100}, "halt", ("burst",), ["revoke"]),
+        ({"context.history.unplanned": 3}, "halt", ("unplanned_streak",), ["revoke"]),
+        ({"context.history.tainted": 5}, "halt", ("tainted_streak",), ["revoke"]),
+        ({"context.history.rotations": 6}, "halt", ("rotations",), ["revoke"]),
+        ({"context.delegation.depth": 8, GRANT: None}, "deny", ("too_deep",), []),
+        ({"context.lease.steps": 1000}, "deny", ("step_budget",), []),
+        ({"context.lease.seconds": 3600}, "deny", ("time_budget",), []),
+        ({EFFECT: "pay"}, "permit", (), ["rate_pay"]),  # the human said so, whom and how much
+        ({EFFECT: "pay", **UNSTATED}, "approval_required", ("effect",), ["approval"]),
+        ({"resource.properties.profiled": False}, "approval_required", ("unprofiled",), ["approval"]),
+        ({"context.call.sink": "external"}, "permit", (), []),
+        ({"context.call.sink": "external", **UNSTATED}, "approval_required", ("data_flow",), ["approval"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": APPROVAL}, "permit", (), ["rate_pay"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "source": "hitl"}}, "permit", (), ["rate_pay"]),
+        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "args_digest": "x"}}, "approval_required", ("effect",), ["approval"]),
+        ({EFFECT: "pay", "context.plan.stale": True}, "deny", ("stale_plan",), []),  # nobody is asked in vain
+        ({**MODEL, "resource.properties": {"tools": ["read_file"], "provider_tools": []}}, "permit", (), []),
+        ({**MODEL, "resource.properties": {"provider_tools": []}}, "deny", ("no_permit",), []),
+        ({**MODEL, "resource.properties": {"tools": [1], "provider_tools": []}}, "deny", ("no_permit",), []),
+        ({"action.name": "run/start", "resource.type": "run"}, "permit", (), []),
+        ({"action.name": "tools/call", "resource.type": "agent"}, "deny", ("pdp_error",), []),
+    ],
+    ids=str,
+)
+def test_the_sample(
+    sample: CedarPDP,
+    wasm: WasmPDP,
+    overrides: dict[str, object],
+    outcome: str,
+    reasons: tuple[str, ...],
+    obliged: list[str],
+) -> None:
+    """Each rule of the shipped policy, in Cedar, as Rego has it."""
+    decision = ask(sample, overrides)
+    (rego,) = Evaluator(wasm).evaluate([example_request(overrides)])
+    if reasons == ("no_permit",):  # of an effect that it does not know Rego says so once more
+        assert (rego.outcome, "no_permit" in rego.reasons) == ("deny", True)
+    elif "pdp_error" not in reasons:
+        assert (rego.outcome, rego.reasons) == (outcome, reasons)
+    assert (decision.outcome, decision.reasons, [o.id for o in decision.obligations]) == (outcome, reasons, obliged)
+    assert decision.policy_revision == sample.revision
+
+
+@pytest.mark.parametrize("shown", [{"tools": ["pay"], "provider_tools": []}, {"tools": [], "provider_tools": ["web"]}])
+def test_what_rego_withholds_cedar_denies(sample: CedarPDP, wasm: WasmPDP, shown: dict[str, object]) -> None:
+    """Names computed by a policy do not fit into an annotation: then the model is not called at all."""
+    overrides = {**MODEL, "resource.properties": shown}
+    (rego,) = Evaluator(wasm).evaluate([example_request(overrides)])
+    assert [o.type for o in rego.obligations] == ["withhold_tools"]
+    assert ask(sample, overrides).reasons == ("no_permit",)
+
+
+def test_a_policy_that_errs_denies() -> None:
+    """Cedar itself permits here: it skips the `forbid` whose arithmetic overflows."""
+    overflow = ALL + "forbid (principal, action, resource) when { context.now * 9223372036854775807 > 0 };"
+    request = cedar_request(example_request())
+    assert cedarpy.is_authorized(request, overflow, []).decision.value == "Allow"  # the harm
+    decision = ask(CedarPDP(policies=overflow, schema=SCHEMA))
+    assert (decision.outcome, decision.reason, decision.failure) == ("deny", Code.PDP_ERROR, "pdp")
+
+
+def test_no_decision_denies() -> None:
+    """A number beyond Cedar's, or a context that does not fit the schema, is no decision and a deny."""
+    permissive = CedarPDP(policies=ALL, schema=SCHEMA)
+    assert ask(permissive).permit
+    assert ask(permissive, {"context.now": 2**63}).reason == Code.PDP_ERROR
+    for broken in ({"now": None}, {"now": 1.5}, {"more": True}):
+        pdp = CedarPDP(
+            policies=ALL,
+            schema=SCHEMA,
+            to_cedar=lambda r, broken=broken: {**cedar_request(r), "context": {**cedar_request(r)["context"], **broken}},  # type: ignore[misc]
+        )
+        assert ask(pdp).reason == Code.PDP_ERROR, broken
+
+
+def test_one_failure_in_a_batch_leaves_the_others_alone(sample: CedarPDP) -> None:
+    """Each request has its own answer."""
+    asked = [example_request(), example_request({"context.now": 2**63}), example_request({EFFECT: "admin", **UNSTATED})]
+    assert [d.reason or d.outcome for d in Evaluator(sample).evaluate(asked)] == ["permit", "pdp_error", "effect"]
+
+
+def test_nothing_permits_without_a_permit() -> None:
+    """An empty policy set denies, with a reason of ours."""
+    assert ask(CedarPDP(policies="", schema=SCHEMA)).reasons == ("no_permit",)
+
+
+def test_entities_are_groups() -> None:
+    """Who is in which group is the deployment's own data."""
+    policies = 'permit (principal in Group::"clerks", action, resource in ToolGroup::"books");'
+    entities = [
+        {"uid": {"type": "Subject", "id": "alice"}, "attrs": {}, "parents": [{"type": "Group", "id": "clerks"}]},
+        {"uid": {"type": "Tool", "id": "book_invoice"}, "attrs": {}, "parents": [{"type": "ToolGroup", "id": "books"}]},
+    ]
+    pdp = CedarPDP(policies=policies, schema=SCHEMA, entities=entities)
+    assert ask(pdp).permit
+    assert not ask(pdp, {"subject.id": "bob"}).permit
+    assert not ask(pdp, {"resource.id": "other"}).permit
+    assert pdp.revision != CedarPDP(policies=policies, schema=SCHEMA).revision
+
+
+def test_hostile_names_are_names() -> None:
+    """Quotes, newlines and NUL in an id stay one id."""
+    pdp = CedarPDP(policies='permit (principal == Subject::"alice", action, resource);', schema=SCHEMA)
+    for name in ('alice"', 'x", action, resource); permit (principal', "alice\x00", "alice\n", " alice", "Alice"):
+        assert not ask(pdp, {"subject.id": name}).permit, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"policies": ALL}, "need a schema"),
+        ({"policies": "permit (", "schema": SCHEMA}, "can not be read"),
+        ({"policies": ALL, "schema": "entity"}, "can not be read"),
+        ({"policies": ALL, "schema": SCHEMA, "entities": [{"uid": 1}]}, "can not be read"),
+        (
+            {"policies": "forbid (principal, action, resource) when { context.amonut > 1 };", "schema": SCHEMA},
+            "do not fit the schema",
+        ),
+        ({"policies": f'@reason("two words") {ALL}', "schema": SCHEMA}, "no reason code"),
+        ({"policies": f'@obligation("absent") {ALL}', "schema": SCHEMA}, "`absent`"),
+        ({"policies": f'@obligation("approval") {ALL}', "schema": SCHEMA, "obligations": TABLE}, "put that on a `forbid`"),
+        ({"policies": f'@obligation("x") {ALL}', "schema": SCHEMA, "obligations": {"x": {"kind": 1}}}, "malformed"),
+        ({"schema": SCHEMA}, "have their own schema"),
+        ({"obligations": {}}, "have their own schema"),
+    ],
+)
+def test_what_can_not_be_used_is_refused(arguments: dict[str, Any], says: str) -> None:
+    """At construction, with what is wrong."""
+    with pytest.raises(ConfigError, match=says):
+        CedarPDP(**arguments)
+
+
+def test_importing_the_module_does_not_need_the_extra() -> None:
+    """Who uses another PDP does not pay for this one."""
+    code = "import sys, langchain_runtime_authz.pdp.cedar as _; sys.exit('cedarpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

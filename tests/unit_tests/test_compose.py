@@ -1,0 +1,319 @@
+"""PDPs made of PDPs: none of them permits what the real ones do not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
+from langchain_runtime_authz.testing.clock import FrozenClock
+from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.static import StaticPDP
+
+REQUEST = example_request()
+RATE = {"id": "r", "type": "rate_limit", "properties": {"counter": "c", "window": 60, "max": 1}}
+HIDE = {"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}
+
+
+def says(decision: bool, *obligations: dict[str, Any], code: str = "", name: str = "static", ttl: int = 0) -> StaticPDP:
+    """A PDP with one answer."""
+    context = {"obligations": list(obligations), "reasons": [{"code": code}] if code else [], "ttl": ttl}
+    return StaticPDP(lambda _: {"decision": decision, "context": context}, name=name)
+
+
+def fails(error: BaseException, name: str = "static") -> StaticPDP:
+    """A PDP that raises."""
+
+    def answer(_: Any) -> object:
+        raise error
+
+    return StaticPDP(answer, name=name)
+
+
+def decide(pdp: Any, n: int = 1) -> list[Decision]:
+    """Decisions, the same by both entry points."""
+    given = Evaluator(pdp).evaluate([REQUEST] * n)
+    other = asyncio.run(Evaluator(pdp).aevaluate([REQUEST] * n))
+    assert [d.model_copy(update={"decision_id": ""}) for d in given] == [
+        d.model_copy(update={"decision_id": ""}) for d in other
+    ]
+    return given
+
+
+ANSWERS: dict[str, Any] = {
+    "permit": lambda: says(True),
+    "approval_required": lambda: says(False, {"id": "a", "type": "require_approval"}, code="effect"),
+    "deny": lambda: says(False, code="no"),
+    "halt": lambda: says(False, {"id": "x", "type": "revoke"}, code="streak"),
+    "malformed": lambda: StaticPDP(lambda _: {"decision": "true"}),
+    "raises": lambda: fails(RuntimeError()),
+    "late": lambda: fails(TimeoutError()),
+}
+GRAVITY = ["permit", "approval_required", "deny", "halt"]
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(ANSWERS, repeat=2)), ids="-".join)
+def test_the_gravest_outcome_stands(kinds: tuple[str, str]) -> None:
+    """Every pair of answers, failures included: the outcome is the graver one's."""
+    pdps = [ANSWERS[kind]() for kind in kinds]
+    for pdp, name in zip(pdps, "ab", strict=True):
+        pdp.name = name
+    graver = max((GRAVITY.index(k) if k in GRAVITY else GRAVITY.index("deny")) for k in kinds)
+    (decision,) = decide(DenyOverrides(*pdps))
+    assert decision.outcome == GRAVITY[graver]
+    assert decision.permit == (kinds == ("permit", "permit"))
+    assert decision.permit or decision.reasons
+
+
+def test_reasons_and_obligations_are_of_those_that_decided() -> None:
+    """Equal obligations are one, different ones keep apart, and a permit's are not a denial's."""
+    (decision,) = decide(DenyOverrides(says(True, RATE, HIDE, name="a", ttl=9), says(True, HIDE, name="b", ttl=3)))
+    assert [(o.id, o.type) for o in decision.obligations] == [("a:r", "rate_limit"), ("a:r", "redact")]
+    assert decision.ttl == 3
+    (decision,) = decide(DenyOverrides(says(True, RATE, name="a"), says(False, code="x", name="b")))
+    assert (decision.reasons, decision.obligations) == (("x",), ())
+    (decision,) = decide(DenyOverrides(says(False, code="y", name="a"), says(False, code="x", name="b")))
+    assert decision.reasons == ("y", "x")
+    assert decision.policy_revision == "a=static,b=static"
+
+
+def test_deny_overrides_is_one_batch_to_each() -> None:
+    """Every PDP is asked about every request, and the answers stay apart."""
+    answers = iter([True, False, True, False])
+    pdp = DenyOverrides(StaticPDP(True, name="a"), StaticPDP(lambda _: next(answers), name="b"))
+    assert [d.permit for d in Evaluator(pdp).evaluate([REQUEST] * 4)] == [True, False, True, False]
+
+
+def test_one_whose_turn_comes_too_late_is_not_asked() -> None:
+    """The deadline is one for all."""
+
+    def slow(_: Any) -> object:
+        time.sleep(0.05)
+        return True
+
+    second = StaticPDP(True, name="b")
+    pdp = DenyOverrides(StaticPDP(slow, name="a"), second, deadline=0.02)
+    (decision,) = Evaluator(pdp).evaluate([REQUEST])
+    assert (decision.outcome, decision.reason) == ("deny", Code.PDP_TIMEOUT)
+    assert second.requests == []
+
+
+@pytest.mark.parametrize("pdps", [[], [StaticPDP(True)], [StaticPDP(True), StaticPDP(True)]], ids=len)
+def test_deny_overrides_needs_several_names(pdps: list[StaticPDP]) -> None:
+    """Fewer than two, or two of one name, are refused."""
+    with pytest.raises(ConfigError):
+        DenyOverrides(*pdps)
+
+
+# --- candidate --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("candidate", ANSWERS)
+@pytest.mark.parametrize("real", ANSWERS)
+def test_a_candidate_changes_nothing(real: str, candidate: str) -> None:
+    """Whatever it says or does, the real PDP's decision stands."""
+    alone = decide(ANSWERS[real]())
+    beside = CandidatePDP(ANSWERS[real](), ANSWERS[candidate]())
+    with_it = decide(beside)
+    beside.drain()
+    beside.close()
+    assert [d.model_copy(update={"decision_id": ""}) for d in alone] == [
+        d.model_copy(update={"decision_id": ""}) for d in with_it
+    ]
+
+
+def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """To the log as `would flip`, to the callback with both decisions, and in the counts."""
+    told: list[tuple[str, str, str]] = []
+    answers = iter([True, False, True])
+    pdp = CandidatePDP(
+        StaticPDP(True),
+        StaticPDP(lambda _: next(answers), name="next"),
+        on_difference=lambda request, ours, theirs: told.append((request.resource.id, ours.outcome, theirs.outcome)),
+    )
+    with caplog.at_level(logging.WARNING):
+        Evaluator(pdp).evaluate([REQUEST] * 3)
+        pdp.drain()
+    assert told == [("book_invoice", "permit", "deny")]
+    assert pdp.counts == {"same": 2, "permit>deny": 1}
+    assert caplog.text.count("would flip") == 1
+    assert "UK12" not in caplog.text  # no content
+    pdp.close()
+    pdp.close()
+
+
+def test_a_callback_that_fails_harms_nothing() -> None:
+    """The next difference is told all the same."""
+    told: list[int] = []
+
+    def tell(*_: Any) -> None:
+        told.append(1)
+        raise RuntimeError
+
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=tell)
+    for _ in range(3):
+        assert Evaluator(pdp).evaluate([REQUEST])[0].permit
+    pdp.drain()
+    assert len(told) == 3
+    pdp.close()
+    assert "runtime-authz-candidate" not in [t.name for t in threading.enumerate()]
+
+
+def test_a_slow_candidate_sees_a_sample() -> None:
+    """Traffic never waits for it: what it can not take is counted as skipped."""
+    hold = threading.Event()
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(lambda _: hold.wait(5), name="slow"), deadline=10)
+    started = time.monotonic()
+    for _ in range(400):
+        assert Evaluator(pdp).evaluate([REQUEST])[0].permit
+    assert time.monotonic() - started < 4
+    assert pdp.counts["skipped"] >= 400 - 256 - 2
+    hold.set()
+    pdp.close()
+
+
+# --- breaker ----------------------------------------------------------------------------------------
+
+
+class Switch:
+    """A PDP that a test breaks and mends."""
+
+    name, revision = "switch", "r"
+
+    def __init__(self) -> None:
+        self.answer: object = {"decision": True}
+        self.asked = 0
+
+    def evaluate(self, request: Any, body: bytes) -> object:
+        """The answer, or the exception."""
+        self.asked += 1
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+    async def aevaluate(self, request: Any, body: bytes) -> object:
+        """The same."""
+        return self.evaluate(request, body)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("fault", [RuntimeError(), TimeoutError(), {"decision": "true"}, None], ids=repr)
+def test_the_breaker_opens_denies_and_recovers(fault: object, asynchronous: bool) -> None:
+    """After three failures in a row nothing is asked; one probe after the pause decides what follows."""
+    clock, real = FrozenClock(), Switch()
+    breaker = CircuitBreaker(real, failures=3, reset_after=5, clock=clock)
+    evaluator = Evaluator(breaker)
+
+    def once() -> Decision:
+        if asynchronous:
+            return asyncio.run(evaluator.aevaluate([REQUEST]))[0]
+        return evaluator.evaluate([REQUEST])[0]
+
+    assert once().permit
+    real.answer = fault
+    for _ in range(3):
+        assert breaker.state == "closed"
+        assert once().failure == "pdp"
+    assert breaker.state == "open"
+    asked = real.asked
+    real.answer = {"decision": True}  # even now that it would permit
+    for _ in range(10):
+        decision = once()
+        assert (decision.outcome, decision.reason, decision.failure) == ("deny", Code.PDP_CIRCUIT_OPEN, "pdp")
+    assert real.asked == asked
+    clock.tick(5)
+    assert breaker.state == "half-open"
+    real.answer = fault
+    assert once().reason != Code.PDP_CIRCUIT_OPEN  # the probe
+    assert breaker.state == "open"
+    assert once().reason == Code.PDP_CIRCUIT_OPEN
+    clock.tick(5)
+    real.answer = {"decision": True}
+    assert once().permit
+    assert breaker.state == "closed"
+
+
+def test_denials_never_open_the_breaker() -> None:
+    """A policy that says no is in good health; so is one that gets a request too large to be sent."""
+    real = Switch()
+    breaker = CircuitBreaker(real, failures=2)
+    real.answer = {"decision": False}
+    for _ in range(5):
+        assert Evaluator(breaker).evaluate([REQUEST])[0].failure is None
+    assert breaker.state == "closed"
+
+
+def test_failures_must_be_in_a_row() -> None:
+    """A success in between starts the count anew."""
+    real = Switch()
+    breaker = CircuitBreaker(real, failures=2)
+    for _ in range(5):
+        for real.answer in (RuntimeError(), {"decision": True}):
+            Evaluator(breaker).evaluate([REQUEST])
+    assert breaker.state == "closed"
+
+
+def test_only_one_probe_at_a_time() -> None:
+    """While the probe is under way the others are denied."""
+    clock, hold, entered = FrozenClock(), threading.Event(), threading.Event()
+    real = Switch()
+    real.answer = RuntimeError()
+    breaker = CircuitBreaker(real, failures=1, reset_after=1, clock=clock)
+    Evaluator(breaker).evaluate([REQUEST])
+    clock.tick(1)
+
+    def probe(request: Any, body: bytes) -> object:
+        entered.set()
+        hold.wait(5)
+        return {"decision": True}
+
+    real.evaluate = probe  # type: ignore[method-assign]
+    thread = threading.Thread(target=lambda: Evaluator(breaker, deadline=10).evaluate([REQUEST]))
+    thread.start()
+    assert entered.wait(5)
+    assert Evaluator(breaker).evaluate([REQUEST])[0].reason == Code.PDP_CIRCUIT_OPEN
+    hold.set()
+    thread.join(5)
+    assert breaker.state == "closed"
+
+
+def test_a_probe_that_is_cancelled_leaves_the_way_free() -> None:
+    """The caller went: that says nothing about the PDP, and the next one may try."""
+    clock, real = FrozenClock(), Switch()
+    real.answer = RuntimeError()
+    breaker = CircuitBreaker(real, failures=1, reset_after=1, clock=clock)
+    Evaluator(breaker).evaluate([REQUEST])
+    clock.tick(1)
+
+    async def cancelled() -> None:
+        async def hang(request: Any, body: bytes) -> object:
+            await asyncio.Event().wait()
+            return None
+
+        real.aevaluate = hang  # type: ignore[method-assign]
+        task = asyncio.ensure_future(breaker.aevaluate(REQUEST, b""))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    real.answer = {"decision": True}
+    assert Evaluator(breaker).evaluate([REQUEST])[0].permit
+
+
+@pytest.mark.parametrize("arguments", [{"failures": 0}, {"reset_after": 0}, {"reset_after": float("nan")}])
+def test_a_breaker_has_limits(arguments: dict[str, float]) -> None:
+    """One that never opens, or never waits, can not be made."""
+    with pytest.raises(ConfigError):
+        CircuitBreaker(StaticPDP(True), **arguments)  # type: ignore[arg-type]

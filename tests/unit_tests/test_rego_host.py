@@ -1,0 +1,200 @@
+"""The host of compiled Rego against modules that misbehave: each fails, none is believed, none harms the next."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import wasmtime
+
+from langchain_runtime_authz.pdp._rego import PolicyFailed, Program, Undefined
+
+GOOD = '[{"result": {"decision": true}}]'
+
+
+def module(
+    evaluate: str = "(i32.const 4096)",
+    *,
+    text: str = GOOD,
+    pages: int = 2,
+    version: str = "3",
+    extra: str = "",
+    malloc: str = "60000",
+    heap: str = "100000",
+    parsed: str = "(local.get 0)",
+    tables: str = "8",
+) -> bytes:
+    """The smallest policy of OPA's ABI. Local 4 of `opa_eval` is the input's length, 3 its address."""
+    held = "".join(f"\\{byte:02x}" for byte in text.encode() + b"\0")
+    return bytes(
+        wasmtime.wat2wasm(f"""(module
+          (import "env" "memory" (memory {pages}))
+          (import "env" "opa_abort" (func $abort (param i32)))
+          (import "env" "opa_println" (func $println (param i32)))
+          (import "env" "opa_builtin1" (func $builtin1 (param i32 i32 i32) (result i32)))
+          {extra}
+          (global (export "opa_wasm_abi_version") i32 (i32.const 1))
+          (global (export "opa_wasm_abi_minor_version") i32 (i32.const {version}))
+          (global $calls (mut i32) (i32.const 0))
+          (data (i32.const 8) "{{\\22a/b\\22: 0}}\\00")
+          (data (i32.const 64) "{{}}\\00")
+          (data (i32.const 4096) "{held}")
+          (func (export "opa_malloc") (param i32) (result i32) (i32.const {malloc}))
+          (func (export "opa_json_parse") (param i32 i32) (result i32) {parsed})
+          (func (export "opa_json_dump") (param i32) (result i32) (local.get 0))
+          (func (export "opa_heap_ptr_get") (result i32) (i32.const {heap}))
+          (func (export "entrypoints") (result i32) (i32.const {tables}))
+          (func (export "builtins") (result i32) (i32.const 64))
+          (func (export "opa_eval") (param i32 i32 i32 i32 i32 i32 i32) (result i32) {evaluate}))"""),
+    )
+
+
+def program(code: bytes, **options) -> Program:
+    """Loaded, with no data."""
+    return Program(code, b"{}", **{"pool_size": 1, "timeout": 1.0, **options})
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        "unreachable",
+        "(call $abort (i32.const 8)) (i32.const 4096)",
+        "(call $builtin1 (i32.const 0) (i32.const 0) (i32.const 0))",
+        "(i32.const 0)",
+        "(i32.const -1)",
+        "(i32.const 2147483647)",
+        "(i32.const 131072)",  # where the memory ends
+        "(i32.load (i32.const 2147483647))",
+        "(memory.fill (i32.const 0) (i32.const 32) (i32.const 196576)) (i32.const 16)",  # no end anywhere
+        "(i32.const 64)",  # `{}`
+        "(i32.const 70)",  # an empty text
+        "(i32.store8 (i32.const 4096) (i32.const 255)) (i32.const 4096)",  # no UTF-8
+        "(call $deep) (i32.const 4096)",
+    ],
+)
+def test_what_goes_wrong_fails_that_evaluation_only(evaluate: str) -> None:
+    """Traps, host calls, addresses outside, texts without an end: a failure, and the next one is answered."""
+    once = f"""(global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+        (if (result i32) (i32.eq (local.get 4) (i32.const 3)) (then {evaluate}) (else (i32.const 4096)))"""
+    policy = program(module(once, extra="(func $deep (call $deep))"))
+    for _ in range(3):
+        with pytest.raises(PolicyFailed):
+            policy.evaluate(b"bad", "a/b")
+        assert policy.evaluate(b"good", "a/b") == {"decision": True}
+    policy.close()
+
+
+@pytest.mark.parametrize("heap", ["-1", "0", "2147483647", "-2147483648"])
+def test_no_input_is_written_outside(heap: str) -> None:
+    """Where the policy says that its heap ends is its own word."""
+    policy = program(module(heap=heap))
+    with pytest.raises(PolicyFailed):
+        policy.evaluate(b"x", "a/b")
+    policy.close()
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", "[1]", '[{"result": 1}, {"result": 2}]', '[{"value": 1}]', '[{"result": 1}', "[" * 3000])
+def test_what_is_no_result_set_fails(text: str) -> None:
+    """Only one result is a result."""
+    policy = program(module(text=text))
+    with pytest.raises(PolicyFailed):
+        policy.evaluate(b"x", "a/b")
+    policy.close()
+
+
+def test_undefined_is_told_apart() -> None:
+    """An empty set says that the rule has no value."""
+    policy = program(module(text="[]"))
+    with pytest.raises(Undefined):
+        policy.evaluate(b"x", "a/b")
+    policy.close()
+
+
+def test_memory_is_bounded() -> None:
+    """A policy that takes ever more gets no more than its share, and large inputs fit."""
+    bomb = """(block (loop (br_if 1 (i32.eq (memory.grow (i32.const 256)) (i32.const -1))) (br 0)))
+        (if (result i32) (i32.gt_u (memory.size) (i32.const 4096)) (then (i32.const 4096)) (else unreachable))"""
+    policy = program(module(bomb))
+    with pytest.raises(PolicyFailed):
+        policy.evaluate(b"x", "a/b")
+    policy.close()
+    policy = program(module())
+    assert policy.evaluate(b"x" * 5_000_000, "a/b") == {"decision": True}
+    policy.close()
+
+
+def test_a_runaway_is_stopped_in_time() -> None:
+    """So are four at once, and who finds no free instance is told in time too."""
+    policy = program(module("(loop (br 0)) unreachable"), pool_size=4, timeout=0.1)
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        for answer in [pool.submit(policy.evaluate, b"x", "a/b") for _ in range(8)]:
+            with pytest.raises(TimeoutError):
+                answer.result(20)
+    assert time.monotonic() - started < 10
+    policy.close()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        module(version="1"),
+        b"\0asm\1\0\0\0",
+        bytes(wasmtime.wat2wasm('(module (import "env" "memory" (memory 2)))')),
+        bytes(wasmtime.wat2wasm('(module (import "env" "memory" (memory 2)) (import "wasi" "f" (func)))')),
+        module(extra='(import "env" "secret" (func))'),
+        module(pages=5000),
+        module(malloc="-1"),
+        module(malloc="0"),
+        module(malloc="2147483647"),
+        module(parsed="(i32.const 0)"),
+        module(parsed="unreachable"),
+        module(parsed="(loop (br 0)) unreachable"),
+        module(tables="-1"),
+        module(tables="2147483647"),
+        module(tables="64001"),
+    ],
+    ids=[
+        "old ABI", "no memory", "no exports", "another host", "an unknown import", "too much memory", "malloc below",
+        "malloc nowhere", "malloc beyond", "data refused", "data traps", "data loops", "table below", "table beyond",
+        "table empty",
+    ],
+)
+def test_what_is_no_policy_is_refused(code: bytes) -> None:
+    """At load, and nothing keeps running."""
+    before = threading.active_count()
+    with pytest.raises((PolicyFailed, TimeoutError)):
+        program(code, timeout=0.2)
+    assert threading.active_count() <= before
+
+
+def test_one_thread_watches_all_and_ends_with_the_last() -> None:
+    """Closed or forgotten."""
+
+    def watching() -> int:
+        return [t.name for t in threading.enumerate()].count("runtime-authz-wasm")
+
+    gc.collect()
+    before = watching()
+    first, second = program(module()), program(module())
+    assert watching() == 1
+    first.close()
+    first.close()
+    assert second.evaluate(b"x", "a/b") == {"decision": True}
+    del second
+    gc.collect()
+    assert watching() == before
+
+
+def test_code_is_shared_and_data_is_not() -> None:
+    """A program made of another one compiles nothing, and goes on when that one is closed."""
+    first = program(module())
+    second = Program(first, b"[]", pool_size=1, timeout=1.0)
+    first.close()
+    assert second.evaluate(b"x", "a/b") == {"decision": True}
+    with pytest.raises(PolicyFailed):
+        first.evaluate(b"x", "a/b")
+    second.close()
