@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
 
 from jwt.utils import base64url_encode
 
+from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import Signer, SigningKey
 from langchain_runtime_authz.credential.token import (
     ACTOR,
@@ -69,7 +70,8 @@ class LocalIssuer:
     """Signs in this process, about 40 µs a token.
 
     Args:
-        key: what signs; a new ES256 key by default, so that tokens die with the process.
+        key: what signs: one key, or a `KeyRing` whose active key signs at the moment; a new ES256 key
+            by default, so that tokens die with the process.
         issuer: the `iss` of its tokens.
         max_ttl: greatest life of a token in seconds, at most 60.
 
@@ -77,7 +79,7 @@ class LocalIssuer:
         ConfigError: an argument is wrong.
     """
 
-    def __init__(self, key: Signer | None = None, issuer: str = LOCAL, max_ttl: int = MAX_TTL) -> None:
+    def __init__(self, key: Signer | KeyRing | None = None, issuer: str = LOCAL, max_ttl: int = MAX_TTL) -> None:
         if not isinstance(issuer, str) or not issuer:
             msg = "`issuer` must be a name"
             raise ConfigError(msg)
@@ -86,22 +88,24 @@ class LocalIssuer:
             raise ConfigError(msg)
         self.issuer = issuer
         self.max_ttl = max_ttl
-        self._key: Signer = SigningKey.generate() if key is None else key
-        self._header = base64url_encode(_compact({"alg": self._key.alg, "kid": self._key.kid, "typ": TYP}))
+        self._keys: Signer | KeyRing = SigningKey.generate() if key is None else key
+        self._header: tuple[str, bytes] = ("", b"")
 
     def issue(self, request: TokenRequest) -> str:
         """The compact JWT for `request`.
 
         Raises:
-            CredentialError: `credential_unavailable`: it would live too long or be too large.
+            CredentialError: `credential_unavailable`: it would live too long or be too large;
+                `keys_unavailable`.
         """
         # INVARIANT: exp - iat ≤ max_ttl ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= self.max_ttl:
             detail = f"a token lives between 1 and {self.max_ttl} seconds"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
         payload = base64url_encode(_compact(claims_of(request, self.issuer)))
-        signing_input = self._header + b"." + payload
-        token = signing_input + b"." + base64url_encode(self._key.sign(signing_input))
+        key = self._keys.active if isinstance(self._keys, KeyRing) else self._keys
+        signing_input = self._header_of(key) + b"." + payload
+        token = signing_input + b"." + base64url_encode(key.sign(signing_input))
         if len(token) > MAX_TOKEN:
             detail = f"the grant is too large for a token of {MAX_TOKEN} characters"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
@@ -112,11 +116,27 @@ class LocalIssuer:
         return self.issue(request)
 
     def jwks(self) -> dict[str, Any]:
-        """The JWK set (RFC 7517 §5) of the one key."""
-        return {"keys": [self._key.public_jwk()]}
+        """The JWK set (RFC 7517 §5) of the key, or of the ring."""
+        return self._keys.jwks() if isinstance(self._keys, KeyRing) else {"keys": [self._keys.public_jwk()]}
+
+    @property
+    def ring(self) -> KeyRing | None:
+        """The key ring, where there is one."""
+        return self._keys if isinstance(self._keys, KeyRing) else None
+
+    def _header_of(self, key: Signer) -> bytes:
+        kid, header = self._header
+        if kid != key.kid:
+            header = base64url_encode(_compact({"alg": key.alg, "kid": key.kid, "typ": TYP}))
+            self._header = (key.kid, header)
+        return header
 
     def __repr__(self) -> str:
-        return f"<LocalIssuer {self.issuer} kid={self._key.kid}>"
+        return f"<LocalIssuer {self.issuer} {self._keys!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        msg = "a LocalIssuer can not be copied or pickled"
+        raise TypeError(msg)
 
 
 def mint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:

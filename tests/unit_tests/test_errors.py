@@ -32,6 +32,9 @@ PINNED = {
     "policy_invalid", "profile_invalid", "rate_exceeded", "request_too_large", "revoked", "stale_epoch", "stale_plan",
     "subject_mismatch", "uncanonical_argument", "unknown_action", "unknown_obligation", "unknown_tool", "unplanned",
     "unprofiled", "unrepeatable_arguments",
+    "credential_expired", "credential_not_yet_valid", "credential_tenant", "credential_key", "credential_tool",
+    "credential_missing", "keys_unavailable", "status_unavailable", "proof_missing", "proof_invalid", "proof_replayed",
+    "proof_nonce", "exchange_refused", "exchange_failed",
 }  # fmt: skip
 
 
