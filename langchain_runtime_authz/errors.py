@@ -200,7 +200,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
     Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",
     Code.CREDENTIAL_REVOKED: "the token's call, task or run is over",
-    Code.CREDENTIAL_EXPIRED: "the token has expired; a call that goes on has a new one minted",
+    Code.CREDENTIAL_EXPIRED: "the token has expired; use it within its life, inside the call it was minted for",
     Code.CREDENTIAL_NOT_YET_VALID: "the token is not valid yet; set the clocks of issuer and verifier",
     Code.CREDENTIAL_TENANT: "the token is of another tenant",
     Code.CREDENTIAL_KEY: "the token's key is not one of the issuer's: unknown, withdrawn or compromised",

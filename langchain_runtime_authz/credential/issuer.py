@@ -31,6 +31,7 @@ from langchain_runtime_authz.credential.token import (
     Credential,
     TokenRequest,
     claims_of,
+    frozen,
     seal,
 )
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -149,14 +150,22 @@ def mint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = N
         CredentialError: the issuer refused, or answered with something else.
         ConfigError: another issuer than a `LocalIssuer`, and no verifier.
     """
-    _check(issuer, verifier)
-    return _believed(issuer, request, issuer.issue(request), verifier)
+    if type(issuer) is LocalIssuer:
+        return seal(issuer.issue(request), claims_of(request, issuer.issuer))
+    believed = _needed(verifier)
+    token = issuer.issue(request)
+    got = believed.verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at)
+    return _as_asked(got, claims_of(request, issuer.issuer))
 
 
 async def amint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:
     """Like `mint`, without blocking the event loop."""
-    _check(issuer, verifier)
-    return _believed(issuer, request, await issuer.aissue(request), verifier)
+    if type(issuer) is LocalIssuer:
+        return seal(await issuer.aissue(request), claims_of(request, issuer.issuer))
+    believed = _needed(verifier)
+    token = await issuer.aissue(request)
+    got = await believed.averify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at)
+    return _as_asked(got, claims_of(request, issuer.issuer))
 
 
 # Times and issuer are a remote issuer's own to set; the verifier has looked at them.
@@ -172,19 +181,16 @@ _ECHOED: Final = (
 )
 
 
-def _check(issuer: Issuer, verifier: Verifier | None) -> None:
-    if verifier is None and type(issuer) is not LocalIssuer:
+def _needed(verifier: Verifier | None) -> Verifier:
+    if verifier is None:
         msg = "the tokens of an issuer outside this process are verified: give a verifier"
         raise ConfigError(msg)
+    return verifier
 
 
-def _believed(issuer: Issuer, request: TokenRequest, token: str, verifier: Verifier | None) -> Credential:
-    asked = claims_of(request, issuer.issuer)
-    made = seal(token, asked)
-    if verifier is None:
-        return made
-    got = verifier.verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at)
-    same = all(got.claims.get(name) == made.claims.get(name) for name in _ECHOED)
+def _as_asked(got: Credential, asked: Mapping[str, Any]) -> Credential:
+    asked = frozen(asked)
+    same = all(got.claims.get(name) == asked.get(name) for name in _ECHOED)
     if not same or got.actor != asked[ACTOR][SUBJECT]:
         raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")
     return got

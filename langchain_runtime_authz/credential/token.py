@@ -175,7 +175,7 @@ class Credential:
             msg = "a Credential is made by `Verifier.verify` only"
             raise TypeError(msg)
         object.__setattr__(self, "_token", token)
-        object.__setattr__(self, "_claims", _frozen(claims))
+        object.__setattr__(self, "_claims", frozen(claims))
 
     def __init_subclass__(cls) -> NoReturn:
         msg = "Credential can not be subclassed"
@@ -296,14 +296,15 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
     return Credential(token, claims, _seal=_SEAL)
 
 
-def _frozen(value: Any, depth: int = 0) -> Any:
+def frozen(value: Any, depth: int = 0) -> Any:
+    """Read-only all the way down: mappings and tuples. Raises `ValueError` where nested deeper than 32."""
     if depth > MAX_DEPTH:
         msg = "nested too deeply"
         raise ValueError(msg)
     if isinstance(value, Mapping):
-        return MappingProxyType({k: _frozen(v, depth + 1) for k, v in value.items()})
+        return MappingProxyType({k: frozen(v, depth + 1) for k, v in value.items()})
     if isinstance(value, list | tuple):
-        return tuple(_frozen(v, depth + 1) for v in value)
+        return tuple(frozen(v, depth + 1) for v in value)
     return value
 
 

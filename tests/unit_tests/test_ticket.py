@@ -24,7 +24,7 @@ BANK, MAIL = "https://bank.example", "https://mail.example"
 ISSUER = LocalIssuer()
 
 
-def minted(audience: str) -> Credential:
+def minted(audience: str, jkt: str | None = None) -> Credential:
     return mint(
         ISSUER,
         TokenRequest(
@@ -38,6 +38,7 @@ def minted(audience: str) -> Credential:
             jti="j",
             issued_at=1_764_000_000,
             expires_at=1_764_000_060,
+            cnf_jkt=jkt,
         ),
     )
 
@@ -135,7 +136,7 @@ def test_a_call_mints_once_per_audience() -> None:
     """Asked again, from any thread, the tool gets the same token."""
     calls: list[str] = []
 
-    def counted(audience: str) -> Credential:
+    def counted(audience: str, jkt: str | None) -> Credential:
         calls.append(audience)
         return minted(audience)
 
@@ -161,7 +162,7 @@ def test_a_failed_mint_mints_nothing() -> None:
     """The issuer's refusal reaches the tool, and a second try may succeed."""
     answers: list[Any] = [CredentialError("credential_unavailable"), None]
 
-    def flaky(audience: str) -> Credential:
+    def flaky(audience: str, jkt: str | None) -> Credential:
         if (answer := answers.pop(0)) is not None:
             raise answer
         return minted(audience)
@@ -176,7 +177,7 @@ def test_a_failed_mint_mints_nothing() -> None:
 def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:
     """When the call ends while the issuer signs, the tool gets nothing and the search knows the token."""
 
-    def slow(audience: str) -> Credential:
+    def slow(audience: str, jkt: str | None) -> Credential:
         ticket.conclude()
         return minted(audience)
 
