@@ -126,8 +126,7 @@ class Ticket:
     __slots__ = (
         "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
-        "idempotency_key",
-        "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
+        "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
     )  # fmt: skip
 
     def __init__(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
 from jwt import PyJWK
@@ -106,12 +106,14 @@ class Verifier:
         self._status = status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
-    def verify(self, token: str, *, audience: str, tenant: str | None = None, now: int | None = None) -> Credential:
+    def verify(
+        self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
+    ) -> Credential:
         """The credential that `token` is.
 
         Args:
             token: compact JWS (RFC 7515 §7.1).
-            audience: who asks: must be the token's `aud`, exactly.
+            audience: who asks: must be the token's `aud`, exactly; or a collection of such names.
             tenant: whose data is asked for; `None` only where there is one tenant.
             now: epoch seconds; the clock by default.
 
@@ -131,7 +133,7 @@ class Verifier:
         self,
         token: str,
         *,
-        audience: str,
+        audience: str | Collection[str],
         tenant: str | None = None,
         now: int | None = None,
     ) -> Credential:
@@ -153,7 +155,7 @@ class Verifier:
         token: str,
         jws: Jws,
         jwk: Mapping[str, Any] | None,
-        audience: str,
+        audience: str | Collection[str],
         tenant: str | None,
         now: int | None,
     ) -> Credential:
@@ -162,7 +164,7 @@ class Verifier:
         claims = jws.claims
         _check_shape(claims)
         self._check_meaning(claims, tenant, int(time.time()) if now is None else now)
-        if claims[AUDIENCE] != audience:
+        if claims[AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
         credential = _sealed(token, claims)
         if credential is None:

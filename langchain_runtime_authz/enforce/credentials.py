@@ -11,14 +11,16 @@ from langchain_runtime_authz.audit.record import mint_record
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, adrive, drive
 from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.ledger.base import Scope
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Run
     from langchain_runtime_authz.enforce.step import Judged
 
-__all__ = ["Mint", "Minter", "audiences_of", "minter"]
+__all__ = ["Mint", "Minter", "audiences_of", "key_scope", "minter"]
 
 TOKEN_TTL: Final = 60  # seconds
+KEYS: Final = "urn:langchain-runtime-authz:keys"
 NO_TASK: Final = "none"  # a claim may not be empty; a run without a human text has no task
 
 
@@ -53,6 +55,11 @@ def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
     # INVARIANT: no token for an audience outside the grant, whatever the policy permits.
     allowed = run.grant.audiences if run.grant is not None else None
     return declared if allowed is None else tuple(a for a in declared if a in allowed)
+
+
+def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
+    """Where a ledger keeps what is known of an issuer's key: a revoked scope is a compromised key."""
+    return Scope(tenant, issuer, KEYS, kid)
 
 
 def minter(run: Run, judged: Judged, jtis: Mapping[str, str], claimed_at: float) -> Minter:
