@@ -36,7 +36,7 @@ from langchain_runtime_authz.downstream.resource_server import ProtectedApp, Res
 from langchain_runtime_authz.downstream.status import LedgerStatus, Offline
 from langchain_runtime_authz.errors import CredentialError
 
-SECRET = "a secret of a service"  # noqa: S105
+SECRET = "a secret of a service"
 
 
 def free_port() -> int:

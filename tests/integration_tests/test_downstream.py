@@ -170,7 +170,7 @@ async def test_an_mcp_server_believes_the_call(stack: contextlib.ExitStack, how:
     assert "paid bob for alice" in str(answer_to(state["messages"], "c1").content)
     assert answer_to(state["messages"], "c2").status == "error"
     # Outside a protected call nobody is believed.
-    with pytest.raises(BaseException):  # noqa: B017  (the adapters' own exception groups)
+    with pytest.raises(BaseException):
         await next(t for t in tools if t.name == "pay").ainvoke({"recipient": "mallory"})
     assert served == ["alice pays bob"]
 
