@@ -1,7 +1,7 @@
 """The keys of one issuer over time: next, active, retired, compromised.
 
 Rotation without downtime: the next key is published before it signs, and a retired key stays published
-until its last token has expired; so a verifier whose copy of the key set is at most `publish_ahead`
+until its last token has expired; so a verifier whose copy of the key set is at most `cache_age`
 seconds old knows every key that signs. A compromised key leaves the set at once and never comes back.
 """
 
@@ -32,7 +32,7 @@ __all__ = ["KeyDirectory", "KeyInfo", "KeyRing", "KeyState", "Withdrawal"]
 KeyState = Literal["next", "active", "retired", "compromised"]
 
 CACHE_AGE: Final = 60  # seconds for which a verifier may keep a copy of the key set (`jwks.JwksClient`)
-KEEP_RETIRED: Final = MAX_TTL + CACHE_AGE  # seconds: the last token's life, and a copy's
+KEEP_RETIRED: Final = 2 * MAX_TTL  # seconds: the last token's life, with room for clocks
 LOOK_AGAIN: Final = 1.0  # seconds between looks at a key directory
 MAX_KEPT: Final = 64  # keys of the past that a ring remembers
 VERSION: Final = 1
@@ -52,7 +52,7 @@ class Withdrawal(NamedTuple):
     """What became of a compromised key.
 
     `active` signs now. From `refused_by` on (epoch seconds) every verifier whose copy of the key set
-    is at most `CACHE_AGE` old refuses the key; who asks the ledger or the issuer refuses it at once.
+    is at most `cache_age` old refuses the key; who asks the ledger or the issuer refuses it at once.
     """
 
     kid: str
@@ -77,7 +77,8 @@ class KeyRing:
         active: what signs now; a new ES256 key by default.
         following: what will sign after the next rotation; by default a new key of the same algorithm.
             A signer outside this process (KMS, PKCS #11) needs to be given one.
-        publish_ahead: seconds for which a key is published before it signs.
+        cache_age: seconds for which verifiers may keep a copy of the key set: a key is published for as
+            long before it signs.
         clock: epoch seconds.
 
     Raises:
@@ -91,14 +92,14 @@ class KeyRing:
         active: Signer | None = None,
         following: Signer | None = None,
         *,
-        publish_ahead: float = CACHE_AGE,
+        cache_age: float = CACHE_AGE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if publish_ahead < 0:
-            msg = "`publish_ahead` must not be negative"
+        if cache_age < 0:
+            msg = "`cache_age` must not be negative"
             raise ConfigError(msg)
         self._clock = clock
-        self._ahead = publish_ahead
+        self._cache_age = cache_age
         self._lock = threading.RLock()
         first = active if active is not None else SigningKey.generate()
         now = clock()
@@ -139,12 +140,12 @@ class KeyRing:
             following: the new next key; a new key of the same algorithm by default.
 
         Raises:
-            ConfigError: the next key was published less than `publish_ahead` seconds ago, so that
+            ConfigError: the next key was published less than `cache_age` seconds ago, so that
                 verifiers may not know it yet; or the new key is one of the ring's own.
         """
         with self._changing() as now:
             upcoming = self._one("next")
-            if (wait := upcoming.info.since + self._ahead - now) > 0:
+            if (wait := upcoming.info.since + self._cache_age + self._lag - now) > 0:
                 msg = f"verifiers may not know the next key yet; rotate in {wait:.0f} s, or withdraw the active key"
                 raise ConfigError(msg)
             return self._advance(now, "retired", following).info
@@ -172,7 +173,7 @@ class KeyRing:
             elif held.info.state == "retired":
                 self._held = self._as(held, "compromised", now)
             self._save()
-            return Withdrawal(kid, self._one("active").info.kid, now + CACHE_AGE + self._lag)
+            return Withdrawal(kid, self._one("active").info.kid, now + self._cache_age + self._lag)
 
     def _advance(self, now: float, left: KeyState, following: Signer | None) -> _Held:
         active, upcoming = self._one("active"), self._one("next")
@@ -236,7 +237,8 @@ class KeyDirectory(KeyRing):
     Args:
         path: the directory.
         password: of the PEM files.
-        publish_ahead: seconds for which a key is published before it signs.
+        cache_age: seconds for which verifiers may keep a copy of the key set: a key is published for as
+            long before it signs.
         clock: epoch seconds.
 
     Raises:
@@ -250,10 +252,10 @@ class KeyDirectory(KeyRing):
         path: str | Path,
         password: bytes | None = None,
         *,
-        publish_ahead: float = CACHE_AGE,
+        cache_age: float = CACHE_AGE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._clock, self._ahead = clock, publish_ahead
+        self._clock, self._cache_age = clock, cache_age
         self._lock = threading.RLock()
         self._path, self._password = Path(path), password
         self._held = ()

@@ -71,7 +71,7 @@ class Scene:
         return RuntimeAuthz(
             pdp=StaticPDP(True),
             profiles=profiles,
-            issuer=LocalIssuer(KeyRing(publish_ahead=0), issuer="https://issuer.example"),
+            issuer=LocalIssuer(KeyRing(cache_age=0), issuer="https://issuer.example"),
         )
 
     def _calls(self) -> None:

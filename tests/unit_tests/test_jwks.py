@@ -86,7 +86,7 @@ def test_a_copy_is_believed_for_its_age_and_no_longer() -> None:
 
 def test_a_withdrawn_key_is_gone_with_the_next_copy() -> None:
     """And a new one is found at once, although the copy is young."""
-    clock, ring = Clock(), KeyRing(publish_ahead=0)
+    clock, ring = Clock(), KeyRing(cache_age=0)
     client = client_of(Endpoint(lambda _: ring.jwks()), monotonic=clock)
     old = ring.active.kid
     assert client.get(old) is not None
@@ -254,7 +254,7 @@ def test_keys_that_rotate_between_two_requests_serve_both() -> None:
     from langchain_runtime_authz.credential.verifier import Verifier
     from tests.unit_tests.tokens import BANK, NOW, a_request
 
-    ring = KeyRing(publish_ahead=0)
+    ring = KeyRing(cache_age=0)
     issuer = LocalIssuer(ring)
     endpoint = Endpoint(lambda _: json.loads(json.dumps(ring.jwks())))
     verifier = Verifier(issuer=issuer.issuer, jwks=client_of(endpoint))

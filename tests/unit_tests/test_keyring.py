@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,10 @@ def test_a_key_nobody_knows_yet_does_not_sign() -> None:
 async def test_a_compromised_key_is_gone_at_once(state: str) -> None:
     """Whatever it was: its tokens are refused, another key signs, and it never comes back."""
     clock = Clock()
-    ring = KeyRing(clock=clock, publish_ahead=0)
+    ring = KeyRing(clock=clock)
     issuer = LocalIssuer(ring)
     verifier = Verifier(issuer=issuer.issuer, jwks=ring)
+    clock.now += 60
     ring.rotate()
     token = issuer.issue(a_request())
     victim = next(info.kid for info in ring.infos() if info.state == state)
@@ -110,7 +112,7 @@ async def test_a_compromised_key_is_gone_at_once(state: str) -> None:
 def test_a_signer_elsewhere_fits() -> None:
     """A KMS key signs and is verified; the next one has to be given, and may not be one that was there."""
     first, second, third = Kms(), Kms(), Kms()
-    ring = KeyRing(first, second, publish_ahead=0)
+    ring = KeyRing(first, second, cache_age=0)
     issuer = LocalIssuer(ring)
     verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks)
     assert verifier.verify(issuer.issue(a_request()), audience=BANK, now=NOW).kid == first.kid
@@ -129,7 +131,7 @@ def test_a_signer_elsewhere_fits() -> None:
 def test_a_ring_remembers_a_bounded_past() -> None:
     """Thousands of rotations leave a bounded ring, which still knows what was compromised."""
     clock = Clock()
-    ring = KeyRing(SigningKey.generate("EdDSA"), clock=clock, publish_ahead=0)
+    ring = KeyRing(SigningKey.generate("EdDSA"), clock=clock, cache_age=0)
     bad = ring.active.kid
     ring.compromise(bad)
     for _ in range(200):
@@ -186,7 +188,8 @@ def test_a_directory_is_the_same_ring_in_every_process(tmp_path: Path, alg: Any,
 
 def test_a_rotation_elsewhere_is_seen(directory: Path) -> None:
     """The other process signs with the new key; the file of the old one is gone, its public part is not."""
-    here, there = opened(directory, publish_ahead=0), opened(directory, publish_ahead=0)
+    here, there = (opened(directory, cache_age=0, clock=lambda: time.time() + 9) for _ in range(2))
+    here._lag = there._lag = 0
     old = here.active.kid
     there.rotate()
     assert seen_again(here).active.kid == there.active.kid != old
