@@ -14,6 +14,7 @@ from typing import Final, Protocol, runtime_checkable
 from langchain_runtime_authz.credential.token import MAX_TTL, Credential
 from langchain_runtime_authz.credential.verifier import MAX_LEEWAY
 from langchain_runtime_authz.enforce.credentials import key_scope
+from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.ledger.base import Ledger, Query
 
 __all__ = ["LedgerStatus", "Offline", "Status"]
@@ -35,15 +36,22 @@ class Status(Protocol):
 
 
 class LedgerStatus:
-    """Asks the ledger: call, run, task's epoch, revocation, and whether the key was withdrawn."""
+    """Asks the ledger: call, run, task's epoch, revocation, and whether the key was withdrawn.
+
+    Args:
+        ledger: the one in which the calls are claimed.
+        kill_switch: while it is engaged no token lives.
+    """
 
     window: Final = 0
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, kill_switch: KillSwitch | None = None) -> None:
+        self._ledger, self._kill_switch = ledger, kill_switch
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
+        if self._kill_switch is not None and self._kill_switch.engaged:
+            return "revoked"
         scope = key_scope(credential.tenant, credential.issuer, credential.kid)
         if (await self._ledger.aload(scope, Query())).revoked:
             return "revoked"

@@ -32,15 +32,22 @@ class Mint:
 
     def run(self, engine: Engine) -> Credential:
         """Perform it, blocking."""
+        _check_killed(engine)
         from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
 
         return mint(engine.issuer, self.request, verifier=engine.verifier)
 
     async def arun(self, engine: Engine) -> Credential:
         """Perform it."""
+        _check_killed(engine)
         from langchain_runtime_authz.credential.issuer import amint
 
         return await amint(engine.issuer, self.request, verifier=engine.verifier)
+
+
+def _check_killed(engine: Engine) -> None:
+    if engine.killed:
+        raise CredentialError(Code.KILLED)
 
 
 class Minter(NamedTuple):

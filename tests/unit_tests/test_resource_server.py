@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -442,4 +443,22 @@ async def test_the_ledger_is_asked_for_key_and_token() -> None:
     ledger.commit(scope, None, [Revoke(())])
     assert await status.status(credential) == "revoked"
     ledger.commit(scope, None, [Reinstate(())])
+    assert await status.status(credential) == "live"
+
+
+async def test_nothing_lives_while_the_kill_switch_is_engaged(tmp_path: Path) -> None:
+    """A service that watches it refuses every token; released, the ledger is asked again."""
+    from langchain_runtime_authz.enforce.kill import KillSwitch
+
+    class Live(MemoryLedger):
+        def status(self, tenant: str, jti: str) -> Any:
+            return "live"
+
+    switch = KillSwitch(tmp_path / "kill")
+    credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
+    status = LedgerStatus(Live(), switch)
+    assert await status.status(credential) == "live"
+    switch.engage()
+    assert await status.status(credential) == "revoked"
+    switch.release()
     assert await status.status(credential) == "live"
