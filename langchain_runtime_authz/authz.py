@@ -136,6 +136,9 @@ class RuntimeAuthz:
             profiles=self.profiles,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
+        self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
+        if self._ring is not None:
+            self._ring.on_compromise(self._withdraw_key)
         self.entrance = Entrance(
             self._engine,
             subject_from=subject_from,
@@ -288,11 +291,12 @@ class RuntimeAuthz:
         Raises:
             ConfigError: the ring has no such key.
         """
-        from langchain_runtime_authz.credential.issuer import LocalIssuer
+        if self._ring is not None:
+            self._ring.compromise(kid)
+        else:
+            self._withdraw_key(kid)
 
-        ring = self.issuer.ring if isinstance(self.issuer, LocalIssuer) else None
-        if ring is not None:
-            ring.compromise(kid)
+    def _withdraw_key(self, kid: str) -> None:
         drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
 
     def _status(self, claims: Mapping[str, Any]) -> str:

@@ -101,6 +101,7 @@ class KeyRing:
         self._clock = clock
         self._cache_age = cache_age
         self._lock = threading.RLock()
+        self._told: list[Callable[[str], None]] = []
         first = active if active is not None else SigningKey.generate()
         now = clock()
         self._held: tuple[_Held, ...] = (_hold(first, "active", now), _hold(following or _like(first), "next", now))
@@ -173,7 +174,14 @@ class KeyRing:
             elif held.info.state == "retired":
                 self._held = self._as(held, "compromised", now)
             self._save()
-            return Withdrawal(kid, self._one("active").info.kid, now + self._cache_age + self._lag)
+            done = Withdrawal(kid, self._one("active").info.kid, now + self._cache_age + self._lag)
+        for tell in tuple(self._told):
+            tell(kid)
+        return done
+
+    def on_compromise(self, tell: Callable[[str], None]) -> None:
+        """Call `tell(kid)` when a key was withdrawn, here or (in a thread) by another process."""
+        self._told.append(tell)
 
     def _advance(self, now: float, left: KeyState, following: Signer | None) -> _Held:
         active, upcoming = self._one("active"), self._one("next")
@@ -257,6 +265,7 @@ class KeyDirectory(KeyRing):
     ) -> None:
         self._clock, self._cache_age = clock, cache_age
         self._lock = threading.RLock()
+        self._told = []
         self._path, self._password = Path(path), password
         self._held = ()
         self._stamp: tuple[int, int, int] | None = None
@@ -292,12 +301,24 @@ class KeyDirectory(KeyRing):
         return self._held
 
     def _look(self) -> None:
+        before = self._compromised()
         try:
             self._load()
         except ConfigError:
             # What can not be read may hold a compromise: nothing is believed until it can.
             self._held, self._stamp = (), None
         self._looked = time.monotonic()
+        if (gone := self._compromised() - before) and self._told:
+            # In a thread: whoever signs or looks a key up does not wait for a ledger.
+            threading.Thread(target=self._tell, args=(gone,), daemon=True).start()
+
+    def _compromised(self) -> frozenset[str]:
+        return frozenset(held.info.kid for held in self._held if held.info.state == "compromised")
+
+    def _tell(self, kids: frozenset[str]) -> None:
+        for kid in kids:
+            for tell in tuple(self._told):
+                tell(kid)
 
     def _load(self) -> None:
         try:

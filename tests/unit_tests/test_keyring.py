@@ -212,6 +212,32 @@ def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
     assert not (directory / f"{bad}.pem").exists()
 
 
+def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) -> None:
+    """The issuing process sees it in the directory, and tells the ledger, which services ask."""
+    from langchain_runtime_authz import RuntimeAuthz
+    from langchain_runtime_authz.enforce.credentials import key_scope
+    from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.testing import StaticPDP
+
+    here, there = opened(directory), opened(directory)
+    authz = RuntimeAuthz(pdp=StaticPDP(True), issuer=LocalIssuer(here, issuer="https://issuer.example"))
+
+    def revoked(kid: str) -> bool:
+        return authz.ledger.load(key_scope("default", "https://issuer.example", kid), Query()).revoked
+
+    first, second = (info.kid for info in here.infos())
+    there.compromise(first)
+    assert not revoked(first)
+    assert seen_again(here).active.kid == second
+    deadline = time.monotonic() + 10
+    while not revoked(first) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert revoked(first)
+    authz.compromise_key(second)
+    assert revoked(second)
+    assert not revoked(here.active.kid)
+
+
 def _drop(path: Path) -> None:
     (path / "ring.json").unlink()
 
