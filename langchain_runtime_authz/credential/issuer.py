@@ -7,6 +7,7 @@ own times; it receives the same `TokenRequest` as JSON.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
@@ -104,7 +105,7 @@ class LocalIssuer:
             detail = f"a token lives between 1 and {self.max_ttl} seconds"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
         payload = base64url_encode(_compact(claims_of(request, self.issuer)))
-        key = self._keys.active if isinstance(self._keys, KeyRing) else self._keys
+        key = self._key
         signing_input = self._header_of(key) + b"." + payload
         token = signing_input + b"." + base64url_encode(key.sign(signing_input))
         if len(token) > MAX_TOKEN:
@@ -113,12 +114,18 @@ class LocalIssuer:
         return token.decode()
 
     async def aissue(self, request: TokenRequest) -> str:
-        """Like `issue`: a local signature is too short to hand to a thread."""
-        return self.issue(request)
+        """Like `issue`. A signature of a key in this process is too short to hand to a thread."""
+        if isinstance(self._key, SigningKey):
+            return self.issue(request)
+        return await asyncio.to_thread(self.issue, request)
 
     def jwks(self) -> dict[str, Any]:
         """The JWK set (RFC 7517 §5) of the key, or of the ring."""
         return self._keys.jwks() if isinstance(self._keys, KeyRing) else {"keys": [self._keys.public_jwk()]}
+
+    @property
+    def _key(self) -> Signer:
+        return self._keys.active if isinstance(self._keys, KeyRing) else self._keys
 
     @property
     def ring(self) -> KeyRing | None:

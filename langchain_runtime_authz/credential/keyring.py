@@ -18,7 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, NoReturn, Self, get_args
 
-from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Signer, SigningKey
+from langchain_runtime_authz.credential.jws import public_key
+from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Signer, SigningKey, thumbprint
 from langchain_runtime_authz.credential.token import MAX_TTL, parse_object
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -350,7 +351,11 @@ def _hold(signer: Signer, state: KeyState, now: float) -> _Held:
     if not isinstance(signer, Signer):
         msg = "a key is a `Signer`: alg, kid, sign and public_jwk"
         raise ConfigError(msg)
-    return _Held(KeyInfo(signer.kid, signer.alg, state, now), MappingProxyType(signer.public_jwk()), signer)
+    jwk = {**signer.public_jwk(), "kid": signer.kid, "alg": signer.alg, "use": "sig"}
+    if public_key(jwk, signer.alg) is None or thumbprint(jwk) != signer.kid:
+        msg = f"`public_jwk` of the key `{signer.kid}` must be its public key, and `kid` its RFC 7638 thumbprint"
+        raise ConfigError(msg)
+    return _Held(KeyInfo(signer.kid, signer.alg, state, now), MappingProxyType(jwk), signer)
 
 
 def _like(signer: Signer | None) -> Signer:

@@ -24,10 +24,12 @@ from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import call, hand_written, human, replying
-from .services import Codes, bank_app, free_port, issuer_app, resource_server, serving
+from .services import Codes, bank_app, free_port, issuer_app, mcp_app, resource_server, serving
 
 STATUSES = ("ledger", "introspection", "offline")
 ONLINE = {"ledger", "introspection"}
+COLUMNS = [(status, dpop, "http") for dpop in (False, True) for status in STATUSES]
+COLUMNS += [("introspection", dpop, "mcp") for dpop in (False, True)]
 THREAD = "thread-1"
 
 
@@ -37,6 +39,7 @@ class Scene:
 
     status: str
     dpop: bool
+    kind: str = "http"
     rows: dict[str, str] = field(default_factory=dict)
 
     def play(self) -> dict[str, str]:
@@ -47,7 +50,8 @@ class Scene:
         issuer_url = f"http://127.0.0.1:{ports[0]}"
 
         def server(audience: str, **options: Any) -> Any:
-            return bank_app(resource_server(self.authz, issuer_url, audience, status=self.status, **options))
+            made = resource_server(self.authz, issuer_url, audience, status=self.status, **options)
+            return mcp_app(made, []) if self.kind == "mcp" else bank_app(made)
 
         with contextlib.ExitStack() as stack:
             self.codes = stack.enter_context(Codes())
@@ -80,9 +84,13 @@ class Scene:
         @tool
         def pay() -> str:
             """Pay, as a tool should."""
-            answer = self.client.post("/payments")
+            mine = self._mine()
+            answer = self._post(self.bank, {}, client=self.client)
             self._note("during the call", answer)
-            assert answer.json()["by"] == ["urn:langchain-runtime-authz:agent:bank"]
+            if self.kind == "http":
+                assert answer.json()["by"] == [mine.claims["act"]["sub"]]
+            else:
+                assert "paid bob for alice" in answer.text
             self._probe("for another audience", self.other)
             self._probe("for another tenant", self.elsewhere)
             self._forms()
@@ -128,8 +136,15 @@ class Scene:
         with self.authz.run(subject="alice", task="Pay the bill"):
             last.invoke(human())
 
+    @property
+    def path(self) -> str:
+        """Of the resource, below each service's own address."""
+        return "/mcp" if self.kind == "mcp" else "/payments"
+
     def _mine(self) -> Any:
-        return current_credential(self.bank, dpop=self.dpop)
+        mine = current_credential(self.bank, dpop=self.dpop)
+        self.tool = mine.claims["authorization_details"][0]["identifier"]
+        return mine
 
     def _probe(self, row: str, url: str) -> None:
         self._send(row, url, self._mine())
@@ -137,30 +152,41 @@ class Scene:
     def _send(self, row: str, url: str, credential: Any) -> None:
         """As a thief would who has the token and even the key."""
         known_as = self.bank if url == self.elsewhere else url
-        headers = credential.headers("POST", known_as + "/payments")
-        self._note(row, self.http.post(url + "/payments", headers=headers))
+        self._note(row, self._post(url, credential.headers("POST", known_as + self.path)))
+
+    def _post(self, base: str, headers: Any, *, path: str = "", client: Any = None, **options: Any) -> httpx.Response:
+        pairs = list(headers.items()) if isinstance(headers, dict) else headers
+        if self.kind == "mcp":
+            params = {"name": options.pop("tool", self.tool), "arguments": {"recipient": "bob"}}
+            options["json"] = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+            pairs = [*pairs, ("Accept", "application/json, text/event-stream")]
+        return (client or self.http).post(base + (path or self.path), headers=pairs, **options)
 
     def _forms(self) -> None:
-        mine, url = self._mine(), self.bank + "/payments"
+        mine, url = self._mine(), self.bank + self.path
         bearer = {"Authorization": f"Bearer {mine.token}"}
-        self._note("as plain Bearer", self.http.post(url, headers=bearer))
-        self._note("at a service that demands proofs", self.http.post(self.strict + "/payments", headers=bearer))
+        self._note("as plain Bearer", self._post(self.bank, bearer))
+        self._note("at a service that demands proofs", self._post(self.strict, bearer))
         naked = {"Authorization": f"DPoP {mine.token}"}
-        self._note("without its proof", self.http.post(url, headers=naked))
+        self._note("without its proof", self._post(self.bank, naked))
         stranger = ProofKey().proof("POST", url, token=mine.token)
-        self._note("with a stranger's proof", self.http.post(url, headers={**naked, "DPoP": stranger}))
+        self._note("with a stranger's proof", self._post(self.bank, {**naked, "DPoP": stranger}))
         if self.dpop:
             good = mine.headers("POST", url)
             self._note("with a proof for another method", self.http.get(url, headers=good))
-            self._note("with a proof for another URL", self.http.post(self.bank + "/only-transfer", headers=good))
-            assert self.http.post(url, headers=good).status_code == 200
-            self._note("with a proof used before", self.http.post(url, headers=good))
-        self._note("twice in one request", self.http.post(url, headers=[*bearer.items(), *bearer.items()]))
-        self._note("in the query", self.http.post(url, params={"access_token": mine.token}))
-        own = mine.headers("POST", self.bank + "/only-transfer")
-        self._note("for another tool's resource", self.http.post(self.bank + "/only-transfer", headers=own))
-        self._note("altered", self.http.post(url, headers={"Authorization": f"{mine.scheme} {mine.token[:-8]}AAAAAAAA"}))
-        self._note("with none", self.http.post(url))
+            self._note("with a proof for another URL", self._post(self.bank, good, path="/only-transfer"))
+            assert self._post(self.bank, good).status_code == 200
+            self._note("with a proof used before", self._post(self.bank, good))
+        self._note("twice in one request", self._post(self.bank, [*bearer.items(), *bearer.items()]))
+        self._note("in the query", self._post(self.bank, {}, params={"access_token": mine.token}))
+        if self.kind == "mcp":
+            other = self._post(self.bank, mine.headers("POST", url), tool="wipe")
+        else:
+            other = self._post(self.bank, mine.headers("POST", self.bank + "/only-transfer"), path="/only-transfer")
+        self._note("for another tool", other)
+        altered = {"Authorization": f"{mine.scheme} {mine.token[:-8]}AAAAAAAA"}
+        self._note("altered", self._post(self.bank, altered))
+        self._note("with none", self._post(self.bank, {}))
 
     def _note(self, row: str, answer: httpx.Response) -> None:
         code = self.codes.seen.pop() if self.codes.seen else ""
@@ -175,9 +201,9 @@ def table() -> Table:
     shown = Table(title="One call's token, at real services")
     shown.add_column("presented")
     columns = {}
-    for dpop in (False, True):
-        for status in STATUSES:
-            columns[f"{'DPoP' if dpop else 'Bearer'}, {status}"] = Scene(status, dpop).play()
+    for status, dpop, kind in COLUMNS:
+        name = f"{'MCP' if kind == 'mcp' else 'FastAPI'}, {'DPoP' if dpop else 'Bearer'}, {status}"
+        columns[name] = Scene(status, dpop, kind).play()
     for name in columns:
         shown.add_column(name)
     rows = dict.fromkeys(row for column in columns.values() for row in column)
@@ -187,5 +213,5 @@ def table() -> Table:
 
 
 if __name__ == "__main__":
-    Console(width=200).print(table())
+    Console(width=220).print(table())
     sys.exit(0)

@@ -168,6 +168,7 @@ def mcp_app(server: ResourceServer, served: list[str], prefix: str = "") -> Any:
         "bank",
         stateless_http=True,
         json_response=True,
+        log_level="WARNING",  # it would set up the process's logging, and httpx would log URLs with tokens in them
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,28 @@ def test_a_signer_elsewhere_fits() -> None:
         KeyRing(Kms())
     with pytest.raises(ConfigError):
         KeyRing("key")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"kid": "mine"}, {"alg": "EdDSA"}, {"alg": "HS256"}, {"d": "AAAA"}, {"kty": "oct"}], ids=str)
+def test_a_signer_that_would_publish_something_else_is_refused(wrong: dict[str, str]) -> None:
+    """A name that is not its thumbprint, another algorithm, a private key: not in a key set of ours."""
+    kms = Kms()
+    kms.kid, kms.alg = wrong.get("kid", kms.kid), wrong.get("alg", kms.alg)
+    kms.public_jwk = lambda: {**kms._key.public_jwk(), **wrong}  # type: ignore[method-assign]
+    with pytest.raises(ConfigError):
+        KeyRing(kms, Kms())
+
+
+async def test_a_signer_elsewhere_signs_in_a_thread() -> None:
+    """The event loop does not wait for a KMS; for a key in this process there is no thread."""
+    ran: list[int] = []
+    kms = Kms()
+    sign = kms.sign
+    kms.sign = lambda data: ran.append(threading.get_ident()) or sign(data)  # type: ignore[method-assign,func-returns-value]
+    issuer = LocalIssuer(KeyRing(kms, Kms()))
+    token = await issuer.aissue(a_request())
+    assert Verifier(issuer=issuer.issuer, jwks=issuer.jwks).verify(token, audience=BANK, now=NOW).kid == kms.kid
+    assert ran != [threading.get_ident()]
 
 
 def test_a_ring_remembers_a_bounded_past() -> None:
