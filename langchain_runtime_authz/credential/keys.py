@@ -158,7 +158,7 @@ class SigningKey:
         return cls(cast("_Private", private))  # checked in `__init__`
 
     def to_pem(self, password: bytes | None = None) -> bytes:
-        """The private key as PKCS #8 PEM, for `keyring.KeyDirectory`. Never log it."""
+        """The private key as PKCS #8 PEM, for `keydir.KeyDirectory`. Never log it."""
         encryption = BestAvailableEncryption(password) if password else NoEncryption()
         return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 

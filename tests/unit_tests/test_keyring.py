@@ -15,7 +15,8 @@ import pytest
 
 from langchain_runtime_authz.credential import keyring as module
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyDirectory, KeyRing
+from langchain_runtime_authz.credential.keydir import KeyDirectory
+from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import KeySource, Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
