@@ -8,6 +8,7 @@ brings a client of its own.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -59,6 +60,14 @@ class Fetcher:
             raise ConfigError(msg)
         self._timeout, self._max = timeout, max_bytes
         self._client, self._async_client = client, async_client
+        # Made once: it costs tens of milliseconds, and a client of ours is made for each exchange.
+        self._tls = (
+            None if client is not None and async_client is not None else httpx.create_ssl_context(trust_env=False)
+        )
+
+    @property
+    def _verify(self) -> ssl.SSLContext | bool:
+        return True if self._tls is None else self._tls
 
     def send(
         self, method: str, url: str, *, headers: Mapping[str, str], data: Mapping[str, Any] | None = None
@@ -66,7 +75,7 @@ class Fetcher:
         """The answer; `None` where there is none in time, or it is too large, or a redirect."""
         ends = time.monotonic() + self._timeout
         try:
-            client = self._client or httpx.Client(trust_env=False, timeout=self._timeout)
+            client = self._client or httpx.Client(trust_env=False, timeout=self._timeout, verify=self._verify)
             try:
                 with client.stream(
                     method,
@@ -102,7 +111,9 @@ class Fetcher:
         try:
             async with asyncio.timeout(self._timeout):
                 # An asynchronous client belongs to one event loop: ours is made anew where none is given.
-                client = self._async_client or httpx.AsyncClient(trust_env=False, timeout=self._timeout)
+                client = self._async_client or httpx.AsyncClient(
+                    trust_env=False, timeout=self._timeout, verify=self._verify
+                )
                 try:
                     async with client.stream(
                         method,

@@ -117,11 +117,11 @@ def resource_server(
     """A service's side, as its own process would have it: keys over HTTP, status as it likes."""
     statuses: dict[str, Any] = {
         "ledger": lambda: LedgerStatus(authz.ledger),
-        "introspection": lambda: Introspection(f"{issuer_url}/introspect/", client_id="service", client_secret=SECRET),
+        "introspection": lambda: Introspection(f"{issuer_url}/introspect/", client_id="service", client_secret=SECRET, timeout=30),
         "offline": Offline,
     }
     return ResourceServer(
-        verifier=Verifier(issuer=authz.issuer.issuer, jwks=JwksClient(f"{issuer_url}/jwks", min_refresh=0.05)),
+        verifier=Verifier(issuer=authz.issuer.issuer, jwks=JwksClient(f"{issuer_url}/jwks", min_refresh=0.05, timeout=30)),
         audience=audience,
         tenant=tenant,
         status=statuses[status](),
