@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
-from langchain_runtime_authz.credential.lease import current_call, current_credential
+from langchain_runtime_authz.credential.lease import acurrent_credential, current_call, current_credential
 from langchain_runtime_authz.edges.callbacks import AuthzCallbackHandler
 from langchain_runtime_authz.edges.coverage import CoverageReport
 from langchain_runtime_authz.edges.halt import AuthzHalt
@@ -40,6 +40,7 @@ __all__ = [
     "Grant",
     "RuntimeAuthz",
     "ToolProfile",
+    "acurrent_credential",
     "current_call",
     "current_credential",
     "profile",

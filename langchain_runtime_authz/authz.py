@@ -19,6 +19,7 @@ from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
 from langchain_runtime_authz.edges.tool_guard import guard_tool
+from langchain_runtime_authz.enforce.credentials import key_scope
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.kill import KillSwitch
@@ -137,6 +138,9 @@ class RuntimeAuthz:
             profiles=self.profiles,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
+        self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
+        if self._ring is not None:
+            self._ring.on_compromise(self._withdraw_key)
         self.entrance = Entrance(
             self._engine,
             subject_from=subject_from,
@@ -278,6 +282,24 @@ class RuntimeAuthz:
     def reinstate(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
         """Lift a revocation."""
         drive(self._engine, reinstate(self._scope(thread_id, graph), tuple(agent)))
+
+    def compromise_key(self, kid: str) -> None:
+        """A signing key is in the wrong hands: withdraw it, and revoke every token that it signed.
+
+        It leaves this instance's key ring, where it has one, and the ledger tells every service that
+        asks it (`downstream.status.LedgerStatus`, introspection). A service that asks nobody accepts
+        such tokens while its copy of the key set lives (`credential.jwks.JwksClient`: 60 seconds).
+
+        Raises:
+            ConfigError: the ring has no such key.
+        """
+        if self._ring is not None:
+            self._ring.compromise(kid)
+        else:
+            self._withdraw_key(kid)
+
+    def _withdraw_key(self, kid: str) -> None:
+        drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
 
     def _status(self, claims: Mapping[str, Any]) -> str:
         if self._engine.killed:

@@ -123,6 +123,20 @@ class Code(StrEnum):
     CREDENTIAL_UNAVAILABLE = "credential_unavailable"
     CREDENTIAL_INVALID = "credential_invalid"
     CREDENTIAL_REVOKED = "credential_revoked"
+    CREDENTIAL_EXPIRED = "credential_expired"
+    CREDENTIAL_NOT_YET_VALID = "credential_not_yet_valid"
+    CREDENTIAL_TENANT = "credential_tenant"
+    CREDENTIAL_KEY = "credential_key"
+    CREDENTIAL_TOOL = "credential_tool"
+    CREDENTIAL_MISSING = "credential_missing"
+    KEYS_UNAVAILABLE = "keys_unavailable"
+    STATUS_UNAVAILABLE = "status_unavailable"
+    PROOF_MISSING = "proof_missing"
+    PROOF_INVALID = "proof_invalid"
+    PROOF_REPLAYED = "proof_replayed"
+    PROOF_NONCE = "proof_nonce"
+    EXCHANGE_REFUSED = "exchange_refused"
+    EXCHANGE_FAILED = "exchange_failed"
     AUDIENCE = "audience"
     CHAIN_BROKEN = "chain_broken"
     CONFIG = "config"
@@ -209,7 +223,21 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
     Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",
     Code.CREDENTIAL_REVOKED: "the token's call, task or run is over",
-    Code.AUDIENCE: "the audience is not in the tool's profile",
+    Code.CREDENTIAL_EXPIRED: "the token has expired; use it within its life, inside the call it was minted for",
+    Code.CREDENTIAL_NOT_YET_VALID: "the token is not valid yet; set the clocks of issuer and verifier",
+    Code.CREDENTIAL_TENANT: "the token is of another tenant",
+    Code.CREDENTIAL_KEY: "the token's key is not one of the issuer's: unknown, withdrawn or compromised",
+    Code.CREDENTIAL_TOOL: "the token was minted for a call of another tool",
+    Code.CREDENTIAL_MISSING: "the request bears no credential; send the token of the call under way",
+    Code.KEYS_UNAVAILABLE: "the issuer's keys can not be had; look at its JWKS endpoint and the key directory",
+    Code.STATUS_UNAVAILABLE: "nobody can tell whether the token lives; repair the ledger or the introspection endpoint",
+    Code.PROOF_MISSING: "the token is bound to a key and came without a DPoP proof; send it with the DPoP scheme and a proof",
+    Code.PROOF_INVALID: "the DPoP proof is not one for this request, this token and its key",
+    Code.PROOF_REPLAYED: "the DPoP proof was used before; make a new one for each request",
+    Code.PROOF_NONCE: "the DPoP proof lacks the server's current nonce; repeat the request with the one that was sent",
+    Code.EXCHANGE_REFUSED: "the token endpoint refused the exchange; look at its policy for this client and audience",
+    Code.EXCHANGE_FAILED: "the token endpoint's answer is not what RFC 8693 asks for; look at its log",
+    Code.AUDIENCE: "the audience is not in the tool's profile, or not in the grant",
     Code.CHAIN_BROKEN: "the audit chain does not verify",
     Code.CONFIG: "a setting is wrong",
     Code.POLICY_INVALID: "the policy can not be loaded",

@@ -126,6 +126,7 @@ class Grant(_Frozen):
         args: tool → argument → `Constraint`. A constrained argument must be present.
         data_classes: classes of data whose tools may be used.
         sinks: sinks (`none`, `internal`, `external`) whose tools may be used.
+        audiences: for which a tool may have a token minted. A tool runs without one all the same.
         max_depth: greatest delegation depth at which the grant holds.
         budgets: counter → how many permitted calls; a counter is a tool's name or
             `effect:<effect>`.
@@ -136,6 +137,7 @@ class Grant(_Frozen):
     args: dict[str, dict[str, Constraint]] = {}
     data_classes: Names | None = None
     sinks: Names | None = None
+    audiences: Names | None = None
     max_depth: Limit | None = None
     budgets: dict[str, Limit] = {}
     expires_at: int | None = None
@@ -164,6 +166,7 @@ class Grant(_Frozen):
             args=_union(self.args, other.args, lambda a, b: _union(a, b, Constraint.meet)),
             data_classes=_intersect(self.data_classes, other.data_classes),
             sinks=_intersect(self.sinks, other.sinks),
+            audiences=_intersect(self.audiences, other.audiences),
             max_depth=_bound(min, self.max_depth, other.max_depth),
             budgets=_union(self.budgets, other.budgets, min),
             expires_at=_bound(min, self.expires_at, other.expires_at),

@@ -140,6 +140,8 @@ def mint_record(
     epoch: int,
     run_id: str = "",
     agent_id: str = "",
+    kid: str = "",
+    jkt: str | None = None,
 ) -> dict[str, Any]:
     """The record of a token that was handed to a tool; never the token.
 
@@ -152,6 +154,8 @@ def mint_record(
         epoch: of the task.
         run_id: of the run.
         agent_id: of the acting agent.
+        kid: of the issuer's key that signed it.
+        jkt: thumbprint of the holder's key, where it is bound to one.
     """
     return {
         **_head("mint", now),
@@ -162,6 +166,8 @@ def mint_record(
         "epoch": epoch,
         "run_id": run_id,
         "agent_id": agent_id,
+        "kid": kid,
+        "jkt": jkt,
     }
 
 

@@ -2,26 +2,33 @@
 
 A lease is a row in the ledger; here are only the pieces without a store. A `Ticket` goes from the gate
 to the guard, is redeemed once as the tool starts and concluded as it ends, and between the two the
-tool may have its credential minted: once per audience, for audiences of its profile.
+tool may have its credential minted: once per audience, for audiences of its profile and its grant.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import REDACTED, Credential
+from langchain_runtime_authz.credential.watch import unwatch, watch
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
+
+if TYPE_CHECKING:  # its module loads the signing library
+    from langchain_runtime_authz.credential.dpop import ProofKey
 
 __all__ = [
     "CallCredential",
     "CurrentCall",
     "Ticket",
+    "acurrent_credential",
     "current_call",
     "current_credential",
     "current_ticket",
@@ -34,14 +41,15 @@ _current_ticket: Final[ContextVar[Ticket | None]] = ContextVar("runtime_authz_ti
 class CallCredential:
     """The credential of one call, with the key that makes its effect repeatable.
 
-    Text forms, copies and pickles never hold the token.
+    Text forms, copies and pickles never hold the token, nor the key to which it may be bound.
     """
 
-    __slots__ = ("_credential", "_idempotency_key")
+    __slots__ = ("_credential", "_idempotency_key", "_key")
 
-    def __init__(self, credential: Credential, idempotency_key: str) -> None:
+    def __init__(self, credential: Credential, idempotency_key: str, key: ProofKey | None = None) -> None:
         self._credential = credential
         self._idempotency_key = idempotency_key
+        self._key = key
 
     @property
     def token(self) -> str:
@@ -67,6 +75,24 @@ class CallCredential:
     def idempotency_key(self) -> str:
         """Stable over retry, replay, fork and thread copy of this call."""
         return self._idempotency_key
+
+    @property
+    def scheme(self) -> str:
+        """How the token is sent: `Bearer` (RFC 6750), or `DPoP` (RFC 9449) where it is bound to a key."""
+        return "Bearer" if self._key is None else "DPoP"
+
+    def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
+        """What to send with one request: `Authorization`, and for a bound token a new `DPoP` proof.
+
+        Args:
+            method: of the request.
+            url: of the request, absolute.
+            nonce: the server's last `DPoP-Nonce`.
+        """
+        headers = {"Authorization": f"{self.scheme} {self.token}"}
+        if self._key is not None:
+            headers["DPoP"] = self._key.proof(method, url, token=self.token, nonce=nonce)
+        return headers
 
     def __repr__(self) -> str:
         return f"<CallCredential audience={self.audience!r}>"
@@ -103,13 +129,15 @@ class Ticket:
         approval_key: the ledger's key of the approval that the call spent, if it did.
         audiences: for which a token may be minted.
         obligations: what the permit obliges.
-        mint: makes the credential for one audience; `None` where there is none to make.
+        mint: makes the credential for one audience, bound to a key's thumbprint where one is given;
+            `None` where there is none to make.
+        amint: the same, without blocking the event loop.
     """
 
     __slots__ = (
-        "_concluded", "_lock", "_minted", "_redeemed",
-        "agent", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch", "idempotency_key",
-        "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
+        "__weakref__", "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed",
+        "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
+        "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
     )  # fmt: skip
 
     def __init__(
@@ -129,7 +157,8 @@ class Ticket:
         raw: Mapping[str, Any] | str | None = None,
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
-        mint: Callable[[str], Credential] | None = None,
+        mint: Callable[[str, str | None], Credential] | None = None,
+        amint: Callable[[str, str | None], Awaitable[Credential]] | None = None,
         approval_key: str = "",
     ) -> None:
         self.tool = tool
@@ -148,9 +177,13 @@ class Ticket:
         self.audiences = audiences
         self.obligations = obligations
         self.mint = mint
+        self.amint = amint
         self._redeemed = False
         self._concluded = False
+        self._leaked = False
         self._minted: dict[str, CallCredential] = {}
+        self._minting: dict[str, _Minting] = {}
+        self._others: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
     @property
@@ -178,41 +211,123 @@ class Ticket:
         """End the call: nothing is minted or handed out any more."""
         # Without the lock, so that the end of a call never waits for an issuer; see `credential`.
         self._concluded = True
+        unwatch(self)
 
-    def credential(self, audience: str | None = None) -> CallCredential:
+    def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
         """The credential for one audience, minted when first asked for.
 
         Args:
             audience: one of `audiences`; may be left out where there is exactly one.
+            dpop: bind the token to a new key of this call (RFC 9449), which proves each request.
 
         Raises:
-            CredentialError: `audience`, or `credential_unavailable`: the tool is not running.
+            CredentialError: `audience`, or `credential_unavailable`: the tool is not running, or has
+                this audience's token in the other form already.
         """
+        audience = self._audience(audience)
+        while True:
+            found, mine = self._begin(audience, dpop)
+            if isinstance(found, CallCredential):
+                return found
+            if not mine:
+                found.wait()
+                continue
+            try:
+                if self.mint is None:
+                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+                return self._made(audience, self.mint(audience, found.jkt), found)
+            finally:
+                self._end(audience, found)
+
+    async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
+        """Like `credential`, without blocking the event loop."""
+        audience = self._audience(audience)
+        while True:
+            found, mine = self._begin(audience, dpop)
+            if isinstance(found, CallCredential):
+                return found
+            if not mine:
+                # Shielded: who gives up waiting does not end the minting for the others.
+                await asyncio.shield(asyncio.wrap_future(found.over))
+                continue
+            try:
+                if self.amint is not None:
+                    credential = await self.amint(audience, found.jkt)
+                elif self.mint is not None:
+                    credential = await asyncio.to_thread(self.mint, audience, found.jkt)
+                else:
+                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+                return self._made(audience, credential, found)
+            finally:
+                self._end(audience, found)
+
+    def _audience(self, audience: str | None) -> str:
         if audience is None:
             if len(self.audiences) != 1:
-                raise CredentialError(Code.AUDIENCE, f"the profile of `{self.tool}` names {len(self.audiences)}")
+                detail = f"profile and grant of `{self.tool}` share {len(self.audiences)}, so that one must be named"
+                raise CredentialError(Code.AUDIENCE, detail)
             audience = self.audiences[0]
         if audience not in self.audiences:
             raise CredentialError(Code.AUDIENCE, f"`{self.tool}`")
+        return audience
+
+    def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
+        """What is there, or the minting under way, and whether that is the caller's to do."""
         with self._lock:
             self._check_running()
             found = self._minted.get(audience)
-            if found is None:
-                if self.mint is None:
-                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-                found = self._minted[audience] = CallCredential(self.mint(audience), self.idempotency_key)
-                # INVARIANT: what was minted is listed before it is handed out, and not handed out
-                # after the end: whoever concludes and then reads `minted_tokens` has seen them all.
-                self._check_running()
-            return found
+            if found is not None:
+                if (found.scheme == "DPoP") != dpop:
+                    detail = f"`{self.tool}` has the token for this audience as {found.scheme}"
+                    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
+                return found, False
+            if (under_way := self._minting.get(audience)) is not None:
+                return under_way, False
+            mine = self._minting[audience] = _Minting(dpop=dpop)
+            return mine, True
+
+    def _made(self, audience: str, credential: Credential, mine: _Minting) -> CallCredential:
+        made = CallCredential(credential, self.idempotency_key, mine.key)
+        with self._lock:
+            self._minted[audience] = made
+            # INVARIANT: what was minted is listed before it is handed out, and not handed out after
+            # the end: whoever concludes and then reads `minted_tokens` has seen them all.
+            self._watch()
+            self._check_running()
+        return made
+
+    def _watch(self) -> None:
+        watch(self)
+        if self._concluded:
+            unwatch(self)
+
+    def _end(self, audience: str, mine: _Minting) -> None:
+        with self._lock:
+            del self._minting[audience]
+        mine.over.set_result(None)
 
     def _check_running(self) -> None:
         if not self._redeemed or self._concluded:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
+    def track(self, token: str) -> None:
+        """Search for `token` too: a secret that the call got in exchange for its own."""
+        with self._lock:
+            self._others = (*self._others, token)
+            self._watch()
+
     def minted_tokens(self) -> tuple[str, ...]:
         """The tokens handed out, for searching what the tool returns."""
-        return tuple(c.token for c in tuple(self._minted.values()))
+        return (*(c.token for c in tuple(self._minted.values())), *self._others)
+
+    @property
+    def leaked(self) -> bool:
+        """Whether a token of the call was seen where it must not be."""
+        return self._leaked
+
+    def accuse(self) -> None:
+        """A token of the call was seen where it must not be."""
+        self._leaked = True
 
     def __repr__(self) -> str:
         state = "concluded" if self._concluded else "redeemed" if self._redeemed else "unused"
@@ -226,6 +341,39 @@ class Ticket:
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return (str, ("[ticket]",))
+
+
+class _Minting:
+    """A mint under way: one for all who ask meanwhile."""
+
+    __slots__ = ("_loop", "key", "over")
+
+    def __init__(self, *, dpop: bool) -> None:
+        self.over: Future[None] = Future()
+        self.key: ProofKey | None = None
+        self._loop = _running_loop()
+        if dpop:
+            from langchain_runtime_authz.credential.dpop import ProofKey
+
+            self.key = ProofKey()
+
+    @property
+    def jkt(self) -> str | None:
+        return None if self.key is None else self.key.jkt
+
+    def wait(self) -> None:
+        """Block until it is over. Where it needs this very event loop, that would be for ever."""
+        if self._loop is not None and self._loop is _running_loop():
+            detail = "another task is having it minted; await `acurrent_credential`"
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
+        self.over.result()
+
+
+def _running_loop() -> object:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def current_ticket() -> Ticket | None:
@@ -272,8 +420,8 @@ def current_call() -> CurrentCall:
 
 
 @contextmanager
-def ticket_scope(ticket: Ticket) -> Iterator[Ticket]:
-    """Make `ticket` current around one tool."""
+def ticket_scope(ticket: Ticket | None) -> Iterator[Ticket | None]:
+    """Make `ticket` current around one tool; `None` around what is not of the tool that runs outside."""
     previous = _current_ticket.get()
     _current_ticket.set(ticket)
     try:
@@ -285,13 +433,15 @@ def ticket_scope(ticket: Ticket) -> Iterator[Ticket]:
             _current_ticket.set(previous)
 
 
-def current_credential(audience: str | None = None) -> CallCredential:
+def current_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
     """The credential of the call under way. Call it inside a tool.
 
-    Blocks while an issuer outside this process signs.
+    Minted once for each audience of a call, and dead when the call ends. Blocks while an issuer
+    outside this process signs; `acurrent_credential` does not.
 
     Args:
-        audience: one of the tool's profile; may be left out where there is exactly one.
+        audience: one of the tool's profile and of the grant; may be left out where there is exactly one.
+        dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
 
     Raises:
         CredentialError: `audience`, or `credential_unavailable` outside a running tool.
@@ -299,12 +449,21 @@ def current_credential(audience: str | None = None) -> CallCredential:
     ```python
     @tool
     def pay(recipient: str, amount: float) -> str:
-        key = current_credential("https://bank.example")
-        headers = {"Authorization": f"Bearer {key.token}", "Idempotency-Key": key.idempotency_key}
+        credential = current_credential("https://bank.example", dpop=True)
+        headers = credential.headers("POST", "https://bank.example/payments")
         ...
     ```
     """
+    return _ticket().credential(audience, dpop=dpop)
+
+
+async def acurrent_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
+    """Like `current_credential`, without blocking the event loop."""
+    return await _ticket().acredential(audience, dpop=dpop)
+
+
+def _ticket() -> Ticket:
     ticket = _current_ticket.get()
     if ticket is None:
         raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-    return ticket.credential(audience)
+    return ticket

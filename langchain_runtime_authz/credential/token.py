@@ -10,6 +10,7 @@ This module signs nothing and verifies nothing, and imports no cryptography.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -174,7 +175,7 @@ class Credential:
             msg = "a Credential is made by `Verifier.verify` only"
             raise TypeError(msg)
         object.__setattr__(self, "_token", token)
-        object.__setattr__(self, "_claims", _frozen(claims))
+        object.__setattr__(self, "_claims", frozen(claims))
 
     def __init_subclass__(cls) -> NoReturn:
         msg = "Credential can not be subclassed"
@@ -213,9 +214,45 @@ class Credential:
         return str(self._claims[ACTOR][SUBJECT])
 
     @property
+    def actors(self) -> tuple[str, ...]:
+        """The `act` chain: the acting agent, then who delegated to it, nearest first.
+
+        All but the first are information for the log, never authority (RFC 8693 §4.1).
+        """
+        found: list[str] = []
+        act = self._claims[ACTOR]
+        while isinstance(act, Mapping) and len(found) <= MAX_DEPTH:
+            found.append(str(act.get(SUBJECT)))
+            act = act.get(ACTOR)
+        return tuple(found)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Tools for whose call it was minted (`authorization_details[].identifier`, our type)."""
+        details = [d for d in self._claims[AUTHORIZATION_DETAILS] if d.get("type") == GRANT_TYPE]
+        return tuple(str(d["identifier"]) for d in details if isinstance(d.get("identifier"), str))
+
+    @property
     def audience(self) -> str:
         """The one resource that may accept it (`aud`)."""
         return str(self._claims[AUDIENCE])
+
+    @property
+    def issuer(self) -> str:
+        """Who issued it (`iss`)."""
+        return str(self._claims[ISSUER])
+
+    @property
+    def kid(self) -> str:
+        """RFC 7638 thumbprint of the issuer's key that signed it."""
+        header = self._token.partition(".")[0]
+        return str(json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"])
+
+    @property
+    def jkt(self) -> str | None:
+        """RFC 7638 thumbprint of the holder's key (`cnf.jkt`), where the token is bound to one."""
+        cnf = self._claims.get(CONFIRMATION)
+        return None if cnf is None else str(cnf[JKT])
 
     @property
     def jti(self) -> str:
@@ -259,14 +296,15 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
     return Credential(token, claims, _seal=_SEAL)
 
 
-def _frozen(value: Any, depth: int = 0) -> Any:
+def frozen(value: Any, depth: int = 0) -> Any:
+    """Read-only all the way down: mappings and tuples. Raises `ValueError` where nested deeper than 32."""
     if depth > MAX_DEPTH:
         msg = "nested too deeply"
         raise ValueError(msg)
     if isinstance(value, Mapping):
-        return MappingProxyType({k: _frozen(v, depth + 1) for k, v in value.items()})
+        return MappingProxyType({k: frozen(v, depth + 1) for k, v in value.items()})
     if isinstance(value, list | tuple):
-        return tuple(_frozen(v, depth + 1) for v in value)
+        return tuple(frozen(v, depth + 1) for v in value)
     return value
 
 

@@ -30,6 +30,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
     CONFIG_KEY_RESUME_MAP,
+    CONFIG_KEY_RUNTIME,
     CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
@@ -41,6 +42,7 @@ from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.runtime import Runtime
 from langgraph.types import _interrupt_id
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "starting_tool",
     "takes_no_arguments",
     "task_id",
+    "with_outlets",
 ]
 
 OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
@@ -160,6 +163,20 @@ def answer_given(config: Mapping[str, Any]) -> object:
 def is_innermost(handler: object) -> bool:
     """Whether the handler that a `wrap_tool_call` was given is the tool node's own: no other wrapper comes after it."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
+
+
+def with_outlets(
+    config: dict[str, Any],
+    store: Callable[[Any], Any],
+    writer: Callable[[Any], Any],
+) -> dict[str, Any]:
+    """`config` for one tool, with another store and stream writer for what runs under it."""
+    configurable = config.get("configurable") or {}
+    runtime = configurable.get(CONFIG_KEY_RUNTIME)
+    if not isinstance(runtime, Runtime):
+        return config
+    own = runtime.override(store=store(runtime.store), stream_writer=writer(runtime.stream_writer))
+    return {**config, "configurable": {**configurable, CONFIG_KEY_RUNTIME: own}}
 
 
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:

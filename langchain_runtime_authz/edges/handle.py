@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+from langchain_runtime_authz.credential.lease import ticket_scope
 from langchain_runtime_authz.enforce.engine import Run
 
 if TYPE_CHECKING:
@@ -93,14 +94,18 @@ _gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default=""
 
 @contextmanager
 def run_scope(run: Run, task: str | None = None) -> Iterator[None]:
-    """Make `run` the current one for the code inside; `task` is the one that a node gate is around."""
+    """Make `run` the current one for the code inside; `task` is the one that a node gate is around.
+
+    A tool that is running outside keeps its credential to itself: what is inside may be another agent.
+    """
     previous, counted, gated = _running.get(), _settled.get(), _gated.get()
     _running.set(run)
     _settled.set({})
     if task is not None:
         _gated.set(task)
     try:
-        yield
+        with ticket_scope(None):
+            yield
     finally:
         _running.set(previous)
         _settled.set(counted)

@@ -24,6 +24,7 @@ from langchain_runtime_authz.edges.cleaning import Cleaner
 from langchain_runtime_authz.edges.deciding import Settled
 from langchain_runtime_authz.edges.handle import run_scope
 from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
+from langchain_runtime_authz.edges.outlets import watched_args, watched_config
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, conclude, obliged_fields
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -107,7 +108,11 @@ class Passage:
         self.of, self.run, self.call, self.ticket, self.parsed, self.call_id = of, run, call, ticket, parsed, call_id
         self.config: Any
         gate = _held.get()
-        self.config, self._asked = counting_questions(dict(config), gate.place if gate is not None else None)
+        config = dict(config)
+        if ticket is not None and ticket.mint is not None:  # else there is no token to write anywhere
+            config = watched_config(config, self._outlet)
+            self.parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
+        self.config, self._asked = counting_questions(config, gate.place if gate is not None else None)
         self._settled = settled
         self._stages: list[Stage] = []
         self._cleaner: Cleaner | None = None
@@ -162,6 +167,17 @@ class Passage:
             cleaner.bubble(exc)
             return exc
         return cleaner.error(exc)
+
+    def _outlet(self, value: Any) -> Any:
+        """What the tool writes beside its result, without a live token."""
+        tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
+        if self.ticket is None or not tokens:
+            return value
+        cleaner = Cleaner(frozenset(), tokens)
+        clean = cleaner.output(value)
+        if cleaner.found:
+            self.ticket.accuse()
+        return clean
 
     def _clean(self) -> Cleaner | None:
         if self.ticket is None:

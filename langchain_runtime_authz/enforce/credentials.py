@@ -3,67 +3,121 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from langchain_runtime_authz.audit.record import mint_record
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, adrive, drive
 from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.ledger.base import Scope
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Run
     from langchain_runtime_authz.enforce.step import Judged
 
-__all__ = ["minter"]
+__all__ = ["Mint", "Minter", "audiences_of", "key_scope", "minter"]
 
 TOKEN_TTL: Final = 60  # seconds
+KEYS: Final = "urn:langchain-runtime-authz:keys"
 NO_TASK: Final = "none"  # a claim may not be empty; a run without a human text has no task
 
 
-def minter(run: Run, judged: Judged, jtis: Mapping[str, str], claimed_at: float) -> Callable[[str], Credential]:
+@dataclass(frozen=True, slots=True)
+class Mint:
+    """Effect: have one request signed."""
+
+    request: TokenRequest
+
+    def run(self, engine: Engine) -> Credential:
+        """Perform it, blocking."""
+        _check_killed(engine)
+        from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
+
+        return mint(engine.issuer, self.request, verifier=engine.verifier)
+
+    async def arun(self, engine: Engine) -> Credential:
+        """Perform it."""
+        _check_killed(engine)
+        from langchain_runtime_authz.credential.issuer import amint
+
+        return await amint(engine.issuer, self.request, verifier=engine.verifier)
+
+
+def _check_killed(engine: Engine) -> None:
+    if engine.killed:
+        raise CredentialError(Code.KILLED)
+
+
+class Minter(NamedTuple):
+    """What mints the tokens of one call: for an audience, bound to a key's thumbprint or to none."""
+
+    mint: Callable[[str, str | None], Credential]
+    amint: Callable[[str, str | None], Awaitable[Credential]]
+
+
+def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The audiences of a profile that the run's grant holds too."""
+    # INVARIANT: no token for an audience outside the grant, whatever the policy permits.
+    allowed = run.grant.audiences if run.grant is not None else None
+    return declared if allowed is None else tuple(a for a in declared if a in allowed)
+
+
+def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
+    """Where a ledger keeps what is known of an issuer's key: a revoked scope is a compromised key."""
+    return Scope(tenant, issuer, KEYS, kid)
+
+
+def minter(run: Run, judged: Judged, jtis: Mapping[str, str], claimed_at: float) -> Minter:
     """What mints the tokens of one claimed call; `jtis` by audience.
 
     `claimed_at` is ledger time of the claim; what passed since is measured here, so that minting
     needs no other look at the ledger.
     """
-    from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
-
     since = time.monotonic()
     engine = run.engine
     agent = engine.identity.agent_id(run.agent)
     delegators = tuple(engine.identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1))
 
-    def issue(audience: str) -> Credential:
+    def flow(audience: str, jkt: str | None) -> Flow[Credential]:
         if run.over:  # the call never came back, and the run went on without it
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = int(claimed_at + (time.monotonic() - since))
-        request = TokenRequest(
-            subject=run.subject,
-            tenant=run.scope.tenant,
-            agent=agent,
-            delegators=delegators,
-            audience=audience,
-            txn=run.run_id,
-            task=Task(id=judged.task.id or NO_TASK, epoch=run.epoch, digest=judged.task.digest or NO_TASK),
-            tool=judged.call.tool,
-            grant=run.grant,
-            jti=jtis[audience],
-            issued_at=now,
-            expires_at=now + TOKEN_TTL,
-        )
-        credential = mint(engine.issuer, request, verifier=engine.verifier)
-        engine.audit.write(
-            mint_record(
-                now=now,
-                decision_id=judged.decision.decision_id,
-                jti=jtis[audience],
+        credential: Credential = yield Mint(
+            TokenRequest(
+                subject=run.subject,
+                tenant=run.scope.tenant,
+                agent=agent,
+                delegators=delegators,
                 audience=audience,
+                txn=run.run_id,
+                task=Task(id=judged.task.id or NO_TASK, epoch=run.epoch, digest=judged.task.digest or NO_TASK),
+                tool=judged.call.tool,
+                grant=run.grant,
+                jti=jtis[audience],
+                issued_at=now,
                 expires_at=now + TOKEN_TTL,
-                epoch=run.epoch,
-                run_id=run.run_id,
-                agent_id=agent,
+                cnf_jkt=jkt,
             ),
+        )
+        # A mint that is not recorded is not handed out.
+        yield Record(
+            mint_record,
+            now=now,
+            decision_id=judged.decision.decision_id,
+            jti=credential.jti,
+            audience=audience,
+            expires_at=credential.expires_at,
+            epoch=run.epoch,
+            run_id=run.run_id,
+            agent_id=agent,
+            kid=credential.kid,
+            jkt=jkt,
         )
         return credential
 
-    return issue
+    return Minter(
+        lambda audience, jkt: drive(engine, flow(audience, jkt)),
+        lambda audience, jkt: adrive(engine, flow(audience, jkt)),
+    )

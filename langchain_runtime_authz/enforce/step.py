@@ -40,7 +40,7 @@ from langchain_runtime_authz.authzen import (
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import abbreviate
 from langchain_runtime_authz.enforce.approval import edited_action
-from langchain_runtime_authz.enforce.credentials import minter
+from langchain_runtime_authz.enforce.credentials import audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Record, Run
 from langchain_runtime_authz.enforce.obligations import demands
 from langchain_runtime_authz.enforce.provenance import Said, arguments, effective_sink, intent, observing, sentences
@@ -596,7 +596,8 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     # A human who approves a call after a failure approves running it again.
     again = approved and judged.row is not None and judged.row.state in ("failed", "unknown")
     prof = call.profile
-    tokens = {audience: _token_jti(run, judged, audience) for audience in prof.audience}
+    audiences = audiences_of(run, prof.audience)
+    tokens = {audience: _token_jti(run, judged, audience) for audience in audiences}
     changes: list[Change] = [
         ClaimCall(
             judged.key,
@@ -629,6 +630,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
             _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
         return Denial(call, deny(Code.AUDIT_UNAVAILABLE))
+    made = minter(run, judged, tokens, done.now) if audiences else None
     return Ticket(
         tool=call.tool,
         tool_ref=call.tool_ref,
@@ -643,9 +645,10 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         jti=run.jti,
         approval_key=approval.call_key if approval is not None else "",
         idempotency_key=_intent(run, judged),
-        audiences=prof.audience,
+        audiences=audiences,
         obligations=decision.obligations,
-        mint=minter(run, judged, tokens, done.now) if prof.audience else None,
+        mint=made.mint if made is not None else None,
+        amint=made.amint if made is not None else None,
     )
 
 
@@ -766,6 +769,7 @@ def conclude(
     what the tool gave back: the agent is revoked.
     """
     ticket.conclude()
+    leaked = leaked or ticket.leaked
     side_effect = call.profile.side_effect
     changes: list[Change] = []
     if state == "released":

@@ -62,6 +62,7 @@ grants = st.builds(
     args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
     data_classes=maybe_names,
     sinks=st.none() | st.lists(st.sampled_from(["none", "internal", "external"]), max_size=3),
+    audiences=st.none() | st.lists(st.sampled_from(["https://bank.example"]), max_size=1),
     max_depth=st.none() | st.integers(0, 3),
     budgets=st.dictionaries(names, st.integers(0, 3), max_size=2),
     expires_at=st.none() | st.integers(NOW - 1, NOW + 1),

@@ -48,7 +48,7 @@ def verify(token: Any) -> Credential | None:
     try:
         return VERIFIER.verify(token, audience="https://bank.example", tenant="acme", now=NOW)
     except CredentialError as exc:
-        assert exc.code in ("credential_invalid", "audience", "credential_revoked")
+        assert exc.code.startswith("credential_") or exc.code == "audience"
         assert exc.__context__ is None
         return None
 

@@ -392,3 +392,47 @@ def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> 
     assert result.exit_code == 2
     assert _error(result) == "error: config: missing.jsonl: No such file or directory"
     assert run("audit", "verify", log[0], "--head", "abc").exit_code == 2
+
+
+def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
+    """Each command shows the ring; a withdrawal says from when on everybody refuses the key."""
+    from langchain_runtime_authz.credential import keyring
+
+    keys = str(tmp_path / "keys")
+    runner = CliRunner()
+    assert runner.invoke(app, ["keys", "list", keys]).exit_code == 2
+    made = runner.invoke(app, ["keys", "generate", keys, "--alg", "EdDSA"])
+    assert made.exit_code == 0
+    assert runner.invoke(app, ["keys", "generate", keys]).exit_code == 2
+    first, second = (line.split()[0] for line in made.stdout.splitlines())
+    assert [line.split()[1:3] for line in made.stdout.splitlines()] == [["EdDSA", "active"], ["EdDSA", "next"]]
+    jwks = json.loads(runner.invoke(app, ["keys", "list", keys, "--jwks"]).stdout)
+    assert [jwk["kid"] for jwk in jwks["keys"]] == [first, second]
+    assert not any("d" in jwk for jwk in jwks["keys"])
+    early = runner.invoke(app, ["keys", "rotate", keys])
+    assert early.exit_code == 2
+    assert early.stderr.startswith("error: config: verifiers may not know the next key yet")
+    file = tmp_path / "keys" / "ring.json"
+    document = json.loads(file.read_text())
+    for key in document["keys"]:
+        key["since"] -= 2 * keyring.CACHE_AGE
+    file.write_text(json.dumps(document))
+    assert runner.invoke(app, ["keys", "rotate", keys]).stdout.split()[:3] == [second, "EdDSA", "active"]
+    gone = runner.invoke(app, ["keys", "compromise", keys, second])
+    assert gone.exit_code == 0
+    assert f"withdrawn  {second}" in gone.stdout
+    assert "refused    at once" in gone.stdout
+    assert f"{second}  EdDSA  compromised" in runner.invoke(app, ["keys", "list", keys]).stdout
+    assert runner.invoke(app, ["keys", "compromise", keys, "nobody"]).exit_code == 2
+
+
+def test_a_key_password_comes_from_the_environment(tmp_path: Path) -> None:
+    """And without it, or with another, one line says so and no key is shown."""
+    keys, runner = str(tmp_path / "keys"), CliRunner()
+    assert runner.invoke(app, ["keys", "generate", keys], env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
+    assert runner.invoke(app, ["keys", "list", keys], env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
+    for env in ({}, {"RUNTIME_AUTHZ_KEY_PASSWORD": "another"}):
+        refused = runner.invoke(app, ["keys", "list", keys], env=env)
+        assert refused.exit_code == 2
+        assert refused.stderr.count("\n") == 1
+        assert "PRIVATE" not in refused.output

@@ -11,6 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SHOWN = {
     "create_agent.py": ("asked: [('send_money'", "tool   Sent 98.70 to DE21.", "ai     Paid."),
     "hand_written.py": ("This action is not permitted", "['grant_argument']"),
+    "service.py": ("alice, by urn:langchain-runtime-authz:agent:", "one call later: 401"),
     "session.py": ("permit ()", "approval_required", "approved: permit", "deny ('grant_argument',)", "epoch: 2"),
 }
 

@@ -33,14 +33,29 @@ def test_a_thumbprint_is_rfc_8037s() -> None:
     assert thumbprint(jwk) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
-@pytest.mark.parametrize("jwk", [{}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}])
-def test_a_thumbprint_needs_a_public_key(jwk: dict[str, str]) -> None:
+def test_a_thumbprint_is_rfc_7638s() -> None:
+    """RFC 7638 §3.1 gives the thumbprint of its RSA key."""
+    jwk = {
+        "kty": "RSA",
+        "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCi"
+        "FV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0"
+        "zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csF"
+        "Cur-kEgU8awapJzKnqDKgw",
+        "e": "AQAB",
+        "alg": "RS256",
+        "kid": "2011-04-29",
+    }
+    assert thumbprint(jwk) == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+
+
+@pytest.mark.parametrize("jwk", [{}, {"kty": ["EC"]}, {"kty": "RSA", "n": 1, "e": "AQAB"}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}])
+def test_a_thumbprint_needs_a_public_key(jwk: dict[str, Any]) -> None:
     """Symmetric keys and halves have none."""
     with pytest.raises(ConfigError):
         thumbprint(jwk)
 
 
-@pytest.mark.parametrize(("alg", "size"), [("ES256", 64), ("EdDSA", 64)])
+@pytest.mark.parametrize(("alg", "size"), [("ES256", 64), ("EdDSA", 64), ("RS256", 384)])
 def test_a_key_signs_as_its_jwk_says(alg: Any, size: int) -> None:
     """The signature is the JWS form and verifies with the published key."""
     key = SigningKey.generate(alg)
@@ -82,14 +97,14 @@ def test_a_key_from_pem_is_the_same_key(form: Any) -> None:
         b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
         pem(ec.generate_private_key(ec.SECP384R1())),
         pem(ec.generate_private_key(ec.SECP256K1())),
-        pem(rsa.generate_private_key(65537, 2048)),
+        pem(rsa.generate_private_key(65537, 1024)),
         pem(ed448.Ed448PrivateKey.generate()),
         pem(ec.generate_private_key(ec.SECP256R1()), b"word"),
     ],
-    ids=["empty", "junk", "p384", "secp256k1", "rsa", "ed448", "no password"],
+    ids=["empty", "junk", "p384", "secp256k1", "short rsa", "ed448", "no password"],
 )
 def test_another_key_is_refused_without_quoting_it(text: bytes) -> None:
-    """Only P-256 and Ed25519 sign, and an error never holds key material."""
+    """Only P-256, Ed25519 and RSA of 2048 bits sign, and an error never holds key material."""
     with pytest.raises(ConfigError) as caught:
         SigningKey.from_pem(text)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -102,7 +117,7 @@ def test_an_unknown_algorithm_is_refused() -> None:
         SigningKey.generate("HS256")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("alg", ["ES256", "EdDSA"])
+@pytest.mark.parametrize("alg", ["ES256", "EdDSA", "RS256"])
 def test_private_material_stays(alg: Any) -> None:
     """Not in text, nowhere to be copied or pickled to."""
     key = SigningKey.generate(alg)

@@ -47,6 +47,7 @@ IMPORTED = {
     "langgraph._internal._constants": [
         "CONFIG_KEY_CHECKPOINT_NS",
         "CONFIG_KEY_CHECKPOINTER",
+        "CONFIG_KEY_RUNTIME",
         "CONFIG_KEY_SCRATCHPAD",
         "CONFIG_KEY_SEND",
         "CONFIG_KEY_TASK_ID",

@@ -16,7 +16,13 @@ import pytest
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.lease import Ticket, current_credential, current_ticket, ticket_scope
+from langchain_runtime_authz.credential.lease import (
+    Ticket,
+    acurrent_credential,
+    current_credential,
+    current_ticket,
+    ticket_scope,
+)
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
 
@@ -24,7 +30,7 @@ BANK, MAIL = "https://bank.example", "https://mail.example"
 ISSUER = LocalIssuer()
 
 
-def minted(audience: str) -> Credential:
+def minted(audience: str, jkt: str | None = None) -> Credential:
     return mint(
         ISSUER,
         TokenRequest(
@@ -38,6 +44,7 @@ def minted(audience: str) -> Credential:
             jti="j",
             issued_at=1_764_000_000,
             expires_at=1_764_000_060,
+            cnf_jkt=jkt,
         ),
     )
 
@@ -135,7 +142,7 @@ def test_a_call_mints_once_per_audience() -> None:
     """Asked again, from any thread, the tool gets the same token."""
     calls: list[str] = []
 
-    def counted(audience: str) -> Credential:
+    def counted(audience: str, jkt: str | None) -> Credential:
         calls.append(audience)
         return minted(audience)
 
@@ -161,7 +168,7 @@ def test_a_failed_mint_mints_nothing() -> None:
     """The issuer's refusal reaches the tool, and a second try may succeed."""
     answers: list[Any] = [CredentialError("credential_unavailable"), None]
 
-    def flaky(audience: str) -> Credential:
+    def flaky(audience: str, jkt: str | None) -> Credential:
         if (answer := answers.pop(0)) is not None:
             raise answer
         return minted(audience)
@@ -176,7 +183,7 @@ def test_a_failed_mint_mints_nothing() -> None:
 def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:
     """When the call ends while the issuer signs, the tool gets nothing and the search knows the token."""
 
-    def slow(audience: str) -> Credential:
+    def slow(audience: str, jkt: str | None) -> Credential:
         ticket.conclude()
         return minted(audience)
 
@@ -261,3 +268,124 @@ def test_a_ticket_holds_nothing_a_serialiser_could_print() -> None:
             with pytest.raises(TypeError):
                 dump(value)
     assert "send_money" in repr(ticket)
+
+
+@pytest.mark.parametrize("road", ["sync", "async"])
+async def test_a_bound_token_is_bound_to_a_key_of_its_call(road: str) -> None:
+    """Two calls have two keys; each request has its proof; the form is chosen once for a call and audience."""
+    seen = []
+    for _ in range(2):
+        with ticket_scope(a_ticket()) as ticket:
+            ticket.redeem()
+            got = current_credential(dpop=True) if road == "sync" else await acurrent_credential(dpop=True)
+            assert got is current_credential(dpop=True)
+            headers = [got.headers("POST", BANK + "/pay") for _ in range(2)]
+            assert headers[0]["Authorization"] == headers[1]["Authorization"] == f"DPoP {got.token}"
+            assert headers[0]["DPoP"] != headers[1]["DPoP"]
+            seen.append(got.claims["cnf"]["jkt"])
+            with pytest.raises(CredentialError) as caught:
+                current_credential()
+            assert caught.value.code == "credential_unavailable"
+            assert got.token not in repr(got) + repr(pickle.dumps(got))
+    assert len(set(seen)) == 2
+
+
+def test_an_unbound_token_is_sent_as_bearer() -> None:
+    """And can not be had bound a second time."""
+    with ticket_scope(a_ticket()) as ticket:
+        ticket.redeem()
+        got = current_credential()
+        assert got.headers("POST", BANK) == {"Authorization": f"Bearer {got.token}"}
+        with pytest.raises(CredentialError):
+            current_credential(dpop=True)
+
+
+async def test_tasks_and_threads_share_one_mint() -> None:
+    """Many tasks and threads that ask at the same time have one token minted, without blocking one another."""
+    calls: list[str] = []
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(audience: str, jkt: str | None) -> Credential:
+        calls.append(audience)
+        entered.set()
+        await go.wait()
+        return minted(audience, jkt)
+
+    with ticket_scope(a_ticket(amint=slow)) as ticket:
+        ticket.redeem()
+        tasks = [asyncio.create_task(acurrent_credential()) for _ in range(8)]
+        await entered.wait()
+        # A blocking wait inside the loop that mints would never end: it is refused instead.
+        assert refusal() == "credential_unavailable"
+        thread = asyncio.create_task(asyncio.to_thread(current_credential))
+        tasks[3].cancel()
+        await asyncio.sleep(0.01)
+        go.set()
+        got = [await task for i, task in enumerate(tasks) if i != 3] + [await thread]
+    assert calls == [BANK]
+    assert len({id(g) for g in got}) == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_failed_mint_is_tried_again_by_who_waited(cancelled: bool) -> None:
+    """One task's failure, or its cancellation, is not the others'."""
+    entered, go, tries = asyncio.Event(), asyncio.Event(), []
+
+    async def flaky(audience: str, jkt: str | None) -> Credential:
+        tries.append(audience)
+        if len(tries) == 1:
+            entered.set()
+            await go.wait()
+            raise CredentialError("credential_unavailable")
+        return minted(audience, jkt)
+
+    with ticket_scope(a_ticket(amint=flaky)) as ticket:
+        ticket.redeem()
+        first, second = (asyncio.create_task(acurrent_credential()) for _ in range(2))
+        await entered.wait()
+        if cancelled:
+            first.cancel()
+        go.set()
+        assert (await second).audience == BANK
+        with pytest.raises(asyncio.CancelledError if cancelled else CredentialError):
+            await first
+    assert len(tries) == 2
+
+
+async def test_an_issuer_without_an_asynchronous_road_waits_in_a_thread() -> None:
+    """The event loop goes on while it signs."""
+    ran_in: list[int] = []
+
+    def blocking(audience: str, jkt: str | None) -> Credential:
+        ran_in.append(threading.get_ident())
+        return minted(audience, jkt)
+
+    with ticket_scope(a_ticket(mint=blocking)) as ticket:
+        ticket.redeem()
+        await acurrent_credential()
+    assert ran_in != [threading.get_ident()]
+    with ticket_scope(a_ticket(mint=None)) as ticket:
+        ticket.redeem()
+        with pytest.raises(CredentialError):
+            await acurrent_credential()
+
+
+async def test_outside_there_is_none_on_either_road() -> None:
+    """Before, after, outside, and where the scope was given to somebody else."""
+    with pytest.raises(CredentialError):
+        await acurrent_credential()
+    with ticket_scope(a_ticket()) as ticket:
+        ticket.redeem()
+        with ticket_scope(None):
+            assert refusal() == "credential_unavailable"
+        assert current_credential().audience == BANK
+
+
+def test_what_was_exchanged_is_searched_for_too() -> None:
+    """A secret that the call got for its own is one of its tokens."""
+    ticket = a_ticket()
+    ticket.track("opaque")
+    assert ticket.minted_tokens() == ("opaque",)
+    assert not ticket.leaked
+    ticket.accuse()
+    assert ticket.leaked

@@ -1,0 +1,131 @@
+"""`runtime-authz keys`: the issuer's signing keys in a directory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from langchain_runtime_authz.cli._errors import reporting
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.keydir import KeyDirectory
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make, rotate and withdraw signing keys.", no_args_is_help=True, rich_markup_mode=None)
+
+Directory = Annotated[Path, typer.Argument(help="The key directory.")]
+Password = Annotated[
+    str | None,
+    typer.Option(
+        "--password",
+        envvar="RUNTIME_AUTHZ_KEY_PASSWORD",
+        show_envvar=True,
+        help="Of the private keys' files. Better given in the environment than here.",
+    ),
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Make, rotate and withdraw signing keys."""
+
+
+@app.command("generate")
+def generate(
+    directory: Directory,
+    alg: Annotated[str, typer.Option("--alg", help="ES256, EdDSA or RS256.")] = "ES256",
+    password: Password = None,
+) -> None:
+    """Make a directory with a key that signs and the one that will sign next.
+
+    \b
+    Examples:
+      runtime-authz keys generate keys/
+      runtime-authz keys generate keys/ --alg EdDSA
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    from langchain_runtime_authz.credential.keydir import KeyDirectory
+
+    with reporting():
+        _show(KeyDirectory.create(directory, alg, _bytes(password)))  # type: ignore[arg-type]  # checked there
+
+
+@app.command("list")
+def list_(
+    directory: Directory,
+    jwks: Annotated[bool, typer.Option("--jwks", help="Print the public key set (RFC 7517) instead.")] = False,
+    password: Password = None,
+) -> None:
+    """List the keys, or print the key set that verifiers need.
+
+    \b
+    Examples:
+      runtime-authz keys list keys/
+      runtime-authz keys list keys/ --jwks > jwks.json
+    """  # noqa: D301  (see above)
+    with reporting():
+        ring = _opened(directory, password)
+        if jwks:
+            typer.echo(json.dumps(ring.jwks(), indent=1))
+        else:
+            _show(ring)
+
+
+@app.command("rotate")
+def rotate(directory: Directory, password: Password = None) -> None:
+    """Sign with the next key from now on. No verifier notices: it is published already.
+
+    \b
+    Examples:
+      runtime-authz keys rotate keys/
+    """  # noqa: D301  (see above)
+    with reporting():
+        ring = _opened(directory, password)
+        ring.rotate()
+        _show(ring)
+
+
+@app.command("compromise")
+def compromise(
+    directory: Directory,
+    kid: Annotated[str, typer.Argument(help="The key, as `keys list` names it.")],
+    password: Password = None,
+) -> None:
+    """Withdraw a key for good: out of the key set, and every token that it signed is refused.
+
+    Prints until when verifiers with a cached key set may still accept it.
+
+    \b
+    Examples:
+      runtime-authz keys compromise keys/ K7gNU3sdo-OL0wNhqoVWhr3g6s1xYv72ol_pe_Unols
+    """  # noqa: D301  (see above)
+    with reporting():
+        ring = _opened(directory, password)
+        done = ring.compromise(kid)
+        _show(ring)
+    typer.echo(f"withdrawn  {done.kid}")
+    typer.echo(f"signing    {done.active}")
+    typer.echo(f"refused    at once by the issuer and by introspection; everywhere by {_time(done.refused_by)}")
+
+
+def _opened(directory: Path, password: str | None) -> KeyDirectory:
+    from langchain_runtime_authz.credential.keydir import KeyDirectory
+
+    return KeyDirectory(directory, _bytes(password))
+
+
+def _bytes(password: str | None) -> bytes | None:
+    return password.encode() if password else None
+
+
+def _show(ring: KeyDirectory) -> None:
+    for info in ring.infos():
+        typer.echo(f"{info.kid}  {info.alg:<5}  {info.state:<11}  since {_time(info.since)}")
+
+
+def _time(at: float) -> str:
+    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")

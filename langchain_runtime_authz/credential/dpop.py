@@ -1,0 +1,199 @@
+"""DPoP (RFC 9449): proofs that the sender of a token holds the key to which it is bound.
+
+Here are the two pure ends: a holder's key that makes proofs, and the reading of one. What a server
+must remember (used proofs, nonces) is in `downstream.dpop`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+from jwt.utils import base64url_encode
+
+from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read
+from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, SigningKey, thumbprint
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+
+__all__ = ["MAX_AGE", "Proof", "ProofKey", "normal_target", "read_proof", "token_digest"]
+
+TYP: Final = "dpop+jwt"  # §4.2
+HEADER: Final = ("typ", "alg", "jwk")
+MAX_AGE: Final = 30  # seconds for which a proof is accepted; then its `jti` may be forgotten
+LEEWAY: Final = 5  # seconds by which clocks may differ
+MAX_NAME: Final = 512  # characters of `jti` and `nonce`
+_PORTS: Final = {"http": 80, "https": 443}
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+
+
+class ProofKey:
+    """A key of the holder, for as long as its token: made for one call, and never shown.
+
+    Attributes:
+        jkt: RFC 7638 thumbprint, for `cnf.jkt` of the token.
+    """
+
+    __slots__ = ("_key", "jkt")
+
+    def __init__(self, alg: Alg = "ES256") -> None:
+        self._key = SigningKey.generate(alg)
+        self.jkt = self._key.kid
+
+    def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
+        """A proof for one request (§4.2). Make a new one for each.
+
+        Args:
+            htm: the HTTP method.
+            htu: the request's URL; query and fragment are left out.
+            token: the access token that is sent along.
+            nonce: the server's last `DPoP-Nonce`.
+
+        Raises:
+            ConfigError: `htu` is not an absolute http(s) URL.
+        """
+        target = normal_target(htu)
+        if target is None:
+            msg = "a proof is for an absolute http(s) URL"
+            raise ConfigError(msg)
+        jwk = {k: v for k, v in self._key.public_jwk().items() if k not in ("kid", "alg", "use")}
+        claims: dict[str, Any] = {
+            "jti": secrets.token_urlsafe(16),
+            "htm": htm,
+            "htu": target,
+            "iat": int(time.time()),
+        }
+        if token is not None:
+            claims["ath"] = token_digest(token)
+        if nonce is not None:
+            claims["nonce"] = nonce
+        header = {"typ": TYP, "alg": self._key.alg, "jwk": jwk}
+        signing_input = b".".join(base64url_encode(_compact(part)) for part in (header, claims))
+        return (signing_input + b"." + base64url_encode(self._key.sign(signing_input))).decode()
+
+    def __repr__(self) -> str:
+        return f"<ProofKey {self.jkt}>"
+
+    def __reduce__(self) -> NoReturn:
+        msg = "a ProofKey can not be copied or pickled"
+        raise TypeError(msg)
+
+
+class Proof(NamedTuple):
+    """A proof that was believed: its id, the thumbprint of its key, its time and nonce."""
+
+    jti: str
+    jkt: str
+    issued_at: int
+    nonce: str | None
+
+
+def read_proof(
+    proof: object,
+    *,
+    htm: str,
+    htu: str,
+    token: str | None,
+    jkt: str | None,
+    now: float,
+    max_age: int = MAX_AGE,
+    algorithms: Collection[str] = ALGORITHMS,
+    is_nonce: Callable[[str | None], bool] = lambda _: True,
+) -> Proof:
+    """Check a proof as §4.3 asks, all but its replay.
+
+    Args:
+        proof: the one `DPoP` header.
+        htm: method of the request.
+        htu: its URL as the server knows itself; never taken from a `Host` header alone.
+        token: the access token that came along.
+        jkt: `cnf.jkt` of that token.
+        now: epoch seconds.
+        max_age: seconds for which a proof is accepted.
+        algorithms: allow-list.
+        is_nonce: whether the proof's nonce will do; asked last.
+
+    Raises:
+        CredentialError: `proof_invalid` or `proof_nonce`. Never quotes the proof.
+    """
+    jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=Code.PROOF_INVALID)
+    found = _thumbprint(jws)
+    if found is None:
+        _refuse("its `jwk` is not a public key for its algorithm")
+    claims = jws.claims
+    jti, nonce, issued = claims.get("jti"), claims.get("nonce"), claims.get("iat")
+    if not isinstance(jti, str) or not 0 < len(jti) <= MAX_NAME:
+        _refuse("`jti` must be a string")
+    if nonce is not None and (not isinstance(nonce, str) or len(nonce) > MAX_NAME):
+        _refuse("`nonce` must be a string")
+    if type(issued) is not int:
+        _refuse("`iat` must be an integer")
+    if claims.get("htm") != htm:
+        _refuse("it is for another method")
+    target = normal_target(claims["htu"]) if isinstance(claims.get("htu"), str) else None
+    if target is None or target != normal_target(htu):
+        _refuse("it is for another URL")
+    if not now - max_age <= issued <= now + LEEWAY:
+        _refuse("it is too old, or of the future")
+    if token is not None and not _same(claims.get("ath"), token_digest(token)):
+        _refuse("it is for another token")
+    if jkt is not None and not _same(found, jkt):
+        _refuse("it was made with another key than the token's")
+    if not is_nonce(nonce):
+        raise CredentialError(Code.PROOF_NONCE)
+    return Proof(jti, found, issued, nonce)
+
+
+def token_digest(token: str) -> str:
+    """`ath` (§4.2): base64url of SHA-256 over the token's ASCII."""
+    return base64url_encode(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()).decode()
+
+
+def normal_target(url: str) -> str | None:
+    """`htu` in one spelling (RFC 3986 §6.2.2, §6.2.3) without query and fragment; `None` where it is none."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+    except ValueError:
+        return None
+    if scheme not in _PORTS or not host or parts.username is not None or not url.isascii() or not url.isprintable():
+        return None
+    host = f"[{host}]" if ":" in host else host
+    netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"
+    return f"{scheme}://{netloc}{_ESCAPE.sub(_unescaped, parts.path) or '/'}"
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    char = chr(int(match[1], 16))
+    return char if char in _UNRESERVED else match[0].upper()
+
+
+def _thumbprint(jws: Jws) -> str | None:
+    """The thumbprint of the key in the header, where it made the signature."""
+    jwk = jws.header["jwk"]
+    key = public_key(jwk, jws.alg) if isinstance(jwk, dict) else None
+    if key is None or not is_signed(jws, key):
+        return None
+    try:
+        return thumbprint(jwk)
+    except ConfigError:
+        return None
+
+
+def _same(a: object, b: str) -> bool:
+    return isinstance(a, str) and hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode())
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _refuse(why: str) -> NoReturn:
+    raise CredentialError(Code.PROOF_INVALID, why)

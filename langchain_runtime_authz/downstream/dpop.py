@@ -1,0 +1,187 @@
+"""What a server remembers of DPoP proofs (RFC 9449): which were used, and which nonce is current.
+
+```python
+proofs = ProofVerifier(origin="https://bank.example", nonces=Nonces())
+server = ResourceServer(..., proofs=proofs)
+```
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import struct
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from langchain_runtime_authz.credential.dpop import LEEWAY, MAX_AGE, Proof, normal_target, read_proof
+from langchain_runtime_authz.credential.keys import ALGORITHMS
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+
+__all__ = ["MemoryReplays", "Nonces", "ProofVerifier", "Replays"]
+
+MAX_REPLAYS: Final = 100_000
+NONCE_AGE: Final = 300  # seconds
+
+
+class Replays(Protocol):
+    """Which proofs were used. A service of several processes needs one that they share."""
+
+    def first(self, proof_id: str, until: float, now: float) -> bool:
+        """Whether `proof_id` is seen for the first time; it is remembered until `until` (epoch seconds).
+
+        Two calls with one id must not both be told `True`. Raises where it can not tell.
+        """
+        ...
+
+
+class MemoryReplays:
+    """Used proofs in this process's memory.
+
+    Args:
+        max_entries: remembered at once. Where more are still valid, a new proof is refused rather
+            than an old one forgotten.
+    """
+
+    def __init__(self, max_entries: int = MAX_REPLAYS) -> None:
+        if max_entries < 1:
+            msg = "`max_entries` must be positive"
+            raise ConfigError(msg)
+        self._max = max_entries
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[str, float] = OrderedDict()
+
+    def first(self, proof_id: str, until: float, now: float) -> bool:
+        """See `Replays.first`."""
+        with self._lock:
+            if (known := self._seen.get(proof_id)) is not None and now < known:
+                return False
+            # All live equally long, so that the oldest come first.
+            while self._seen and next(iter(self._seen.values())) <= now:
+                self._seen.popitem(last=False)
+            if len(self._seen) >= self._max:
+                raise CredentialError(Code.STATUS_UNAVAILABLE, "the replay cache is full")
+            self._seen.pop(proof_id, None)
+            self._seen[proof_id] = until
+            return True
+
+
+class Nonces:
+    """Server nonces (§8, §9) without memory: a time and its HMAC.
+
+    Args:
+        secret: 32 bytes or more, the same in all processes of a service; random by default.
+        max_age: seconds for which a nonce is accepted.
+    """
+
+    def __init__(self, secret: bytes | None = None, max_age: int = NONCE_AGE) -> None:
+        if (secret is not None and len(secret) < hashlib.sha256().digest_size) or max_age < 1:
+            msg = "`secret` must have 32 bytes or more, and `max_age` be positive"
+            raise ConfigError(msg)
+        self._secret = secrets.token_bytes(32) if secret is None else secret
+        self._max_age = max_age
+
+    def issue(self, now: float) -> str:
+        """The nonce to send as `DPoP-Nonce`."""
+        return self._of(int(now))
+
+    def accepts(self, nonce: str | None, now: float) -> bool:
+        """Whether `nonce` was issued here, and lately."""
+        if nonce is None:
+            return False
+        try:
+            (made,) = struct.unpack(">q", base64.urlsafe_b64decode(nonce)[:8])
+        except (ValueError, struct.error):
+            return False
+        genuine = hmac.compare_digest(self._of(made).encode(), nonce.encode("utf-8", "surrogatepass"))
+        return genuine and now - self._max_age < made <= now + LEEWAY
+
+    def _of(self, made: int) -> str:
+        stamp = struct.pack(">q", made)
+        return base64.urlsafe_b64encode(stamp + hmac.digest(self._secret, stamp, "sha256")[:16]).decode()
+
+    def __repr__(self) -> str:
+        return f"<Nonces max_age={self._max_age}>"
+
+
+class ProofVerifier:
+    """Believes a DPoP proof once.
+
+    Args:
+        origin: scheme and authority of the service as its clients know it. A proof is compared with
+            this, never with a `Host` header, which whoever sends the request may choose.
+        nonces: where a proof must hold a nonce of this server; without, its `iat` bounds its age.
+        replays: which proofs were used.
+        max_age: seconds for which a proof is accepted, at most 300.
+        algorithms: allow-list.
+        clock: epoch seconds.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        origin: str,
+        nonces: Nonces | None = None,
+        replays: Replays | None = None,
+        max_age: int = MAX_AGE,
+        algorithms: Sequence[str] = ALGORITHMS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        target = normal_target(origin)
+        if target is None or not target.endswith("/") or target.count("/") != 3:  # noqa: PLR2004  (scheme://host/)
+            msg = "`origin` must be scheme and authority, such as https://bank.example"
+            raise ConfigError(msg)
+        if not 0 < max_age <= NONCE_AGE or not set(algorithms) <= set(ALGORITHMS) or not algorithms:
+            msg = f"`max_age` must be between 1 and {NONCE_AGE}, `algorithms` some of {', '.join(ALGORITHMS)}"
+            raise ConfigError(msg)
+        self.algorithms = tuple(algorithms)
+        self._origin = target.removesuffix("/")
+        self._nonces, self._max_age, self._clock = nonces, max_age, clock
+        self._replays: Replays = replays if replays is not None else MemoryReplays()
+
+    def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
+        """Believe `proof` for one request, with the token and its `cnf.jkt`. The second time it is refused.
+
+        Raises:
+            CredentialError: `proof_invalid`, `proof_nonce`, `proof_replayed`, or `status_unavailable`
+                where the store of used proofs fails.
+        """
+        now = self._clock()
+        nonces = self._nonces
+        found = read_proof(
+            proof,
+            htm=method,
+            htu=self._origin + path,
+            token=token,
+            jkt=jkt,
+            now=now,
+            max_age=self._max_age,
+            algorithms=self.algorithms,
+            is_nonce=(lambda _: True) if nonces is None else (lambda nonce: nonces.accepts(nonce, now)),
+        )
+        # Last, so that only the holder of the key can fill the store. By key, so that nobody can use
+        # up another's id.
+        proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()
+        if not self._is_first(proof_id, now):
+            raise CredentialError(Code.PROOF_REPLAYED)
+        return found
+
+    def nonce(self) -> str | None:
+        """What to send as `DPoP-Nonce`; `None` where proofs need none."""
+        return None if self._nonces is None else self._nonces.issue(self._clock())
+
+    def _is_first(self, proof_id: str, now: float) -> bool:
+        try:
+            return self._replays.first(proof_id, now + self._max_age + LEEWAY, now)
+        except CredentialError:
+            raise
+        except Exception as exc:
+            raise CredentialError(Code.STATUS_UNAVAILABLE, f"used proofs: {type(exc).__name__}") from exc

@@ -1,0 +1,143 @@
+"""`httpx.Auth` that sends the credential of the call under way, sync and async.
+
+```python
+bank = httpx.Client(base_url="https://bank.example", auth=CallAuth(dpop=True))  # one client, for all tools and agents
+
+
+@profile(effect="pay", sink="external", audience=("https://bank.example",))
+@tool
+def pay(recipient: str, amount: float) -> str:
+    return bank.post("/payments", json={"recipient": recipient, "amount": amount}).text
+```
+
+The client holds no token: each request asks the call that makes it. A token goes to its own audience
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from langchain_runtime_authz.credential.dpop import normal_target
+from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
+from langchain_runtime_authz.credential.lease import CallCredential, current_ticket
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+
+__all__ = ["CallAuth", "is_under"]
+
+MAX_ORIGINS: Final = 256  # whose last nonce is kept
+MAX_NONCE: Final = 512
+UNAUTHORIZED: Final = 401
+
+
+class CallAuth(httpx.Auth):
+    """Sends the per-call token for the request's audience.
+
+    The audience is the one of the call's (profile and grant) that the request's URL lies under: same
+    scheme, host and port, and its path as a prefix. For audiences that are no URLs, say where they live.
+
+    Args:
+        audiences: URL → audience, for audiences that are named otherwise than their URL.
+        dpop: bind tokens to a key of their call, and prove each request (RFC 9449). A server that asks
+            for a nonce is asked once more with it.
+        outside: what a request outside any call does: `refuse` raises, `anonymous` sends it without a
+            credential (for the listing of an MCP server's tools, for one).
+
+    Raises:
+        ConfigError: an audience's URL is not https, nor of this machine.
+        CredentialError: from a request: `audience`, or `credential_unavailable`.
+    """
+
+    def __init__(
+        self,
+        audiences: Mapping[str, str] | None = None,
+        *,
+        dpop: bool = False,
+        outside: Literal["refuse", "anonymous"] = "refuse",
+    ) -> None:
+        if outside not in ("refuse", "anonymous"):
+            msg = "`outside` is `refuse` or `anonymous`"
+            raise ConfigError(msg)
+        self._named = {checked_url(url, "audiences"): audience for url, audience in (audiences or {}).items()}
+        self._dpop, self._outside = dpop, outside
+        self._nonces: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """See `httpx.Auth`."""
+        ticket = current_ticket()
+        credential = None
+        if ticket is not None or self._outside == "refuse":
+            if ticket is None:
+                raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+            credential = ticket.credential(self._audience(str(request.url), ticket.audiences), dpop=self._dpop)
+        response = yield self._signed(request, credential)
+        if self._wants_nonce(request, response) and credential is not None:
+            yield self._signed(request, credential)
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """See `httpx.Auth`."""
+        ticket = current_ticket()
+        credential = None
+        if ticket is not None or self._outside == "refuse":
+            if ticket is None:
+                raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+            audience = self._audience(str(request.url), ticket.audiences)
+            credential = await ticket.acredential(audience, dpop=self._dpop)
+        response = yield self._signed(request, credential)
+        if self._wants_nonce(request, response) and credential is not None:
+            yield self._signed(request, credential)
+
+    def _audience(self, url: str, audiences: tuple[str, ...]) -> str:
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not is_loopback(parts.hostname):
+            raise CredentialError(Code.AUDIENCE, "a token is not sent over plain HTTP")
+        places = [(place, audience) for place, audience in self._named.items() if audience in audiences]
+        places += [(audience, audience) for audience in audiences if audience not in self._named.values()]
+        under = [(len(place), audience) for place, audience in places if is_under(url, place)]
+        if not under:
+            raise CredentialError(Code.AUDIENCE, f"{parts.scheme}://{parts.netloc} is none of the call's")
+        return max(under)[1]  # the longest, where one lies under another
+
+    def _signed(self, request: httpx.Request, credential: CallCredential | None) -> httpx.Request:
+        if credential is not None:
+            nonce = self._nonces.get(_origin(request))
+            request.headers.update(credential.headers(request.method, str(request.url), nonce))
+        return request
+
+    def _wants_nonce(self, request: httpx.Request, response: httpx.Response) -> bool:
+        """Keep the server's nonce; whether the request was refused for the lack of it."""
+        nonce = response.headers.get("DPoP-Nonce")
+        if not self._dpop or not nonce or len(nonce) > MAX_NONCE:
+            return False
+        with self._lock:
+            self._nonces[_origin(request)] = nonce
+            self._nonces.move_to_end(_origin(request))
+            while len(self._nonces) > MAX_ORIGINS:
+                self._nonces.popitem(last=False)
+        challenge = response.headers.get("WWW-Authenticate", "")
+        return response.status_code == UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
+
+    def __repr__(self) -> str:
+        return f"<CallAuth dpop={self._dpop}>"
+
+
+def _origin(request: httpx.Request) -> str:
+    return f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
+
+
+def is_under(url: str, place: str) -> bool:
+    """Whether `url` is `place`, or lies below it; what is no URL has nothing below it."""
+    target, root = normal_target(url), normal_target(place)
+    if target is None or root is None:
+        return False
+    # Dot segments are the server's to resolve, and might lead out again.
+    if any(segment in (".", "..") for segment in target.split("/")):
+        return False
+    return target == root or target.startswith(root if root.endswith("/") else root + "/")

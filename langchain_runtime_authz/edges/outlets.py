@@ -1,0 +1,71 @@
+"""Where a tool may write besides its result: the graph's store, and the custom stream.
+
+Both are searched for the call's tokens on the way, like the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from langgraph.prebuilt import ToolRuntime
+from langgraph.store.base import BaseStore, Op
+
+from langchain_runtime_authz.edges._private import with_outlets
+
+__all__ = ["watched_args", "watched_config"]
+
+Clean = Callable[[Any], Any]
+
+
+class _Store(BaseStore):
+    """A store that keeps no token. Everything else is the wrapped store's."""
+
+    def __init__(self, wrapped: BaseStore, clean: Clean) -> None:
+        self.__wrapped__ = wrapped
+        self._clean = clean
+        self.supports_ttl = wrapped.supports_ttl
+        self.ttl_config = wrapped.ttl_config
+
+    def batch(self, ops: Iterable[Op]) -> Any:
+        return self.__wrapped__.batch([self._op(op) for op in ops])
+
+    async def abatch(self, ops: Iterable[Op]) -> Any:
+        return await self.__wrapped__.abatch([self._op(op) for op in ops])
+
+    def _op(self, op: Any) -> Any:
+        return op._make(self._clean(value) for value in op)  # operations are named tuples
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+
+def _store(store: Any, clean: Clean) -> Any:
+    return _Store(store, clean) if isinstance(store, BaseStore) and not isinstance(store, _Store) else store
+
+
+def _writer(writer: Any, clean: Clean) -> Any:
+    return (lambda chunk: writer(clean(chunk))) if callable(writer) else writer
+
+
+def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
+    """`config` for one tool: what `get_store` and `get_stream_writer` find there is searched by `clean`."""
+    return with_outlets(config, lambda store: _store(store, clean), lambda writer: _writer(writer, clean))
+
+
+def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
+    """The arguments of one tool, with stores and runtimes that were injected likewise; the same where there are none."""
+    watched = {name: _watched(value, clean) for name, value in args.items()}
+    return args if all(watched[name] is value for name, value in args.items()) else watched
+
+
+def _watched(value: Any, clean: Clean) -> Any:
+    if isinstance(value, ToolRuntime):
+        return dataclasses.replace(
+            value,
+            store=_store(value.store, clean),
+            stream_writer=_writer(value.stream_writer, clean),
+            config=watched_config(dict(value.config), clean),  # type: ignore[arg-type]
+        )
+    return _store(value, clean)

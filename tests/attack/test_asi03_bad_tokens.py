@@ -1,0 +1,282 @@
+"""ASI03 Identity and Privilege Abuse: bad tokens, bad proofs and bad key sets at a service.
+
+Each has a stable code, and the service goes on serving. The twin believes what a token says without asking
+whose it is: there every token that can be read at all is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from langchain_runtime_authz.credential.dpop import ProofKey, token_digest
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.jwks import JwksClient
+from langchain_runtime_authz.credential.keyring import KeyRing
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.token import TYP, claims_of
+from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.downstream.dpop import ProofVerifier
+from langchain_runtime_authz.downstream.resource_server import ResourceServer
+from langchain_runtime_authz.downstream.status import LedgerStatus, Offline
+from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+
+from ..unit_tests.tokens import BANK, a_request, b64, forged
+
+KEY, STRANGER = SigningKey.generate(), SigningKey.generate()
+ISSUER = LocalIssuer(KEY)
+PROOF_KEY = ProofKey()
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    return {**claims_of(a_request(issued_at=now(), expires_at=now() + 60), ISSUER.issuer), **changes}
+
+
+def good(**changes: Any) -> str:
+    return ISSUER.issue(a_request(**{"issued_at": now(), "expires_at": now() + 60, **changes}))
+
+
+def signed(body: Any = None, header: Any = None, key: SigningKey = KEY) -> str:
+    return forged(key, ISSUER.issuer, claims() if body is None else body, header)
+
+
+def _alg_none() -> str:
+    return f"{b64(json.dumps({'alg': 'none', 'kid': KEY.kid, 'typ': TYP}))}.{b64(json.dumps(claims()))}.{b64('x')}"
+
+
+def _alg_confused() -> str:
+    signing_input = f"{b64(json.dumps({'alg': 'HS256', 'kid': KEY.kid, 'typ': TYP}))}.{b64(json.dumps(claims()))}"
+    mac = hmac.new(json.dumps(KEY.public_jwk()).encode(), signing_input.encode(), hashlib.sha256).digest()
+    return f"{signing_input}.{b64(mac)}"
+
+
+def _twice() -> str:
+    return signed(json.dumps(claims())[:-1] + ', "sub": "mallory"}')
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "forged": (lambda: good()[:-8] + "AAAAAAAA", "credential_invalid"),
+    "truncated": (lambda: good()[:-42], "credential_invalid"),
+    "oversized": (lambda: signed(claims(x="x" * 20_000)), "credential_invalid"),
+    "alg none": (_alg_none, "credential_invalid"),
+    "alg confused": (_alg_confused, "credential_invalid"),
+    "wrong key": (lambda: signed(header={"alg": "ES256", "kid": KEY.kid, "typ": TYP}, key=STRANGER), "credential_invalid"),
+    "unknown key": (lambda: signed(key=STRANGER), "credential_key"),
+    "wrong audience": (lambda: good(audience="https://mail.example"), "audience"),
+    "wrong tenant": (lambda: good(tenant="umbrella"), "credential_tenant"),
+    "wrong issuer": (lambda: signed(claims(iss="urn:evil")), "credential_invalid"),
+    "another kind of token": (lambda: signed(header={"alg": "ES256", "kid": KEY.kid, "typ": "at+jwt"}), "credential_invalid"),
+    "expired": (lambda: signed(claims(iat=now() - 90, exp=now() - 30)), "credential_expired"),
+    "not yet valid": (lambda: signed(claims(iat=now() + 30, exp=now() + 60)), "credential_not_yet_valid"),
+    "for ever": (lambda: signed(claims(exp=now() + 10**6)), "credential_invalid"),
+    "duplicate claim": (_twice, "credential_invalid"),
+    "nested bomb": (lambda: signed('{"a":' * 2000 + "1" + "}" * 2000), "credential_invalid"),
+    "deep claims": (lambda: signed(claims(x=json.loads("[" * 60 + "]" * 60))), "credential_invalid"),
+    "lone surrogate": (lambda: signed(json.dumps(claims(jti="\ud800"))), "credential_revoked"),
+    "of a call that is over": (lambda: good(jti="j-over"), "credential_revoked"),
+}
+
+
+class Calls(MemoryLedger):
+    """One call is under way."""
+
+    def status(self, tenant: str, jti: str) -> Any:
+        return "live" if jti == "j-1" else "ended"
+
+
+class Service:
+    """A service, its health page and the last code of a refusal."""
+
+    def __init__(self, verifier: Verifier | None = None, status: Any = None) -> None:
+        self.codes: list[str] = []
+        self.server = ResourceServer(
+            verifier=verifier or Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
+            audience=BANK,
+            tenant="acme",
+            status=status or LedgerStatus(Calls()),
+            proofs=ProofVerifier(origin=BANK),
+        )
+        routes = [Route("/pay", self._pay, methods=["POST"]), Route("/other", self._pay, methods=["POST"])]
+        self.app = Starlette(routes=[*routes, Route("/health", self._health)])
+
+    async def _pay(self, request: Request) -> JSONResponse:
+        try:
+            credential = await self.server.of(request)
+        except CredentialError as exc:
+            self.codes.append(exc.code)
+            refused = self.server.refusal(exc.code)
+            return JSONResponse({"error": exc.code}, refused.status)
+        # What the claims name is looked up, as a service would.
+        return JSONResponse({"for": credential.subject})
+
+    async def _health(self, request: Request) -> JSONResponse:
+        return JSONResponse({})
+
+    def asked(self, headers: dict[str, str], path: str = "/pay") -> str:
+        """`200`, or the status and its code; asked from a client of its own."""
+
+        async def ask() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url=BANK) as client:
+                return await client.post(path, headers=headers)
+
+        answer = asyncio.run(ask())
+        return "200" if answer.status_code == 200 else f"{answer.status_code} {self.codes.pop()}"
+
+
+def bearing(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_token_has_its_code(name: str) -> None:
+    """Refused with 401 and the code of the list; a good one is served before and after."""
+    service = Service()
+    make, code = BAD[name]
+    assert service.asked(bearing(good())) == "200"
+    assert service.asked(bearing(make())) == f"401 {code}"
+    assert service.asked(bearing(good())) == "200"
+
+
+def naive(token: str) -> str:
+    """The twin: reads the claims of whatever comes along."""
+    try:
+        jwt.decode(token, options={"verify_signature": False})
+    except jwt.PyJWTError:
+        return "401"
+    return "200"
+
+
+@pytest.mark.parametrize("name", sorted(set(BAD) - {"nested bomb"}))
+def test_unenforced_a_bad_token_is_served(name: str) -> None:
+    """The twin serves every one of them."""
+    assert naive(BAD[name][0]()) == "200"
+
+
+def proven(token: str, **changes: Any) -> dict[str, str]:
+    """A request with a proof that the token's own key really signed, whatever it says."""
+    key = PROOF_KEY._key
+    jwk = {k: v for k, v in key.public_jwk().items() if k in ("kty", "crv", "x", "y")}
+    head = {"typ": "dpop+jwt", "alg": "ES256", "jwk": {**jwk, **changes.pop("jwk", {})}}
+    body = {"jti": "p", "htm": "POST", "htu": BANK + "/pay", "iat": now(), "ath": token_digest(token), **changes}
+    signing_input = f"{b64(json.dumps(head))}.{b64(json.dumps(body))}"
+    return {"Authorization": f"DPoP {token}", "DPoP": f"{signing_input}.{b64(key.sign(signing_input.encode()))}"}
+
+
+BAD_PROOFS: dict[str, tuple[dict[str, Any], str]] = {
+    "for another URL": ({"htu": "https://evil.example/pay"}, "proof_invalid"),
+    "for another method": ({"htm": "GET"}, "proof_invalid"),
+    "for another token": ({"ath": token_digest("other")}, "proof_invalid"),
+    "with a private key inside": ({"jwk": {"d": "AAAA"}}, "proof_invalid"),
+    "old": ({"iat": 1}, "proof_invalid"),
+    "of the future": ({"iat": 2**40}, "proof_invalid"),
+    "without an id": ({"jti": ""}, "proof_invalid"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROOFS)
+def test_a_bad_proof_has_its_code(name: str) -> None:
+    """Refused with 401; the right proof is served, and served once."""
+    service, token = Service(), good(cnf_jkt=PROOF_KEY.jkt)
+    changes, code = BAD_PROOFS[name]
+    assert service.asked(proven(token, **changes)) == f"401 {code}"
+    once = proven(token)
+    assert service.asked(once) == "200"
+    assert service.asked(once) == "401 proof_replayed"
+    assert service.asked(proven(token, jti="p-2"), "/other") == "401 proof_invalid"
+
+
+async def test_a_slow_key_set_holds_up_nobody_else() -> None:
+    """While the issuer's endpoint hangs, other requests are served; who needs the keys gets 503 in time."""
+    hang = asyncio.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await hang.wait()
+        return httpx.Response(200, json=ISSUER.jwks())
+
+    source = JwksClient("https://i.example/jwks", timeout=0.3, async_client=httpx.AsyncClient(transport=httpx.MockTransport(slow)))
+    service = Service(Verifier(issuer=ISSUER.issuer, jwks=source), Offline())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app), base_url=BANK) as client:
+        waiting = [asyncio.create_task(client.post("/pay", headers=bearing(good()))) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert (await client.get("/health")).status_code == 200
+        assert not any(task.done() for task in waiting)
+        assert [(await task).status_code for task in waiting] == [503] * 5
+        assert set(service.codes) == {"keys_unavailable"}
+        hang.set()
+        await asyncio.sleep(1.0)  # the least time between two fetches
+        assert (await client.post("/pay", headers=bearing(good()))).status_code == 200
+
+
+async def test_keys_that_rotate_between_header_and_signature() -> None:
+    """Requests that are under way while the keys rotate are served; after a withdrawal the old key's are not."""
+    ring = KeyRing(cache_age=0)
+    issuer = LocalIssuer(ring)
+    fetches = 0
+
+    async def endpoint(request: httpx.Request) -> httpx.Response:
+        nonlocal fetches
+        fetches += 1
+        answer = ring.jwks()
+        if fetches == 1:
+            ring.rotate()  # between the answer and its use
+        await asyncio.sleep(0.01)
+        return httpx.Response(200, json=answer)
+
+    clock = [1000.0]
+    source = JwksClient(
+        "https://i.example/jwks",
+        async_client=httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
+        monotonic=lambda: clock[0],
+    )
+    verifier = Verifier(issuer=issuer.issuer, jwks=source)
+    tokens = [issuer.issue(a_request(issued_at=now(), expires_at=now() + 60)) for _ in range(4)]
+    old = ring.active.kid
+    got = await asyncio.gather(*(verifier.averify(token, audience=BANK) for token in tokens))
+    assert {c.kid for c in got} == {old}
+    assert ring.active.kid != old
+    fresh = issuer.issue(a_request(issued_at=now(), expires_at=now() + 60))
+    assert (await verifier.averify(fresh, audience=BANK)).kid == ring.active.kid
+    assert (await verifier.averify(tokens[0], audience=BANK)).kid == old
+    assert fetches == 1
+    ring.compromise(old)
+    clock[0] += 60
+    with pytest.raises(CredentialError) as caught:
+        await verifier.averify(tokens[0], audience=BANK)
+    assert caught.value.code == "credential_key"
+
+
+@pytest.mark.parametrize("lie", [[], {"keys": 1}, {"keys": [{**STRANGER.public_jwk(), "kid": KEY.kid}]}, {"keys": [KEY.public_jwk()] * 2}])
+async def test_a_lying_key_set_makes_no_believer(lie: Any) -> None:
+    """No document, another's key under the issuer's name, or twins: refused, and with the truth it is served."""
+    truth = [lie]
+
+    async def endpoint(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=truth[0])
+
+    clock = [1000.0]
+    client = httpx.AsyncClient(transport=httpx.MockTransport(endpoint))
+    source = JwksClient("https://i.example/jwks", async_client=client, monotonic=lambda: clock[0])
+    verifier = Verifier(issuer=ISSUER.issuer, jwks=source)
+    with pytest.raises(CredentialError) as caught:
+        await verifier.averify(good(), audience=BANK)
+    assert caught.value.code in ("keys_unavailable", "credential_invalid", "credential_key")
+    truth[0] = ISSUER.jwks()
+    clock[0] += 60
+    assert (await verifier.averify(good(), audience=BANK)).subject == "alice"

@@ -1,0 +1,291 @@
+"""DPoP proofs (RFC 9449): the RFC's own, ours, and everything that is not exactly one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+import time
+from typing import Any
+
+import jwt
+import pytest
+
+from langchain_runtime_authz.credential.dpop import Proof, ProofKey, normal_target, read_proof, token_digest
+from langchain_runtime_authz.credential.keys import SigningKey, thumbprint
+from langchain_runtime_authz.downstream.dpop import MemoryReplays, Nonces, ProofVerifier
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+from tests.unit_tests.tokens import b64
+
+NOW = 1_764_000_000
+URL = "https://bank.example/payments"
+TOKEN = "a.b.c"
+KEY = SigningKey.generate()
+JWK = {k: v for k, v in KEY.public_jwk().items() if k in ("kty", "crv", "x", "y")}
+
+# RFC 9449 §4.1 and §7.1, with line breaks taken out
+RFC_JWK = {
+    "kty": "EC",
+    "x": "l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs",
+    "y": "9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA",
+    "crv": "P-256",
+}
+RFC_TOKEN = "Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU"
+RFC_PROOF = (
+    "eyJ0eXAiOiJkcG9wK2p3dCIsImFsZyI6IkVTMjU2IiwiandrIjp7Imt0eSI6IkVDIiwieCI6Imw4dEZyaHgtMzR0VjNoUklDUkRZOXpDa0Rs"
+    "cEJoRjQyVVFVZldWQVdCRnMiLCJ5IjoiOVZFNGpmX09rX282NHpiVFRsY3VOSmFqSG10NnY5VERWclUwQ2R2R1JEQSIsImNydiI6IlAtMjU2"
+    "In19.eyJqdGkiOiJlMWozVl9iS2ljOC1MQUVCIiwiaHRtIjoiR0VUIiwiaHR1IjoiaHR0cHM6Ly9yZXNvdXJjZS5leGFtcGxlLm9yZy9wcm90"
+    "ZWN0ZWRyZXNvdXJjZSIsImlhdCI6MTU2MjI2MjYxOCwiYXRoIjoiZlVIeU8ycjJaM0RaNTNFc05yV0JiMHhXWG9hTnk1OUlpS0NBcWtzbVFF"
+    "byJ9.2oW9RP35yRqzhrtNP86L-Ey71EOptxRimPPToA1plemAgR6pxHF8y6-yqyVnmcw6Fy1dqd-jfxSYoMxhAJpLjA"
+)
+RFC_JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+
+
+def made(claims: dict[str, Any] | None = None, header: dict[str, Any] | None = None, key: SigningKey = KEY) -> str:
+    """A proof that `key` really signed, whatever it says."""
+    body = {"jti": "p-1", "htm": "POST", "htu": URL, "iat": NOW, "ath": token_digest(TOKEN), **(claims or {})}
+    head = {"typ": "dpop+jwt", "alg": key.alg, "jwk": JWK, **(header or {})}
+    parts = [{k: v for k, v in part.items() if v is not ...} for part in (head, body)]
+    signing_input = ".".join(b64(json.dumps(part)) for part in parts)
+    return f"{signing_input}.{b64(key.sign(signing_input.encode()))}"
+
+
+def believed(proof: Any, **changes: Any) -> Proof:
+    asked = {"htm": "POST", "htu": URL, "token": TOKEN, "jkt": KEY.kid, "now": NOW, **changes}
+    return read_proof(proof, **asked)
+
+
+def refused(proof: Any, **changes: Any) -> str:
+    with pytest.raises(CredentialError) as caught:
+        believed(proof, **changes)
+    assert caught.value.__context__ is None
+    if isinstance(proof, str) and len(proof) > 40:
+        assert not any(part and part in str(caught.value) for part in proof.split("."))
+    return caught.value.code
+
+
+def test_the_rfcs_own_proof_is_one() -> None:
+    """RFC 9449 §7.1: proof, access token, `ath` and the thumbprint of §6.1 belong together."""
+    assert thumbprint(RFC_JWK) == RFC_JKT
+    assert token_digest(RFC_TOKEN) == "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo"
+    seen = {"htm": "GET", "htu": "https://resource.example.org/protectedresource", "now": 1562262620}
+    got = believed(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **seen)
+    assert got == Proof("e1j3V_bKic8-LAEB", RFC_JKT, 1562262618, None)
+    assert refused(RFC_PROOF, token=RFC_TOKEN + "x", jkt=RFC_JKT, **seen) == "proof_invalid"
+    assert refused(RFC_PROOF, token=RFC_TOKEN, jkt=KEY.kid, **seen) == "proof_invalid"
+    assert refused(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **{**seen, "now": NOW}) == "proof_invalid"
+
+
+@pytest.mark.parametrize("alg", ["ES256", "EdDSA"])
+def test_a_key_proves_each_request(alg: Any) -> None:
+    """What a `ProofKey` makes is believed for its request, and each proof has an id of its own."""
+    key = ProofKey(alg)
+    proofs = [key.proof("POST", URL + "?a=1#b", token=TOKEN, nonce="n") for _ in range(2)]
+    got = [read_proof(p, htm="POST", htu=URL, token=TOKEN, jkt=key.jkt, now=time.time()) for p in proofs]
+    assert {g.jkt for g in got} == {key.jkt}
+    assert {g.nonce for g in got} == {"n"}
+    assert len({g.jti for g in got}) == 2
+    assert '"d"' not in json.dumps([jwt.get_unverified_header(p) for p in proofs])
+
+
+def test_a_proof_key_stays() -> None:
+    """Not in text, nowhere to be copied or pickled to; and it proves URLs only."""
+    key = ProofKey()
+    assert repr(key) == f"<ProofKey {key.jkt}>"
+    assert not hasattr(key, "__dict__")
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy, json.dumps):
+        with pytest.raises(TypeError):
+            attempt(key)
+    for url in ("/payments", "ftp://bank.example", "https://u:p@bank.example/", "https://bank.example/é", ""):
+        with pytest.raises(ConfigError):
+            key.proof("GET", url)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"jti": ...}, {"jti": ""}, {"jti": 1}, {"jti": "x" * 513}, {"htm": ...}, {"htm": "GET"}, {"htm": "post"},
+        {"htu": ...}, {"htu": "https://evil.example/payments"}, {"htu": "https://bank.example/payments/"},
+        {"htu": "https://bank.example:444/payments"}, {"htu": "http://bank.example/payments"}, {"htu": 1},
+        {"htu": "https://bank.example/payments/../payments"}, {"htu": "//bank.example/payments"},
+        {"htu": "https://bank.example\\@evil.example/payments"}, {"htu": "https://bank.example/PAYMENTS"},
+        {"iat": ...}, {"iat": str(NOW)}, {"iat": float(NOW)}, {"iat": True}, {"iat": NOW - 31}, {"iat": NOW + 6},
+        {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"}, {"nonce": 1}, {"nonce": "x" * 513},
+    ],
+    ids=lambda c: ascii(c)[:60],
+)  # fmt: skip
+def test_a_proof_is_for_one_request(claims: dict[str, Any]) -> None:
+    """Another method, URL, token, time, or a claim of another type: refused, although properly signed."""
+    assert refused(made(claims)) == "proof_invalid"
+
+
+PRIVATE = {**JWK, "d": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"typ": "JWT"}, {"typ": "dpop+JWT"}, {"typ": ...}, {"alg": "none"}, {"alg": "HS256"}, {"alg": "EdDSA"},
+        {"alg": ...}, {"jwk": ...}, {"jwk": "x"}, {"jwk": PRIVATE}, {"jwk": {"kty": "oct", "k": "AAAA"}},
+        {"jwk": {**JWK, "crv": "P-384"}}, {"jwk": {**JWK, "x": 1}}, {"jwk": {**JWK, "use": "enc"}},
+        {"jwk": {k: v for k, v in SigningKey.generate().public_jwk().items() if k in JWK}},
+        {"kid": KEY.kid}, {"crit": ["exp"], "exp": 1}, {"jku": "https://evil.example"}, {"x5c": []},
+    ],
+    ids=lambda h: ascii(sorted(h))[:40] + ("-private" if h.get("jwk") is PRIVATE else ""),
+)  # fmt: skip
+def test_a_proof_header_is_exactly_its_three_members(header: dict[str, Any]) -> None:
+    """Type, algorithm and a public key; a private key inside, or another's signature, is refused."""
+    assert refused(made(header=header)) == "proof_invalid"
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [None, "", "a.b", "a.b.c", "." * 3, b"x", made() + "=", " " + made(), made() + "," + made(), "A" * 20_000, [made()],
+     made()[:-8], made({"x": json.loads("[" * 900 + "]" * 900)})[:-4]],
+    ids=lambda _: "proof",
+)  # fmt: skip
+def test_only_a_compact_proof_is_a_proof(proof: Any) -> None:
+    """Truncated, doubled, padded, oversized: refused."""
+    assert refused(proof) == "proof_invalid"
+
+
+def test_a_duplicate_member_is_refused() -> None:
+    """Two readers can not be told two URLs by one signed text."""
+    text = json.dumps({"jti": "p", "htm": "POST", "htu": URL, "iat": NOW, "ath": token_digest(TOKEN)})
+    head = b64(json.dumps({"typ": "dpop+jwt", "alg": "ES256", "jwk": JWK}))
+    twice = text[:-1] + ', "htu": "https://evil.example/"}'
+    signing_input = f"{head}.{b64(twice)}"
+    assert refused(f"{signing_input}.{b64(KEY.sign(signing_input.encode()))}") == "proof_invalid"
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        ("https://Bank.Example", "https://bank.example/"),
+        ("HTTPS://bank.example:443/a?b#c", "https://bank.example/a"),
+        ("http://bank.example:80/", "http://bank.example/"),
+        ("https://bank.example/%7ealice/%c3%a9", "https://bank.example/~alice/%C3%A9"),
+        ("https://[::1]:8443/a", "https://[::1]:8443/a"),
+        ("https://bank.example/%2e%2e/%2f", "https://bank.example/../%2F"),
+        ("https://bank.example:99999/", None),
+        ("https://[::1/", None),
+        ("https:///a", None),
+        ("https://bank.example/a b", "https://bank.example/a b"),
+        ("https://bank.example/\n", None),
+        ("javascript:alert(1)", None),
+    ],
+)
+def test_a_target_has_one_spelling(url: str, normal: str | None) -> None:
+    """Syntax-based and scheme-based normalisation (RFC 3986 §6.2.2, §6.2.3), without query and fragment."""
+    assert normal_target(url) == normal
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = float(NOW)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def verifier(clock: Clock | None = None, **options: Any) -> ProofVerifier:
+    return ProofVerifier(**{"origin": "https://bank.example", "clock": clock or Clock(), **options})
+
+
+def check(server: ProofVerifier, proof: str, **changes: Any) -> Proof:
+    asked = {"method": "POST", "path": "/payments", "token": TOKEN, "jkt": KEY.kid, **changes}
+    return server.verify(proof, **asked)
+
+
+def code_of(server: ProofVerifier, proof: str, **changes: Any) -> str:
+    with pytest.raises(CredentialError) as caught:
+        check(server, proof, **changes)
+    return caught.value.code
+
+
+def test_a_proof_is_believed_once() -> None:
+    """Until it is too old anyway; what was refused for another reason uses nothing up."""
+    clock = Clock()
+    server = verifier(clock)
+    assert code_of(server, made(), path="/elsewhere") == "proof_invalid"
+    assert check(server, made()).jti == "p-1"
+    assert code_of(server, made()) == "proof_replayed"
+    clock.now += 30
+    assert code_of(server, made()) == "proof_replayed"
+    clock.now += 1
+    assert code_of(server, made()) == "proof_invalid"
+
+
+def test_one_of_many_threads_uses_a_proof() -> None:
+    """Of racing requests with one proof exactly one is served."""
+    server, start, won = verifier(), threading.Barrier(8), []
+    proof = made()
+
+    def race() -> None:
+        start.wait()
+        try:
+            won.append(check(server, proof))
+        except CredentialError as exc:
+            assert exc.code == "proof_replayed"
+
+    threads = [threading.Thread(target=race) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_a_full_memory_refuses_new_proofs_not_old_ones() -> None:
+    """Nobody can make it forget a used proof; when those are too old there is room again."""
+    clock = Clock()
+    server = verifier(clock, replays=MemoryReplays(3))
+    for i in range(3):
+        check(server, made({"jti": f"p-{i}"}))
+    assert code_of(server, made({"jti": "p-3"})) == "status_unavailable"
+    assert code_of(server, made({"jti": "p-0"})) == "proof_replayed"
+    clock.now += 36
+    assert check(server, made({"jti": "p-4", "iat": NOW + 36})).jti == "p-4"
+
+
+def test_a_failing_memory_refuses() -> None:
+    """Where nobody can tell whether it was used, it was."""
+
+    class Broken:
+        def first(self, proof_id: str, until: float, now: float) -> bool:
+            raise OSError
+
+    assert code_of(verifier(replays=Broken()), made()) == "status_unavailable"
+
+
+def test_a_nonce_is_the_servers_and_fresh() -> None:
+    """Missing, made up, altered, of another server or too old: `proof_nonce`, and nothing is used up."""
+    clock = Clock()
+    nonces = Nonces(b"s" * 32)
+    server = verifier(clock, nonces=nonces)
+    good = server.nonce()
+    assert good is not None
+    others = [None, "", "x", "A" * 32, good[:-1], good[:-1] + ("B" if good[-1] == "A" else "A"), Nonces().issue(NOW), "\ud800" * 40]
+    for nonce in others:
+        assert code_of(server, made({} if nonce is None else {"nonce": nonce})) == "proof_nonce"
+    assert check(server, made({"nonce": good})).nonce == good
+    assert Nonces(b"s" * 32).accepts(good, NOW)  # another process of the same service
+    clock.now += 300
+    assert code_of(server, made({"jti": "p-2", "nonce": good, "iat": NOW + 300})) == "proof_nonce"
+    assert code_of(server, made({"jti": "p-3", "nonce": nonces.issue(NOW + 400), "iat": NOW + 300})) == "proof_nonce"
+    assert verifier().nonce() is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: verifier(origin="bank.example"), lambda: verifier(origin="https://bank.example/a"), lambda: verifier(origin=""),
+        lambda: verifier(max_age=0), lambda: verifier(max_age=301), lambda: verifier(algorithms=()),
+        lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: Nonces(max_age=0), lambda: MemoryReplays(0),
+    ],
+)  # fmt: skip
+def test_settings_can_not_weaken(make: Any) -> None:
+    """What would loosen a check is refused at construction."""
+    with pytest.raises(ConfigError):
+        make()

@@ -1,0 +1,280 @@
+"""The shared HTTP client: whose token goes where, and what is exchanged for what."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+from urllib.parse import parse_qsl
+
+import httpx
+import pytest
+
+from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
+from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
+from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth, is_under
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+from tests.unit_tests.tokens import BANK, a_request
+
+ISSUER = LocalIssuer()
+STS = "https://login.example/token"
+CRM = "https://crm.example"
+
+
+def a_ticket(*audiences: str) -> Ticket:
+    ticket = Ticket(
+        tool="pay", tool_ref=object(), call_id="c", call_key="k", agent=("root",), epoch=1, args_digest="d",
+        decision_id="d-1", jti="j", idempotency_key="k", audiences=audiences,
+        mint=lambda audience, jkt: mint(ISSUER, a_request(audience=audience, cnf_jkt=jkt)),
+    )  # fmt: skip
+    ticket.redeem()
+    return ticket
+
+
+class Service:
+    """Keeps what it was sent, and answers as told."""
+
+    def __init__(self, *answers: httpx.Response) -> None:
+        self.got: list[httpx.Request] = []
+        self.answers = list(answers)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.got.append(httpx.Request(request.method, request.url, headers=request.headers, content=request.content))
+        return self.answers.pop(0) if self.answers else httpx.Response(200)
+
+
+async def sent(road: str, service: Any, auth: Any, url: str, **options: Any) -> httpx.Response:
+    if road == "sync":
+        with httpx.Client(transport=httpx.MockTransport(service), auth=auth, **options) as client:
+            return client.post(url)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(service), auth=auth, **options) as aclient:
+        return await aclient.post(url)
+
+
+ROADS = pytest.mark.parametrize("road", ["sync", "async"])
+
+
+@ROADS
+async def test_each_request_asks_the_call_that_makes_it(road: str) -> None:
+    """One client, two calls: each sends its own token, once minted, for the audience that it asks."""
+    service, auth = Service(), CallAuth()
+    tickets = [a_ticket(BANK), a_ticket(BANK, "https://mail.example/v1")]
+    for ticket, url in ((tickets[0], BANK + "/a"), (tickets[1], BANK), (tickets[1], "https://mail.example/v1/x?y")):
+        with ticket_scope(ticket):
+            await sent(road, service, auth, url)
+    tokens = [r.headers["Authorization"].removeprefix("Bearer ") for r in service.got]
+    assert tokens[:1] == list(tickets[0].minted_tokens())
+    assert tokens[1:] == list(tickets[1].minted_tokens())
+
+
+@ROADS
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/", "https://bank.example.evil.example/", "https://bank.example@evil.example/",
+        "http://bank.example/", "https://bank.example:8443/", "https://sub.bank.example/",
+    ],
+)  # fmt: skip
+async def test_a_token_goes_to_its_audience_and_nowhere_else(road: str, url: str) -> None:
+    """Another host, port, scheme: refused before anything is minted or sent."""
+    service, ticket = Service(), a_ticket(BANK)
+    with ticket_scope(ticket), pytest.raises(CredentialError) as caught:
+        await sent(road, service, CallAuth(), url)
+    assert caught.value.code == "audience"
+    assert service.got == []
+    assert ticket.minted_tokens() == ()
+
+
+@ROADS
+async def test_a_redirect_takes_no_token_elsewhere(road: str) -> None:
+    """Where the client follows redirects, the other host gets the request without the token."""
+    away = httpx.Response(307, headers={"Location": "https://evil.example/x"})
+    service = Service(away)
+    with ticket_scope(a_ticket(BANK)):
+        await sent(road, service, CallAuth(), BANK + "/a", follow_redirects=True)
+    assert "Authorization" in service.got[0].headers
+    assert str(service.got[1].url) == "https://evil.example/x"
+    assert "Authorization" not in service.got[1].headers
+
+
+@ROADS
+async def test_outside_a_call_there_is_no_token(road: str) -> None:
+    """Refused, or sent without one where the client was told so; after the call likewise."""
+    service = Service()
+    with pytest.raises(CredentialError):
+        await sent(road, service, CallAuth(), BANK)
+    ticket = a_ticket(BANK)
+    with ticket_scope(ticket):
+        ticket.conclude()
+        with pytest.raises(CredentialError):
+            await sent(road, service, CallAuth(outside="anonymous"), BANK)
+    assert service.got == []
+    await sent(road, service, CallAuth(outside="anonymous"), BANK)
+    assert "Authorization" not in service.got[0].headers
+    with pytest.raises(ConfigError):
+        CallAuth(outside="whatever")  # type: ignore[arg-type]
+
+
+@ROADS
+async def test_a_server_that_wants_a_nonce_is_asked_once_more(road: str) -> None:
+    """With a new proof and the nonce; a second refusal is an answer, and other refusals are not repeated."""
+    nonce = {"DPoP-Nonce": "n-1", "WWW-Authenticate": 'DPoP error="use_dpop_nonce"'}
+    service, auth = Service(httpx.Response(401, headers=nonce), httpx.Response(401, headers=nonce)), CallAuth(dpop=True)
+    with ticket_scope(a_ticket(BANK)):
+        assert (await sent(road, service, auth, BANK)).status_code == 401
+        assert len(service.got) == 2
+        proofs = [r.headers["DPoP"] for r in service.got]
+        assert len(set(proofs)) == 2
+        service.answers = [httpx.Response(401, headers={**nonce, "WWW-Authenticate": 'DPoP error="invalid_token"'})]
+        await sent(road, service, auth, BANK)
+    assert len(service.got) == 3
+    assert all(r.headers["Authorization"].startswith("DPoP ") for r in service.got)
+
+
+async def test_an_audience_may_live_elsewhere() -> None:
+    """An audience that is no URL has its place named; the longest of two places counts."""
+    service = Service()
+    auth = CallAuth({"https://api.example": "urn:api", "https://api.example/pay": "urn:pay"})
+    ticket = a_ticket("urn:api", "urn:pay")
+    with ticket_scope(ticket):
+        await sent("sync", service, auth, "https://api.example/pay/1")
+        await sent("sync", service, auth, "https://api.example/payroll")
+    audiences = [httpx_token(r) for r in service.got]
+    assert audiences == ["urn:pay", "urn:api"]
+    with ticket_scope(a_ticket("urn:other")), pytest.raises(CredentialError):
+        await sent("sync", service, auth, "https://api.example/pay/1")
+    with pytest.raises(ConfigError):
+        CallAuth({"http://api.example": "urn:api"})
+
+
+def httpx_token(request: httpx.Request) -> str:
+    import jwt
+
+    token = request.headers["Authorization"].split(" ")[1]
+    return str(jwt.decode(token, options={"verify_signature": False})["aud"])
+
+
+@pytest.mark.parametrize(
+    ("url", "place", "under"),
+    [
+        ("https://a.example/x", "https://a.example", True),
+        ("https://a.example/x", "https://a.example/x", True),
+        ("https://a.example/x/y?z", "https://a.example/x", True),
+        ("https://a.example/xy", "https://a.example/x", False),
+        ("https://a.example/x/../y", "https://a.example/x", False),
+        ("https://a.example/x/%2e%2e/y", "https://a.example/x", False),
+        ("https://a.example/", "https://a.example/x", False),
+        ("https://a.example/x", "urn:a", False),
+        ("https://a.example/x", "", False),
+    ],
+)
+def test_under_is_a_matter_of_path_segments(url: str, place: str, under: bool) -> None:
+    """Not of text: `/xy` is not below `/x`, and dot segments are below nothing."""
+    assert is_under(url, place) is under
+
+
+# --- exchange --------------------------------------------------------------------------------------------
+
+ISSUED = {"access_token": "opaque-" + "x" * 40, "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60}
+
+
+def exchange_with(service: Any, **options: Any) -> TokenExchange:
+    transport = httpx.MockTransport(service)
+    clients = {"client": httpx.Client(transport=transport), "async_client": httpx.AsyncClient(transport=transport)}
+    return TokenExchange(STS, **{"client_id": "agents", "client_secret": "secret", **clients, **options})
+
+
+@ROADS
+async def test_an_exchange_is_rfc_8693s(road: str) -> None:
+    """Grant, subject and actor token with their types, resource, and an access token is asked for."""
+    service = Service(httpx.Response(200, json={**ISSUED, "scope": "read"}))
+    made = exchange_with(service)
+    options = {"actor_token": "actor", "actor_token_type": JWT, "resource": CRM, "scope": "read write"}
+    got = made.exchange("mine", **options) if road == "sync" else await made.aexchange("mine", **options)
+    form = dict(parse_qsl(service.got[0].content.decode()))
+    assert form == {
+        "grant_type": GRANT, "subject_token": "mine", "subject_token_type": JWT, "requested_token_type": ACCESS_TOKEN,
+        "actor_token": "actor", "actor_token_type": JWT, "resource": CRM, "scope": "read write",
+    }  # fmt: skip
+    assert service.got[0].headers["authorization"] == "Basic YWdlbnRzOnNlY3JldA=="
+    assert (got.token, got.scope, got.issued_token_type) == (ISSUED["access_token"], "read", ACCESS_TOKEN)
+    for text in (repr(got), str(got), pickle.loads(pickle.dumps(got)), repr(copy.deepcopy([got]))):
+        assert ISSUED["access_token"] not in text
+    assert "secret" not in repr(made)
+
+
+@ROADS
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (httpx.Response(400, json={"error": "invalid_target"}), "exchange_refused: invalid_target"),
+        (httpx.Response(401, json={"error": "invalid_client"}), "exchange_refused: invalid_client"),
+        (httpx.Response(400, json={"error": "<script>\x1b[31m"}), "exchange_refused: no error code"),
+        (httpx.Response(400, json={}), "exchange_refused: no error code"),
+        (httpx.Response(500, text="oops"), "exchange_failed"),
+        (httpx.Response(302, headers={"Location": "https://evil.example"}), "exchange_failed"),
+        (httpx.Response(200, json=[]), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "access_token": None}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "access_token": "a b"}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "access_token": "a\r\nX: y"}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "access_token": "x" * 17_000}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "issued_token_type": JWT}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "token_type": "N_A"}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "expires_in": 3600}), "exchange_failed"),
+        (httpx.Response(200, json={**ISSUED, "expires_in": True}), "exchange_failed"),
+        (httpx.Response(200, json={k: v for k, v in ISSUED.items() if k != "expires_in"}), "exchange_failed"),
+        (httpx.Response(200, content=b"{" + b" " * 70_000 + b"}"), "exchange_failed"),
+    ],
+    ids=lambda v: ascii(v) if isinstance(v, str) else "answer",
+)
+async def test_another_answer_is_no_token(road: str, answer: httpx.Response, code: str) -> None:
+    """The endpoint's error code reaches the operator, cleaned; a longer life than was bargained for is refused."""
+    made = exchange_with(Service(httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)))
+    with pytest.raises(CredentialError) as caught:
+        made.exchange("mine-secret") if road == "sync" else await made.aexchange("mine-secret")
+    assert str(caught.value).startswith(code)
+    assert "mine-secret" not in str(caught.value)
+    assert ISSUED["access_token"] not in str(caught.value)
+
+
+@ROADS
+async def test_a_call_exchanges_for_each_request(road: str) -> None:
+    """The call's own token is shown to the endpoint only; what came back is tracked, and kept nowhere."""
+    sts, crm = Service(*(httpx.Response(200, json={**ISSUED, "access_token": f"t{i}-{'x' * 40}"}) for i in range(3))), Service()
+    auth = ExchangeAuth(exchange_with(sts), resource=CRM, actor_token=lambda: "workload")
+    ticket = a_ticket(STS)
+    with ticket_scope(ticket):
+        for _ in range(2):
+            await sent(road, crm, auth, CRM + "/customers")
+        with pytest.raises(CredentialError) as caught:
+            await sent(road, crm, auth, "https://evil.example/")
+    assert caught.value.code == "audience"
+    assert [r.headers["Authorization"][:9] for r in crm.got] == ["Bearer t0", "Bearer t1"]
+    own, *others = ticket.minted_tokens()
+    assert [o[:2] for o in others] == ["t0", "t1"]
+    assert dict(parse_qsl(sts.got[0].content.decode()))["subject_token"] == own
+    assert dict(parse_qsl(sts.got[0].content.decode()))["actor_token"] == "workload"
+    ticket.conclude()
+    with ticket_scope(ticket), pytest.raises(CredentialError):
+        await sent(road, crm, auth, CRM)
+    with pytest.raises(CredentialError):
+        await sent(road, crm, auth, CRM)
+    assert len(crm.got) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TokenExchange("http://login.example"),
+        lambda: TokenExchange(STS, client_id="a"),
+        lambda: TokenExchange(STS, max_lifetime=0),
+        lambda: exchange_with(Service()).exchange("t", actor_token="a"),
+        lambda: exchange_with(Service()).exchange("t", audienc="a"),
+        lambda: ExchangeAuth(TokenExchange(STS), resource="crm"),
+    ],
+)
+def test_settings_can_not_weaken(make: Any) -> None:
+    """What would loosen a check, or is misspelt, is refused."""
+    with pytest.raises(ConfigError):
+        make()

@@ -1,0 +1,267 @@
+"""The key set of an issuer: slow, lying, rotating, and asked for by strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
+from langchain_runtime_authz.credential.keyring import KeyRing
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+
+URL = "https://issuer.example/jwks"
+
+
+class Endpoint:
+    """A key set endpoint that does what it is told, and counts."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.asked = answer, 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        answer = self.answer(request) if callable(self.answer) else self.answer
+        return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+
+    async def asynchronous(self, request: httpx.Request) -> httpx.Response:
+        return self(request)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def client_of(endpoint: Any, **options: Any) -> JwksClient:
+    transport = httpx.MockTransport(endpoint)
+    options = {"client": httpx.Client(transport=transport), "async_client": httpx.AsyncClient(transport=transport), **options}
+    return JwksClient(URL, **options)
+
+
+@pytest.mark.parametrize("road", ["sync", "async"])
+async def test_a_key_is_fetched_once_and_found(road: str) -> None:
+    """Both roads share one copy; a second look asks nobody."""
+    ring = KeyRing()
+    endpoint = Endpoint(lambda _: ring.jwks())
+    client = client_of(endpoint)
+    for _ in range(3):
+        for kid in (ring.active.kid, ring.infos()[1].kid):
+            found = client.get(kid) if road == "sync" else await client.aget(kid)
+            assert found is not None
+            assert found["kid"] == kid
+    assert endpoint.asked == 1
+
+
+def test_a_copy_is_believed_for_its_age_and_no_longer() -> None:
+    """Half-way it is refreshed, quietly; where that fails the old one serves until `max_age`, then nothing does."""
+    clock, key = Clock(), SigningKey.generate()
+    endpoint = Endpoint(key.jwks())
+    client = client_of(endpoint, max_age=60, monotonic=clock)
+    assert client.get(key.kid) is not None
+    clock.now += 29
+    client.get(key.kid)
+    assert endpoint.asked == 1
+    clock.now += 1
+    client.get(key.kid)
+    assert endpoint.asked == 2
+    endpoint.answer = httpx.Response(503)
+    clock.now += 59
+    assert client.get(key.kid) is not None
+    clock.now += 1
+    with pytest.raises(CredentialError) as caught:
+        client.get(key.kid)
+    assert caught.value.code == "keys_unavailable"
+
+
+def test_a_withdrawn_key_is_gone_with_the_next_copy() -> None:
+    """And a new one is found at once, although the copy is young."""
+    clock, ring = Clock(), KeyRing(cache_age=0)
+    client = client_of(Endpoint(lambda _: ring.jwks()), monotonic=clock)
+    old = ring.active.kid
+    assert client.get(old) is not None
+    ring.compromise(old)
+    clock.now += 1
+    assert client.get(ring.infos()[1].kid) is not None
+    assert client.get(old) is None
+
+
+def test_strangers_do_not_make_it_fetch() -> None:
+    """A thousand tokens with keys that do not exist cost one fetch in each interval."""
+    clock, key = Clock(), SigningKey.generate()
+    endpoint = Endpoint(key.jwks())
+    client = client_of(endpoint, monotonic=clock, min_refresh=5)
+    for i in range(1000):
+        assert client.get(f"stranger-{i}") is None
+    assert endpoint.asked == 1
+    clock.now += 5
+    for i in range(1000):
+        assert client.get(f"stranger-{i}") is None
+    assert client.get(key.kid) is not None
+    assert endpoint.asked == 2
+
+
+LIES: dict[str, Any] = {
+    "redirect": httpx.Response(302, headers={"Location": "https://evil.example/jwks"}),
+    "error": httpx.Response(500, json={"keys": []}),
+    "html": httpx.Response(200, text="<html>"),
+    "array": httpx.Response(200, json=[]),
+    "no keys": httpx.Response(200, json={}),
+    "keys of another kind": httpx.Response(200, json={"keys": {"a": 1}}),
+    "strings": httpx.Response(200, json={"keys": ["a"]}),
+    "bomb": httpx.Response(200, text="[" * 60_000),
+    "endless": httpx.Response(200, content=b'{"keys":[' + b" " * 70_000 + b"]}"),
+    "duplicate members": httpx.Response(200, text='{"keys":[],"keys":[]}'),
+    "too many": httpx.Response(200, json={"keys": [SigningKey.generate("EdDSA").public_jwk()] * 65}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("road", ["sync", "async"])
+async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
+    """No redirect, size, nesting or other document makes a key; the old copy stays."""
+    key = SigningKey.generate()
+    endpoint, clock = Endpoint(lambda _: httpx.Response(LIES[lie].status_code, headers=LIES[lie].headers, content=LIES[lie].content)), Clock()
+    client = client_of(endpoint, monotonic=clock)
+    with pytest.raises(CredentialError) as caught:
+        client.get(key.kid) if road == "sync" else await client.aget(key.kid)
+    assert caught.value.code == "keys_unavailable"
+    good, endpoint.answer = endpoint.answer, key.jwks()
+    clock.now += 1
+    assert client.get(key.kid) is not None
+    endpoint.answer = good
+    clock.now += 40
+    assert client.get(key.kid) is not None
+    assert endpoint.asked == 3
+
+
+def test_only_public_signing_keys_are_keys() -> None:
+    """Private, symmetric, weak, encryption and twin keys are left out; the others of the set stay."""
+    good, twin = SigningKey.generate().public_jwk(), SigningKey.generate().public_jwk()
+    bad = [
+        {**SigningKey.generate().public_jwk(), "d": "AAAA"},
+        {"kty": "oct", "k": "AAAA", "kid": "oct"},
+        {**SigningKey.generate().public_jwk(), "use": "enc"},
+        {**SigningKey.generate().public_jwk(), "crv": "P-521"},
+        {"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "weak"},
+        {"kty": "EC", "kid": "half"},
+        {"kid": 7},
+        {},
+        twin,
+        {**good, "kid": twin["kid"]},
+    ]
+    found = usable_keys({"keys": [good, *bad]})
+    assert found is not None
+    assert set(found) == {good["kid"]}
+    assert usable_keys(None) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"url": "http://issuer.example/jwks"}, {"url": "file:///etc/passwd"}, {"url": "https://u:p@x.example"}, {"url": ""},
+     {"max_age": 1, "min_refresh": 2}, {"min_refresh": 0}, {"timeout": 0}, {"max_bytes": 0}],
+    ids=str,
+)  # fmt: skip
+def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
+    """No plain HTTP to another machine, no unbounded cache."""
+    with pytest.raises(ConfigError):
+        JwksClient(**{"url": URL, **options})
+
+
+def test_a_slow_endpoint_holds_up_only_who_needs_it() -> None:
+    """One fetch for all who wait; who has the key in a young copy is served meanwhile."""
+    key, clock = SigningKey.generate(), Clock()
+    go, entered = threading.Event(), threading.Event()
+
+    def slow(_: httpx.Request) -> Any:
+        entered.set()
+        assert go.wait(10)
+        return key.jwks()
+
+    endpoint = Endpoint(key.jwks())
+    client = client_of(endpoint, max_age=60, monotonic=clock)
+    client.get(key.kid)
+    endpoint.answer = slow
+    clock.now += 31
+    refresher = threading.Thread(target=client.get, args=(key.kid,))
+    refresher.start()
+    assert entered.wait(10)
+    assert client.get(key.kid) is not None  # while the fetch is under way
+    found: list[Any] = []
+    waiting = [threading.Thread(target=lambda: found.append(client.get("other"))) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    go.set()
+    for thread in [refresher, *waiting]:
+        thread.join(10)
+    assert found == [None] * 4
+    assert endpoint.asked == 2
+
+
+async def test_who_stops_waiting_does_not_stop_the_fetch() -> None:
+    """A request that is cancelled while it waits leaves the others their keys."""
+    key, go = SigningKey.generate(), asyncio.Event()
+
+    async def slow(_: httpx.Request) -> httpx.Response:
+        await go.wait()
+        return httpx.Response(200, json=key.jwks())
+
+    client = client_of(slow, client=httpx.Client())
+    first = asyncio.create_task(client.aget(key.kid))
+    await asyncio.sleep(0)
+    impatient = asyncio.create_task(client.aget(key.kid))
+    patient = asyncio.create_task(client.aget(key.kid))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    go.set()
+    assert (await first) == (await patient) == key.public_jwk()
+
+
+async def test_a_dripping_endpoint_ends() -> None:
+    """A body that never ends costs the timeout, not more, on both roads."""
+
+    class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Any:
+            while True:
+                time.sleep(0.01)
+                yield b" "
+
+        async def __aiter__(self) -> Any:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b" "
+
+    client = client_of(lambda _: httpx.Response(200, stream=Drip()), timeout=0.1)
+    with pytest.raises(CredentialError):
+        client.get("k")
+    client = client_of(Endpoint(lambda _: httpx.Response(200, stream=Drip())).asynchronous, timeout=0.1, client=httpx.Client())
+    with pytest.raises(CredentialError):
+        await client.aget("k")
+
+
+def test_keys_that_rotate_between_two_requests_serve_both() -> None:
+    """A token signed before, one after a rotation: both verify against one young copy."""
+    from langchain_runtime_authz.credential.verifier import Verifier
+    from tests.unit_tests.tokens import BANK, NOW, a_request
+
+    ring = KeyRing(cache_age=0)
+    issuer = LocalIssuer(ring)
+    endpoint = Endpoint(lambda _: json.loads(json.dumps(ring.jwks())))
+    verifier = Verifier(issuer=issuer.issuer, jwks=client_of(endpoint))
+    before = issuer.issue(a_request())
+    assert verifier.verify(before, audience=BANK, now=NOW).kid == ring.active.kid
+    ring.rotate()
+    after = issuer.issue(a_request())
+    for token in (before, after):
+        assert verifier.verify(token, audience=BANK, now=NOW).token == token
+    assert endpoint.asked == 1

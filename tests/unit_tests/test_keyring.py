@@ -1,0 +1,326 @@
+"""Keys over time: rotation without downtime, withdrawal at once, and a directory that others share."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.credential import keyring as module
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.keydir import KeyDirectory
+from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyRing
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.verifier import KeySource, Verifier
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+from tests.unit_tests.tokens import BANK, NOW, a_request
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Kms:
+    """A signer outside this process, as far as a ring can tell."""
+
+    def __init__(self) -> None:
+        self._key = SigningKey.generate()
+        self.alg, self.kid = self._key.alg, self._key.kid
+
+    def sign(self, signing_input: bytes) -> bytes:
+        return self._key.sign(signing_input)
+
+    def public_jwk(self) -> dict[str, str]:
+        return self._key.public_jwk()
+
+
+def states(ring: KeyRing) -> list[str]:
+    return [info.state for info in ring.infos()]
+
+
+def published(ring: KeyRing) -> set[str]:
+    return {jwk["kid"] for jwk in ring.jwks()["keys"]}
+
+
+def test_a_key_is_published_before_it_signs_and_after() -> None:
+    """Next, active, retired: always in the set; a retired one until its last token and every copy is old."""
+    clock = Clock()
+    ring = KeyRing(clock=clock)
+    first, second = (info.kid for info in ring.infos())
+    assert published(ring) == {first, second}
+    clock.now += 60
+    assert ring.rotate().kid == second == ring.active.kid
+    assert states(ring) == ["active", "next", "retired"]
+    assert first in published(ring)
+    assert len(published(ring)) == 3
+    clock.now += KEEP_RETIRED
+    assert first not in published(ring)
+    assert ring.get(first) is None
+    assert isinstance(ring, KeySource)
+
+
+def test_a_key_nobody_knows_yet_does_not_sign() -> None:
+    """Two rotations in a row would leave verifiers behind: the second one is refused, and changes nothing."""
+    clock = Clock()
+    ring = KeyRing(clock=clock)
+    before = ring.infos()
+    clock.now += 59
+    with pytest.raises(ConfigError, match="rotate in 1 s"):
+        ring.rotate()
+    assert ring.infos() == before
+
+
+@pytest.mark.parametrize("state", ["active", "next", "retired"])
+async def test_a_compromised_key_is_gone_at_once(state: str) -> None:
+    """Whatever it was: its tokens are refused, another key signs, and it never comes back."""
+    clock = Clock()
+    ring = KeyRing(clock=clock)
+    issuer = LocalIssuer(ring)
+    verifier = Verifier(issuer=issuer.issuer, jwks=ring)
+    clock.now += 60
+    ring.rotate()
+    token = issuer.issue(a_request())
+    victim = next(info.kid for info in ring.infos() if info.state == state)
+    done = ring.compromise(victim)
+    assert (done.kid, done.refused_by) == (victim, clock.now + 60)
+    assert done.active == ring.active.kid != victim
+    assert victim not in published(ring)
+    assert sorted(states(ring))[:1] == ["active"]
+    assert {"active", "next", "compromised"} <= set(states(ring))
+    if state == "active":
+        with pytest.raises(CredentialError) as caught:
+            await verifier.averify(token, audience=BANK, now=NOW)
+        assert caught.value.code == "credential_key"
+    else:
+        assert verifier.verify(token, audience=BANK, now=NOW).token == token
+    fresh = issuer.issue(a_request())
+    assert verifier.verify(fresh, audience=BANK, now=NOW).kid != victim
+    assert ring.compromise(victim).active == ring.active.kid  # twice is no error
+    with pytest.raises(ConfigError):
+        ring.compromise("nobody")
+
+
+def test_a_signer_elsewhere_fits() -> None:
+    """A KMS key signs and is verified; the next one has to be given, and may not be one that was there."""
+    first, second, third = Kms(), Kms(), Kms()
+    ring = KeyRing(first, second, cache_age=0)
+    issuer = LocalIssuer(ring)
+    verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks)
+    assert verifier.verify(issuer.issue(a_request()), audience=BANK, now=NOW).kid == first.kid
+    before = ring.infos()
+    for wrong in (None, first, second):
+        with pytest.raises(ConfigError):
+            ring.rotate(wrong)
+    assert ring.infos() == before
+    assert ring.rotate(third).kid == second.kid
+    with pytest.raises(ConfigError):
+        KeyRing(Kms())
+    with pytest.raises(ConfigError):
+        KeyRing("key")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"kid": "mine"}, {"alg": "EdDSA"}, {"alg": "HS256"}, {"d": "AAAA"}, {"kty": "oct"}], ids=str)
+def test_a_signer_that_would_publish_something_else_is_refused(wrong: dict[str, str]) -> None:
+    """A name that is not its thumbprint, another algorithm, a private key: not in a key set of ours."""
+    kms = Kms()
+    kms.kid, kms.alg = wrong.get("kid", kms.kid), wrong.get("alg", kms.alg)
+    kms.public_jwk = lambda: {**kms._key.public_jwk(), **wrong}  # type: ignore[method-assign]
+    with pytest.raises(ConfigError):
+        KeyRing(kms, Kms())
+
+
+async def test_a_signer_elsewhere_signs_in_a_thread() -> None:
+    """The event loop does not wait for a KMS; for a key in this process there is no thread."""
+    ran: list[int] = []
+    kms = Kms()
+    sign = kms.sign
+    kms.sign = lambda data: ran.append(threading.get_ident()) or sign(data)  # type: ignore[method-assign,func-returns-value]
+    issuer = LocalIssuer(KeyRing(kms, Kms()))
+    token = await issuer.aissue(a_request())
+    assert Verifier(issuer=issuer.issuer, jwks=issuer.jwks).verify(token, audience=BANK, now=NOW).kid == kms.kid
+    assert ran != [threading.get_ident()]
+
+
+def test_a_ring_remembers_a_bounded_past() -> None:
+    """Thousands of rotations leave a bounded ring, which still knows what was compromised."""
+    clock = Clock()
+    ring = KeyRing(SigningKey.generate("EdDSA"), clock=clock, cache_age=0)
+    bad = ring.active.kid
+    ring.compromise(bad)
+    for _ in range(200):
+        clock.now += KEEP_RETIRED
+        ring.rotate()
+    assert len(ring.infos()) <= module.MAX_KEPT + 2
+    assert ring.infos()[-1].kid == bad
+
+
+def test_a_ring_shows_no_key() -> None:
+    """Not in text, and nowhere to be copied or pickled to; nor an issuer that holds it."""
+    ring = KeyRing()
+    for holder in (ring, LocalIssuer(ring)):
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError):
+                attempt(holder)
+        assert ring.active.kid in repr(holder)
+    assert "object at" not in repr(ring._held)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    KeyDirectory.create(path)
+    return path
+
+
+def opened(path: Path, **options: Any) -> KeyDirectory:
+    return KeyDirectory(path, **options)
+
+
+def seen_again(ring: KeyDirectory) -> KeyDirectory:
+    """As if a second had passed."""
+    ring._looked = float("-inf")
+    return ring
+
+
+@pytest.mark.parametrize("alg", ["ES256", "EdDSA", "RS256"])
+@pytest.mark.parametrize("password", [None, b"correct horse"])
+def test_a_directory_is_the_same_ring_in_every_process(tmp_path: Path, alg: Any, password: bytes | None) -> None:
+    """What one signs the other verifies; private keys are the owner's alone."""
+    made = KeyDirectory.create(tmp_path / "keys", alg, password)
+    other = KeyDirectory(tmp_path / "keys", password)
+    issuer = LocalIssuer(made)
+    token = issuer.issue(a_request())
+    assert Verifier(issuer=issuer.issuer, jwks=other).verify(token, audience=BANK, now=NOW).kid == other.active.kid
+    files = sorted((tmp_path / "keys").glob("*.pem"))
+    assert [file.stat().st_mode & 0o077 for file in files] == [0, 0]
+    assert all((b"ENCRYPTED" in file.read_bytes()) == (password is not None) for file in files)
+    if password is not None:
+        with pytest.raises(ConfigError):
+            KeyDirectory(tmp_path / "keys", b"wrong")
+
+
+def test_a_rotation_elsewhere_is_seen(directory: Path) -> None:
+    """The other process signs with the new key; the file of the old one is gone, its public part is not."""
+    here, there = (opened(directory, cache_age=0, clock=lambda: time.time() + 9) for _ in range(2))
+    here._lag = there._lag = 0
+    old = here.active.kid
+    there.rotate()
+    assert seen_again(here).active.kid == there.active.kid != old
+    assert here.get(old) is not None
+    assert not (directory / f"{old}.pem").exists()
+    here.rotate()
+    there.rotate()  # takes up the other's change first
+    assert states(there).count("retired") == 3
+    assert states(seen_again(here)) == states(there)
+
+
+def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
+    """Within a second no process publishes it or signs with it; in the file it stays named for ever."""
+    here, there = opened(directory), opened(directory)
+    bad = here.active.kid
+    there.compromise(bad)
+    assert seen_again(here).get(bad) is None
+    assert here.active.kid == there.active.kid
+    assert bad in json.dumps(json.loads((directory / "ring.json").read_text()))
+    assert not (directory / f"{bad}.pem").exists()
+
+
+def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) -> None:
+    """The issuing process sees it in the directory, and tells the ledger, which services ask."""
+    from langchain_runtime_authz import RuntimeAuthz
+    from langchain_runtime_authz.enforce.credentials import key_scope
+    from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.testing import StaticPDP
+
+    here, there = opened(directory), opened(directory)
+    authz = RuntimeAuthz(pdp=StaticPDP(True), issuer=LocalIssuer(here, issuer="https://issuer.example"))
+
+    def revoked(kid: str) -> bool:
+        return authz.ledger.load(key_scope("default", "https://issuer.example", kid), Query()).revoked
+
+    first, second = (info.kid for info in here.infos())
+    there.compromise(first)
+    assert not revoked(first)
+    assert seen_again(here).active.kid == second
+    deadline = time.monotonic() + 10
+    while not revoked(first) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert revoked(first)
+    authz.compromise_key(second)
+    assert revoked(second)
+    assert not revoked(here.active.kid)
+
+
+def _drop(path: Path) -> None:
+    (path / "ring.json").unlink()
+
+
+def _write(text: str) -> Any:
+    return lambda path: (path / "ring.json").write_text(text)
+
+
+def _swap(path: Path) -> None:
+    one, two = sorted(path.glob("*.pem"))
+    one.write_bytes(two.read_bytes())
+
+
+def _edit(change: Any) -> Any:
+    def edit(path: Path) -> None:
+        document = json.loads((path / "ring.json").read_text())
+        change(document["keys"])
+        (path / "ring.json").write_text(json.dumps(document))
+
+    return edit
+
+
+DAMAGE: dict[str, Any] = {
+    "gone": _drop,
+    "empty": _write(""),
+    "no object": _write("[]"),
+    "another version": _write('{"v": 2, "keys": []}'),
+    "no keys": _write('{"v": 1, "keys": []}'),
+    "bomb": _write("[" * 100_000),
+    "a path for a kid": _edit(lambda keys: keys[0].update(kid="../../etc/passwd")),
+    "two active": _edit(lambda keys: keys[1].update(state="active")),
+    "a foreign state": _edit(lambda keys: keys[0].update(state="trusted")),
+    "twins": _edit(lambda keys: keys.append({**keys[0], "state": "retired"})),
+    "another key in the file": _swap,
+    "no private key": lambda path: [file.unlink() for file in path.glob("*.pem")],
+    "readable by others": lambda path: [os.chmod(file, 0o644) for file in path.glob("*.pem")],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_directory_signs_nothing(directory: Path, damage: str) -> None:
+    """It does not open, and who has it open stops signing and publishing, without a word of the key."""
+    here = opened(directory)
+    DAMAGE[damage](directory)
+    with pytest.raises(ConfigError) as caught:
+        opened(directory)
+    assert "PRIVATE" not in str(caught.value)
+    here._stamp = None
+    with pytest.raises(CredentialError) as refused:
+        _ = seen_again(here).active
+    assert refused.value.code == "keys_unavailable"
+    assert here.jwks() == {"keys": []}
+    with pytest.raises(ConfigError):
+        here.rotate()
+
+
+def test_a_directory_holds_one_ring(directory: Path) -> None:
+    """Making another over it is refused; so is an algorithm that is none."""
+    with pytest.raises(ConfigError):
+        KeyDirectory.create(directory)
+    with pytest.raises(ConfigError):
+        KeyDirectory.create(directory / "x", "HS256")  # type: ignore[arg-type]

@@ -1,0 +1,464 @@
+"""A service's side, without sockets: what is answered to whom, and that it stays up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, WebSocket
+from fastapi.testclient import TestClient
+
+from langchain_runtime_authz.credential.dpop import ProofKey
+from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.token import Credential
+from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.downstream.dpop import Nonces, ProofVerifier
+from langchain_runtime_authz.downstream.introspection import (
+    Introspection,
+    IntrospectionClient,
+    IntrospectionEndpoint,
+    basic,
+)
+from langchain_runtime_authz.downstream.mcp import ProtectedMcp
+from langchain_runtime_authz.downstream.resource_server import ProtectedApp, ResourceServer
+from langchain_runtime_authz.downstream.status import LedgerStatus, Offline, Status
+from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from tests.unit_tests.tokens import BANK, a_request
+
+KEY = SigningKey.generate()
+ISSUER = LocalIssuer(KEY)
+SECRET = "a secret of a service"
+
+
+class Says:
+    """A status that says what it is told to, or raises it."""
+
+    window = 0
+
+    def __init__(self, answer: Any = "live") -> None:
+        self.answer, self.asked = answer, 0
+
+    async def status(self, credential: Credential) -> str:
+        self.asked += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def token(**changes: Any) -> str:
+    now = int(time.time())
+    return ISSUER.issue(a_request(issued_at=now, expires_at=now + 60, **changes))
+
+
+def server(**options: Any) -> ResourceServer:
+    made = {
+        "verifier": Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
+        "audience": BANK,
+        "tenant": "acme",
+        "status": Says(),
+        "proofs": ProofVerifier(origin=BANK),
+        **options,
+    }
+    return ResourceServer(**made)
+
+
+def app_of(made: ResourceServer) -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/pay")
+    async def pay(credential: Credential = Depends(made)) -> Any:
+        return list(credential.actors)
+
+    return app
+
+
+def asked(app: Any, headers: Any = (), path: str = "/pay", **options: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK) as client:
+            return await client.post(path, headers=headers, **options)
+
+    return asyncio.run(ask())
+
+
+def challenge(answer: httpx.Response) -> str:
+    return str(answer.headers.get("www-authenticate", ""))
+
+
+def test_the_act_chain_is_told() -> None:
+    """The service learns who acts and who delegated, nearest first."""
+    answer = asked(app_of(server()), {"Authorization": f"bearer  {token()}"})
+    assert answer.json() == [
+        "urn:langchain-runtime-authz:agent:supervisor/payer",
+        "urn:langchain-runtime-authz:agent:supervisor",
+    ]
+
+
+def test_no_credential_is_told_what_is_wanted() -> None:
+    """RFC 6750 §3.1: a challenge without an error code, for each scheme that would do."""
+    answer = asked(app_of(server(realm="pay")))
+    assert answer.status_code == 401
+    assert challenge(answer) == 'DPoP realm="pay", algs="ES256 EdDSA RS256", Bearer realm="pay"'
+    assert challenge(asked(app_of(server(require_proof=True)))).startswith("DPoP ")
+    assert "Bearer" not in challenge(asked(app_of(server(require_proof=True))))
+    assert challenge(asked(app_of(server(proofs=None)))) == 'Bearer realm="api"'
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "error"),
+    [
+        ([("Authorization", "Basic YTpi")], 400, "invalid_request"),
+        ([("Authorization", "Bearer")], 400, "invalid_request"),
+        ([("Authorization", "")], 400, "invalid_request"),
+        ([("Authorization", "Bearer a b")], 401, "invalid_token"),
+        ([("Authorization", "Bearer x")], 401, "invalid_token"),
+        ([("Authorization", "Bearer \xff")], 401, "invalid_token"),
+        ([("Authorization", "Bearer " + "A" * 20_000)], 401, "invalid_token"),
+        ([("Authorization", "Bearer x"), ("Authorization", "Bearer y")], 400, "invalid_request"),
+        ([("Authorization", "DPoP x"), ("DPoP", "a"), ("DPoP", "b")], 400, "invalid_request"),
+    ],
+    ids=lambda v: ascii(v)[:50],
+)
+def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, error: str) -> None:
+    """Nothing is quoted, the answer is not kept by caches, and the challenge names the error."""
+    answer = asked(app_of(server()), [(k, v.encode("latin-1")) for k, v in headers])
+    assert answer.status_code == status
+    assert f'error="{error}"' in challenge(answer)
+    assert answer.headers["cache-control"] == "no-store"
+    assert "AAAA" not in answer.text + challenge(answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "status", "code"),
+    [
+        ({"audience": "https://mail.example"}, {}, 401, "audience"),
+        ({"tenant": "umbrella"}, {}, 401, "credential_tenant"),
+        ({"status": Says("stale")}, {}, 401, "credential_revoked"),
+        ({"status": Says(OSError())}, {}, 503, "status_unavailable"),
+        ({"status": Says(None)}, {}, 401, "credential_revoked"),
+        ({"verifier": Verifier(issuer=ISSUER.issuer, jwks=lambda: 1 / 0)}, {}, 503, "keys_unavailable"),
+        ({"verifier": Verifier(issuer=ISSUER.issuer, jwks={"keys": []})}, {}, 401, "credential_key"),
+        ({"require_proof": True}, {}, 401, "proof_missing"),
+        ({"tools": ("wipe",)}, {}, 403, "credential_tool"),
+        ({"tools": ()}, {}, 403, "credential_tool"),
+        ({}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
+        ({"proofs": None}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
+    ],
+    ids=lambda v: ascii(v)[:40] if isinstance(v, str | int) else "case",
+)
+def test_each_refusal_has_its_code(options: Any, changes: Any, status: int, code: str) -> None:
+    """The stable code is what the challenge describes; a service that can not tell says so, and stays up."""
+    app = app_of(server(**options))
+    answer = asked(app, {"Authorization": f"Bearer {token(**changes)}"})
+    assert (answer.status_code, answer.json()) == (status, {"detail": code})
+    if status == 503:
+        assert answer.headers["retry-after"] == "1"
+    else:
+        assert f'error_description="{code}"' in challenge(answer)
+    assert asked(app).status_code == 401
+
+
+def test_a_dead_token_asks_nobody() -> None:
+    """What is refused for its own sake costs no question to ledger or endpoint, and uses up no proof."""
+    status = Says()
+    asked(app_of(server(status=status)), {"Authorization": f"Bearer {token()[:-8]}AAAAAAAA"})
+    assert status.asked == 0
+
+
+def test_a_host_header_does_not_say_who_the_service_is() -> None:
+    """A proof made for another origin is refused whatever `Host` is sent along."""
+    key = ProofKey()
+    mine = token(cnf_jkt=key.jkt)
+    proof = key.proof("POST", "https://evil.example/pay", token=mine)
+    headers = {"Authorization": f"DPoP {mine}", "DPoP": proof, "Host": "evil.example"}
+    answer = asked(app_of(server()), headers)
+    assert answer.status_code == 401
+    assert 'DPoP realm="api", error="invalid_dpop_proof", error_description="proof_invalid"' in challenge(answer)
+    good = key.proof("POST", BANK + "/pay?x=1", token=mine)
+    assert asked(app_of(server()), {**headers, "DPoP": good}, "/pay?y=2").status_code == 200
+
+
+def test_a_nonce_is_told_with_each_answer() -> None:
+    """`use_dpop_nonce` with the nonce (RFC 9449 §9), and the next one with what is served."""
+    app, key = app_of(server(proofs=ProofVerifier(origin=BANK, nonces=Nonces()))), ProofKey()
+    mine = token(cnf_jkt=key.jkt)
+    headers = {"Authorization": f"DPoP {mine}", "DPoP": key.proof("POST", BANK + "/pay", token=mine)}
+    first = asked(app, headers)
+    assert 'error="use_dpop_nonce"' in challenge(first)
+    nonce = first.headers["dpop-nonce"]
+    again = asked(app, {**headers, "DPoP": key.proof("POST", BANK + "/pay", token=mine, nonce=nonce)})
+    assert (again.status_code, len(again.headers["dpop-nonce"])) == (200, len(nonce))
+
+
+def test_the_guard_in_front_of_an_application() -> None:
+    """Every request and every web socket needs the credential; what is refused never reaches the application."""
+    inner, reached = FastAPI(), []
+
+    @inner.post("/pay")
+    async def pay() -> str:
+        reached.append("pay")
+        return "paid"
+
+    @inner.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        reached.append("ws")
+        await socket.accept()
+        await socket.send_text(socket.state.credential.subject)
+        await socket.close()
+
+    app = ProtectedApp(inner, server())
+    assert asked(app).json() == {"error": "credential_missing"}
+    assert reached == []
+    with TestClient(app) as client:
+        from starlette.websockets import WebSocketDisconnect
+
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws"):
+            pass
+        assert reached == []
+        with client.websocket_connect("/ws", headers={"Authorization": f"Bearer {token()}"}) as socket:
+            assert socket.receive_text() == "alice"
+    assert asked(app, {"Authorization": f"Bearer {token()}"}).status_code == 200
+    assert reached == ["ws", "pay"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}, {"realm": 'a"b'}, {"realm": "a\nb"}],
+    ids=str,
+)
+def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
+    """No service without a name, and none that forgot to say whom it asks."""
+    with pytest.raises(ConfigError):
+        server(**options)
+
+
+def test_what_offline_means_is_said() -> None:
+    """The window in which a dead token is still served is a number, not a footnote."""
+    assert (Offline.window, LedgerStatus.window, Introspection.window) == (65, 0, 0)
+    assert isinstance(Offline(), Status)
+
+
+def mcp_of(reached: list[Any]) -> ProtectedMcp:
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        reached.append(json.loads(message["body"])["method"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    return ProtectedMcp(inner, server(), prefix="bank_")
+
+
+@pytest.mark.parametrize(
+    ("body", "own", "none"),
+    [
+        ({"method": "initialize"}, 200, 200),
+        ({"method": "tools/list"}, 200, 200),
+        ({"method": "resources/read"}, 200, 401),
+        ({"method": "tools/call", "params": {"name": "send_money"}}, 403, 401),
+        ({"method": "tools/call", "params": {"name": 1}}, 400, 400),
+        ({"method": "tools/call"}, 400, 400),
+        ({"method": ["initialize"]}, 200, 401),
+        ([{"method": "initialize"}], 400, 400),
+        ("x", 400, 400),
+    ],
+    ids=lambda v: ascii(v)[:60],
+)
+def test_an_mcp_body_says_what_is_needed(body: Any, own: int, none: int) -> None:
+    """Listing is open, everything else needs a token, and a call one for that tool under its full name."""
+    reached: list[Any] = []
+    app = mcp_of(reached)
+    content = json.dumps(body)
+    assert asked(app, {"Authorization": f"Bearer {token()}"}, "/mcp", content=content).status_code == own
+    assert asked(app, {}, "/mcp", content=content).status_code == none
+    if body == {"method": "tools/call", "params": {"name": "send_money"}}:
+        headers = {"Authorization": f"Bearer {token(tool='bank_send_money')}"}
+        assert asked(app, headers, "/mcp", content=content).status_code == 200
+    assert asked(app, {}, "/mcp", content=" " * 5_000_000).status_code == 400
+
+
+# --- introspection -------------------------------------------------------------------------------------
+
+
+def endpoint(status: Any = None, **clients: IntrospectionClient) -> IntrospectionEndpoint:
+    return IntrospectionEndpoint(
+        verifier=Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
+        status=status or Says(),
+        clients={"bank": IntrospectionClient(SECRET, audiences=(BANK,), tenant="acme"), **clients},
+    )
+
+
+BASIC = {"Authorization": basic("bank", SECRET)}
+
+
+def test_a_live_token_is_active() -> None:
+    """With its claims, its type and nothing of its signature (RFC 7662 §2.2)."""
+    answer = asked(endpoint(), BASIC, "/", data={"token": token(cnf_jkt="thumb")})
+    body = answer.json()
+    assert answer.headers["cache-control"] == "no-store"
+    assert (body["active"], body["sub"], body["aud"], body["token_type"]) == (True, "alice", BANK, "DPoP")
+    assert body["act"]["act"]["sub"] == "urn:langchain-runtime-authz:agent:supervisor"
+    assert asked(endpoint(), BASIC, "/", data={"token": token()}).json()["token_type"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("status", "changes"),
+    [(Says("ended"), {}), (Says(), {"audience": "https://mail.example"}), (Says(), {"tenant": "umbrella"})],
+    ids=["ended", "another's", "another tenant's"],
+)
+def test_what_is_not_live_or_not_theirs_is_inactive(status: Any, changes: Any) -> None:
+    """And nothing more is told about it."""
+    assert asked(endpoint(status), BASIC, "/", data={"token": token(**changes)}).json() == {"active": False}
+
+
+@pytest.mark.parametrize("bad", ["", "x", "a.b.c", "A" * 17_000], ids=["empty", "x", "dots", "long"])
+def test_what_is_no_token_is_inactive(bad: str) -> None:
+    """No token is an error to the endpoint; a missing one is."""
+    answer = asked(endpoint(), BASIC, "/", data={"token": bad})
+    assert answer.json() == ({"active": False} if bad else {"error": "invalid_request"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "options", "status"),
+    [
+        ({}, {"data": {"token": "x"}}, 401),
+        ({"Authorization": basic("bank", "wrong secret of a service")}, {"data": {"token": "x"}}, 401),
+        ({"Authorization": basic("mail", SECRET)}, {"data": {"token": "x"}}, 401),
+        ({"Authorization": "Basic !"}, {"data": {"token": "x"}}, 401),
+        ({"Authorization": "Basic /w=="}, {"data": {"token": "x"}}, 401),
+        ({"Authorization": f"Bearer {SECRET}"}, {"data": {"token": "x"}}, 401),
+        (BASIC, {"json": {"token": "x"}}, 400),
+        (BASIC, {"data": {}}, 400),
+        (BASIC, {"data": {"token": ["x", "y"]}}, 400),
+        (BASIC, {"data": {"token": "x" * 30_000}}, 400),
+        (BASIC, {"data": {f"a{i}": "1" for i in range(50)}}, 400),
+    ],
+    ids=lambda v: ascii(v)[:40] if not isinstance(v, int) else str(v),
+)
+def test_who_may_not_ask_is_told_nothing(headers: Any, options: Any, status: int) -> None:
+    """A caller is authenticated first; a body that is no form with one token is refused."""
+    answer = asked(endpoint(), headers, "/", **options)
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error"}
+
+
+def test_an_endpoint_that_can_not_tell_says_so() -> None:
+    """A failing ledger is 503, never `active`, and the endpoint stays up."""
+    made = endpoint(Says(OSError()))
+    assert asked(made, BASIC, "/", data={"token": token()}).status_code == 503
+
+    async def get() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url=BANK) as client:
+            return await client.get("/")
+
+    assert asyncio.run(get()).status_code == 405
+    assert "secret" not in repr(IntrospectionClient(SECRET, audiences=(BANK,)))
+
+
+def seen_by(answer: Any) -> Any:
+    """What the client makes of an endpoint's answer about a live token."""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        return answer(request) if callable(answer) else answer
+
+    async def ask() -> str:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(respond)) as client:
+            asking = Introspection("https://i.example/", client_id="bank", client_secret=SECRET, async_client=client)
+            credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
+            return await asking.status(credential)
+
+    return asyncio.run(ask())
+
+
+def test_the_client_asks_as_the_rfc_says() -> None:
+    """A form with the token, authenticated; `active` and the same `jti` is live, not active is not."""
+    asked_with: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked_with.append(request)
+        return httpx.Response(200, json={"active": True, "jti": "j-1"})
+
+    assert seen_by(respond) == "live"
+    assert asked_with[0].headers["authorization"] == BASIC["Authorization"]
+    assert asked_with[0].headers["content-type"] == "application/x-www-form-urlencoded"
+    assert b"token_type_hint=access_token" in asked_with[0].content
+    assert seen_by(httpx.Response(200, json={"active": False})) == "ended"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, json={"active": True}),
+        httpx.Response(200, json={"active": True, "jti": "another"}),
+        httpx.Response(200, json={"active": "true", "jti": "j-1"}),
+        httpx.Response(200, json={"active": 1, "jti": "j-1"}),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, text='{"active": false, "active": true, "jti": "j-1"}'),
+        httpx.Response(200, text="<html>"),
+        httpx.Response(401, json={"active": True, "jti": "j-1"}),
+        httpx.Response(302, headers={"Location": "https://evil.example"}),
+        httpx.Response(500),
+        lambda _: (_ for _ in ()).throw(httpx.ConnectTimeout("slow")),
+    ],
+    ids=lambda _: "answer",
+)
+def test_another_answer_is_no_answer(answer: Any) -> None:
+    """Anything else than RFC 7662's about this very token: nobody can tell, so it is refused."""
+    with pytest.raises(CredentialError) as caught:
+        seen_by(answer)
+    assert caught.value.code == "status_unavailable"
+
+
+def test_introspection_is_configured_safely() -> None:
+    """No plain HTTP to another machine, no empty or short secret, no secret in text."""
+    for options in ({"url": "http://i.example"}, {"client_id": ""}, {"client_secret": ""}):
+        with pytest.raises(ConfigError):
+            Introspection(**{"url": "https://i.example/", "client_id": "bank", "client_secret": SECRET, **options})
+    made = Introspection("https://i.example/", client_id="bank", client_secret=SECRET)
+    assert SECRET not in repr(made)
+    for secret, audiences in (("short", (BANK,)), (SECRET, ()), (SECRET, BANK)):
+        with pytest.raises(ConfigError):
+            IntrospectionClient(secret, audiences=audiences)  # type: ignore[arg-type]
+
+
+async def test_the_ledger_is_asked_for_key_and_token() -> None:
+    """A key that was withdrawn in the ledger refuses every token that it signed."""
+    from langchain_runtime_authz.enforce.credentials import key_scope
+    from langchain_runtime_authz.ledger.base import Reinstate, Revoke
+
+    class Live(MemoryLedger):
+        def status(self, tenant: str, jti: str) -> Any:
+            return "live" if (tenant, jti) == ("acme", "j-1") else "unknown"
+
+    ledger = Live()
+    credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
+    status = LedgerStatus(ledger)
+    assert await status.status(credential) == "live"
+    scope = key_scope("acme", ISSUER.issuer, KEY.kid)
+    ledger.commit(scope, None, [Revoke(())])
+    assert await status.status(credential) == "revoked"
+    ledger.commit(scope, None, [Reinstate(())])
+    assert await status.status(credential) == "live"
+
+
+async def test_nothing_lives_while_the_kill_switch_is_engaged(tmp_path: Path) -> None:
+    """A service that watches it refuses every token; released, the ledger is asked again."""
+    from langchain_runtime_authz.enforce.kill import KillSwitch
+
+    class Live(MemoryLedger):
+        def status(self, tenant: str, jti: str) -> Any:
+            return "live"
+
+    switch = KillSwitch(tmp_path / "kill")
+    credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
+    status = LedgerStatus(Live(), switch)
+    assert await status.status(credential) == "live"
+    switch.engage()
+    assert await status.status(credential) == "revoked"
+    switch.release()
+    assert await status.status(credential) == "live"

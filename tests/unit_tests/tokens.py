@@ -1,0 +1,47 @@
+"""Requests for tokens, and tokens that a key really signed, whatever they say."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
+
+NOW = 1_764_000_000
+BANK = "https://bank.example"
+
+
+def a_request(**changes: Any) -> TokenRequest:
+    """One call of `send_money` by a payer that a supervisor delegated to."""
+    fields: dict[str, Any] = {
+        "subject": Subject(type="user", id="alice"),
+        "tenant": "acme",
+        "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
+        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",),
+        "audience": BANK,
+        "txn": "run-1",
+        "task": Task(id="t", epoch=2, digest="sha256:00"),
+        "tool": "send_money",
+        "jti": "j-1",
+        "issued_at": NOW,
+        "expires_at": NOW + 60,
+    }
+    return TokenRequest(**{**fields, **changes})
+
+
+def b64(data: bytes | str) -> str:
+    """Base64url without padding."""
+    data = data.encode() if isinstance(data, str) else data
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def forged(key: SigningKey, issuer: str, claims: object = None, header: object = None) -> str:
+    """A token that `key` really signed."""
+    head = {"alg": key.alg, "kid": key.kid, "typ": TYP} if header is None else header
+    body = claims_of(a_request(), issuer) if claims is None else claims
+    texts = [part if isinstance(part, str) else json.dumps(part) for part in (head, body)]
+    signing_input = ".".join(map(b64, texts)).encode()
+    return f"{signing_input.decode()}.{b64(key.sign(signing_input))}"
