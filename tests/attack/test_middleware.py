@@ -512,13 +512,14 @@ def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str) -> None:
     ran: list[Any] = []
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
-    inner = create_agent(replying([PAY]), [pay_tool(ran)], middleware=[AuthzMiddleware(authz, agent="inner")])
-    hidden: dict[str, Callable[..., Any]] = {"go": lambda: inner}
+
+    def inner() -> Any:  # made as it runs, so that `protect` can not reach it
+        return create_agent(replying([PAY]), [pay_tool(ran)], middleware=[AuthzMiddleware(authz, agent="inner")])
 
     @tool
     def ask_agent(request: str) -> str:
         """Ask the other agent."""
-        return str(hidden["go"]().invoke({"messages": [HumanMessage(request)]})["messages"][-1].content)
+        return str(inner().invoke({"messages": [HumanMessage(request)]})["messages"][-1].content)
 
     model = replying([call("ask_agent", {"request": "pay"}, "call-ask")])
     graph = built(stack, authz, model, [ask_agent])

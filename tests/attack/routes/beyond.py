@@ -176,11 +176,13 @@ ROUTES = [
         "edited_inside",
         "a human's edit to another tool, by HumanInTheLoopMiddleware before ours",
         lambda kit, bank: _edited(kit, bank, inner=True),
+        closed_by=("entry", "guard", "middleware"),
     ),
     Route(
         "edited_outside",
         "the same, by HumanInTheLoopMiddleware after ours",
         lambda kit, bank: _edited(kit, bank, inner=False),
+        closed_by=("entry", "guard", "middleware"),
     ),
     Route("jump", '`jump_to="tools"` with a call that no model made', _jump, closed_by=("entry", "guard", "middleware")),
 ]
