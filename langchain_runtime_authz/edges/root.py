@@ -194,7 +194,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
         async with (
             entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
-            aclosing(_Owned(base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)))) as chunks,
+            aclosing(
+                _Owned(base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)))
+            ) as chunks,
         ):
             async for chunk in chunks:
                 yield without_handle(chunk)
