@@ -290,7 +290,7 @@ def _package(value: Any) -> str:
 
 def _tools_in(bound: Any) -> list[Any]:
     """The tools among the arguments that a model is bound to."""
-    tools = bound.get("tools") if isinstance(bound, Mapping) else None
+    tools = bound.get("tools") if isinstance(bound, dict) else None  # other mappings may refuse a string
     return list(tools) if isinstance(tools, list | tuple) else []
 
 
