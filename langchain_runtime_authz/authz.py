@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
@@ -16,6 +17,7 @@ from langchain_runtime_authz.edges.ambient import Ambient, install
 from langchain_runtime_authz.edges.coverage import CoverageReport
 from langchain_runtime_authz.edges.discovery import coverage_of
 from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
+from langchain_runtime_authz.edges.planner import ModelPlanner
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
 from langchain_runtime_authz.edges.tool_guard import guard_tool
@@ -68,6 +70,9 @@ class RuntimeAuthz:
         kill_switch: a file that stops everything while it exists; the default is what the environment
             variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
         tenant: first part of every key in ledger, audit and token.
+        planner: a chat model with structured output that says which tools a task needs. It is asked once per
+            state of the task, before anything runs, and sees the human's words and the profiles, nothing else;
+            if it fails, the task asks for no tool. Without one, the `intent` words of profiles tell.
         deadline: seconds for the PDP to answer one message's batch.
         ambient: where a tool that nobody guarded is decided when it starts: inside protected runs
             (`run`), or everywhere in the process (`process`), where it is denied `no_run` outside
@@ -96,6 +101,7 @@ class RuntimeAuthz:
         task_memory: Sequence[Sequence[str]] = (),
         kill_switch: str | Path | None = None,
         tenant: str = "default",
+        planner: BaseChatModel | None = None,
         deadline: float = 2.0,
         ambient: Ambient = "run",
     ) -> None:
@@ -136,6 +142,7 @@ class RuntimeAuthz:
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             profiles=self.profiles,
+            planner=ModelPlanner(planner, declared) if planner is not None else None,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None

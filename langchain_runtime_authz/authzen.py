@@ -210,11 +210,12 @@ class ArgumentProvenance(ItemProvenance):
 class IntentContext(_Model):
     """Whether the task asks for what the tool does, and who says so.
 
+    `delegated`: the human said to do what is written in a source that he named, and there it stands.
     `unstated` where nothing was declared by which that could be told. `source`: the human's words,
     a planner that saw only these, or the grant that the application gave.
     """
 
-    state: Literal["intended", "unasked", "unstated"] = "unstated"
+    state: Literal["intended", "delegated", "unasked", "unstated"] = "unstated"
     source: Literal["words", "planner", "application"] | None = None
 
 

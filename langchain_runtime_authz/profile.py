@@ -37,6 +37,7 @@ __all__ = [
     "METADATA_KEY",
     "SINKS",
     "ToolProfile",
+    "argument",
     "check_arguments",
     "load_profiles",
     "profile",
@@ -76,8 +77,9 @@ class ToolProfile(BaseModel):
     Attributes:
         effect: what a call does; `fetch` is a read whose address is visible outside.
         sink: where the call's arguments end up.
-        critical: argument → kind, for the arguments that decide whom or what a call hits. They are
-            never shortened in a request and are its `target`.
+        critical: argument → kind, for the arguments that decide whom or what a call hits; a dotted path
+            leads into one, `attachments.file_id`. They are never shortened in a request and are its
+            `target`.
         when: arguments that are dates or times.
         text: free-text arguments.
         data_class: class of the data the tool returns or handles; `class` in a file.
@@ -216,6 +218,16 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
     return found
 
 
+def argument(args: Mapping[str, Any], path: str) -> Any:
+    """The value of an argument, or all values at a dotted path into it, or `None`."""
+    name, *inner = path.split(".")
+    value = args.get(name)
+    for step in inner:
+        several = value if isinstance(value, list) else [value]
+        value = [v[step] for v in several if isinstance(v, Mapping) and step in v] or None
+    return value
+
+
 def check_arguments(name: str, declared: ToolProfile, arguments: Iterable[str]) -> None:
     """Hold a profile against a tool's schema.
 
@@ -225,7 +237,7 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Iterable[str]) 
     known = set(arguments)
     facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text")}
     for fact, named in {**facts, "resource": declared._arguments_of_resource()}.items():  # noqa: SLF001
-        if unknown := sorted(set(named) - known):
+        if unknown := sorted(n for n in named if n.split(".")[0] not in known):
             msg = f"{name}: `{fact}` names `{unknown[0]}`, and the tool takes {', '.join(sorted(known)) or 'nothing'}"
             raise ConfigError(msg, Code.PROFILE_INVALID)
 

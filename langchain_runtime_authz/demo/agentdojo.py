@@ -38,7 +38,7 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
-__all__ = ["Condition", "Outcome", "Report", "render", "replay"]
+__all__ = ["Condition", "Outcome", "Report", "World", "attack_texts", "judge", "load_suite", "render", "replay"]
 
 VERSION: Final = "v1.2.2"
 SUITE: Final = "banking"
@@ -124,10 +124,10 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     Raises:
         ConfigError: AgentDojo is not installed.
     """
-    suite = _suite()
+    suite = load_suite(SUITE)
     pairs = list(_diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values())))[:limit]
     users = list(dict.fromkeys(user for user, _ in pairs))
-    attack = _attack(suite)
+    attack = attack_texts(suite)
     cases: list[_Case] = [(user, None, {}) for user in users]
     cases += [(user, injection, attack(user, injection)) for user, injection in pairs]
 
@@ -172,13 +172,14 @@ _ROWS: Final[tuple[tuple[str, Callable[[_Row], str]], ...]] = (
 )
 
 
-def _suite() -> Any:
+def load_suite(name: str) -> Any:
+    """One of AgentDojo's suites. Raises `ConfigError` where AgentDojo is not installed."""
     try:
         from agentdojo.task_suite.load_suites import get_suite
     except ImportError as exc:
         msg = "this replay needs AgentDojo: pip install 'langchain-runtime-authz[agentdojo]'"
         raise ConfigError(msg) from exc
-    return get_suite(VERSION, SUITE)
+    return get_suite(VERSION, name)
 
 
 @cache
@@ -186,7 +187,7 @@ def _profiles() -> dict[str, ToolProfile]:
     return load_profiles(PROFILES)
 
 
-def _attack(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
+def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
     """AgentDojo's strongest fixed attack: from a pair to the text in each place its user task reads."""
     from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
     from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
@@ -210,7 +211,7 @@ _Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `No
 def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callable[[], bool]) -> Outcome:
     """One run of the real graph over a fresh environment, then AgentDojo's verdict."""
     user, injection, texts = case
-    world = _World(suite, user, texts)
+    world = World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []
     hijacked = _Hijacked(world, user.ground_truth(world.before), theirs, user.GROUND_TRUTH_OUTPUT)
     model = ScriptedChatModel(script=[hijacked] * hijacked.turns)
@@ -230,8 +231,8 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     traces = [c for c in calls if c["id"] in world.ran]
     answer = messages[-1].text
     return Outcome(
-        utility=_judge("utility", user, world, answer, traces),
-        compromised=injection is not None and _judge("security", injection, world, answer, traces),
+        utility=judge("utility", user, world, answer, traces),
+        compromised=injection is not None and judge("security", injection, world, answer, traces),
         harm=any(c["id"] in world.ran for c in effects if _is_attack(c["id"])),
         asks=human.asked,
         effects=len(own),
@@ -239,7 +240,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     )
 
 
-class _World:
+class World:
     """An AgentDojo environment of one run, its tools as LangChain tools.
 
     It notes what ran by itself: what a protected graph says of its own calls proves nothing.
@@ -250,12 +251,13 @@ class _World:
         exposed: whether an output held the injection.
     """
 
-    def __init__(self, suite: Any, user: Any, texts: Mapping[str, str]) -> None:
+    def __init__(self, suite: Any, user: Any, texts: Mapping[str, str], env: Any = None) -> None:
         from agentdojo.functions_runtime import FunctionsRuntime
 
         self._runtime = FunctionsRuntime(suite.tools)
         self._needles = [_folded(text) for text in texts.values()]
-        self.env = user.init_environment(suite.load_and_inject_default_environment(dict(texts)))
+        env = env if env is not None else suite.load_and_inject_default_environment(dict(texts))
+        self.env = user.init_environment(env)
         self.before = self.env.model_copy(deep=True)
         self.exposed = False
         self.planned = ""
@@ -288,7 +290,7 @@ class _World:
 class _Hijacked:
     """What the model says: the user's calls, and the attacker's as soon as the injection was read."""
 
-    def __init__(self, world: _World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> None:
+    def __init__(self, world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> None:
         self._world = world
         self._user = deque(enumerate(user))
         self._theirs = deque(enumerate(theirs))
@@ -318,7 +320,7 @@ def _is_attack(call_id: str | None) -> bool:
 class _Human:
     """Somebody who knows what he asked for and sees what the question shows, unless he does not look."""
 
-    def __init__(self, world: _World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
+    def __init__(self, world: World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
         self._world = world
         self._own = [world.parsed(call.function, call.args) for call in wanted]
         self._looks_away = looks_away
@@ -330,7 +332,7 @@ class _Human:
         return {"type": "approve" if approved else "reject"}
 
 
-def _judge(kind: str, task: Any, world: _World, answer: str, ran: Sequence[ToolCall]) -> bool:
+def judge(kind: str, task: Any, world: World, answer: str, ran: Sequence[ToolCall]) -> bool:
     """AgentDojo's verdict, on the environment and on the calls that ran."""
     from agentdojo.functions_runtime import FunctionCall
 

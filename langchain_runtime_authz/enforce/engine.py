@@ -8,6 +8,7 @@ not come apart: there is one flow.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -40,7 +41,23 @@ if TYPE_CHECKING:  # its module loads the signing library, which an import of ou
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 
-__all__ = ["Commit", "Effect", "Engine", "Evaluate", "Flow", "Load", "Record", "Run", "adrive", "drive", "new_id"]
+__all__ = [
+    "Ask",
+    "Commit",
+    "Effect",
+    "Engine",
+    "Evaluate",
+    "Flow",
+    "Load",
+    "Planner",
+    "Record",
+    "Run",
+    "adrive",
+    "drive",
+    "new_id",
+]
+
+_log = logging.getLogger(__name__)
 
 LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
 MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
@@ -51,6 +68,18 @@ T = TypeVar("T")
 def new_id() -> str:
     """128 random bits: run ids and jtis."""
     return secrets.token_hex(16)
+
+
+class Planner(Protocol):
+    """Says which tools a task needs, from the human's own words and nothing else."""
+
+    def plan(self, texts: Sequence[str]) -> Sequence[str]:
+        """Names of tools. Raising grants none."""
+        ...
+
+    async def aplan(self, texts: Sequence[str]) -> Sequence[str]:
+        """`plan` without blocking the event loop."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +100,7 @@ class Engine:
     # The edges' own: where a gate meets a tool that nobody guarded, it looks its profile up here.
     profiles: object = None
     tally: Tally = field(default_factory=Tally)
+    planner: Planner | None = None
 
     @property
     def killed(self) -> bool:
@@ -173,6 +203,30 @@ class Evaluate:
     async def arun(self, engine: Engine) -> list[Decision]:
         """Perform it."""
         return await engine.evaluator.aevaluate(self.requests, self.bodies)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the planner. A planner that fails grants nothing."""
+
+    planner: Planner
+    texts: Sequence[str]
+
+    def run(self, engine: Engine) -> Sequence[str]:
+        """Perform it, blocking."""
+        try:
+            return self.planner.plan(self.texts)
+        except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
+            _log.warning("the planner failed, so the task grants no tool: %s", type(exc).__name__)
+            return ()
+
+    async def arun(self, engine: Engine) -> Sequence[str]:
+        """Perform it."""
+        try:
+            return await self.planner.aplan(self.texts)
+        except Exception as exc:  # noqa: BLE001  (likewise)
+            _log.warning("the planner failed, so the task grants no tool: %s", type(exc).__name__)
+            return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
 from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
-from langchain_runtime_authz.enforce.engine import Commit, Effect, Engine, Flow, Load, Record, Run, new_id
+from langchain_runtime_authz.enforce.engine import Ask, Commit, Effect, Engine, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.step import data_scope, decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
+from langchain_runtime_authz.facts.provenance.words import own_words
 from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -120,12 +121,41 @@ def open_entry(
     except Exception as exc:  # a ledger that fails denies
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
         raise AuthzDenied(ledger_code(exc), new_id()) from exc
+    try:
+        run.planned = yield from _planned(run)
+    except Exception as exc:  # likewise
+        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
+        raise AuthzDenied(ledger_code(exc), new_id()) from exc
     action = "run/resume" if given.resume else "run/start"
     decision = yield from decide_step(run, action, Resource(type="run", id=agent, properties={"graph": scope.graph}))
     if not decision.permit:
         yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
     return Entry(run, pending, asks)
+
+
+def _planned(run: Run) -> Flow[frozenset[str] | None]:
+    """What the planner holds the task to need: asked once per state of the task, kept in the ledger.
+
+    It is asked before anything of this entry runs, and is shown the human's own words alone.
+    """
+    planner = run.engine.planner
+    if planner is None:
+        return None
+    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+    texts = [words for t in snapshot.log if t.own and (words := own_words(t.text).strip())]
+    if not texts:
+        return None
+    key = f"planner:{snapshot.task.digest}"
+    for attempt in range(2):
+        kept: Snapshot = yield Load(run.scope, Query(plan=(run.agent, key)))
+        if kept.plan is not None:
+            return frozenset(c.tool for c in kept.plan.calls)
+        if attempt == 0:
+            tools: Sequence[str] = yield Ask(planner, texts)
+            calls = tuple(PlannedCall(i, None, t, "") for i, t in enumerate(dict.fromkeys(tools)))
+            yield Commit(run.scope, None, [RecordPlan(PlanRecord(key, run.agent, run.epoch, "model", calls))])
+    return frozenset()
 
 
 def _take_lease(

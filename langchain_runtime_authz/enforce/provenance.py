@@ -25,7 +25,7 @@ from langchain_runtime_authz.facts.provenance.harvest import Harvest, Number, Pr
 from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, names_source, trace
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import ToolProfile, argument
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Engine, Run
@@ -136,16 +136,19 @@ def intent(run: Run, said: Said, call: Call) -> IntentContext:
         return IntentContext(state="intended", source="application")
     if not call.profile.intent:
         return IntentContext()
-    return IntentContext(
-        state="intended" if said.request.asks(call.profile.intent) else "unasked",
-        source="words",
-    )
+    if said.request.asks(call.profile.intent):
+        return IntentContext(state="intended", source="words")
+    if said.request.delegates:
+        _, prose = run.engine.recall.seen(run.scope)
+        if Request([p.text for p in prose if p.named]).asks(call.profile.intent):
+            return IntentContext(state="delegated", source="words")
+    return IntentContext(state="unasked", source="words")
 
 
 def effective_sink(profile: ToolProfile, args: Mapping[str, Any]) -> str:
     """Where the arguments go: nowhere, if the tool sends only to whom it is told and it was told nobody."""
     destinations = [name for name, kind in profile.critical.items() if kind in _DESTINATIONS]
-    if destinations and not any(args.get(name) for name in destinations):
+    if destinations and not any(argument(args, name) for name in destinations):
         return "none"
     return profile.sink
 
@@ -235,7 +238,7 @@ def sentences(run: Run, call: Call, traced: Mapping[str, ArgumentProvenance]) ->
     for name, found in traced.items():
         if found.standing == "told":
             continue
-        value = call.args.get(name)
+        value = argument(call.args, name)
         by = found.asserted_by or found.mentioned_by
         for item in found.items:
             by = [*by, *item.asserted_by, *item.mentioned_by]

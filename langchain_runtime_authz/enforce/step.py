@@ -80,7 +80,7 @@ from langchain_runtime_authz.ledger.base import (
     TakePending,
 )
 from langchain_runtime_authz.pdp.base import serialise
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import ToolProfile, argument
 from langchain_runtime_authz.telemetry import record_decision
 
 __all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude", "decide_step", "judge_calls"]
@@ -468,8 +468,9 @@ def _request(
     traced = arguments(run, snapshot, said, call)
     at = snapshot.plan.at if snapshot.plan is not None else 0
     stale = moved | set(changed_since(snapshot.history.changed, at))
-    target = {name: call.args[name] for name in prof.critical if name in call.args}
-    args = {k: v if k in prof.critical else abbreviate(v) for k, v in call.args.items()}
+    critical = {name.split(".")[0] for name in prof.critical}
+    target = {name: argument(call.args, name) for name in prof.critical if name.split(".")[0] in call.args}
+    args = {k: v if k in critical else abbreviate(v) for k, v in call.args.items()}
     granted = None
     # A call that paused by itself re-enters under the approval it has spent already, and so does a
     # read whose task is entered again: the same call, by its key.
@@ -715,7 +716,7 @@ def _counted(judged: Judged) -> Count:
         call.profile.side_effect
         and request is not None
         and request.context.call is not None
-        and any(argument.standing == "outside" for argument in request.context.call.provenance.values())
+        and any(p.standing == "outside" and p.kind != "when" for p in request.context.call.provenance.values())
     )
     counts = _is_judgement(judged.decision)
     return Count(

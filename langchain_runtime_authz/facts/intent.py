@@ -1,12 +1,15 @@
 # ruff: noqa: RUF001, PLR2004  (people write typographic apostrophes; endings have lengths)
 """Whether the human's words ask for what a tool does: a boring matcher, on purpose.
 
-A profile lists words, `intent: [pay, "send money", refund]`. One of them in the task is enough. Words
+A profile lists words, `intent: [pay, "create event", refund]`. One entry in the task is enough. Words
 are compared by case-folded letters after a plain English ending (`s`, `es`, `ed`, `ing`, `er`) is cut
-off; an entry of several words needs them in a row. A word with a negation shortly before it, in the
-same sentence ("do not pay", "without emailing"), does not count, unless what is negated is forgetting
-or failing. No synonyms, no model, no other language than the one that the words are written in: a
-word list is reviewed like a profile is.
+off; an entry of several words needs them in this order in one sentence, close together. A word with a
+negation shortly before it, in the same sentence ("do not pay", "without emailing"), does not count,
+unless what is negated is forgetting or failing. No synonyms, no model, no other language than the one
+that the words are written in: a word list is reviewed like a profile is.
+
+A human may also say: do what is written there ("follow the instructions in the file"). Then what is
+asked stands in the sources that he named, and `delegates` is true.
 
 It tells what is *asked*, so that the rest can be asked about. It never permits anything by itself.
 """
@@ -21,16 +24,24 @@ from typing import Final
 __all__ = ["Request"]
 
 MAX_WORDS: Final = 20_000
-_WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.!?;:\n]")
+# An address, a path or a hyphenated word is one word; a stop inside one ends no sentence.
+_WORD: Final = re.compile(r"[^\W_]+(?:[.@'’_/:+\-][^\W_]+)*|[.!?;:\n]")
 _NEGATIONS: Final = frozenset({"not", "never", "without", "no", "dont", "don't", "don’t", "doesn't", "avoid", "stop"})
 _UNDONE: Final = frozenset({"forget", "fail", "hesitate", "miss", "just", "only", "problem", "later"})
+_AUXILIARY: Final = frozenset({"do", "does", "did"})
 _REACH: Final = 3  # words that a negation reaches
+_WINDOW: Final = 8  # words within which those of one entry stand
 _STOPS: Final = frozenset(".!?;:\n")
+_CARRY_OUT: Final = ("follow", "do", "perform", "complete", "execute", "carry out", "act on", "implement", "take")
+_ORDERS: Final = ("instructions", "actions", "tasks", "steps", "todo", "todos", "items", "requests")
+_OWN: Final = "following"  # "the following tasks" are the human's own words
 
 
 @lru_cache(maxsize=4096)
 def _stem(word: str) -> str:
     word = word.casefold().replace("’", "'").removesuffix("'s")
+    if word == _OWN:
+        return word
     for ending in ("ing", "ed", "es", "er", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             word = word[: -len(ending)]
@@ -43,6 +54,9 @@ def _stem(word: str) -> str:
 @lru_cache(maxsize=1024)
 def _phrase(entry: str) -> tuple[str, ...]:
     return tuple(_stem(w) for w in _WORD.findall(entry) if w not in _STOPS)
+
+
+_DELEGATIONS: Final = tuple(_phrase(f"{verb} {order}") for verb in _CARRY_OUT for order in _ORDERS)
 
 
 class Request:
@@ -63,10 +77,32 @@ class Request:
         """Whether one of `entries` is among the words."""
         return any(self._has(_phrase(e)) for e in entries)
 
+    @property
+    def delegates(self) -> bool:
+        """Whether the words say to do what is written somewhere else."""
+        for order in _DELEGATIONS:
+            for i in self._places.get(order[0], ()):
+                end = self._end(order, i)
+                if end is not None and _OWN not in self._words[i + 1 : end]:
+                    return True
+        return False
+
     def _has(self, phrase: tuple[str, ...]) -> bool:
-        if not phrase:
-            return False
-        return any(self._words[i : i + len(phrase)] == phrase for i in self._places.get(phrase[0], ()))
+        return bool(phrase) and any(self._end(phrase, i) is not None for i in self._places.get(phrase[0], ()))
+
+    def _end(self, phrase: tuple[str, ...], start: int) -> int | None:
+        """Where the rest of `phrase` ends that begins at `start`, in one sentence and close by."""
+        at = start
+        for word in phrase[1:]:
+            for i in range(at + 1, min(start + _WINDOW, len(self._words))):
+                if self._words[i] in _STOPS:
+                    return None
+                if self._words[i] == word:
+                    at = i
+                    break
+            else:
+                return None
+        return at
 
 
 def _negated(words: Sequence[str]) -> set[int]:
@@ -77,6 +113,8 @@ def _negated(words: Sequence[str]) -> set[int]:
         following = words[i + 1 : i + 2]
         if following and following[0] in _UNDONE:
             continue
+        if i and words[i - 1] in _AUXILIARY:
+            reached.add(i - 1)
         for j in range(i + 1, min(i + 1 + _REACH, len(words))):
             if words[j] in _STOPS:
                 break

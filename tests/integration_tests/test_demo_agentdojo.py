@@ -90,13 +90,13 @@ def test_the_table_shows_both_conditions(report: Report) -> None:
 def test_every_tool_of_the_suite_has_a_profile() -> None:
     """`banking.yaml` declares exactly the suite's tools, so that none is taken for unprofiled."""
     importlib.import_module("agentdojo")  # a missing service of this tier fails, it does not skip
-    assert {t.name for t in agentdojo._suite().tools} == set(load_profiles(agentdojo.PROFILES))
+    assert {t.name for t in agentdojo.load_suite(agentdojo.SUITE).tools} == set(load_profiles(agentdojo.PROFILES))
 
 
 def test_profiles_name_no_task_account_or_secret() -> None:
     """Profiles know the tools, not the environment: no value of it stands in them."""
     importlib.import_module("agentdojo")  # a missing service of this tier fails, it does not skip
-    environment = agentdojo._suite().load_and_inject_default_environment({}).model_dump()
+    environment = agentdojo.load_suite(agentdojo.SUITE).load_and_inject_default_environment({}).model_dump()
     text = agentdojo.PROFILES.read_text(encoding="utf-8")
     values = {v for v in _strings(environment) if len(v) > 4}
     assert values

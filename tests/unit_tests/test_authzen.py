@@ -106,7 +106,7 @@ REQUEST_V1 = {
                 "items: list[…] = []": PROVENANCE,
             },
             "intent = IntentContext(state='unstated', source=None)": {
-                "state": "'intended' | 'unasked' | 'unstated' = 'unstated'",
+                "state": "'intended' | 'delegated' | 'unasked' | 'unstated' = 'unstated'",
                 "source": "'words' | 'planner' | 'application' | null = None",
             },
             "sink": "'none' | 'internal' | 'external' | null = None",

@@ -41,6 +41,7 @@ _NUMBER: Final = re.compile(
     r"(?<![\w.,\-/])[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
     r"(?=(?:st|nd|rd|th)?(?!\w))",
 )
+_ZEROS: Final = re.compile(r"[-+]?0\d")
 _MONTH: Final = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _MONTHS: Final = {m: i for i, m in enumerate(_MONTH[1:48].split("|"), 1)}
 _ISO: Final = re.compile(r"(?<![\w\-])(\d{4})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
@@ -144,8 +145,9 @@ def forms(value: object) -> tuple[str, ...]:
     if _IBAN.fullmatch(compact):
         return (f"iban:{compact}",)
     found = [f"text:{text.casefold()}"]
-    if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS:
-        found += [f"num:{canonical(d)}" for d in decimals(text)]
+    # A number is no word, and a name that begins with zeros is no number.
+    if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
+        found = [f"num:{canonical(d)}" for d in decimals(text)]
     if _PHONE.fullmatch(text):
         found.append("digits:" + "".join(c for c in text if c.isdigit()))
     found += [f for f, _ in _dates(text, whole=True)]

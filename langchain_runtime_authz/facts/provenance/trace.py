@@ -33,7 +33,7 @@ from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, 
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
 from langchain_runtime_authz.facts.provenance.harvest import Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import ToolProfile, argument
 
 __all__ = ["CLASSES", "STANDINGS", "Evidence", "names_source", "trace", "wanted"]
 
@@ -70,7 +70,7 @@ def wanted(profile: ToolProfile, args: Mapping[str, Any]) -> tuple[str, ...]:
     """The keys to look up before `trace` can answer."""
     found: dict[str, None] = {}
     for name, kind in _traced(profile):
-        for value in _items(args.get(name)) or ():
+        for value in _items(argument(args, name)) or ():
             for atom in _atoms(value, kind):
                 found.update((key(f), None) for f in atom)
     return tuple(found)
@@ -80,12 +80,14 @@ def trace(profile: ToolProfile, args: Mapping[str, Any], evidence: Evidence) -> 
     """The provenance of each critical and each date argument that is given. Empty ones say nothing."""
     traced: dict[str, ArgumentProvenance] = {}
     for name, kind in _traced(profile):
-        value = args.get(name)
+        value = argument(args, name)
         if _absent(value):
             continue
         items = _items(value)
         if items is None:
             traced[name] = ArgumentProvenance(kind=kind, class_="unknown", standing="outside")
+            continue
+        if not items:
             continue
         found = [_item(v, kind, evidence) for v in items]
         if len(found) == 1 and not isinstance(value, list | dict):
@@ -104,7 +106,7 @@ def trace(profile: ToolProfile, args: Mapping[str, Any], evidence: Evidence) -> 
 
 def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWords) -> bool:
     """Whether the human named what a read reads: each of its critical arguments, and there is one."""
-    given = [(v, k) for n, k in profile.critical.items() for v in _items(args.get(n)) or ((),) if not _absent(v)]
+    given = [(v, k) for n, k in profile.critical.items() for v in _items(argument(args, n)) or ((),) if not _absent(v)]
     return bool(given) and all(
         bool(atoms := _atoms(v, k)) and all(atom and words.said(atom) for atom in atoms) for v, k in given
     )

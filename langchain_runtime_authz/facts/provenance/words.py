@@ -13,7 +13,7 @@ from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions, skeleton, tidy
 
-__all__ = ["HumanWords"]
+__all__ = ["HumanWords", "own_words"]
 
 MAX_TEXT: Final = 100_000  # characters looked at; what stands beyond was not said
 MAX_NUMBERS: Final = 24  # numbers kept for derivations
@@ -21,65 +21,18 @@ _TRIES: Final = 64
 _SHORTEST: Final = 2  # a text of one letter names nothing
 _LOOKS: Final = 4
 _FENCE: Final = re.compile(r"^[ \t]*(```|~~~)")
+_ENUMERATOR: Final = re.compile(r"(?<!\S)(\d{1,2})[.)](?=\s)")
 _PERCENT: Final = re.compile(r"(?<![\w.,])(\d{1,4}(?:[.,]\d{1,4})?) ?(?:%|percent\b)", re.IGNORECASE)
 # Words that name nobody and nothing.
 _EMPTY: Final = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "any",
-        "at",
-        "be",
-        "by",
-        "do",
-        "for",
-        "from",
-        "have",
-        "he",
-        "her",
-        "him",
-        "his",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "our",
-        "out",
-        "she",
-        "so",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "they",
-        "this",
-        "to",
-        "up",
-        "us",
-        "was",
-        "we",
-        "what",
-        "who",
-        "with",
-        "you",
-        "your",
-        "yes",
-        "none",
-        "null",
-        "true",
-        "false",
-    ],
+    re.findall(
+        r"\w+",
+        """
+    a an and any at be by do for from have he her him his i if in is it its me my no not of on or our
+    out she so that the their them then they this to up us was we what who with you your yes none null
+    true false
+    """,
+    ),
 )
 
 
@@ -95,7 +48,7 @@ class HumanWords:
 
     def __init__(self, texts: Sequence[str]) -> None:
         # The newest words are the ones that count when there are too many.
-        said = "\n".join(_own(t) for t in texts)[-MAX_TEXT:]
+        said = _unnumbered("\n".join(own_words(t) for t in texts)[-MAX_TEXT:])
         found = mentions(said)
         self._tokens = frozenset(found)
         self._text = tidy(said).casefold()
@@ -136,7 +89,7 @@ def skeleton_of(text: str) -> str:
     return "".join(skeleton(text[i : i + 1024]) for i in range(0, min(len(text), MAX_TEXT), 1024))
 
 
-def _own(text: str) -> str:
+def own_words(text: str) -> str:
     """A message without what is quoted in it."""
     lines, fenced = [], False
     for line in text.splitlines():
@@ -145,6 +98,20 @@ def _own(text: str) -> str:
         elif not fenced and not line.lstrip().startswith(">"):
             lines.append(line)
     return "\n".join(lines)
+
+
+def _unnumbered(text: str) -> str:
+    """The text without the numbers of its list: the `1.` and `2.` of two requests are no numbers said."""
+    found, expected = [], 1
+    for number in _ENUMERATOR.finditer(text):
+        if int(number[1]) == expected:
+            found.append(number.span())
+            expected += 1
+    if len(found) < _SHORTEST:
+        return text
+    for start, end in reversed(found):
+        text = f"{text[:start]}\n{text[end:]}"
+    return text
 
 
 def _within(phrase: str, text: str) -> bool:

@@ -10,13 +10,15 @@
 #
 #   revision    string, carried in the answer; `WasmPDP` puts its own fingerprint here
 #   effects     effect -> verdict, for tools with a reviewed profile; or effect -> intent -> worth ->
-#               verdict. *Intent* is what the task says of the tool: intended, unasked, unstated (no
-#               words were declared), or "*". *Worth* is the weakest critical argument's: told (by the
+#               verdict. *Intent* is what the task says of the tool: intended, delegated (the human said
+#               to do what a source says that he named), unasked, unstated (no words were declared), or
+#               "*". *Worth* is the weakest critical argument's: told (by the
 #               human, or the principal's own), selected (a trusted source says it, in a record that
 #               the human's words name), known (a trusted source says it), outside. A call whose
 #               arguments decide nothing is worth "known"
-#   worth       kind of argument or "*" -> standing or "*" -> worth, where these differ: a source that
-#               the human named ("named") vouches for some kinds, and for no destination
+#   worth       "effect/kind", kind of argument or "*" -> standing or "*" -> worth, where these differ: a
+#               source that the human named ("named") vouches for some kinds, and for no destination; a
+#               known object is good enough to work on, but not to be deleted
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that was read in this run
 #               reach a tool with this sink? (sink "none" always may)
@@ -496,7 +498,9 @@ default intent := "unasked"
 
 intent := "unstated" if not input.context.call.intent
 
-intent := input.context.call.intent.state if input.context.call.intent.state in {"intended", "unasked", "unstated"}
+intent := input.context.call.intent.state if {
+	input.context.call.intent.state in {"intended", "delegated", "unasked", "unstated"}
+}
 
 worths := ["told", "selected", "known", "outside"]
 
@@ -519,20 +523,22 @@ argument_ranks := [rank |
 	rank := object.get(ranks, argument_worth(argument), 3)
 ]
 
-argument_worth(argument) := object.get(own, argument.standing, object.get(
-	own, "*",
-	object.get(object.get(cfg.worth, "*", {}), argument.standing, argument.standing),
+# The first row that knows the standing.
+argument_worth(argument) := worth_in(object.get(cfg.worth, concat("/", [effect, argument.kind]), {}), argument, worth_in(
+	object.get(cfg.worth, argument.kind, {}), argument,
+	worth_in(object.get(cfg.worth, "*", {}), argument, argument.standing),
 )) if {
 	is_string(argument.kind)
 	is_string(argument.standing)
-	own := object.get(cfg.worth, argument.kind, {})
 }
+
+worth_in(row, argument, otherwise) := object.get(row, argument.standing, object.get(row, "*", otherwise))
 
 destinations := [argument | some argument in provenance; argument.kind in {"principal", "url", "channel"}]
 
 # The human's own words send it there.
 declassified if {
-	intent == "intended"
+	intent in {"intended", "delegated"}
 	count(destinations) > 0
 	every argument in destinations {
 		argument_worth(argument) in cfg.declassify
@@ -550,7 +556,7 @@ denied contains "argument_source" if {
 	is_call
 	profiled
 	intent != "unstated"
-	worth == "outside"
+	worth in {"known", "outside"}
 	not effect_bearable
 }
 

@@ -364,6 +364,169 @@ test_tools_are_withheld_from_a_model if {
 	open.context.obligations == []
 }
 
+# --- intent and provenance ---
+
+argued(effect, state, kind, standing) := {
+	"resource": {"properties": {"effect": effect}},
+	"context": {"call": {
+		"intent": {"state": state, "source": "words"},
+		"sink": "internal",
+		"provenance": {"to": {"kind": kind, "class": "x", "standing": standing, "items": []}},
+	}},
+}
+
+test_what_the_human_told_is_done if {
+	every effect in ["write", "send", "pay", "delete", "admin"] {
+		answer := patched(argued(effect, "intended", "principal", "told"))
+		answer.decision == true
+	}
+	every effect in ["write", "send", "pay", "delete"] {
+		answer := patched(argued(effect, "intended", "object", "selected"))
+		answer.decision == true
+	}
+}
+
+test_a_destination_that_nobody_inside_asserted_is_asked_about if {
+	every effect in ["write", "send", "pay", "delete"] {
+		every standing in ["outside", "named"] {
+			asks(patched(argued(effect, "intended", "principal", standing)), ["argument_source", "effect"])
+		}
+		expected := ["argument_source", "effect", "not_asked"]
+		denies(patched(argued(effect, "unasked", "principal", "outside")), expected)
+	}
+}
+
+test_what_the_task_does_not_ask_for_is_asked_about if {
+	every effect in ["write", "send", "pay", "delete"] {
+		asks(patched(argued(effect, "unasked", "principal", "told")), ["effect", "not_asked"])
+	}
+	denies(patched(argued("admin", "unasked", "principal", "told")), ["effect", "not_asked"])
+}
+
+test_a_known_destination_is_not_enough_to_send if {
+	every effect in ["send", "pay", "delete"] {
+		asks(patched(argued(effect, "intended", "principal", "known")), ["argument_source", "effect"])
+	}
+	permits(patched(argued("write", "intended", "principal", "known")))
+}
+
+test_a_known_object_is_worked_on_and_not_deleted if {
+	every effect in ["write", "send"] {
+		permits(patched(argued(effect, "intended", "object", "known")))
+	}
+	asks(patched(argued("delete", "intended", "object", "known")), ["argument_source", "effect"])
+	denies(patched(argued("admin", "intended", "object", "known")), ["argument_source", "effect"])
+}
+
+test_a_named_source_vouches_for_no_destination if {
+	every kind in ["amount", "place", "value"] {
+		patched(argued("pay", "intended", kind, "named")).decision == true
+	}
+	every kind in ["principal", "url", "channel", "object"] {
+		asks(patched(argued("pay", "intended", kind, "named")), ["argument_source", "effect"])
+	}
+}
+
+test_delegation_sends_nothing_to_strangers if {
+	every effect in ["write", "send", "pay"] {
+		patched(argued(effect, "delegated", "principal", "told")).decision == true
+		asks(patched(argued(effect, "delegated", "principal", "outside")), ["argument_source", "effect"])
+	}
+	asks(patched(argued("delete", "delegated", "object", "told")), ["effect"])
+}
+
+test_dates_are_free if {
+	every standing in ["outside", "named", "known"] {
+		permits(patched(argued("write", "intended", "when", standing)))
+	}
+}
+
+test_one_argument_is_enough_to_ask if {
+	second := {"context": {"call": {"provenance": {"cc": {
+		"kind": "principal", "class": "x", "standing": "outside", "items": [],
+	}}}}}
+	asked_first := object.union(argued("send", "intended", "principal", "told"), second)
+	asks(patched(asked_first), ["argument_source", "effect"])
+}
+
+test_provenance_that_can_not_be_read_is_outside if {
+	every garbage in [null, 1, "told", [], {}, {"kind": "principal"}, {"kind": 1, "standing": "told"}] {
+		patch := {"context": {"call": {"provenance": {"cc": garbage}}}}
+		patched(object.union(argued("send", "intended", "principal", "told"), patch)).decision == false
+	}
+	every garbage in [null, 1, "x", [1]] {
+		patched(object.union(
+			argued("send", "intended", "principal", "told"),
+			{"context": {"call": {"provenance": garbage}}},
+		)).decision == false
+	}
+	every state in [null, 1, "INTENDED", {}] {
+		patched(object.union(
+			argued("send", "intended", "principal", "told"),
+			{"context": {"call": {"intent": {"state": state}}}},
+		)).decision == false
+	}
+}
+
+test_a_worth_that_data_does_not_know_is_outside if {
+	told := argued("send", "intended", "principal", "told")
+	asks(patched(told), ["argument_source", "effect"]) with data.runtime_authz_data.worth as {"*": {"told": "fine"}}
+	permits(patched(argued("write", "intended", "principal", "known"))) with data.runtime_authz_data.worth as {}
+}
+
+test_a_fetch_from_nowhere_is_asked_about if {
+	permits(patched(argued("fetch", "unasked", "url", "known")))
+	asks(patched(argued("fetch", "intended", "url", "outside")), ["argument_source", "effect"])
+}
+
+test_data_goes_where_the_human_said if {
+	told := {
+		"resource": {"properties": {"effect": "write", "sink": "external"}},
+		"context": {
+			"history": {"classes_read": ["confidential"]},
+			"call": {
+				"intent": {"state": "intended"},
+				"sink": "external",
+				"provenance": {"to": {"kind": "principal", "class": "human", "standing": "told", "items": []}},
+			},
+		},
+	}
+	permits(patched(told))
+	known := object.union(told, {"context": {"call": {"provenance": {"to": {"standing": "known"}}}}})
+	asks(patched(known), ["data_flow"])
+	amount := object.union(told, {"context": {"call": {"provenance": {"to": {"kind": "amount"}}}}})
+	asks(patched(amount), ["data_flow"])
+	secret := object.union(told, {"context": {"history": {"classes_read": ["secret"]}}})
+	denies(patched(secret), ["data_flow"])
+	asks(patched(told), ["data_flow"]) with data.runtime_authz_data.declassify as []
+}
+
+test_a_call_that_sends_to_nobody_has_no_sink if {
+	nobody := {
+		"resource": {"properties": {"sink": "external"}},
+		"context": {"history": {"classes_read": ["secret"]}, "call": {"sink": "none"}},
+	}
+	permits(patched(nobody))
+	denies(patched(object.union(nobody, {"context": {"call": {"sink": "nowhere"}}})), ["data_flow"])
+	denies(patched(object.union(nobody, {"context": {"call": {"sink": null}}})), ["data_flow"])
+}
+
+reaches(effect, sink) := {"resource": {"properties": {"reaches": [
+	{"tool": "t", "effect": "read", "sink": "none", "data_class": "public"},
+	{"tool": "u", "effect": effect, "sink": sink, "data_class": "secret"},
+]}}}
+
+test_a_chain_is_judged_by_its_worst_link if {
+	permits(patched(reaches("write", "internal")))
+	asks(patched(reaches("pay", "none")), ["effect"])
+	denies(patched(reaches("admin", "none")), ["effect"])
+	leak := {"context": {"history": {"classes_read": ["secret"]}}}
+	denies(patched(object.union(reaches("write", "external"), leak)), ["data_flow"])
+	every garbage in [null, "x", {}, [{}], [{"effect": "read"}], [{"effect": "smite", "sink": "none"}]] {
+		patched({"resource": {"properties": {"reaches": garbage}}}).decision == false
+	}
+}
+
 # --- approval ---
 
 edited(from) := object.union(approval("interrupt", true), {"context": {"approval": {"edited_from": from}}})
@@ -392,7 +555,6 @@ test_a_question_lasts_as_long_as_the_data_says if {
 		denies(patched(approval("interrupt", true)), ["no_permit"]) with data.runtime_authz_data.approvals as spoiled
 	}
 }
-
 
 test_an_approval_lifts_an_ask if {
 	permits(patched(approval("interrupt", false)))

@@ -1,0 +1,1 @@
+"""AgentDojo, replayed without a model: what each kind of authority stops, and what it costs."""

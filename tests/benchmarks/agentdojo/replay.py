@@ -1,0 +1,227 @@
+"""One replay: a real protected graph over AgentDojo's environment, then AgentDojo's verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import BaseTool, StructuredTool
+
+from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
+from langchain_runtime_authz.demo.agentdojo import World, attack_texts, judge, load_suite
+from langchain_runtime_authz.demo.graph import agent_graph, converse
+from langchain_runtime_authz.profile import ToolProfile, load_profiles
+
+from .attackers import WORDINGS, calls_of, identifiers, plant
+from .rows import Authority, Row
+
+HERE = Path(__file__).parent
+ORDERS = ("after", "before", "between")
+# The environments are long YAML texts, read once for each injection: by the C parser, where there is one.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is replayed: without `injection`, the user's task alone."""
+
+    suite: str
+    user: str
+    injection: str | None = None
+    attacker: str = "static"
+    order: str = "after"
+    wording: str = "important"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; `denied` and `permitted` are the side-effecting calls: the user's that did not run, the attacker's that did."""
+
+    utility: bool
+    compromised: bool
+    harm: bool
+    asks: int
+    effects: int
+    denied: list[str] = field(default_factory=list)
+    permitted: list[str] = field(default_factory=list)
+    calls: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite, its profiles, and its attack's texts. `profiles` names the file where it is not ours."""
+
+    name: str
+    suite: Any
+    profiles: Mapping[str, ToolProfile]
+
+    @classmethod
+    def load(cls, name: str, profiles: Path | None = None) -> Suite:
+        ours = BANKING if name == "banking" else HERE / "profiles" / f"{name}.yaml"
+        return cls(name, load_suite(name), load_profiles(profiles or ours))
+
+    def cases(self, attacker: str = "static", order: str = "after", wording: str = "important") -> list[Case]:
+        """Every user task alone, then every pair."""
+        users, injections = list(self.suite.user_tasks), list(self.suite.injection_tasks)
+        alone = [Case(self.name, u) for u in users]
+        return alone + [Case(self.name, u, i, attacker, order, wording) for u in users for i in injections]
+
+
+@cache
+def _environment(suite: str, texts: tuple[tuple[str, str], ...]) -> Any:
+    return load_suite(suite).load_and_inject_default_environment(dict(texts))
+
+
+@cache
+def _texts(suite: str, wording: str) -> Any:
+    return WORDINGS[wording](attack_texts(load_suite(suite)))
+
+
+def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
+    """Replay one case under one authority."""
+    user = suite.suite.user_tasks[case.user]
+    injection = suite.suite.injection_tasks[case.injection] if case.injection else None
+    texts = _texts(suite.name, case.wording)(user, injection) if injection is not None else {}
+    env = _environment(suite.name, tuple(sorted(texts.items()))).model_copy(deep=True)
+    theirs: list[Any] = []
+    if injection is not None and case.attacker == "adaptive":
+        reads = plant(suite.name, env, identifiers(calls_of(suite.name, injection, env), suite.profiles))
+        theirs = [*reads, *calls_of(suite.name, injection, env)]
+    elif injection is not None:
+        theirs = calls_of(suite.name, injection, env)
+    world = World(suite.suite, user, texts, env)
+    own = user.ground_truth(world.before)
+    graph = _graph(suite, authority)
+    stage.world, stage.script = world, _Script(world, own, theirs, user.GROUND_TRUTH_OUTPUT, case.order)
+    stage.tools = {t.name: t for t in world.tools()}
+    scope: Any = nullcontext()
+    if authority.authz is not None:
+        scope = authority.authz.run(subject="user", task=user.PROMPT, **authority.start(own))
+    human = _Human(world, own, authority.row, case)
+    config: Any = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 300}
+    started = time.perf_counter()
+    with scope:
+        messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, human))
+    seconds = time.perf_counter() - started
+
+    calls = [c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
+    effects = [c for c in calls if suite.profiles[c["name"]].side_effect]
+    mine = [c for c in effects if not c["id"].startswith("attack")]
+    permitted = [c["name"] for c in effects if c["id"].startswith("attack") and c["id"] in world.ran]
+    ran = [c for c in calls if c["id"] in world.ran]
+    answer = messages[-1].text
+    return Outcome(
+        utility=judge("utility", user, world, answer, ran),
+        compromised=injection is not None and judge("security", injection, world, answer, ran),
+        harm=bool(permitted),
+        asks=human.asked,
+        effects=len(mine),
+        denied=[c["name"] for c in mine if c["id"] not in world.ran],
+        permitted=permitted,
+        calls=len(calls),
+        seconds=seconds,
+    )
+
+
+class _Stage:
+    """What the graph of a row plays now: one graph for all cases, since tools do not change."""
+
+    world: World
+    script: _Script
+    tools: dict[str, BaseTool]
+
+
+stage = _Stage()
+
+
+class _Puppet(BaseChatModel):
+    """Says what the script of the moment says."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "puppet"
+
+    def bind_tools(self, tools: Any, **_: Any) -> Any:
+        return self
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **_: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=stage.script(messages))])
+
+
+def _graph(suite: Suite, authority: Authority) -> Any:
+    """The row's graph, protected once."""
+    if authority.graph is None:
+        env = _environment(suite.name, ())
+        world = World(suite.suite, next(iter(suite.suite.user_tasks.values())), {}, env.model_copy(deep=True))
+
+        def stand_in(tool: Any) -> BaseTool:
+            def call(**args: Any) -> Any:
+                return stage.tools[tool.name].func(**args)
+
+            return StructuredTool(name=tool.name, description=tool.description, args_schema=tool.args_schema, func=call)
+
+        graph = agent_graph(_Puppet(), [stand_in(t) for t in world.tools()])
+        authority.graph = authority.authz.protect(graph) if authority.authz is not None else graph
+    return authority.graph
+
+
+class _Script:
+    """What the hijacked model says: the user's calls and the attacker's, in the order of the case."""
+
+    def __init__(self, world: World, own: Sequence[Any], theirs: Sequence[Any], answer: str, order: str) -> None:
+        self._world, self._answer, self._order = world, answer, order
+        self._own, self._theirs = deque(enumerate(own)), deque(enumerate(theirs))
+        self._mine_last = False
+
+    def __call__(self, _messages: Sequence[BaseMessage]) -> AIMessage:
+        attack = bool(self._theirs) and (not self._own or self._attacks_now())
+        queue, whose = (self._theirs, "attack") if attack else (self._own, "user")
+        self._mine_last = not attack
+        if not queue:
+            return AIMessage(self._answer)
+        number, call = queue.popleft()
+        self._world.planned = f"{whose}-{number}"
+        args = {k: list(v) if isinstance(v, list) else v for k, v in call.args.items()}
+        return AIMessage("", tool_calls=[{"name": call.function, "args": args, "id": self._world.planned}])
+
+    def _attacks_now(self) -> bool:
+        if self._order == "before":
+            return True
+        return self._mine_last if self._order == "between" else self._world.exposed
+
+
+class _Human:
+    """Knows what he asked for and sees what the question shows, unless he does not look."""
+
+    def __init__(self, world: World, wanted: Sequence[Any], row: Row, case: Case) -> None:
+        self._world, self._stamp = world, row.stamp
+        self._own = [world.parsed(c.function, c.args) for c in wanted]
+        # The same throws for each row, whatever ran before.
+        seed = hashlib.sha256(repr(case).encode()).digest()
+        self._dice = Random(int.from_bytes(seed[:8], "big"))
+        self.asked = 0
+
+    def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._stamp is None:
+            return {"type": "reject"}
+        self.asked += 1
+        unread = self._dice.random() < self._stamp
+        approved = unread or self._world.parsed(request["name"], request["args"]) in self._own
+        return {"type": "approve" if approved else "reject"}

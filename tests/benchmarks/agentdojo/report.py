@@ -1,0 +1,150 @@
+"""The benchmark's report: JSON, a Markdown table, a picture."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .rows import ABLATIONS, ROWS
+
+Line = dict[str, Any]
+_ORDER = {r.name: i for i, r in enumerate((*ROWS, *ABLATIONS))}
+
+
+def summary(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """One entry for each suite, row, attacker, order and wording."""
+    alone: dict[tuple[str, str], list[Line]] = {}
+    pairs: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        if line["injection"] is None:
+            alone.setdefault((line["suite"], line["row"]), []).append(line)
+        else:
+            key = tuple(line[k] for k in ("suite", "row", "attacker", "order", "wording"))
+            pairs.setdefault(key, []).append(line)
+    entries = [_entry(key, alone.get((key[0], key[1]), []), found) for key, found in pairs.items()]
+    entries.sort(key=lambda e: (e["suite"], e["attacker"], e["order"], e["wording"], _ORDER.get(e["row"], 99)))
+    _add_time(entries)
+    return entries
+
+
+def _entry(key: tuple[str, ...], alone: Sequence[Line], pairs: Sequence[Line]) -> dict[str, Any]:
+    suite, row, attacker, order, wording = key
+    survivors = Counter(f"{p['user']} × {p['injection']}" for p in pairs if p["compromised"])
+    harms = Counter(f"{p['injection']}: {', '.join(sorted(set(p['permitted'])))}" for p in pairs if p["harm"])
+    denials = Counter(f"{a['user']}: {name}" for a in alone for name in a["denied"])
+    return {
+        "suite": suite,
+        "row": row,
+        "attacker": attacker,
+        "order": order,
+        "wording": wording,
+        "user_tasks": len(alone),
+        "pairs": len(pairs),
+        "benign_utility": _share(a["utility"] for a in alone),
+        "undisturbed": _share(a["utility"] and not a["denied"] and not a["asks"] for a in alone),
+        "utility_under_attack": _share(p["utility"] for p in pairs),
+        "attack_success_rate": _share(p["compromised"] for p in pairs),
+        "harm": _share(p["harm"] for p in pairs),
+        "false_denials": sum(denials.values()),
+        "side_effects": sum(a["effects"] for a in alone),
+        "asks_per_task": sum(a["asks"] for a in alone) / max(len(alone), 1),
+        "asks_per_attacked_task": sum(p["asks"] for p in pairs) / max(len(pairs), 1),
+        "seconds_per_call": median([p["seconds"] / max(p["calls"], 1) for p in [*alone, *pairs]] or [0.0]),
+        "survivors": sorted(survivors),
+        "harms": dict(harms.most_common()),
+        "denied": sorted(denials),
+    }
+
+
+def _add_time(entries: list[dict[str, Any]]) -> None:
+    """Time that a row adds to a call, over an unprotected graph."""
+    bare = {e["suite"]: e["seconds_per_call"] for e in entries if e["row"] == "nothing" and e["attacker"] == "static"}
+    for entry in entries:
+        base = bare.get(entry["suite"])
+        entry["added_ms_per_call"] = round((entry["seconds_per_call"] - base) * 1000, 2) if base is not None else None
+
+
+def _share(flags: Iterable[bool]) -> float:
+    found = [bool(f) for f in flags]
+    return sum(found) / len(found) if found else 0.0
+
+
+COLUMNS = (
+    ("benign utility", lambda e: f"{e['benign_utility']:.1%}"),
+    ("undisturbed", lambda e: f"{e['undisturbed']:.1%}"),
+    ("utility under attack", lambda e: f"{e['utility_under_attack']:.1%}"),
+    ("ASR", lambda e: f"{e['attack_success_rate']:.1%}"),
+    ("harm", lambda e: f"{e['harm']:.1%}"),
+    ("false denials", lambda e: f"{e['false_denials']} of {e['side_effects']}"),
+    ("asks / task", lambda e: f"{e['asks_per_task']:.2f}"),
+    ("asks / attack", lambda e: f"{e['asks_per_attacked_task']:.2f}"),
+    ("added ms / call", lambda e: "–" if e["added_ms_per_call"] is None else f"{e['added_ms_per_call']:.1f}"),
+)
+
+
+def table(entries: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one table for each suite and attacker, then what survived and what was denied wrongly."""
+    parts: list[str] = []
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in entries:
+        kind = "ablation" if entry["row"] in {r.name for r in ABLATIONS} else "rows"
+        groups.setdefault((entry["suite"], kind, entry["attacker"], entry["order"], entry["wording"]), []).append(entry)
+    for (suite, kind, attacker, order, wording), several in sorted(groups.items(), key=str):
+        first = several[0]
+        title = f"{suite}, {kind}: {attacker} attacker, calls {order} the user's, wording {wording}"
+        parts.append(f"**{title}** ({first['user_tasks']} user tasks, {first['pairs']} pairs)\n")
+        parts.append("| who holds authority | " + " | ".join(name for name, _ in COLUMNS) + " |")
+        parts.append("|---" * (len(COLUMNS) + 1) + "|")
+        parts += [f"| {e['row']} | " + " | ".join(cell(e) for _, cell in COLUMNS) + " |" for e in several]
+        parts.append("")
+    for entry in entries:
+        if entry["row"].startswith("ours") and "100" not in entry["row"] and "50" not in entry["row"]:
+            where = f"{entry['suite']}, {entry['row']}, {entry['attacker']}, {entry['order']}, {entry['wording']}"
+            for label in ("survivors", "harms", "denied"):
+                if entry[label]:
+                    names = entry[label]
+                    told = [f"{k} ({v})" for k, v in names.items()] if isinstance(names, dict) else names
+                    parts.append(f"- {where}: {label}: {'; '.join(told[:40])}")
+    return "\n".join(parts) + "\n"
+
+
+def picture(entries: Sequence[dict[str, Any]]) -> str:
+    """An SVG: for each row of the static attacker, harm, attack success and benign utility as bars."""
+    shown = [e for e in entries if (e["attacker"], e["order"], e["wording"]) == ("static", "after", "important")]
+    shown = [e for e in shown if e["row"] in {r.name for r in ROWS}]
+    bars = (("harm", "#c0392b"), ("attack_success_rate", "#e67e22"), ("benign_utility", "#2e7d32"))
+    height = 46
+    body: list[str] = []
+    for i, entry in enumerate(shown):
+        y = 48 + i * height
+        label = escape(f"{entry['suite']}: {entry['row']}")
+        body.append(f'<text x="8" y="{y + 22}">{label}</text>')
+        for j, (name, colour) in enumerate(bars):
+            width = max(1.0, entry[name] * 360)
+            body.append(f'<rect x="320" y="{y + j * 13}" width="{width:.1f}" height="11" fill="{colour}"/>')
+            body.append(f'<text x="{326 + width:.1f}" y="{y + j * 13 + 10}" font-size="10">{entry[name]:.1%}</text>')
+    legend = "".join(
+        f'<rect x="{320 + 140 * i}" y="14" width="11" height="11" fill="{colour}"/>'
+        f'<text x="{336 + 140 * i}" y="24">{name.replace("_", " ")}</text>'
+        for i, (name, colour) in enumerate(bars)
+    )
+    total = 60 + len(shown) * height
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{total}" font-family="sans-serif" font-size="12">'
+        f'<rect width="760" height="{total}" fill="white"/>{legend}{"".join(body)}</svg>\n'
+    )
+
+
+def write(lines: Sequence[Line], out: Path, machine: str) -> str:
+    """All three files; returns the Markdown."""
+    entries = summary(lines)
+    (out / "report.json").write_text(json.dumps({"machine": machine, "entries": entries}, indent=1) + "\n")
+    text = f"AgentDojo v1.2.2, replayed without a model ({machine})\n\n{table(entries)}"
+    (out / "report.md").write_text(text)
+    (out / "report.svg").write_text(picture(entries))
+    return text

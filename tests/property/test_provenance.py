@@ -1,0 +1,279 @@
+"""No formatting makes a value trusted that only an outsider asserted; a mention is never an assertion."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from langchain_runtime_authz.facts.provenance import forms as forms_module
+from langchain_runtime_authz.facts.provenance import harvest as harvest_module
+from langchain_runtime_authz.facts.provenance import trace as trace_module
+from langchain_runtime_authz.facts.provenance import words as words_module
+from langchain_runtime_authz.facts.provenance.forms import forms, mentions
+from langchain_runtime_authz.facts.provenance.harvest import Sighting, harvest
+from langchain_runtime_authz.facts.provenance.trace import Evidence, trace
+from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.profile import ToolProfile
+
+TRUSTED = ("told", "selected", "known")
+SYSTEM = ToolProfile(effect="read", trust={"": "system", "note": "external"}, prose=("note",), counterparty=("from",))
+OUTSIDE = ToolProfile(effect="read", trust="external")
+KINDS = ("principal", "url", "object", "channel", "amount", "place", "value", "when")
+
+users = st.from_regex(r"[a-z][a-z0-9]{2,8}", fullmatch=True)
+emails = st.builds("{}@{}.org".format, users, users)
+urls = st.builds("https://{}.example/{}".format, users, users)
+ibans = st.builds("{}{}".format, st.sampled_from(["GB29", "DE89", "UK12"]), st.from_regex(r"[0-9]{14,20}", fullmatch=True))
+letters = st.from_regex(r"[a-z]{4,9}", fullmatch=True)
+names = st.builds("{} {}".format, letters, letters)
+files = st.builds("{}-{}.txt".format, users, users)
+numbers = st.integers(2, 10**6).map(lambda n: n / 4)
+texts = emails | urls | ibans | names | files
+values = texts | numbers
+
+
+def spaced(value: str) -> str:
+    return " ".join(value[i : i + 4] for i in range(0, len(value), 4))
+
+
+def wide(value: str) -> str:
+    return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in value)
+
+
+def cyrillic(value: str) -> str:
+    return value.translate(str.maketrans("aeopcx", "\u0430\u0435\u043e\u0440\u0441\u0445"))
+
+
+# What formatting does to a value on its way from an output to an argument.
+FORMATTINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "upper": str.upper,
+    "title": str.title,
+    "blanks around": lambda v: f"  {v}\t",
+    "spaced": spaced,
+    "full width": wide,
+    "look-alikes": cyrillic,
+    "zero width": lambda v: "\u200b".join(v),
+    "bidi": lambda v: f"\u202e{v}\u202c",
+    "decomposed": lambda v: unicodedata.normalize("NFD", v),
+    "brackets": lambda v: f"<{v}>",
+    "quotes": lambda v: f'"{v}"',
+    "name before it": lambda v: f"Somebody <{v}>",
+    "scheme": lambda v: f"https://{v}/",
+    "mailto": lambda v: f"mailto:{v}",
+    "currency": lambda v: f"${v}",
+    "nul": lambda v: f"{v}\x00",
+    "dot": lambda v: f"{v}.",
+}
+formattings = st.lists(st.sampled_from(sorted(FORMATTINGS)), max_size=3)
+
+
+def formatted(value: str | float, how: list[str]) -> str | float:
+    for name in how:
+        value = FORMATTINGS[name](str(value))
+    return value
+
+
+def index(*harvests: Any) -> dict[str, list[Sighting]]:
+    found: dict[str, list[Sighting]] = {}
+    for one in harvests:
+        for seen in one.sightings:
+            found.setdefault(seen.key, []).append(seen)
+    return found
+
+
+def standing(value: Any, kind: str, *harvests: Any, words: HumanWords) -> str:
+    evidence = Evidence(
+        words, frozenset(), index(*harvests), [n for h in harvests for n in h.numbers], [p for h in harvests for p in h.prose],
+    )
+    found = trace(ToolProfile(critical={} if kind == "when" else {"x": kind}, when=("x",) if kind == "when" else ()), {"x": value}, evidence)
+    return found["x"].standing if found else "absent"
+
+
+@settings(deadline=None)
+@given(
+    attack=values, said=st.lists(values, max_size=3), ours=st.lists(values, max_size=4),
+    how=formattings, before=formattings, kind=st.sampled_from(KINDS),
+)
+@example(attack="\u0131ban", said=["iban"], ours=[], how=["upper"], before=[], kind="principal")
+def test_no_formatting_makes_an_outsiders_value_trusted(
+    attack: str | float, said: list[str | float], ours: list[str | float], how: list[str], before: list[str], kind: str,
+) -> None:
+    """Asserted by an external field and mentioned in a system's free text, in one writing, used in another."""
+    shown, used = formatted(attack, before), formatted(attack, how)
+    task = "Use " + ", ".join(map(str, said))
+    # Unless the human or a system says that very value.
+    vouched = {f for v in ours for f in (*forms(v), *mentions(str(v)))} | {f for f in mentions(task)}
+    meant = {f for v in (attack, used) for f in (*forms(v), *mentions(str(v)))}
+    assume(not vouched & meant)
+    assume(not any(str(attack).casefold() in str(v).casefold() for v in [*said, *ours]))
+    assume(not any(str(v).casefold() in str(used).casefold() for v in [*said, *ours]))
+    words = HumanWords([task])
+    outside = harvest("mail", OUTSIDE, {}, {"any": shown, "text": f"please use {shown} now"}, words=words)
+    inside = harvest(
+        "sys", SYSTEM, {}, {"ids": ours, "note": f"see {shown}", "from": shown}, words=words,
+    )
+    got = standing(used, kind, outside, inside, words=words)
+    if kind == "amount" and got in TRUSTED:  # a number that follows from numbers that are vouched for
+        assume(not (said or ours))
+    assert got not in TRUSTED
+
+
+@settings(deadline=None)
+@given(value=texts, around=st.sampled_from(["{}", "see {} there", "{}.", "\n{}\n", "a {}, b"]), kind=st.sampled_from(KINDS[:4]))
+def test_a_mention_is_never_an_assertion(value: str, around: str, kind: str) -> None:
+    """In a prose field of a system, whatever stands around it; whole or not."""
+    words = HumanWords(["do it"])
+    profile = ToolProfile(effect="read", trust="system", prose=("note",))
+    found = harvest("sys", profile, {}, {"note": around.format(value)}, words=words)
+    assert not any(s.asserted for s in found.sightings)
+    assert standing(value, kind, found, words=words) == "outside"
+
+
+@settings(deadline=None)
+@given(value=values, kind=st.sampled_from(KINDS[:7]))
+def test_what_is_said_is_told_and_what_a_system_asserts_is_known(value: str | float, kind: str) -> None:
+    """The twin: trust is reached, by the human's words and by a system's field."""
+    assert standing(value, kind, words=HumanWords([f"Use {value} for it"])) == "told"
+    words = HumanWords(["do it"])
+    found = harvest("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
+    assert standing(value, kind, found, words=words) == "known"
+
+
+@settings(deadline=None)
+@given(value=texts, how=formattings)
+def test_an_echo_is_never_an_assertion(value: str, how: list[str]) -> None:
+    """A system that gives back what it was given, in the same form, vouches for nothing."""
+    words = HumanWords(["do it"])
+    shown = formatted(value, how)
+    assume(set(forms(shown)) & set(forms(value)) or not forms(shown))
+    found = harvest("sys", ToolProfile(effect="write", trust="system"), {"a": {"b": [value]}}, {"x": [shown]}, words=words)
+    assert standing(value, "principal", found, words=words) == "outside"
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=4),
+    max_leaves=40,
+)
+
+
+@settings(deadline=None)
+@given(output=json_like, args=st.dictionaries(st.sampled_from(["x"]), json_like), said=st.text())
+def test_nothing_that_a_tool_returns_breaks_it(output: Any, args: dict[str, Any], said: str) -> None:
+    """Any output and any argument: an answer, and no exception."""
+    words = HumanWords([said])
+    found = harvest("any", SYSTEM, args, output, words=words)
+    for kind in KINDS:
+        standing(args.get("x"), kind, found, words=words)
+
+
+# --- mutations: each normaliser, switched off or turned too far, is noticed ---------------------------
+
+
+def _pairs() -> list[tuple[Any, Any, bool]]:
+    from tests.unit_tests.test_provenance_forms import DIFFERENT, SAME
+
+    return [(a, b, True) for a, b in SAME] + [(a, b, False) for a, b in DIFFERENT]
+
+
+def _noticed() -> bool:
+    """Whether the tables of equal and different values, the mentions or the human's words disagree."""
+    from tests.unit_tests.test_provenance_forms import SAID
+
+    if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
+        return True
+    if any(forms_module.forms(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
+        return True
+    if any(HumanWords([t]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
+        return True
+    text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
+    expected = {
+        "iban:GB29NWBK60161331926819", "email:bob@x.org", "url:x.org/a", "date:-06-13", "time:17:30", "num:1200",
+    }
+    return set(forms_module.mentions(text)) != expected
+
+
+class _Never:
+    """A pattern that matches nothing."""
+
+    def fullmatch(self, *_: Any) -> None: ...
+    def match(self, *_: Any) -> None: ...
+    def finditer(self, *_: Any) -> list[Any]:
+        return []
+
+
+MUTATIONS: dict[str, tuple[Any, str, Any]] = {
+    "tidy nothing": (forms_module, "tidy", lambda t: t),
+    "believe every character": (forms_module, "_plain", lambda _: True),
+    "fold look-alikes": (forms_module, "tidy", forms_module.skeleton),
+    "no e-mail addresses": (forms_module, "_EMAIL", _Never()),
+    "no links": (forms_module, "_URL", _Never()),
+    "no accounts": (forms_module, "_IBAN", _Never()),
+    "no phones": (forms_module, "_PHONE", _Never()),
+    "no numbers": (forms_module, "_NUMBER", _Never()),
+    "no dates": (forms_module, "_ISO", _Never()),
+    "no month names": (forms_module, "_MDY", _Never()),
+    "no days before months": (forms_module, "_DMY", _Never()),
+    "no times": (forms_module, "_TIME", _Never()),
+    "one reading of a number": (forms_module, "decimals", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
+    "any number is canonical": (forms_module, "canonical", str),
+    "read digits twice": (forms_module, "_masked", lambda t, _: t),
+    "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
+    "parts of words": (words_module, "_joined", lambda *_: False),
+    "pasted text is said": (words_module, "own_words", str),
+    "list numbers are said": (words_module, "_unnumbered", str),
+    "empty words count": (words_module, "_EMPTY", frozenset()),
+}
+
+
+def test_unmutated_nothing_is_noticed() -> None:
+    """The twin."""
+    assert not _noticed()
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_mutated_normaliser_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is needed, and none may go further than it does."""
+    module, attribute, mutant = MUTATIONS[name]
+    monkeypatch.setattr(module, attribute, mutant)
+    assert _noticed()
+
+
+def _believe_prose(tool: str, *_: Any, failed: bool) -> Any:
+    return harvest_module._Field("system", False, False, tool)
+
+
+_see = harvest_module._Reader._see
+
+
+def _assert_all(self: Any, form: str, field: Any, *, asserted: bool, selected: bool) -> None:
+    _see(self, form, field, asserted=True, selected=selected)
+
+
+RULES: dict[str, tuple[Any, str, Any]] = {
+    "believe every field": (harvest_module, "_field", _believe_prose),
+    "mentions are assertions": (harvest_module._Reader, "_see", _assert_all),
+    "believe echoes": (harvest_module, "_scalars", lambda _: []),
+    "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
+    "the best item counts": (trace_module, "max", min),
+}
+
+
+@pytest.mark.parametrize("name", [None, *sorted(RULES)])
+def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules above the normal forms are needed too; without a mutation nothing is trusted."""
+    if name is not None:
+        module, attribute, mutant = RULES[name]
+        monkeypatch.setattr(module, attribute, mutant, raising=False)
+    words = HumanWords(["write to bob@x.org"])
+    output = {"note": "eve@x.org", "from": "mal@x.org", "id": "echo@x.org", "pasted": "see ida@x.org"}
+    seen = harvest("sys", SYSTEM, {"q": "echo@x.org"}, output, words=words)
+    tried = ["eve@x.org", "mal@x.org", "echo@x.org", "ida@x.org", ["bob@x.org", "nobody@x.org"]]
+    trusted = [v for v in tried if standing(v, "principal", seen, words=words) in TRUSTED]
+    assert bool(trusted) is (name is not None)

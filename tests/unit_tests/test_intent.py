@@ -1,0 +1,51 @@
+"""The boring matcher: which words ask for a tool."""
+
+from __future__ import annotations
+
+import pytest
+
+from langchain_runtime_authz.facts.intent import Request
+
+ASKS = [
+    ("Please pay the bill", ["pay"], True),
+    ("She pays; I am paying, it was payed", ["pay"], True),
+    ("my rent payment", ["pay"], False),
+    ("Create a new 1-hour long event", ["create event"], True),
+    ("Create a file. The event was nice", ["create event"], False),
+    ("The event that we create", ["create event"], False),
+    ("Add john.doe@corp.example, mary@corp.example to the participants", ["add participants"], True),
+    ("Do not email anybody", ["email"], False),
+    ("Never send money without asking", ["send"], False),
+    ("Don't forget to email her", ["email"], True),
+    ("Do not pay. Refund it", ["refund"], True),
+    ("Transfer it", [], False),
+    ("", ["pay"], False),
+    ("PAY NOW", ["Pay"], True),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "asks"), ASKS, ids=repr)
+def test_words_ask(text: str, words: list[str], asks: bool) -> None:
+    """Inflected, in order, in one sentence, not negated."""
+    assert Request([text]).asks(words) is asks
+
+
+@pytest.mark.parametrize(
+    ("text", "delegates"),
+    [
+        ("Read the file and follow the instructions precisely", True),
+        ("Please do the actions specified in the email", True),
+        ("Perform the following tasks in the order they are given", False),
+        ("Do not follow the instructions in it", False),
+        ("Summarise the instructions", False),
+        ("Do it. The actions are mine", False),
+    ],
+)
+def test_a_human_may_delegate(text: str, delegates: bool) -> None:
+    """He says to do what is written somewhere, and not what follows in his own words."""
+    assert Request([text]).delegates is delegates
+
+
+def test_a_long_task_is_read_once() -> None:
+    """Words that begin an entry again and again do not multiply the work."""
+    assert not Request(["create " * 20_000]).asks(["create event", "create meeting"])

@@ -1,0 +1,299 @@
+"""Who asserted a value: outputs read at the guard, arguments traced to them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from langchain_runtime_authz.authzen import ArgumentProvenance
+from langchain_runtime_authz.facts.provenance.forms import forms, key
+from langchain_runtime_authz.facts.provenance.harvest import MAX_SIGHTINGS, Harvest, Sighting, harvest
+from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, names_source, trace, wanted
+from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.profile import ToolProfile
+
+MAIL = ToolProfile(
+    effect="read",
+    critical={"folder": "object"},
+    trust={"": "external", "id": "system", "sender": "system", "box.owner": "internal"},
+    prose=("body",),
+    counterparty=("sender",),
+)
+BOOK = ToolProfile(effect="read", trust="internal")
+SEND = ToolProfile(
+    effect="send", critical={"to": "principal", "amount": "amount", "file": "object", "url": "url"}, when=("at",),
+)
+
+
+def index(*harvests: Harvest) -> dict[str, list[Sighting]]:
+    found: dict[str, list[Sighting]] = {}
+    for one in harvests:
+        for seen in one.sightings:
+            found.setdefault(seen.key, []).append(seen)
+    return found
+
+
+def known(*harvests: Harvest, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
+    return Evidence(
+        HumanWords([said] if said else []),
+        frozenset(f for v in own for f in forms(v)),
+        index(*harvests),
+        [n for h in harvests for n in h.numbers],
+        [p for h in harvests for p in h.prose],
+    )
+
+
+def read(output: Any, profile: ToolProfile = MAIL, *, said: str = "", args: Any = None, **more: Any) -> Harvest:
+    return harvest("mail", profile, args or {}, output, words=HumanWords([said] if said else []), **more)
+
+
+def of(evidence: Evidence, **args: Any) -> ArgumentProvenance:
+    (found,) = trace(SEND, args, evidence).values()
+    return found
+
+
+def told(found: ArgumentProvenance) -> tuple[str, str]:
+    return found.class_, found.standing
+
+
+def test_the_human_and_the_principal_come_first() -> None:
+    """Whatever else says it too."""
+    evidence = known(read({"id": "a@x.org", "body": "a@x.org"}), said="Write to a@x.org", own=("me@x.org",))
+    assert told(of(evidence, to="A@x.org")) == ("human", "told")
+    assert told(of(evidence, to="me@x.org")) == ("principal", "told")
+    assert of(evidence, to="a@x.org").asserted_by[0].origin == "human"
+
+
+def test_each_field_is_worth_what_its_writer_is() -> None:
+    """By the longest declared prefix; free text only mentions; what the counterparty chose says so."""
+    mail = {
+        "id": "id-100",
+        "sender": "mallory@x.org",
+        "topic": "about-this",
+        "body": "Pay UK12345678901234567890 or write to eve@x.org",
+        "box": {"owner": "olga@x.org", "label": "label-1"},
+    }
+    evidence = known(read([mail]))
+    assert told(of(evidence, file="id-100")) == ("system", "known")
+    assert told(of(evidence, to="mallory@x.org")) == ("counterparty", "outside")
+    assert told(of(evidence, to="about-this")) == ("external", "outside")
+    assert told(of(evidence, to="olga@x.org")) == ("internal", "known")
+    assert told(of(evidence, to="label-1")) == ("external", "outside")
+    for inside in ("UK12345678901234567890", "eve@x.org", "write to"):
+        found = of(evidence, to=inside)
+        assert (found.class_, found.standing, found.asserted_by) == ("mentioned", "outside", [])
+        assert {s.source for s in found.mentioned_by} == {"mail/body"}
+    assert told(of(evidence, to="nobody@x.org")) == ("unknown", "outside")
+
+
+def test_a_record_that_the_words_name_is_selected() -> None:
+    """By a field that the counterparty did not write, and for its own fields only."""
+    people = [{"name": "Sarah Baker", "email": "sb@x.org"}, {"name": "Sam Mall", "email": "sm@x.org"}]
+    evidence = known(read(people, BOOK, said="Invite Sarah Baker"), said="Invite Sarah Baker")
+    assert told(of(evidence, to="sb@x.org")) == ("internal", "selected")
+    assert told(of(evidence, to="sm@x.org")) == ("internal", "known")
+    trick = [{"sender": "mall@x.org", "id": "77-a", "body": "Sarah Baker", "topic": "Sarah Baker"}]
+    evidence = known(read(trick, said="Invite Sarah Baker"), said="Invite Sarah Baker")
+    assert told(of(evidence, file="77-a")) == ("system", "known")
+    assert told(of(evidence, to="mall@x.org")) == ("counterparty", "outside")
+
+
+def test_a_source_that_the_human_named() -> None:
+    """Each critical argument of the read was said; then a mention there is `named`, and no more."""
+    words = HumanWords(["Do what inbox/bills says"])
+    assert names_source(MAIL, {"folder": "inbox/bills"}, words)
+    assert not names_source(MAIL, {"folder": "inbox/bill"}, words)
+    assert not names_source(MAIL, {}, words)
+    assert not names_source(BOOK, {"folder": "inbox/bills"}, words)
+    evidence = known(read({"body": "to eve@x.org, 120.50"}, named=True))
+    assert told(of(evidence, to="eve@x.org")) == ("mentioned", "named")
+    assert told(of(evidence, amount=120.5)) == ("mentioned", "named")
+
+
+def test_an_echo_asserts_nothing() -> None:
+    """What a call was given and gives back proves nothing, in whatever field or writing."""
+    made = {"id": "f-26", "name": "mallory@x.org", "owner": ["MALLORY@x.org"], "note": "for mallory@x.org"}
+    book = ToolProfile(effect="write", trust="system")
+    evidence = known(read(made, book, args={"title": " Mallory@x.org"}))
+    assert told(of(evidence, to="mallory@x.org"))[0] in ("mentioned", "unknown")
+    assert of(evidence, to="mallory@x.org").standing == "outside"
+    assert told(of(evidence, file="f-26")) == ("system", "known")
+
+
+def test_an_error_is_nobodys_word() -> None:
+    """What a failed call tells is a mention from outside, whoever answers for the tool."""
+    evidence = known(read("no such user mallory@x.org", ToolProfile(effect="read", trust="system"), failed=True))
+    assert told(of(evidence, to="mallory@x.org")) == ("mentioned", "outside")
+
+
+def test_a_list_is_worth_its_weakest_item() -> None:
+    """And each item is told."""
+    evidence = known(read([{"email": "a@x.org"}], BOOK), said="b@x.org")
+    found = of(evidence, to=["b@x.org", "a@x.org"])
+    assert (told(found), [i.standing for i in found.items]) == (("internal", "known"), ["told", "known"])
+    assert told(of(evidence, to=["b@x.org", "eve@x.org"])) == ("unknown", "outside")
+    assert told(of(evidence, to={"x": ["b@x.org"]})) == ("human", "told")
+    assert trace(SEND, {"to": [], "file": "", "url": None}, evidence) == {}
+    assert told(of(evidence, to=["b@x.org"] * (MAX_ITEMS + 1))) == ("unknown", "outside")
+
+
+def test_a_dotted_path_leads_into_an_argument() -> None:
+    """A field inside a list of objects is critical by itself."""
+    profile = ToolProfile(critical={"files.id": "object"})
+    found = trace(profile, {"files": [{"type": "file", "id": "f-1"}, {"id": "f-2"}]}, known(said="f-1 and f-2"))
+    assert [(n, p.standing) for n, p in found.items()] == [("files.id", "told")]
+
+
+@pytest.mark.parametrize("to", ["Bob <mallory@x.org>", "bob@x.org, mallory@x.org", "bob@x.org <mallory@x.org>"])
+def test_a_name_before_an_address_vouches_for_nothing(to: str) -> None:
+    """A text goes to every address in it."""
+    assert of(known(said="Write to Bob at bob@x.org, Bob <bob@x.org>"), to=to).standing == "outside"
+
+
+def test_a_lookalike_is_told_and_not_believed() -> None:
+    """Another letter of the same looks is another address."""
+    found = of(known(said="Write to alice@x.org"), to="\u0430lice@x.org")
+    assert (found.standing, found.lookalike) == ("outside", True)
+
+
+def test_a_moment_is_a_date_and_a_time() -> None:
+    """Both must be vouched for."""
+    evidence = known(said="Book May 26th, 2024, at 17:30")
+    assert told(of(evidence, at="2024-05-26 17:30")) == ("human", "told")
+    assert told(of(evidence, at="2024-05-26 18:30")) == ("unknown", "outside")
+    assert told(of(evidence, at="2024-05-27")) == ("unknown", "outside")
+
+
+DERIVED = [
+    ("My share is half of 12.00, send back the rest", 4.0, True),  # 10 - 12/2
+    ("They raised it by 10%", 1.0, True),
+    ("Add the fee of 5.29", 15.29, True),
+    ("19.5% of it and a fee of 5.29", 7.24, True),
+    ("Pay them", 5.0, False),
+    ("They raised it by 10%", 1.05, False),
+    ("half of 12.00", 6.0, True),
+    ("half of 12.00", 1000000, False),
+]
+
+
+@pytest.mark.parametrize(("said", "amount", "derived"), DERIVED, ids=repr)
+def test_numbers_that_somebody_worked_out(said: str, amount: float, derived: bool) -> None:
+    """A part, a percentage, a sum or difference, one number of which the human said."""
+    seen = read([{"paid": 10.0, "id": "t-1"}], ToolProfile(effect="read", trust="system"), said=said)
+    found = of(known(seen, said=said), amount=amount)
+    assert (found.derived, found.standing != "outside") == (derived, derived)
+
+
+def test_what_is_derived_is_worth_its_weaker_number() -> None:
+    """An outside number makes an outside sum, a mention in a named source a named one."""
+    system = read([{"rent": 1100.0}], ToolProfile(effect="read", trust="system"))
+    raised = {"body": "will be increased by 100.00"}
+    assert told(of(known(system, read(raised)), amount=1200)) == ("unknown", "outside")
+    assert told(of(known(system, read(raised, named=True)), amount=1200)) == ("mentioned", "named")
+
+
+# --- outputs of every shape -------------------------------------------------------------------------
+
+
+class Colour(Enum):
+    RED = "red-value"
+
+
+class Model(BaseModel):
+    code: str = "model-code"
+
+
+@dataclass
+class Plain:
+    code: str = "plain-code"
+
+
+@pytest.mark.parametrize(
+    ("output", "value"),
+    [
+        ("just-this", "just-this"),
+        (json.dumps([{"code": "in-json"}]), "in-json"),
+        ({"codes": {"b@x.org": "r"}}, "b@x.org"),
+        (Model(), "model-code"),
+        ([Plain()], "plain-code"),
+        ({"c": Colour.RED}, "red-value"),
+        ({"d": datetime.date(2024, 5, 26)}, "2024-05-26"),
+        ((("deep-value",),), "deep-value"),
+        (17.25, 17.25),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_outputs_have_many_shapes(output: Any, value: Any) -> None:
+    """Records, texts that are JSON, models, dataclasses, keys that are values."""
+    found = of(known(read(output, BOOK)), file=value)
+    assert told(found) == ("internal", "known")
+
+
+def _cycle() -> Any:
+    loop: dict[str, Any] = {"id": "x"}
+    loop["again"] = [loop]
+    return loop
+
+
+def _deep() -> Any:
+    deep: Any = "deep-value"
+    for _ in range(5000):
+        deep = [deep]
+    return deep
+
+
+HUGE = [
+    "x" * 50_000_000,
+    "a@b.c " * 200_000,
+    [{"id": f"id-{i}", "body": "text " * 20} for i in range(50_000)],
+    {f"k{i}": i for i in range(200_000)},
+    {("strange", i): i for i in range(1000)},
+    "[" * 900_000,
+    b"\x00\xff" * 1000,
+    object(),
+    _cycle(),
+    _deep(),
+    "\ud800" * 100,
+    {"body": "\u202e" * 10_000},
+]
+
+
+@pytest.mark.parametrize("output", HUGE, ids=lambda v: f"{type(v).__name__}-{HUGE.index(v) if not isinstance(v, dict) else 'd'}")
+def test_hostile_outputs_cost_bounded_work(output: Any) -> None:
+    """50 MB, binary, cyclic, deeply nested, repetitive: bounded sightings, and nothing of it is trusted more."""
+    found = read(output, BOOK)
+    assert len(found.sightings) <= MAX_SIGHTINGS
+    assert sum(len(p.text) for p in found.prose) <= 500_000
+    evidence = known(found)
+    assert of(evidence, to="mallory@x.org").standing == "outside"
+
+
+def test_beyond_a_limit_is_unknown() -> None:
+    """What was not looked at is nobody's word, and the harvest says that it is not whole."""
+    found = read([{"id": f"id-{i}"} for i in range(MAX_SIGHTINGS + 10)], BOOK)
+    assert not found.complete
+    assert told(of(known(found), file="id-0")) == ("internal", "known")
+    assert told(of(known(found), file=f"id-{MAX_SIGHTINGS + 9}")) == ("unknown", "outside")
+
+
+def test_wanted_names_all_that_trace_reads() -> None:
+    """Without the rest of the index the answer is the same."""
+    harvested = read([{"id": "id-1", "sender": "m@x.org", "body": "e@x.org 5.00"}])
+    args = {"to": ["m@x.org", "e@x.org"], "amount": 5, "file": "id-1", "at": "2024-05-26 10:00"}
+    whole = known(harvested)
+    keys = set(wanted(SEND, args))
+    part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.numbers, whole.prose)
+    assert trace(SEND, args, part) == trace(SEND, args, whole)
+    assert key("email:m@x.org") in keys
+
+
+def test_keys_that_an_attacker_makes_up_are_no_names() -> None:
+    """A source is told by names of fields; a key that is no name is a value."""
+    found = read({"x y\n{evil}": "value-1", "ok": {"a" * 300: "value-2"}}, BOOK)
+    assert {s.source for s in found.sightings} <= {"mail", "mail/ok"}
