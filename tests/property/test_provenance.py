@@ -108,7 +108,7 @@ def test_no_formatting_makes_an_outsiders_value_trusted(
     shown, used = formatted(attack, before), formatted(attack, how)
     task = "Use " + ", ".join(map(str, said))
     # Unless the human or a system says that very value.
-    vouched = {f for v in ours for f in (*forms(v), *mentions(str(v)))} | {f for f in mentions(task)}
+    vouched = {f for v in ours for f in (*forms(v), *mentions(str(v)))} | set(mentions(task))
     meant = {f for v in (attack, used) for f in (*forms(v), *mentions(str(v)))}
     assume(not vouched & meant)
     assume(not any(str(attack).casefold() in str(v).casefold() for v in [*said, *ours]))

@@ -45,6 +45,7 @@ SHORTEST: Final = 3  # a shorter text stands everywhere
 MAX_SAID: Final = 4  # sources told of one value
 _DESTINATIONS: Final = ("principal", "url", "channel")
 _CENT: Final = Decimal("0.01")
+_LARGEST: Final = 15  # digits of an amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +261,9 @@ def _derived(atom: tuple[str, ...], evidence: Evidence) -> ItemProvenance | None
     so that not every amount is the outcome of something.
     """
     target = next((Decimal(f[4:]) for f in atom if f.startswith("num:")), None)
-    if target is None:
+    if target is None or not _countable(target):
         return None
-    told = [_Term(n, "human", "told", Said(origin="human")) for n in evidence.words.numbers]
+    told = [_Term(n, "human", "told", Said(origin="human")) for n in evidence.words.numbers if _countable(n)]
     seen = [t for n in evidence.numbers if (t := _term(n)) is not None]
     anchors = [*told, *(t for t in seen if t.standing == "named")]
     parts = [_scaled(t, Decimal(1) / n) for t in told for n in (2, 3, 4)]
@@ -304,8 +305,15 @@ def _rank(terms: Sequence[_Term]) -> tuple[int, int]:
     return max((STANDINGS.index(t.standing), CLASSES.index(t.class_)) for t in terms)
 
 
+def _countable(number: Decimal) -> bool:
+    """An amount that somebody could mean; others overflow."""
+    return number.adjusted() < _LARGEST
+
+
 def _term(number: Number) -> _Term | None:
     seen = number.seen
+    if not _countable(number.value):
+        return None
     class_ = _class(seen)
     if class_ in ("system", "internal", "counterparty"):
         # What the counterparty paid or asked is a fact of the record, though not a destination.
