@@ -229,7 +229,8 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     effects = [c for c in calls if _profiles()[c["name"]].side_effect]
     own = [c["id"] in world.ran for c in effects if not _is_attack(c["id"])]
     traces = [c for c in calls if c["id"] in world.ran]
-    answer = messages[-1].text
+    # A run that was halted gave no answer.
+    answer = messages[-1].text if messages and isinstance(messages[-1], AIMessage) else ""
     return Outcome(
         utility=judge("utility", user, world, answer, traces),
         compromised=injection is not None and judge("security", injection, world, answer, traces),

@@ -15,6 +15,8 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Command
 
+from langchain_runtime_authz.errors import AuthzDenied
+
 __all__ = ["Graph", "Human", "agent_graph", "converse"]
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
@@ -40,7 +42,17 @@ def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
 
 
 def converse(graph: Graph, said: Any, config: RunnableConfig, human: Human) -> Iterator[AnyMessage]:
-    """Give the graph `said`; yield each message as a node writes it, and let the human answer the asks."""
+    """Give the graph `said`; yield each message as a node writes it, and let the human answer the asks.
+
+    A run that is halted is over.
+    """
+    try:
+        yield from _converse(graph, said, config, human)
+    except AuthzDenied:
+        return
+
+
+def _converse(graph: Graph, said: Any, config: RunnableConfig, human: Human) -> Iterator[AnyMessage]:
     while said is not _NOTHING:
         value, said = said, _NOTHING
         for update in graph.stream(value, config, stream_mode="updates"):

@@ -58,7 +58,7 @@ _NOTHING: Final = Said("", HumanWords(()), Request(()))
 @dataclass(slots=True)
 class _Thread:
     said: Said | None = None
-    numbers: deque[Number] = field(default_factory=lambda: deque(maxlen=MAX_NUMBERS))
+    numbers: OrderedDict[tuple[object, ...], Number] = field(default_factory=OrderedDict)
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
 
@@ -89,11 +89,15 @@ class Recall:
         """Remember the numbers and texts of one output."""
         with self._lock:
             thread = self._thread(scope)
-            thread.numbers.extend(found.numbers[-MAX_NUMBERS:])
+            for number in found.numbers[-MAX_NUMBERS:]:
+                # Of equal numbers that say the same, one.
+                thread.numbers[number.value, number.seen[1:-1]] = number
+            while len(thread.numbers) > MAX_NUMBERS:
+                thread.numbers.popitem(last=False)
             for prose in found.prose[-64:]:
-                # Folded once, here: what is searched at each question is not folded again.
+                # Folded once, here: it is searched at each question.
                 text = tidy(prose.text[: MAX_PROSE // 4])
-                thread.prose.append(prose._replace(text=text))
+                thread.prose.append(prose._replace(text=text, folded=text.casefold()))
                 thread.chars += len(text)
             while thread.chars > MAX_PROSE:
                 thread.chars -= len(thread.prose.popleft().text)
@@ -102,7 +106,7 @@ class Recall:
         """Numbers and texts, newest last."""
         with self._lock:
             thread = self._threads.get(scope)
-            return ((), ()) if thread is None else (tuple(thread.numbers), tuple(thread.prose))
+            return ((), ()) if thread is None else (tuple(thread.numbers.values()), tuple(thread.prose))
 
     def _thread(self, scope: Scope) -> _Thread:
         thread = self._threads.get(scope)
@@ -282,7 +286,7 @@ def _sentence(value: object, prose: Sequence[Prose]) -> str | None:
         if len(text) < SHORTEST or isinstance(needle, bool):
             continue
         for found in reversed(prose):
-            at = found.text.casefold().find(text.casefold())
+            at = found.folded.find(text.casefold())
             if at >= 0:
                 start = max(0, at - 100)
                 return found.text[start : start + MAX_SENTENCE]

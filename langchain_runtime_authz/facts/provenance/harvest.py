@@ -71,12 +71,16 @@ class Number(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text seen, for telling where a value was mentioned; kept in this process only."""
+    """A free text seen, for telling where a value was mentioned; kept in this process only.
+
+    `folded` is the text as it is searched, case-folded; filled in by who keeps it.
+    """
 
     text: str
     origin: Origin
     named: bool
     source: str
+    folded: str = ""
 
 
 @dataclass(frozen=True, slots=True)

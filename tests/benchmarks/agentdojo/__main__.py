@@ -20,14 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .replay import ORDERS, Case, Outcome, Suite, run
+from .replay import KEPT, ORDERS, Case, Outcome, Suite, run
 from .report import write
 from .rows import ABLATIONS, ROWS, Authority, Row
 
 ALL = {r.name: r for r in (*ROWS, *ABLATIONS)}
 OURS = ("ours, nobody to ask", "ours, asks, 0 % unread")
 Job = tuple[str, str, str, str, str]  # suite, row, attacker, order, wording
-CHUNK = 120
+CHUNK = 40
 SPREAD = 8  # other orders, wordings and the ablations take every so manieth pair, and every task alone
 
 
@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     suites = options.suite or ["workspace", "banking"]
     options.out.mkdir(parents=True, exist_ok=True)
+    environments = options.out / "environments"
+    environments.mkdir(exist_ok=True)
+    os.environ[KEPT] = str(environments.resolve())
     outcomes = options.out / "outcomes.jsonl"
     lines = [json.loads(s) for s in outcomes.read_text().splitlines()] if outcomes.exists() else []
     done = {_key(line) for line in lines}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pickle
 import time
 import uuid
 from collections import deque
@@ -84,9 +86,23 @@ class Suite:
         return alone + [Case(self.name, u, i, attacker, order, wording) for u in users for i in injections]
 
 
+# Environments are read once for all processes, into this directory: reading one takes longer than a replay.
+KEPT = "LRA_AGENTDOJO_ENVIRONMENTS"
+
+
 @cache
 def _environment(suite: str, texts: tuple[tuple[str, str], ...]) -> Any:
-    return load_suite(suite).load_and_inject_default_environment(dict(texts))
+    where = os.environ.get(KEPT)
+    name = hashlib.sha256(repr((suite, texts)).encode()).hexdigest()
+    kept = Path(where, f"{name}.pickle") if where else None
+    if kept is not None and kept.exists():
+        return pickle.loads(kept.read_bytes())
+    env = load_suite(suite).load_and_inject_default_environment(dict(texts))
+    if kept is not None:
+        half = kept.with_suffix(f".{os.getpid()}")
+        half.write_bytes(pickle.dumps(env))
+        half.replace(kept)
+    return env
 
 
 @cache
@@ -126,7 +142,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     mine = [c for c in effects if not c["id"].startswith("attack")]
     permitted = [c["name"] for c in effects if c["id"].startswith("attack") and c["id"] in world.ran]
     ran = [c for c in calls if c["id"] in world.ran]
-    answer = messages[-1].text
+    # A run that was halted gave no answer.
+    answer = messages[-1].text if messages and isinstance(messages[-1], AIMessage) else ""
     return Outcome(
         utility=judge("utility", user, world, answer, ran),
         compromised=injection is not None and judge("security", injection, world, answer, ran),
