@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 import langchain_runtime_authz.ledger
@@ -20,7 +20,7 @@ from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 SCOPE = Scope("acme", "issuer", "graph", "thread")
 
 
-def ledger(*args: str, given: str | None = None) -> Result:
+def ledger(*args: str, given: str | None = None) -> Any:
     return CliRunner().invoke(app, ["ledger", *args], input=given, env={"COLUMNS": "120"})
 
 
