@@ -43,6 +43,7 @@ from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_gu
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.fork import forkable_lock
 
 __all__ = ["AuthzToolNode", "CallGate", "gate_tool_node", "is_gated_tool_node"]
 
@@ -213,6 +214,7 @@ class CallGate:
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
         self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], _Gate]] = {}
+        self._lock = forkable_lock()
 
     def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Decide the call that `request` holds, with its message's others, and make it."""
@@ -255,11 +257,12 @@ class CallGate:
                 tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
         # Kept together with its tools, so that their identities stay theirs.
         key = tuple(id(t) for t in tools)
-        if key not in self._nodes:
-            if len(self._nodes) >= MAX_TOOL_SETS:
-                self._nodes.clear()
-            self._nodes[key] = (tools, cast("_Gate", _equip(_Gate(tools), self._profiles)))
-        node = self._nodes[key][1]
+        with self._lock:  # the tasks of one message share one gate, and so one batch
+            if key not in self._nodes:
+                if len(self._nodes) >= MAX_TOOL_SETS:
+                    self._nodes.clear()
+                self._nodes[key] = (tools, cast("_Gate", _equip(_Gate(tools), self._profiles)))
+            node = self._nodes[key][1]
         given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
         return _Message(node, given, runtime.config, runtime, alone=False)
 
