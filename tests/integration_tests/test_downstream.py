@@ -29,7 +29,7 @@ from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import agent_graph, answer_to, call, hand_written, human, replying
 from .downstream_table import COLUMNS, ONLINE, Scene
-from .services import (
+from .downstream_services import (
     SECRET,
     Codes,
     bank_app,

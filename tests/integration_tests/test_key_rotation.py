@@ -20,7 +20,7 @@ from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 
 from ..unit_tests.tokens import BANK, a_request, forged
-from .services import free_port, serving
+from .downstream_services import free_port, serving
 
 CACHE_AGE = 1.0  # seconds, in place of the 60 of production
 THREADS = 8
