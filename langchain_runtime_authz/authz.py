@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, overload, runtime_checkable
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
@@ -48,6 +48,17 @@ G = TypeVar("G")
 GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
+@runtime_checkable
+class _Revised(Protocol):
+    """A PDP whose policy brings profiles and grants."""
+
+    @property
+    def profiles(self) -> Mapping[str, ToolProfile]: ...
+
+    @property
+    def grants(self) -> Mapping[str, Grant]: ...
+
+
 class RuntimeAuthz:
     """Runtime authorization for LangGraph graphs.
 
@@ -60,7 +71,8 @@ class RuntimeAuthz:
         ledger: what is known of threads; the default is `MemoryLedger()`.
         identity: names agents; the default does not attest.
         policy_data: top-level keys of the shipped policy's `data.json` to replace.
-        profiles: tool name → `ToolProfile`, or the path of a YAML file.
+        profiles: tool name → `ToolProfile`, or the path of a YAML file; the default is what the `pdp`
+            brings (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config; see the security note in
             the README before reading anything from `configurable`.
@@ -131,7 +143,7 @@ class RuntimeAuthz:
         self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
         self.tenant = tenant
         _refuse_older(self.ledger, self.audit, tenant)
-        self.profiles = Profiles(declared)
+        self.profiles = Profiles((lambda: pdp.profiles) if profiles is None and isinstance(pdp, _Revised) else declared)
         self._engine = Engine(
             ledger=self.ledger,
             evaluator=Evaluator(pdp, deadline=deadline),
@@ -188,7 +200,7 @@ class RuntimeAuthz:
         *,
         subject: SubjectLike,
         task: str | None = None,
-        grant: Grant | None = None,
+        grant: Grant | str | None = None,
     ) -> RunHandle:
         """Open a run for `subject`: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
 
@@ -196,9 +208,10 @@ class RuntimeAuthz:
             subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are
                 `agent` or `service`, never `user`.
             task: what the human asked, pinned before anything runs.
-            grant: what the application gives for this task; `None` leaves it to policy.
+            grant: what the application gives for this task, or the name of a grant that the `pdp` brings
+                (`ReloadingPDP`); `None` leaves it to policy.
         """
-        return RunHandle(self._engine, Subject.of(subject), task, grant)
+        return RunHandle(self._engine, Subject.of(subject), task, self._granted(grant))
 
     @overload
     def guard(self, tools: BaseTool) -> BaseTool: ...
@@ -217,7 +230,7 @@ class RuntimeAuthz:
         *,
         subject: SubjectLike,
         task: str | None = None,
-        grant: Grant | None = None,
+        grant: Grant | str | None = None,
         agent: str = "session",
         thread: str | None = None,
     ) -> Session:
@@ -227,7 +240,7 @@ class RuntimeAuthz:
             self.profiles.declared,
             subject=Subject.of(subject),
             task=task,
-            grant=grant,
+            grant=self._granted(grant),
             agent=agent,
             thread=thread,
         )
@@ -307,6 +320,15 @@ class RuntimeAuthz:
 
     def _withdraw_key(self, kid: str) -> None:
         drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
+
+    def _granted(self, grant: Grant | str | None) -> Grant | None:
+        if not isinstance(grant, str):
+            return grant
+        grants = self.pdp.grants if isinstance(self.pdp, _Revised) else {}
+        if grant not in grants:
+            msg = f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}"
+            raise ConfigError(msg)
+        return grants[grant]
 
     def _status(self, claims: Mapping[str, Any]) -> str:
         if self._engine.killed:

@@ -50,6 +50,7 @@ class WasmPDP:
             documents, decides the calls of a message in one evaluation.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
+        like: another one, whose compiled code is shared where the policy is the same.
 
     Raises:
         ConfigError: `policy_invalid`, saying what is wrong with the policy or the data.
@@ -69,6 +70,7 @@ class WasmPDP:
         entrypoint: str = "runtime_authz/decision",
         pool_size: int = 4,
         timeout: float = 1.0,
+        like: WasmPDP | None = None,
     ) -> None:
         if pool_size < 1:
             msg = f"pool_size must be at least 1, not {pool_size!r}"
@@ -81,6 +83,8 @@ class WasmPDP:
         self._timeout = timeout
         self._swap = threading.Lock()
         self._closed = False
+        if like is not None:
+            self._loaded = like._loaded  # noqa: SLF001  (its own class)
         self._loaded = self._load(wasm, data)
 
     @property
