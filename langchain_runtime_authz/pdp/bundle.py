@@ -45,6 +45,7 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
 # Asymmetric ones only: whoever can verify a policy must not be able to sign one.
 ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+ENTRYPOINT: Final = "runtime_authz/decision"
 OUTCOMES: Final = ("permit", "deny", "approval_required", "halt")
 
 Keys = Mapping[str, str | bytes]
@@ -86,6 +87,7 @@ class Bundle:
         digest: SHA-256 (hex) over all files but the signatures.
         wasm: the compiled policy.
         data: its data document.
+        entrypoint: the rule that answers.
         profiles: tool → profile.
         grants: name → grant.
         cases: what it must decide how.
@@ -96,6 +98,7 @@ class Bundle:
     digest: str
     wasm: bytes
     data: dict[str, Any]
+    entrypoint: str = ENTRYPOINT
     profiles: Mapping[str, ToolProfile] = field(default_factory=dict)
     grants: Mapping[str, Grant] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
@@ -193,11 +196,21 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
         digest=_digest_of(files),
         wasm=files[WASM],
         data=_object(files[DATA], f"{name}: {DATA}"),
+        entrypoint=_entrypoint(manifest, name),
         profiles=load_profiles(_member(metadata, "profiles", dict, name)),
         grants=load_grants(_member(metadata, "grants", dict, name), name),
         cases=load_cases(_member(metadata, "cases", list, name), name),
         signed_by=signed_by,
     )
+
+
+def _entrypoint(manifest: Mapping[str, Any], name: str) -> str:
+    match manifest.get("wasm", []):
+        case []:
+            return ENTRYPOINT
+        case [{"entrypoint": str(first)}, *_]:
+            return first
+    raise _invalid(f"{name}: `wasm` in the manifest must name entrypoints")
 
 
 def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any:

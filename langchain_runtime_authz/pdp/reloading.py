@@ -83,7 +83,7 @@ class ReloadingPDP:
         poll: seconds between looks at the source.
         max_staleness: seconds after which a policy whose source could not be confirmed denies
             everything with `policy_stale`; `None` for never.
-        entrypoint: see `WasmPDP`, like `pool_size` and `timeout`.
+        entrypoint: see `WasmPDP`; the default is what the bundle's manifest names first.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
 
@@ -102,7 +102,7 @@ class ReloadingPDP:
         at_least: int = 1,
         poll: float = 2.0,
         max_staleness: float | None = None,
-        entrypoint: str = "runtime_authz/decision",
+        entrypoint: str | None = None,
         pool_size: int = 4,
         timeout: float = 1.0,
     ) -> None:
@@ -235,7 +235,7 @@ class ReloadingPDP:
         pdp = WasmPDP(
             wasm=bundle.wasm,
             data=data,
-            entrypoint=self._entrypoint,
+            entrypoint=self._entrypoint or bundle.entrypoint,
             pool_size=self._pool_size,
             timeout=self._timeout,
             like=None if live is None else live.pdp,

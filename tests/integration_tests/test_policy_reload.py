@@ -42,7 +42,7 @@ def test_reloads_under_load_tear_nothing(tmp_path: Path) -> None:
                 seen[number, decision.outcome] += 1
             time.sleep(0.001)  # the machine is not only theirs
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
+    threads = [threading.Thread(target=load) for _ in range(2)]
     for thread in threads:
         thread.start()
     grown = []
