@@ -17,7 +17,6 @@ from langchain_runtime_authz.pdp.bundle import assemble, pack, sign
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 WASM = (POLICIES / "policy.wasm").read_bytes()
 DATA = json.loads((POLICIES / "data.json").read_bytes())["runtime_authz_data"]
-ENTRYPOINTS = ("runtime_authz/decision", "runtime_authz/batch")
 
 
 class Key:
@@ -43,7 +42,7 @@ def files(
 ) -> dict[str, bytes]:
     """The files of a bundle of the shipped policy with these data keys replaced."""
     document = {"runtime_authz_data": {**DATA, **(data or {})}}
-    made = assemble({"data.json": json.dumps(document).encode(), "policy.wasm": wasm}, number, ENTRYPOINTS, metadata)
+    made = assemble({"data.json": json.dumps(document).encode(), "policy.wasm": wasm}, number, metadata)
     if key is not None:
         made[".signatures.json"] = sign(made, key.private, "ES256")
     return made

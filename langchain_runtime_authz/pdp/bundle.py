@@ -10,6 +10,7 @@ here. What OPA has no place for stands in the manifest's `metadata`, which it ig
 | `profiles` | tool → `ToolProfile` |
 | `grants` | name → `Grant` |
 | `cases` | what must be decided how: tried before the bundle is used |
+| `entrypoint` | the rule that answers; else what `wasm` in the manifest names first |
 | `sha256` | file → digest, so that an unsigned bundle can not be read half written |
 
 `revision` in the manifest is a whole number that grows with every release.
@@ -205,12 +206,14 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
 
 
 def _entrypoint(manifest: Mapping[str, Any], name: str) -> str:
-    match manifest.get("wasm", []):
-        case []:
-            return ENTRYPOINT
-        case [{"entrypoint": str(first)}, *_]:
+    match manifest:
+        case {"metadata": {"entrypoint": str(own)}}:
+            return own
+        case {"wasm": [{"entrypoint": str(first)}, *_]}:
             return first
-    raise _invalid(f"{name}: `wasm` in the manifest must name entrypoints")
+        case {"metadata": {"entrypoint": _}} | {"wasm": _}:
+            raise _invalid(f"{name}: an entrypoint in the manifest must be text")
+    return ENTRYPOINT
 
 
 def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any:
@@ -378,18 +381,16 @@ def pack(files: Mapping[str, bytes]) -> bytes:
     return gzip.compress(plain.getvalue(), mtime=0)
 
 
-def assemble(
-    files: Mapping[str, bytes],
-    revision: int,
-    entrypoints: tuple[str, ...],
-    metadata: Mapping[str, Any],
-) -> dict[str, bytes]:
-    """`files` (data.json, policy.wasm, Rego) with the manifest that makes them a bundle."""
+def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """`files` (data.json, policy.wasm, Rego) with the manifest that makes them a bundle.
+
+    The manifest does not list the Wasm: an OPA server without a Wasm engine, as most are, would refuse
+    the bundle, and with the Rego it decides the same.
+    """
     digests = {n: hashlib.sha256(c).hexdigest() for n, c in sorted(files.items())}
     manifest = {
         "revision": str(revision),
         "roots": [""],
-        "wasm": [{"entrypoint": e, "module": f"/{WASM}"} for e in entrypoints],
         "rego_version": 1,
         "metadata": {**metadata, "sha256": digests},
     }

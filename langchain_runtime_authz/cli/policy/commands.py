@@ -323,7 +323,7 @@ def explain(
             otherwise = changes(pdp, request, decision)
         finally:
             pdp.close()
-    fired = {code: rules(opened, code) for code in decision.reasons}
+    fired = {code: rules(opened, code, decision.outcome) for code in decision.reasons}
     if as_json:
         typer.echo(json.dumps(_explained(decision, recorded, fired, otherwise, request), indent=2))
         return

@@ -190,11 +190,13 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
     """The files of a policy's bundle, unsigned."""
     wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
     data = policy.data if policy.wasm is not None else merge_shipped(policy.data)
+    if isinstance(data.get(DATA_ROOT), dict):  # what an OPA server answers with
+        data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
     files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
     for name, text in policy.rego.items():
         files["rego/" + name.rpartition("/")[2]] = text.encode()
-    entrypoints = (policy.entrypoint, policy.entrypoint.rpartition("/")[0] + "/batch")
     metadata = {
+        "entrypoint": policy.entrypoint,
         "profiles": {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in policy.profiles.items()},
         "grants": {n: g.to_json() for n, g in policy.grants.items()},
         "cases": [
@@ -207,7 +209,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
             for c in policy.cases
         ],
     }
-    return assemble(files, number, entrypoints if "package runtime_authz" in "".join(policy.rego.values()) else entrypoints[:1], metadata)
+    return assemble(files, number, metadata)
 
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:

@@ -139,16 +139,17 @@ def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Deci
 # --- why --------------------------------------------------------------------------------------------
 
 
-def rules(policy: Policy, code: str) -> list[str]:
-    """`file:line` of the rules that give a reason."""
+def rules(policy: Policy, code: str, outcome: str) -> list[str]:
+    """`file:line` of the rules that give a reason for an outcome."""
+    kind = "asked" if outcome == "approval_required" else "denied"
     found = []
     for name, text in policy.rego.items():
         lines = text.splitlines()
         bound = any(re.search(rf'^\s*"\w+": "{re.escape(code)}",?$', line) for line in lines)
         for number, line in enumerate(lines, 1):
-            given = re.match(rf'(denied|asked) contains ("{re.escape(code)}"|bounds\[\w+\])', line)
+            given = re.match(rf'({kind}) contains ("{re.escape(code)}"|bounds\[\w+\])', line)
             if given and (given[2].startswith('"') or bound):
-                found.append(f"{name}:{number} ({given[1]})")
+                found.append(f"{name}:{number}")
     return found
 
 
