@@ -25,6 +25,7 @@ from langchain_runtime_authz.enforce.credentials import key_scope
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.kill import KillSwitch
+from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier
 from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -81,6 +82,7 @@ class RuntimeAuthz:
             `("memories", "{subject}")`.
         kill_switch: a file that stops everything while it exists; the default is what the environment
             variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
+        notify: channels of the obligation `notify`; `log` is always there (`enforce.notify`).
         tenant: first part of every key in ledger, audit and token.
         planner: a chat model with structured output that says which tools a task needs. It is asked once per
             state of the task, before anything runs, and sees the human's words and the profiles, nothing else;
@@ -112,6 +114,7 @@ class RuntimeAuthz:
         task_channels: Sequence[str] = ("messages",),
         task_memory: Sequence[Sequence[str]] = (),
         kill_switch: str | Path | None = None,
+        notify: Mapping[str, Notifier] | None = None,
         tenant: str = "default",
         planner: BaseChatModel | None = None,
         deadline: float = 2.0,
@@ -152,6 +155,7 @@ class RuntimeAuthz:
             audit=self.audit,
             tenant=tenant,
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
+            notifiers={"log": LogNotifier(), **(notify or {})},
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             profiles=self.profiles,
             planner=ModelPlanner(planner, declared) if planner is not None else None,
