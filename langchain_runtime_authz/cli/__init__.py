@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, demo, inspect, keys, kill, ledger, policy
+from langchain_runtime_authz.cli import audit, controls, demo, inspect, keys, kill, ledger, policy
 
 __all__ = ["app"]
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
+app.command("controls")(controls.controls)
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(kill.app, name="kill")
