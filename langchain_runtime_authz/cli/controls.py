@@ -64,7 +64,11 @@ def rule_lines(reason: str) -> list[int]:
     """Where rules of the shipped policy give a reason or an obligation."""
     kind, _, obligation = reason.rpartition("obligation:")
     name = re.escape(obligation)
-    given = rf'"type": "{name}"' if kind or reason.startswith("obligation:") else rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
+    given = (
+        rf'"type": "{name}"'
+        if kind or reason.startswith("obligation:")
+        else rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
+    )
     text = (_POLICIES / REGO).read_text(encoding="utf-8").splitlines()
     return [number for number, line in enumerate(text, 1) if re.search(given, line)]
 
@@ -75,10 +79,10 @@ def read_results(path: Path) -> dict[str, Counter[str]]:
     Raises:
         ConfigError: the file is no JUnit report.
     """
-    from xml.etree import ElementTree  # noqa: S405  (the operator's own report)
+    from xml.etree import ElementTree
 
     try:
-        root = ElementTree.parse(path).getroot()  # noqa: S314
+        root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
     except ElementTree.ParseError as exc:
         raise ConfigError(f"{path.name} is no JUnit report: {exc}") from exc
     if root.tag not in ("testsuites", "testsuite"):

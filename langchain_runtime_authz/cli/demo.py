@@ -34,7 +34,9 @@ def demo(
     ] = 0.0,
     audit: Annotated[
         Path | None,
-        typer.Option("--audit", metavar="FILE", help="Write the decision log, contents included: for `policy explain`."),
+        typer.Option(
+            "--audit", metavar="FILE", help="Write the decision log, contents included: for `policy explain`."
+        ),
     ] = None,
     as_json: Annotated[
         Path | None,

@@ -111,6 +111,7 @@ class WebhookNotifier:
             raise ConfigError("the notifier's `ca_file` can not be read") from exc
         self._lock = forkable_lock()
         self._closed = False
+        self._thread: threading.Thread | None = None
         self._begin()
 
     @property
@@ -135,8 +136,9 @@ class WebhookNotifier:
             if self._thread is None:
                 arguments = (weakref.ref(self), self._wake)
                 name = "runtime-authz-notify"
-                self._thread = threading.Thread(target=_deliver, args=arguments, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=_deliver, args=arguments, name=name, daemon=True)
+                thread.start()
+                self._thread = thread
         self._wake.set()
 
     def close(self, timeout: float = 5.0) -> int:
@@ -176,7 +178,7 @@ class WebhookNotifier:
         self._pid = os.getpid()
         self._queue: deque[tuple[float, str, bytes]] = deque()
         self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = None
         self._abandoned = False
 
     def __repr__(self) -> str:

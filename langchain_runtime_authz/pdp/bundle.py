@@ -44,6 +44,7 @@ DATA: Final = "data.json"
 WASM: Final = "policy.wasm"
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
+MAX_DIGITS: Final = 15
 # Asymmetric ones only: whoever can verify a policy must not be able to sign one.
 ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 ENTRYPOINT: Final = "runtime_authz/decision"
@@ -190,7 +191,13 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
         raise _invalid(f"{name}: `metadata` must be an object")
     _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
-    if not (isinstance(number, str) and number.isascii() and number.isdecimal() and len(number) <= 15 and int(number)):
+    if not (
+        isinstance(number, str)
+        and number.isascii()
+        and number.isdecimal()
+        and len(number) <= MAX_DIGITS
+        and int(number)
+    ):
         raise _invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
@@ -275,7 +282,9 @@ def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]
     if given is None and signed_by:
         return
     if not isinstance(given, dict):
-        raise _invalid(f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`")
+        raise _invalid(
+            f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
+        )
     seen = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n not in (MANIFEST, SIGNATURES)}
     if seen != given:
         differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))

@@ -154,6 +154,8 @@ class ReloadingPDP:
         Raises:
             ConfigError: what the source holds is not used, and nothing was changed.
         """
+        if self._pid != os.getpid() and not self._closed:
+            self._watch()
         with self._lock:
             if self._closed:
                 raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
@@ -251,9 +253,7 @@ class ReloadingPDP:
         """What tells one state of the source from another; nothing where there is none."""
         try:
             files = sorted(self.source.rglob("*")) if self.source.is_dir() else [self.source]
-            return tuple(
-                (str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files)
-            )
+            return tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files))
         except OSError:
             return _UNSEEN
 
@@ -274,7 +274,7 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
             pdp.reload()
         except ConfigError:
             pass  # told in `status` and in the log
-        except Exception:
+        except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
             _log.exception("the policy's source could not be looked at")
         del pdp
 

@@ -83,9 +83,7 @@ class WasmPDP:
         self._timeout = timeout
         self._swap = threading.Lock()
         self._closed = False
-        if like is not None:
-            self._loaded = like._loaded  # noqa: SLF001  (its own class)
-        self._loaded = self._load(wasm, data)
+        self._loaded: _Loaded = self._load(wasm, data, None if like is None else like._loaded)  # noqa: SLF001
 
     @property
     def revision(self) -> str:
@@ -107,7 +105,7 @@ class WasmPDP:
         Raises:
             ConfigError: `policy_invalid`: it can not be used, and nothing was changed.
         """
-        new = self._load(wasm, data)
+        new = self._load(wasm, data, self._loaded)
         with self._swap:
             old = new if self._closed else self._loaded
             if not self._closed:
@@ -193,7 +191,12 @@ class WasmPDP:
                     raise
                 # Replaced between the two lines above: the new one answers.
 
-    def _load(self, wasm: str | Path | bytes | None, data: Json | str | Path | None) -> _Loaded:
+    def _load(
+        self,
+        wasm: str | Path | bytes | None,
+        data: Json | str | Path | None,
+        loaded: _Loaded | None,
+    ) -> _Loaded:
         code = _read_wasm(wasm)
         document = _canonical(_read_data(data))
         if wasm is None:
@@ -202,7 +205,6 @@ class WasmPDP:
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
             document = {DATA_ROOT: {**_member(document), "revision": revision}}
-        loaded = getattr(self, "_loaded", None)
         known = loaded.program if loaded is not None and loaded.code == code and not loaded.program.closed else code
         program = _program(known, _dump(document), self._entrypoint, self._pool_size, self._timeout)
         batch = self._entrypoint.rpartition("/")[0] + "/batch"

@@ -317,7 +317,7 @@ def test_what_opa_would_not_say(line: str) -> None:
         "\tnot name in names",
         "# not x > y",
         '\tx == "not a > b"',
-        "\tx := concat(\":\", [a, b])",
+        '\tx := concat(":", [a, b])',
         "\tx := object.get(a, b, c)",
         "\tstartswith(a, b)",
         "timeout(x) := x",

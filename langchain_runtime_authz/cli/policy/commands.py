@@ -123,7 +123,11 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
 
     with reporting():
         # Text first: what is found there explains why a compiler refuses.
-        own = {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
+        own = (
+            {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((policy / "rego").glob("*.rego"))}
+            if policy
+            else {}
+        )
         found = list(lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")}))
         if not found:
             opened = open_policy(policy, opa)
@@ -139,7 +143,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
 
 
 @app.command("test")
-def test(policy: PolicyPath = None, opa: Opa = None) -> None:
+def run_tests(policy: PolicyPath = None, opa: Opa = None) -> None:
     """Run a policy's cases on its Wasm, and its Rego tests (rego/*_test.rego) with OPA.
 
     Without rules of its own a policy needs no OPA. Exit code 1 if anything is decided otherwise.
@@ -330,7 +334,9 @@ def explain(
     typer.echo(f"{request.action.name} {request.resource.id} by {request.subject.type} {request.subject.id}")
     typer.echo(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
     if recorded is not None and (recorded.outcome, recorded.reasons) != (decision.outcome, decision.reasons):
-        typer.echo(f"recorded  {_said(recorded.outcome, recorded.reasons)} under {recorded.revision}: not what this policy says")
+        typer.echo(
+            f"recorded  {_said(recorded.outcome, recorded.reasons)} under {recorded.revision}: not what this policy says"
+        )
     for code, where in fired.items():
         typer.echo(f"because   {code}: {sentence(code)}")
         typer.echo(f"          {', '.join(where) or 'by the default: no rule permits it'}")
@@ -347,11 +353,15 @@ def explain(
 def _find(recorded: list[Recorded], wanted: str | None, name: str) -> Recorded | None:
     if wanted is None:
         for r in recorded:
-            typer.echo(f"{r.decision_id[:12]}  {r.request.action.name} {r.request.resource.id}: {_said(r.outcome, r.reasons)}")
+            typer.echo(
+                f"{r.decision_id[:12]}  {r.request.action.name} {r.request.resource.id}: {_said(r.outcome, r.reasons)}"
+            )
         return None
     found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
     if len(found) != 1:
-        raise ConfigError(f"{name} holds {len(found) or 'no'} decisions whose id begins with `{wanted}` and can be taken again")
+        raise ConfigError(
+            f"{name} holds {len(found) or 'no'} decisions whose id begins with `{wanted}` and can be taken again"
+        )
     return next(reversed([r for r in recorded if r.decision_id in found]))
 
 
@@ -362,7 +372,9 @@ def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request
         "subject": f"{request.subject.type}:{request.subject.id}",
         "outcome": decision.outcome,
         "policy_revision": decision.policy_revision,
-        "recorded": None if recorded is None else {"outcome": recorded.outcome, "reasons": list(recorded.reasons), "policy_revision": recorded.revision},
+        "recorded": None
+        if recorded is None
+        else {"outcome": recorded.outcome, "reasons": list(recorded.reasons), "policy_revision": recorded.revision},
         "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
         "obligations": [o.model_dump() for o in decision.obligations],
         "changes": [{"if": list(words), "outcome": outcome} for words, outcome in otherwise],
@@ -395,7 +407,9 @@ def build(
     with reporting():
         opened = open_policy(policy, opa)
         if opened.wasm is None or not (policy / "policy.yaml").is_file():
-            raise ConfigError(f"`{opened.name}` is no project; `runtime-authz policy init` makes one", Code.POLICY_INVALID)
+            raise ConfigError(
+                f"`{opened.name}` is no project; `runtime-authz policy init` makes one", Code.POLICY_INVALID
+            )
         failed = _run_cases(opened)
         if failed:
             typer.echo(f"{failed} cases are decided otherwise: nothing was written", err=True)

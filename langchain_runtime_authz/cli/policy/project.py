@@ -225,8 +225,24 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
             (at / name).write_text(text, encoding="utf-8")
         run_opa(opa, "check", "--strict", *names, cwd=at)
         batch = entrypoint.rpartition("/")[0] + "/batch"
-        batches = ("--entrypoint", batch) if any(line.startswith("batch :=") for t in rego.values() for line in t.splitlines()) else ()
-        run_opa(opa, "build", "--target", "wasm", "--entrypoint", entrypoint, *batches, "--output", "b.tar.gz", *names, cwd=at)
+        batches = (
+            ("--entrypoint", batch)
+            if any(line.startswith("batch :=") for t in rego.values() for line in t.splitlines())
+            else ()
+        )
+        run_opa(
+            opa,
+            "build",
+            "--target",
+            "wasm",
+            "--entrypoint",
+            entrypoint,
+            *batches,
+            "--output",
+            "b.tar.gz",
+            *names,
+            cwd=at,
+        )
         return read_files(at / "b.tar.gz")[WASM]
 
 

@@ -198,7 +198,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "a human approves exactly this call", _approved("interrupt", authenticated=False)
     yield "an authenticated approver approves exactly this call", _approved("interrupt", authenticated=True)
     yield "the run has no grant that limits it", _at("context.lease.grant", None)
-    for name in (request["context"]["lease"]["grant"] or {}):
+    for name in request["context"]["lease"]["grant"] or {}:
         yield f"the grant does not limit `{name}`", _without(f"context.lease.grant.{name}")
     yield "the words of the task ask for it", _at("context.call.intent", {"state": "intended", "source": "words"})
     yield "every critical argument was said by the human", _told
@@ -244,10 +244,10 @@ def changes(pdp: WasmPDP, request: EvaluationRequest, decision: Decision) -> lis
     """
     document = json.loads(request.to_json())
     telling = []
-    for words, edit in _candidates(document):
+    for word, edit in _candidates(document):
         tried = _tried(pdp, document, (edit,))
         if tried is not None and (tried.outcome, tried.reasons) != (decision.outcome, decision.reasons):
-            telling.append((words, edit))
+            telling.append((word, edit))
     found: list[tuple[tuple[str, ...], str]] = []
     better = ("permit",) if decision.outcome == "approval_required" else ("permit", "approval_required")
     wanted = ("deny", "approval_required", "halt") if decision.permit else better
