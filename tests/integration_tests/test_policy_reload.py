@@ -67,3 +67,24 @@ def _resident() -> float:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_a_forks_child_follows(tmp_path: Path) -> None:
+    """The child watches by itself: it finds a revision that came after the fork."""
+    source = put(tmp_path / "policy.tar.gz", files(1))
+    pdp = ReloadingPDP(source, poll=0.05)
+    evaluator = Evaluator(pdp, deadline=30)
+    assert evaluator.evaluate([REQUEST])[0].permit
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            put(source, files(2, DENY_WRITES))
+            until = time.monotonic() + 30
+            while evaluator.evaluate([REQUEST])[0].permit and time.monotonic() < until:
+                time.sleep(0.02)
+            code = 0 if pdp.revision.startswith("2@") else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    pdp.close()

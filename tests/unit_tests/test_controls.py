@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_every_named_test_is_collected() -> None:
     named = {t for r in load()["rules"] for t in [own_test(r["reason"]), *r.get("tests", [])]}
     paths = sorted({t.partition("::")[0] for t in named})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, check=False)
     found = {line for line in done.stdout.splitlines() if "::" in line}
     collected = found | {line.partition("[")[0] for line in found}
     assert named - collected == set(), done.stdout[-2000:]
@@ -190,7 +191,7 @@ def test_a_report_of_pytest_itself(tmp_path: Path) -> None:
     """What `pytest --junitxml` writes is what is read."""
     node = own_test("grant_tool")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node, "--junitxml", str(tmp_path / "r.xml")]
-    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, check=True)
     assert rule(told("--results", tmp_path / "r.xml"), "ASI02", "grant_tool")["result"] == "passed"
 
 
