@@ -13,11 +13,12 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle
@@ -243,7 +244,7 @@ class ReloadingPDP:
             like=None if live is None else live.pdp,
         )
         try:
-            try_cases(pdp, bundle)
+            self_test(pdp, bundle)
         except BaseException:
             pdp.close()
             raise
@@ -279,12 +280,17 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         del pdp
 
 
-def try_cases(pdp: WasmPDP, bundle: Bundle) -> None:
-    """Hold a policy against its bundle's cases.
+def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
+    """Hold a policy against its bundle's cases, and against a request that says nothing.
 
     Raises:
-        ConfigError: `policy_invalid`, naming the first case that is decided otherwise.
+        ConfigError: `policy_invalid`: it permits nothing at all being asked, or a case, which is named, is
+            decided otherwise.
     """
+    with suppress(PDPError, RuntimeError, TimeoutError):  # no answer permits nothing
+        decision = parse_answer(pdp.document(b"{}"))
+        if decision is not None and decision.permit:
+            raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
     for case in bundle.cases:
         try:
             answer = pdp.evaluate(case.request, case.request.to_json())

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.policy.project import open_policy
+from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pdp.bundle import read_bundle
+from langchain_runtime_authz.pdp.bundle import pack, read_bundle
 from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from tests.bundles import Key
 from tests.integration_tests.services import SHIPPED, opa_binary
@@ -112,6 +112,19 @@ def test_what_opa_refuses_is_told_in_one_line(tmp_path: Path) -> None:
     assert failed.exit_code == 2
     assert failed.stderr.startswith("error: policy_invalid: `opa check` says: ")
     assert len(failed.stderr.splitlines()) == 1
+
+
+def test_a_policy_that_permits_nothing_being_asked_is_refused(tmp_path: Path) -> None:
+    """Its cases may be as expected: it fails open, and is neither built nor followed."""
+    (tmp_path / "policy.yaml").write_text("{revision: 3, shipped: false, entrypoint: mine/answer}\n")
+    (tmp_path / "rego").mkdir()
+    (tmp_path / "rego" / "mine.rego").write_text('package mine\n\nanswer := {"decision": true, "context": {}}\n')
+    failed = CliRunner().invoke(app, ["policy", "build", str(tmp_path), "-o", str(tmp_path / "b.tar.gz")])
+    assert failed.exit_code == 2
+    assert "permits an empty request" in failed.stderr
+    (tmp_path / "b.tar.gz").write_bytes(pack(bundle_files(open_policy(tmp_path), 3)))
+    with pytest.raises(ConfigError, match="permits an empty request"):
+        ReloadingPDP(tmp_path / "b.tar.gz")
 
 
 def test_a_policy_wholly_of_ones_own(tmp_path: Path) -> None:

@@ -217,6 +217,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "a case's path": ("cases.yaml", "cases: [{expect: deny, request: {a.b.c: 1}}]"),
     "a case's value": ("cases.yaml", "cases: [{expect: deny, request: {context.now: soon}}]"),
     "a case's outcome": ("cases.yaml", "cases: [{expect: allow}]"),
+    "the shipped policy's place": ("rego/runtime_authz.rego", "package runtime_authz"),
     "no cases": ("cases.yaml", "cases: []"),
 }
 
@@ -225,6 +226,7 @@ WRONG: dict[str, tuple[str, str]] = {
 def test_a_wrong_file_is_one_line(run: Command, project: Path, name: str) -> None:
     """A stable code, the file, and exit code 2; no traceback."""
     file, text = WRONG[name]
+    (project / file).parent.mkdir(exist_ok=True)
     (project / file).write_text(text)
     failed = run("test", project)
     assert failed.exit_code == 2, failed.output
@@ -332,6 +334,7 @@ def test_what_is_fine(line: str) -> None:
     [
         ({"effects": {"write": "allow"}}, "effects.write"),
         ({"effects": {"fly": "deny"}}, "effects.fly"),
+        ({"effects": {"pay": {"perhaps": {"told": "ask"}}}}, "effects.pay"),
         ({"rates": {"pay": {"window": 0, "max": 1}}}, "rates.pay.window"),
         ({"rates": {"pay": {"window": 1}}}, "rates.pay.max"),
         ({"anomaly": {"max_denials": "many"}}, "anomaly.max_denials"),

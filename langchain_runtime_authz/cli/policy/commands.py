@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -403,6 +404,7 @@ def build(
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
     from langchain_runtime_authz.pdp.bundle import SIGNATURES, pack, parse_bundle, sign
+    from langchain_runtime_authz.pdp.reloading import self_test
 
     with reporting():
         opened = open_policy(policy, opa)
@@ -418,6 +420,8 @@ def build(
         if key is not None:
             files[SIGNATURES] = sign(files, key.read_bytes(), algorithm, key_id)
         made = parse_bundle(files, output.name, None)
+        with closing(opened.pdp()) as pdp:
+            self_test(pdp, made)
         new = output.with_name(output.name + ".new")
         new.write_bytes(pack(files))
         new.replace(output)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from langchain_runtime_authz.authzen import IntentContext
 
 __all__ = ["lint_data", "lint_rego"]
 
@@ -41,6 +43,17 @@ class _Data(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
+_INTENTS: Final = (*get_args(IntentContext.model_fields["state"].annotation), "*")
+
+
+def _intent(name: str) -> str:
+    if name not in _INTENTS:
+        msg = f"must be one of {', '.join(_INTENTS)}"
+        raise ValueError(msg)
+    return name
+
+
+Intent = Annotated[str, AfterValidator(_intent)]
 Verdict = Literal["permit", "ask", "deny"]
 Worths = dict[str, Verdict]
 EffectName = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
@@ -68,7 +81,7 @@ class _Rate(_Data):
 
 
 class _ShippedData(_Data):
-    effects: dict[EffectName, Verdict | dict[Literal["intended", "unasked", "unstated", "*"], Worths]] = {}
+    effects: dict[EffectName, Verdict | dict[Intent, Worths]] = {}
     unprofiled: dict[EffectName | Literal["*"], Verdict] = {}
     data_flow: dict[str, dict[Literal["internal", "external"], Verdict]] = {}
     declassify: list[Literal["told", "selected", "known", "outside"]] = []

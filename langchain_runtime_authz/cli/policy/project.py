@@ -122,6 +122,8 @@ def _project(path: Path, opa: str | None) -> Policy:
         raise _invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
     own = {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
+    if shipped and f"rego/{SHIPPED_REGO}" in rules:
+        raise _invalid(f"rego/{SHIPPED_REGO} would take the shipped policy's place; give your rules another name")
     if not shipped and not rules:
         raise _invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
     given = _json(path / DATA) if (path / DATA).is_file() else {}
