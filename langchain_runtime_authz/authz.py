@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, overload, runtime_checkable
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
@@ -25,6 +25,7 @@ from langchain_runtime_authz.enforce.credentials import key_scope
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.kill import KillSwitch
+from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier
 from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -48,6 +49,17 @@ G = TypeVar("G")
 GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
+@runtime_checkable
+class _Revised(Protocol):
+    """A PDP whose policy brings profiles and grants."""
+
+    @property
+    def profiles(self) -> Mapping[str, ToolProfile]: ...
+
+    @property
+    def grants(self) -> Mapping[str, Grant]: ...
+
+
 class RuntimeAuthz:
     """Runtime authorization for LangGraph graphs.
 
@@ -60,7 +72,8 @@ class RuntimeAuthz:
         ledger: what is known of threads; the default is `MemoryLedger()`.
         identity: names agents; the default does not attest.
         policy_data: top-level keys of the shipped policy's `data.json` to replace.
-        profiles: tool name → `ToolProfile`, or the path of a YAML file.
+        profiles: tool name → `ToolProfile`, or the path of a YAML file; the default is what the `pdp`
+            brings (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config; see the security note in
             the README before reading anything from `configurable`.
@@ -69,6 +82,7 @@ class RuntimeAuthz:
             `("memories", "{subject}")`.
         kill_switch: a file that stops everything while it exists; the default is what the environment
             variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
+        notify: channels of the obligation `notify`; `log` is always there (`enforce.notify`).
         tenant: first part of every key in ledger, audit and token.
         planner: a chat model with structured output that says which tools a task needs. It is asked once per
             state of the task, before anything runs, and sees the human's words and the profiles, nothing else;
@@ -100,6 +114,7 @@ class RuntimeAuthz:
         task_channels: Sequence[str] = ("messages",),
         task_memory: Sequence[Sequence[str]] = (),
         kill_switch: str | Path | None = None,
+        notify: Mapping[str, Notifier] | None = None,
         tenant: str = "default",
         planner: BaseChatModel | None = None,
         deadline: float = 2.0,
@@ -131,7 +146,7 @@ class RuntimeAuthz:
         self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
         self.tenant = tenant
         _refuse_older(self.ledger, self.audit, tenant)
-        self.profiles = Profiles(declared)
+        self.profiles = Profiles((lambda: pdp.profiles) if profiles is None and isinstance(pdp, _Revised) else declared)
         self._engine = Engine(
             ledger=self.ledger,
             evaluator=Evaluator(pdp, deadline=deadline),
@@ -140,6 +155,7 @@ class RuntimeAuthz:
             audit=self.audit,
             tenant=tenant,
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
+            notifiers={"log": LogNotifier(), **(notify or {})},
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             profiles=self.profiles,
             planner=ModelPlanner(planner, declared) if planner is not None else None,
@@ -188,7 +204,7 @@ class RuntimeAuthz:
         *,
         subject: SubjectLike,
         task: str | None = None,
-        grant: Grant | None = None,
+        grant: Grant | str | None = None,
     ) -> RunHandle:
         """Open a run for `subject`: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
 
@@ -196,9 +212,10 @@ class RuntimeAuthz:
             subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are
                 `agent` or `service`, never `user`.
             task: what the human asked, pinned before anything runs.
-            grant: what the application gives for this task; `None` leaves it to policy.
+            grant: what the application gives for this task, or the name of a grant that the `pdp` brings
+                (`ReloadingPDP`); `None` leaves it to policy.
         """
-        return RunHandle(self._engine, Subject.of(subject), task, grant)
+        return RunHandle(self._engine, Subject.of(subject), task, self._granted(grant))
 
     @overload
     def guard(self, tools: BaseTool) -> BaseTool: ...
@@ -217,7 +234,7 @@ class RuntimeAuthz:
         *,
         subject: SubjectLike,
         task: str | None = None,
-        grant: Grant | None = None,
+        grant: Grant | str | None = None,
         agent: str = "session",
         thread: str | None = None,
     ) -> Session:
@@ -227,7 +244,7 @@ class RuntimeAuthz:
             self.profiles.declared,
             subject=Subject.of(subject),
             task=task,
-            grant=grant,
+            grant=self._granted(grant),
             agent=agent,
             thread=thread,
         )
@@ -307,6 +324,15 @@ class RuntimeAuthz:
 
     def _withdraw_key(self, kid: str) -> None:
         drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
+
+    def _granted(self, grant: Grant | str | None) -> Grant | None:
+        if not isinstance(grant, str):
+            return grant
+        grants = self.pdp.grants if isinstance(self.pdp, _Revised) else {}
+        if grant not in grants:
+            msg = f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}"
+            raise ConfigError(msg)
+        return grants[grant]
 
     def _status(self, claims: Mapping[str, Any]) -> str:
         if self._engine.killed:

@@ -50,6 +50,7 @@ __all__ = [
     "TaskContext",
     "deny",
     "parse_answer",
+    "request_schema",
     "strict_json",
 ]
 
@@ -314,6 +315,12 @@ class EvaluationRequest(_Model):
     def to_json(self) -> bytes:
         """UTF-8 JSON as sent to a PDP. Each call serialises anew: keep the result."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
+
+
+def request_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of `EvaluationRequest`; `policies/request.schema.json` is the committed copy."""
+    schema = EvaluationRequest.model_json_schema(by_alias=True, mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 class Obligation(_Model):

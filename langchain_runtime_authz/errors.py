@@ -62,6 +62,8 @@ class Code(StrEnum):
     PDP_TOO_LARGE = "pdp_too_large"
     PDP_UNDEFINED = "pdp_undefined"
     PDP_CIRCUIT_OPEN = "pdp_circuit_open"
+    POLICY_STALE = "policy_stale"
+    POLICY_CHANGED = "policy_changed"
     NOT_EVALUATED = "not_evaluated"
     # Not left to policy: the PEP refuses whatever the PDP says.
     NO_RUN = "no_run"
@@ -79,6 +81,7 @@ class Code(StrEnum):
     OUTCOME_UNKNOWN = "outcome_unknown"
     SUBJECT_MISMATCH = "subject_mismatch"
     UNKNOWN_OBLIGATION = "unknown_obligation"
+    NOTIFY_UNAVAILABLE = "notify_unavailable"
     APPROVAL_UNAVAILABLE = "approval_unavailable"
     APPROVAL_REJECTED = "approval_rejected"
     APPROVAL_MALFORMED = "approval_malformed"
@@ -141,6 +144,8 @@ class Code(StrEnum):
     CHAIN_BROKEN = "chain_broken"
     CONFIG = "config"
     POLICY_INVALID = "policy_invalid"
+    POLICY_UNSIGNED = "policy_unsigned"
+    POLICY_OLDER = "policy_older"
     PROFILE_INVALID = "profile_invalid"
     ALREADY_PROTECTED = "already_protected"
     UNGOVERNED = "ungoverned"
@@ -241,6 +246,11 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.CHAIN_BROKEN: "the audit chain does not verify",
     Code.CONFIG: "a setting is wrong",
     Code.POLICY_INVALID: "the policy can not be loaded",
+    Code.POLICY_UNSIGNED: "no trusted key signed the policy; sign it with `runtime-authz policy build --key`",
+    Code.POLICY_OLDER: "a policy never goes back; to undo a change release the old content under a new number",
+    Code.POLICY_STALE: "the policy's source could not be confirmed for too long; look at where its bundle comes from",
+    Code.POLICY_CHANGED: "the tool's profile is another revision's than the policy; decide the call again",
+    Code.NOTIFY_UNAVAILABLE: "a notification that the policy demands could not be sent; look at the notifier",
     Code.PROFILE_INVALID: "a tool profile is wrong",
     Code.UNGOVERNED: "no gate stands in front of it; govern it as its note says, or accept it in a baseline",
     Code.BASELINE_INVALID: "the baseline can not be used; write it anew with `runtime-authz inspect --write-baseline`",

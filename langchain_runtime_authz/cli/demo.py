@@ -32,6 +32,12 @@ def demo(
             help="With --agentdojo: share of the questions that the simulated human approves unread.",
         ),
     ] = 0.0,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit", metavar="FILE", help="Write the decision log, contents included: for `policy explain`."
+        ),
+    ] = None,
     as_json: Annotated[
         Path | None,
         typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report."),
@@ -44,6 +50,8 @@ def demo(
     \b
     Examples:
       runtime-authz demo
+      runtime-authz demo --audit audit.jsonl
+      runtime-authz policy explain audit.jsonl
       runtime-authz demo --agentdojo --limit 20
       runtime-authz demo --agentdojo --json report.json
     """  # noqa: D301  (`\b` is what keeps the lines apart)
@@ -55,8 +63,10 @@ def demo(
         from langchain_runtime_authz.demo.bank import play
 
         with reporting():
-            play(Console())
+            play(Console(), audit)
         return
+    if audit is not None:
+        raise typer.BadParameter("it goes with the bank, without --agentdojo", param_hint="--audit")
     from langchain_runtime_authz.demo.agentdojo import render, replay
 
     with reporting():

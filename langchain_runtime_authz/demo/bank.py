@@ -12,9 +12,10 @@ Agent, tools and script are the same both times; no language model is asked and 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from langchain_runtime_authz.audit.sinks import MemorySink
+from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import AuthzDenied
@@ -162,19 +163,22 @@ class Performance:
     rows: list[Row]
 
 
-def play(console: Console) -> list[Row]:
-    """Perform the script protected, then unprotected; print what happened and what differed."""
-    protected = perform(protected=True, console=console)
+def play(console: Console, log: Path | None = None) -> list[Row]:
+    """Perform the script protected, then unprotected; print what happened and what differed.
+
+    `log` is where the protected run's decision log goes, contents included.
+    """
+    protected = perform(protected=True, console=console, log=log)
     twin = perform(protected=False)
     console.print(_table(protected.rows))
     console.print(_closing(protected.bank, twin.bank))
     return protected.rows
 
 
-def perform(*, protected: bool, console: Console | None = None) -> Performance:
+def perform(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
     """Run the script once, over a bank of its own."""
     bank = Bank()
-    stage = _Stage(console)
+    stage = _Stage(console, log if protected else None)
     graph = agent_graph(ScriptedChatModel(script=[_model] * 20), bank.tools())
     config: RunnableConfig = {"configurable": {"thread_id": "household"}}
     authz: RuntimeAuthz | None = None
@@ -208,12 +212,26 @@ def perform(*, protected: bool, console: Console | None = None) -> Performance:
     return Performance(bank, stage.rows)
 
 
+class _Both(MemorySink):
+    """Keeps the records where the stage reads them, and in a file where one was asked for."""
+
+    def __init__(self, log: Path | None) -> None:
+        super().__init__(content=log is not None)
+        self._file = None if log is None else FileSink(log, content=True)
+
+    def defer(self, build: Callable[[], dict[str, Any]]) -> None:
+        """Keep one record."""
+        super().defer(build)
+        if self._file is not None:
+            self._file.write(build())
+
+
 class _Stage:
     """Shows a performance as it happens and keeps its steps; without a console it only keeps them."""
 
-    def __init__(self, console: Console | None) -> None:
+    def __init__(self, console: Console | None, log: Path | None = None) -> None:
         self.rows: list[Row] = []
-        self.audit = MemorySink()
+        self.audit: _Both = _Both(log)
         self._console = console
         self._planned: dict[str, str] = {}
         self._asked: set[str] = set()

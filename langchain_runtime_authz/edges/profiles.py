@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
@@ -59,12 +59,21 @@ class Profiles:
 
     A declared profile without a digest is pinned to the first tool of its name that is seen; a
     second tool of the name with another description or schema is unprofiled.
+
+    Args:
+        declared: tool → profile; or what gives them, where they change with a policy's revision.
     """
 
-    def __init__(self, declared: Mapping[str, ToolProfile]) -> None:
-        self.declared = dict(declared)
+    def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
+        fixed = None if callable(declared) else dict(declared)
+        self._declared: Callable[[], Mapping[str, ToolProfile]] = declared if fixed is None else lambda: fixed  # type: ignore[assignment]
         self._pins: dict[str, str] = {}
         self._lock = forkable_lock()
+
+    @property
+    def declared(self) -> Mapping[str, ToolProfile]:
+        """Tool → profile, as they are now; the same object while they are the same."""
+        return self._declared()
 
     def of(self, tool: BaseTool) -> Profiled:
         """The profile of `tool` as it is now.

@@ -49,7 +49,7 @@ class _Guard:
 
     def facts(self, tool: BaseTool) -> ToolFacts:
         # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
-        key = (tool.name, tool.description, tool.args_schema, tool.metadata, *_functions(tool))
+        key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared, *_functions(tool))
         if self.seen is not None and all(a is b for a, b in zip(self.seen[0], key, strict=True)):
             return self.seen[1]
         profiled = self.profiles.of(tool)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.enforce.kill import KillSwitch
+from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier
 from langchain_runtime_authz.enforce.provenance import Recall
 from langchain_runtime_authz.enforce.tally import Tally
 from langchain_runtime_authz.errors import AuditError, Code
@@ -49,6 +50,7 @@ __all__ = [
     "Evaluate",
     "Flow",
     "Load",
+    "Notify",
     "Planner",
     "Record",
     "Run",
@@ -97,6 +99,7 @@ class Engine:
     max_lifetime: int = MAX_LIFETIME
     kill_switch: KillSwitch | None = None
     recall: Recall = field(default_factory=Recall)
+    notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
     # The edges' own: where a gate meets a tool that nobody guarded, it looks its profile up here.
     profiles: object = None
     tally: Tally = field(default_factory=Tally)
@@ -278,6 +281,30 @@ class Record:
             await asyncio.to_thread(self.run, engine)
         else:
             self.run(engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Hand one notification to a channel; a notifier accepts or refuses at once, so both ways are one."""
+
+    channel: str
+    notification: Mapping[str, Any]
+
+    def run(self, engine: Engine) -> None:
+        """Perform it."""
+        notifier = engine.notifiers.get(self.channel)
+        if notifier is None:
+            raise AuditError(Code.NOTIFY_UNAVAILABLE, f"there is no channel `{self.channel}`")
+        try:
+            notifier.send(self.notification)
+        except AuditError:
+            raise
+        except Exception as exc:  # a foreign notifier's own failure is a failed notification
+            raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
+
+    async def arun(self, engine: Engine) -> None:
+        """Perform it."""
+        self.run(engine)
 
 
 class Effect(Protocol):

@@ -5,9 +5,14 @@
 | `redact` | `fields`: names | in the tool's result, before anything else sees it |
 | `require_approval` | `expires_in` (s, optional) | as a question to a human; its answer counts so long from the question |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
+| `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
+| `notify` | `channel` | told once it is recorded (`enforce.notify`); a permit that can not be told is a deny |
 | `revoke` | | the agent's subtree, with the deny |
 | `rotate` | | the task's epoch, with the deny: what was planned is void |
 | `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
+
+With a deny, `notify`, `revoke` and `rotate` are carried out too, and `rate_limit` and `budget` count the
+attempt where there is room; `redact` and `withhold_tools` then have nothing to act on.
 """
 
 from __future__ import annotations
@@ -17,11 +22,12 @@ from collections.abc import Collection
 from typing import Any, Final, Literal
 
 from langchain_runtime_authz.authzen import Obligation
-from langchain_runtime_authz.ledger.base import Change, SpendRate
+from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
 
 __all__ = ["REDACTED", "demands", "redact"]
 
 REDACTED: Final = "[redacted]"
+POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
@@ -45,6 +51,13 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
             counter, window, maximum = props.get("counter"), props.get("window"), props.get("max")
             if isinstance(counter, str) and _positive(window) and _natural(maximum):
                 return SpendRate(counter, window, maximum)  # type: ignore[arg-type]
+        case "budget":
+            counter, maximum = props.get("counter"), props.get("max")
+            if isinstance(counter, str) and counter and _natural(maximum):
+                return SpendBudget(POLICY_BUDGET + counter, maximum)  # type: ignore[arg-type]
+        case "notify":
+            channel = props.get("channel")
+            return True if isinstance(channel, str) and channel else None
     return None
 
 

@@ -41,7 +41,7 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import abbreviate
 from langchain_runtime_authz.enforce.approval import edited_action
 from langchain_runtime_authz.enforce.credentials import audiences_of, minter
-from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Record, Run
+from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Notify, Record, Run
 from langchain_runtime_authz.enforce.obligations import demands
 from langchain_runtime_authz.enforce.provenance import Said, arguments, effective_sink, intent, observing, sentences
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
@@ -88,10 +88,12 @@ __all__ = ["Call", "Denial", "Judged", "Replay", "Verdict", "claim", "conclude",
 _log = logging.getLogger(__name__)
 
 MAX_LABEL: Final = 128
-_CALL_OBLIGATIONS: Final = frozenset(("redact", "require_approval", "rate_limit", "revoke", "rotate"))
+_CALL_OBLIGATIONS: Final = frozenset(
+    ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate"),
+)
 _STEP_OBLIGATIONS: Final = {
-    False: frozenset(("require_approval", "rate_limit", "revoke")),
-    True: frozenset(("require_approval", "rate_limit", "revoke", "withhold_tools")),
+    False: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke")),
+    True: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke", "withhold_tools")),
 }
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
@@ -622,15 +624,24 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         if done.row is not None:
             return Replay(call, done.row.result)
         return (yield from deny_call(run, _replaced(judged, deny(done.code))))
+    failed: Denial | None = None
     try:
         yield from _recorded(run, judged, done.now)
     except AuditError:
+        failed = Denial(call, deny(Code.AUDIT_UNAVAILABLE))
+    else:
         try:
-            back = ReleaseCall(judged.key, _counters(run, call), approval.call_key if approval is not None else "")
+            yield from _notified(run, decision, "tools/call", call.tool, done.now)
+        except AuditError as exc:  # who must be told can not be: recorded as the denial that it is
+            failed = yield from deny_call(run, _replaced(judged, deny(exc.code)))
+    if failed is not None:
+        try:
+            spent = _counters(run, call, decision.obligations)
+            back = ReleaseCall(judged.key, spent, approval.call_key if approval is not None else "")
             yield Commit(run.scope, None, [back])
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
             _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
-        return Denial(call, deny(Code.AUDIT_UNAVAILABLE))
+        return failed
     made = minter(run, judged, tokens, done.now) if audiences else None
     return Ticket(
         tool=call.tool,
@@ -658,21 +669,44 @@ def _token_jti(run: Run, judged: Judged, audience: str) -> str:
     return hashlib.sha256(f"{run.jti}:{judged.key}:{audience}".encode()).hexdigest()[:32]
 
 
-def _counters(run: Run, call: Call) -> tuple[str, ...]:
-    """The grant's budgets that a call counts against."""
+def _counters(run: Run, call: Call, obligations: Sequence[Obligation] = ()) -> tuple[str, ...]:
+    """The budgets that a call counts against: the grant's, and those that it was obliged to."""
+    obliged = tuple(b.counter for o in obligations if isinstance(b := demands(o), SpendBudget))
     if run.grant is None:
-        return ()
-    return tuple(c for c in (call.tool, f"effect:{call.profile.effect}") if c in run.grant.budgets)
+        return obliged
+    return (*(c for c in (call.tool, f"effect:{call.profile.effect}") if c in run.grant.budgets), *obliged)
 
 
 def _budgets(run: Run, call: Call) -> list[Change]:
     return [SpendBudget(c, run.grant.budgets[c]) for c in _counters(run, call) if run.grant is not None]
 
 
+def _notified(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
+    """Tell whom a decision obliges to tell. Raises `AuditError` where that can not be done."""
+    for obligation in decision.obligations:
+        if obligation.type == "notify":
+            notification = {
+                "ts": now,
+                "decision_id": decision.decision_id,
+                "outcome": decision.outcome,
+                "reasons": list(decision.reasons),
+                "action": action,
+                "resource": resource,
+                "subject": f"{run.subject.type}:{run.subject.id}",
+                "agent": list(run.agent),
+                "run_id": run.run_id,
+                "thread": run.scope[3],
+                "policy_revision": decision.policy_revision,
+                "obligation": obligation.id,
+            }
+            yield Notify(str(obligation.properties["channel"]), notification)
+
+
 def record_asks(run: Run, asked: Sequence[Judged]) -> Flow[None]:
     """Record the decisions that a human is about to be asked about. Raises `AuditError`."""
     for judged in asked:
         yield from _recorded(run, judged, time.time())
+        yield from _notified(run, judged.decision, "tools/call", judged.call.tool, time.time())
 
 
 def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
@@ -695,6 +729,16 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
         yield from _recorded(run, judged, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
+    for change in [c for o in decision.obligations if (c := demands(o)) and c is not True]:
+        try:
+            yield Commit(run.scope, None, [change])  # where it has no room, the attempt is refused already
+        except Exception as exc:  # noqa: BLE001  (likewise)
+            _log.error("an obligation of denial %s was not carried out: %s", decision.decision_id, type(exc).__name__)
+    if decision.outcome != "approval_required":  # of a question it was told when it was asked
+        try:
+            yield from _notified(run, decision, "tools/call", call.tool, time.time())
+        except AuditError as exc:
+            _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
     return Denial(call, decision, message)
 
 
@@ -774,7 +818,7 @@ def conclude(
     side_effect = call.profile.side_effect
     changes: list[Change] = []
     if state == "released":
-        changes.append(ReleaseCall(ticket.call_key, _counters(run, call), ticket.approval_key))
+        changes.append(ReleaseCall(ticket.call_key, _counters(run, call, ticket.obligations), ticket.approval_key))
     else:
         # A read may always run again, so nothing of it is kept but its data class.
         kept = state if side_effect or state == "suspended" else None
@@ -888,8 +932,11 @@ def decide_step(
             agent=run.agent,
             content=run.engine.audit.content,
         )
-    except AuditError:
-        return deny(Code.AUDIT_UNAVAILABLE)
+        yield from _notified(run, decision, action, resource.id, now)
+    except AuditError as exc:
+        if not decision.permit:
+            return decision
+        return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
     return decision
 
 

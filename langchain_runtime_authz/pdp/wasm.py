@@ -50,6 +50,7 @@ class WasmPDP:
             documents, decides the calls of a message in one evaluation.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
+        like: another one, whose compiled code is shared where the policy is the same.
 
     Raises:
         ConfigError: `policy_invalid`, saying what is wrong with the policy or the data.
@@ -69,6 +70,7 @@ class WasmPDP:
         entrypoint: str = "runtime_authz/decision",
         pool_size: int = 4,
         timeout: float = 1.0,
+        like: WasmPDP | None = None,
     ) -> None:
         if pool_size < 1:
             msg = f"pool_size must be at least 1, not {pool_size!r}"
@@ -81,7 +83,7 @@ class WasmPDP:
         self._timeout = timeout
         self._swap = threading.Lock()
         self._closed = False
-        self._loaded = self._load(wasm, data)
+        self._loaded: _Loaded = self._load(wasm, data, None if like is None else like._loaded)  # noqa: SLF001
 
     @property
     def revision(self) -> str:
@@ -103,7 +105,7 @@ class WasmPDP:
         Raises:
             ConfigError: `policy_invalid`: it can not be used, and nothing was changed.
         """
-        new = self._load(wasm, data)
+        new = self._load(wasm, data, self._loaded)
         with self._swap:
             old = new if self._closed else self._loaded
             if not self._closed:
@@ -189,7 +191,12 @@ class WasmPDP:
                     raise
                 # Replaced between the two lines above: the new one answers.
 
-    def _load(self, wasm: str | Path | bytes | None, data: Json | str | Path | None) -> _Loaded:
+    def _load(
+        self,
+        wasm: str | Path | bytes | None,
+        data: Json | str | Path | None,
+        loaded: _Loaded | None,
+    ) -> _Loaded:
         code = _read_wasm(wasm)
         document = _canonical(_read_data(data))
         if wasm is None:
@@ -198,7 +205,6 @@ class WasmPDP:
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
             document = {DATA_ROOT: {**_member(document), "revision": revision}}
-        loaded = getattr(self, "_loaded", None)
         known = loaded.program if loaded is not None and loaded.code == code and not loaded.program.closed else code
         program = _program(known, _dump(document), self._entrypoint, self._pool_size, self._timeout)
         batch = self._entrypoint.rpartition("/")[0] + "/batch"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.enforce.obligations import REDACTED, demands, redact
-from langchain_runtime_authz.ledger.base import SpendRate
+from langchain_runtime_authz.ledger.base import SpendBudget, SpendRate
 
 SECRET = "DE89-SECRET"
 
@@ -32,6 +32,8 @@ def obligation(kind: str, **properties: Any) -> Obligation:
         (obligation("redact", fields=["iban", "pin"]), True),
         (obligation("rate_limit", counter="pay", window=60, max=5), SpendRate("pay", 60, 5)),
         (obligation("rate_limit", counter="pay", window=1, max=0), SpendRate("pay", 1, 0)),
+        (obligation("budget", counter="pay", max=3), SpendBudget("policy:pay", 3)),
+        (obligation("notify", channel="log"), True),
     ],
 )
 def test_what_is_understood(asked: Obligation, demanded: object) -> None:
@@ -44,6 +46,11 @@ def test_what_is_understood(asked: Obligation, demanded: object) -> None:
     [
         obligation(""),
         obligation("notify"),
+        obligation("notify", channel=""),
+        obligation("notify", channel=["log"]),
+        obligation("budget", counter="pay"),
+        obligation("budget", counter="", max=1),
+        obligation("budget", counter="pay", max=True),
         obligation("Redact", fields=["iban"]),
         obligation("require_approval", expires_in=0),
         obligation("require_approval", expires_in=-1),

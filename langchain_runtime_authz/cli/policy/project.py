@@ -1,0 +1,314 @@
+"""Where policies come from: a project directory, a bundle, a data file, or the one that is shipped.
+
+A project is a directory with `policy.yaml` (`revision`, and `shipped: false` with an `entrypoint` for a
+policy that does not build on the shipped one). Beside it, each where it is needed: `data.json`,
+`profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from langchain_runtime_authz.authzen import strict_json
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp.bundle import (
+    DATA,
+    ENTRYPOINT,
+    MANIFEST,
+    WASM,
+    Bundle,
+    Case,
+    assemble,
+    load_cases,
+    load_grants,
+    parse_bundle,
+    read_files,
+)
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.profile import ToolProfile, load_profiles
+
+__all__ = ["Policy", "find_opa", "open_policy", "run_opa"]
+
+_SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
+SHIPPED_REGO: Final = "runtime_authz.rego"
+PROJECT: Final = "policy.yaml"
+OPA_SECONDS: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy that can be asked.
+
+    Attributes:
+        name: of where it comes from.
+        number: its revision; 0 where it has none.
+        wasm: compiled; `None` is the shipped one.
+        data: the whole data document where `wasm` is given, else the shipped data's keys to replace.
+        rego: file → source, for telling where a rule stands; the shipped one where there is no own.
+    """
+
+    name: str
+    number: int = 0
+    wasm: bytes | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    entrypoint: str = ENTRYPOINT
+    profiles: Mapping[str, ToolProfile] = field(default_factory=dict)
+    grants: Mapping[str, Grant] = field(default_factory=dict)
+    cases: tuple[Case, ...] = ()
+    rego: Mapping[str, str] = field(default_factory=dict)
+
+    def pdp(self) -> WasmPDP:
+        """An engine for it.
+
+        Raises:
+            ConfigError: `policy_invalid`.
+        """
+        return WasmPDP(wasm=self.wasm, data=self.data, entrypoint=self.entrypoint, pool_size=1)
+
+
+def open_policy(source: Path | None, opa: str | None = None) -> Policy:
+    """The policy at a path; the shipped one without.
+
+    Raises:
+        ConfigError: `policy_invalid` or `profile_invalid`, saying what is wrong and where.
+    """
+    if source is None:
+        return Policy("shipped", rego={SHIPPED_REGO: shipped_rego()})
+    if source.is_dir() and (source / PROJECT).is_file():
+        return _project(source, opa)
+    if source.suffix == ".json" and source.is_file():
+        return Policy(source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
+    if source.is_dir() and not (source / MANIFEST).is_file():
+        raise _invalid(f"`{source.name}` holds no {PROJECT}; `runtime-authz policy init {source.name}` makes one")
+    files = read_files(source)
+    bundle: Bundle = parse_bundle(files, source.name, None)
+    return Policy(
+        source.name,
+        bundle.number,
+        bundle.wasm,
+        bundle.data,
+        bundle.entrypoint,
+        bundle.profiles,
+        bundle.grants,
+        bundle.cases,
+        {n: c.decode(errors="replace") for n, c in files.items() if n.endswith(".rego")},
+    )
+
+
+def shipped_rego() -> str:
+    """Source of the shipped policy."""
+    return (_SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
+
+
+def _project(path: Path, opa: str | None) -> Policy:
+    settings = _yaml(path / PROJECT)
+    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint"}):
+        raise _invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, shipped and entrypoint")
+    number, shipped = settings.get("revision", 1), settings.get("shipped", True)
+    entrypoint = settings.get("entrypoint", ENTRYPOINT)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise _invalid(f"{PROJECT}: `revision` must be a whole number from 1")
+    if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
+        raise _invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
+    own = {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((path / "rego").glob("*.rego"))}
+    rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
+    if shipped and f"rego/{SHIPPED_REGO}" in rules:
+        raise _invalid(f"rego/{SHIPPED_REGO} would take the shipped policy's place; give your rules another name")
+    if not shipped and not rules:
+        raise _invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
+    given = _json(path / DATA) if (path / DATA).is_file() else {}
+    rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
+    wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()
+    grants = _yaml(path / "grants.yaml", "grants")
+    cases = _yaml(path / "cases.yaml", "cases")
+    return Policy(
+        path.name,
+        number,
+        wasm,
+        merge_shipped(given) if shipped else given,
+        entrypoint,
+        load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
+        load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
+        load_cases(patched(cases), "cases.yaml") if isinstance(cases, list) else (),
+        rego,
+    )
+
+
+def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole data document of a project that builds on the shipped policy.
+
+    `given` holds keys of the shipped data to replace; or these under `runtime_authz_data`, with what the
+    project's own rules read beside it.
+
+    Raises:
+        ConfigError: `policy_invalid`.
+    """
+    shipped = strict_json((_SHIPPED / DATA).read_bytes())[DATA_ROOT]
+    inner = given.get(DATA_ROOT, {} if set(given) - set(shipped) and DATA_ROOT in given else given)
+    if not isinstance(inner, dict):
+        raise _invalid(f"{DATA}: `{DATA_ROOT}` must be an object")
+    if unknown := sorted(set(inner) - set(shipped)):
+        hint = f"it has: {', '.join(shipped)}; put data of your own rules beside `{DATA_ROOT}`"
+        raise _invalid(f"{DATA}: the shipped policy has no data key `{unknown[0]}`; {hint}")
+    own = {k: v for k, v in given.items() if k != DATA_ROOT} if DATA_ROOT in given else {}
+    return {**own, DATA_ROOT: {**shipped, **inner}}
+
+
+def patched(cases: list[Any]) -> list[Any]:
+    """Cases with their requests written out: each names what differs from the example request.
+
+    Raises:
+        ConfigError: `policy_invalid`, naming the case.
+    """
+    from pydantic import ValidationError
+
+    from langchain_runtime_authz.testing.requests import example_request
+
+    found = []
+    for i, case in enumerate(cases, 1):
+        if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
+            raise _invalid(f"cases.yaml: case {i} must be a mapping, and its `request` one of path to value")
+        try:
+            request = example_request(case.get("request"))
+        except (KeyError, TypeError, AttributeError, ValidationError) as exc:
+            first = exc.errors()[0] if isinstance(exc, ValidationError) else None
+            why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first else f"no such path: {exc}"
+            raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
+        found.append({**case, "request": json.loads(request.to_json())})
+    return found
+
+
+def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
+    """The files of a policy's bundle, unsigned."""
+    wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
+    data = policy.data if policy.wasm is not None else merge_shipped(policy.data)
+    if isinstance(data.get(DATA_ROOT), dict):  # what an OPA server answers with
+        data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
+    files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
+    for name, text in policy.rego.items():
+        files["rego/" + name.rpartition("/")[2]] = text.encode()
+    metadata = {
+        "entrypoint": policy.entrypoint,
+        "profiles": {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in policy.profiles.items()},
+        "grants": {n: g.to_json() for n, g in policy.grants.items()},
+        "cases": [
+            {
+                "name": c.name,
+                "request": json.loads(c.request.to_json()),
+                "expect": c.expect,
+                "reasons": None if c.reasons is None else list(c.reasons),
+            }
+            for c in policy.cases
+        ],
+    }
+    return assemble(files, number, metadata)
+
+
+def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
+    """Rego compiled to Wasm by `opa`.
+
+    Raises:
+        ConfigError: `policy_invalid`: there is no OPA, or it refused, and with which words.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        at = Path(work)
+        names = [n.rpartition("/")[2] for n in rego]
+        for name, text in zip(names, rego.values(), strict=True):
+            (at / name).write_text(text, encoding="utf-8")
+        run_opa(opa, "check", "--strict", *names, cwd=at)
+        batch = entrypoint.rpartition("/")[0] + "/batch"
+        batches = (
+            ("--entrypoint", batch)
+            if any(line.startswith("batch :=") for t in rego.values() for line in t.splitlines())
+            else ()
+        )
+        run_opa(
+            opa,
+            "build",
+            "--target",
+            "wasm",
+            "--entrypoint",
+            entrypoint,
+            *batches,
+            "--output",
+            "b.tar.gz",
+            *names,
+            cwd=at,
+        )
+        return read_files(at / "b.tar.gz")[WASM]
+
+
+def find_opa(given: str | None) -> str | None:
+    """The OPA to call: the one given, what `OPA` names, or `opa` on the PATH."""
+    return shutil.which(given or os.environ.get("OPA") or "opa")
+
+
+def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
+    """What OPA prints.
+
+    Raises:
+        ConfigError: `policy_invalid`: see `compile_rego`.
+    """
+    binary = find_opa(given)
+    if binary is None:
+        wanted = given or os.environ.get("OPA") or "opa"
+        raise _invalid(
+            f"rules in Rego need OPA, and there is no `{wanted}`; install it (openpolicyagent.org) or name it with --opa"
+        )
+    try:
+        done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)
+            [binary, *arguments],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=OPA_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise _invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
+    if done.returncode:
+        raise _invalid(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
+    return done.stdout
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = strict_json(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as exc:
+        raise _invalid(f"`{path.name}` is not JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise _invalid(f"`{path.name}` must hold an object")
+    return document
+
+
+def _yaml(path: Path, member: str | None = None) -> Any:
+    """A YAML mapping, or its one member; empty where there is no file."""
+    import yaml
+
+    if member is not None and not path.is_file():
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        raise _invalid(f"`{path.name}` can not be read: {exc}") from exc
+    if not isinstance(document, dict):
+        raise _invalid(f"`{path.name}` must hold a mapping")
+    if member is None:
+        return document
+    if set(document) != {member} or not isinstance(document[member], dict if member == "grants" else list):
+        raise _invalid(f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`")
+    return document[member]
+
+
+def _invalid(detail: str) -> ConfigError:
+    return ConfigError(detail, Code.POLICY_INVALID)

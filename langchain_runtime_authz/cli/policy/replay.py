@@ -1,0 +1,275 @@
+"""What a policy decides on what was recorded: replay, difference, and why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from langchain_runtime_authz.audit.chain import parse_line, verify_chain
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.cli.policy.project import Policy
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+
+__all__ = ["Flip", "Recorded", "changes", "decide", "flips", "read_log", "rules"]
+
+MAX_CHANGES: Final = 3  # at once
+MAX_SETS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A decision that a policy took, and what it was asked."""
+
+    decision_id: str
+    outcome: str
+    reasons: tuple[str, ...]
+    revision: str
+    request: EvaluationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A request that two policies decide differently."""
+
+    decision_id: str
+    resource: str
+    action: str
+    before: str
+    after: str
+    reasons_before: tuple[str, ...]
+    reasons_after: tuple[str, ...]
+
+
+def read_log(path: Path) -> tuple[list[Recorded], int]:
+    """The decisions in a log that can be taken again, and how many policy decisions can not.
+
+    What the enforcement point refused by itself was no policy's decision and is left out. A record without
+    its contents can not be taken again.
+
+    Raises:
+        AuditError: `chain_broken`.
+        OSError: it can not be read.
+    """
+    report = verify_chain(path)
+    if not report.ok:
+        raise AuditError(Code.CHAIN_BROKEN, f"{path.name}: line {report.error_line}: {report.error}")
+    found, lost = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            record = parse_line(line.rstrip(b"\n"))
+            if record is None or record.get("kind") != "decision" or record.get("failure") is not None:
+                continue
+            try:
+                if record.get("erased") or not record.get("request"):
+                    raise ValueError
+                request = EvaluationRequest.model_validate_json(json.dumps(record["request"]))
+                found.append(
+                    Recorded(
+                        str(record["decision_id"]),
+                        str(record["outcome"]),
+                        tuple(record["reasons"]),
+                        str(record["policy_revision"]),
+                        request,
+                    ),
+                )
+            except (ValidationError, ValueError, KeyError, TypeError):
+                lost += 1
+    return found, lost
+
+
+def read_request(path: Path) -> EvaluationRequest:
+    """A request in a JSON file.
+
+    Raises:
+        ConfigError: it is none, and where not.
+    """
+    try:
+        return EvaluationRequest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as exc:
+        first = exc.errors()[0] if isinstance(exc, ValidationError) else None
+        at = ".".join(map(str, first["loc"])) if first else ""
+        why = f"`{at or 'request'}`: {first['msg']}" if first else getattr(exc, "strerror", "") or type(exc).__name__
+        raise ConfigError(f"{path.name} is no request: {why}") from exc
+
+
+def decide(pdp: WasmPDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
+    """Decide each request by itself."""
+    evaluator = Evaluator(pdp, deadline=600)
+    return [evaluator.evaluate([request])[0] for request in requests]
+
+
+def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
+    """What `after` decides differently than `before`, or than was recorded.
+
+    Raises:
+        ConfigError: a policy can not be used.
+    """
+    requests = [r.request for r in recorded]
+    if before is None:
+        old = [(r.outcome, r.reasons) for r in recorded]
+    else:
+        old = [(d.outcome, d.reasons) for d in _decided(before, requests)]
+    found = []
+    for r, (outcome, reasons), new in zip(recorded, old, _decided(after, requests), strict=True):
+        if new.outcome != outcome:
+            flip = Flip(
+                r.decision_id, r.request.resource.id, r.request.action.name, outcome, new.outcome, reasons, new.reasons,
+            )  # fmt: skip
+            found.append(flip)
+    return found
+
+
+def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Decision]:
+    pdp = policy.pdp()
+    try:
+        return decide(pdp, requests)
+    finally:
+        pdp.close()
+
+
+# --- why --------------------------------------------------------------------------------------------
+
+
+def rules(policy: Policy, code: str, outcome: str) -> list[str]:
+    """`file:line` of the rules that give a reason for an outcome."""
+    kind = "asked" if outcome == "approval_required" else "denied"
+    found = []
+    for name, text in policy.rego.items():
+        lines = text.splitlines()
+        bound = any(re.search(rf'^\s*"\w+": "{re.escape(code)}",?$', line) for line in lines)
+        for number, line in enumerate(lines, 1):
+            given = re.match(rf'({kind}) contains ("{re.escape(code)}"|bounds\[\w+\])', line)
+            if given and (given[2].startswith('"') or bound):
+                found.append(f"{name}:{number}")
+    return found
+
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def _at(path: str, value: Any) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        *way, last = path.split(".")
+        node: Any = document
+        for step in way:
+            node = node.get(step) if isinstance(node, dict) else None
+        if isinstance(node, dict) and (last in node or len(way) < 3):  # noqa: PLR2004  (a profile's and the context's own)
+            node[last] = value
+
+    return edit
+
+
+def _approved(source: str, *, authenticated: bool) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        call = document["context"].get("call")
+        if call:
+            document["context"]["approval"] = {
+                "source": source,
+                "approver": "somebody",
+                "authenticated": authenticated,
+                "args_digest": call["args_digest"],
+            }
+
+    return edit
+
+
+def _told(document: dict[str, Any]) -> None:
+    for argument in (document["context"].get("call") or {}).get("provenance", {}).values():
+        argument.update({"class": "human", "standing": "told", "derived": False, "lookalike": False})
+
+
+def _calm(document: dict[str, Any]) -> None:
+    document["context"]["history"].update(
+        denials=0, streak=0, unplanned=0, tainted=0, rotations=0, last_minute=0,
+    )  # fmt: skip
+
+
+def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
+    """What could have been otherwise, in words."""
+    yield "a human approves exactly this call", _approved("interrupt", authenticated=False)
+    yield "an authenticated approver approves exactly this call", _approved("interrupt", authenticated=True)
+    yield "the run has no grant that limits it", _at("context.lease.grant", None)
+    for name in request["context"]["lease"]["grant"] or {}:
+        yield f"the grant does not limit `{name}`", _without(f"context.lease.grant.{name}")
+    yield "the words of the task ask for it", _at("context.call.intent", {"state": "intended", "source": "words"})
+    yield "every critical argument was said by the human", _told
+    yield "the task and the plan are of one epoch", _at("context.plan.stale", False)
+    yield "a recorded plan holds the call", _at("context.plan.planned", True)
+    yield "what it was planned on has not changed", _at("context.call.changed", [])
+    yield "the tool has a reviewed profile", _at("resource.properties.profiled", True)
+    yield "the tool's effect is `read`", _at("resource.properties.effect", "read")
+    yield "its arguments go nowhere (sink `none`)", _at("context.call.sink", "none")
+    for name in request["context"]["history"]["classes_read"]:
+        kept = [c for c in request["context"]["history"]["classes_read"] if c != name]
+        yield f"no `{name}` data was read before", _at("context.history.classes_read", kept)
+    yield "the subject is a known user", _at("subject.type", "user")
+    yield "the history holds no denials, bursts or streaks", _calm
+    yield "the acting agent is the root agent", _at("context.delegation.depth", 0)
+    yield "this entry has taken no steps yet", _at("context.lease.steps", 0)
+    yield "this entry has just begun", _at("context.lease.seconds", 0)
+    yield "the plan belongs to an older task", _at("context.plan.stale", True)
+    yield "no recorded plan holds the call", _at("context.plan.planned", False)
+    yield "the tool has no reviewed profile", _at("resource.properties.profiled", False)
+    yield "there is no approval", _at("context.approval", None)
+    yield "the task does not ask for it", _at("context.call.intent", {"state": "unasked", "source": "words"})
+    yield "its arguments leave the organisation (sink `external`)", _at("context.call.sink", "external")
+
+
+def _without(path: str) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        *way, last = path.split(".")
+        node: Any = document
+        for step in way:
+            node = node.get(step) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+
+    return edit
+
+
+def changes(pdp: WasmPDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
+    """The smallest changes that would change the outcome: what would be otherwise, and the outcome then.
+
+    A deny is answered by what would permit it (or have it asked about), a permit by what would not. Sets of
+    at most three; each was tried on the policy itself.
+    """
+    document = json.loads(request.to_json())
+    telling = []
+    for word, edit in _candidates(document):
+        tried = _tried(pdp, document, (edit,))
+        if tried is not None and (tried.outcome, tried.reasons) != (decision.outcome, decision.reasons):
+            telling.append((word, edit))
+    found: list[tuple[tuple[str, ...], str]] = []
+    better = ("permit",) if decision.outcome == "approval_required" else ("permit", "approval_required")
+    wanted = ("deny", "approval_required", "halt") if decision.permit else better
+    for size in range(1, MAX_CHANGES + 1):
+        for chosen in itertools.combinations(telling, size):
+            words = tuple(w for w, _ in chosen)
+            if any(set(smaller) <= set(words) for smaller, _ in found):
+                continue
+            tried = _tried(pdp, document, [e for _, e in chosen])
+            if tried is not None and tried.outcome in wanted:
+                found.append((words, tried.outcome))
+        if len(found) >= MAX_SETS:
+            break
+    return found[: MAX_SETS * 2]
+
+
+def _tried(pdp: WasmPDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decision | None:
+    changed = json.loads(json.dumps(document))
+    for edit in edits:
+        edit(changed)
+    try:
+        request = EvaluationRequest.model_validate_json(json.dumps(changed))
+    except ValidationError:
+        return None
+    return decide(pdp, [request])[0]

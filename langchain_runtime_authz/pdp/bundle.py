@@ -1,0 +1,424 @@
+"""Policy bundles: one policy, its data, profiles, grants and test cases, as one signed revision.
+
+A bundle is OPA's (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
+directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego that it was compiled from, and
+`.signatures.json`. An OPA server can serve it; a bundle that `opa build --signing-key` made is read
+here. What OPA has no place for stands in the manifest's `metadata`, which it ignores and signs:
+
+| member | |
+|---|---|
+| `profiles` | tool → `ToolProfile` |
+| `grants` | name → `Grant` |
+| `cases` | what must be decided how: tried before the bundle is used |
+| `entrypoint` | the rule that answers; else what `wasm` in the manifest names first |
+| `sha256` | file → digest, so that an unsigned bundle can not be read half written |
+
+`revision` in the manifest is a whole number that grows with every release.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, strict_json
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.profile import ToolProfile, load_profiles
+
+__all__ = ["ALGORITHMS", "Bundle", "Case", "pack", "read_bundle", "read_files", "sign"]
+
+MANIFEST: Final = ".manifest"
+SIGNATURES: Final = ".signatures.json"
+DATA: Final = "data.json"
+WASM: Final = "policy.wasm"
+MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_FILES: Final = 1000
+MAX_DIGITS: Final = 15
+# Asymmetric ones only: whoever can verify a policy must not be able to sign one.
+ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+ENTRYPOINT: Final = "runtime_authz/decision"
+OUTCOMES: Final = ("permit", "deny", "approval_required", "halt")
+
+Keys = Mapping[str, str | bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What must be decided how.
+
+    Attributes:
+        name: of the case.
+        request: what is asked.
+        expect: outcome.
+        reasons: the codes, in any order; `None` where they do not matter.
+    """
+
+    name: str
+    request: EvaluationRequest
+    expect: str
+    reasons: tuple[str, ...] | None = None
+
+    def unlike(self, decision: Decision | None) -> str:
+        """How the decision differs from what is expected; empty where it does not."""
+        if decision is None:
+            return "the answer is malformed"
+        reasons = None if self.reasons is None else sorted(self.reasons)
+        if decision.outcome == self.expect and reasons in (None, sorted(decision.reasons)):
+            return ""
+        wanted = self.expect + ("" if reasons is None else f" {reasons}")
+        return f"expected {wanted}, decided {decision.outcome} {sorted(decision.reasons)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One revision.
+
+    Attributes:
+        number: the manifest's revision.
+        digest: SHA-256 (hex) over all files but the signatures.
+        wasm: the compiled policy.
+        data: its data document.
+        entrypoint: the rule that answers.
+        profiles: tool → profile.
+        grants: name → grant.
+        cases: what it must decide how.
+        signed_by: id of the key that signed it; empty where none was asked for.
+    """
+
+    number: int
+    digest: str
+    wasm: bytes
+    data: dict[str, Any]
+    entrypoint: str = ENTRYPOINT
+    profiles: Mapping[str, ToolProfile] = field(default_factory=dict)
+    grants: Mapping[str, Grant] = field(default_factory=dict)
+    cases: tuple[Case, ...] = ()
+    signed_by: str = ""
+
+    @property
+    def revision(self) -> str:
+        """What decisions bear: number and digest."""
+        return f"{self.number}@{self.digest[:16]}"
+
+
+def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
+    """The bundle in a `.tar.gz` or a directory.
+
+    Args:
+        source: path.
+        keys: key id → public key (PEM). With keys, only a bundle that one of them signed is read.
+
+    Raises:
+        ConfigError: `policy_unsigned` where no signature of these keys holds it, otherwise
+            `policy_invalid`.
+    """
+    return parse_bundle(read_files(source), Path(source).name, keys)
+
+
+def read_files(source: str | Path) -> dict[str, bytes]:
+    """The files of a bundle by name, unverified.
+
+    Raises:
+        ConfigError: `policy_invalid`: there is no bundle, or it is too large or cut.
+    """
+    path = Path(source)
+    try:
+        return _directory(path) if path.is_dir() else _archive(path.read_bytes(), path.name)
+    except OSError as exc:
+        raise _invalid(f"`{path.name}` can not be read ({exc.strerror or type(exc).__name__})") from exc
+
+
+def _directory(path: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and not file.is_symlink():
+            found[file.relative_to(path).as_posix()] = file.read_bytes()
+            _bounded(found, path.name)
+    return found
+
+
+def _archive(packed: bytes, name: str) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            unpacked = stream.read(MAX_BYTES + 1)
+        if len(unpacked) > MAX_BYTES:
+            raise _invalid(f"`{name}` holds more than {MAX_BYTES} bytes")
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                at = PurePosixPath(member.name.lstrip("/"))
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is None or ".." in at.parts or at.as_posix() in found:
+                    raise _invalid(f"`{name}` holds `{member.name}`, which is no plain file, or holds it twice")
+                found[at.as_posix()] = file.read()
+                _bounded(found, name)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        raise _invalid(f"`{name}` is no .tar.gz: {exc}") from exc
+    return found
+
+
+def _bounded(found: Mapping[str, bytes], name: str) -> None:
+    if len(found) > MAX_FILES or sum(map(len, found.values())) > MAX_BYTES:
+        raise _invalid(f"`{name}` is too large for a policy bundle")
+
+
+def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
+    """The bundle that these files are, verified.
+
+    Raises:
+        ConfigError: see `read_bundle`.
+    """
+    signed_by = _verified(files, name, keys) if keys is not None else ""
+    for needed in (MANIFEST, DATA, WASM):
+        if needed not in files:
+            raise _invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
+    manifest = _object(files[MANIFEST], f"{name}: {MANIFEST}")
+    metadata = manifest.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise _invalid(f"{name}: `metadata` must be an object")
+    _digested(files, name, metadata, signed_by)
+    number = manifest.get("revision")
+    if not (
+        isinstance(number, str)
+        and number.isascii()
+        and number.isdecimal()
+        and len(number) <= MAX_DIGITS
+        and int(number)
+    ):
+        raise _invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
+    return Bundle(
+        number=int(number),
+        digest=_digest_of(files),
+        wasm=files[WASM],
+        data=_object(files[DATA], f"{name}: {DATA}"),
+        entrypoint=_entrypoint(manifest, name),
+        profiles=load_profiles(_member(metadata, "profiles", dict, name)),
+        grants=load_grants(_member(metadata, "grants", dict, name), name),
+        cases=load_cases(_member(metadata, "cases", list, name), name),
+        signed_by=signed_by,
+    )
+
+
+def _entrypoint(manifest: Mapping[str, Any], name: str) -> str:
+    match manifest:
+        case {"metadata": {"entrypoint": str(own)}}:
+            return own
+        case {"wasm": [{"entrypoint": str(first)}, *_]}:
+            return first
+        case {"metadata": {"entrypoint": _}} | {"wasm": _}:
+            raise _invalid(f"{name}: an entrypoint in the manifest must be text")
+    return ENTRYPOINT
+
+
+def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any:
+    found = metadata.get(key, kind())
+    if not isinstance(found, kind):
+        raise _invalid(f"{name}: `{key}` in the manifest's metadata must be a {kind.__name__}")
+    return found
+
+
+def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
+    """Grants by name.
+
+    Raises:
+        ConfigError: `policy_invalid`, naming the grant and the field.
+    """
+    found = {}
+    for name, fields in source.items():
+        try:
+            found[name] = Grant.model_validate(fields)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            at = ".".join(map(str, first["loc"]))
+            raise _invalid(f"{where}: grant `{name}`: `{at}`: {first['msg']}") from exc
+    return found
+
+
+def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
+    """Cases with full requests.
+
+    Raises:
+        ConfigError: `policy_invalid`, naming the case.
+    """
+    found = []
+    for i, fields in enumerate(source, 1):
+        given = dict(fields) if isinstance(fields, dict) else {}
+        name = str(given.get("name") or i)
+        if unknown := sorted(set(given) - {"name", "request", "expect", "reasons"}):
+            raise _invalid(f"{where}: case `{name}`: unknown member `{unknown[0]}`")
+        if given.get("expect") not in OUTCOMES:
+            raise _invalid(f"{where}: case `{name}`: `expect` must be one of {', '.join(OUTCOMES)}")
+        reasons = given.get("reasons")
+        if reasons is not None and not (isinstance(reasons, list) and all(isinstance(r, str) for r in reasons)):
+            raise _invalid(f"{where}: case `{name}`: `reasons` must be a list of codes")
+        try:
+            request = EvaluationRequest.model_validate_json(json.dumps(given.get("request")))
+        except (ValidationError, TypeError, ValueError) as exc:
+            why = exc.errors()[0] if isinstance(exc, ValidationError) else {"loc": (), "msg": str(exc)}
+            at = ".".join(map(str, why["loc"])) or "request"
+            raise _invalid(f"{where}: case `{name}`: `{at}`: {why['msg']}") from exc
+        found.append(Case(name, request, given["expect"], None if reasons is None else tuple(reasons)))
+    return tuple(found)
+
+
+# --- digests and signatures -------------------------------------------------------------------------
+
+
+def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any], signed_by: str) -> None:
+    given = metadata.get("sha256")
+    if given is None and signed_by:
+        return
+    if not isinstance(given, dict):
+        raise _invalid(
+            f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
+        )
+    seen = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n not in (MANIFEST, SIGNATURES)}
+    if seen != given:
+        differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))
+        raise _invalid(f"{name}: `{differ[0]}` is not the file that the manifest names")
+
+
+def _digest_of(files: Mapping[str, bytes]) -> str:
+    each = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n != SIGNATURES}
+    return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
+
+
+def _verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
+    """The id of the key whose signature holds exactly these files.
+
+    Raises:
+        ConfigError: `policy_unsigned`.
+    """
+    import jwt
+
+    try:
+        document = strict_json(files[SIGNATURES])
+        (token,) = document["signatures"]
+        kid = jwt.get_unverified_header(token).get("kid", "")
+        claims = jwt.decode(token, keys[kid], algorithms=list(ALGORITHMS))
+        listed = {f["name"].lstrip("/"): (f["algorithm"], f["hash"]) for f in claims["files"]}
+    except KeyError as exc:
+        raise _unsigned(f"{name}: no signature by a key that is trusted here") from exc
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError) as exc:
+        raise _unsigned(f"{name}: its signature does not verify ({type(exc).__name__})") from exc
+    seen = {n: ("SHA-256", _file_hash(n, c)) for n, c in files.items() if n != SIGNATURES}
+    if seen != listed:
+        differ = sorted(n for n in {**seen, **listed} if seen.get(n) != listed.get(n))
+        raise _unsigned(f"{name}: `{differ[0]}` is not what was signed")
+    return str(kid)
+
+
+def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: str = "default") -> bytes:
+    """The `.signatures.json` of these files.
+
+    Raises:
+        ConfigError: the key can not sign with that algorithm.
+    """
+    import jwt
+
+    if algorithm not in ALGORITHMS:
+        msg = f"`{algorithm}` is none of {', '.join(ALGORITHMS)}"
+        raise ConfigError(msg)
+    listed = [
+        {"name": n, "hash": _file_hash(n, c), "algorithm": "SHA-256"}
+        for n, c in sorted(files.items())
+        if n != SIGNATURES
+    ]
+    try:
+        token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key has no `sign`
+        msg = f"the key can not sign with {algorithm} ({type(exc).__name__})"
+        raise ConfigError(msg) from exc
+    return json.dumps({"signatures": [token]}).encode()
+
+
+class _Literal(str):
+    """A number as it was written."""
+
+    __slots__ = ()
+
+
+def _file_hash(name: str, content: bytes) -> str:
+    """OPA hashes what a JSON file says, not how it is laid out."""
+    if name.rpartition("/")[2] in (MANIFEST, DATA):
+        try:
+            document = json.loads(content, parse_int=_Literal, parse_float=_Literal)
+        except (ValueError, RecursionError):
+            return ""
+        content = _walk(document).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _walk(value: Any) -> str:
+    match value:
+        case dict():
+            return "{" + ",".join(f"{_walk(k)}:{_walk(value[k])}" for k in sorted(value)) + "}"
+        case list():
+            return "[" + ",".join(map(_walk, value)) + "]"
+        case _Literal():
+            return str(value)
+        case str():  # as Go's encoder writes it
+            text = json.dumps(value, ensure_ascii=False)
+            return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return json.dumps(value)
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A `.tar.gz` of these files; the same files give the same bytes."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo("/" + name)
+            entry.size, entry.mode = len(content), 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    return gzip.compress(plain.getvalue(), mtime=0)
+
+
+def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """`files` (data.json, policy.wasm, Rego) with the manifest that makes them a bundle.
+
+    The manifest does not list the Wasm: an OPA server without a Wasm engine, as most are, would refuse
+    the bundle, and with the Rego it decides the same.
+    """
+    digests = {n: hashlib.sha256(c).hexdigest() for n, c in sorted(files.items())}
+    manifest = {
+        "revision": str(revision),
+        "roots": [""],
+        "rego_version": 1,
+        "metadata": {**metadata, "sha256": digests},
+    }
+    return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
+
+
+def _object(content: bytes, name: str) -> dict[str, Any]:
+    try:
+        document = strict_json(content)
+    except (ValueError, RecursionError) as exc:
+        raise _invalid(f"`{name}` is not JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise _invalid(f"`{name}` must hold an object")
+    return document
+
+
+def _invalid(detail: str) -> ConfigError:
+    return ConfigError(detail, Code.POLICY_INVALID)
+
+
+def _unsigned(detail: str) -> ConfigError:
+    return ConfigError(detail, Code.POLICY_UNSIGNED)

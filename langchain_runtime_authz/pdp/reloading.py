@@ -1,0 +1,302 @@
+"""A PDP whose policy changes while it runs: one bundle at a time, whole, and never an older one.
+
+What is swapped is one reference to one immutable revision, so an evaluation sees one policy with its
+own data from beginning to end, and its decision names that revision. A bundle is verified, compiled
+and tried on its own cases beside the running one; where any of it fails, the last good one stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, parse_answer
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["PolicyStatus", "ReloadingPDP"]
+
+_log = logging.getLogger(__name__)
+_UNSEEN: Final = ()
+
+Seen = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """How it stands with a policy.
+
+    Attributes:
+        revision: the one that decides.
+        signed_by: id of the key that signed it.
+        unconfirmed: seconds since its source was last found in order.
+        refused: why what the source holds now is not used; empty where it is.
+    """
+
+    revision: str
+    signed_by: str
+    unconfirmed: float
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    bundle: Bundle
+    pdp: WasmPDP
+
+    def concluded(self, request: EvaluationRequest, answer: object) -> object:
+        """The answer under this revision's name, or a deny where the facts are another revision's."""
+        if not isinstance(answer, Decision):
+            return answer
+        declared = self.bundle.profiles.get(request.resource.id) if request.action.name == "tools/call" else None
+        if declared is not None:
+            told = request.resource.properties
+            facts = {"effect": declared.effect, "sink": declared.sink, "data_class": declared.data_class}
+            if told.get("profiled") is True and any(told.get(k) != v for k, v in facts.items()):
+                return deny(Code.POLICY_CHANGED, "pdp", self.bundle.revision)
+        return answer.model_copy(update={"policy_revision": self.bundle.revision})
+
+
+class ReloadingPDP:
+    """The policy in a bundle (`pdp.bundle`), followed as it changes.
+
+    Replace a bundle by renaming a new one over it. In a directory write the manifest last: files that
+    it does not name are refused until it does.
+
+    Thread-safe, and usable in a fork's child. `RuntimeAuthz(pdp=…)` takes the bundle's profiles where it
+    is given none, and its grants by name.
+
+    Args:
+        source: path of a `.tar.gz`, or of a directory with its files.
+        keys: key id → public key (PEM); an unsigned bundle is then refused.
+        at_least: the lowest revision that may be used, even at the start.
+        poll: seconds between looks at the source.
+        max_staleness: seconds after which a policy whose source could not be confirmed denies
+            everything with `policy_stale`; `None` for never.
+        entrypoint: see `WasmPDP`; the default is what the bundle's manifest names first.
+        pool_size: evaluations that may run at the same time.
+        timeout: seconds after which an evaluation is stopped (and denied).
+
+    Raises:
+        ConfigError: `policy_invalid`, `policy_unsigned` or `policy_older`: there is no policy to begin
+            with.
+    """
+
+    name = "wasm"
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        keys: Keys | None = None,
+        at_least: int = 1,
+        poll: float = 2.0,
+        max_staleness: float | None = None,
+        entrypoint: str | None = None,
+        pool_size: int = 4,
+        timeout: float = 1.0,
+    ) -> None:
+        for parameter, value in (("poll", poll), ("max_staleness", max_staleness)):
+            if value is not None and not 0 < value < float("inf"):
+                msg = f"`{parameter}` must be a positive number of seconds, not {value!r}"
+                raise ConfigError(msg)
+        if keys is not None and not keys:
+            msg = "`keys` holds no key; leave it out to take unsigned bundles"
+            raise ConfigError(msg)
+        self.source = Path(source)
+        self._keys = None if keys is None else dict(keys)
+        self._least = at_least
+        self._poll = poll
+        self._max_staleness = max_staleness
+        self._entrypoint, self._pool_size, self._timeout = entrypoint, pool_size, timeout
+        self._refused = ""
+        self._closed = False
+        self._lock = threading.Lock()  # of whoever reloads
+        self._seen: Seen = self._look()
+        self._live = self._loaded(None)
+        self._confirmed = time.monotonic()
+        self._watch()
+
+    @property
+    def revision(self) -> str:
+        """Number and digest of the revision that decides."""
+        return self._live.bundle.revision
+
+    @property
+    def profiles(self) -> Mapping[str, ToolProfile]:
+        """The tools' profiles of this revision."""
+        return self._live.bundle.profiles
+
+    @property
+    def grants(self) -> Mapping[str, Grant]:
+        """The grants of this revision, by name."""
+        return self._live.bundle.grants
+
+    @property
+    def status(self) -> PolicyStatus:
+        """How it stands with the policy."""
+        bundle = self._live.bundle
+        return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
+
+    def reload(self) -> bool:
+        """Look at the source now. Returns whether another revision decides from here on.
+
+        Raises:
+            ConfigError: what the source holds is not used, and nothing was changed.
+        """
+        if self._pid != os.getpid() and not self._closed:
+            self._watch()
+        with self._lock:
+            if self._closed:
+                raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
+            seen = self._look()
+            if seen == self._seen and seen and not self._refused:
+                self._confirmed = time.monotonic()
+                return False
+            try:
+                new = self._loaded(self._live)
+            except ConfigError as exc:
+                if str(exc) != self._refused:
+                    _log.error("policy %s stays: %s", self.revision, exc)
+                self._refused = str(exc)
+                raise
+            self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
+            changed = new is not self._live
+            if changed:
+                _log.info("policy %s takes the place of %s", new.bundle.revision, self.revision)
+                self._live = new
+            return changed
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request.
+
+        Raises:
+            PDPError: `policy_stale`.
+            TimeoutError: see `WasmPDP`.
+            RuntimeError: see `WasmPDP`.
+        """
+        live = self._serving()
+        return live.concluded(request, live.pdp.evaluate(request, body))
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request, inline (see `WasmPDP.aevaluate`); compiling is done elsewhere."""
+        return self.evaluate(request, body)
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Answer the calls of a message, all under one revision."""
+        live = self._serving()
+        answers = live.pdp.evaluate_batch(requests, bodies)
+        if len(answers) != len(requests):
+            raise PDPError(Code.PDP_MALFORMED, "the batch is of another length")
+        return [live.concluded(r, a) for r, a in zip(requests, answers, strict=True)]
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Answer the calls of a message, all under one revision, inline."""
+        return self.evaluate_batch(requests, bodies)
+
+    def close(self) -> None:
+        """Stop watching and free the engine; every later evaluation denies. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._stop.set()
+            self._live.pdp.close()
+
+    def _serving(self) -> _Live:
+        if self._pid != os.getpid() and not self._closed:
+            self._watch()  # a fork's child has no thread that does
+        limit = self._max_staleness
+        if limit is not None and time.monotonic() - self._confirmed > limit:
+            raise PDPError(Code.POLICY_STALE)
+        return self._live
+
+    def _loaded(self, live: _Live | None) -> _Live:
+        bundle = read_bundle(self.source, self._keys)
+        least = self._least if live is None else live.bundle.number
+        if live is not None and bundle.digest == live.bundle.digest:
+            return live
+        if bundle.number < least or (live is not None and bundle.number == least):
+            have = f"revision {bundle.number} comes after revision {least}"
+            raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
+        data = bundle.data
+        if isinstance(data.get(DATA_ROOT), dict):
+            data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
+        pdp = WasmPDP(
+            wasm=bundle.wasm,
+            data=data,
+            entrypoint=self._entrypoint or bundle.entrypoint,
+            pool_size=self._pool_size,
+            timeout=self._timeout,
+            like=None if live is None else live.pdp,
+        )
+        try:
+            self_test(pdp, bundle)
+        except BaseException:
+            pdp.close()
+            raise
+        return _Live(bundle, pdp)
+
+    def _look(self) -> Seen:
+        """What tells one state of the source from another; nothing where there is none."""
+        try:
+            files = sorted(self.source.rglob("*")) if self.source.is_dir() else [self.source]
+            return tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files))
+        except OSError:
+            return _UNSEEN
+
+    def _watch(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
+        threading.Thread(target=target, args=arguments, name="runtime-authz-policy", daemon=True).start()
+
+
+def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -> None:
+    while not stop.wait(poll):
+        pdp = of()
+        if pdp is None:
+            return
+        try:
+            pdp.reload()
+        except ConfigError:
+            pass  # told in `status` and in the log
+        except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
+            _log.exception("the policy's source could not be looked at")
+        del pdp
+
+
+def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
+    """Hold a policy against its bundle's cases, and against a request that says nothing.
+
+    Raises:
+        ConfigError: `policy_invalid`: it permits nothing at all being asked, or a case, which is named, is
+            decided otherwise.
+    """
+    with suppress(PDPError, RuntimeError, TimeoutError):  # no answer permits nothing
+        decision = parse_answer(pdp.document(b"{}"))
+        if decision is not None and decision.permit:
+            raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
+    for case in bundle.cases:
+        try:
+            answer = pdp.evaluate(case.request, case.request.to_json())
+        except (PDPError, RuntimeError, TimeoutError) as exc:
+            wrong = f"it could not be decided ({type(exc).__name__})"
+        else:
+            wrong = case.unlike(answer if isinstance(answer, Decision) else None)
+        if wrong:
+            raise ConfigError(f"case `{case.name}`: {wrong}", Code.POLICY_INVALID)

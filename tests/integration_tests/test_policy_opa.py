@@ -1,0 +1,147 @@
+"""Policies with Rego of their own: compiled, tested and served by a real OPA."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.bundle import pack, read_bundle
+from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from tests.bundles import Key
+from tests.integration_tests.services import SHIPPED, opa_binary
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
+OWN_RULES = ["data_residency", "four_eyes", "tenant_isolation"]
+
+
+def opa(*arguments: object, given: str | None = None) -> str:
+    done = subprocess.run([opa_binary(), *map(str, arguments)], input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or done.stdout
+    return done.stdout
+
+
+def policy(*arguments: object) -> str:
+    done = CliRunner().invoke(app, ["policy", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _opa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPA", opa_binary())
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Key:
+    key = Key()
+    (tmp_path / "key.pem").write_bytes(key.private)
+    (tmp_path / "public.pem").write_bytes(key.public)
+    return key
+
+
+def test_there_are_five_examples() -> None:
+    assert sorted(p.name for p in EXAMPLES.iterdir()) == sorted([*OWN_RULES, "read_only", "spend_limit"])
+
+
+@pytest.mark.parametrize("name", OWN_RULES)
+def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key) -> None:
+    """Its cases, its Rego tests; and its signed bundle, verified and evaluated by OPA, decides each case alike."""
+    assert policy("check", EXAMPLES / name).strip() == "nothing found"
+    assert "opa: PASS" in policy("test", EXAMPLES / name)
+    bundle = tmp_path / "b.tar.gz"
+    policy("build", EXAMPLES / name, "-o", bundle, "--key", tmp_path / "key.pem")
+    again = ("--signing-key", tmp_path / "key.pem", "--signing-alg", "ES256", "--output", tmp_path / "again.tar.gz")
+    opa("build", "--bundle", bundle, "--verification-key", tmp_path / "public.pem", *again)
+    pdp = ReloadingPDP(bundle, keys={"default": key.public}, poll=3600)
+    try:
+        for case in open_policy(bundle).cases:
+            body = case.request.to_json()
+            told = json.loads(opa("eval", "--bundle", bundle, "--stdin-input", "data.runtime_authz.decision", given=body.decode()))
+            (answer,) = (e["value"] for r in told["result"] for e in r["expressions"])
+            mine = pdp.evaluate(case.request, body)
+            assert [r["code"] for r in answer["context"]["reasons"]] == list(mine.reasons if mine.reason else [])
+            assert answer["decision"] == mine.permit
+            assert answer["context"]["policy"]["revision"] == "1"
+    finally:
+        pdp.close()
+
+
+def test_without_its_rule_an_example_permits_the_harm(tmp_path: Path) -> None:
+    """The unenforced twin: the shipped policy alone permits what each example's own rule denies."""
+    for name in OWN_RULES:
+        own = [c for c in open_policy(EXAMPLES / name).cases if c.reasons in (("other_tenant",), ("residency",), ("own_approval",))]
+        assert own
+        data = json.loads((EXAMPLES / name / "data.json").read_text())["runtime_authz_data"]
+        (tmp_path / "data.json").write_text(json.dumps(data))
+        pdp = open_policy(tmp_path / "data.json").pdp()
+        assert all(pdp.evaluate(c.request, c.request.to_json()).permit or name == "four_eyes" for c in own)
+        pdp.close()
+
+
+def test_a_bundle_that_opa_signed_is_read(tmp_path: Path, key: Key) -> None:
+    """`opa build --signing-key` needs nothing of ours; without the signature it has no digests and is refused."""
+    arguments = ("build", "--target", "wasm", "--entrypoint", "runtime_authz/decision", "--revision", "7", "--output")
+    signing = ("--signing-key", tmp_path / "key.pem", "--signing-alg", "ES256")
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in SHIPPED:
+        (source / file.name).write_bytes(file.read_bytes())
+    opa(*arguments, tmp_path / "b.tar.gz", "--bundle", source, *signing)
+    bundle = read_bundle(tmp_path / "b.tar.gz", {"default": key.public})
+    assert (bundle.number, bundle.entrypoint, bundle.signed_by) == (7, "runtime_authz/decision", "default")
+    opa(*arguments, tmp_path / "c.tar.gz", "--bundle", source)
+    for keys, code in ((None, Code.POLICY_INVALID), ({"default": key.public}, Code.POLICY_UNSIGNED)):
+        with pytest.raises(ConfigError) as caught:
+            read_bundle(tmp_path / "c.tar.gz", keys)
+        assert caught.value.code == code
+
+
+def test_what_opa_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    """A mistake in Rego: OPA's words, exit code 2."""
+    (tmp_path / "policy.yaml").write_text("revision: 1\n")
+    (tmp_path / "rego").mkdir()
+    (tmp_path / "rego" / "own.rego").write_text("package runtime_authz\n\ndenied contains x if {\n")
+    failed = CliRunner().invoke(app, ["policy", "test", str(tmp_path)])
+    assert failed.exit_code == 2
+    assert failed.stderr.startswith("error: policy_invalid: `opa check` says: ")
+    assert len(failed.stderr.splitlines()) == 1
+
+
+def test_a_policy_that_permits_nothing_being_asked_is_refused(tmp_path: Path) -> None:
+    """Its cases may be as expected: it fails open, and is neither built nor followed."""
+    (tmp_path / "policy.yaml").write_text("{revision: 3, shipped: false, entrypoint: mine/answer}\n")
+    (tmp_path / "rego").mkdir()
+    (tmp_path / "rego" / "mine.rego").write_text('package mine\n\nanswer := {"decision": true, "context": {}}\n')
+    failed = CliRunner().invoke(app, ["policy", "build", str(tmp_path), "-o", str(tmp_path / "b.tar.gz")])
+    assert failed.exit_code == 2
+    assert "permits an empty request" in failed.stderr
+    (tmp_path / "b.tar.gz").write_bytes(pack(bundle_files(open_policy(tmp_path), 3)))
+    with pytest.raises(ConfigError, match="permits an empty request"):
+        ReloadingPDP(tmp_path / "b.tar.gz")
+
+
+def test_a_policy_wholly_of_ones_own(tmp_path: Path) -> None:
+    """`shipped: false` with an entrypoint: nothing of the shipped policy is in the bundle."""
+    (tmp_path / "policy.yaml").write_text("{revision: 3, shipped: false, entrypoint: mine/answer}\n")
+    (tmp_path / "cases.yaml").write_text("cases: [{expect: permit}, {expect: deny, request: {subject.id: eve}}]\n")
+    (tmp_path / "rego").mkdir()
+    (tmp_path / "rego" / "mine.rego").write_text(
+        'package mine\n\nanswer := {"decision": input.subject.id == "alice", "context": {}}\n',
+    )
+    policy("test", tmp_path)
+    policy("build", tmp_path, "-o", tmp_path / "b.tar.gz")
+    pdp = ReloadingPDP(tmp_path / "b.tar.gz", poll=3600)
+    try:
+        (case, _) = open_policy(tmp_path / "b.tar.gz").cases
+        decision = pdp.evaluate(case.request, case.request.to_json())
+        assert (decision.permit, decision.policy_revision) == (True, pdp.revision)
+        assert pdp.revision.startswith("3@")
+    finally:
+        pdp.close()

@@ -1,0 +1,376 @@
+"""`runtime-authz policy`: used as a security engineer would, on a recorded run of the demo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli.policy import lint
+from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, shipped_rego
+from langchain_runtime_authz.demo.bank import perform
+from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT
+from langchain_runtime_authz.testing.requests import example_request
+from tests.bundles import DATA, Key, files, put
+
+POLICIES = resources.files("langchain_runtime_authz") / "policies"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
+Command = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_opa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here needs OPA."""
+    monkeypatch.setenv("OPA", "no-such-opa")
+
+
+@pytest.fixture
+def run() -> Command:
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(app, ["policy", *map(str, arguments)])
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decision log of the demo, contents included."""
+    path = tmp_path_factory.mktemp("demo") / "audit.jsonl"
+    perform(protected=True, log=path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, run: Command) -> Path:
+    assert run("init", tmp_path / "p").exit_code == 0
+    return tmp_path / "p"
+
+
+def decisions(run: Command, log: Path) -> dict[str, str]:
+    """Decision id → what was decided, as `explain` lists them."""
+    listed = run("explain", log)
+    assert listed.exit_code == 0
+    return dict(line.split("  ", 1) for line in listed.stdout.splitlines())
+
+
+def test_demo_writes_the_log(tmp_path: Path) -> None:
+    """`demo --audit` is the record that the policy commands are shown on."""
+    result = CliRunner().invoke(app, ["demo", "--audit", str(tmp_path / "a.jsonl")])
+    assert result.exit_code == 0
+    assert CliRunner().invoke(app, ["audit", "verify", str(tmp_path / "a.jsonl")]).exit_code == 0
+    assert CliRunner().invoke(app, ["demo", "--agentdojo", "--audit", "a"]).exit_code == 2
+
+
+# --- explain, replay, diff ------------------------------------------------------------------------
+
+
+def test_explain_a_denial(run: Command, log: Path) -> None:
+    """Which rule denied the payment to the attacker, and that a wider grant would only have it asked about."""
+    (denied,) = [i for i, what in decisions(run, log).items() if "send_money: deny" in what]
+    told = run("explain", log, denied).stdout
+    line = int(told.partition(f"{SHIPPED_REGO}:")[2].split()[0])
+    assert shipped_rego().splitlines()[line - 1].startswith('denied contains "grant_argument"')
+    assert "tools/call send_money by user alice" in told
+    assert "approval_required if the grant does not limit `args`" in told
+    assert "permit if" not in told
+
+
+def test_explain_a_question(run: Command, log: Path) -> None:
+    """An approval of exactly this call lifts it; in JSON each reason names its rules."""
+    asked = next(i for i, what in decisions(run, log).items() if "approval_required" in what)
+    told = json.loads(run("explain", log, asked, "--json").stdout)
+    assert told["outcome"] == "approval_required"
+    assert {"if": ["a human approves exactly this call"], "outcome": "permit"} in told["changes"]
+    assert all(reason["rules"] and reason["sentence"] for reason in told["reasons"])
+    assert told["recorded"]["outcome"] == "approval_required"
+
+
+def test_explain_a_permit_and_a_request(run: Command, tmp_path: Path) -> None:
+    """What a permit hangs on; and a policy of another day is told apart from what was recorded."""
+    request = tmp_path / "request.json"
+    request.write_bytes(example_request().to_json())
+    told = run("explain", request).stdout
+    assert "no rule denies it and none asks" in told
+    assert "deny if the plan belongs to an older task" in told
+    data = tmp_path / "data.json"
+    data.write_text('{"effects": {"write": "deny"}}')
+    assert "decided   deny" in run("explain", request, "--policy", data).stdout
+
+
+def test_explained_changes_do_change_it(run: Command, log: Path) -> None:
+    """Every outcome that is promised differs from the one explained."""
+    for found in decisions(run, log):
+        told = json.loads(run("explain", log, found, "--json").stdout)
+        assert all(change["outcome"] != told["outcome"] and change["if"] for change in told["changes"])
+
+
+def test_an_unchanged_policy_flips_nothing(run: Command, log: Path) -> None:
+    """The recorded requests are decided again as they were: time and history are in them."""
+    replayed = run("replay", log)
+    assert (replayed.exit_code, replayed.stdout.split()[0]) == (0, "0")
+
+
+def test_an_edit_is_listed_before_it_ships(run: Command, log: Path, project: Path, tmp_path: Path) -> None:
+    """Edit, diff, see which recorded payments would be denied, and only then build and follow."""
+    edited = tmp_path / "edited"
+    shutil.copytree(project, edited)
+    (edited / "data.json").write_text(json.dumps({"effects": {**DATA["effects"], "pay": "deny"}}))
+    (edited / "cases.yaml").write_text("cases:\n  - {name: writes go on, expect: permit}\n")
+    listed = run("diff", log, project, edited)
+    paid = [i for i, what in decisions(run, log).items() if "send_money: permit" in what]
+    assert listed.exit_code == 1
+    assert len(paid) == 2
+    assert all(f"flip  {i}  tools/call send_money: permit -> deny (effect)" in listed.stdout for i in paid)
+    assert "get_transactions" not in listed.stdout
+    told = json.loads(run("diff", log, project, edited, "--json").stdout)
+    assert {f["after"]["outcome"] for f in told["flips"]} == {"deny"}
+    assert run("replay", log, edited).exit_code == 1
+    assert run("diff", log, edited, edited).exit_code == 0
+
+    key, pem, out = Key(), tmp_path / "key.pem", tmp_path / "policy.tar.gz"
+    pem.write_bytes(key.private)
+    assert run("build", project, "-o", out, "--key", pem).exit_code == 0
+    pdp = ReloadingPDP(out, keys={"default": key.public}, poll=3600)
+    try:
+        before = pdp.revision
+        assert run("build", edited, "-o", out, "--key", pem, "--revision", 2).exit_code == 0
+        assert pdp.reload()
+        assert before.startswith("1@")
+        assert pdp.revision.startswith("2@")
+        assert run("diff", log, edited, out).exit_code == 0
+    finally:
+        pdp.close()
+
+
+def test_what_can_not_be_replayed_is_told(run: Command, tmp_path: Path) -> None:
+    """A log without contents is refused, and the message says how to write one."""
+    path = tmp_path / "bare.jsonl"
+    perform(protected=True, log=tmp_path / "full.jsonl")
+    bare = FileSink(path)
+    for line in (tmp_path / "full.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "decision":
+            bare.write({**record, "erased": ["/context/task/text"]})
+    failed = run("replay", path)
+    assert failed.exit_code == 2
+    assert "content=True" in failed.stderr
+
+
+# --- a project ------------------------------------------------------------------------------------
+
+
+def test_a_new_project_is_in_order(run: Command, project: Path) -> None:
+    """What `init` writes passes `check` and `test`, and nothing is written over."""
+    assert run("check", project).exit_code == 0
+    tested = run("test", project)
+    assert (tested.exit_code, "3 of 3 cases" in tested.stdout) == (0, True)
+    assert run("init", project).exit_code == 2
+
+
+def test_a_failed_case_is_a_finding_and_builds_nothing(run: Command, project: Path, tmp_path: Path) -> None:
+    (project / "cases.yaml").write_text("cases: [{name: c, expect: deny}]")
+    tested = run("test", project)
+    assert (tested.exit_code, "FAIL  c: expected deny, decided permit" in tested.stdout) == (1, True)
+    assert run("build", project, "-o", tmp_path / "b.tar.gz").exit_code == 1
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
+@pytest.mark.parametrize("name", ["read_only", "spend_limit"])
+def test_an_example_without_rego_needs_no_opa(run: Command, name: str) -> None:
+    assert run("check", EXAMPLES / name).exit_code == 0
+    assert run("test", EXAMPLES / name).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["check", "test"])
+def test_rego_without_opa_says_what_to_do(run: Command, command: str) -> None:
+    failed = run(command, EXAMPLES / "four_eyes")
+    assert failed.exit_code == 2
+    assert "--opa" in failed.stderr
+
+
+WRONG: dict[str, tuple[str, str]] = {
+    "settings": ("policy.yaml", "revision: 0"),
+    "unknown setting": ("policy.yaml", "revison: 1"),
+    "no mapping": ("policy.yaml", "[]"),
+    "no YAML": ("policy.yaml", "a: b: c"),
+    "nothing to run": ("policy.yaml", "shipped: false"),
+    "data": ("data.json", "{"),
+    "data twice": ("data.json", '{"rates": {}, "rates": {}}'),
+    "data is a list": ("data.json", "[]"),
+    "data key": ("data.json", '{"rate": {}}'),
+    "profiles": ("profiles.yaml", "tools: {t: {effect: fly}}"),
+    "grants": ("grants.yaml", "grants: {g: {tols: []}}"),
+    "grants are a list": ("grants.yaml", "grants: []"),
+    "cases": ("cases.yaml", "cases: {}"),
+    "a case": ("cases.yaml", "cases: [1]"),
+    "a case's path": ("cases.yaml", "cases: [{expect: deny, request: {a.b.c: 1}}]"),
+    "a case's value": ("cases.yaml", "cases: [{expect: deny, request: {context.now: soon}}]"),
+    "a case's outcome": ("cases.yaml", "cases: [{expect: allow}]"),
+    "the shipped policy's place": ("rego/runtime_authz.rego", "package runtime_authz"),
+    "no cases": ("cases.yaml", "cases: []"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_one_line(run: Command, project: Path, name: str) -> None:
+    """A stable code, the file, and exit code 2; no traceback."""
+    file, text = WRONG[name]
+    (project / file).parent.mkdir(exist_ok=True)
+    (project / file).write_text(text)
+    failed = run("test", project)
+    assert failed.exit_code == 2, failed.output
+    assert failed.stderr.startswith(("error: policy_invalid: ", "error: profile_invalid: "))
+    assert len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("test", "none"), "policy_invalid"),
+        (("replay", "none.jsonl"), "config"),
+        (("replay", "chain.jsonl"), "chain_broken"),
+        (("replay", "empty.jsonl"), "config"),
+        (("explain", "request.json"), "config"),
+        (("explain", "none.json"), "config"),
+        (("test", "bundle.tar.gz"), "policy_invalid"),
+        (("build", "data.json", "-o", "x.tar.gz"), "policy_invalid"),
+        (("build", "p", "-o", "x.tar.gz", "--key", "none.pem"), "config"),
+        (("build", "p", "-o", "x.tar.gz", "--key", "data.json"), "config"),
+        (("build", "p", "-o", "x.tar.gz", "--key", "data.json", "--alg", "none"), "config"),
+        (("init", "data.json"), "config"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, tuple) else a,
+)
+def test_a_wrong_argument_is_one_line(
+    run: Command, project: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: str,
+) -> None:
+    at = project.parent
+    monkeypatch.chdir(at)
+    (at / "chain.jsonl").write_text("{}\n")
+    (at / "empty.jsonl").write_text("")
+    (at / "request.json").write_text("{}")
+    (at / "bundle.tar.gz").write_text("no")
+    (at / "data.json").write_text("{}")
+    failed = run(*arguments)
+    assert failed.exit_code == 2, failed.output
+    assert failed.stderr.startswith(f"error: {code}: ")
+    assert len(failed.stderr.splitlines()) == 1
+    assert not (at / "x.tar.gz").exists()
+
+
+def test_explain_wants_one_decision(run: Command, log: Path) -> None:
+    for wanted in ("", "zz"):
+        assert run("explain", log, wanted).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["init", "check", "test", "diff", "replay", "explain", "build", "schema"])
+def test_help_teaches(run: Command, name: str) -> None:
+    """What it does, and examples that can be copied."""
+    told = run(name, "--help").stdout
+    assert f"runtime-authz policy {name}" in told
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+def test_the_shipped_policy_is_in_order(run: Command) -> None:
+    assert run("check").exit_code == 0
+    assert list(lint.lint_rego({"r": shipped_rego()})) == []
+    assert list(lint.lint_data(DATA)) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\tnot input.exp > input.now",
+        "\tnot input.a == 1",
+        "\tnot x != y",
+        "\tnot input.a.b[c] <= 3",
+        "x if not input.a >= 1",
+        "\tnow := time.now_ns()",
+        '\tprint("x")',
+        '\tm := sprintf("%v", [x])',
+        "\tr := http.send({})",
+        "\t[ok, _, c] := io.jwt.decode_verify(t, {})",
+        "\tcrypto.sha256(x) == y",
+    ],
+)
+def test_what_opa_would_not_say(line: str) -> None:
+    (found,) = lint.lint_rego({"own.rego": f"package p\n{line}\n"})
+    assert found.startswith("own.rego:2: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\tnot tenant_same",
+        "\tinput.exp > input.now",
+        "\tnot name in names",
+        "# not x > y",
+        '\tx == "not a > b"',
+        '\tx := concat(":", [a, b])',
+        "\tx := object.get(a, b, c)",
+        "\tstartswith(a, b)",
+        "timeout(x) := x",
+    ],
+)
+def test_what_is_fine(line: str) -> None:
+    assert list(lint.lint_rego({"own.rego": f"package p\n{line}\n"})) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "at"),
+    [
+        ({"effects": {"write": "allow"}}, "effects.write"),
+        ({"effects": {"fly": "deny"}}, "effects.fly"),
+        ({"effects": {"pay": {"perhaps": {"told": "ask"}}}}, "effects.pay"),
+        ({"rates": {"pay": {"window": 0, "max": 1}}}, "rates.pay.window"),
+        ({"rates": {"pay": {"window": 1}}}, "rates.pay.max"),
+        ({"anomaly": {"max_denials": "many"}}, "anomaly.max_denials"),
+        ({"approvals": {"*": {"sources": ["mail"], "authenticated": True}}}, "approvals"),
+        ({"plan": {"stale": "write", "unplanned_permitted": []}}, "plan.stale"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_data_of_another_shape_is_found(run: Command, tmp_path: Path, data: dict[str, object], at: str) -> None:
+    (tmp_path / "data.json").write_text(json.dumps({DATA_ROOT: {**DATA, **data}}))
+    found = run("check", tmp_path / "data.json")
+    assert found.exit_code == 1
+    assert at in found.stdout
+
+
+# --- the request's schema -------------------------------------------------------------------------
+
+
+def test_the_committed_schema_is_the_request(run: Command) -> None:
+    """To renew it: `runtime-authz policy schema > langchain_runtime_authz/policies/request.schema.json`."""
+    committed = (POLICIES / "request.schema.json").read_text(encoding="utf-8")
+    assert committed == run("schema").stdout
+    assert json.loads(committed) == request_schema()
+
+
+def test_the_schema_says_what_the_parser_does(run: Command) -> None:
+    """A request validates; one with a member more, or of another type, does not."""
+    validator = jsonschema.Draft202012Validator(request_schema())
+    validator.check_schema(request_schema())
+    example = json.loads(run("schema", "--example").stdout)
+    EvaluationRequest.model_validate_json(json.dumps(example))
+    validator.validate(example)
+    for wrong in ({**example, "more": 1}, {**example, "action": {"name": "fly"}}, {**example, "context": {}}):
+        assert not validator.is_valid(wrong)
+
+
+def test_a_bundle_is_a_policy(run: Command, tmp_path: Path, log: Path) -> None:
+    """Replay takes what is deployed."""
+    assert run("replay", log, put(tmp_path / "b.tar.gz", files(3))).exit_code == 0

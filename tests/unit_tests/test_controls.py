@@ -1,0 +1,203 @@
+"""Which published control a rule helps with: nothing is claimed that no rule and no test shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli.controls import load, own_test, rule_lines
+from langchain_runtime_authz.cli.policy.project import shipped_rego
+from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.testing.requests import NOW, example_request
+from tests.bundles import DATA
+
+ROOT = Path(__file__).parents[2]
+EFFECT, GRANT, HISTORY = "resource.properties.effect", "context.lease.grant", "context.history"
+UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+MODEL = {
+    "action.name": "model/call", "resource.type": "model", "resource.id": "m", "context.call": None, "context.plan": None,
+    "resource.properties": {"tools": ["a"], "provider_tools": []},
+}  # fmt: skip
+EXTERNAL = {"resource.properties.sink": "external", "context.call.sink": "external", GRANT: None}
+OUTSIDE = {"context.call.provenance.account.standing": "outside"}
+
+# What of the example request is changed, and of the shipped data, so that the rule gives its reason.
+TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "no_permit": ({"context.call": None}, {}),
+    "unknown_action": ({"resource.type": "agent"}, {}),
+    "lease_invalid": ({"context.lease.exp": NOW}, {}),
+    "grant_expired": ({f"{GRANT}.expires_at": NOW}, {}),
+    "grant_depth": ({"context.delegation.depth": 3}, {}),
+    "grant_tool": ({f"{GRANT}.tools": []}, {}),
+    "grant_argument": ({"context.call.args.amount": 100.5}, {}),
+    "grant_data_class": ({f"{GRANT}.data_classes": ["public"]}, {}),
+    "grant_sink": ({f"{GRANT}.sinks": ["none"]}, {}),
+    "model": (MODEL, {"models": {"providers": None, "names": ["other"], "provider_tools": []}}),
+    "stale_plan": ({"context.plan.stale": True}, {}),
+    "unplanned": ({"context.plan.planned": False}, {}),
+    "data_changed": ({"context.call.changed": ["read_file"]}, {}),
+    "anonymous": ({"subject.type": "anonymous"}, {}),
+    "unprofiled": ({"resource.properties.profiled": False}, {}),
+    "effect": ({EFFECT: "pay", **UNSTATED}, {}),
+    "not_asked": ({"context.call.intent": {"state": "unasked", "source": "words"}}, {}),
+    "argument_source": (OUTSIDE, {}),
+    "data_flow": ({**EXTERNAL, f"{HISTORY}.classes_read": ["secret"]}, {}),
+    "denial_streak": ({f"{HISTORY}.streak": DATA["anomaly"]["max_streak"]}, {}),
+    "burst": ({f"{HISTORY}.last_minute": DATA["anomaly"]["max_per_minute"]}, {}),
+    "unplanned_streak": ({f"{HISTORY}.unplanned": DATA["anomaly"]["max_unplanned"]}, {}),
+    "tainted_streak": ({f"{HISTORY}.tainted": DATA["anomaly"]["max_tainted"]}, {}),
+    "rotations": ({f"{HISTORY}.rotations": DATA["anomaly"]["max_rotations"]}, {}),
+    "too_deep": ({"context.delegation.depth": DATA["anomaly"]["max_depth"], GRANT: None}, {}),
+    "step_budget": ({"context.lease.steps": DATA["anomaly"]["max_steps"]}, {}),
+    "time_budget": ({"context.lease.seconds": DATA["anomaly"]["max_seconds"]}, {}),
+    "obligation:require_approval": ({EFFECT: "pay", **UNSTATED}, {}),
+    "obligation:rate_limit": ({}, {"rates": {"write": {"window": 60, "max": 1}}}),
+    "obligation:redact": ({}, {"redact": {"book_invoice": ["iban"]}}),
+    "obligation:withhold_tools": (MODEL, {}),
+    "obligation:revoke": ({f"{HISTORY}.streak": DATA["anomaly"]["max_streak"]}, {}),
+    "obligation:rotate": ({"context.call.changed": ["read_file"]}, {}),
+}
+
+
+@pytest.mark.parametrize("reason", TRIPS)
+def test_a_rule_gives_its_reason(reason: str) -> None:
+    """With that one change the rule decides, and without it nothing does: the example itself is permitted."""
+    overrides, data = TRIPS[reason]
+    pdp = WasmPDP(data=data, pool_size=1)
+    try:
+        (decided,) = Evaluator(pdp).evaluate([example_request(overrides)])
+    finally:
+        pdp.close()
+    given = {*decided.reasons, *(f"obligation:{o.type}" for o in decided.obligations)}
+    assert decided.failure is None
+    assert reason in given
+    assert decided.permit is (reason in ("obligation:rate_limit", "obligation:redact", "obligation:withhold_tools"))
+
+
+def test_the_example_itself_is_permitted() -> None:
+    pdp = WasmPDP(pool_size=1)
+    (decided,) = Evaluator(pdp).evaluate([example_request()])
+    pdp.close()
+    assert (decided.permit, decided.reasons, decided.obligations) == (True, (), ())
+
+
+def given_by_the_policy() -> set[str]:
+    text = shipped_rego()
+    reasons = set(re.findall(r'^(?:denied|asked) contains "(\w+)"', text, re.MULTILINE))
+    bounds = set(re.findall(r'^\s*"max_\w+": "(\w+)",', text, re.MULTILINE))
+    return reasons | bounds | {f"obligation:{o}" for o in re.findall(r'"type": "(\w+)"', text)}
+
+
+def test_every_rule_is_mapped_once_and_no_other() -> None:
+    """Reasons and obligations of the Rego, the mapping and the tests are the same set."""
+    mapped = [r["reason"] for r in load()["rules"]]
+    assert len(mapped) == len(set(mapped))
+    assert set(mapped) == given_by_the_policy() == set(TRIPS)
+    assert all(rule_lines(reason) for reason in mapped)
+
+
+def test_every_rule_names_controls_that_exist() -> None:
+    """At least one of OWASP Agentic, MAESTRO and NIST AI RMF; of OWASP NHI where it has a counterpart."""
+    mapping = load()
+    for rule in mapping["rules"]:
+        assert set(rule) <= {"reason", "tests", *mapping["frameworks"]}
+        for key, framework in mapping["frameworks"].items():
+            assert set(rule[key]) <= set(framework["controls"])
+            assert rule[key] or key == "owasp_nhi"
+
+
+def test_titles_are_the_published_ones() -> None:
+    """Ten, ten, seven and four; ASI05 is claimed by nothing."""
+    frameworks = load()["frameworks"]
+    assert [len(f["controls"]) for f in frameworks.values()] == [10, 10, 7, 4]
+    assert list(frameworks["owasp_agentic"]["controls"]) == [f"ASI{n:02}" for n in range(1, 11)]
+    assert list(frameworks["owasp_nhi"]["controls"]) == [f"NHI{n}:2025" for n in range(1, 11)]
+    assert not any("ASI05" in r["owasp_agentic"] for r in load()["rules"])
+
+
+def test_the_crosswalk_is_marked_as_ours() -> None:
+    mapping = load()
+    known = {c for f in mapping["frameworks"].values() for c in f["controls"]}
+    assert {c["id"] for c in mapping["crosswalk"]} == {"OWASP A1", "MAESTRO MT-3", "GOVERN"}
+    assert all(c["by"] == "this project" and set(c["controls"]) <= known for c in mapping["crosswalk"])
+    assert "nobody else's" in CliRunner().invoke(app, ["controls"]).stdout
+
+
+def test_every_named_test_is_collected() -> None:
+    """By pytest itself, from the files that are named."""
+    named = {t for r in load()["rules"] for t in [own_test(r["reason"]), *r.get("tests", [])]}
+    paths = sorted({t.partition("::")[0] for t in named})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, check=False)
+    found = {line for line in done.stdout.splitlines() if "::" in line}
+    collected = found | {line.partition("[")[0] for line in found}
+    assert named - collected == set(), done.stdout[-2000:]
+
+
+def report(tmp_path: Path, body: str) -> Path:
+    path = tmp_path / "report.xml"
+    path.write_text(f'<?xml version="1.0"?><testsuites><testsuite name="pytest">{body}</testsuite></testsuites>')
+    return path
+
+
+def told(*arguments: object) -> dict[str, Any]:
+    return json.loads(CliRunner().invoke(app, ["controls", "--json", *map(str, arguments)]).stdout)
+
+
+def rule(document: dict[str, Any], control: str, reason: str) -> dict[str, Any]:
+    (found,) = (r for f in document["frameworks"] for c in f["controls"] if c["id"] == control for r in c["rules"] if r["reason"] == reason)
+    return found
+
+
+OWN = '<testcase classname="tests.unit_tests.test_controls" name="test_a_rule_gives_its_reason[burst]">{}</testcase>'
+ATTACK = '<testcase classname="tests.attack.test_anomalies" name="test_a_burst_revokes[{}]">{}</testcase>'
+
+
+@pytest.mark.parametrize(
+    ("body", "result", "code"),
+    [
+        ("", "not run", 0),
+        (OWN.format(""), "not run", 0),
+        (OWN.format("") + ATTACK.format("a", ""), "passed", 0),
+        (OWN.format("") + ATTACK.format("a", "") + ATTACK.format("b", "<failure/>"), "failed", 1),
+        (OWN.format("<skipped/>") + ATTACK.format("a", ""), "skipped", 0),
+        (OWN.format("<error/>") + ATTACK.format("a", ""), "failed", 1),
+    ],
+    ids=["nothing", "one of two", "all", "a parameter failed", "skipped", "error"],
+)
+def test_the_last_result_is_the_worst(tmp_path: Path, body: str, result: str, code: int) -> None:
+    path = report(tmp_path, body)
+    assert rule(told("--results", path), "ASI10", "burst")["result"] == result
+    assert CliRunner().invoke(app, ["controls", "--results", str(path)]).exit_code == code
+
+
+def test_without_a_report_nothing_has_passed() -> None:
+    document = told()
+    results = {t["result"] for f in document["frameworks"] for c in f["controls"] for r in c["rules"] for t in r["tests"]}
+    assert results == {"not run"}
+
+
+def test_a_report_of_pytest_itself(tmp_path: Path) -> None:
+    """What `pytest --junitxml` writes is what is read."""
+    node = own_test("grant_tool")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", node, "--junitxml", str(tmp_path / "r.xml")]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, check=True)
+    assert rule(told("--results", tmp_path / "r.xml"), "ASI02", "grant_tool")["result"] == "passed"
+
+
+@pytest.mark.parametrize("text", ["no", "<html/>", ""])
+def test_what_is_no_report_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.xml").write_text(text)
+    failed = CliRunner().invoke(app, ["controls", "--results", str(tmp_path / "r.xml")])
+    assert (failed.exit_code, len(failed.stderr.splitlines())) == (2, 1)
+    assert failed.stderr.startswith("error: config: ")

@@ -1,0 +1,197 @@
+"""A policy that changes while it decides: whole, forward, and never to something worse."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator
+from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from langchain_runtime_authz.testing.requests import example_request
+from tests.bundles import Key, files, put
+
+KEY = Key()
+DENY_WRITES = {"effects": {"write": "deny"}}
+REQUEST = example_request()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return put(tmp_path / "policy.tar.gz", files(1))
+
+
+@pytest.fixture
+def following(source: Path) -> Iterator[Callable[..., ReloadingPDP]]:
+    """PDPs that look only when they are told to."""
+    made: list[ReloadingPDP] = []
+
+    def follow(**options: object) -> ReloadingPDP:
+        made.append(ReloadingPDP(source, **{"poll": 3600, "pool_size": 2, **options}))
+        return made[-1]
+
+    yield follow
+    for pdp in made:
+        pdp.close()
+
+
+def ask(pdp: PDP) -> Decision:
+    return Evaluator(pdp).evaluate([REQUEST])[0]
+
+
+def test_a_new_revision_decides_and_is_named(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """Answers bear the bundle's number and digest, one by one, in a batch and asynchronously."""
+    pdp = following()
+    assert isinstance(pdp, BatchPDP)
+    first = ask(pdp)
+    assert first.permit
+    assert first.policy_revision == pdp.revision
+    assert pdp.revision.startswith("1@")
+    put(source, files(2, DENY_WRITES))
+    assert pdp.reload()
+    assert not pdp.reload()
+    second = ask(pdp)
+    assert (second.outcome, second.policy_revision) == ("deny", pdp.revision)
+    assert pdp.revision.startswith("2@")
+    batch = Evaluator(pdp).evaluate([REQUEST, REQUEST])
+    assert {(d.outcome, d.policy_revision) for d in batch} == {("deny", pdp.revision)}
+    (decided,) = asyncio.run(Evaluator(pdp).aevaluate([REQUEST]))
+    assert decided.policy_revision == pdp.revision
+
+
+def test_the_watch_finds_it(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    pdp = following(poll=0.01)
+    put(source, files(2, DENY_WRITES))
+    until = time.monotonic() + 30
+    while not pdp.revision.startswith("2@"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert not ask(pdp).permit
+
+
+REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
+    "older": (files(4, key=KEY), Code.POLICY_OLDER),
+    "another of the same number": (files(5, DENY_WRITES, key=KEY), Code.POLICY_OLDER),
+    "unsigned": (files(6), Code.POLICY_UNSIGNED),
+    "signed by another": (files(6, key=Key()), Code.POLICY_UNSIGNED),
+    "no archive": (b"not gzip", Code.POLICY_INVALID),
+    "gone": (None, Code.POLICY_INVALID),
+    "no Wasm": (files(6, wasm=b"\0asm", key=KEY), Code.POLICY_INVALID),
+    "its own case fails": (
+        files(6, DENY_WRITES, key=KEY, cases=[{"name": "c", "request": json.loads(REQUEST.to_json()), "expect": "permit"}]),
+        Code.POLICY_INVALID,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_changes_nothing(tmp_path: Path, name: str) -> None:
+    """The last good one stays and decides, the status says why; and the next good one is taken."""
+    source = put(tmp_path / "p.tar.gz", files(5, key=KEY))
+    pdp = ReloadingPDP(source, keys={"default": KEY.public}, poll=3600)
+    try:
+        before = pdp.revision
+        made, code = REFUSED[name]
+        if made is None:
+            source.unlink()
+        elif isinstance(made, bytes):
+            source.write_bytes(made)
+        else:
+            put(source, made)
+        for _ in range(2):
+            with pytest.raises(ConfigError) as caught:
+                pdp.reload()
+            assert caught.value.code == code
+        assert str(code) in pdp.status.refused
+        assert (ask(pdp).permit, ask(pdp).policy_revision) == (True, before)
+        put(source, files(7, DENY_WRITES, key=KEY))
+        assert pdp.reload()
+        assert (pdp.status.refused, pdp.status.signed_by) == ("", "default")
+        assert not ask(pdp).permit
+    finally:
+        pdp.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"at_least": 2}, Code.POLICY_OLDER),
+        ({"keys": {"default": KEY.public}}, Code.POLICY_UNSIGNED),
+        ({"keys": {}}, Code.CONFIG),
+        ({"poll": 0}, Code.CONFIG),
+        ({"max_staleness": float("inf")}, Code.CONFIG),
+    ],
+    ids=["older", "unsigned", "no keys", "poll", "staleness"],
+)
+def test_there_is_no_start_without_a_policy(
+    following: Callable[..., ReloadingPDP], options: dict[str, object], code: Code,
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        following(**options)
+    assert caught.value.code == code
+
+
+def test_a_policy_that_can_not_be_confirmed_ends(
+    source: Path, following: Callable[..., ReloadingPDP], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beyond the maximum staleness everything is denied, until the source is in order again."""
+    pdp = following(max_staleness=60)
+    real = time.monotonic
+    source.rename(source.with_name("away"))
+    with pytest.raises(ConfigError):
+        pdp.reload()
+    assert ask(pdp).permit
+    monkeypatch.setattr("langchain_runtime_authz.pdp.reloading.time.monotonic", lambda: real() + 61)
+    denied = ask(pdp)
+    assert (denied.outcome, denied.reasons, denied.failure) == ("deny", (Code.POLICY_STALE,), "pdp")
+    source.with_name("away").rename(source)
+    pdp.reload()
+    assert ask(pdp).permit
+
+
+def test_profiles_and_grants_are_of_the_revision(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """What the guard knows of a tool changes with the policy; a request made under another profile is denied."""
+    put(source, files(2, profiles={"book_invoice": {"effect": "write", "sink": "internal", "class": "confidential"}},
+                      grants={"clerk": {"tools": ["book_invoice"]}}))  # fmt: skip
+    pdp = following()
+    authz = RuntimeAuthz(pdp=pdp)
+    with authz.session(subject="alice", task="Book the bill", grant="clerk") as session:
+        assert session.decide("book_invoice", {}).reason != Code.GRANT_TOOL
+        assert session.decide("other", {}).reason == Code.GRANT_TOOL
+    with pytest.raises(ConfigError, match="clerk"):
+        authz.run(subject="alice", grant="clark")
+    assert ask(pdp).permit
+    put(source, files(3, profiles={"book_invoice": {"effect": "read", "sink": "none", "class": "public"}}))
+    pdp.reload()
+    assert authz.profiles.declared["book_invoice"].effect == "read"
+    denied = ask(pdp)
+    assert (denied.reasons, denied.failure) == ((Code.POLICY_CHANGED,), "pdp")
+
+
+def test_a_closed_one_denies(following: Callable[..., ReloadingPDP]) -> None:
+    pdp = following()
+    pdp.close()
+    pdp.close()
+    assert ask(pdp).failure == "pdp"
+    with pytest.raises(ConfigError):
+        pdp.reload()
+
+
+def test_one_that_is_forgotten_stops_watching(source: Path) -> None:
+    before = threading.active_count()
+    pdp = ReloadingPDP(source, poll=0.01)
+    del pdp
+    gc.collect()
+    until = time.monotonic() + 30
+    while threading.active_count() > before:
+        assert time.monotonic() < until
+        time.sleep(0.01)
