@@ -42,6 +42,7 @@ from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
 from langgraph.types import _interrupt_id
 
@@ -66,6 +67,7 @@ __all__ = [
     "injected_names",
     "interrupt_id",
     "is_innermost",
+    "is_resume_map",
     "is_task",
     "is_task_function",
     "model_params",
@@ -113,6 +115,11 @@ def can_ask(config: Mapping[str, Any]) -> bool:
 def task_id(config: Mapping[str, Any]) -> str:
     """The Pregel task a node runs as; the same on every replay of the task. Empty outside one."""
     return str((config.get("configurable") or {}).get(CONFIG_KEY_TASK_ID) or "")
+
+
+def is_resume_map(value: object) -> bool:
+    """Whether LangGraph takes a resume value as answers by interrupt id."""
+    return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
 
 
 def interrupt_id(config: Mapping[str, Any]) -> str:
