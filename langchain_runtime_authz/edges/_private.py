@@ -66,6 +66,7 @@ __all__ = [
     "imports_anything",
     "injected_names",
     "interrupt_id",
+    "is_handed_down",
     "is_innermost",
     "is_resume_map",
     "is_task",
@@ -115,6 +116,11 @@ def can_ask(config: Mapping[str, Any]) -> bool:
 def task_id(config: Mapping[str, Any]) -> str:
     """The Pregel task a node runs as; the same on every replay of the task. Empty outside one."""
     return str((config.get("configurable") or {}).get(CONFIG_KEY_TASK_ID) or "")
+
+
+def is_handed_down(config: Mapping[str, Any]) -> bool:
+    """Whether a graph is asked about its state by the graph above it, which lends it its checkpointer."""
+    return CONFIG_KEY_CHECKPOINTER in (config.get("configurable") or {})
 
 
 def is_resume_map(value: object) -> bool:
