@@ -13,7 +13,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from types import FrameType, TracebackType
@@ -332,9 +332,11 @@ class Entrance:
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
         texts = human_texts(update) if handle.human else []
-        if handle.human and any(held(update, name) is not None for name in others(channels)):
+        edited = handle.human and any(held(update, name) is not None for name in others(channels))
+        if edited or (head is not None and any(t.key is not None for t in texts)):
             state = (yield ReadState(graph, config)).values if head is not None else {}
-            edits = brought(update, state, channels)
+            texts = _unheard(texts, state)
+            edits = brought(update, state, channels) if edited else []
             # On a new thread only what the human declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
         entry: Entry = yield from open_entry(
@@ -588,6 +590,12 @@ def _deliver(entry: Entry, input: Any, state: Any) -> Any:
         return input
     merged = {**(update or {}), "messages": [*messages, *_messages(update)]}
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
+
+
+def _unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
+    """Without what a client sends back as it stands in the state: a machine may have written it there."""
+    standing = {(t.key, t.digest) for t in human_texts(_messages(state)) if t.key is not None}
+    return [t for t in texts if (t.key, t.digest) not in standing]
 
 
 def _messages(value: Any) -> list[Any]:

@@ -267,6 +267,11 @@ def resend(s: Scene) -> None:
     s.go({"messages": list(s.said)})
 
 
+def resend_state(s: Scene) -> None:
+    """A client sends back what it was shown, a machine's messages in the shape of a human's too."""
+    s.go({"messages": list(s.values()["messages"])})
+
+
 def resend_bare(s: Scene) -> None:
     """Likewise without ids."""
     if len(s.said) > 1:
@@ -362,7 +367,7 @@ plain_by_id = asked_by_id(lambda s, question: "yes")
 
 MACHINE: tuple[Callable[[Scene], None], ...] = (
     summarise, redact, trim, evict, skill, media, rubric, reminder, mcp_prompt, hand_back, tool_writes_a_human,
-    sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_bare, resend_blocks, resend_named, retry,
+    sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_state, resend_bare, resend_blocks, resend_named, retry,
     round_trip, unwatched, state_back, approve, plain_answer, a_form_sent_back,
     closed_words, plain_by_id,
 )  # fmt: skip
