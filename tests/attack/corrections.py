@@ -165,13 +165,16 @@ class Desk:
     ran: list[tuple[str, int, int | None]] = field(default_factory=list)
     thread: str = "t"
     thinks: Callable[[Desk], None] | None = None  # what happens while the model thinks
+    saver: Any = field(default_factory=InMemorySaver)
+    ledger: Any = None
 
     def __post_init__(self) -> None:
-        self.saver, self.store = InMemorySaver(), InMemoryStore()
+        self.store = InMemoryStore()
         self.store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
         self.pdp = StaticPDP(self._decide)
         self.authz = RuntimeAuthz(
             pdp=self.pdp,
+            ledger=self.ledger,
             profiles=PROFILES,
             task_channels=("messages", "instructions"),
             task_memory=[("memories", "{subject}")],
@@ -314,7 +317,7 @@ class Road:
     """A way to change the task.
 
     `act` corrects and lets the old plan go on. `waits`: what the plan waits for meanwhile; empty for a
-    run in flight. `only` names the kinds that can express it, `because` says why not the others.
+    run in flight, which `correct` corrects. `only` names the kinds that can express it, `because` says why not the others.
     """
 
     says: str
@@ -324,6 +327,7 @@ class Road:
     because: str = ""
     made: int = 1  # payments that a twin without us makes
     may: int = 0  # payments of the old plan that were made before the correction
+    correct: Callable[[Desk], None] | None = None
     rotates: bool = True  # else there is no task that changes, and no plan either
 
     @property
@@ -387,7 +391,7 @@ def _fork(desk: Desk) -> None:
 
 def _copied(desk: Desk) -> None:
     held = desk.raw.get_state(desk.config).values
-    desk.thread = "copy"
+    desk.thread += "-copy"
     desk.raw.update_state(desk.config, {"messages": held["messages"]}, as_node=desk.kind.plans_in)
     desk.go(None)
     desk.go(Command(resume="yes"))
@@ -457,15 +461,15 @@ ROADS: Final = {
         Road("`reject` with a reason", _decided(type="reject", message=STOP), "approval"),
         Road("an edit", _decided(type="edit", edited_action={"name": "pay", "args": {"to": "bob", "amount": 2}}), "approval"),
         Road("an edit to another tool", _decided(type="edit", edited_action={"name": "look", "args": {"at": "it"}}), "approval"),
-        Road("another `invoke` while the model thinks", _meanwhile(_another_invoke), ""),
-        Road("`authz.correct()` while the model thinks", _meanwhile(_told()), ""),
-        Road("`update_state` while the model thinks", _meanwhile(_root_update), ""),
+        Road("another `invoke` while the model thinks", _meanwhile(_another_invoke), "", correct=_another_invoke),
+        Road("`authz.correct()` while the model thinks", _meanwhile(_told()), "", correct=_told()),
+        Road("`update_state` while the model thinks", _meanwhile(_root_update), "", correct=_root_update),
     )
 }  # fmt: skip
 
 
 def play(road: Road, kind: Kind, mode: str, *, protected: bool) -> Desk:
-    """One cell."""
+    """One cell, in one process."""
     desk = Desk(kind, mode, protected, road.waits)
     if road.waits and (protected or road.waits == "question"):
         desk.go(human())
@@ -486,7 +490,11 @@ def harm(road: Road, kind: Kind, mode: str) -> bool:
 
 def check(road: Road, kind: Kind, mode: str) -> None:
     """Protected: nothing of the old plan, epoch and jti moved, and the agent comes to its end."""
-    desk = play(road, kind, mode, protected=True)
+    verify(road, play(road, kind, mode, protected=True))
+
+
+def verify(road: Road, desk: Desk) -> None:
+    """What must hold of a protected desk after a correction."""
     assert len([r for r in desk.ran if r[2] == 1]) == road.may, desk.ran
     if road.rotates:
         assert desk.epoch == 2, desk.epoch
