@@ -224,7 +224,7 @@ class Desk:
             if act is not None:
                 beside(lambda: act(self))
             last = messages[-1]
-            if _stopped(messages) or isinstance(last, ToolMessage) and "transfer" not in str(last.name):
+            if _stopped(messages) or (isinstance(last, ToolMessage) and "transfer" not in str(last.name)):
                 return says(text="done")
             number = sum(isinstance(m, AIMessage) for m in messages)
             return says(call("pay", {"to": "bob", "amount": 5}, f"call-{number}"))
@@ -299,7 +299,7 @@ def beside(act: Callable[[], Any]) -> None:
     def run() -> None:
         try:
             act()
-        except BaseException as exc:  # noqa: BLE001  (raised below)
+        except BaseException as exc:
             failed.append(exc)
 
     thread = threading.Thread(target=run)
