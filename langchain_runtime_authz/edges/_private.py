@@ -12,7 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from langchain_core.callbacks import manager as callback_manager
 from langchain_core.language_models import BaseChatModel
@@ -123,7 +123,7 @@ def is_handed_down(config: Mapping[str, Any]) -> bool:
     return CONFIG_KEY_CHECKPOINTER in (config.get("configurable") or {})
 
 
-def is_resume_map(value: object) -> bool:
+def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Whether LangGraph takes a resume value as answers by interrupt id."""
     return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
 
