@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, controls, demo, inspect, keys, kill, ledger, policy
+from langchain_runtime_authz.cli import audit, controls, demo, inspect, keys, kill, ledger, policy, revocation
 
 __all__ = ["app"]
 
@@ -35,6 +35,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("controls")(controls.controls)
+app.command("revoke")(revocation.revoke)
+app.command("reinstate")(revocation.reinstate)
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(kill.app, name="kill")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
     from langchain_runtime_authz.ledger.schema import Version
 
-__all__ = ["app"]
+__all__ = ["Role", "Schema", "Where", "app", "is_postgres", "needing_postgres"]
 
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -185,14 +185,26 @@ def _show(found: Version) -> None:
     typer.echo(f"oldest   {found.min_reader}")
 
 
+def is_postgres(where: str) -> bool:
+    """Whether a ledger's address is a connection string of PostgreSQL, not a path."""
+    return where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists())
+
+
+@contextmanager
+def needing_postgres() -> Iterator[None]:
+    """Around the import of what the extra brings."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
+        raise ConfigError(msg) from exc
+
+
 @contextmanager
 def _admin(where: str, schema: str, role: str, *, create: bool = False) -> Iterator[Admin]:
-    if where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists()):
-        try:
+    if is_postgres(where):
+        with needing_postgres():
             from langchain_runtime_authz.ledger import postgres
-        except ModuleNotFoundError as exc:
-            msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
-            raise ConfigError(msg) from exc
         with postgres.administer(where, schema=schema, role=role, create=create) as admin:
             yield admin
         return

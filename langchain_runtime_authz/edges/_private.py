@@ -12,7 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from langchain_core.callbacks import manager as callback_manager
 from langchain_core.language_models import BaseChatModel
@@ -42,6 +42,7 @@ from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
 from langgraph.types import _interrupt_id
 
@@ -65,7 +66,9 @@ __all__ = [
     "imports_anything",
     "injected_names",
     "interrupt_id",
+    "is_handed_down",
     "is_innermost",
+    "is_resume_map",
     "is_task",
     "is_task_function",
     "model_params",
@@ -113,6 +116,16 @@ def can_ask(config: Mapping[str, Any]) -> bool:
 def task_id(config: Mapping[str, Any]) -> str:
     """The Pregel task a node runs as; the same on every replay of the task. Empty outside one."""
     return str((config.get("configurable") or {}).get(CONFIG_KEY_TASK_ID) or "")
+
+
+def is_handed_down(config: Mapping[str, Any]) -> bool:
+    """Whether a graph is asked about its state by the graph above it, which lends it its checkpointer."""
+    return CONFIG_KEY_CHECKPOINTER in (config.get("configurable") or {})
+
+
+def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether LangGraph takes a resume value as answers by interrupt id."""
+    return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
 
 
 def interrupt_id(config: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from types import FrameType, TracebackType
@@ -24,6 +24,7 @@ from langgraph.types import Command
 
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
+from langchain_runtime_authz.edges._private import is_resume_map
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
 from langchain_runtime_authz.edges.messages import human_texts, unanswered
@@ -41,7 +42,7 @@ from langchain_runtime_authz.edges.outside import (
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry
+from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry, reply
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -331,9 +332,11 @@ class Entrance:
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
         texts = human_texts(update) if handle.human else []
-        if handle.human and any(held(update, name) is not None for name in others(channels)):
+        edited = handle.human and any(held(update, name) is not None for name in others(channels))
+        if edited or (head is not None and any(t.key is not None for t in texts)):
             state = (yield ReadState(graph, config)).values if head is not None else {}
-            edits = brought(update, state, channels)
+            texts = _unheard(texts, state)
+            edits = brought(update, state, channels) if edited else []
             # On a new thread only what the human declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
         entry: Entry = yield from open_entry(
@@ -485,10 +488,10 @@ class _Root(Entering[tuple[Any, Any]]):
     def _told(self, entry: Entry) -> Flow[Any]:
         """The input, with the answers in it put into the ledger and the pending corrections put into it."""
         given = self.input
-        if self.graph is not None and isinstance(given, Command) and given.resume is not None and entry.asks:
+        known = saver_of(self.graph) is not None and thread_config(self.config) is not None
+        if known and isinstance(given, Command) and given.resume is not None:
             given = yield from _resume(entry, given, (yield ReadState(self.graph, self.config)))
         if entry.pending:
-            known = saver_of(self.graph) is not None and thread_config(self.config) is not None
             state = (yield ReadState(self.graph, self.config)).values if known else None
             given = _deliver(entry, given, state)
         return given
@@ -550,17 +553,20 @@ def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     LangGraph would hand it to whichever task asks first.
     """
     value = given.resume
-    pending = [i.id for i in state.interrupts]
-    asks = [a for a in entry.asks if a.interrupt_id in pending]
-    if isinstance(value, Mapping) and all(i in pending for i in value):
-        asks = [a for a in asks if a.interrupt_id in value]
-    elif len(pending) != 1:
+    questions = {i.id: i.value for i in state.interrupts}
+    if is_resume_map(value):
+        answered = {i: v for i, v in value.items() if i in questions}
+    elif len(questions) == 1:
+        answered = dict.fromkeys(questions, value)
+    else:
         return given  # which LangGraph refuses, or which resumes nothing
-    elif asks:
-        given = replace(given, resume={pending[0]: value})
+    asks = [a for a in entry.asks if a.interrupt_id in answered]
     if asks:
-        yield from answer(entry.run, asks, value)
-    return given
+        yield from answer(entry.run, asks, answered)
+    reviewed = {a.interrupt_id for a in asks}
+    own = {i: v for i, v in answered.items() if i not in reviewed}
+    corrected = yield from reply(entry.run, questions, own)
+    return replace(given, resume=answered) if asks or corrected else given
 
 
 def _deliver(entry: Entry, input: Any, state: Any) -> Any:
@@ -584,6 +590,12 @@ def _deliver(entry: Entry, input: Any, state: Any) -> Any:
         return input
     merged = {**(update or {}), "messages": [*messages, *_messages(update)]}
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
+
+
+def _unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
+    """Without what a client sends back as it stands in the state: a machine may have written it there."""
+    standing = {(t.key, t.digest) for t in human_texts(_messages(state)) if t.key is not None}
+    return [t for t in texts if (t.key, t.digest) not in standing]
 
 
 def _messages(value: Any) -> list[Any]:

@@ -24,6 +24,7 @@ from langchain_runtime_authz.edges._private import (
     PregelNode,
     ToolNode,
     ensure_graph_config,
+    is_handed_down,
     is_task,
     node_of_task,
     reset_node,
@@ -204,11 +205,13 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         # `update_state` comes down to this.
         update = partial(base.bulk_update_state, self, config, supersteps)
-        return update() if running() is not None else entrance.update(self, config, supersteps, update)
+        own = running() is not None or is_handed_down(config)
+        return update() if own else entrance.update(self, config, supersteps, update)
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         update = partial(base.abulk_update_state, self, config, supersteps)
-        return await (update() if running() is not None else entrance.aupdate(self, config, supersteps, update))
+        own = running() is not None or is_handed_down(config)
+        return await (update() if own else entrance.aupdate(self, config, supersteps, update))
 
     namespace = {
         "__module__": base.__module__,

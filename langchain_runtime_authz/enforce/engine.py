@@ -138,6 +138,8 @@ class Run:
     paused: bool = False
     # Corrections that the input could not carry: told with the answers to the calls they made stale.
     undelivered: tuple[str, ...] = ()
+    # Likewise what the human answered to a question of a tool's or node's own: its asker has it already.
+    corrected: tuple[str, ...] = ()
     # How many texts the ledger held when a root entry began: what comes after is news to it.
     pinned: int = 0
     # Whether a checkpointer keeps the graph's state: a root entry's end is then marked.

@@ -8,7 +8,7 @@ plans anew.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -18,11 +18,12 @@ from langchain_runtime_authz.enforce.approval import answers, corrections, edite
 from langchain_runtime_authz.enforce.engine import Ask, Commit, Effect, Engine, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.step import data_scope, decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
+from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.provenance.words import own_words
 from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
-from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
@@ -57,6 +58,7 @@ __all__ = [
     "open_child",
     "open_entry",
     "reinstate",
+    "reply",
     "revoke",
 ]
 
@@ -306,14 +308,50 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         texts,
         keep=tuple(a.call_key for a in answered if a.state == "approved"),
     )
-    done = yield Commit(run.scope, run.guard, [*answered, change, *(RecordPlan(p) for p in plans)])
+    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
+
+
+def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]) -> Flow[bool]:
+    """Answers to what tools and nodes ask by themselves: what is no plain answer corrects the task.
+
+    `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
+    before any task starts, with nothing carried over; the words are told with the answers to the
+    calls that it makes stale. The same answer to the same question once more says nothing new.
+    Returns whether the task changed.
+
+    Raises:
+        AuthzDenied: the task was changed by somebody else meanwhile.
+    """
+    said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
+    if not said:
+        return False
+    human = run.subject.type in ("user", "anonymous")
+    author = f"{run.subject.type}:{run.subject.id}"
+    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+    known = {(t.key, t.digest) for t in snapshot.log}
+    texts = tuple(
+        HumanText(content_digest(text), text if human else "", f"{ANSWER}{i}", own=human, author=author)
+        for i, text in said.items()
+        if (f"{ANSWER}{i}", content_digest(text)) not in known
+    )
+    if not texts:
+        return False
+    # Delivered by the answers below; should the process die before, by the next root entry.
+    yield from _rotate(run, [AdvanceEpoch(run.epoch, texts, deliver=human)], texts)
+    run.corrected = tuple(t.text for t in texts if t.text)
+    return True
+
+
+def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[None]:
+    """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
+    done = yield Commit(run.scope, run.guard, changes)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.epoch, run.jti, run.pinned = done.epoch, new_id(), run.pinned + len(texts)
     taken = yield Commit(run.scope, None, [TakeLease(_lease(run))])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
-    yield _record(run, "corrected", done.now, texts=len(said))
+    yield _record(run, "corrected", done.now, texts=len(texts))
 
 
 def _carried(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[list[PlanRecord]]:
@@ -379,6 +417,7 @@ def open_child(
         parent=parent,
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
         foreign=parent.foreign,
+        corrected=parent.corrected,
         seen_from_model=parent.seen_from_model,
     )
     decision = yield from decide_step(

@@ -719,8 +719,8 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     message = ""
     if judged.approval is not None and judged.approval.state in ("rejected", "answered"):
         message = judged.approval.message
-    elif decision.reason == Code.STALE_EPOCH and run.undelivered:
-        message = "\n".join(run.undelivered)
+    elif decision.reason == Code.STALE_EPOCH and (run.undelivered or run.corrected):
+        message = "\n".join((*run.undelivered, *run.corrected))
         changes.append(TakePending())
     try:
         done = yield Commit(run.scope, None, [*changes, *rotation])

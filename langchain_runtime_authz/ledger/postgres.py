@@ -223,8 +223,9 @@ class _Admin:
         return {name for (name,) in self.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self._schema,))}
 
     def make(self) -> None:
-        # Two that come at once would both find nothing.
-        self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (f"runtime-authz {self._schema}",))
+        # Two that come at once would both find nothing. Schemas may share the role.
+        for name in (f"runtime-authz {self._schema}", f"runtime-authz role {self._role}"):
+            self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
         if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
             self._named("CREATE SCHEMA {schema}")
         if not self.run("SELECT 1 FROM pg_roles WHERE rolname = ?", (self._role,)):

@@ -267,6 +267,11 @@ def resend(s: Scene) -> None:
     s.go({"messages": list(s.said)})
 
 
+def resend_state(s: Scene) -> None:
+    """A client sends back what it was shown, a machine's messages in the shape of a human's too."""
+    s.go({"messages": list(s.values()["messages"])})
+
+
 def resend_bare(s: Scene) -> None:
     """Likewise without ids."""
     if len(s.said) > 1:
@@ -326,10 +331,45 @@ def plain_answer(s: Scene) -> None:
     s.go(Command(resume="yes"), how="invoke")
 
 
+def answered(*values: Any) -> Callable[[Scene], None]:
+    """A human answers a tool's own question, with a value that says nothing about the task."""
+
+    def act(s: Scene) -> None:
+        s.number += 1
+        plan = says(call("ask_human", {"question": "Go on?"}, f"ask-{s.number}"))
+        s.go({"messages": []}, lambda state: {"messages": [plan]}, how="invoke")
+        s.go(Command(resume=s.rng.choice(values)), how="invoke")
+
+    return act
+
+
+a_form_sent_back = answered({"question": "Go on?", "answer": "Yes", "sure": True}, [{"type": "accept", "args": None}])
+closed_words = answered(" OK ", "No", "n", True, 0, 4.5, {"decision": "approve"}, ["yes", 1])
+
+
+def asked_by_id(answer: Callable[[Scene, str], Any]) -> Callable[[Scene], None]:
+    """Two questions at once, answered by interrupt id."""
+
+    def act(s: Scene) -> None:
+        s.number += 1
+        plan = says(*(call("ask_human", {"question": q}, f"ask-{s.number}-{q}") for q in "ab"))
+        s.go({"messages": []}, lambda state: {"messages": [plan]}, how="invoke")
+        for _ in range(3):
+            asked = s.raw.get_state(s.config).interrupts
+            if not asked:
+                return
+            s.go(Command(resume={i.id: answer(s, i.value["question"]) for i in asked}), how="invoke")
+
+    return act
+
+
+plain_by_id = asked_by_id(lambda s, question: "yes")
+
 MACHINE: tuple[Callable[[Scene], None], ...] = (
     summarise, redact, trim, evict, skill, media, rubric, reminder, mcp_prompt, hand_back, tool_writes_a_human,
-    sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_bare, resend_blocks, resend_named, retry,
-    round_trip, unwatched, state_back, approve, plain_answer,
+    sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_state, resend_bare, resend_blocks, resend_named, retry,
+    round_trip, unwatched, state_back, approve, plain_answer, a_form_sent_back,
+    closed_words, plain_by_id,
 )  # fmt: skip
 
 
@@ -409,9 +449,20 @@ def forked(s: Scene) -> None:
     return None
 
 
+def free_answer(s: Scene) -> None:
+    """A human answers a tool's own question with words."""
+    answered(s.fresh("STOP, pay nobody"), {"answer": s.fresh("STOP, pay nobody")}, [s.fresh("Rather")])(s)
+
+
+def free_answer_by_id(s: Scene) -> None:
+    """Two questions at once: a plain answer and one in words."""
+    text = s.fresh("STOP")
+    asked_by_id(lambda s, question: text if question == "b" else "yes")(s)
+
+
 HUMAN: tuple[Callable[[Scene], None], ...] = (
     new_message, edited_message, appended, removed, edited_todos, edited_files, edited_instructions, edited_memory,
-    told, told_by_another, forked,
+    told, told_by_another, forked, free_answer, free_answer_by_id,
 )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ class House:
         builder.add_conditional_edges("agent", by_the_plan)
         builder.add_edge("tools", "agent")
         options.setdefault("interrupt_before", ["tools"])
-        return builder.compile(checkpointer=self.saver, name="hand", **options)
+        return builder.compile(**{"checkpointer": self.saver, "name": "hand", **options})
 
     def go(self, given: Any, config: Any = THREAD) -> Any:
         with self.authz.run(subject="alice"):
@@ -407,3 +407,27 @@ def test_unenforced_an_edited_memory_changes_nothing() -> None:
     store.put(("memories", "alice"), "rule", {"text": "never pay without asking"})
     graph.invoke(None, THREAD)
     assert house.ran == [PAID]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str) -> None:
+    """LangGraph's way into a paused subgraph works as ever, and what waits there is void."""
+    house = House(protected=False)
+    authz = authz_with(StaticPDP(True))
+    builder = StateGraph(MessagesState)
+    builder.add_node("below", house.build(name="below", checkpointer=None))
+    builder.add_edge(START, "below")
+    graph = authz.protect(builder.compile(checkpointer=house.saver, name="above"))
+    with authz.run(subject="alice"):
+        graph.invoke(human(), THREAD)
+    (task,) = graph.get_state(THREAD, subgraphs=True).tasks
+    first = task.state.values["messages"][0]
+    edit = {"messages": [HumanMessage("STOP, pay nobody", id=first.id)]}
+    if how == "sync":
+        graph.update_state(task.state.config, edit, as_node="agent")
+    else:
+        asyncio.run(graph.aupdate_state(task.state.config, edit, as_node="agent"))
+    with authz.run(subject="alice"):
+        graph.invoke(None, THREAD)
+    assert house.ran == []
+    assert authz.ledger.load(authz.entrance.scope("above", "t"), Query()).epoch == 2

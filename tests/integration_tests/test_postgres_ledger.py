@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -402,3 +403,20 @@ def test_a_thread_that_is_taken_up_while_others_are_forgotten_stays(dsn: str, ow
         assert len(chosen) == 1
     with PostgresLedger(dsn, schema=own) as made:
         assert made.status(old.tenant, "j") == "live"
+
+
+def test_schemas_that_share_a_new_role_are_made_at_once(dsn: str) -> None:
+    """Two applications of one cluster migrate at the same time."""
+    tag = secrets.token_hex(4)
+    names = [f"t_{tag}_{n}" for n in range(6)]
+
+    def make(name: str) -> int:
+        with administer(dsn, schema=name, role=f"r_{tag}", create=True) as admin:
+            return migrate(admin).version
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert len(set(pool.map(make, names))) == 1
+    with psycopg.connect(dsn) as conn:
+        conn.execute(f"DROP SCHEMA {', '.join(names)} CASCADE")  # type: ignore[arg-type]
+        conn.execute(f"DROP OWNED BY r_{tag}")  # type: ignore[arg-type]
+        conn.execute(f"DROP ROLE r_{tag}")  # type: ignore[arg-type]

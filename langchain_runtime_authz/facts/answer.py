@@ -1,0 +1,80 @@
+"""Answers to questions that a tool or node asks by itself: which of them say something about the task.
+
+A plain answer to a closed question leaves the task alone: a boolean, a number, nothing, one of the
+options that the question offers, or one of `CLOSED`; a mapping or list of such. Every other answer
+is a correction. What a form sends back as the question had it is plain too, and is never pinned as
+the human's words: the question is a machine's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+__all__ = ["CLOSED", "OFFERS", "free_text"]
+
+CLOSED: Final = frozenset(
+    ["yes", "no", "y", "n", "ok", "okay", "true", "false", "approve", "approved", "accept", "accepted", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "confirm", "confirmed", "continue", "proceed", "ignore"]
+)
+OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists what it takes
+_NAMES: Final = ("value", "label", "id")  # how an option that is a mapping may be called
+MAX_DEPTH: Final = 16
+
+
+def free_text(answer: object, question: object) -> str:
+    """What an answer says beside plain answers: the text, or canonical JSON of the parts that do; else empty.
+
+    `question` is the value of the interrupt that is answered.
+    """
+    if isinstance(answer, str):
+        return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
+    closed = CLOSED | _offered(question) | {_plain(t) for t in _texts(question)}
+    said = _said(answer, closed)
+    return "" if said is None else _canonical(said)
+
+
+def _plain(text: str) -> str:
+    return text.casefold().strip()
+
+
+def _said(value: object, closed: frozenset[str] | set[str], depth: int = 0) -> Any:
+    """The parts of an answer that are not plain; `None` where all are."""
+    if value is None or isinstance(value, bool | int | float):
+        return None
+    if isinstance(value, str):
+        return None if not _plain(value) or _plain(value) in closed else value
+    if depth < MAX_DEPTH and isinstance(value, Mapping):
+        # A field's name is the form's; one with a blank in it is a sentence.
+        found = {
+            str(k): v if said is None else said
+            for k, v in value.items()
+            if (said := _said(v, closed, depth + 1)) is not None or len(str(k).split()) > 1
+        }
+        return found or None
+    if depth < MAX_DEPTH and isinstance(value, list | tuple):
+        return [said for v in value if (said := _said(v, closed, depth + 1)) is not None] or None
+    return value
+
+
+def _offered(question: object) -> frozenset[str]:
+    if not isinstance(question, Mapping):
+        return frozenset()
+    items = [i for name in OFFERS if isinstance(question.get(name), list | tuple) for i in question[name]]
+    named = [i.get(n) for i in items if isinstance(i, Mapping) for n in _NAMES]
+    return frozenset(_plain(i) for i in (*items, *named) if isinstance(i, str))
+
+
+def _texts(value: object, depth: int = 0) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif depth < MAX_DEPTH and isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item, depth + 1)
+
+
+def _canonical(value: object) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    except (TypeError, ValueError, RecursionError):
+        return f"[{type(value).__name__}]"

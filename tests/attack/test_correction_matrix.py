@@ -1,0 +1,40 @@
+"""The correction matrix: each road into each kind of graph, with its unenforced twin; the README shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from .corrections import KINDS, MODES, ROADS, Kind, Road, check, harm, in_readme, table
+
+HERE = ("hand-written", "create_agent")
+
+
+def cells(*kinds: str) -> pytest.MarkDecorator:
+    """Every road that these kinds can express."""
+    found = [(r, KINDS[k]) for r in ROADS.values() for k in kinds if k in r.only]
+    return pytest.mark.parametrize(("road", "kind"), found, ids=[f"{r.slug}-{k.name}" for r, k in found])
+
+
+modes = pytest.mark.parametrize("mode", MODES)
+
+
+@cells(*HERE)
+@modes
+def test_nothing_of_the_old_plan_happens(road: Road, kind: Kind, mode: str) -> None:
+    check(road, kind, mode)
+
+
+@cells(*HERE)
+@modes
+def test_unenforced_the_old_plan_is_carried_out(road: Road, kind: Kind, mode: str) -> None:
+    assert harm(road, kind, mode), "the unenforced twin does no harm"
+
+
+def test_readme_has_the_matrix() -> None:
+    """The table is what the roads say; run `python -m tests.attack.corrections --write`."""
+    assert in_readme() == table()
+
+
+def test_what_a_kind_can_not_express_has_its_reason() -> None:
+    assert all(r.because for r in ROADS.values() if set(r.only) != set(KINDS))
+    assert len({r.slug for r in ROADS.values()}) == len(ROADS)

@@ -1,0 +1,275 @@
+"""A human answers a tool's or node's own question with words: what was planned before does not happen."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.types import Command, interrupt
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.facts.answer import free_text
+from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+
+from ._graphs import (
+    PAID,
+    PROFILES,
+    agent_graph,
+    answer_to,
+    assert_went_on,
+    authz_with,
+    call,
+    hand_written,
+    human,
+    pay_tool,
+    says,
+    unanswered,
+)
+
+THREAD = {"configurable": {"thread_id": "t"}}
+STOP = "STOP. Do not pay anyone."
+BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
+KNOWN = {
+    **PROFILES,
+    "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
+    "confirmed_pay": ToolProfile(effect="pay", sink="external"),
+}
+kinds = pytest.mark.parametrize("kind", ["hand", "agent"])
+ways = pytest.mark.parametrize("how", ["sync", "async"])
+
+
+@tool
+def ask_human(question: str) -> str:
+    """Ask the user."""
+    return str(interrupt({"question": question, "options": ["go on", {"value": "later", "label": "Not now"}]}))
+
+
+class Desk:
+    """An agent that plans a payment and a question together, or a payment that asks by itself."""
+
+    def __init__(self, kind: str, *plan: dict[str, Any], protected: bool = True) -> None:
+        self.ran: list[Any] = []
+        self.pdp = StaticPDP(True)
+        self.authz: RuntimeAuthz = authz_with(self.pdp, profiles=KNOWN)
+        ran = self.ran
+
+        @tool
+        def confirmed_pay(to: str) -> str:
+            """Ask, then pay."""
+            if interrupt(f"Pay {to}?") != "no":
+                ran.append(to)
+            return "paid"
+
+        def respond(messages: list[Any]) -> AIMessage:
+            done = any(isinstance(m, ToolMessage) for m in messages)
+            return says(text="done") if done else says(*plan)
+
+        self.model = ScriptedChatModel(script=[respond] * 20)
+        self.graph = BUILDERS[kind](self.model, [pay_tool(ran), ask_human, confirmed_pay], checkpointer=InMemorySaver())
+        if protected:
+            self.authz.protect(self.graph)
+
+    def go(self, given: Any, how: str = "sync", subject: Any = "alice") -> Any:
+        async def ago() -> Any:
+            async with self.authz.run(subject=subject):
+                return await self.graph.ainvoke(given, THREAD)
+
+        if how == "async":
+            return asyncio.run(ago())
+        with self.authz.run(subject=subject):
+            return self.graph.invoke(given, THREAD)
+
+    def seen(self) -> Any:
+        name = self.graph.get_name()
+        return self.authz.ledger.load(self.authz.entrance.scope(name, "t"), Query(log=True))
+
+
+ASK = call("ask_human", {"question": "Which bill?"}, "c-ask")
+PAY = call("pay", {"to": "bob", "amount": 5}, "c-pay")
+CONFIRM = call("confirmed_pay", {"to": "bob"}, "c-confirm")
+
+
+@kinds
+@ways
+def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: str) -> None:
+    """The tool does not go on; the model is told the words, which are the subject's, and plans again."""
+    desk = Desk(kind, CONFIRM)
+    assert desk.go(human(), how)["__interrupt__"]
+    old = desk.pdp.requests[-1].context.lease.jti
+    state = desk.go(Command(resume=STOP), how)
+    assert desk.ran == []
+    told = answer_to(state["messages"], "c-confirm")
+    assert told.status == "error"
+    assert "task changed" in told.text
+    assert STOP in told.text
+    assert_went_on(state)
+    assert desk.seen().epoch == 2
+    assert [(t.text, t.own, t.author) for t in desk.seen().log][-1] == (STOP, True, "user:alice")
+    assert desk.pdp.requests[-1].context.lease.jti != old
+    assert desk.authz.ledger.status("default", old) in ("stale", "ended")
+
+
+@kinds
+def test_unenforced_the_payment_is_made(kind: str) -> None:
+    """Without us STOP is no "no", and the payment is made."""
+    desk = Desk(kind, CONFIRM, protected=False)
+    desk.graph.invoke(human(), THREAD)
+    desk.graph.invoke(Command(resume=STOP), THREAD)
+    assert desk.ran == ["bob"]
+
+
+def _reviewed(desk: Desk) -> Any:
+    """A node of its own asks between the plan and the tools, and does nothing with the answer."""
+    from langgraph.prebuilt import ToolNode
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda state: {"messages": [desk.model.invoke(state["messages"])]})
+
+    def review(state: MessagesState) -> dict[str, Any]:
+        interrupt({"question": "Anything to add?"})
+        return {}
+
+    builder.add_node("review", review)
+    builder.add_node("tools", ToolNode([pay_tool(desk.ran)]))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda s: "review" if s["messages"][-1].tool_calls else END, ["review", END])
+    builder.add_edge("review", "tools")
+    builder.add_edge("tools", "agent")
+    return builder.compile(checkpointer=InMemorySaver(), name="reviewed")
+
+
+@ways
+def test_a_node_that_asks_before_the_tools(how: str) -> None:
+    """What the node does with the answer is no matter: the plan before it is void, and the model hears why."""
+    desk = Desk("hand", PAY)
+    desk.graph = desk.authz.protect(_reviewed(desk))
+    desk.go(human(), how)
+    state = desk.go(Command(resume=STOP), how)
+    assert desk.ran == []
+    assert STOP in answer_to(state["messages"], "c-pay").text
+    assert_went_on(state)
+
+
+def test_unenforced_a_node_that_asks_before_the_tools() -> None:
+    """Without us the planned payment runs after STOP."""
+    desk = Desk("hand", PAY, protected=False)
+    graph = _reviewed(desk)
+    graph.invoke(human(), THREAD)
+    graph.invoke(Command(resume=STOP), THREAD)
+    assert desk.ran == [PAID]
+
+
+@kinds
+@ways
+def test_who_only_asks_gets_the_answer_and_the_model_hears_it_once(kind: str, how: str) -> None:
+    """A tool without side effects goes on with the words; they come in its answer and nowhere else."""
+    desk = Desk(kind, ASK)
+    desk.go(human(), how)
+    state = desk.go(Command(resume="The December bill"), how)
+    assert answer_to(state["messages"], "c-ask").text == "The December bill"
+    assert str(state["messages"]).count("The December bill") == 1
+    assert desk.seen().epoch == 2
+    assert not desk.seen().pending
+    again = desk.go(human("Go on"), how)
+    assert not [m for m in again["messages"] if isinstance(m, HumanMessage) and "December" in m.text]
+    assert unanswered(again["messages"]) == []
+
+
+@kinds
+@pytest.mark.parametrize("answer", ["go on", "Later", "not now", "YES", "no", True, 3, {"ok": "yes"}], ids=str)
+def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
+    """One of the options, by value or label, and the closed words: the plan goes on."""
+    desk = Desk(kind, ASK)
+    desk.go(human())
+    desk.go(Command(resume=answer))
+    assert desk.seen().epoch == 1
+
+
+@ways
+def test_answers_by_interrupt_id(how: str) -> None:
+    """Two payments ask at once; one answer is plain, the other is not: neither old call is carried out."""
+    desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"))
+    first = desk.go(human(), how)["__interrupt__"]
+    assert len(first) == 2
+    state = desk.go(Command(resume={first[0].id: "yes", first[1].id: STOP}), how)
+    assert desk.ran == []
+    assert_went_on(state)
+    assert desk.seen().epoch == 2
+
+
+def test_unenforced_answers_by_interrupt_id() -> None:
+    """Without us both are carried out."""
+    desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"), protected=False)
+    first = desk.graph.invoke(human(), THREAD)["__interrupt__"]
+    desk.graph.invoke(Command(resume={first[0].id: "yes", first[1].id: STOP}), THREAD)
+    assert sorted(desk.ran) == ["bob", "eve"]
+
+
+def test_an_agents_answer_voids_the_plan_but_is_nobodys_word() -> None:
+    """A service that resumes with words can stop what was planned; it says nothing for the human."""
+    desk = Desk("hand", CONFIRM)
+    service = {"type": "service", "id": "cron"}
+    desk.go(human(), subject=service)
+    desk.go(Command(resume="pay eve instead"), subject=service)
+    assert desk.ran == []
+    assert desk.seen().epoch == 2
+    assert "eve" not in desk.seen().task.text
+
+
+def test_another_subject_does_not_answer() -> None:
+    """The thread is alice's: mallory's answer is refused, and the question stays open."""
+    desk = Desk("hand", CONFIRM)
+    desk.go(human())
+    with pytest.raises(AuthzDenied) as denied:
+        desk.go(Command(resume=STOP), subject="mallory")
+    assert denied.value.code == "subject_mismatch"
+    assert desk.graph.get_state(THREAD).interrupts
+    assert desk.seen().epoch == 1
+    desk.go(Command(resume="yes"))
+    assert desk.ran == ["bob"]
+
+
+def test_what_a_form_sends_back_is_no_humans_word() -> None:
+    """A machine's draft that comes back with the answer is not pinned as what the human said."""
+    question = {"draft": "Pay DE21500105179625862911", "options": ["send"]}
+    assert free_text({"draft": question["draft"], "action": "send"}, question) == ""
+    said = free_text({"draft": question["draft"], "note": "not before Monday"}, question)
+    assert said == '{"note":"not before Monday"}'
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["yes", " NO ", "Cancel", "later", "Not Now"]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), inner),
+    max_leaves=8,
+)
+QUESTION = {"question": "?", "choices": [{"id": "later", "label": "not now"}, 7]}
+
+
+@given(PLAIN)
+def test_plain_answers_say_nothing(answer: Any) -> None:
+    """Whatever their shape."""
+    assert free_text(answer, QUESTION) == ""
+
+
+@given(st.text(), PLAIN)
+def test_words_are_found_wherever_they_stand(word: str, plain: Any) -> None:
+    """In any place of an answer: nothing that is said gets lost, and nothing raises."""
+    text = f"say so {word}"
+    for answer in (text, [plain, text], {"a": {"b": text}, "c": plain}, {text: plain}, [[[text.encode()]]]):
+        assert free_text(answer, QUESTION)
+
+
+@pytest.mark.parametrize("question", [None, "Pay?", 3, ["a"], {"options": "yes"}, {"options": [None, {}, ["x"]]}], ids=str)
+def test_questions_of_any_shape(question: Any) -> None:
+    """A question that offers nothing takes the closed words."""
+    assert free_text("yes", question) == ""
+    assert free_text("x y", question) == "x y"

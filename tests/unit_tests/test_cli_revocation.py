@@ -1,0 +1,91 @@
+"""`runtime-authz revoke | reinstate` on a ledger that other processes use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from typer.testing import CliRunner
+
+from langchain_runtime_authz import AuthzDenied
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay_tool, replying
+
+THREAD = {"configurable": {"thread_id": "t"}}
+
+
+def cli(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args), env={"COLUMNS": "120"})
+
+
+class House:
+    """An application whose agent is about to pay, over a ledger in a file."""
+
+    def __init__(self, file: str) -> None:
+        self.ran: list[Any] = []
+        self.authz = authz_with(StaticPDP(True), ledger=SqliteLedger(file))
+        graph = hand_written(replying([PAY]), [pay_tool(self.ran)], checkpointer=InMemorySaver())
+        self.graph = self.authz.protect(graph)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return str(tmp_path / "ledger.db")
+
+
+@pytest.mark.parametrize("agent", [(), ("--agent", "hand")], ids=["thread", "agent"])
+def test_a_run_in_flight_is_stopped_until_it_is_reinstated(file: str, agent: tuple[str, ...]) -> None:
+    """From beside the process: its next step does not happen, and nothing is let in."""
+    house = House(file)
+    run = house.authz.run(subject="alice")
+    stream = house.graph.stream(human(), run.config(THREAD))
+    next(stream)
+    assert cli("revoke", file, "t", "--graph", "hand", *agent).exit_code == 0
+    with pytest.raises(AuthzHalt):
+        list(stream)
+    run.close()
+    with house.authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+        house.graph.invoke({"messages": [HumanMessage("again")]}, THREAD)
+    assert denied.value.code == "revoked"
+    assert house.ran == []
+    assert cli("reinstate", file, "t", "--graph", "hand", *agent).exit_code == 0
+    with house.authz.run(subject="alice"):
+        house.graph.invoke({"messages": [HumanMessage("once more")]}, THREAD)
+    assert house.ran == [PAID]
+
+
+def test_unenforced_the_run_in_flight_pays(file: str) -> None:
+    """Without the command the next step is the payment."""
+    house = House(file)
+    run = house.authz.run(subject="alice")
+    list(house.graph.stream(human(), run.config(THREAD)))
+    run.close()
+    assert house.ran == [PAID]
+
+
+@pytest.mark.parametrize("command", ["revoke", "reinstate"])
+def test_a_mistyped_name_is_no_success(file: str, command: str, tmp_path: Path) -> None:
+    """A thread, graph, tenant or file that is not there: exit code 2, and no file is made."""
+    house = House(file)
+    with house.authz.run(subject="alice"):
+        house.graph.invoke(human(), THREAD)
+    for wrong in (("other", "--graph", "hand"), ("t", "--graph", "hnad"), ("t", "--graph", "hand", "--tenant", "acme")):
+        done = cli(command, file, *wrong)
+        assert (done.exit_code, "knows no thread" in done.stderr) == (2, True)
+    missing = tmp_path / "none.db"
+    assert cli(command, str(missing), "t", "--graph", "hand").exit_code == 2
+    assert not missing.exists()
+
+
+@pytest.mark.parametrize("command", ["revoke", "reinstate"])
+def test_help_teaches(command: str) -> None:
+    text = cli(command, "--help").stdout
+    assert f"runtime-authz {command} ledger.db" in text
+    assert "--agent" in text
