@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, demo, inspect, keys, kill, ledger
+from langchain_runtime_authz.cli import audit, demo, inspect, keys, kill, ledger, profile, replay_trace
 
 __all__ = ["app"]
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     \b
       runtime-authz demo
       runtime-authz inspect my_agent:graph
+      runtime-authz profile suggest my_agent:graph
       runtime-authz audit verify audit.jsonl
 
     Exit codes: 0; 1 for a finding; 2 where a command could not do its work.""",
@@ -37,6 +38,8 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(kill.app, name="kill")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(profile.app, name="profile")
+app.command("replay-trace")(replay_trace.replay_trace)
 
 
 def _version(value: bool) -> None:

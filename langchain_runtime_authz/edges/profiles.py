@@ -16,6 +16,7 @@ from langchain_runtime_authz.profile import (
     METADATA_KEY,
     UNPROFILED,
     ToolProfile,
+    as_unprofiled,
     check_arguments,
     raise_by_hints,
     tool_digest,
@@ -58,11 +59,13 @@ class Profiles:
     """The profiles of one `RuntimeAuthz`.
 
     A declared profile without a digest is pinned to the first tool of its name that is seen; a
-    second tool of the name with another description or schema is unprofiled.
+    second tool of the name with another description or schema is unprofiled, and so is one whose profile
+    is a draft.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile]) -> None:
-        self.declared = dict(declared)
+        self.declared = {name: p for name, p in declared.items() if not p.draft}
+        self._drafts = {name: p for name, p in declared.items() if p.draft}
         self._pins: dict[str, str] = {}
         self._lock = forkable_lock()
 
@@ -77,6 +80,9 @@ class Profiles:
             # Only an instance counts: data in metadata may have come over the wire.
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else None
+        draft = declared if declared is not None and declared.draft else self._drafts.get(tool.name)
+        if draft is not None:
+            return self.unprofiled(tool, "its profile is a draft", as_unprofiled(draft))
         if declared is None:
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
@@ -92,9 +98,9 @@ class Profiles:
         return Profiled(declared, True)
 
     @staticmethod
-    def unprofiled(tool: BaseTool, why: str) -> Profiled:
+    def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
         """The tool without its profile: as risky as its hints make it, and never less than unprofiled."""
-        return Profiled(raise_by_hints(UNPROFILED, tool.metadata, tool.name), False, why)
+        return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def digest_of(tool: BaseTool) -> str | None:
