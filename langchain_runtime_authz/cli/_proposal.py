@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -70,7 +70,8 @@ def propose(tool: BaseTool) -> Proposal:
     words = _words(tool.name)
     critical = {p: kind for p, s in paths.items() if (kind := _kind(p, s)) is not None}
     when = [p for p, s in paths.items() if p not in critical and _is_time(p, s)]
-    text = [p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s)]
+    text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s)])
+    text = [t for t in text if t not in {p.split(".")[0] for p in (*critical, *when)}]
     named = {p.split(".")[0] for p in (*critical, *when, *text)}
 
     hinted = raise_by_hints(UNPROFILED, tool.metadata, tool.name)
@@ -158,7 +159,7 @@ def _alternatives(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
                 yield part["items"]
 
 
-def _top(paths: Mapping[str, Any]) -> list[str]:
+def _top(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(p.split(".")[0] for p in paths))
 
 
@@ -228,44 +229,45 @@ def _flow(value: Any) -> str:
     return _key(value) if isinstance(value, str) else json.dumps(value)
 
 
+def _lexicon(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-_READS: Final = frozenset(
+_READS: Final = _lexicon(
     "get list read search find look lookup fetch query show view check ls grep glob describe count browse load "
-    "retrieve scan status diff log".split()
+    "retrieve scan status diff log"
 )
-_WRITES: Final = frozenset("write edit create update save add append note set insert move copy rename schedule".split())
-_WEB: Final = frozenset("web url http website page internet online browser webpage".split())
-_CODE: Final = frozenset("command commands code script python bash sql terminal".split())
-_PROSE: Final = frozenset("file files page web webpage website document documents text mail email note search".split())
-_CONFIDENTIAL: Final = frozenset(
+_WRITES: Final = _lexicon("write edit create update save add append note set insert move copy rename schedule")
+_WEB: Final = _lexicon("web url http website page internet online browser webpage")
+_CODE: Final = _lexicon("command commands code script python bash sql terminal")
+_PROSE: Final = _lexicon("file files page web webpage website document documents text mail email note search")
+_CONFIDENTIAL: Final = _lexicon(
     "mail mails email emails inbox balance transaction transactions salary contact contacts account accounts "
     "medical patient password passwords secret secrets credential credentials invoice invoices user users "
-    "customer customers calendar".split()
+    "customer customers calendar"
 )
 _FORMAT_KINDS: Final[Mapping[str, str]] = {
     "email": "principal", "idn-email": "principal", "uri": "url", "iri": "url", "hostname": "url", "ipv4": "url",
     "ipv6": "url", "uuid": "object",
 }  # fmt: skip
 _KINDS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
-    ("url", frozenset("url urls uri uris link links endpoint webhook href domain domains host hostname origin".split())),
-    ("principal", frozenset(
+    ("url", _lexicon("url urls uri uris link links endpoint webhook href domain domains host hostname origin")),
+    ("principal", _lexicon(
         "recipient recipients to cc bcc iban bic payee beneficiary account email emails mail user username users "
         "participant participants attendee attendees member members assignee invitee customer phone sender owner "
-        "group".split()
-    )),
+        "group")),
     ("channel", frozenset({"channel", "channels", "room", "topic"})),
-    ("amount", frozenset("amount amounts price total sum quantity fee budget".split())),
-    ("object", frozenset(
+    ("amount", _lexicon("amount amounts price total sum quantity fee budget")),
+    ("object", _lexicon(
         "path paths file files filename dir directory folder id ids uuid key table tables branch repo repository "
-        "bucket source destination document remote object resource ticket order invoice".split()
-    )),
-    ("place", frozenset("street city address country location place hotel restaurant zip postcode".split())),
-    ("value", frozenset(
-        "password secret token command commands query code script sql statement role permission permissions pattern".split()
-    )),
+        "bucket source destination document remote object resource ticket order invoice")),
+    ("place", _lexicon("street city address country location place hotel restaurant zip postcode")),
+    ("value", _lexicon(
+        "password secret token command commands query code script sql statement role permission permissions pattern")),
 )  # fmt: skip
-_TIMES: Final = frozenset("date dates time day start end until since deadline due datetime timestamp when".split())
-_TEXTS: Final = frozenset(
-    "body subject content contents message text description title comment note notes summary string words caption".split()
+_TIMES: Final = _lexicon("date dates time day start end until since deadline due datetime timestamp when")
+_TEXTS: Final = _lexicon(
+    "body subject content contents message text description title comment note notes summary string words caption"
 )

@@ -68,7 +68,8 @@ def _print(result: Replayed) -> None:
     for step in result.steps:
         typer.echo(_line(step))
         if step.outcome != "permit":
-            typer.echo("".join(f"      {code}: {sentence(code)}\n" for code in step.reasons), nl=False)
+            why = [f"{code}: {sentence(code)}" for code in step.reasons]
+            typer.echo("".join(f"      {line}\n" for line in (*why, *step.evidence)), nl=False)
     told = result.to_dict()
     typer.echo(
         f"\n{told['calls']} calls: {told['permitted']} permitted, {told['asked']} asked about, "

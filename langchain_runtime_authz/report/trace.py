@@ -123,6 +123,7 @@ class Step:
         line: of the trace.
         outcome: `permit`, `deny`, `approval_required` or `halt`.
         reasons: stable codes, most telling first.
+        evidence: where its arguments came from, unless it was permitted.
         unwanted: the trace marks it as an attack's.
         ran: whether it would have run: permitted, or asked about and approved.
     """
@@ -135,6 +136,7 @@ class Step:
     reasons: tuple[str, ...]
     unwanted: bool
     ran: bool
+    evidence: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with a sentence for each reason."""
@@ -145,6 +147,7 @@ class Step:
             "args": self.args,
             "outcome": self.outcome,
             "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons],
+            "evidence": list(self.evidence),
             "unwanted": self.unwanted,
             "ran": self.ran,
         }
@@ -357,6 +360,9 @@ def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> Step:
         return Step(line, call.agent, call.tool, call.args, "deny", (agent.code,), call.unwanted, False)
     decision: Decision = agent.decide(call.tool, call.args)
     ran = decision.permit
+    evidence = () if ran else agent.evidence(decision)
     if decision.outcome == "approval_required" and not call.unwanted:
         ran = agent.approve(decision).permit
-    return Step(line, call.agent, call.tool, call.args, decision.outcome, decision.reasons, call.unwanted, ran)
+    return Step(
+        line, call.agent, call.tool, call.args, decision.outcome, decision.reasons, call.unwanted, ran, evidence
+    )
