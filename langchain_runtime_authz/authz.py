@@ -72,8 +72,8 @@ class RuntimeAuthz:
         ledger: what is known of threads; the default is `MemoryLedger()`.
         identity: names agents; the default does not attest.
         policy_data: top-level keys of the shipped policy's `data.json` to replace.
-        profiles: tool name → `ToolProfile`, or the path of a YAML file; the default is what the `pdp`
-            brings (`ReloadingPDP`).
+        profiles: tool name → `ToolProfile`, the path of a YAML file, or `langchain` or `deepagents` for those that
+            come with the package; the default is what the `pdp` brings (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
         subject_from: finds the subject of an implicit run in a root config; see the security note in
             the README before reading anything from `configurable`.
@@ -158,7 +158,7 @@ class RuntimeAuthz:
             notifiers={"log": LogNotifier(), **(notify or {})},
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             profiles=self.profiles,
-            planner=ModelPlanner(planner, declared) if planner is not None else None,
+            planner=ModelPlanner(planner, self.profiles.declared) if planner is not None else None,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None

@@ -1,5 +1,7 @@
 """A tool's declaration: what it does, where it sends, which arguments matter.
 
+Ready ones for common third-party tools come with the package: `load_profiles("langchain")`.
+
 Three ways to declare one, all of them code that somebody wrote and reviewed: a mapping (or YAML
 file) given to `RuntimeAuthz(profiles=...)`, the `@profile(...)` decorator, or a `ToolProfile`
 instance under `tool.metadata["runtime_authz"]`. Plain data in a tool's metadata, MCP annotations
@@ -35,9 +37,11 @@ from langchain_runtime_authz.errors import Code, ConfigError
 __all__ = [
     "EFFECTS",
     "METADATA_KEY",
+    "SHIPPED",
     "SINKS",
     "ToolProfile",
     "argument",
+    "as_unprofiled",
     "check_arguments",
     "load_profiles",
     "profile",
@@ -63,6 +67,11 @@ def _names(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+SHIPPED: Final[Mapping[str, Path]] = {
+    name: Path(__file__).parent / "profiles" / f"{name}.yaml" for name in ("deepagents", "langchain")
+}
+"""Files of ready profiles, by the name that `load_profiles` takes."""
 
 _T = TypeVar("_T")
 
@@ -95,6 +104,7 @@ class ToolProfile(BaseModel):
         audience: audiences for which a per-call token may be minted.
         idempotent: whether a call whose outcome is unknown may simply run again.
         digest: `tool_digest` of the tool this was reviewed for; pinned at first sight when absent.
+        draft: nobody has reviewed it: the tool stays unprofiled, only riskier where the draft says so.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -115,6 +125,7 @@ class ToolProfile(BaseModel):
     audience: Names = ()
     idempotent: bool = False
     digest: str | None = None
+    draft: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> ToolProfile:
@@ -141,7 +152,7 @@ class ToolProfile(BaseModel):
         while ahead:
             name = ahead.pop(0)
             if name not in reached:
-                reached[name] = found[name]
+                reached[name] = as_unprofiled(found[name]) if found[name].draft else found[name]
                 ahead += found[name].reaches
         self._chain = tuple(reached.items())
 
@@ -157,6 +168,11 @@ class ToolProfile(BaseModel):
 
 UNPROFILED: Final = ToolProfile()
 """What an undeclared tool is taken for: it writes, and what it writes leaves the house."""
+
+
+def as_unprofiled(draft: ToolProfile) -> ToolProfile:
+    """What a draft counts for: the unprofiled tool, with the draft's effect where that is riskier."""
+    return UNPROFILED.model_copy(update={"effect": _riskier(UNPROFILED.effect, draft.effect)})
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:
@@ -180,7 +196,9 @@ def profile(**fields: Any) -> Callable[[_T], _T]:
 
 
 def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, ToolProfile]:
-    """Profiles by tool name, from a mapping or a YAML file `{tools: {name: {…}}}`.
+    """Profiles by tool name, from a mapping, a YAML file `{tools: {name: {…}}}`, or a name of `SHIPPED`.
+
+    They go together as mappings do: `{**load_profiles("langchain"), **load_profiles("mine.yaml")}`.
 
     Raises:
         ConfigError: `profile_invalid`, naming the file, the tool and the field.
@@ -191,6 +209,7 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
     if isinstance(source, str | Path):
         import yaml  # only where a file is read
 
+        source = SHIPPED.get(source, source) if isinstance(source, str) else source
         where = Path(source).name
         try:
             loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))

@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, controls, demo, inspect, keys, kill, ledger, policy, revocation
+from langchain_runtime_authz.cli import (
+    audit,
+    controls,
+    demo,
+    inspect,
+    keys,
+    kill,
+    ledger,
+    policy,
+    profile,
+    replay_trace,
+    revocation,
+)
 
 __all__ = ["app"]
 
@@ -24,6 +36,7 @@ app = typer.Typer(
       runtime-authz demo
       runtime-authz inspect my_agent:graph
       runtime-authz policy init my-policy
+      runtime-authz profile suggest my_agent:graph
       runtime-authz audit verify audit.jsonl
 
     Exit codes: 0; 1 for a finding; 2 where a command could not do its work.""",
@@ -42,6 +55,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(kill.app, name="kill")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
+app.add_typer(profile.app, name="profile")
+app.command("replay-trace")(replay_trace.replay_trace)
 
 
 def _version(value: bool) -> None:

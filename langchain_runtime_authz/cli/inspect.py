@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Graph = Pregel[Any, Any, Any, Any]
 
-__all__ = ["inspect"]
+__all__ = ["inspect", "load_graph", "tools_of"]
 
 
 def inspect(
@@ -78,9 +78,9 @@ def inspect(
             raise ConfigError(msg)
         accepted = Baseline.read(baseline) if baseline is not None else None
         with redirect_stdout(sys.stderr):  # what the module prints must not mix with the answer
-            graph = _load(target)
+            graph = load_graph(target)
             before, after, held = _look(graph, profiles)
-        unprofiled = {t.name: t for t in _tools(graph) if t.name in after.unprofiled}
+        unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
         ids = [r.id for r in after.ungoverned]
         new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
         fixed = accepted.fixed(ids) if accepted is not None else ()
@@ -177,7 +177,8 @@ def _key(name: str) -> str:
     return name if name.replace("-", "_").isidentifier() and not name[0].isdigit() else json.dumps(name)
 
 
-def _tools(graph: Graph) -> Iterator[BaseTool]:
+def tools_of(graph: Graph) -> Iterator[BaseTool]:
+    """The tools of every tool node of a graph and the graphs in it."""
     from langchain_runtime_authz.edges._private import ToolNode
     from langchain_runtime_authz.edges.reach import graphs_in
 
@@ -187,7 +188,7 @@ def _tools(graph: Graph) -> Iterator[BaseTool]:
                 yield from node.bound.tools_by_name.values()
 
 
-def _load(target: str) -> Graph:
+def load_graph(target: str) -> Graph:
     """The compiled graph that `module:attribute.path` names."""
     from langgraph.graph import StateGraph
     from langgraph.pregel import Pregel

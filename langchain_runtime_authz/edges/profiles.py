@@ -16,6 +16,7 @@ from langchain_runtime_authz.profile import (
     METADATA_KEY,
     UNPROFILED,
     ToolProfile,
+    as_unprofiled,
     check_arguments,
     raise_by_hints,
     tool_digest,
@@ -58,7 +59,8 @@ class Profiles:
     """The profiles of one `RuntimeAuthz`.
 
     A declared profile without a digest is pinned to the first tool of its name that is seen; a
-    second tool of the name with another description or schema is unprofiled.
+    second tool of the name with another description or schema is unprofiled, and so is one whose profile
+    is a draft.
 
     Args:
         declared: tool → profile; or what gives them, where they change with a policy's revision.
@@ -67,13 +69,19 @@ class Profiles:
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
         fixed = None if callable(declared) else dict(declared)
         self._declared: Callable[[], Mapping[str, ToolProfile]] = declared if fixed is None else lambda: fixed  # type: ignore[assignment]
+        self._reviewed: tuple[Mapping[str, ToolProfile], Mapping[str, ToolProfile]] = ({}, {})
         self._pins: dict[str, str] = {}
         self._lock = forkable_lock()
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → profile, as they are now; the same object while they are the same."""
-        return self._declared()
+        """Tool → profile, as they are now, without drafts; the same object while they are the same."""
+        source, reviewed = self._reviewed
+        now = self._declared()
+        if source is not now:
+            reviewed = {name: p for name, p in now.items() if not p.draft}
+            self._reviewed = (now, reviewed)
+        return reviewed
 
     def of(self, tool: BaseTool) -> Profiled:
         """The profile of `tool` as it is now.
@@ -86,6 +94,9 @@ class Profiles:
             # Only an instance counts: data in metadata may have come over the wire.
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else None
+        draft = declared if declared is not None else self._declared().get(tool.name)
+        if draft is not None and draft.draft:
+            return self.unprofiled(tool, "its profile is a draft", as_unprofiled(draft))
         if declared is None:
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
@@ -101,9 +112,9 @@ class Profiles:
         return Profiled(declared, True)
 
     @staticmethod
-    def unprofiled(tool: BaseTool, why: str) -> Profiled:
+    def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
         """The tool without its profile: as risky as its hints make it, and never less than unprofiled."""
-        return Profiled(raise_by_hints(UNPROFILED, tool.metadata, tool.name), False, why)
+        return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def digest_of(tool: BaseTool) -> str | None:

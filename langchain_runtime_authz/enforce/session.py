@@ -11,6 +11,7 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Given, close, correct, open_child, open_entry
+from langchain_runtime_authz.enforce.provenance import sentences
 from langchain_runtime_authz.enforce.step import Call, Judged, claim, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError, ledger_code
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
@@ -42,6 +43,7 @@ class Session:
         self._steps = 0
         self._open: dict[str, list[tuple[Call, Ticket]]] = {}
         self._asked: dict[str, tuple[Call, Judged]] = {}
+        self._last: Judged | None = None
 
     @classmethod
     def open(
@@ -93,6 +95,17 @@ class Session:
     async def adecide(self, tool: str, args: Mapping[str, Any]) -> Decision:
         """Like `decide`."""
         return await adrive(self._run.engine, self._decide(tool, args))
+
+    def evidence(self, decision: Decision) -> tuple[str, ...]:
+        """Why, for the operator: each argument that the human did not say, who says it, and its sentence.
+
+        Only for the decision made last; what tools returned is quoted in it, and is not for a model.
+        """
+        last = self._last
+        if last is None or last.decision.decision_id != decision.decision_id or last.request is None:
+            return ()
+        asked = last.request.context.call
+        return sentences(self._run, last.call, asked.provenance) if asked is not None else ()
 
     def approve(self, decision: Decision) -> Decision:
         """The subject approves a call that was `approval_required`; decide it again."""
@@ -179,7 +192,7 @@ class Session:
         return (yield from self._settle(call))
 
     def _settle(self, call: Call) -> Flow[Decision]:
-        judged = (yield from judge_calls(self._run, [call]))[0]
+        judged = self._last = (yield from judge_calls(self._run, [call]))[0]
         verdict = yield from claim(self._run, judged)
         if isinstance(verdict, Ticket):
             verdict.redeem()

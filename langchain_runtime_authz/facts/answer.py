@@ -15,7 +15,31 @@ from typing import Any, Final
 __all__ = ["CLOSED", "OFFERS", "free_text"]
 
 CLOSED: Final = frozenset(
-    ["yes", "no", "y", "n", "ok", "okay", "true", "false", "approve", "approved", "accept", "accepted", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "confirm", "confirmed", "continue", "proceed", "ignore"]
+    [
+        "yes",
+        "no",
+        "y",
+        "n",
+        "ok",
+        "okay",
+        "true",
+        "false",
+        "approve",
+        "approved",
+        "accept",
+        "accepted",
+        "reject",
+        "rejected",
+        "deny",
+        "denied",
+        "cancel",
+        "cancelled",
+        "confirm",
+        "confirmed",
+        "continue",
+        "proceed",
+        "ignore",
+    ]
 )
 OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists what it takes
 _NAMES: Final = ("value", "label", "id")  # how an option that is a mapping may be called

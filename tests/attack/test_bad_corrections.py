@@ -81,7 +81,7 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool) -> None:
     authz = authz_with(StaticPDP(True))
     model = obedient()
 
-    odd: Any = TypedDict("odd", {"messages": Annotated[list[AnyMessage], reducer]})  # noqa: UP013
+    odd: Any = TypedDict("odd", {"messages": Annotated[list[AnyMessage], reducer]})
     builder = StateGraph(odd)
     builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
     builder.add_node("tools", ToolNode([pay_tool(ran)]))

@@ -28,7 +28,6 @@ from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import agent_graph, answer_to, call, hand_written, human, replying
-from .downstream_table import COLUMNS, ONLINE, Scene
 from .downstream_services import (
     SECRET,
     Codes,
@@ -42,6 +41,7 @@ from .downstream_services import (
     starlette_app,
     token_endpoint,
 )
+from .downstream_table import COLUMNS, ONLINE, Scene
 
 DEAD = ("after a correction", "after the call", "after the run", "once its key is withdrawn")
 

@@ -1,0 +1,273 @@
+"""What a profile of a tool may say, guessed from its name, description and schema.
+
+Two kinds of guesses. A *fact* makes a tool riskier or leaves it as it is: it stands in the proposal. A
+*doubt* would make it less risky (a read, an inner sink, words of intent): it stands in a comment, for
+whoever knows the tool. Names and descriptions can come over the wire, so they never do more than raise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from langchain_runtime_authz.edges._private import injected_names
+from langchain_runtime_authz.edges.profiles import digest_of
+from langchain_runtime_authz.profile import UNPROFILED, raise_by_hints
+
+__all__ = ["Doubt", "Proposal", "propose"]
+
+MAX_DEPTH: Final = 4
+
+
+class Doubt(NamedTuple):
+    """A fact that only a person can state: what it might be, and why it might."""
+
+    fact: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A tool's proposed profile.
+
+    Attributes:
+        name: of the tool.
+        facts: fields of a `ToolProfile`, under the names that a file uses.
+        why: field → where the guess comes from.
+        doubts: what would lower the risk, if it is true.
+        silent: arguments of which nothing is known.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    why: dict[str, str]
+    doubts: tuple[Doubt, ...]
+    silent: tuple[str, ...]
+
+    def yaml(self) -> str:
+        """The stanza for a profile file: a draft, which changes nothing for the better until it is reviewed."""
+        lines = [f"  {_key(self.name)}:", "    draft: true  # reviewed? take this line out"]
+        for fact, value in self.facts.items():
+            why = self.why.get(fact)
+            lines.append(f"    {fact}: {_flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
+        lines += [f"    # {d.fact}: {_flow(d.value)}  # DOUBT: {d.why}" for d in self.doubts]
+        if self.silent:
+            lines.append(f"    # DOUBT: nothing is known of {', '.join(json.dumps(s) for s in self.silent)}")
+        return "\n".join(lines)
+
+
+def propose(tool: BaseTool) -> Proposal:
+    """Guess the profile of `tool`. Pure: nothing is called and nothing is looked up."""
+    schema = _schema(tool)
+    paths = dict(_paths(schema.get("properties", {}), set(injected_names(tool))))
+    words = _words(tool.name)
+    critical = {p: kind for p, s in paths.items() if (kind := _kind(p, s)) is not None}
+    when = [p for p, s in paths.items() if p not in critical and _is_time(p, s)]
+    text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s)])
+    text = [t for t in text if t not in {p.split(".")[0] for p in (*critical, *when)}]
+    named = {p.split(".")[0] for p in (*critical, *when, *text)}
+
+    hinted = raise_by_hints(UNPROFILED, tool.metadata, tool.name)
+    said = raise_by_hints(hinted, None, _verb(tool.description))
+    effect = said.effect
+    raised = effect != UNPROFILED.effect
+    why = {"effect": _why(tool, hinted.effect != UNPROFILED.effect) if raised else "nothing says more"}
+    if not raised and words[0] in _CODE | {"run"} and critical.keys() & _CODE:
+        effect, why["effect"] = "admin", "it runs what an argument says"
+    facts: dict[str, Any] = {"effect": effect, "sink": UNPROFILED.sink}
+    why["sink"] = "where do its arguments end up?"
+    if critical:
+        facts["critical"] = critical
+        why["critical"] = "by the names and types of its arguments"
+    if when:
+        facts["when"] = when
+    if text:
+        facts["text"] = text
+    confidential = set(words) & _CONFIDENTIAL
+    facts["class"] = "confidential" if confidential else UNPROFILED.data_class
+    why["class"] = "its name speaks of it" if confidential else "what does it return?"
+    facts["trust"] = UNPROFILED.trust
+    why["trust"] = "who writes what it returns? By field, if that differs"
+    if set(words) & _PROSE:
+        facts["prose"] = [""]
+        why["prose"] = "free text by its name; name the fields, if it has any"
+    digest = digest_of(tool)
+    if digest is not None:
+        facts["digest"] = digest
+    doubts = () if effect != UNPROFILED.effect else tuple(_milder(tool, words, critical))
+    if (asks := _intent(words)) and effect not in ("read", "fetch") and not (doubts and doubts[0].fact == "effect"):
+        doubts += (Doubt("intent", [asks], "the words by which a human asks for it"),)
+    return Proposal(tool.name, facts, why, doubts, tuple(n for n in _top(paths) if n not in named))
+
+
+def _why(tool: BaseTool, by_name: bool) -> str:
+    if (tool.metadata or {}).get("destructiveHint") is True:
+        return "its annotations say so"
+    return "its name says so" if by_name else "its description begins so"
+
+
+def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str]) -> Iterator[Doubt]:
+    hint = (tool.metadata or {}).get("readOnlyHint") is True
+    if hint or words[0] in _READS:
+        why = "an annotation says that it only reads" if hint else f"its name begins with {json.dumps(words[0])}"
+        out = "url" in critical.values() or (tool.metadata or {}).get("openWorldHint") is True or set(words) & _WEB
+        if out:
+            yield Doubt("effect", "fetch", f"{why}; the address is seen outside")
+            return
+        yield Doubt("effect", "read", why)
+        yield Doubt("sink", "none", "a read that asks nobody outside")
+    elif words[0] in _WRITES:
+        yield Doubt("sink", "internal", "if what it writes stays in the house")
+
+
+def _schema(tool: BaseTool) -> Mapping[str, Any]:
+    try:
+        found: Any = convert_to_openai_tool(tool)["function"].get("parameters")
+    except (ValueError, TypeError, KeyError):  # it has no schema, or one without a JSON form
+        found = None
+    return found if isinstance(found, Mapping) else {"properties": tool.args}
+
+
+def _paths(properties: object, left_out: set[str], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Dotted paths of the arguments, and the schema at each."""
+    if not isinstance(properties, Mapping) or depth > MAX_DEPTH:
+        return
+    for name, schema in properties.items():
+        if name in left_out or not isinstance(schema, Mapping):
+            continue
+        inner = next((s for s in _alternatives(schema) if isinstance(s.get("properties"), Mapping)), None)
+        if inner is None:
+            yield before + name, schema
+        else:
+            yield from _paths(inner["properties"], set(), f"{before}{name}.", depth + 1)
+
+
+def _alternatives(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema, what it may be instead, and what its lists hold."""
+    yield schema
+    for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ()), schema.get("items")):
+        if isinstance(part, Mapping):
+            yield part
+            if isinstance(part.get("items"), Mapping):
+                yield part["items"]
+
+
+def _top(paths: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(p.split(".")[0] for p in paths))
+
+
+def _types(schema: Mapping[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for part in _alternatives(schema):
+        kind = part.get("type")
+        found.update(kind if isinstance(kind, list) else [kind] if isinstance(kind, str) else [])
+    return found
+
+
+def _formats(schema: Mapping[str, Any]) -> set[str]:
+    return {f for part in _alternatives(schema) if isinstance(f := part.get("format"), str)}
+
+
+def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
+    """The kind of a critical argument: its format says it, else the last telling word of its name."""
+    if by_format := _formats(schema) & _FORMAT_KINDS.keys():
+        return _FORMAT_KINDS[min(by_format)]
+    types = _types(schema)
+    if types and types <= {"boolean", "null"}:
+        return None
+    words = _words(path.rsplit(".", 1)[-1])
+    numeric = bool(types & {"number", "integer"}) and "string" not in types
+    for word in reversed(words):
+        for kind, names in _KINDS:
+            if word in names and (not numeric or kind in ("amount", "object")):
+                return kind
+    return None
+
+
+def _is_time(path: str, schema: Mapping[str, Any]) -> bool:
+    if _formats(schema) & {"date", "date-time", "time"}:
+        return True
+    last = _words(path.rsplit(".", 1)[-1])
+    return bool(set(last) & _TIMES) and "string" in (_types(schema) or {"string"})
+
+
+def _is_text(path: str, schema: Mapping[str, Any]) -> bool:
+    return bool(set(_words(path.rsplit(".", 1)[-1])) & _TEXTS) and "string" in (_types(schema) or {"string"})
+
+
+def _verb(description: str) -> str:
+    """The first word, as an order: `Sends a mail` is `send`."""
+    first = next(iter(_words(description)), "")
+    return first[:-1] if first.endswith("s") and not first.endswith("ss") else first
+
+
+def _intent(words: list[str]) -> str | None:
+    return None if words[0] in _READS else words[0]
+
+
+def _words(name: str) -> list[str]:
+    return [w.lower() for w in _WORD.findall(name[:200])] or [""]
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) and name.lower() not in _YAML_WORDS else json.dumps(name)
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line. JSON is YAML; names that need no quotes have none."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(k)}: {_flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(v) for v in value) + "]"
+    return _key(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _lexicon(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+_READS: Final = _lexicon(
+    "get list read search find look lookup fetch query show view check ls grep glob describe count browse load "
+    "retrieve scan status diff log"
+)
+_WRITES: Final = _lexicon("write edit create update save add append note set insert move copy rename schedule")
+_WEB: Final = _lexicon("web url http website page internet online browser webpage")
+_CODE: Final = _lexicon("command commands code script python bash sql terminal")
+_PROSE: Final = _lexicon("file files page web webpage website document documents text mail email note search")
+_CONFIDENTIAL: Final = _lexicon(
+    "mail mails email emails inbox balance transaction transactions salary contact contacts account accounts "
+    "medical patient password passwords secret secrets credential credentials invoice invoices user users "
+    "customer customers calendar"
+)
+_FORMAT_KINDS: Final[Mapping[str, str]] = {
+    "email": "principal", "idn-email": "principal", "uri": "url", "iri": "url", "hostname": "url", "ipv4": "url",
+    "ipv6": "url", "uuid": "object",
+}  # fmt: skip
+_KINDS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
+    ("url", _lexicon("url urls uri uris link links endpoint webhook href domain domains host hostname origin")),
+    ("principal", _lexicon(
+        "recipient recipients to cc bcc iban bic payee beneficiary account email emails mail user username users "
+        "participant participants attendee attendees member members assignee invitee customer phone sender owner "
+        "group")),
+    ("channel", frozenset({"channel", "channels", "room", "topic"})),
+    ("amount", _lexicon("amount amounts price total sum quantity fee budget")),
+    ("object", _lexicon(
+        "path paths file files filename dir directory folder id ids uuid key table tables branch repo repository "
+        "bucket source destination document remote object resource ticket order invoice")),
+    ("place", _lexicon("street city address country location place hotel restaurant zip postcode")),
+    ("value", _lexicon(
+        "password secret token command commands query code script sql statement role permission permissions pattern")),
+)  # fmt: skip
+_TIMES: Final = _lexicon("date dates time day start end until since deadline due datetime timestamp when")
+_TEXTS: Final = _lexicon(
+    "body subject content contents message text description title comment note notes summary string words caption"
+)

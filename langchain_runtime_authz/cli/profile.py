@@ -1,0 +1,143 @@
+"""`runtime-authz profile`: propose profiles for the tools of a graph, and hold profiles against it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.profile import (
+    EFFECTS,
+    SHIPPED,
+    SINKS,
+    ToolProfile,
+    check_arguments,
+    load_profiles,
+    raise_by_hints,
+)
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Write and check tool profiles.", no_args_is_help=True, rich_markup_mode=None)
+Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one.")
+
+
+@app.callback()
+def _group() -> None:
+    """Write and check tool profiles."""
+
+
+@app.command("suggest")
+def suggest(
+    target: Annotated[str, Target],
+    profiles: Annotated[
+        str | None,
+        typer.Option("--profiles", metavar="FILE", help="Profiles that exist: only the other tools are proposed."),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Write the YAML to a new file instead of printing it."),
+    ] = None,
+) -> None:
+    """Propose a profile for each tool of a graph that has none.
+
+    The module is imported from the current directory, so its code runs; the graph is not invoked. Each
+    proposal is a draft: as long as it says `draft: true`, its tool stays unprofiled. What would lower a
+    risk stands in comments. `langchain` and `deepagents` name the profiles that come with the package.
+
+    \b
+    Examples:
+      runtime-authz profile suggest my_agent:graph
+      runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    from langchain_runtime_authz.cli._proposal import propose
+    from langchain_runtime_authz.edges.profiles import Profiles
+
+    with reporting():
+        declared = load_profiles(profiles)
+        held = Profiles(declared)
+        open_ = [t for t in _tools(target) if t.name not in declared and not held.of(t).declared]
+        header = [
+            "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, no fact about the tool. Review",
+            "# each stanza, bring in what is commented where it is true, and take its `draft` line out.",
+            f"# effect: {', '.join(EFFECTS)}",
+            f"# sink: {', '.join(SINKS)}",
+            "# trust: system, internal, external",
+        ]
+        stanzas = "\n".join(propose(t).yaml() for t in open_)
+        text = "\n".join(header) + ("\ntools:\n" + stanzas + "\n" if open_ else "\ntools: {}\n")
+        if write is None:
+            typer.echo(text, nl=False)
+        else:
+            with write.open("x", encoding="utf-8") as file:  # never over somebody's review
+                file.write(text)
+            typer.echo(f"{write}: {len(open_)} drafts", err=True)
+
+
+@app.command("check")
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
+    target: Annotated[str | None, Target] = None,
+) -> None:
+    """Check a profile file, and hold it against the tools of a graph.
+
+    Findings (exit code 1): a tool without a profile, a draft, an argument that the tool does not take,
+    a tool that is no longer the reviewed one, an effect that is milder than the tool's name or
+    annotations say. A file that can not be used is no finding but an error (exit code 2).
+
+    \b
+    Examples:
+      runtime-authz profile check profiles.yaml
+      runtime-authz profile check profiles.yaml my_agent:graph
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    with reporting():
+        declared = load_profiles(file)
+        tools = _tools(target) if target is not None else []
+    findings = [f"{n}: it is a draft; review it and take `draft` out" for n, p in declared.items() if p.draft]
+    for tool in tools:
+        findings += _held_against(tool, declared.get(tool.name))
+    for finding in findings:
+        typer.echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
+    idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
+    for name in idle:
+        typer.echo(f"note: {name}: the graph has no such tool", err=True)
+    typer.echo(f"{len(declared)} profiles, {len(tools)} tools, {len(findings)} findings")
+    if findings:
+        raise typer.Exit(FINDING)
+
+
+def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
+    from langchain_runtime_authz.edges.profiles import Profiles, digest_of
+
+    if declared is None:
+        own = Profiles({}).of(tool)  # declared in code, or a tool that a library of LangGraph's made
+        return [] if own.declared else [f"{tool.name}: no profile; see `runtime-authz profile suggest`"]
+    found = []
+    try:
+        check_arguments(tool.name, declared, tool.args)
+    except ConfigError as exc:
+        found.append(str(exc).removeprefix(f"{Code.PROFILE_INVALID}: ").rsplit(": ", 1)[0])
+    if declared.digest is not None and declared.digest != digest_of(tool):
+        found.append(f"{tool.name}: the tool is not the one that was reviewed; review it, then pin {digest_of(tool)}")
+    hinted = raise_by_hints(declared, tool.metadata, tool.name).effect
+    if declared.digest is None and hinted != declared.effect:  # a pin says that somebody looked at this very tool
+        found.append(f"{tool.name}: `effect` is {declared.effect}, and the tool's name or annotations say {hinted}")
+    return found
+
+
+def _tools(target: str) -> list[BaseTool]:
+    """The tools of a graph, each name once."""
+    from langchain_runtime_authz.cli.inspect import load_graph, tools_of
+
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():  # what the module prints must not mix with the answer
+        warnings.simplefilter("ignore")
+        return list({t.name: t for t in tools_of(load_graph(target))}.values())

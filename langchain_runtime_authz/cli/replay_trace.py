@@ -1,0 +1,88 @@
+"""`runtime-authz replay-trace`: what the policy would have said to a run recorded elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from langchain_runtime_authz.cli._errors import FINDING, reporting
+from langchain_runtime_authz.errors import sentence
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.report.trace import Replayed, Step
+
+__all__ = ["replay_trace"]
+
+MAX_ARGS: Final = 120  # characters of a call's arguments that are shown
+_WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED", "halt": "HALTED"}
+
+
+def replay_trace(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="The trace.")],
+    profiles: Annotated[
+        str,
+        typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`."),
+    ],
+    policy_data: Annotated[
+        Path | None,
+        typer.Option("--policy-data", metavar="FILE", help="Keys of the shipped policy's data.json to replace."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Decide a recorded trace: what would have been stopped, and what disturbed. Nothing is run.
+
+    A trace is JSON Lines: a header, then what the user said, the calls and what they returned.
+
+    \b
+      {"trace": "runtime-authz", "version": 1, "subject": "alice"}
+      {"type": "user", "text": "Pay the bill"}
+      {"type": "tool_call", "id": "1", "tool": "read_file", "args": {"path": "bill.txt"}}
+      {"type": "tool_output", "id": "1", "output": "Pay 10 to DE21"}
+      {"type": "delegate", "agent": "child", "parent": "main"}
+      {"type": "tool_call", "id": "2", "agent": "child", "tool": "pay", "args": {}, "unwanted": true}
+      {"type": "end", "agent": "child"}
+
+    Optional: `at`, seconds, on each line; `unwanted` on a call that serves an attack; `error` for the
+    output of a call that failed. What is asked is approved unless it is unwanted.
+
+    Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that can not be used.
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    with reporting():
+        from langchain_runtime_authz.pdp.wasm import WasmPDP
+        from langchain_runtime_authz.report.trace import read_trace
+        from langchain_runtime_authz.report.trace import replay_trace as replay
+
+        result = replay(read_trace(file), profiles=profiles, pdp=WasmPDP(data=policy_data))
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print(result)
+    if result.let_through:
+        raise typer.Exit(FINDING)
+
+
+def _print(result: Replayed) -> None:
+    for step in result.steps:
+        typer.echo(_line(step))
+        if step.outcome != "permit":
+            why = [f"{code}: {sentence(code)}" for code in step.reasons]
+            typer.echo("".join(f"      {line}\n" for line in (*why, *step.evidence)), nl=False)
+    told = result.to_dict()
+    typer.echo(
+        f"\n{told['calls']} calls: {told['permitted']} permitted, {told['asked']} asked about, "
+        f"{told['stopped']} would not have run.\n"
+        f"Disturbed: {told['disturbed']} of {told['calls'] - told['unwanted']} calls that nothing marks as unwanted.\n"
+        f"Unwanted: {told['unwanted']}, of which {told['let_through']} would have run."
+    )
+
+
+def _line(step: Step) -> str:
+    # Arguments are a stranger's text: as JSON they can not steer the terminal.
+    args = json.dumps(step.args)
+    args = args if len(args) <= MAX_ARGS else args[:MAX_ARGS] + "…"
+    who = "" if step.agent == "main" else f"{json.dumps(step.agent)} "
+    mark = " (unwanted)" if step.unwanted else ""
+    return f"{step.line:>4}  {_WORDS[step.outcome]:<7} {who}{json.dumps(step.tool)[1:-1]} {args}{mark}"

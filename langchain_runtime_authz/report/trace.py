@@ -1,0 +1,368 @@
+"""Recorded traces: what the policy would have said to a run that took place somewhere else.
+
+A trace is JSON Lines, UTF-8, one object a line. The first is the header, the others are what happened,
+in order; `agent` is `main` where it is left out, `at` (seconds, any origin) is optional everywhere:
+
+    {"trace": "runtime-authz", "version": 1, "subject": "alice"}
+    {"type": "user", "text": "Pay the bill"}            the first is the task, each later one changes it
+    {"type": "tool_call", "id": "1", "tool": "read_file", "args": {"path": "bill.txt"}}
+    {"type": "tool_output", "id": "1", "output": "…"}   any JSON, or {"error": "…"} for a call that failed
+    {"type": "delegate", "agent": "child", "parent": "main"}
+    {"type": "tool_call", "id": "2", "agent": "child", "tool": "pay", "args": {}, "unwanted": true}
+    {"type": "end", "agent": "child"}
+
+`unwanted` marks a call that served an attack. What is asked is approved where the call is not marked.
+A call that would not have run returns nothing: its output in the trace is not observed, so what later
+calls took from it counts as unknown. Version 1 is a closed format: an unknown field is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from langchain_runtime_authz.authz import RuntimeAuthz
+from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.enforce.session import Session
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+
+__all__ = ["VERSION", "Replayed", "Step", "Trace", "read_trace", "replay_trace"]
+
+VERSION: Final = 1
+MAIN: Final = "main"
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class _Header(_Line):
+    trace: Literal["runtime-authz"]
+    version: Literal[1]
+    subject: Name = "user"
+
+
+class _Event(_Line):
+    at: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
+class User(_Event):
+    """The human says something."""
+
+    type: Literal["user"]
+    text: str
+
+
+class ToolCall(_Event):
+    """A model asked for a call."""
+
+    type: Literal["tool_call"]
+    id: Name
+    tool: Name
+    args: dict[str, Any]
+    agent: Name = MAIN
+    unwanted: bool = False
+
+
+class ToolOutput(_Event):
+    """What a call returned, or how it failed."""
+
+    type: Literal["tool_output"]
+    id: Name
+    output: Any = None
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ToolOutput:
+        if self.model_fields_set.isdisjoint({"output", "error"}):
+            msg = "give `output` or `error`"
+            raise ValueError(msg)
+        return self
+
+
+class Delegate(_Event):
+    """An agent hands on to another."""
+
+    type: Literal["delegate"]
+    agent: Name
+    parent: Name = MAIN
+
+
+class End(_Event):
+    """A delegated agent is done."""
+
+    type: Literal["end"]
+    agent: Name
+
+
+Event = User | ToolCall | ToolOutput | Delegate | End
+_EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace that was read: every event with its line."""
+
+    subject: str
+    events: tuple[tuple[int, Event], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A call of the trace, decided.
+
+    Attributes:
+        line: of the trace.
+        outcome: `permit`, `deny`, `approval_required` or `halt`.
+        reasons: stable codes, most telling first.
+        evidence: where its arguments came from, unless it was permitted.
+        unwanted: the trace marks it as an attack's.
+        ran: whether it would have run: permitted, or asked about and approved.
+    """
+
+    line: int
+    agent: str
+    tool: str
+    args: Mapping[str, Any]
+    outcome: str
+    reasons: tuple[str, ...]
+    unwanted: bool
+    ran: bool
+    evidence: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, with a sentence for each reason."""
+        return {
+            "line": self.line,
+            "agent": self.agent,
+            "tool": self.tool,
+            "args": self.args,
+            "outcome": self.outcome,
+            "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons],
+            "evidence": list(self.evidence),
+            "unwanted": self.unwanted,
+            "ran": self.ran,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What would have become of a trace."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def stopped(self) -> tuple[Step, ...]:
+        """What would not have run."""
+        return tuple(s for s in self.steps if not s.ran)
+
+    @property
+    def disturbed(self) -> tuple[Step, ...]:
+        """What nobody marked as unwanted, and was asked about or stopped."""
+        return tuple(s for s in self.steps if not s.unwanted and s.outcome != "permit")
+
+    @property
+    def let_through(self) -> tuple[Step, ...]:
+        """What is marked as unwanted, and would have run."""
+        return tuple(s for s in self.steps if s.unwanted and s.ran)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "version": VERSION,
+            "calls": len(self.steps),
+            "permitted": sum(s.outcome == "permit" for s in self.steps),
+            "asked": sum(s.outcome == "approval_required" for s in self.steps),
+            "stopped": len(self.stopped),
+            "disturbed": len(self.disturbed),
+            "unwanted": sum(s.unwanted for s in self.steps),
+            "let_through": len(self.let_through),
+            "steps": [s.to_dict() for s in self.steps],
+        }
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read a whole trace before anything is decided.
+
+    Raises:
+        ConfigError: a line is malformed, or speaks of a call or an agent that no line before it made;
+            its number is named.
+        OSError: the file can not be read.
+    """
+    name = Path(path).name
+    with Path(path).open("rb") as file:
+        lines = enumerate(file, 1)
+        header: _Header | None = None
+        events: list[tuple[int, Event]] = []
+        known = _Known()
+        for number, raw in lines:
+            if not raw.strip():
+                continue
+            try:
+                line = json.loads(raw.decode())
+                if header is None:
+                    header = _Header.model_validate(line)
+                    continue
+                event = _EVENT.validate_python(line)
+                known.take(event)
+            except ValidationError as exc:
+                first = exc.errors()[0]
+                where = ".".join(str(p) for p in first["loc"])
+                msg = f"{name}, line {number}: {where and where + ': '}{first['msg']}"
+                raise ConfigError(msg) from exc
+            except (ValueError, RecursionError) as exc:
+                msg = f"{name}, line {number}: {exc}"
+                raise ConfigError(msg) from exc
+            events.append((number, event))
+    if header is None:
+        msg = f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing'
+        raise ConfigError(msg)
+    return Trace(header.subject, tuple(events))
+
+
+class _Known:
+    """Which agents and calls the lines so far have made."""
+
+    def __init__(self) -> None:
+        self._agents = {MAIN}
+        self._calls: dict[str, bool] = {}
+        self._at: float | None = None
+
+    def take(self, event: Event) -> None:
+        if event.at is not None:
+            if self._at is not None and event.at < self._at:
+                msg = "`at` is before the line that came before"
+                raise ValueError(msg)
+            self._at = event.at
+        if isinstance(event, ToolCall):
+            self._agent(event.agent)
+            if event.id in self._calls:
+                msg = f"the id `{event.id}` is taken"
+                raise ValueError(msg)
+            self._calls[event.id] = False
+        elif isinstance(event, ToolOutput):
+            if self._calls.get(event.id) is not False:
+                msg = f"no call `{event.id}` waits for an output"
+                raise ValueError(msg)
+            self._calls[event.id] = True
+        elif isinstance(event, Delegate):
+            self._agent(event.parent)
+            if event.agent in self._agents:
+                msg = f"the agent `{event.agent}` is at work already"
+                raise ValueError(msg)
+            self._agents.add(event.agent)
+        elif isinstance(event, End):
+            self._agent(event.agent)
+            if event.agent == MAIN:
+                msg = f"`{MAIN}` ends with the trace"
+                raise ValueError(msg)
+            self._agents.remove(event.agent)
+
+    def _agent(self, name: str) -> None:
+        if name not in self._agents:
+            msg = f"no agent `{name}` is at work"
+            raise ValueError(msg)
+
+
+class _Clock:
+    """Ledger time: the trace's own, so that windows and budgets are judged by when things happened.
+
+    Where lines have no time, one of them takes a second.
+    """
+
+    def __init__(self) -> None:
+        self._now = time.time()
+        self._at: float | None = None
+
+    def __call__(self) -> float:
+        return self._now
+
+    def pass_to(self, at: float | None) -> None:
+        if at is None:
+            self._now += 1
+        else:
+            self._now += at - self._at if self._at is not None else 0
+            self._at = at
+
+
+def replay_trace(trace: Trace, **options: Any) -> Replayed:
+    """Decide and observe every call of a trace, without a graph and without running anything.
+
+    Args:
+        trace: as `read_trace` gives it.
+        options: of the `RuntimeAuthz` that decides: `profiles`, `policy_data`, `pdp`, …
+
+    Raises:
+        ConfigError: the options are wrong.
+        AuthzDenied: the run may not begin at all.
+    """
+    clock = _Clock()
+    authz = RuntimeAuthz(ledger=MemoryLedger(clock=clock), **options)
+    events = list(trace.events)
+    task = events.pop(0)[1] if events and isinstance(events[0][1], User) else None
+    if task is not None:
+        clock.pass_to(task.at)
+    text = task.text if isinstance(task, User) else None
+    with authz.session(subject=trace.subject, task=text, agent=MAIN) as session:
+        return Replayed(tuple(_replay(session, events, clock)))
+
+
+def _replay(session: Session, events: list[tuple[int, Event]], clock: _Clock) -> Iterator[Step]:
+    agents: dict[str, Session | AuthzDenied] = {MAIN: session}
+    parents: dict[str, str] = {}
+    running: dict[str, tuple[Session, ToolCall]] = {}
+    for line, event in events:
+        clock.pass_to(event.at)
+        if isinstance(event, User):
+            session.correct(event.text)
+            for child, parent in parents.items():  # whoever is still at work goes on under the new task
+                agents[child] = _child(agents[parent], child)
+        elif isinstance(event, Delegate):
+            parents[event.agent] = event.parent
+            agents[event.agent] = _child(agents[event.parent], event.agent)
+        elif isinstance(event, End):
+            ended = agents.pop(event.agent)
+            parents.pop(event.agent)
+            if isinstance(ended, Session):
+                ended.close()
+        elif isinstance(event, ToolOutput):
+            if event.id in running:
+                agent, call = running.pop(event.id)
+                failed = RuntimeError(event.error) if event.error is not None else None
+                agent.observe(call.tool, call.args, event.output, failed)
+        else:
+            agent_of = agents[event.agent]
+            yield (step := _decided(agent_of, line, event))
+            if step.ran and isinstance(agent_of, Session):
+                running[event.id] = (agent_of, event)
+
+
+def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
+    """A delegation that is denied denies what the agent would have done."""
+    if isinstance(parent, AuthzDenied):
+        return parent
+    try:
+        return parent.delegate(name)
+    except AuthzDenied as exc:
+        return exc
+
+
+def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> Step:
+    if isinstance(agent, AuthzDenied):
+        return Step(line, call.agent, call.tool, call.args, "deny", (agent.code,), call.unwanted, False)
+    decision: Decision = agent.decide(call.tool, call.args)
+    ran = decision.permit
+    evidence = () if ran else agent.evidence(decision)
+    if decision.outcome == "approval_required" and not call.unwanted:
+        ran = agent.approve(decision).permit
+    return Step(
+        line, call.agent, call.tool, call.args, decision.outcome, decision.reasons, call.unwanted, ran, evidence
+    )
