@@ -40,6 +40,7 @@ from langchain_runtime_authz.edges.outside import (
     watched,
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
+from langchain_runtime_authz.enforce.approval import is_ours
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
@@ -487,6 +488,8 @@ class _Root(Entering[tuple[Any, Any]]):
         given = self.input
         if self.graph is not None and isinstance(given, Command) and given.resume is not None and entry.asks:
             given = yield from _resume(entry, given, (yield ReadState(self.graph, self.config)))
+        elif self.graph is not None and given is None and saver_of(self.graph) is not None:
+            given = _settled(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:
             known = saver_of(self.graph) is not None and thread_config(self.config) is not None
             state = (yield ReadState(self.graph, self.config)).values if known else None
@@ -561,6 +564,17 @@ def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     if asks:
         yield from answer(entry.run, asks, value)
     return given
+
+
+def _settled(entry: Entry, state: Any) -> Any:
+    """The input of a re-invocation that goes on where every question of ours was answered beside the graph.
+
+    LangGraph would raise the same interrupts again; what is answered, void or too late is not asked
+    again. The value says nothing: the gate reads the ledger.
+    """
+    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
+    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
+    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
 def _deliver(entry: Entry, input: Any, state: Any) -> Any:
