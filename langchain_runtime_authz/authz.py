@@ -21,7 +21,7 @@ from langchain_runtime_authz.edges.planner import ModelPlanner
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
 from langchain_runtime_authz.edges.tool_guard import guard_tool
-from langchain_runtime_authz.enforce.approver import ListAsked, answer_beside
+from langchain_runtime_authz.enforce.approver import ListAsked, answer_beside, question_of
 from langchain_runtime_authz.enforce.credentials import key_scope
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
@@ -38,7 +38,7 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.credential.approver import Approvers
+    from langchain_runtime_authz.credential.approver import Approvers, Question
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 
@@ -289,6 +289,14 @@ class RuntimeAuthz:
         """Like `approvals`, without blocking the event loop."""
         return [asked for _, asked in await adrive(self._engine, _asked(None))]
 
+    def question(self, approval_id: str) -> Question:
+        """What a statement on `approval_id` must be about, for `credential.approver.sign_statement`.
+
+        Raises:
+            AuthzError: `approval_void`: no such question is open (any more).
+        """
+        return question_of(drive(self._engine, _asked(approval_id)))
+
     def approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> int:
         """A person approves the call that `approval_id` asks about, beside the graph.
 
@@ -303,7 +311,7 @@ class RuntimeAuthz:
             How many approvers the question still waits for.
 
         Raises:
-            AuthzDenied: `approval_void` (answered, corrected, of another tenant, unknown),
+            AuthzError: `approval_void` (answered, corrected, of another tenant, unknown),
                 `approval_expired`, `approval_approver`, `approval_not_distinct`.
             CredentialError: the statement is not believed.
         """
@@ -405,7 +413,8 @@ class RuntimeAuthz:
 
 
 def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:
-    return (yield ListAsked(id))
+    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
+    return found
 
 
 def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:

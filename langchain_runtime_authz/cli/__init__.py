@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from langchain_runtime_authz.cli import audit, demo, inspect, keys, kill, ledger
+from langchain_runtime_authz.cli import approvals, audit, demo, inspect, keys, kill, ledger
 
 __all__ = ["app"]
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(kill.app, name="kill")

@@ -130,9 +130,17 @@ class Approvers:
         # Signs for people whom the application, or an identity provider, authenticated in this process.
         self._own = SigningKey.generate()
 
-    def state(self, approver: str, verdict: Verdict, question: Question, jti: str) -> str:
+    def state(self, approver: str, verdict: Verdict, question: Question, jti: str, *, now: float) -> str:
         """A statement for somebody who was authenticated here."""
-        return sign_statement(self._own, approver=approver, verdict=verdict, question=question, jti=jti, issuer=HERE)
+        return sign_statement(
+            self._own,
+            approver=approver,
+            verdict=verdict,
+            question=question,
+            jti=jti,
+            issuer=HERE,
+            now=now,
+        )
 
     def verify(self, statement: str, question: Question, *, now: float | None = None) -> Statement:
         """What a statement says on `question`.

@@ -22,6 +22,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 from langchain_core.messages import HumanMessage
 from langgraph.types import Command
 
+from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
@@ -41,12 +42,13 @@ from langchain_runtime_authz.edges.outside import (
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.enforce.approval import is_ours
-from langchain_runtime_authz.enforce.engine import Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.identity.subjects import claimed_identities
 from langchain_runtime_authz.ledger.base import Scope
 
 __all__ = ["Entrance", "RunHandle", "SubjectLike", "opened"]
@@ -56,6 +58,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+MAX_CLAIMED: Final = 16  # names in one record
 _BESIDE: Final = "guard"  # the agent's name where guarded tools are called beside every protected graph
 
 # Set by `with authz.run(...)`, read only by root entries, at the call. Inside generators and across
@@ -354,6 +357,19 @@ class Entrance:
             ),
             grant=handle.grant,
         )
+        if claimed := claimed_identities(config, handle.subject):
+            # Ignored, and on record: only names, for the values are whatever a client wrote.
+            yield Record(
+                run_record,
+                now=entry.now,
+                event="identity_ignored",
+                run_id=handle.run_id,
+                jti=entry.run.jti,
+                epoch=entry.run.epoch,
+                scope=scope,
+                agent=entry.run.agent,
+                detail={"claimed": claimed[:MAX_CLAIMED]},
+            )
         foreign_plans(entry.run, update)
         handle._enter(entry.run)
         self.engine.tally.decided(entry.run, "entry", name, "root entry")

@@ -131,7 +131,7 @@ def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, inte
             call_id=j.call.call_id,
             tool=j.call.tool,
             within=run.waiting,
-            expires_at=j.now + j.terms.expires_in if j.terms.expires_in else 0,
+            expires_at=j.expires_at,
             allowed=allowed(j.call.plan_id, j.terms.needed),
             id=new_id(),
             subject=f"{run.subject.type}:{run.subject.id}",

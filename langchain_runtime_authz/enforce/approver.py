@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Record, new_id
-from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, Asked, Conflict, Query, Scope
 
 if TYPE_CHECKING:  # its module loads the signing library
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.approver import Approvers, Question, Statement, Verdict
     from langchain_runtime_authz.enforce.engine import Engine
 
-__all__ = ["ListAsked", "answer_beside"]
+__all__ = ["ListAsked", "answer_beside", "question_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def answer_beside(
     """Answer the open question `id`; how many approvers it still waits for.
 
     Raises:
-        AuthzDenied: `approval_void`: no such question is open (any more); `approval_expired`,
+        AuthzError: `approval_void`: no such question is open (any more); `approval_expired`,
             `approval_approver`, `approval_not_distinct`.
         CredentialError: the statement is not believed.
         ConfigError: neither or both of `by` and `statement`.
@@ -78,20 +78,18 @@ def answer_beside(
         msg = "an approval is somebody's: give either `by` or a signed `statement`"
         raise ConfigError(msg)
     found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
-    if len(found) != 1:
-        raise AuthzDenied(Code.APPROVAL_VOID, new_id())
+    about = question_of(found)
     ((scope, asked),) = found
     now = (yield Load(scope, Query())).now
     if 0 < asked.expires_at <= now:
-        raise AuthzDenied(Code.APPROVAL_EXPIRED, new_id())
-    about = _question(scope, asked)
+        raise AuthzError(Code.APPROVAL_EXPIRED)
     if statement is None and by is not None:
         if by.type != "user":
-            raise AuthzDenied(Code.APPROVAL_APPROVER, new_id())
-        statement = approvers.state(f"{by.type}:{by.id}", verdict, about, new_id())
+            raise AuthzError(Code.APPROVAL_APPROVER)
+        statement = approvers.state(f"{by.type}:{by.id}", verdict, about, new_id(), now=now)
     said: Statement = yield _Verify(approvers, str(statement), about, now)
     if said.verdict != verdict:
-        raise AuthzDenied(Code.APPROVAL_VOID, new_id())
+        raise AuthzError(Code.APPROVAL_VOID)
     done = yield Commit(
         scope,
         None,
@@ -109,11 +107,15 @@ def answer_beside(
     refused = done.code if isinstance(done, Conflict) else None
     yield _record(scope, asked, said, getattr(done, "now", now), refused)
     if refused is not None:
-        raise AuthzDenied(refused, new_id())
+        raise AuthzError(refused)
     return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
 
 
-def _question(scope: Scope, asked: Approval) -> Question:
+def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
+    """What a statement on the one question that was found must be about. Raises `AuthzError` if there is none."""
+    if len(found) != 1:
+        raise AuthzError(Code.APPROVAL_VOID)
+    ((scope, asked),) = found
     from langchain_runtime_authz.credential.approver import Question
 
     return Question(

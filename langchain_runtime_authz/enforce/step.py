@@ -176,6 +176,11 @@ class Judged:
         return reduce(Terms.strictest, [t for t in found if t is not None], Terms())
 
     @property
+    def expires_at(self) -> int:
+        """Until when a question about it can be answered and the answer counts, in ledger time; 0 for ever."""
+        return self.now + self.terms.expires_in if self.terms.expires_in else 0
+
+    @property
     def now(self) -> int:
         """Ledger time at the decision."""
         return self.request.context.now if self.request is not None else 0
