@@ -88,17 +88,25 @@ def decide_one_of(
     the whole list, the others pause without a question of their own, so that a plain resume works.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
-    mine = judged[position]
-    asked_before = mine.approval is not None and mine.approval.task_id == task_id(config)
-    if _askable(mine) and not asked_before and can_ask(config) and position != asked[0]:
+    mine, me = judged[position], task_id(config)
+    asked_before = mine.approval is not None and mine.approval.task_id == me
+    # Of a list that this task asked, some may have been answered beside the graph: it asks the whole again.
+    mine_open = any(_is_open(j) and j.approval is not None and j.approval.task_id == me for j in judged)
+    if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
-        whole = bool(asked) and position == asked[0]
+        whole = bool(asked) and (position == asked[0] or mine_open)
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config)
         mine = settled[position if whole else 0]
     verdict = yield from claim(run, mine)
     return Settled(mine.call, verdict, replaced=_replaced(mine))
+
+
+def _is_open(judged: Judged) -> bool:
+    """Whether a task has asked about the call, and nobody has answered yet."""
+    ask = judged.approval
+    return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
 
 
 def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
@@ -176,7 +184,8 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
     Where it did not (a child on a thread of its own), the answer is here.
     """
     snapshot = yield Load(run.scope, Query(asks=True))
-    still = [a for a in snapshot.asks if a.task_id == me and a.round == number]
+    # What came too late is no answer, whatever it says.
+    still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
     if still:
         # Only an entry can open an epoch, so a correction is no answer here.
         given = answers(still, answer, run.subject)

@@ -172,8 +172,9 @@ class Judged:
     @property
     def terms(self) -> Terms:
         """On which terms a human is to be asked about it."""
-        found = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
-        return reduce(Terms.strictest, [t for t in found if t is not None], Terms())
+        asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
+        found = [terms for terms in asked if terms is not None]
+        return reduce(Terms.strictest, found) if found else Terms()
 
     @property
     def expires_at(self) -> int:
