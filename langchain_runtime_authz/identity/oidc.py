@@ -210,7 +210,7 @@ class OidcVerifier:
         header, claims = _object(decoded[0]), _object(decoded[1])
         if header is None or claims is None:
             raise _no("it is not a JWT")
-        if header.get("alg") not in self._algorithms or not isinstance(header.get("alg"), str):
+        if not isinstance(header.get("alg"), str) or header["alg"] not in self._algorithms:
             raise _no("its `alg` is not permitted")
         if "crit" in header or "b64" in header or not isinstance(header.get("kid"), str):
             raise _no("its header has a critical member, or no `kid`")
