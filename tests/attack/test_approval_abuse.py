@@ -62,8 +62,8 @@ def ids(state: Any) -> list[str]:
     return [a["approval_id"] for a in asked.value["action_requests"]]
 
 
-def approve(s: Scene, go: str, id: str, **who: Any) -> int:
-    return s.authz.approve(id, **who) if go == "sync" else asyncio.run(s.authz.aapprove(id, **who))
+def approve(s: Scene, go: str, ask_id: str, **who: Any) -> int:
+    return s.authz.approve(ask_id, **who) if go == "sync" else asyncio.run(s.authz.aapprove(ask_id, **who))
 
 
 def code_of(call: Any, *args: Any, **named: Any) -> str:
@@ -82,9 +82,9 @@ def code_of(call: Any, *args: Any, **named: Any) -> str:
 def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str, again: Any, restart: bool) -> None:
     """Whoever goes on, however and in whatever process, finds the answer; the call runs once."""
     s = scene(kind)
-    (id,) = ids(s.both(go)(human()))
-    assert [(a.id, a.tool, a.subject) for a in s.authz.approvals()] == [(id, "pay", "user:alice")]
-    assert approve(s, go, id, by="bob") == 0
+    (ask_id,) = ids(s.both(go)(human()))
+    assert [(a.id, a.tool, a.subject) for a in s.authz.approvals()] == [(ask_id, "pay", "user:alice")]
+    assert approve(s, go, ask_id, by="bob") == 0
     assert s.ran == []
     assert s.authz.approvals() == []
     if restart:
@@ -110,8 +110,8 @@ def test_the_unenforced_twin_pays_unasked(kind: str) -> None:
 def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
     """The call does not run, and the model reads the person's word."""
     s = scene(kind)
-    (id,) = ids(s.both(go)(human()))
-    s.authz.deny_approval(id, by="bob", message="not this month")
+    (ask_id,) = ids(s.both(go)(human()))
+    s.authz.deny_approval(ask_id, by="bob", message="not this month")
     state = s.both(go)(None)
     assert s.ran == []
     assert "not this month" in answer_to(state["messages"], "c1").text
@@ -121,8 +121,8 @@ def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
 def test_whoever_resumes_can_still_say_no() -> None:
     """An approval beside the graph does not outvote the human at it."""
     s = scene()
-    (id,) = ids(s.say(human()))
-    s.authz.approve(id, by="bob")
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, by="bob")
     state = s.say(resume(REJECT))
     assert s.ran == []
     assert reasons(s.authz, "pay")[-1] == "approval_rejected"
@@ -146,8 +146,8 @@ def test_what_is_unanswered_is_asked_again() -> None:
 BOBS, CAROLS, EVES = (SigningKey.generate() for _ in range(3))
 
 
-def signed(s: Scene, id: str, key: SigningKey = BOBS, **changed: Any) -> str:
-    question = changed.pop("question", None) or s.authz.question(id)
+def signed(s: Scene, ask_id: str, key: SigningKey = BOBS, **changed: Any) -> str:
+    question = changed.pop("question", None) or s.authz.question(ask_id)
     return sign_statement(
         key, **{"approver": "user:bob", "verdict": "approve", "question": question, "jti": secrets.token_hex(8), **changed},
     )
@@ -166,11 +166,11 @@ def test_a_signed_statement_approves(go: str) -> None:
     """By the person's own key, or by a service that authenticated them; the record names who and what."""
     for service in (False, True):
         s = keyed()
-        (id,) = ids(s.say(human()))
-        statement = signed(s, id)
+        (ask_id,) = ids(s.say(human()))
+        statement = signed(s, ask_id)
         if service:
-            statement = signed(s, id, s.ring.active, issuer="https://idp.example", approver="user:dora")  # type: ignore[attr-defined]
-        assert approve(s, go, id, statement=statement) == 0
+            statement = signed(s, ask_id, s.ring.active, issuer="https://idp.example", approver="user:dora")  # type: ignore[attr-defined]
+        assert approve(s, go, ask_id, statement=statement) == 0
         assert_went_on(s.say(None))
         assert s.ran == [ANN]
         (record,) = [r for r in s.authz.audit.records if r.get("event") == "approval"]  # type: ignore[attr-defined]
@@ -196,9 +196,9 @@ FORGED = {
 def test_a_forged_statement_is_refused(name: str) -> None:
     """With a stable code; the question stays open and the call does not run."""
     s = keyed()
-    (id,) = ids(s.say(human()))
-    assert code_of(s.authz.approve, id, statement=signed(s, id, **FORGED[name])) in ("approval_statement", "approval_void")
-    assert [a.id for a in s.authz.approvals()] == [id]
+    (ask_id,) = ids(s.say(human()))
+    assert code_of(s.authz.approve, ask_id, statement=signed(s, ask_id, **FORGED[name])) in ("approval_statement", "approval_void")
+    assert [a.id for a in s.authz.approvals()] == [ask_id]
     s.say(None)
     assert s.ran == []
 
@@ -207,11 +207,11 @@ def test_a_forged_statement_is_refused(name: str) -> None:
 def test_a_statement_is_about_one_call(field: str) -> None:
     """Of one tenant, thread and epoch, one tool and exactly its arguments."""
     s = keyed()
-    (id,) = ids(s.say(human()))
-    right = s.authz.question(id)
+    (ask_id,) = ids(s.say(human()))
+    right = s.authz.question(ask_id)
     other = replace(right, **{field: 2 if field == "epoch" else "other"})
-    assert code_of(s.authz.approve, id, statement=signed(s, id, question=other)) == "approval_statement"
-    assert s.authz.approve(id, statement=signed(s, id, question=right)) == 0
+    assert code_of(s.authz.approve, ask_id, statement=signed(s, ask_id, question=other)) == "approval_statement"
+    assert s.authz.approve(ask_id, statement=signed(s, ask_id, question=right)) == 0
 
 
 @pytest.mark.parametrize("raw", ["", "a.b.c", "x" * 100_000, None, 7, "eyJhbGciOiJub25lIn0.e30."])
@@ -226,10 +226,10 @@ def test_what_is_no_statement_is_refused(raw: Any) -> None:
 def test_a_statement_is_not_used_twice() -> None:
     """Replayed for the same question, and for the same call asked about anew."""
     s = keyed()
-    (id,) = ids(s.say(human()))
-    statement = signed(s, id)
-    s.authz.approve(id, statement=statement)
-    assert code_of(s.authz.approve, id, statement=statement) == "approval_void"
+    (ask_id,) = ids(s.say(human()))
+    statement = signed(s, ask_id)
+    s.authz.approve(ask_id, statement=statement)
+    assert code_of(s.authz.approve, ask_id, statement=statement) == "approval_void"
     s.say(None)
     (other,) = ids(s.say(human(), {"configurable": {"thread_id": "t2"}}))
     assert code_of(s.authz.approve, other, statement=statement) == "approval_statement"
@@ -239,10 +239,10 @@ def test_a_statement_is_not_used_twice() -> None:
 def test_a_statement_after_a_correction_is_void() -> None:
     """What was asked about the old task is not answered for the new one."""
     s = keyed()
-    (id,) = ids(s.say(human()))
-    statement = signed(s, id)
+    (ask_id,) = ids(s.say(human()))
+    statement = signed(s, ask_id)
     s.authz.correct("t", "STOP", graph=s.graph)
-    assert code_of(s.authz.approve, id, statement=statement) == "approval_void"
+    assert code_of(s.authz.approve, ask_id, statement=statement) == "approval_void"
     s.say(None)
     assert s.ran == []
 
@@ -250,8 +250,8 @@ def test_a_statement_after_a_correction_is_void() -> None:
 def test_an_approval_given_before_a_correction_is_void() -> None:
     """The task changes between the approval and the call."""
     s = keyed()
-    (id,) = ids(s.say(human()))
-    s.authz.approve(id, statement=signed(s, id))
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, statement=signed(s, ask_id))
     s.authz.correct("t", "STOP", graph=s.graph)
     s.say(None)
     assert s.ran == []
@@ -260,10 +260,10 @@ def test_an_approval_given_before_a_correction_is_void() -> None:
 def test_another_tenant_does_not_see_the_question() -> None:
     """On the same ledger."""
     s = keyed()
-    (id,) = ids(s.say(human()))
+    (ask_id,) = ids(s.say(human()))
     other = Scene("agent", InMemorySaver, plan=PLAN, pdp=policy(), ledger=s.ledger, tenant="other")
     assert other.authz.approvals() == []
-    assert code_of(other.authz.approve, id, by="bob") == "approval_void"
+    assert code_of(other.authz.approve, ask_id, by="bob") == "approval_void"
 
 
 @kinds
@@ -271,8 +271,8 @@ def test_another_tenant_does_not_see_the_question() -> None:
 def test_a_changed_call_is_not_what_was_approved(kind: str, changed: Any) -> None:
     """Payee or amount is rewritten in the checkpoint after the approval: what then stands there does not run."""
     s = scene(kind)
-    (id,) = ids(s.say(human()))
-    s.authz.approve(id, by="bob")
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, by="bob")
     message = s.graph.get_state(THREAD).values["messages"][-1]
     s.graph.update_state(
         THREAD, {"messages": [message.model_copy(update={"tool_calls": [changed]})]}, as_node="agent" if kind == "hand" else "model",
@@ -290,16 +290,16 @@ def test_a_changed_call_is_not_what_was_approved(kind: str, changed: Any) -> Non
 def test_four_eyes(kind: str, go: str) -> None:
     """The subject may not approve, nobody counts twice, and two others suffice."""
     s = scene(kind, pdp=policy(**FOUR_EYES))
-    (id,) = ids(s.both(go)(human()))
+    (ask_id,) = ids(s.both(go)(human()))
     with pytest.raises(AuthzDenied) as refused:
         s.both(go)(resume(APPROVE))
     assert refused.value.code == "approval_not_distinct"
-    assert code_of(s.authz.approve, id, by="alice") == "approval_not_distinct"
-    assert approve(s, go, id, by="bob") == 1
-    assert code_of(s.authz.approve, id, by="bob") == "approval_not_distinct"
-    assert ids(s.both(go)(None)) == [id]
+    assert code_of(s.authz.approve, ask_id, by="alice") == "approval_not_distinct"
+    assert approve(s, go, ask_id, by="bob") == 1
+    assert code_of(s.authz.approve, ask_id, by="bob") == "approval_not_distinct"
+    assert ids(s.both(go)(None)) == [ask_id]
     assert s.ran == []
-    assert approve(s, go, id, by="carol") == 0
+    assert approve(s, go, ask_id, by="carol") == 0
     assert_went_on(s.both(go)(None))
     assert s.ran == [ANN]
 
@@ -328,10 +328,10 @@ def test_the_shipped_policy_holds_four_eyes() -> None:
 
     terms = {"sources": ["interrupt", "hitl"], "authenticated": True, "edits": "none", **FOUR_EYES}
     s = scene(pdp=WasmPDP(data={"approvals": {"*": terms}}))
-    (id,) = ids(s.say(human()))
-    s.authz.approve(id, by="bob")
-    assert ids(s.say(None)) == [id]
-    s.authz.approve(id, by="carol")
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, by="bob")
+    assert ids(s.say(None)) == [ask_id]
+    s.authz.approve(ask_id, by="carol")
     s.say(None)
     assert s.ran == [ANN]
 
@@ -340,8 +340,8 @@ def test_the_shipped_policy_holds_four_eyes() -> None:
 def test_only_people_approve(who: Any) -> None:
     """No agent approves what an agent asks."""
     s = scene()
-    (id,) = ids(s.say(human()))
-    assert code_of(s.authz.approve, id, by=who) == "approval_approver"
+    (ask_id,) = ids(s.say(human()))
+    assert code_of(s.authz.approve, ask_id, by=who) == "approval_approver"
 
 
 def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
@@ -356,14 +356,14 @@ def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
         (True, "alice", "approval_approver"),
     ):
         s = scene(pdp=policy(**terms), ledger=MemoryLedger(clock=clock))
-        (id,) = ids(s.say(human()))
+        (ask_id,) = ids(s.say(human()))
         clock.tick(600 if late else 599)
         if code is None:
-            assert s.authz.approve(id, by=by) == 0
+            assert s.authz.approve(ask_id, by=by) == 0
         else:
-            assert code_of(s.authz.approve, id, by=by) == code
-            assert code_of(s.authz.deny_approval, id, by="dave") == "approval_approver"
-            s.authz.deny_approval(id, by="alice")
+            assert code_of(s.authz.approve, ask_id, by=by) == code
+            assert code_of(s.authz.deny_approval, ask_id, by="dave") == "approval_approver"
+            s.authz.deny_approval(ask_id, by="alice")
 
 
 @kinds
@@ -371,9 +371,9 @@ def test_a_question_has_its_time(kind: str) -> None:
     """Nobody answers: it can not be answered any more, and the run goes on without the call."""
     clock = FrozenClock(time.time())
     s = scene(kind, pdp=policy(expires_in=600), ledger=MemoryLedger(clock=clock))
-    (id,) = ids(s.say(human()))
+    (ask_id,) = ids(s.say(human()))
     clock.tick(600)
-    assert code_of(s.authz.approve, id, by="bob") == "approval_expired"
+    assert code_of(s.authz.approve, ask_id, by="bob") == "approval_expired"
     state = s.say(None)
     assert s.ran == []
     assert reasons(s.authz, "pay")[-1] == "approval_expired"
