@@ -940,7 +940,12 @@ class LedgerContract:
             b.do(AnswerApproval("k", "approved", "user:alice", authenticated=True, edited=edited))
             b.do(AnswerApproval("other", "answered", "user:alice", authenticated=True, message="I did it"))
             assert b.approval("k") == replace(
-                asked, state="approved", approver="user:alice", authenticated=True, edited=edited
+                asked,
+                state="approved",
+                approver="user:alice",
+                authenticated=True,
+                edited=edited,
+                approvers=("user:alice",),
             )
             found = b.approval("other")
             assert found is not None
