@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, overload, runtime_checkable
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
@@ -21,6 +21,7 @@ from langchain_runtime_authz.edges.planner import ModelPlanner
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
 from langchain_runtime_authz.edges.tool_guard import guard_tool
+from langchain_runtime_authz.enforce.approver import ListAsked, answer_beside, question_of
 from langchain_runtime_authz.enforce.credentials import key_scope
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
@@ -32,12 +33,13 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.identity.static import StaticIdentity
-from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger, Scope
+from langchain_runtime_authz.ledger.base import Anchor, Anchored, Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.approver import Approvers, Question
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 
@@ -91,6 +93,8 @@ class RuntimeAuthz:
         ambient: where a tool that nobody guarded is decided when it starts: inside protected runs
             (`run`), or everywhere in the process (`process`), where it is denied `no_run` outside
             every run. The latter is for good and for every graph of the process, protected or not.
+        approvers: whose signed statements `approve` and `deny_approval` believe; without it, only people
+            whom the application itself authenticated (`by`).
 
     Raises:
         ConfigError: anything of it is wrong; nothing was started.
@@ -119,12 +123,14 @@ class RuntimeAuthz:
         planner: BaseChatModel | None = None,
         deadline: float = 2.0,
         ambient: Ambient = "run",
+        approvers: Approvers | None = None,
     ) -> None:
         declared = load_profiles(profiles)
         if ambient not in get_args(Ambient):
             msg = f"`ambient` is one of {get_args(Ambient)}, not {ambient!r}"
             raise ConfigError(msg)
         # The engine and the signing library are loaded when an instance is made, not at import.
+        from langchain_runtime_authz.credential.approver import Approvers
         from langchain_runtime_authz.credential.issuer import LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
 
@@ -145,6 +151,7 @@ class RuntimeAuthz:
         self.identity: Identity = identity if identity is not None else StaticIdentity()
         self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
         self.tenant = tenant
+        self.approvers = approvers if approvers is not None else Approvers()
         _refuse_older(self.ledger, self.audit, tenant)
         self.profiles = Profiles((lambda: pdp.profiles) if profiles is None and isinstance(pdp, _Revised) else declared)
         self._engine = Engine(
@@ -287,6 +294,83 @@ class RuntimeAuthz:
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
         return correct(self._scope(thread_id, graph), said, f"{author.type}:{author.id}" if author else None)
 
+    def approvals(self) -> list[Approval]:
+        """The questions of this tenant that wait for an answer, on every thread; `id` names each.
+
+        Raises:
+            ConfigError: the ledger can not list them.
+        """
+        return [asked for _, asked in drive(self._engine, _asked(None))]
+
+    async def aapprovals(self) -> list[Approval]:
+        """Like `approvals`, without blocking the event loop."""
+        return [asked for _, asked in await adrive(self._engine, _asked(None))]
+
+    def question(self, approval_id: str) -> Question:
+        """What a statement on `approval_id` must be about, for `credential.approver.sign_statement`.
+
+        Raises:
+            AuthzError: `approval_void`: no such question is open (any more).
+        """
+        return question_of(drive(self._engine, _asked(approval_id)))
+
+    def approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> int:
+        """A person approves the call that `approval_id` asks about, beside the graph.
+
+        The graph stays paused; a plain resume or a re-invocation goes on without asking again.
+
+        Args:
+            approval_id: from the interrupt's payload, `approvals()` or the command line.
+            by: who, authenticated by the application (`identity.oidc`); only a `user` approves.
+            statement: who, by a signed statement (`credential.approver.sign_statement`) instead.
+
+        Returns:
+            How many approvers the question still waits for.
+
+        Raises:
+            AuthzError: `approval_void` (answered, corrected, of another tenant, unknown),
+                `approval_expired`, `approval_approver`, `approval_not_distinct`.
+            CredentialError: the statement is not believed.
+        """
+        return drive(self._engine, self._answer(approval_id, "approve", by, statement))
+
+    async def aapprove(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> int:
+        """Like `approve`, without blocking the event loop."""
+        return await adrive(self._engine, self._answer(approval_id, "approve", by, statement))
+
+    def deny_approval(
+        self,
+        approval_id: str,
+        *,
+        by: SubjectLike | None = None,
+        statement: str | None = None,
+        message: str = "",
+    ) -> None:
+        """A person rejects the call, as in `approve`; one is enough. `message` is told to the model."""
+        drive(self._engine, self._answer(approval_id, "deny", by, statement, message))
+
+    async def adeny_approval(
+        self,
+        approval_id: str,
+        *,
+        by: SubjectLike | None = None,
+        statement: str | None = None,
+        message: str = "",
+    ) -> None:
+        """Like `deny_approval`, without blocking the event loop."""
+        await adrive(self._engine, self._answer(approval_id, "deny", by, statement, message))
+
+    def _answer(
+        self,
+        id: str,
+        verdict: Literal["approve", "deny"],
+        by: SubjectLike | None,
+        statement: str | None,
+        message: str = "",
+    ) -> Flow[int]:
+        person = Subject.of(by) if by is not None else None
+        return answer_beside(self.approvers, id, verdict, by=person, statement=statement, message=message)
+
     def data_changed(self, resource: str) -> None:
         """Tell that a resource changed outside, by the name that the `resource` of profiles gives it.
 
@@ -352,6 +436,11 @@ class RuntimeAuthz:
         else:
             name = graph if isinstance(graph, str) else graph.get_name()
         return self.entrance.scope(name, str(thread_id))
+
+
+def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:
+    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
+    return found
 
 
 def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -278,7 +278,7 @@ class ApprovalContext(_Model):
     """An approval on record for exactly this call.
 
     `edited_from` is the tool of the call that was asked about, where a human put this call in its
-    place.
+    place. `approvers` are all who approved, each `type:id`.
     """
 
     source: Literal["interrupt", "hitl", "application"]
@@ -286,6 +286,7 @@ class ApprovalContext(_Model):
     authenticated: bool
     args_digest: str
     edited_from: str | None = None
+    approvers: list[str] = Field(default_factory=list)
 
 
 class Context(_Model):

@@ -88,6 +88,11 @@ class Code(StrEnum):
     APPROVAL_VOID = "approval_void"
     APPROVAL_EXPIRED = "approval_expired"
     APPROVAL_ANSWERED = "approval_answered"
+    APPROVAL_APPROVER = "approval_approver"
+    APPROVAL_NOT_DISTINCT = "approval_not_distinct"
+    APPROVAL_WAITS = "approval_waits"
+    APPROVAL_CAPPED = "approval_capped"
+    APPROVAL_STATEMENT = "approval_statement"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     LEDGER_TIMEOUT = "ledger_timeout"
@@ -140,6 +145,8 @@ class Code(StrEnum):
     PROOF_NONCE = "proof_nonce"
     EXCHANGE_REFUSED = "exchange_refused"
     EXCHANGE_FAILED = "exchange_failed"
+    IDENTITY_INVALID = "identity_invalid"
+    IDENTITY_UNAVAILABLE = "identity_unavailable"
     AUDIENCE = "audience"
     CHAIN_BROKEN = "chain_broken"
     CONFIG = "config"
@@ -192,6 +199,13 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
     Code.APPROVAL_EXPIRED: "the approval expired before the call was made; plan the call anew, or raise `approvals` in data.json",
     Code.APPROVAL_ANSWERED: "a human answered in the tool's place, so the call was not made",
+    Code.APPROVAL_APPROVER: "the approver is not one who may answer this; a person whom the policy names, authenticated, must",
+    Code.APPROVAL_NOT_DISTINCT: "four eyes: another person than the subject and than those who approved already must approve",
+    Code.APPROVAL_WAITS: "the approval is recorded, and another approver is needed; the question stays open",
+    Code.APPROVAL_CAPPED: "the run or its subject asked for more approvals than `approvals.asks` of the policy bears; look at what it asks",
+    Code.APPROVAL_STATEMENT: "the approver's statement is not one for this question, or was altered",
+    Code.IDENTITY_INVALID: "the token does not prove who calls: another issuer, audience or kind, altered or expired",
+    Code.IDENTITY_UNAVAILABLE: "the identity provider can not be asked; look at its discovery document and key set",
     Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
     Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
     Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from langchain_runtime_authz.cli import (
+    approvals,
     audit,
     controls,
     demo,
@@ -50,6 +51,7 @@ app.command("inspect")(inspect.inspect)
 app.command("controls")(controls.controls)
 app.command("revoke")(revocation.revoke)
 app.command("reinstate")(revocation.reinstate)
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(kill.app, name="kill")

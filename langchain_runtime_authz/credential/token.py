@@ -27,6 +27,8 @@ __all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_o
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing; ours alone, no other JWT passes for it
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"  # RFC 9396 §2: `type` of authorization_details
 
+APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # a person's statement (`credential.approver`)
+
 # RFC 7519 §4.1
 ISSUER: Final = "iss"
 SUBJECT: Final = "sub"  # the human (or service) principal, never the agent
@@ -48,6 +50,7 @@ TRANSACTION: Final = "txn"
 TENANT: Final = "tenant"
 SUBJECT_TYPE: Final = "sub_type"  # the user `alice` and the service `alice` are two principals
 TASK: Final = "task"  # {id, epoch, digest}
+APPROVAL: Final = "approval"  # of a statement: {id, decision, graph, thread, epoch, tool, args_digest}
 
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 MAX_TOKEN: Final = 16 * 1024  # characters
@@ -340,4 +343,4 @@ def _refuse(name: str) -> NoReturn:
 def claim_names() -> Iterator[str]:
     """Every claim that this package issues or reads."""
     yield from (ISSUER, SUBJECT, AUDIENCE, EXPIRES_AT, NOT_BEFORE, ISSUED_AT, TOKEN_ID, ACTOR, CLIENT_ID)
-    yield from (AUTHORIZATION_DETAILS, CONFIRMATION, TRANSACTION, TENANT, SUBJECT_TYPE, TASK)
+    yield from (AUTHORIZATION_DETAILS, CONFIRMATION, TRANSACTION, TENANT, SUBJECT_TYPE, TASK, APPROVAL)

@@ -19,11 +19,11 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.edges._private import answers_left, can_ask, interrupt_id, task_id
 from langchain_runtime_authz.edges.calls import parses_alike
 from langchain_runtime_authz.edges.messages import answers_had
-from langchain_runtime_authz.enforce.approval import answers, payload, questions
+from langchain_runtime_authz.enforce.approval import answers, open_questions, payload, questions
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
 from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls, record_asks
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
-from langchain_runtime_authz.ledger.base import Conflict, Query
+from langchain_runtime_authz.ledger.base import Approval, Query
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Engine
@@ -88,17 +88,25 @@ def decide_one_of(
     the whole list, the others pause without a question of their own, so that a plain resume works.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
-    mine = judged[position]
-    asked_before = mine.approval is not None and mine.approval.task_id == task_id(config)
-    if _askable(mine) and not asked_before and can_ask(config) and position != asked[0]:
+    mine, me = judged[position], task_id(config)
+    asked_before = mine.approval is not None and mine.approval.task_id == me
+    # Of a list that this task asked, some may have been answered beside the graph: it asks the whole again.
+    mine_open = any(_is_open(j) and j.approval is not None and j.approval.task_id == me for j in judged)
+    if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
-        whole = bool(asked) and position == asked[0]
+        whole = bool(asked) and (position == asked[0] or mine_open)
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config)
         mine = settled[position if whole else 0]
     verdict = yield from claim(run, mine)
     return Settled(mine.call, verdict, replaced=_replaced(mine))
+
+
+def _is_open(judged: Judged) -> bool:
+    """Whether a task has asked about the call, and nobody has answered yet."""
+    ask = judged.approval
+    return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
 
 
 def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
@@ -116,12 +124,15 @@ def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapp
 
 def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
     me = task_id(config)
-    before = [(j.approval.round, j) for j in judged if me and j.approval is not None and j.approval.task_id == me]
+    before = [(j.approval, j) for j in judged if me and j.approval is not None and j.approval.task_id == me]
     # Every one, though of an edited call only the newest question is in sight.
-    rounds = max((number for number, _ in before), default=-1) + 1
+    rounds = max((a.round for a, _ in before), default=-1) + 1
+    withdrawn: set[str] = set()
     for number in range(rounds):
-        answer = yield Interrupt(payload([j for n, j in before if n == number]))
+        again = [(j, a) for a, j in before if a.round == number]
+        answer = yield Interrupt(payload(again))
         yield from _resolve(run, me, number, answer)
+        withdrawn |= _withdrawn([a for _, a in again], answer, run)
     if rounds:
         judged = yield from judge_calls(run, calls)
     asked = [j for j in judged if j.asks]
@@ -129,16 +140,31 @@ def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Ma
     fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
     # What is asked late would come before a tool's own question, and take the answer to it.
     late = answers_left(config, rounds)
+    refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
     if fresh and can_ask(config) and not late:
         yield from record_asks(run, fresh)
-        opened = yield Commit(run.scope, run.guard, questions(run, fresh, rounds, me, interrupt_id(config)))
-        if not isinstance(opened, Conflict):  # else the run is over or the task changed: nothing to ask
-            answer = yield Interrupt(payload(fresh))
+        opened = questions(run, fresh, rounds, me, interrupt_id(config))
+        no = yield from open_questions(run, fresh, opened)
+        if no is None:
+            answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
             yield from _resolve(run, me, rounds, answer)
-        judged = yield from judge_calls(run, calls)
+        elif no == Code.APPROVAL_CAPPED:
+            refused |= dict.fromkeys((j.key for j in fresh), no)
+        judged = yield from judge_calls(run, calls)  # where the run is over, this says so
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
-    return [_denied(j, Code.UNREPEATABLE_ARGUMENTS if j.key in unrepeatable else code) if j.asks else j for j in judged]
+    judged = [_denied(j, refused.get(j.key, code)) if j.asks else j for j in judged]
+    return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
+
+
+def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
+    """The calls that were approved beside the graph, and that whoever resumes it rejects all the same."""
+    open_then = [a for a in asks if a.state == "approved"]
+    if not open_then:
+        return set()
+    return {a.call_key for a in answers(asks, answer, run.subject) if a.state == "rejected"} & {
+        a.call_key for a in open_then
+    }
 
 
 def _asked_before(judged: Judged, me: str) -> bool:
@@ -158,7 +184,8 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
     Where it did not (a child on a thread of its own), the answer is here.
     """
     snapshot = yield Load(run.scope, Query(asks=True))
-    still = [a for a in snapshot.asks if a.task_id == me and a.round == number]
+    # What came too late is no answer, whatever it says.
+    still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
     if still:
         # Only an entry can open an epoch, so a correction is no answer here.
         given = answers(still, answer, run.subject)

@@ -22,6 +22,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 from langchain_core.messages import HumanMessage
 from langgraph.types import Command
 
+from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges._private import is_resume_map
@@ -41,12 +42,14 @@ from langchain_runtime_authz.edges.outside import (
     watched,
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
-from langchain_runtime_authz.enforce.engine import Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.enforce.approval import is_ours
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry, reply
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.identity.subjects import claimed_identities
 from langchain_runtime_authz.ledger.base import Scope
 
 __all__ = ["Entrance", "RunHandle", "SubjectLike", "opened"]
@@ -56,6 +59,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+MAX_CLAIMED: Final = 16  # names in one record
 _BESIDE: Final = "guard"  # the agent's name where guarded tools are called beside every protected graph
 
 # Set by `with authz.run(...)`, read only by root entries, at the call. Inside generators and across
@@ -356,6 +360,19 @@ class Entrance:
             ),
             grant=handle.grant,
         )
+        if claimed := claimed_identities(config, handle.subject):
+            # Ignored, and on record: only names, for the values are whatever a client wrote.
+            yield Record(
+                run_record,
+                now=entry.now,
+                event="identity_ignored",
+                run_id=handle.run_id,
+                jti=entry.run.jti,
+                epoch=entry.run.epoch,
+                scope=scope,
+                agent=entry.run.agent,
+                detail={"claimed": claimed[:MAX_CLAIMED]},
+            )
         foreign_plans(entry.run, update)
         handle._enter(entry.run)
         self.engine.tally.decided(entry.run, "entry", name, "root entry")
@@ -491,6 +508,8 @@ class _Root(Entering[tuple[Any, Any]]):
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
             given = yield from _resume(entry, given, (yield ReadState(self.graph, self.config)))
+        elif self.graph is not None and given is None and saver_of(self.graph) is not None:
+            given = _settled(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:
             state = (yield ReadState(self.graph, self.config)).values if known else None
             given = _deliver(entry, given, state)
@@ -567,6 +586,17 @@ def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     own = {i: v for i, v in answered.items() if i not in reviewed}
     corrected = yield from reply(entry.run, questions, own)
     return replace(given, resume=answered) if asks or corrected else given
+
+
+def _settled(entry: Entry, state: Any) -> Any:
+    """The input of a re-invocation that goes on where every question of ours was answered beside the graph.
+
+    LangGraph would raise the same interrupts again; what is answered, void or too late is not asked
+    again. The value says nothing: the gate reads the ledger.
+    """
+    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
+    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
+    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
 def _deliver(entry: Entry, input: Any, state: Any) -> Any:

@@ -22,26 +22,58 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from langchain_runtime_authz.enforce.engine import Commit, Flow, new_id
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
-from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, Change
+from langchain_runtime_authz.ledger.base import (
+    AnswerApproval,
+    Approval,
+    AskApproval,
+    Change,
+    Conflict,
+    Scope,
+    SpendBudget,
+    SpendRate,
+)
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
     from langchain_runtime_authz.enforce.engine import Run
     from langchain_runtime_authz.enforce.step import Call, Judged
 
-__all__ = ["allowed", "answers", "corrections", "edited_action", "payload", "questions", "reviews"]
+__all__ = [
+    "allowed",
+    "answers",
+    "corrections",
+    "edited_action",
+    "is_ours",
+    "open_questions",
+    "payload",
+    "questions",
+    "reviews",
+]
 
+HOUR: Final = 3600
+MAX_LINES: Final = 40  # arguments shown in one question
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 
 
-def allowed(plan_id: str | None) -> tuple[str, ...]:
-    """The decisions that a question takes. A call that no message planned has no place for another one."""
-    return DECISIONS if plan_id is not None else ("approve", "reject")
+def allowed(plan_id: str | None, needed: int = 1) -> tuple[str, ...]:
+    """The decisions that a question takes.
+
+    A call that no message planned has no place for another one; and where several people must approve,
+    they approve the same thing.
+    """
+    return DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
 
 
-def payload(asked: Sequence[Judged]) -> dict[str, Any]:
-    """The value of the one interrupt that asks about all of `asked`, in order."""
+def payload(asked: Sequence[tuple[Judged, Approval]]) -> dict[str, Any]:
+    """The value of the one interrupt that asks about all of `asked`, in order.
+
+    `args` are exact and for programs; `description` is inert and for people. `approval_id` is what
+    `authz.approve` and `runtime-authz approvals` take.
+    """
     return {
         "action_requests": [
             {
@@ -49,49 +81,93 @@ def payload(asked: Sequence[Judged]) -> dict[str, Any]:
                 "tool_call_id": j.call.call_id,
                 "name": j.call.tool,
                 "args": dict(j.call.args),
-                "description": _question(j),
+                "description": question.question,
+                "approval_id": question.id,
             }
-            for j in asked
+            for j, question in asked
         ],
         "review_configs": [
-            {"action_name": j.call.tool, "allowed_decisions": list(allowed(j.call.plan_id))} for j in asked
+            {"action_name": j.call.tool, "allowed_decisions": list(question.allowed)} for j, question in asked
         ],
     }
 
 
+def is_ours(value: object) -> bool:
+    """Whether an interrupt's value is a `payload`: every call of it has a question in the ledger."""
+    asked = value.get("action_requests") if isinstance(value, Mapping) else None
+    return (
+        isinstance(asked, list) and bool(asked) and all(isinstance(a, Mapping) and a.get("approval_id") for a in asked)
+    )
+
+
 def _question(judged: Judged) -> str:
-    """One line that asks, and one for each argument whose source the human should see."""
-    asked = f"Approve {judged.call.tool}? ({', '.join(judged.decision.reasons)})"
-    return "\n".join([asked, *(f"- {line}" for line in judged.evidence)])
+    """One line that asks, and one for each bound argument. Made of the call alone, never of a model's words."""
+    asked = f"Approve {inert(judged.call.tool)}? ({', '.join(map(inert, judged.decision.reasons))})"
+    if judged.terms.needed > 1:
+        asked += f" {judged.terms.needed} people must."
+    lines = judged.evidence[:MAX_LINES]
+    left = len(judged.evidence) - len(lines)
+    more = [f"- and {left} more arguments; the call's digest is {judged.call.args_digest}"] if left else []
+    return "\n".join([asked, *(f"- {line}" for line in lines), *more])
 
 
-def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, interrupt_id: str) -> list[Change]:
-    """The changes that open the questions in the ledger, before anybody is asked.
+def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
+    """The questions as the ledger keeps them.
 
     `number` counts the interrupts of one task, so that a re-entered task repeats them in order.
     """
     return [
-        AskApproval(
-            Approval(
-                call_key=j.key,
-                args_digest=j.call.args_digest,
-                epoch=run.epoch,
-                task_id=task_id,
-                round=number,
-                position=i,
-                interrupt_id=interrupt_id,
-                agent=run.agent,
-                plan_id=j.call.plan_id,
-                place=j.call.position,
-                call_id=j.call.call_id,
-                tool=j.call.tool,
-                within=run.waiting,
-                expires_at=j.expires_at,
-                allowed=allowed(j.call.plan_id),
-            ),
+        Approval(
+            call_key=j.key,
+            args_digest=j.call.args_digest,
+            epoch=run.epoch,
+            task_id=task_id,
+            round=number,
+            position=i,
+            interrupt_id=interrupt_id,
+            agent=run.agent,
+            plan_id=j.call.plan_id,
+            place=j.call.position,
+            call_id=j.call.call_id,
+            tool=j.call.tool,
+            within=run.waiting,
+            expires_at=j.expires_at,
+            allowed=allowed(j.call.plan_id, j.terms.needed),
+            id=new_id(),
+            subject=f"{run.subject.type}:{run.subject.id}",
+            run_id=run.run_id,
+            question=_question(j),
+            needed=j.terms.needed,
+            distinct=j.terms.distinct,
+            eligible=j.terms.eligible,
+            fallback=j.terms.fallback,
+            fallback_at=j.now + j.terms.fallback_after,
         )
         for i, j in enumerate(asked)
     ]
+
+
+def open_questions(run: Run, asked: Sequence[Judged], opened: Sequence[Approval]) -> Flow[Code | None]:
+    """Open questions in the ledger, before anybody is asked, within what the run and its subject may ask.
+
+    The code where nobody may be asked: `approval_capped`, or why the run is over. A list that goes over
+    a cap is refused whole: who floods a human gets no part of it through.
+    """
+    hourly: list[Change] = [SpendRate("asks", HOUR, cap) for j in asked if (cap := j.terms.per_hour) is not None]
+    per_run: list[Change] = [
+        SpendBudget(f"asks:{run.run_id}", cap) for j in asked if (cap := j.terms.per_run) is not None
+    ]
+    # By themselves, so that what is refused here opens nothing, and the run's cap spares the subject's.
+    for scope, counted in ((run.scope, per_run), (_asks_of(run), hourly)):
+        if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
+            return Code.APPROVAL_CAPPED
+    done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
+    return done.code if isinstance(done, Conflict) else None
+
+
+def _asks_of(run: Run) -> Scope:
+    """Where the questions asked on behalf of a subject are counted, for every thread."""
+    return Scope(run.scope.tenant, run.scope.issuer, "asks:", f"{run.subject.type}:{run.subject.id}")
 
 
 def reviews(run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str) -> list[Change]:

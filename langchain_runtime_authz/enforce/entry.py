@@ -64,18 +64,21 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An opened root entry.
 
     `pending` are corrections that the graph's state may not hold yet; they are pending until a run
-    ends that saw them. `asks` are the questions that a resume value may answer.
+    ends that saw them. `asks` are the questions that a resume value may answer. `now` is ledger time.
     """
 
     run: Run
     pending: tuple[HumanText, ...]
     asks: tuple[Approval, ...]
+    now: float = 0.0
 
 
 class Given(NamedTuple):
@@ -117,7 +120,7 @@ def open_entry(
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
     try:
-        run, pending, asks = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
+        run, pending, asks, now = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
@@ -133,7 +136,7 @@ def open_entry(
     if not decision.permit:
         yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
-    return Entry(run, pending, asks)
+    return Entry(run, pending, asks, now)
 
 
 def _planned(run: Run) -> Flow[frozenset[str] | None]:
@@ -169,7 +172,7 @@ def _take_lease(
     task: HumanText | None,
     given: Given,
     grant: Grant | None,
-) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...]]]:
+) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...], float]]:
     owner = f"{subject.type}:{subject.id}"
     jti = new_id()
     # Another entry may advance the epoch between our load and our commit: then look again.
@@ -213,7 +216,7 @@ def _take_lease(
             yield _record(run, "corrected", done.now, texts=len(fresh))
         yield _record(run, "resumed" if given.resume else "started", done.now, subject=owner)
         asks = snapshot.asks if not fresh or first else ()
-        return run, snapshot.pending, asks
+        return run, snapshot.pending, asks, done.now
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
@@ -298,7 +301,14 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         return  # LangChain's review refuses the whole value, and its question stays open
     said = corrections(asks, answered)
     if not said:
-        yield Commit(run.scope, None, answered)
+        done = yield Commit(run.scope, None, answered)
+        if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
+            # Before any task takes the value: the question stays open for who may answer it.
+            yield _record(run, "approval", 0.0, refused=str(done.code), approver=f"{run.subject.type}:{run.subject.id}")
+            raise AuthzDenied(done.code, new_id())
+        by_key = {a.call_key: a for a in answered}
+        if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
+            raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
         return
     plans = yield from _carried(run, asks, answered)
     human = run.subject.type in ("user", "anonymous")

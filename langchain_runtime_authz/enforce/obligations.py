@@ -3,7 +3,7 @@
 | type | properties | carried out |
 |---|---|---|
 | `redact` | `fields`: names | in the tool's result, before anything else sees it |
-| `require_approval` | `expires_in` (s, optional) | as a question to a human; its answer counts so long from the question |
+| `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to a human, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
 | `notify` | `channel` | told once it is recorded (`enforce.notify`); a permit that can not be told is a deny |
@@ -18,16 +18,92 @@ attempt where there is room; `redact` and `withhold_tools` then have nothing to 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import Any, Final, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
 
-__all__ = ["REDACTED", "demands", "redact"]
+__all__ = ["REDACTED", "Terms", "demands", "redact"]
 
 REDACTED: Final = "[redacted]"
 POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
+
+
+class Terms(NamedTuple):
+    """The terms of `require_approval`.
+
+    Attributes:
+        expires_in: seconds from the question on for which it can be answered and its answer used; 0: for ever.
+        needed: `approvers.min`: how many people must say yes.
+        distinct: `approvers.distinct_from_subject`: none of them the subject of the run.
+        eligible: `approvers.who`: `type:id` of those who may; empty: anybody.
+        fallback: `fallback.who`: those who may too, once nobody answered for `fallback.after` seconds.
+        fallback_after: `fallback.after`.
+        per_run: `asks.run`: questions that one run may ask.
+        per_hour: `asks.hour`: questions that may be asked on behalf of one subject in an hour.
+    """
+
+    expires_in: int = 0
+    needed: int = 1
+    distinct: bool = False
+    eligible: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    fallback_after: int = 0
+    per_run: int | None = None
+    per_hour: int | None = None
+
+    @classmethod
+    def of(cls, props: Mapping[str, Any]) -> Terms | None:
+        """The terms that an obligation's properties say; `None` where one of them is of another shape."""
+        approvers, fallback, asks = (props.get(name, {}) for name in ("approvers", "fallback", "asks"))
+        if not (isinstance(approvers, dict) and isinstance(fallback, dict) and isinstance(asks, dict)):
+            return None
+        formed = (
+            _among(approvers, {"min": _positive, "distinct_from_subject": _is_bool, "who": _names})
+            and _among(fallback, {"after": _positive, "who": _names})
+            and _among(asks, {"run": _natural, "hour": _natural})
+            and ("expires_in" not in props or _positive(props["expires_in"]))
+            and (not fallback or {"after", "who"} <= fallback.keys())
+        )
+        if not formed:
+            return None
+        return cls(
+            props.get("expires_in", 0),
+            approvers.get("min", 1),
+            approvers.get("distinct_from_subject", False),
+            tuple(approvers.get("who", ())),
+            tuple(fallback.get("who", ())),
+            fallback.get("after", 0),
+            asks.get("run"),
+            asks.get("hour"),
+        )
+
+    def strictest(self, other: Terms) -> Terms:
+        """What satisfies both."""
+        either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
+        least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
+        both = tuple(w for w in self.eligible if w in other.eligible)
+        # Nobody is in both: then nobody may, and not anybody.
+        eligible = (both or ("",)) if self.eligible and other.eligible else self.eligible or other.eligible
+        return Terms(
+            min((v for v in either[0] if v), default=0),
+            max(self.needed, other.needed),
+            self.distinct or other.distinct,
+            eligible,
+            tuple(w for w in self.fallback if w in other.fallback),
+            max(self.fallback_after, other.fallback_after),
+            *least,
+        )
+
+
+def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
+    """Whether every member is known and of its shape: a term that is not understood is not carried out."""
+    return all(name in shapes and shapes[name](value) for name, value in found.items())
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
@@ -40,7 +116,7 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
         case "revoke" | "rotate":
             return True
         case "require_approval":
-            return True if "expires_in" not in props or _positive(props["expires_in"]) else None
+            return True if Terms.of(props) is not None else None
         case "withhold_tools":
             return True if _names(props.get("tools")) and _names(props.get("provider_tools")) else None
         case "redact":

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.authzen import ArgumentProvenance, IntentContext, Subject
+from langchain_runtime_authz.facts.inert import inert, quoted, scripts
 from langchain_runtime_authz.facts.intent import Request
-from langchain_runtime_authz.facts.provenance.forms import forms, tidy
+from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.harvest import Harvest, Number, Prose, harvest
 from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, names_source, trace
 from langchain_runtime_authz.facts.provenance.words import HumanWords
@@ -39,6 +40,7 @@ MAX_THREADS: Final = 512
 MAX_NUMBERS: Final = 128  # newest, per thread
 MAX_PROSE: Final = 200_000  # characters, per thread
 MAX_SENTENCE: Final = 240
+MAX_PAYEES: Final = 1024  # destinations remembered, per thread
 SMALL: Final = 20_000  # characters that are read without a thread of their own
 _DESTINATIONS: Final = ("principal", "url", "channel")
 
@@ -61,6 +63,7 @@ class _Thread:
     numbers: OrderedDict[tuple[object, ...], Number] = field(default_factory=OrderedDict)
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
+    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → as written
 
 
 class Recall:
@@ -107,6 +110,26 @@ class Recall:
         with self._lock:
             thread = self._threads.get(scope)
             return ((), ()) if thread is None else (tuple(thread.numbers.values()), tuple(thread.prose))
+
+    def reached(self, scope: Scope, profile: ToolProfile, args: Mapping[str, Any]) -> None:
+        """Remember whom and what a call that ran was for: the known destinations of the thread."""
+        found = [argument(args, name) for name, kind in profile.critical.items() if kind in _DESTINATIONS]
+        values = [v for f in found for v in (f if isinstance(f, list) else [f]) if isinstance(v, str) and v]
+        if not (values and profile.side_effect):
+            return
+        with self._lock:
+            payees = self._thread(scope).payees
+            for value in values[:MAX_PAYEES]:
+                look = skeleton(value)
+                payees[look] = payees.pop(look, frozenset()) | {value}
+            while len(payees) > MAX_PAYEES:
+                payees.pop(next(iter(payees)))
+
+    def payees(self, scope: Scope) -> Mapping[str, frozenset[str]]:
+        """Destinations of calls that ran, by their skeleton (UTS #39 §4)."""
+        with self._lock:
+            thread = self._threads.get(scope)
+            return dict(thread.payees) if thread is not None else {}
 
     def _thread(self, scope: Scope) -> _Thread:
         thread = self._threads.get(scope)
@@ -232,30 +255,52 @@ def _small(value: object, left: int = SMALL) -> bool:
 
 
 def sentences(run: Run, call: Call, traced: Mapping[str, ArgumentProvenance]) -> tuple[str, ...]:
-    """For each argument that the human did not say: its value, who says it, and the sentence it stands in.
+    """For each bound argument its value, and where it is not the human's own, who says it, and what stands around it.
 
-    What a tool returned is an attacker's text: it is quoted, shortened and stripped of everything
-    that is no plain character, so that it can not pass for a part of the question.
+    What a tool returned is an attacker's text: it is labelled, quoted, shortened and inert
+    (`facts.inert`), so that it can not pass for a part of the question.
     """
     _, prose = run.engine.recall.seen(run.scope)
+    payees = run.engine.recall.payees(run.scope)
     lines = []
-    for name, found in traced.items():
-        if found.standing == "told":
-            continue
-        value = argument(call.args, name)
-        by = found.asserted_by or found.mentioned_by
-        for item in found.items:
-            by = [*by, *item.asserted_by, *item.mentioned_by]
-        sources = list(dict.fromkeys(s.source for s in by if s.source))
-        line = f"{name} {quoted(value)}: {_TOLD[found.class_]}"
-        if sources:
-            line += f" ({', '.join(sources[:3])})"
-        if found.lookalike:
-            line += ", and it only looks like what you said"
-        if (sentence := _sentence(value, prose)) is not None:
-            line += f": {quoted(sentence)}"
+    for name in dict.fromkeys((*call.args, *traced)):
+        value = call.args[name] if name in call.args else argument(call.args, name)
+        line = f"{inert(name)} {quoted(value)}"
+        if call.profile.critical.get(name) in _DESTINATIONS:
+            line += _resembling(value, payees)
+        found = traced.get(name)
+        if found is not None and found.standing != "told":
+            line += _source(found)
+            if (sentence := _sentence(value, prose)) is not None:
+                line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)
     return tuple(lines)
+
+
+def _source(found: ArgumentProvenance) -> str:
+    by = found.asserted_by or found.mentioned_by
+    for item in found.items:
+        by = [*by, *item.asserted_by, *item.mentioned_by]
+    sources = list(dict.fromkeys(inert(s.source) for s in by if s.source))
+    line = f": {_TOLD[found.class_]}"
+    if sources:
+        line += f" ({', '.join(sources[:3])})"
+    if found.lookalike:
+        line += ", and it ONLY LOOKS LIKE what you said"
+    return line
+
+
+def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
+    """A warning where a destination is drawn like a known one and is another, or mixes scripts."""
+    line = ""
+    for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
+        own = forms(one)
+        known = sorted(v for v in payees.get(skeleton(one), ()) if not set(forms(v)) & set(own))
+        if known:
+            line += f", WHICH ONLY LOOKS LIKE {quoted(known[0])}, used before"
+        if len(used := scripts(one)) > 1:
+            line += f", WRITTEN IN MIXED LETTERS ({', '.join(used)})"
+    return line
 
 
 _TOLD: Final = {
@@ -268,14 +313,6 @@ _TOLD: Final = {
     "mentioned": "it stands in a text that was read",
     "unknown": "nobody was seen to say it",
 }
-
-
-def quoted(value: object) -> str:
-    """A value in quotation marks, on one line, printable, of bounded length."""
-    text = value if isinstance(value, str) else str(value)
-    text = "".join(c if c.isprintable() else " " for c in tidy(text[: 4 * MAX_SENTENCE]))
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("`", "'")
-    return f'"{text[:MAX_SENTENCE]}{"…" if len(text) > MAX_SENTENCE else ""}"'
 
 
 def _sentence(value: object, prose: Sequence[Prose]) -> str | None:

@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, MappingError, ledge
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, RecordPlan, Scope
+from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, Conflict, RecordPlan, Scope
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
 
 __all__ = ["Session"]
@@ -216,12 +216,17 @@ class Session:
             self._run.epoch,
             source="application",
             expires_at=judged.expires_at,
+            subject=(who := f"{subject.type}:{subject.id}"),
+            needed=judged.terms.needed,
+            distinct=judged.terms.distinct,
+            eligible=judged.terms.eligible,
         )
-        who = f"{subject.type}:{subject.id}"
         answer = AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
-            yield Commit(self._run.scope, self._run.guard, [answer])
+            done = yield Commit(self._run.scope, self._run.guard, [answer])
+            if isinstance(done, Conflict):
+                return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
             return deny(ledger_code(exc))
         return (yield from self._settle(call))

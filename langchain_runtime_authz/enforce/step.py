@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Final, Literal
 
 from langchain_runtime_authz.audit.record import completion_record, decision_record
@@ -42,7 +43,7 @@ from langchain_runtime_authz.digest import abbreviate
 from langchain_runtime_authz.enforce.approval import edited_action
 from langchain_runtime_authz.enforce.credentials import audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Notify, Record, Run
-from langchain_runtime_authz.enforce.obligations import demands
+from langchain_runtime_authz.enforce.obligations import Terms, demands
 from langchain_runtime_authz.enforce.provenance import Said, arguments, effective_sink, intent, observing, sentences
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.facts import delegation, history, plan
@@ -171,11 +172,21 @@ class Judged:
         return self.decision.outcome == "approval_required"
 
     @property
+    def terms(self) -> Terms:
+        """On which terms a human is to be asked about it."""
+        asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
+        found = [terms for terms in asked if terms is not None]
+        return reduce(Terms.strictest, found) if found else Terms()
+
+    @property
     def expires_at(self) -> int:
-        """Until when an answer to a question about it counts, in ledger time; 0 for ever."""
-        terms = [o.properties.get("expires_in") for o in self.decision.obligations if o.type == "require_approval"]
-        seconds = min((t for t in terms if isinstance(t, int)), default=0)
-        return self.request.context.now + seconds if seconds and self.request is not None else 0
+        """Until when a question about it can be answered and the answer counts, in ledger time; 0 for ever."""
+        return self.now + self.terms.expires_in if self.terms.expires_in else 0
+
+    @property
+    def now(self) -> int:
+        """Ledger time at the decision."""
+        return self.request.context.now if self.request is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +286,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
 
 def _evidence(run: Run, call: Call, request: EvaluationRequest | None) -> tuple[str, ...]:
     asked = request.context.call if request is not None else None
-    return sentences(run, call, asked.provenance) if asked is not None else ()
+    return sentences(run, call, asked.provenance if asked is not None else {})
 
 
 def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
@@ -418,7 +429,8 @@ def _refusal(
             return deny(_REFUSED[approval.state])
         if approval.edited and approval.call_key != call.amends:  # the human put another call in its place
             return deny(Code.APPROVAL_VOID)
-        if approval.state == "approved" and 0 < approval.expires_at <= snapshot.now:
+        # Also what nobody answered: a question has its time, and the run goes on without an answer.
+        if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
             return deny(Code.APPROVAL_EXPIRED)
     if match.changed:
         return deny(Code.PLAN_CHANGED)
@@ -487,6 +499,7 @@ def _request(
             authenticated=approval.authenticated,
             args_digest=call.args_digest,
             edited_from=approval.tool if call.amends == approval.call_key else None,
+            approvers=list(approval.approvers) or [approval.approver],
         )
     return EvaluationRequest(
         subject=run.subject,
@@ -827,6 +840,8 @@ def conclude(
     if output is not None and state in ("done", "failed"):
         found: Harvest = yield observing(run, call, output, failed=state == "failed")
         run.engine.recall.keep(run.scope, found)
+        if state == "done":
+            run.engine.recall.reached(run.scope, call.profile, call.args)
         if found.sightings:
             changes.append(RecordValues(found.sightings))
         if not side_effect and state == "done":

@@ -29,6 +29,7 @@ from langchain_runtime_authz.grant import Grant
 
 __all__ = [
     "LAPSED",
+    "MAX_ASKED",
     "MAX_MARKS",
     "PROTOCOL_VERSION",
     "AdvanceEpoch",
@@ -37,6 +38,7 @@ __all__ = [
     "AnswerApproval",
     "Approval",
     "AskApproval",
+    "Asked",
     "CallRow",
     "Change",
     "ClaimCall",
@@ -72,6 +74,7 @@ __all__ = [
 PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds past its expiry for which a lease that nobody ended counts as under way
 MAX_MARKS: Final = 10_000  # per thread
+MAX_ASKED: Final = 1000  # questions in one answer of `Asked`
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -129,6 +132,12 @@ class Approval:
     (`{"name", "args"}`) that the human put in the call's place: the approval is for that one and no
     longer for the call. `expires_at` is ledger time, 0 for never. `allowed` are the decisions that the
     question takes.
+
+    `id` names this one question, also where the same call is asked about anew. `subject` and `run_id` say
+    on whose behalf it is asked, in which run; `question` is its text, inert (`facts.inert`). `needed`
+    approvers must say yes, and `approvers` have; with `distinct` none of them may be the subject.
+    `eligible` are those who may answer (nobody named: any), `fallback` those who may too from
+    `fallback_at` (ledger time) on; all are `type:id`.
     """
 
     call_key: str
@@ -152,6 +161,16 @@ class Approval:
     edited: str = ""
     expires_at: int = 0
     allowed: tuple[str, ...] = ()
+    id: str = ""
+    subject: str = ""
+    run_id: str = ""
+    question: str = ""
+    needed: int = 1
+    distinct: bool = False
+    eligible: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    fallback_at: int = 0
+    approvers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +386,10 @@ class AskApproval(Change):
 class AnswerApproval(Change):
     """Answer an open question; an answered one keeps its first answer.
 
-    `answered`: the human answers in the tool's place, by `message`; the call does not run.
+    Refused: `approval_approver`, where the approver is not one who may answer; `approval_not_distinct`,
+    where the subject approves what another must, or somebody approves twice. A question that needs
+    several approvers stays open until the last one. `id`, if given, must be the question's.
+    Anybody's `rejected` is one too many. `answered`: the human answers in the tool's place, by `message`; the call does not run.
     """
 
     call_key: str
@@ -376,6 +398,7 @@ class AnswerApproval(Change):
     authenticated: bool
     message: str = ""
     edited: str = ""
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,6 +516,19 @@ class Ledger(Protocol):
 
     async def acommit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """`commit` without blocking the event loop."""
+        ...
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """What a store can say of the questions that wait for an answer, on every thread of a tenant."""
+
+    def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
+        """Open questions, oldest thread first, at most `MAX_ASKED`; or the one of that `id`."""
+        ...
+
+    async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
+        """`asked` without blocking the event loop."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 from langchain_runtime_authz.errors import ConfigError
@@ -72,6 +73,22 @@ class MemoryLedger:
             if scope is None:
                 return "unknown"
             return status(self._threads.get(scope) or Thread(), lease_jti, key, self._now())
+
+    def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        """See `Asked.asked`."""
+        with self._lock:
+            found = (
+                (scope, a)
+                for scope, thread in self._threads.items()
+                if scope.tenant == tenant
+                for a in thread.approvals.values()
+                if a.state == "asked" and a.id and id in (None, a.id)
+            )
+            return list(islice(found, b.MAX_ASKED))
+
+    async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        """Memory does not block: the same as `asked`."""
+        return self.asked(tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
         """Memory does not block: the same as `status`."""

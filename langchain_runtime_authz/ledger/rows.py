@@ -23,7 +23,7 @@ from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.state import Needs, Thread, tokens
 
-__all__ = ["Fetch", "Row", "Statement", "keep", "located", "lookup", "thread_key"]
+__all__ = ["Fetch", "Row", "Statement", "keep", "located", "lookup", "open_questions", "question", "thread_key"]
 
 Statement = tuple[str, Sequence[Any]]
 Row = Sequence[Any]
@@ -394,6 +394,19 @@ def _history(body: Mapping[str, Any]) -> History:
 def _plan(body: Mapping[str, Any]) -> PlanRecord:
     calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in body["calls"])
     return PlanRecord(**{**_known(PlanRecord, body), "calls": calls})
+
+
+def open_questions(tenant: str) -> Statement:
+    """Every open question of a tenant, of the thread that was used least recently first."""
+    same = "t.tenant = a.tenant AND t.thread = a.thread"
+    sql = f"SELECT t.scope, a.body FROM approval a JOIN thread t ON {same} WHERE a.tenant = ? AND a.state = 'asked'"
+    return f"{sql} ORDER BY t.at, a.thread, a.key", (tenant,)
+
+
+def question(row: Row) -> tuple[b.Scope, b.Approval]:
+    """One row of `open_questions`."""
+    scope, body = row
+    return b.Scope(*json.loads(scope)), b.Approval(**_known(b.Approval, json.loads(body)))
 
 
 def lookup(tenant: str, jti: str) -> list[Statement]:

@@ -19,7 +19,17 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement, keep, located, lookup, thread_key
+from langchain_runtime_authz.ledger.rows import (
+    Fetch,
+    Row,
+    Statement,
+    keep,
+    located,
+    lookup,
+    open_questions,
+    question,
+    thread_key,
+)
 from langchain_runtime_authz.ledger.schema import Version, check
 from langchain_runtime_authz.ledger.state import Needs, apply, ledger_time, needs, needs_of, snapshot, status
 
@@ -107,6 +117,19 @@ class SqlLedger:
             pruned = ("SELECT value FROM meta WHERE name = ?", ("pruned",))
             held, through = tx.batch([entry, pruned])
         return held[0][0] == anchor.nonce if held else any(anchor.position <= int(p) for (p,) in through)
+
+    def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        """See `Asked.asked`."""
+        seen = self._position(tenant)
+        with self._reading(tenant) as tx:
+            self._fetch(tx, tx.batch, Fetch(tenant, b"", Needs()), seen)
+            (rows,) = tx.commit([open_questions(tenant)])
+        found = [one for row in rows if (one := question(row))[1].id and id in (None, one[1].id)]
+        return found[: b.MAX_ASKED]
+
+    async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
+        """`asked` in a thread."""
+        return await self._in_thread(self.asked, tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
         """`status` in a thread."""

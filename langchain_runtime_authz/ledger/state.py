@@ -458,18 +458,11 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                 return lambda: None
             return lambda: t.approvals.__setitem__(approval.call_key, approval)
 
-        case b.AnswerApproval(key, answer, approver, authenticated, message, edited):
+        case b.AnswerApproval(key):
             asked = t.approvals.get(key)
-            if asked is None or asked.state != "asked":
+            if asked is None or asked.state != "asked" or change.id not in ("", asked.id):
                 raise _Refused(Code.APPROVAL_VOID)
-            answered = replace(
-                asked,
-                state=answer,
-                approver=approver,
-                authenticated=authenticated,
-                message=message,
-                edited=edited,
-            )
+            answered = _answered(asked, change, now)
             return lambda: t.approvals.__setitem__(key, answered)
 
         case b.SpendApproval(key, args_digest):
@@ -509,6 +502,31 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
 
     msg = f"unknown change {type(change).__name__}"
     raise TypeError(msg)
+
+
+def _answered(asked: b.Approval, given: b.AnswerApproval, now: float) -> b.Approval:
+    """The question with one more answer: of who may give one, and of a new person each time."""
+    by = given.approver
+    may = not asked.eligible or by in asked.eligible or (by in asked.fallback and now >= asked.fallback_at)
+    if given.state in ("approved", "answered"):
+        if not may:
+            raise _Refused(Code.APPROVAL_APPROVER)
+        if (asked.distinct and by == asked.subject) or by in asked.approvers:
+            raise _Refused(Code.APPROVAL_NOT_DISTINCT)
+    elif not may and by != asked.subject:  # whose call it is may always take it back
+        raise _Refused(Code.APPROVAL_APPROVER)
+    approvers = (*asked.approvers, by) if given.state == "approved" else asked.approvers
+    waits = given.state == "approved" and len(approvers) < asked.needed
+    return replace(
+        asked,
+        state="asked" if waits else given.state,
+        approver=" ".join(approvers) if given.state == "approved" else by,
+        # One that is not would be the weakest of them.
+        authenticated=given.authenticated and (asked.authenticated or not asked.approvers),
+        message=given.message,
+        edited=given.edited,
+        approvers=approvers,
+    )
 
 
 def _drop(rows: dict[str, b.CallRow], key: str) -> None:

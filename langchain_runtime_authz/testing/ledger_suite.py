@@ -37,6 +37,7 @@ from langchain_runtime_authz.ledger.base import (
     AnswerApproval,
     Approval,
     AskApproval,
+    Asked,
     CallRow,
     Change,
     ClaimCall,
@@ -851,6 +852,71 @@ class LedgerContract:
                 b.refuse(Code.APPROVAL_VOID, AnswerApproval(first, "approved", "user:bob", authenticated=False))
                 assert b.approval(first) == stands
 
+    def test_several_people_approve_one_after_the_other(self) -> None:
+        """The question stays open until enough have; the subject does not count, nobody twice, one no is enough."""
+        with self._bench() as b:
+            asked = Approval("k", DIGEST, 1, id="q-1", subject="user:alice", needed=2, distinct=True)
+            b.do(AskApproval(asked), AskApproval(replace(asked, call_key="no")))
+            yes = AnswerApproval("k", "approved", "user:bob", authenticated=True, id="q-1")
+            b.refuse(Code.APPROVAL_NOT_DISTINCT, replace(yes, approver="user:alice"))
+            b.refuse(Code.APPROVAL_VOID, replace(yes, id="q-2"))
+            b.do(yes)
+            once = b.approval("k")
+            assert once is not None
+            assert (once.state, once.approvers) == ("asked", ("user:bob",))
+            b.refuse(Code.APPROVAL_NOT_DISTINCT, yes)
+            b.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+            b.do(replace(yes, approver="user:carol", authenticated=False))
+            both = b.approval("k")
+            assert both is not None
+            assert (both.state, both.approvers) == ("approved", ("user:bob", "user:carol"))
+            assert (both.approver, both.authenticated) == ("user:bob user:carol", False)
+            b.do(SpendApproval("k", DIGEST))
+            b.do(AnswerApproval("no", "approved", "user:bob", authenticated=True))
+            b.do(AnswerApproval("no", "rejected", "user:alice", authenticated=True))
+            refused = b.approval("no")
+            assert refused is not None
+            assert refused.state == "rejected"
+
+    def test_who_may_answer(self) -> None:
+        """Who is named, at once; the fallback from its time on; the subject may always take it back."""
+        with self._bench() as b:
+            asked = Approval(
+                "k",
+                DIGEST,
+                1,
+                subject="user:alice",
+                eligible=("user:bob",),
+                fallback=("user:carol",),
+                fallback_at=int(b.clock()) + TTL,
+            )
+            b.do(AskApproval(asked), AskApproval(replace(asked, call_key="back")))
+            yes = AnswerApproval("k", "approved", "user:carol", authenticated=True)
+            for other in ("user:alice", "user:carol", "user:dave", ""):
+                b.refuse(Code.APPROVAL_APPROVER, replace(yes, approver=other))
+            b.refuse(Code.APPROVAL_APPROVER, AnswerApproval("k", "rejected", "user:dave", authenticated=True))
+            b.do(AnswerApproval("back", "rejected", "user:alice", authenticated=True))
+            b.clock.tick(TTL)
+            b.refuse(Code.APPROVAL_APPROVER, replace(yes, approver="user:dave"))
+            b.do(yes)
+
+    def test_what_is_asked_on_every_thread(self) -> None:
+        """With its thread, of one tenant, until it is answered or void."""
+        with self._bench() as b:
+            assert isinstance(b.ledger, Asked)
+            tenant = b.scope.tenant
+            b.do(AskApproval(Approval("k", DIGEST, 1, id="q-1")), AskApproval(Approval("l", DIGEST, 1, id="q-2")))
+            b.do(AskApproval(Approval("old", DIGEST, 1)))  # by a version that named no question
+            assert sorted((s, a.id) for s, a in b.ledger.asked(tenant)) == [(b.scope, "q-1"), (b.scope, "q-2")]
+            assert [a.call_key for _, a in b.ledger.asked(tenant, "q-2")] == ["l"]
+            assert list(b.ledger.asked(tenant, "q-3")) == []
+            assert list(b.ledger.asked("somebody else")) == []
+            assert [a.id for _, a in asyncio.run(b.ledger.aasked(tenant, "q-1"))] == ["q-1"]
+            b.do(AnswerApproval("k", "approved", "user:bob", authenticated=True))
+            assert [a.id for _, a in b.ledger.asked(tenant)] == ["q-2"]
+            b.do(AdvanceEpoch(1, ()))
+            assert list(b.ledger.asked(tenant)) == []
+
     def test_an_answer_may_be_another_action(self) -> None:
         """What a human put in a call's place, or said in the tool's, comes back as it was given."""
         with self._bench() as b:
@@ -874,7 +940,12 @@ class LedgerContract:
             b.do(AnswerApproval("k", "approved", "user:alice", authenticated=True, edited=edited))
             b.do(AnswerApproval("other", "answered", "user:alice", authenticated=True, message="I did it"))
             assert b.approval("k") == replace(
-                asked, state="approved", approver="user:alice", authenticated=True, edited=edited
+                asked,
+                state="approved",
+                approver="user:alice",
+                authenticated=True,
+                edited=edited,
+                approvers=("user:alice",),
             )
             found = b.approval("other")
             assert found is not None

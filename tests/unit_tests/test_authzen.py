@@ -118,6 +118,7 @@ REQUEST_V1 = {
             "authenticated": "bool",
             "args_digest": "str",
             "edited_from": "str | null = None",
+            "approvers": "list[str] = []",
         },
     },
 }

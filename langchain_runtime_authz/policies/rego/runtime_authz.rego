@@ -27,12 +27,16 @@
 #   plan        stale: effects refused when the plan belongs to an older task;
 #               unplanned_permitted: effects permitted although no recorded plan holds the call
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
-#   approvals   effect or "*" -> {sources, authenticated, expires_in, edits}: which approval lifts an
+#   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
 #               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
 #               is taken as it comes: never authenticated); `authenticated: true` demands a verified
 #               approver; it counts `expires_in` seconds from the question on (absent: as long as the
 #               task stands); `edits` says whether a human may put other arguments ("args") or another
-#               tool too ("any") in a call's place, or nothing ("none")
+#               tool too ("any") in a call's place, or nothing ("none"). `approvers` {min,
+#               distinct_from_subject, who}: how many people must approve, whether the subject may be one,
+#               and which (`type:id`; absent: any). `fallback` {after, who}: who may too, once nobody
+#               answered for so many seconds. `asks` {run, hour}: how many questions one run may ask, and
+#               one subject in an hour. The PEP counts both, and people, atomically
 #   models      providers, names: of models that may be called (null: any); provider_tools: tools run
 #               by the provider that a model may be given. Others are taken out of the model's request
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
@@ -643,9 +647,10 @@ asked contains "data_flow" if {
 
 needed := object.get(cfg.approvals, effect, object.get(cfg.approvals, "*", {}))
 
-default approval_term := {}
-
-approval_term := {"expires_in": needed.expires_in} if needed.expires_in
+approval_term := {name: term |
+	some name in ["expires_in", "approvers", "fallback", "asks"]
+	term := needed[name]
+}
 
 term_formed if not "expires_in" in object.keys(needed)
 
@@ -661,7 +666,44 @@ approved if {
 	input.context.approval.args_digest == input.context.call.args_digest
 	input.context.approval.source in needed.sources
 	approver_sufficient(needed)
+	approvers_sufficient
 	edit_sufficient
+}
+
+approver_rule := object.get(needed, "approvers", {})
+
+# Who approved: LangChain's own review says one name, ours all of them.
+people contains person if {
+	is_array(input.context.approval.approvers)
+	some person in input.context.approval.approvers
+	is_string(person)
+}
+
+approvers_sufficient if approver_rule == {}
+
+approvers_sufficient if {
+	enough := object.get(approver_rule, "min", 1)
+	is_number(enough)
+	count(people) >= enough
+	people_apart
+	people_eligible
+}
+
+people_apart if object.get(approver_rule, "distinct_from_subject", false) == false
+
+people_apart if {
+	subject := concat(":", [input.subject.type, input.subject.id])
+	every person in people {
+		person != subject
+	}
+}
+
+people_eligible if object.get(approver_rule, "who", []) == []
+
+people_eligible if {
+	others := object.get(object.get(needed, "fallback", {}), "who", [])
+	may := {who | some who in array.concat(approver_rule.who, others)}
+	count(people - may) == 0
 }
 
 edit_sufficient if object.get(input.context.approval, "edited_from", null) == null

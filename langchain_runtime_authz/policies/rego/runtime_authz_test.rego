@@ -556,6 +556,47 @@ test_a_question_lasts_as_long_as_the_data_says if {
 	}
 }
 
+approved_by(people) := object.union(approval("interrupt", true), {"context": {"approval": {"approvers": people}}})
+
+test_four_eyes if {
+	rule := {"pay": {
+		"sources": ["interrupt", "hitl"],
+		"authenticated": true,
+		"edits": "any",
+		"approvers": {"min": 2, "distinct_from_subject": true},
+	}}
+	pay := properties({"effect": "pay"})
+	two := object.union(approved_by(["user:x1", "user:x2"]), pay)
+	permits(patched(two)) with data.runtime_authz_data.approvals as rule
+	same := concat(":", [base.subject.type, base.subject.id])
+	every people in [[], ["user:x1"], ["user:x1", "user:x1"], ["user:x1", same], "user:x1 user:x2", null] {
+		answer := patched(object.union(approved_by(people), pay))
+			with data.runtime_authz_data.approvals as rule
+		answer.decision == false
+	}
+}
+
+test_who_approves if {
+	rule := {"pay": {
+		"sources": ["interrupt"],
+		"authenticated": true,
+		"edits": "any",
+		"approvers": {"who": ["user:bob"]},
+		"fallback": {"after": 60, "who": ["user:carol"]},
+	}}
+	pay := properties({"effect": "pay"})
+	every who in ["user:bob", "user:carol"] {
+		answer := patched(object.union(approved_by([who]), pay))
+			with data.runtime_authz_data.approvals as rule
+		answer.decision == true
+	}
+	answer := patched(object.union(approved_by(["user:dave"]), pay))
+		with data.runtime_authz_data.approvals as rule
+	answer.decision == false
+	some obligation in answer.context.obligations
+	obligation.properties == {"approvers": rule.pay.approvers, "fallback": rule.pay.fallback}
+}
+
 test_an_approval_lifts_an_ask if {
 	permits(patched(approval("interrupt", false)))
 	permits(patched(approval("application", true)))

@@ -1,0 +1,199 @@
+"""`runtime-authz approvals`: what waits for a person, and a person's answer, on a ledger that processes share."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.errors import ConfigError
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.approver import Verdict
+    from langchain_runtime_authz.ledger.sql import SqlLedger
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="""List what agents ask, and answer it by a signed statement.
+
+    LEDGER is the path of an SQLite file, or a connection string of PostgreSQL.
+
+    \b
+      runtime-authz approvals list    ledger.db
+      runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
+      runtime-authz approvals deny    ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Where = Annotated[str, typer.Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The question, as `approvals list` names it.")]
+Tenant = Annotated[str, typer.Option("--tenant", help="Whose questions.")]
+Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of the tables.")]
+Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
+Person = Annotated[str, typer.Option("--as", help="Who answers: the name of a user.")]
+Key = Annotated[Path, typer.Option("--key", help="Their private key: PEM.")]
+Password = Annotated[
+    str | None,
+    typer.Option("--password", envvar="RUNTIME_AUTHZ_KEY_PASSWORD", show_envvar=True, help="Of the private key."),
+]
+Known = Annotated[
+    Path,
+    typer.Option("--approvers", help="The people's public keys: JSON, `user:<name>` to JWK set (RFC 7517)."),
+]
+Audit = Annotated[Path | None, typer.Option("--audit", help="A hash-chained file to record the answer in.")]
+
+
+@app.callback()
+def _group() -> None:
+    """List what agents ask, and answer it by a signed statement."""
+
+
+@app.command("list")
+def list_(
+    where: Where,
+    tenant: Tenant = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+) -> None:
+    """List the questions that wait. What is shown of their arguments is inert.
+
+    \b
+    Examples:
+      runtime-authz approvals list ledger.db --tenant acme
+    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    with reporting(), _ledger(where, schema, role) as ledger:
+        found = list(ledger.asked(tenant))
+    if as_json:
+        rows = [
+            {
+                "id": asked.id,
+                "graph": scope.graph,
+                "thread": scope.thread,
+                "subject": asked.subject,
+                "tool": asked.tool,
+                "args_digest": asked.args_digest,
+                "expires_at": asked.expires_at or None,
+                "approvers": list(asked.approvers),
+                "needed": asked.needed,
+                "question": asked.question,
+            }
+            for scope, asked in found
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from langchain_runtime_authz.facts.inert import inert
+
+    for scope, asked in found:
+        until = dt.datetime.fromtimestamp(asked.expires_at, dt.UTC).isoformat() if asked.expires_at else "for ever"
+        typer.echo(f"{asked.id}  {inert(scope.graph)}/{inert(scope.thread)}  for {inert(asked.subject)}")
+        typer.echo(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")
+        typer.echo("".join(f"  {line}\n" for line in asked.question.splitlines()))
+    typer.echo(f"{len(found)} open")
+
+
+@app.command("approve")
+def approve(
+    where: Where,
+    id: Id,
+    person: Person,
+    key: Key,
+    approvers: Known,
+    tenant: Tenant = "default",
+    password: Password = None,
+    audit: Audit = None,
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+) -> None:
+    """Approve one call: exactly its tool and arguments, on its thread, for its task as it stands now.
+
+    \b
+    Examples:
+      runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
+    """  # noqa: D301  (see above)
+    with reporting(), _authz(where, tenant, approvers, audit, schema, role) as authz:
+        waits = authz.approve(id, statement=_signed(authz, id, person, key, password, "approve"))
+    typer.echo(f"approved   by user:{person}")
+    typer.echo(f"waits for  {waits} more" if waits else "complete   resume the graph")
+
+
+@app.command("deny")
+def deny(
+    where: Where,
+    id: Id,
+    person: Person,
+    key: Key,
+    approvers: Known,
+    message: Annotated[str, typer.Option("--message", help="Told to the model.")] = "",
+    tenant: Tenant = "default",
+    password: Password = None,
+    audit: Audit = None,
+    schema: Schema = "runtime_authz",
+    role: Role = "runtime_authz_app",
+) -> None:
+    """Reject one call. One person is enough.
+
+    \b
+    Examples:
+      runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
+    """  # noqa: D301  (see above)
+    with reporting(), _authz(where, tenant, approvers, audit, schema, role) as authz:
+        authz.deny_approval(id, statement=_signed(authz, id, person, key, password, "deny"), message=message)
+    typer.echo(f"rejected   by user:{person}")
+
+
+def _signed(authz: RuntimeAuthz, id: str, person: str, key: Path, password: str | None, verdict: Verdict) -> str:
+    from langchain_runtime_authz.credential.approver import sign_statement
+    from langchain_runtime_authz.credential.keys import SigningKey
+
+    signer = SigningKey.from_pem(key.read_bytes(), password.encode() if password else None)
+    about = authz.question(id)
+    return sign_statement(signer, approver=f"user:{person}", verdict=verdict, question=about, jti=secrets.token_hex(16))
+
+
+@contextmanager
+def _authz(
+    where: str, tenant: str, approvers: Path, audit: Path | None, schema: str, role: str
+) -> Iterator[RuntimeAuthz]:
+    from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.approver import Approvers
+    from langchain_runtime_authz.credential.token import parse_object
+
+    try:
+        people: dict[str, Any] = parse_object(approvers.read_bytes())
+    except ValueError as exc:
+        msg = f"{approvers}: not JSON"
+        raise ConfigError(msg) from exc
+    with _ledger(where, schema, role) as ledger:
+        yield RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)
+
+
+@contextmanager
+def _ledger(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
+    ledger: SqlLedger
+    if where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists()):
+        try:
+            from langchain_runtime_authz.ledger.postgres import PostgresLedger
+        except ModuleNotFoundError as exc:
+            msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
+            raise ConfigError(msg) from exc
+        ledger = PostgresLedger(where, schema=schema, role=role)
+    else:
+        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+        if not Path(where).is_file():
+            msg = f"there is no ledger at {where}"
+            raise ConfigError(msg)
+        ledger = SqliteLedger(where)
+    with ledger:
+        yield ledger

@@ -1,0 +1,78 @@
+r"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Markdown.
+
+A human who is asked reads values that a model wrote and sentences that a stranger wrote. Nobody knows
+what renders them, so every character that some renderer takes for more than itself is written as
+`\uXXXX`: control characters and escape sequences, bidirectional overrides (Trojan Source,
+CVE-2021-42574), invisible and default-ignorable characters (UTS #39 §3.1), piled-up accents, and the
+punctuation of HTML, Markdown and terminal markup. A backslash is one of them, so a text has one
+reading. Letters of every script stay: what merely looks like something else is said in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from typing import Final
+
+__all__ = ["MAX_SHOWN", "inert", "quoted", "scripts"]
+
+MAX_SHOWN: Final = 240  # characters of one value
+
+_TAIL: Final = 60
+_ACCENTS: Final = 2  # on one letter; more are drawn over the lines around
+_UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
+# Drawn as nothing though their category says letter, symbol or mark.
+_BLANK: Final = re.compile("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_MARKUP: Final = re.compile(
+    r"""[<>&"\\`*\[\]{}|~^]"""  # HTML; code, emphasis, links, tables, strikes; rich's own markup
+    r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis; inside a word it is none
+    r"|:(?=//)|:(?=[A-Za-z_][\w+\-]*:)|(?<=\bwww)\.",  # links that are found in text; emoji codes
+    re.IGNORECASE,
+)
+
+
+def inert(text: str) -> str:
+    """`text` on one line, in which nothing is markup, invisible or in another order than written."""
+    shown: list[str] = []
+    accents = 0
+    for c in unicodedata.normalize("NFC", text):
+        category = unicodedata.category(c)
+        accents = accents + 1 if category == "Mn" else 0
+        unseen = (category in _UNSEEN and c != " ") or accents > _ACCENTS or _BLANK.match(c)
+        shown.append(_escape(c) if unseen else c)
+    # What was escaped above bears a backslash of ours: only the rest is searched for markup.
+    return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))
+
+
+def _marked(shown: list[str]) -> list[str]:
+    plain = "".join(c if len(c) == 1 else " " for c in shown)
+    marked = list(plain)
+    for found in _MARKUP.finditer(plain):
+        marked[found.start()] = _escape(plain[found.start()])
+    return marked
+
+
+def _escape(c: str) -> str:
+    return f"\\u{ord(c):04x}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08x}"  # noqa: PLR2004  (Unicode planes)
+
+
+def quoted(value: object, limit: int = MAX_SHOWN) -> str:
+    """A value in quotation marks, inert and of bounded length.
+
+    What is too long shows its beginning, its end, its length and a digest, so that nothing hides behind
+    the cut.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if len(text) <= limit:
+        return f'"{inert(text)}"'
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    head, tail = inert(text[: limit - _TAIL]), inert(text[-_TAIL:])
+    return f'"{head}" … "{tail}" ({len(text)} characters, sha256 {digest})'
+
+
+def scripts(text: str) -> tuple[str, ...]:
+    """The scripts whose letters `text` is written in, as Unicode names them, sorted."""
+    letters = (c for c in text if unicodedata.category(c)[0] == "L")
+    return tuple(sorted({unicodedata.name(c, "UNKNOWN").split(" ", 1)[0] for c in letters}))

@@ -1,0 +1,173 @@
+"""Where the subject of a run comes from, for `RuntimeAuthz(subject_from=...)`.
+
+- `platform_user`: LangGraph Platform's authenticated user.
+- `BearerSubject`: the bearer token of the request under way, verified.
+- an explicit argument: `authz.run(subject=oidc.verify(token))`.
+
+What a client writes into `configurable` or metadata is nobody's identity: it is ignored, and
+`claimed_identities` names it for the audit log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.errors import AuthzError, Code
+
+if TYPE_CHECKING:  # its module loads the signing library
+    from langchain_runtime_authz.identity.oidc import OidcVerifier
+
+__all__ = ["BearerSubject", "claimed_identities", "platform_user"]
+
+PLATFORM_USER: Final = "langgraph_auth_user"
+CRON: Final = ("cron_id", "langgraph_cron_id")
+# What clients and examples put beside a call to say who calls.
+CLAIMS: Final = (
+    PLATFORM_USER,
+    "langgraph_auth_user_id",
+    "user_id",
+    "user",
+    "username",
+    "user_name",
+    "userid",
+    "subject",
+    "sub",
+    "email",
+    "identity",
+    "principal",
+    "actor",
+    "role",
+    "roles",
+    "x-user-id",
+    "x-forwarded-user",
+)
+_PLAIN: Final = (Mapping, list, tuple, set, str, bytes, int, float)
+
+
+def platform_user(config: Mapping[str, Any]) -> Subject | None:
+    """The user whom LangGraph Platform's own authentication put beside the run, as `runtime.server_info.user`.
+
+    Only the server's object counts: one with `is_authenticated` and `identity`, which no JSON makes. A
+    plain mapping or text of the same name came from the client. A cron job's run is a `service`, though
+    it bears the name of who made the job.
+    """
+    configurable = _part(config, "configurable")
+    user = configurable.get(PLATFORM_USER)
+    if user is None or isinstance(user, _PLAIN) or getattr(user, "is_authenticated", None) is not True:
+        return None
+    identity = getattr(user, "identity", None)
+    if not isinstance(identity, str) or not identity:
+        return None
+    places = (configurable, _part(config, "metadata"))
+    # A client can say of itself that it is a cron job: that only takes authority.
+    cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
+    if cron is not None:
+        return Subject(type="service", id=identity, properties={"cron": cron})
+    return Subject(type="user", id=identity)
+
+
+def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]:
+    """Names, like `configurable.user_id`, under which a config says that somebody else than `subject` calls.
+
+    The names only: the values are the client's.
+    """
+    found = []
+    for place in ("configurable", "metadata"):
+        part = _part(config, place)
+        for key, value in part.items():
+            if isinstance(key, str) and key.lower() in CLAIMS and not _same(value, subject):
+                found.append(f"{place}.{key}")
+    return sorted(found)
+
+
+def _same(value: object, subject: Subject) -> bool:
+    if value is None or value == "":
+        return True
+    if not isinstance(value, _PLAIN):  # the server's object
+        value = getattr(value, "identity", None)
+    return isinstance(value, str) and value == subject.id
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
+    part = config.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+class BearerSubject:
+    """Who calls, by the bearer token (RFC 6750) of the request under way.
+
+    ```python
+    caller = BearerSubject(OidcVerifier("https://idp.example", audience="https://agent.example"))
+    authz = RuntimeAuthz(subject_from=caller)
+
+    async with caller.presented(request.headers.get("Authorization")):
+        await graph.ainvoke(...)
+    ```
+
+    The token itself goes no further than `presented`: not into a config, which LangGraph keeps.
+    """
+
+    def __init__(self, verifier: OidcVerifier) -> None:
+        self._verifier = verifier
+        self._subject: ContextVar[Subject | None] = ContextVar("runtime_authz_caller", default=None)
+
+    def __call__(self, config: Mapping[str, Any]) -> Subject | None:
+        """`subject_from`: the caller of the request under way; nobody outside one."""
+        return self._subject.get()
+
+    def presented(self, authorization: str | None) -> _Presented:
+        """The request that bears an `Authorization` header, for `with` or `async with`; gives the subject.
+
+        Raises:
+            AuthzError: on the way in: `identity_invalid` or `identity_unavailable`.
+        """
+        return _Presented(self._verifier, self._subject, authorization)
+
+
+class _Presented:
+    __slots__ = ("_authorization", "_previous", "_subject", "_verifier")
+
+    def __init__(
+        self,
+        verifier: OidcVerifier,
+        subject: ContextVar[Subject | None],
+        authorization: str | None,
+    ) -> None:
+        self._verifier, self._subject, self._authorization = verifier, subject, authorization
+        self._previous: Subject | None = None
+
+    def __enter__(self) -> Subject:
+        return self._set(self._verifier.verify(self._token()))
+
+    async def __aenter__(self) -> Subject:
+        return self._set(await self._verifier.averify(self._token()))
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._subject.set(self._previous)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, exc, tb)
+
+    def _set(self, subject: Subject) -> Subject:
+        self._previous = self._subject.get()
+        self._subject.set(subject)
+        return subject
+
+    def _token(self) -> str:
+        scheme, _, token = (self._authorization or "").partition(" ")
+        self._authorization = None
+        if scheme.lower() != "bearer" or not token.strip():
+            raise AuthzError(Code.IDENTITY_INVALID, "the request bears no bearer token")
+        return token.strip()
+
+    def __repr__(self) -> str:
+        return "<presented>"

@@ -1,0 +1,601 @@
+"""Abuse of those who approve (OWASP ASI09): what they are shown is only text, what they sign is one call.
+
+The twins show what happens to who does without: the harm that each rule is there for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import secrets
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from langchain_runtime_authz.credential.approver import Approvers, Question, sign_statement
+from langchain_runtime_authz.credential.keyring import KeyRing
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.errors import AuthzDenied, AuthzError, CredentialError
+from langchain_runtime_authz.facts.inert import inert, quoted
+from langchain_runtime_authz.ledger.base import Approval, Query, Scope
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.testing import FrozenClock, StaticPDP
+
+from ._approvals import ANN, APPROVE, BOB, REJECT, THREAD, Scene, edit, human, payment, resume
+from ._graphs import ASK, answer_to, assert_went_on, reasons
+
+PLAN = [payment("ann", 10, "c1")]
+KINDS = ["hand", "agent"]
+kinds = pytest.mark.parametrize("kind", KINDS)
+ways = pytest.mark.parametrize("go", ["sync", "async"])
+
+
+def policy(**terms: Any) -> StaticPDP:
+    """Asks about payments on these terms, and is content once somebody approved."""
+    obligation = {"id": "approval", "type": "require_approval", "properties": terms}
+    ask = {**ASK, "context": {**ASK["context"], "obligations": [obligation]}}  # type: ignore[dict-item]
+    return StaticPDP(
+        lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True,
+    )
+
+
+FOUR_EYES = {"approvers": {"min": 2, "distinct_from_subject": True}}
+
+
+def scene(kind: str = "agent", plan: Any = None, pdp: Any = None, **options: Any) -> Scene:
+    saver = InMemorySaver()
+    return Scene(kind, lambda: saver, plan=plan or PLAN, pdp=pdp or policy(), **options)
+
+
+def ids(state: Any) -> list[str]:
+    (asked,) = state["__interrupt__"]
+    return [a["approval_id"] for a in asked.value["action_requests"]]
+
+
+def approve(s: Scene, go: str, ask_id: str, **who: Any) -> int:
+    return s.authz.approve(ask_id, **who) if go == "sync" else asyncio.run(s.authz.aapprove(ask_id, **who))
+
+
+def code_of(call: Any, *args: Any, **named: Any) -> str:
+    with pytest.raises(AuthzError) as refused:
+        call(*args, **named)
+    return refused.value.code
+
+
+# --- answered beside the graph ----------------------------------------------------------------------
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("again", [None, Command(resume=True), Command(resume={"decisions": [APPROVE]})], ids=["invoke", "true", "value"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str, again: Any, restart: bool) -> None:
+    """Whoever goes on, however and in whatever process, finds the answer; the call runs once."""
+    s = scene(kind)
+    (ask_id,) = ids(s.both(go)(human()))
+    assert [(a.id, a.tool, a.subject) for a in s.authz.approvals()] == [(ask_id, "pay", "user:alice")]
+    assert approve(s, go, ask_id, by="bob") == 0
+    assert s.ran == []
+    assert s.authz.approvals() == []
+    if restart:
+        s.start()
+    state = s.both(go)(again)
+    assert s.ran == [ANN]
+    assert_went_on(state)
+    s.both(go)(None)
+    assert s.ran == [ANN]
+
+
+@kinds
+def test_the_unenforced_twin_pays_unasked(kind: str) -> None:
+    """Without a gate nobody is asked at all."""
+    s = scene(kind)
+    s.ran.clear()
+    s.build().invoke(human(), {"configurable": {"thread_id": "twin"}})
+    assert s.ran == [ANN]
+
+
+@kinds
+@ways
+def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
+    """The call does not run, and the model reads the person's word."""
+    s = scene(kind)
+    (ask_id,) = ids(s.both(go)(human()))
+    s.authz.deny_approval(ask_id, by="bob", message="not this month")
+    state = s.both(go)(None)
+    assert s.ran == []
+    assert "not this month" in answer_to(state["messages"], "c1").text
+    assert_went_on(state)
+
+
+def test_whoever_resumes_can_still_say_no() -> None:
+    """An approval beside the graph does not outvote the human at it."""
+    s = scene()
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, by="bob")
+    state = s.say(resume(REJECT))
+    assert s.ran == []
+    assert reasons(s.authz, "pay")[-1] == "approval_rejected"
+    assert_went_on(state)
+
+
+def test_what_is_unanswered_is_asked_again() -> None:
+    """A re-invocation goes on where all is answered, and nowhere else."""
+    s = scene(plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
+    first, second = ids(s.say(human()))
+    s.authz.approve(first, by="bob")
+    assert ids(s.say(None)) == [first, second]
+    assert s.ran == []
+    s.authz.approve(second, by="bob")
+    assert_went_on(s.say(None))
+    assert sorted(s.ran) == [ANN, BOB]
+
+
+# --- statements -------------------------------------------------------------------------------------
+
+BOBS, CAROLS, EVES = (SigningKey.generate() for _ in range(3))
+
+
+def signed(s: Scene, ask_id: str, key: SigningKey = BOBS, **changed: Any) -> str:
+    question = changed.pop("question", None) or s.authz.question(ask_id)
+    return sign_statement(
+        key, **{"approver": "user:bob", "verdict": "approve", "question": question, "jti": secrets.token_hex(8), **changed},
+    )
+
+
+def keyed(**options: Any) -> Scene:
+    ring = KeyRing()
+    approvers = Approvers({"user:bob": BOBS.jwks(), "user:carol": CAROLS.jwks()}, services={"https://idp.example": ring})
+    s = scene(approvers=approvers, **options)
+    s.ring = ring  # type: ignore[attr-defined]
+    return s
+
+
+@ways
+def test_a_signed_statement_approves(go: str) -> None:
+    """By the person's own key, or by a service that authenticated them; the record names who and what."""
+    for service in (False, True):
+        s = keyed()
+        (ask_id,) = ids(s.say(human()))
+        statement = signed(s, ask_id)
+        if service:
+            statement = signed(s, ask_id, s.ring.active, issuer="https://idp.example", approver="user:dora")  # type: ignore[attr-defined]
+        assert approve(s, go, ask_id, statement=statement) == 0
+        assert_went_on(s.say(None))
+        assert s.ran == [ANN]
+        (record,) = [r for r in s.authz.audit.records if r.get("event") == "approval"]  # type: ignore[attr-defined]
+        assert record["detail"]["approver"] == ("user:dora" if service else "user:bob")
+        assert record["detail"]["verdict"] == "approve"
+        assert statement not in json.dumps(record)
+
+
+FORGED = {
+    "another's key": {"key": EVES},
+    "carol's key for bob": {"key": CAROLS},
+    "nobody's name": {"key": EVES, "approver": "user:eve"},
+    "a service nobody knows": {"issuer": "https://evil.example"},
+    "bob through the service's name": {"issuer": "https://idp.example"},
+    "expired": {"now": time.time() - 400},
+    "not yet": {"now": time.time() + 400},
+    "too long-lived": {"expires_in": 3600},
+    "the other verdict": {"verdict": "deny"},
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_statement_is_refused(name: str) -> None:
+    """With a stable code; the question stays open and the call does not run."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    assert code_of(s.authz.approve, ask_id, statement=signed(s, ask_id, **FORGED[name])) in ("approval_statement", "approval_void")
+    assert [a.id for a in s.authz.approvals()] == [ask_id]
+    s.say(None)
+    assert s.ran == []
+
+
+@pytest.mark.parametrize("field", ["id", "issuer", "tenant", "graph", "thread", "epoch", "tool", "args_digest"])
+def test_a_statement_is_about_one_call(field: str) -> None:
+    """Of one tenant, thread and epoch, one tool and exactly its arguments."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    right = s.authz.question(ask_id)
+    other = replace(right, **{field: 2 if field == "epoch" else "other"})
+    assert code_of(s.authz.approve, ask_id, statement=signed(s, ask_id, question=other)) == "approval_statement"
+    assert s.authz.approve(ask_id, statement=signed(s, ask_id, question=right)) == 0
+
+
+@pytest.mark.parametrize("raw", ["", "a.b.c", "x" * 100_000, None, 7, "eyJhbGciOiJub25lIn0.e30."])
+def test_what_is_no_statement_is_refused(raw: Any) -> None:
+    """Whatever is sent."""
+    approvers = Approvers({"user:bob": BOBS.jwks()})
+    with pytest.raises(CredentialError) as refused:
+        approvers.verify(raw, Question("i", "iss", "t", "g", "th", 1, "pay", "d"))
+    assert refused.value.code == "approval_statement"
+
+
+def test_a_statement_is_not_used_twice() -> None:
+    """Replayed for the same question, and for the same call asked about anew."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    statement = signed(s, ask_id)
+    s.authz.approve(ask_id, statement=statement)
+    assert code_of(s.authz.approve, ask_id, statement=statement) == "approval_void"
+    s.say(None)
+    (other,) = ids(s.say(human(), {"configurable": {"thread_id": "t2"}}))
+    assert code_of(s.authz.approve, other, statement=statement) == "approval_statement"
+    assert s.ran == [ANN]
+
+
+def test_a_statement_after_a_correction_is_void() -> None:
+    """What was asked about the old task is not answered for the new one."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    statement = signed(s, ask_id)
+    s.authz.correct("t", "STOP", graph=s.graph)
+    assert code_of(s.authz.approve, ask_id, statement=statement) == "approval_void"
+    s.say(None)
+    assert s.ran == []
+
+
+def test_an_approval_given_before_a_correction_is_void() -> None:
+    """The task changes between the approval and the call."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, statement=signed(s, ask_id))
+    s.authz.correct("t", "STOP", graph=s.graph)
+    s.say(None)
+    assert s.ran == []
+
+
+def test_another_tenant_does_not_see_the_question() -> None:
+    """On the same ledger."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    other = Scene("agent", InMemorySaver, plan=PLAN, pdp=policy(), ledger=s.ledger, tenant="other")
+    assert other.authz.approvals() == []
+    assert code_of(other.authz.approve, ask_id, by="bob") == "approval_void"
+
+
+@kinds
+@pytest.mark.parametrize("changed", [payment("eve", 10, "c1"), payment("ann", 9999, "c1")], ids=["payee", "amount"])
+def test_a_changed_call_is_not_what_was_approved(kind: str, changed: Any) -> None:
+    """Payee or amount is rewritten in the checkpoint after the approval: what then stands there does not run."""
+    s = scene(kind)
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, by="bob")
+    message = s.graph.get_state(THREAD).values["messages"][-1]
+    s.graph.update_state(
+        THREAD, {"messages": [message.model_copy(update={"tool_calls": [changed]})]}, as_node="agent" if kind == "hand" else "model",
+    )
+    s.say(None)
+    s.say(resume(APPROVE))
+    assert [r for r in s.ran if r[0] == "eve" or r[1] == 9999] == []
+
+
+# --- four eyes --------------------------------------------------------------------------------------
+
+
+@kinds
+@ways
+def test_four_eyes(kind: str, go: str) -> None:
+    """The subject may not approve, nobody counts twice, and two others suffice."""
+    s = scene(kind, pdp=policy(**FOUR_EYES))
+    (ask_id,) = ids(s.both(go)(human()))
+    with pytest.raises(AuthzDenied) as refused:
+        s.both(go)(resume(APPROVE))
+    assert refused.value.code == "approval_not_distinct"
+    assert code_of(s.authz.approve, ask_id, by="alice") == "approval_not_distinct"
+    assert approve(s, go, ask_id, by="bob") == 1
+    assert code_of(s.authz.approve, ask_id, by="bob") == "approval_not_distinct"
+    assert ids(s.both(go)(None)) == [ask_id]
+    assert s.ran == []
+    assert approve(s, go, ask_id, by="carol") == 0
+    assert_went_on(s.both(go)(None))
+    assert s.ran == [ANN]
+
+
+def test_without_four_eyes_the_subject_approves_alone() -> None:
+    """The twin: where the policy does not ask for it, alice approves her own payment."""
+    s = scene(pdp=policy())
+    s.say(human())
+    s.say(resume(APPROVE))
+    assert s.ran == [ANN]
+
+
+def test_an_edit_can_not_pass_under_four_eyes() -> None:
+    """Two people approve the same thing: there is nothing to edit, and the subject's edit denies."""
+    s = scene(pdp=policy(**FOUR_EYES))
+    (asked,) = s.say(human())["__interrupt__"]
+    assert asked.value["review_configs"][0]["allowed_decisions"] == ["approve", "reject"]
+    assert "2 people must" in asked.value["action_requests"][0]["description"]
+    s.say(resume(edit("eve", 1)))
+    assert s.ran == []
+
+
+def test_the_shipped_policy_holds_four_eyes() -> None:
+    """From data.json alone, and LangChain's own review, one person's word, does not get round it."""
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+
+    terms = {"sources": ["interrupt", "hitl"], "authenticated": True, "edits": "none", **FOUR_EYES}
+    s = scene(pdp=WasmPDP(data={"approvals": {"*": terms}}))
+    (ask_id,) = ids(s.say(human()))
+    s.authz.approve(ask_id, by="bob")
+    assert ids(s.say(None)) == [ask_id]
+    s.authz.approve(ask_id, by="carol")
+    s.say(None)
+    assert s.ran == [ANN]
+
+
+@pytest.mark.parametrize("who", [{"type": "service", "id": "bob"}, {"type": "agent", "id": "bob"}, {"type": "anonymous", "id": "x"}])
+def test_only_people_approve(who: Any) -> None:
+    """No agent approves what an agent asks."""
+    s = scene()
+    (ask_id,) = ids(s.say(human()))
+    assert code_of(s.authz.approve, ask_id, by=who) == "approval_approver"
+
+
+def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
+    """The one who is named at once, the fallback when nobody answered, others never; the subject may withdraw."""
+    clock = FrozenClock(1_764_000_000)
+    terms = {"approvers": {"who": ["user:bob"]}, "fallback": {"after": 600, "who": ["user:carol"]}}
+    for late, by, code in (
+        (False, "bob", None),
+        (False, "carol", "approval_approver"),
+        (True, "carol", None),
+        (True, "dave", "approval_approver"),
+        (True, "alice", "approval_approver"),
+    ):
+        s = scene(pdp=policy(**terms), ledger=MemoryLedger(clock=clock))
+        (ask_id,) = ids(s.say(human()))
+        clock.tick(600 if late else 599)
+        if code is None:
+            assert s.authz.approve(ask_id, by=by) == 0
+        else:
+            assert code_of(s.authz.approve, ask_id, by=by) == code
+            assert code_of(s.authz.deny_approval, ask_id, by="dave") == "approval_approver"
+            s.authz.deny_approval(ask_id, by="alice")
+
+
+@kinds
+def test_a_question_has_its_time(kind: str) -> None:
+    """Nobody answers: it can not be answered any more, and the run goes on without the call."""
+    clock = FrozenClock(time.time())
+    s = scene(kind, pdp=policy(expires_in=600), ledger=MemoryLedger(clock=clock))
+    (ask_id,) = ids(s.say(human()))
+    clock.tick(600)
+    assert code_of(s.authz.approve, ask_id, by="bob") == "approval_expired"
+    state = s.say(None)
+    assert s.ran == []
+    assert reasons(s.authz, "pay")[-1] == "approval_expired"
+    assert_went_on(state)
+
+
+# --- fatigue ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["one message", "one run each"])
+def test_a_thousand_asks_are_capped(shape: str) -> None:
+    """A flood reaches nobody beyond the cap, with a stable code, and nothing of it runs."""
+    pdp = policy(asks={"run": 10, "hour": 15})
+    if shape == "one message":
+        s = scene("hand", plan=[payment(f"p{i}", 1, f"c{i}") for i in range(1000)], pdp=pdp)
+        state = s.say(human())
+        assert "__interrupt__" not in state
+        assert reasons(s.authz, "pay")[-1000:] == ["approval_capped"] * 1000
+        assert s.ran == []
+        return
+    s = scene("hand", pdp=pdp)
+    asked = ["__interrupt__" in s.say(human(), {"configurable": {"thread_id": f"t{i}"}}) for i in range(30)]
+    assert asked == [True] * 15 + [False] * 15
+    assert reasons(s.authz, "pay").count("approval_capped") == 15
+    assert s.ran == []
+
+
+def test_without_a_cap_a_thousand_are_asked() -> None:
+    """The twin: one interrupt with a thousand questions."""
+    s = scene("hand", plan=[payment(f"p{i}", 1, f"c{i}") for i in range(1000)], pdp=policy())
+    assert len(ids(s.say(human()))) == 1000
+
+
+def test_the_shipped_policy_caps() -> None:
+    """Without any setting."""
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+
+    s = scene("hand", plan=[payment(f"p{i}", 1, f"c{i}") for i in range(60)], pdp=WasmPDP())
+    assert "__interrupt__" not in s.say(human())
+    assert reasons(s.authz, "pay")[-60:] == ["approval_capped"] * 60
+
+
+# --- renderings -------------------------------------------------------------------------------------
+
+HOSTILE = {
+    "ansi colour and clear": "ann\x1b[2J\x1b[31mAPPROVED\x1b[0m",
+    "ansi hyperlink": "\x1b]8;;http://evil.example\x1b\\ann\x1b]8;;\x1b\\",
+    "c1 csi": "ann\x9b31mred",
+    "carriage return": "eve\rann",
+    "newline question": "ann\n- amount 1\nApprove nothing?",
+    "bidi override": "\u202eeve\u202c",
+    "bidi isolate": "\u2067eve\u2069",
+    "zero width": "a\u200bn\u200dn\ufeff",
+    "tags": "ann\U000e0041\U000e007f",
+    "filler": "a\u3164nn\u2800",
+    "zalgo": "ann" + "\u0336" * 40,
+    "script": "<script>alert(1)</script>",
+    "image": "<img src=x onerror=alert(1)>",
+    "entity": "&lt;b&gt;ann&#60;/b&#62;",
+    "attribute": '" onmouseover="alert(1)',
+    "comment": "<!-- ann -->",
+    "markdown link": "[ann](javascript:alert(1))",
+    "markdown image": "![x](http://evil.example/?q=1)",
+    "emphasis": "**APPROVED** _safe_ ~~eve~~",
+    "code": "`ann`",
+    "fence": "```\nann\n```",
+    "heading": "# ann",
+    "table": "a | b\n--|--\n1 | 2",
+    "autolink": "<http://evil.example>",
+    "bare link": "http://evil.example www.evil.example",
+    "reference": "[ann][1]\n\n[1]: http://evil.example",
+    "rich markup": "[bold red]ann[/] [link=http://evil.example]x[/link]",
+    "emoji code": ":warning: ann :white_check_mark:",
+    "backslash": "\\u0061\\[ann\\]",
+    "quote end": '" is approved. "',
+}
+
+
+class _Text(HTMLParser):
+    """What an HTML parser finds beside text."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.found.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.found.append(tag)
+
+    def handle_comment(self, data: str) -> None:
+        self.found.append("comment")
+
+    def handle_decl(self, decl: str) -> None:
+        self.found.append("declaration")
+
+    def handle_entityref(self, name: str) -> None:
+        self.found.append("entity")
+
+    def handle_charref(self, name: str) -> None:
+        self.found.append("entity")
+
+    def handle_pi(self, data: str) -> None:
+        self.found.append("instruction")
+
+
+def in_html(text: str) -> list[str]:
+    parser = _Text()
+    parser.feed(text)
+    parser.close()
+    return parser.found
+
+
+def in_markdown(text: str) -> set[str]:
+    """Every kind of token but a paragraph's and a list's, which are the question's own."""
+    tokens = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(text)
+    kinds = {c.type for t in tokens for c in [t, *(t.children or [])]}
+    own = {"paragraph_open", "paragraph_close", "inline", "text", "softbreak"}
+    return kinds - own - {f"{n}_{e}" for n in ("bullet_list", "list_item") for e in ("open", "close")}
+
+
+def in_terminal(text: str) -> str:
+    """What rich writes, with its markup and emoji on, as text and styles; escapes would show in it."""
+    out = io.StringIO()
+    Console(file=out, force_terminal=True, width=10_000, highlight=False).print(text)
+    return out.getvalue().removesuffix("\n")
+
+
+def description_of(value: str) -> str:
+    s = scene("hand", plan=[payment(value, 10, "c1")])
+    (asked,) = s.say(human())["__interrupt__"]
+    return asked.value["action_requests"][0]["description"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_value_is_inert_everywhere(name: str) -> None:
+    """In a terminal, in HTML and in Markdown nothing but text comes out, on the line that is its own."""
+    text = description_of(HOSTILE[name])
+    assert [line.split(" ")[0:2] for line in text.split("\n")[1:]] == [["-", "recipient"], ["-", "amount"], ["-", "currency"]]
+    assert in_terminal(text) == text
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert in_html(text) == []
+    assert in_markdown(text) == set()
+
+
+def test_the_twin_renders_them() -> None:
+    """As they come, each of them does something in at least one of the three."""
+    ignored = {"table", "zalgo", "heading", "backslash", "quote end", "filler", "bare link", "attribute"}
+    for name, value in HOSTILE.items():
+        line = f"- recipient {value}"
+        shown = in_terminal(line)
+        harm = shown != line or not all(c.isprintable() or c == "\n" for c in line)
+        harm = harm or bool(in_html(line)) or bool(in_markdown(line)) or line.count("\n") > 0
+        assert harm or name in ignored, name
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_inert(text: str) -> None:
+    """Whatever it is, and it can be told apart from every other one."""
+    shown = f"- x {quoted(text)}"
+    assert in_html(shown) == []
+    assert in_markdown(shown) == set()
+    assert "\x1b" not in shown
+    assert shown.count("\n") == 0
+    assert in_terminal(shown) == shown
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30))
+def test_an_inert_text_has_one_reading(text: str) -> None:
+    """Its escapes say exactly what was written, up to the normal form."""
+    import re
+    import unicodedata
+
+    back = re.sub(
+        r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})", lambda m: chr(int(m[1] or m[2], 16)), inert(text),
+    )
+    assert back == unicodedata.normalize("NFC", text)
+
+
+def test_nothing_hides_behind_a_cut() -> None:
+    """A long value shows its end, its length and its digest."""
+    text = description_of("ann " + "x" * 5000 + " and eve")
+    assert "and eve" in text
+    assert "5012 characters, sha256" in text
+
+
+def test_the_question_names_every_bound_argument() -> None:
+    """As the tool will receive them, defaults included; nothing that the model says beside them."""
+    (asked,) = scene("hand").say(human())["__interrupt__"]
+    assert asked.value["action_requests"][0]["args"] == {"recipient": "ann", "amount": 10.0, "currency": "USD"}
+    text = asked.value["action_requests"][0]["description"]
+    for shown in ('recipient "ann"', 'amount "10.0"', 'currency "USD"'):
+        assert shown in text
+
+
+def test_a_payee_that_only_looks_like_a_known_one_is_marked() -> None:
+    """A homoglyph of somebody who was paid before, and letters of two scripts in one name."""
+    s = scene("hand", plan=[payment("ann", 10, "c1")])
+    s.say(human())
+    s.say(resume(APPROVE))
+    forged = Scene("hand", s.saver, plan=[payment("\u0430nn", 10, "c9")], pdp=s.pdp, ledger=s.ledger)
+    forged.authz, graph = s.authz, forged.build()
+    s.authz.protect(graph)
+    with s.authz.run(subject="alice", task="x"):
+        (asked,) = graph.invoke(human("and again"), THREAD)["__interrupt__"]
+    text = asked.value["action_requests"][0]["description"]
+    assert 'WHICH ONLY LOOKS LIKE "ann"' in text
+    assert "MIXED LETTERS (CYRILLIC, LATIN)" in text
+    plain = description_of("ann")
+    assert "LOOKS LIKE" not in plain
+    assert "MIXED" not in plain
+
+
+def test_the_ledger_keeps_what_was_asked() -> None:
+    """So that another process can show it: the same words as in the interrupt."""
+    s = scene("hand")
+    (asked,) = s.say(human())["__interrupt__"]
+    (kept,) = s.authz.approvals()
+    assert isinstance(kept, Approval)
+    assert kept.question == asked.value["action_requests"][0]["description"]
+    scope = Scope("default", s.authz.issuer.issuer, "hand", "t")
+    assert s.ledger.load(scope, Query(asks=True)).asks == (kept,)

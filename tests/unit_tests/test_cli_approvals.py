@@ -1,0 +1,113 @@
+"""`runtime-authz approvals`: what waits, and a person's signed answer, over a ledger that processes share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from langgraph.checkpoint.memory import InMemorySaver
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.credential.keys import SigningKey
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from tests.attack._approvals import ANN, Scene, human, payment
+from tests.attack.test_approval_abuse import FOUR_EYES, policy
+
+
+def approvals(*args: Any) -> Result:
+    return CliRunner().invoke(app, ["approvals", *map(str, args)], env={"COLUMNS": "120"})
+
+
+class Desk:
+    """A paused payment on a ledger file, and two people with keys."""
+
+    def __init__(self, path: Path, **terms: Any) -> None:
+        self.path, self.file = path, path / "ledger.db"
+        people = {}
+        for name in ("bob", "carol"):
+            key = SigningKey.generate()
+            (path / f"{name}.pem").write_bytes(key.to_pem())
+            people[f"user:{name}"] = key.jwks()
+        (path / "approvers.json").write_text(json.dumps(people))
+        saver = InMemorySaver()
+        self.scene = Scene(
+            "agent", lambda: saver, plan=[payment("ann\x1b[31m", 10, "c1")], pdp=policy(**terms), ledger=SqliteLedger(self.file),
+        )  # fmt: skip
+        (asked,) = self.scene.say(human())["__interrupt__"]
+        self.ask_id = asked.value["action_requests"][0]["approval_id"]
+
+    def answer(self, verb: str, name: str, *more: Any, key: str = "") -> Result:
+        return approvals(
+            verb, self.file, self.ask_id, "--as", name, "--key", self.path / f"{key or name}.pem",
+            "--approvers", self.path / "approvers.json", *more,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["list", "approve", "deny"])
+def test_help_teaches(command: str) -> None:
+    """What it does, with an example."""
+    assert f"runtime-authz approvals {command}" in approvals(command, "--help").stdout
+
+
+def test_what_waits_is_listed_inert(tmp_path: Path) -> None:
+    """For people and for programs; another tenant's is not."""
+    desk = Desk(tmp_path)
+    shown = approvals("list", desk.file)
+    assert shown.exit_code == 0
+    assert desk.ask_id in shown.stdout
+    assert "for user:alice" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert "1 open" in shown.stdout
+    (row,) = json.loads(approvals("list", desk.file, "--json").stdout)
+    assert (row["id"], row["tool"], row["needed"], row["thread"]) == (desk.ask_id, "pay", 1, "t")
+    assert approvals("list", desk.file, "--tenant", "other").stdout.strip() == "0 open"
+
+
+def test_a_person_approves_and_the_graph_goes_on(tmp_path: Path) -> None:
+    """With their own key; the answer is in the audit file, and a second one is refused."""
+    desk = Desk(tmp_path)
+    done = desk.answer("approve", "bob", "--audit", tmp_path / "audit.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "resume the graph" in done.stdout
+    assert desk.answer("approve", "bob").exit_code == 2
+    desk.scene.say(None)
+    assert [r[0] for r in desk.scene.ran] == ["ann\x1b[31m"]
+    assert ANN not in desk.scene.ran
+    (record,) = [r for line in (tmp_path / "audit.jsonl").read_text().splitlines() if (r := json.loads(line)).get("event") == "approval"]
+    assert record["detail"]["approver"] == "user:bob"
+
+
+def test_a_person_denies(tmp_path: Path) -> None:
+    """And the call does not run."""
+    desk = Desk(tmp_path)
+    assert desk.answer("deny", "bob", "--message", "no").exit_code == 0
+    desk.scene.say(None)
+    assert desk.scene.ran == []
+
+
+def test_four_eyes_at_the_desk(tmp_path: Path) -> None:
+    """Two people, each once."""
+    desk = Desk(tmp_path, **FOUR_EYES)
+    assert "1 more" in desk.answer("approve", "bob").stdout
+    again = desk.answer("approve", "bob")
+    assert (again.exit_code, "approval_not_distinct" in again.output) == (2, True)
+    assert "resume the graph" in desk.answer("approve", "carol").stdout
+
+
+def test_what_is_refused_at_the_desk(tmp_path: Path) -> None:
+    """Another's key, an unknown person, an unknown question, a missing ledger: one line with a code."""
+    desk = Desk(tmp_path)
+    for result, code in (
+        (desk.answer("approve", "bob", key="carol"), "approval_statement"),
+        (desk.answer("approve", "eve", key="bob"), "approval_statement"),
+        (desk.answer("approve", "bob", "--tenant", "other"), "approval_void"),
+        (approvals("list", tmp_path / "none.db"), "config"),
+    ):
+        assert result.exit_code == 2
+        assert code in result.output
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "none.db").exists()
