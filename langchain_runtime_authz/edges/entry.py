@@ -42,7 +42,7 @@ from langchain_runtime_authz.edges.outside import (
     watched,
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
-from langchain_runtime_authz.enforce.approval import is_ours
+from langchain_runtime_authz.enforce.approval import is_ours, remaining
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Entry, Given, altered, answer, close, open_child, open_entry, reply
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
@@ -580,8 +580,13 @@ def _resume(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     else:
         return given  # which LangGraph refuses, or which resumes nothing
     asks = [a for a in entry.asks if a.interrupt_id in answered]
+    open_ids = {a.id for a in asks}
+    try:
+        left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
+    except ValueError:
+        raise AuthzDenied(Code.APPROVAL_VOID, new_id()) from None
     if asks:
-        yield from answer(entry.run, asks, answered)
+        yield from answer(entry.run, asks, left)
     reviewed = {a.interrupt_id for a in asks}
     own = {i: v for i, v in answered.items() if i not in reviewed}
     corrected = yield from reply(entry.run, questions, own)

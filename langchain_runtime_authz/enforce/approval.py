@@ -19,7 +19,7 @@ correction (`corrections`), and opens the next epoch with what it approved.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.enforce.engine import Commit, Flow, new_id
@@ -98,6 +98,23 @@ def is_ours(value: object) -> bool:
     return (
         isinstance(asked, list) and bool(asked) and all(isinstance(a, Mapping) and a.get("approval_id") for a in asked)
     )
+
+
+def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
+    """A resume value for a whole list, without the decisions on calls that were answered beside the graph.
+
+    Raises:
+        ValueError: it rejects one that was: then nothing of it may run unseen.
+    """
+    decisions = value.get("decisions") if isinstance(value, Mapping) else value
+    requests = question["action_requests"] if is_ours(question) and isinstance(question, Mapping) else []
+    if not isinstance(decisions, list | tuple) or len(decisions) != len(requests) or len(requests) == 1:
+        return value
+    pairs = list(zip(decisions, [r["approval_id"] in open_ids for r in requests], strict=True))
+    if any(not is_open and isinstance(d, Mapping) and d.get("type") == "reject" for d, is_open in pairs):
+        msg = "it rejects what was answered already"
+        raise ValueError(msg)
+    return {"decisions": [d for d, is_open in pairs if is_open]}
 
 
 def _question(judged: Judged) -> str:

@@ -141,6 +141,22 @@ def test_what_is_unanswered_is_asked_again() -> None:
     assert sorted(s.ran) == [ANN, BOB]
 
 
+@kinds
+@ways
+def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go: str) -> None:
+    """Who resumes may answer the whole list or what is left; a no to what was approved stops all of it."""
+    for rest in (resume(APPROVE, APPROVE), resume(APPROVE)):
+        s = scene(kind, plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
+        first, _ = ids(s.both(go)(human()))
+        approve(s, go, first, by="bob")
+        with pytest.raises(AuthzDenied) as refused:
+            s.both(go)(resume(REJECT, APPROVE))
+        assert refused.value.code == "approval_void"
+        assert s.ran == []
+        assert_went_on(s.both(go)(rest))
+        assert sorted(s.ran) == [ANN, BOB]
+
+
 # --- statements -------------------------------------------------------------------------------------
 
 BOBS, CAROLS, EVES = (SigningKey.generate() for _ in range(3))
