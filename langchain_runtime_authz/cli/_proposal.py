@@ -8,17 +8,19 @@ whoever knows the tool. Names and descriptions can come over the wire, so they n
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import yaml
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_runtime_authz.edges._private import injected_names
 from langchain_runtime_authz.edges.profiles import digest_of
-from langchain_runtime_authz.profile import UNPROFILED, raise_by_hints
+from langchain_runtime_authz.profile import EFFECTS, UNPROFILED, Effect, raise_by_hints
 
 __all__ = ["Doubt", "Proposal", "propose"]
 
@@ -76,11 +78,12 @@ def propose(tool: BaseTool) -> Proposal:
 
     hinted = raise_by_hints(UNPROFILED, tool.metadata, tool.name)
     said = raise_by_hints(hinted, None, _verb(tool.description))
-    effect = said.effect
-    raised = effect != UNPROFILED.effect
-    why = {"effect": _why(tool, hinted.effect != UNPROFILED.effect) if raised else "nothing says more"}
-    if not raised and words[0] in _CODE | {"run"} and critical.keys() & _CODE:
-        effect, why["effect"] = "admin", "it runs what an argument says"
+    raised = said.effect != UNPROFILED.effect
+    by_words = _why(tool, hinted.effect != UNPROFILED.effect) if raised else "nothing says more"
+    # The riskiest of what its words and what its arguments say.
+    by_arguments = _by_arguments(words, critical)
+    effect, why_effect = max(((said.effect, by_words), *by_arguments), key=lambda e: EFFECTS.index(e[0]))
+    why = {"effect": why_effect}
     facts: dict[str, Any] = {"effect": effect, "sink": UNPROFILED.sink}
     why["sink"] = "where do its arguments end up?"
     if critical:
@@ -101,7 +104,7 @@ def propose(tool: BaseTool) -> Proposal:
     digest = digest_of(tool)
     if digest is not None:
         facts["digest"] = digest
-    doubts = () if effect != UNPROFILED.effect else tuple(_milder(tool, words, critical))
+    doubts = tuple(_milder(tool, words, critical, effect))
     if (asks := _intent(words)) and effect not in ("read", "fetch") and not (doubts and doubts[0].fact == "effect"):
         doubts += (Doubt("intent", [asks], "the words by which a human asks for it"),)
     return Proposal(tool.name, facts, why, doubts, tuple(n for n in _top(paths) if n not in named))
@@ -113,7 +116,19 @@ def _why(tool: BaseTool, by_name: bool) -> str:
     return "its name says so" if by_name else "its description begins so"
 
 
-def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str]) -> Iterator[Doubt]:
+def _by_arguments(words: list[str], critical: Mapping[str, str]) -> Iterator[tuple[Effect, str]]:
+    kinds = set(critical.values())
+    if words[0] not in _READS and "principal" in kinds:
+        yield ("pay", "it takes an amount and whom it is for") if "amount" in kinds else ("send", "it takes people")
+    if words[0] in _CODE | {"run"} and critical.keys() & _CODE:
+        yield "admin", "it runs what an argument says"
+
+
+def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
+    if effect != UNPROFILED.effect:
+        if effect in ("delete", "admin"):
+            yield Doubt("sink", "internal", "if its arguments stay in the house")
+        return
     hint = (tool.metadata or {}).get("readOnlyHint") is True
     if hint or words[0] in _READS:
         why = "an annotation says that it only reads" if hint else f"its name begins with {json.dumps(words[0])}"
@@ -132,7 +147,7 @@ def _schema(tool: BaseTool) -> Mapping[str, Any]:
         found: Any = convert_to_openai_tool(tool)["function"].get("parameters")
     except (ValueError, TypeError, KeyError):  # it has no schema, or one without a JSON form
         found = None
-    return found if isinstance(found, Mapping) else {"properties": tool.args}
+    return found if isinstance(found, Mapping) else {}
 
 
 def _paths(properties: object, left_out: set[str], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -216,8 +231,12 @@ def _words(name: str) -> list[str]:
     return [w.lower() for w in _WORD.findall(name[:200])] or [""]
 
 
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) and name.lower() not in _YAML_WORDS else json.dumps(name)
+def _key(text: str) -> str:
+    """A YAML scalar; without quotes where it needs none. JSON would do but for characters beyond 16 bits."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
+        return text
+    quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf)
+    return quoted.rstrip("\n")
 
 
 def _flow(value: Any) -> str:
@@ -234,6 +253,7 @@ def _lexicon(words: str) -> frozenset[str]:
 
 
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _READS: Final = _lexicon(
     "get list read search find look lookup fetch query show view check ls grep glob describe count browse load "

@@ -1,0 +1,300 @@
+"""`runtime-authz profile`: what is proposed, what is checked, and that neither makes a tool less risky."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.tools import BaseTool, StructuredTool, tool
+from pydantic import BaseModel, EmailStr, Field, create_model
+from typer.testing import CliRunner
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli._proposal import Proposal, propose
+from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SINKS, UNPROFILED, load_profiles, raise_by_hints
+
+MODULE = '''
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+
+@tool
+def send_mail(to: list[str], body: str, send_at: str = "") -> str:
+    "Send a mail."
+    return "sent"
+
+@tool
+def get_page(url: str, retries: int = 3) -> str:
+    "Get a page."
+    return "found"
+
+@tool("no")
+def odd(x: int) -> str:
+    "Something."
+    return "x"
+
+print("a module may print")
+b = StateGraph(MessagesState)
+b.add_node("tools", ToolNode([send_mail, get_page, odd]))
+b.add_edge(START, "tools")
+graph = b.compile()
+'''
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    (tmp_path / "mail_agent.py").write_text(MODULE)
+    yield lambda *args: CliRunner().invoke(app, ["profile", *(str(a) for a in args)])
+    sys.path[:] = path
+    sys.modules.pop("mail_agent", None)
+
+
+def made(name: str = "act", description: str = "Something.", metadata: dict[str, Any] | None = None, **args: Any) -> BaseTool:
+    schema = create_model("Args", **{n: a if isinstance(a, tuple) else (a, ...) for n, a in args.items()})
+    return StructuredTool(name=name, description=description, args_schema=schema, func=lambda **_: "", metadata=metadata)
+
+
+def parsed(proposal: Proposal) -> ToolProfile:
+    return load_profiles_text("tools:\n" + proposal.yaml())[proposal.name]
+
+
+def load_profiles_text(text: str) -> dict[str, ToolProfile]:
+    return load_profiles(yaml.safe_load(text)["tools"])
+
+
+# --- suggest
+
+
+def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The whole way: suggest, check (drafts), review, check (clean)."""
+    result = run("suggest", "mail_agent:graph", "--write", "p.yaml")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    text = (tmp_path / "p.yaml").read_text()
+    found = load_profiles(tmp_path / "p.yaml")
+    assert set(found) == {"send_mail", "get_page", "no"}
+    mail = found["send_mail"]
+    assert mail.draft
+    assert (mail.effect, mail.sink, mail.data_class, mail.trust) == ("send", "external", "confidential", "external")
+    assert (mail.critical, mail.text) == ({"to": "principal"}, ("body",))
+    assert found["get_page"].effect == "write"
+    assert "# effect: fetch  # DOUBT: its name begins with" in text
+    assert 'nothing is known of "retries"' in text
+
+    drafts = run("check", "p.yaml", "mail_agent:graph")
+    assert drafts.exit_code == 1
+    assert drafts.stderr.count("it is a draft") == 3
+    assert all(line.startswith("error: profile_invalid: ") for line in drafts.stderr.splitlines() if "print" not in line)
+
+    reviewed = "\n".join(line for line in text.splitlines() if "draft: true" not in line)
+    (tmp_path / "p.yaml").write_text(reviewed)
+    clean = run("check", "p.yaml", "mail_agent:graph")
+    assert (clean.exit_code, clean.stdout) == (0, "3 profiles, 3 tools, 0 findings\n")
+
+
+def test_nothing_is_written_over_a_review(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A file that exists stays what it is."""
+    (tmp_path / "p.yaml").write_text("mine")
+    result = run("suggest", "mail_agent:graph", "--write", "p.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: config: p.yaml: ")
+    assert (tmp_path / "p.yaml").read_text() == "mine"
+
+
+def test_what_has_a_profile_is_not_proposed(run: Callable[..., Any], tmp_path: Path) -> None:
+    """And a file of nothing is a valid one."""
+    (tmp_path / "have.yaml").write_text("tools: {send_mail: {}, get_page: {}}")
+    only = run("suggest", "mail_agent:graph", "--profiles", "have.yaml")
+    assert set(load_profiles_text(only.stdout)) == {"no"}
+    (tmp_path / "have.yaml").write_text('tools: {send_mail: {}, get_page: {}, "no": {}}')
+    assert load_profiles_text(run("suggest", "mail_agent:graph", "--profiles", "have.yaml").stdout) == {}
+
+
+class Attachment(BaseModel):
+    file_id: str
+    inline: bool = False
+
+
+def test_arguments_by_name_type_and_format() -> None:
+    """Recipients, accounts, addresses, amounts, paths, dates and texts; through lists and records, too."""
+    seen = propose(
+        made(
+            recipient=str, iban=str, webhook_url=str, amount=float, file_path=str, channel=str, contact=EmailStr,
+            day=date, subject=str, city=str, password=str, attachments=list[Attachment], to_all=bool, limit=int,
+            link=(str | None, None), mode=Literal["a", "b"],
+        ),
+    )  # fmt: skip
+    assert seen.facts["critical"] == {
+        "recipient": "principal", "iban": "principal", "webhook_url": "url", "amount": "amount",
+        "file_path": "object", "channel": "channel", "contact": "principal", "city": "place",
+        "password": "value", "attachments.file_id": "object", "link": "url",
+    }  # fmt: skip
+    assert seen.facts["when"] == ["day"]
+    assert seen.facts["text"] == ["subject"]
+    assert seen.silent == ("to_all", "limit", "mode")
+    assert parsed(seen).critical == seen.facts["critical"]
+
+
+def test_hints_raise_and_never_lower() -> None:
+    """What says that it is harmless is a doubt; what says that it harms is believed."""
+    reads = propose(made("list_things", metadata={"readOnlyHint": True}))
+    assert reads.facts["effect"] == "write"
+    assert [(d.fact, d.value) for d in reads.doubts] == [("effect", "read"), ("sink", "none")]
+    liar = propose(made("get_all", "Deletes everything.", metadata={"readOnlyHint": True}))
+    assert (liar.facts["effect"], [d for d in liar.doubts if d.fact == "effect"]) == ("delete", [])
+    assert propose(made("touch", metadata={"destructiveHint": True})).facts["effect"] == "delete"
+    assert propose(made("run_python", code=str)).facts["effect"] == "admin"
+
+
+names = st.text(min_size=1, max_size=30)
+hints = st.fixed_dictionaries({}, optional={h: st.booleans() for h in ("readOnlyHint", "destructiveHint", "openWorldHint")})
+
+
+@given(names, st.text(max_size=60), hints, st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True), st.sampled_from([str, int, float, bool, list[str]]), max_size=4))
+def test_no_proposal_lowers_a_risk(name: str, description: str, metadata: dict[str, Any], args: dict[str, Any]) -> None:
+    """Whatever a tool is called: its YAML loads, is a draft, and every fact is as risky as no profile or riskier."""
+    schema = create_model("Args", **{n: (a, Field(alias=None)) for n, a in args.items()}) if args else create_model("Args")
+    one = StructuredTool(name=name, description=description or "x", args_schema=schema, func=lambda **_: "", metadata=metadata)
+    proposal = propose(one)
+    loaded = parsed(proposal)
+    least = raise_by_hints(UNPROFILED, metadata, name)
+    assert loaded.draft
+    assert EFFECTS.index(loaded.effect) >= EFFECTS.index(least.effect)
+    assert SINKS.index(loaded.sink) >= SINKS.index(least.sink)
+    assert loaded.trust == "external"
+    assert loaded.data_class in ("internal", "confidential")
+    assert loaded.intent == loaded.counterparty == loaded.reaches == loaded.audience == ()
+    assert not loaded.idempotent
+
+
+# --- drafts
+
+
+def test_a_draft_leaves_its_tool_unprofiled() -> None:
+    """In a graph and in a session; only its effect counts, where it is riskier."""
+    @tool
+    def act(x: str) -> str:
+        """Act."""
+        return x
+
+    milder = Profiles(load_profiles({"act": {"effect": "read", "sink": "none", "draft": True}})).of(act)
+    assert (milder.declared, milder.profile, milder.why) == (False, UNPROFILED, "its profile is a draft")
+    riskier = Profiles(load_profiles({"act": {"effect": "delete", "draft": True}})).of(act)
+    assert (riskier.declared, riskier.profile.effect) == (False, "delete")
+
+    def outcome(**profiles: Any) -> str:
+        with RuntimeAuthz(profiles=profiles).session(subject="alice", task="Do it") as session:
+            return session.decide("act", {"x": "1"}).outcome
+
+    assert outcome() == outcome(act={"effect": "read", "sink": "none", "draft": True}) == "approval_required"
+    assert outcome(act={"effect": "read", "sink": "none"}) == "permit"
+
+
+def test_a_chain_into_a_draft_is_a_chain_into_the_unknown() -> None:
+    """`reaches` does not believe a draft either."""
+    found = load_profiles({"a": {"effect": "read", "reaches": ["b"]}, "b": {"effect": "read", "sink": "none", "draft": True}})
+    assert found["a"].chain() == [{"tool": "b", "effect": "write", "sink": "external", "data_class": "internal"}]
+
+
+def test_a_draft_in_code_is_one_too() -> None:
+    """A `ToolProfile` in the tool's metadata."""
+    one = made(metadata={"runtime_authz": ToolProfile(effect="read", draft=True)})
+    assert not Profiles({}).of(one).declared
+
+
+# --- check
+
+
+FINDINGS = {
+    "missing": ("tools: {send_mail: {effect: send}, get_page: {effect: fetch}}", "no: no profile"),
+    "argument": ('tools: {send_mail: {effect: send, critical: {whom: principal}}, get_page: {}, "no": {}}', "`critical` names `whom`"),
+    "milder": ('tools: {send_mail: {effect: read}, get_page: {}, "no": {}}', "annotations say send"),
+    "changed": ('tools: {send_mail: {effect: send, digest: "sha256:0"}, get_page: {}, "no": {}}', "is not the one that was reviewed"),
+    "draft": ('tools: {send_mail: {effect: send, draft: true}, get_page: {}, "no": {}}', "it is a draft"),
+}
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_each_finding_is_one_line_and_exit_code_1(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """With the stable code."""
+    text, expected = FINDINGS[name]
+    (tmp_path / "p.yaml").write_text(text)
+    result = run("check", "p.yaml", "mail_agent:graph")
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith("error: profile_invalid: ")
+    assert expected in line
+
+
+UNUSABLE = {
+    "no-file": None,
+    "no-yaml": "tools: [",
+    "no-tools": "a: 1",
+    "field": "tools: {a: {colour: red}}",
+    "value": "tools: {a: {effect: nice}}",
+    "both": "tools: {a: {critical: {x: value}, text: [x]}}",
+    "reaches": "tools: {a: {reaches: [b]}}",
+    "name": "tools: {no: {}}",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_file_that_can_not_be_used(run: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """Exit code 2, one line."""
+    if (text := UNUSABLE[name]) is not None:
+        (tmp_path / "p.yaml").write_text(text)
+    result = run("check", "p.yaml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: profile_invalid: ")
+    assert result.stderr.count("\n") == 1
+
+
+# --- ready profiles
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_ready_profiles_load_and_claim_nothing_mild(name: str, run: Callable[..., Any]) -> None:
+    """Each is at least as risky as its name says; what runs code is admin; no output is trusted unread."""
+    assert run("check", name).exit_code == 0
+    for tool_name, one in load_profiles(name).items():
+        assert raise_by_hints(one, None, tool_name).effect == one.effect or tool_name in ("requests_post",), tool_name
+        if {"command", "commands", "code"} & one.critical.keys() or "ython" in tool_name:
+            assert (one.effect, one.sink) == ("admin", "external")
+        assert one.trust in ("external", "internal")
+        assert not one.draft
+        assert one.side_effect or one.critical or one.sink == "none"
+
+
+def test_ready_profiles_by_name_and_beside_ones_own() -> None:
+    """A name, or a mapping that overrides it; another text is a path."""
+    assert "terminal" in RuntimeAuthz(profiles="langchain").profiles.declared
+    both = {**load_profiles("langchain"), **load_profiles({"terminal": {"effect": "admin", "class": "secret"}})}
+    assert RuntimeAuthz(profiles=both).profiles.declared["terminal"].data_class == "secret"
+    with pytest.raises(ConfigError, match="can not be read"):
+        load_profiles("langchains")
+
+
+def test_ready_profiles_fit_langchains_own_tools() -> None:
+    """The shell, search and to-do tools that LangChain's middleware brings."""
+    from langchain.agents.middleware import FilesystemFileSearchMiddleware, ShellToolMiddleware, TodoListMiddleware
+
+    tools = [
+        *ShellToolMiddleware().tools,
+        *TodoListMiddleware().tools,
+        *FilesystemFileSearchMiddleware(root_path=str(Path.cwd())).tools,
+    ]
+    held = Profiles(load_profiles("langchain"))
+    assert {t.name: held.of(t).declared for t in tools} == {t.name: True for t in tools}
+    assert {t.name for t in tools} == {"shell", "write_todos", "glob_search", "grep_search"}
