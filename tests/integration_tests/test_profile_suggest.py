@@ -79,9 +79,10 @@ def count(proposal: Proposal, proposed: ToolProfile, author: ToolProfile) -> Cou
     return total
 
 
-def severity(profiles: Any, tool: BaseTool, args: dict[str, Any], task: str) -> int:
-    with RuntimeAuthz(profiles=profiles).session(subject="alice", task=task) as session:
-        return SEVERITY.index(session.decide(tool.name, args).outcome)
+def severity(authz: RuntimeAuthz, tool: BaseTool) -> int:
+    """Of the policy's answer to a call that the human asked for in the tool's own words."""
+    with authz.session(subject="alice", task=f"Please {tool.name.replace('_', ' ')}") as session:
+        return SEVERITY.index(session.decide(tool.name, {}).outcome)
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -91,10 +92,11 @@ def test_proposed_beside_an_authors_facts(name: str, capsys: pytest.CaptureFixtu
     tools = {t.name: t for t in tools_of(graph_of(name)) if t.name in author}
     total: Counter[str] = Counter()
     lowered = milder = 0
+    proposals = {t.name: propose(t) for t in tools.values()}
+    drafts = load_profiles(yaml.safe_load("tools:\n" + "\n".join(p.yaml() for p in proposals.values()))["tools"])
+    with_drafts, without = RuntimeAuthz(profiles=drafts), RuntimeAuthz()
     for tool in tools.values():
-        proposal = propose(tool)
-        drafts = load_profiles(yaml.safe_load("tools:\n" + proposal.yaml())["tools"])
-        proposed = drafts[tool.name]
+        proposal, proposed = proposals[tool.name], drafts[tool.name]
         total += count(proposal, proposed, author[tool.name])
         bare = Profiles.unprofiled(tool, "").profile
         lowered += EFFECTS.index(proposed.effect) < EFFECTS.index(bare.effect)
@@ -102,8 +104,7 @@ def test_proposed_beside_an_authors_facts(name: str, capsys: pytest.CaptureFixtu
         lowered += proposed.trust != "external" or proposed.data_class not in (bare.data_class, "confidential")
         milder += EFFECTS.index(proposed.effect) < EFFECTS.index(author[tool.name].effect)
         # As it stands, the policy's answer is what it is without the proposal, or a stricter one.
-        task = f"Please {tool.name.replace('_', ' ')}"
-        lowered += severity(drafts, tool, {}, task) < severity({}, tool, {}, task)
+        lowered += severity(with_drafts, tool) < severity(without, tool)
     calls, returns = ({how: total[f"{about} {how}"] for how in ("in force", "as doubt", "left")} for about in ("calls", "returns"))
     share = 1 - calls["left"] / sum(calls.values())
     with capsys.disabled():

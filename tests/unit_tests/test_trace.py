@@ -91,7 +91,7 @@ def test_a_stopped_calls_output_is_not_believed(write: Write) -> None:
     profiles = {**PROFILES, "look": {"effect": "delete", "trust": "system", "intent": ["never"]}}
     lines = (user("Pay the bill"), call("1", "look"), output("1", {"to": "DE1234567890"}), call("2", "pay", {"to": "DE1234567890"}))
     found = replayed(write(*lines), profiles=profiles).steps
-    assert next(s.ran for s in found) is True  # asked, and nothing marks it as unwanted
+    assert found[0].ran  # asked, and nothing marks it as unwanted
     lines = (lines[0], call("1", "look", unwanted=True), *lines[2:])
     stopped = replayed(write(*lines), profiles=profiles).steps
     assert not stopped[0].ran
