@@ -23,7 +23,7 @@ from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SINKS, UNPROFILED, load_profiles, raise_by_hints
 
-MODULE = '''
+MODULE = """
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -48,7 +48,7 @@ b = StateGraph(MessagesState)
 b.add_node("tools", ToolNode([send_mail, get_page, odd]))
 b.add_edge(START, "tools")
 graph = b.compile()
-'''
+"""
 
 
 @pytest.fixture
