@@ -269,7 +269,7 @@ def test_ready_profiles_load_and_claim_nothing_mild(name: str, run: Callable[...
     """Each is at least as risky as its name says; what runs code is admin; no output is trusted unread."""
     assert run("check", name).exit_code == 0
     for tool_name, one in load_profiles(name).items():
-        assert raise_by_hints(one, None, tool_name).effect == one.effect or tool_name in ("requests_post",), tool_name
+        assert raise_by_hints(one, None, tool_name).effect == one.effect, tool_name
         if {"command", "commands", "code"} & one.critical.keys() or "ython" in tool_name:
             assert (one.effect, one.sink) == ("admin", "external")
         assert one.trust in ("external", "internal")
