@@ -474,11 +474,15 @@ def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
+COLOURS = ["blue", "red"]
+
+
 def _choosing(ran: list[Any]) -> Any:
     @tool("write")
     def write(text: str) -> str:
         """Ask for a colour, then write."""
-        colour = interrupt({"which colour": text})
+        # With options: an answer in other words would change the task, and the write be planned anew.
+        colour = interrupt({"which colour": text, "options": [*COLOURS, f"colour of {text}"]})
         ran.append((text, colour))
         return f"wrote {text} in {colour}"
 
@@ -498,7 +502,7 @@ def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any) -> None:
         (gate,) = go(graph, human(), THREAD)["__interrupt__"]
         assert "action_requests" in gate.value
         (own,) = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)["__interrupt__"]
-        assert own.value == {"which colour": "1"}
+        assert own.value["which colour"] == "1"
         assert ran == []
         state = go(graph, Command(resume="blue"), THREAD)
     assert ran == [("1", "blue")]
@@ -536,7 +540,7 @@ def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any) -> None:
         go(graph, human(), THREAD)
         asks[0] = False
         (own,) = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)["__interrupt__"]
-        assert own.value == {"which colour": "1"}
+        assert own.value["which colour"] == "1"
         state = go(graph, Command(resume="blue"), THREAD)
     assert ran == [("1", "blue")]
     assert_went_on(state)
@@ -612,7 +616,8 @@ def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool,
         """Ask as often as the text is long, the first the longest to get there."""
         if text == "aa":
             time.sleep(0.05)
-        colours = [interrupt({"which colour": f"{text}{i}"}) for i in range(len(text) if text != "none" else 0)]
+        asks = [f"{text}{i}" for i in range(len(text) if text != "none" else 0)]
+        colours = [interrupt({"which colour": ask, "options": [f"colour of {ask}"]}) for ask in asks]
         if text == "f":
             ran.append((text, colours))
             raise ConnectionError(text)
@@ -907,7 +912,7 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool) -> None:
     graph = authz.protect(hand_written(replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         (own,) = go(graph, human(), THREAD)["__interrupt__"]
-        assert own.value == {"which colour": "1"}
+        assert own.value["which colour"] == "1"
         asked_about.append("2")
         # An answer that would read as an approval.
         value: Any = {"decisions": [{"type": "approve"}]}
