@@ -274,7 +274,7 @@ class CorrectionMachine(RuleBasedStateMachine):
 
 TestCorrectionMachine = pytest.mark.timeout(0 if "LRA_CORRECTIONS" in os.environ else 600)(CorrectionMachine.TestCase)
 TestCorrectionMachine.settings = settings(
-    max_examples=int(os.environ.get("LRA_CORRECTIONS", "100")),
+    max_examples=int(os.environ.get("LRA_CORRECTIONS", "15")),
     stateful_step_count=12,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     deadline=None,
