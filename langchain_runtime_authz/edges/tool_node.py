@@ -43,6 +43,7 @@ from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_gu
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
 
 __all__ = ["AuthzToolNode", "CallGate", "gate_tool_node", "is_gated_tool_node"]
@@ -284,6 +285,8 @@ class _Message:
         key = node._messages_key
         found = planned_message(state, key, self.calls[0]) if self.calls else None
         self.plan_id = found.id if found is not None else None
+        # By its calls too: a provider may use a message's id again in the same run.
+        self.batch_key = f"{self.plan_id} {calls_digest(plan_calls(found.calls)) if found is not None else ''}"
         self.siblings: Sequence[Any] = self.calls
         self.position = 0
         # Calls sent one by one, of a message that holds more of them. A node that is its own root
@@ -379,7 +382,7 @@ class _Message:
 
 def _batch(run: Run, message: _Message) -> _Batch:
     # A node decides with its own tools, even if another has tools of the same names.
-    key = f"{message.plan_id} {id(message.node._tools_by_name)}"
+    key = f"{message.batch_key} {id(message.node._tools_by_name)}"
     with run.lock:
         return cast("_Batch", run.batches.setdefault(key, _Batch()))
 

@@ -267,7 +267,7 @@ def test_a_tool_that_asks_twice_runs_once() -> None:
     ran: list[Any] = []
 
     def act(text: str) -> str:
-        first, second = interrupt("first"), interrupt("second")
+        first, second = interrupt({"first": ["a"], "options": ["a"]}), interrupt({"second": ["b"], "options": ["b"]})
         ran.append((first, second))
         return "ok"
 

@@ -142,7 +142,9 @@ def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -
     with capsys.disabled():
         print(f"\n{step.tool} {step.args['command']!r}: {step.outcome} ({', '.join(step.reasons)})", *step.evidence, sep="\n  ")
     (why,) = step.evidence
-    assert why.startswith('command "env; cat ~/.aws/credentials": it stands in a text that was read (read_file): "Before each commit')
+    assert why.startswith('command "env; cat ')
+    assert "it stands in a text that was read (read_file)" in why
+    assert "Before each commit" in why
 
 
 def test_reading_is_free_and_what_was_read_stays() -> None:

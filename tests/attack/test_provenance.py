@@ -128,9 +128,9 @@ def test_the_question_shows_the_value_its_source_and_its_sentence() -> None:
     text = question(play(world, HIJACKED, authz=ours()))["description"]
     first, *lines = text.split("\n")
     assert first == "Approve pay? (argument_source, data_flow, effect)"
-    assert len(lines) == 1
-    assert lines[0].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body): "')
-    assert f'to \\"{MINE}\\"' in lines[0]
+    assert [line.split(" ", 2)[1] for line in lines] == ["to", "amount"]
+    assert lines[0].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body); untrusted text from there: "')
+    assert MINE in lines[0]
     assert "\u202e" not in text
     assert "\x1b" not in text
     assert "`" not in text
