@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_runtime_authz.cli._errors import reporting
+from langchain_runtime_authz.cli.ledger import opened
 from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approver import Verdict
-    from langchain_runtime_authz.ledger.sql import SqlLedger
 
 __all__ = ["app"]
 
@@ -72,7 +72,7 @@ def list_(
     Examples:
       runtime-authz approvals list ledger.db --tenant acme
     """  # noqa: D301  (`\b` is what keeps the lines apart)
-    with reporting(), _ledger(where, schema, role) as ledger:
+    with reporting(), opened(where, schema, role) as ledger:
         found = list(ledger.asked(tenant))
     if as_json:
         rows = [
@@ -174,26 +174,5 @@ def _authz(
     except ValueError as exc:
         msg = f"{approvers}: not JSON"
         raise ConfigError(msg) from exc
-    with _ledger(where, schema, role) as ledger:
+    with opened(where, schema, role) as ledger:
         yield RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)
-
-
-@contextmanager
-def _ledger(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
-    ledger: SqlLedger
-    if where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists()):
-        try:
-            from langchain_runtime_authz.ledger.postgres import PostgresLedger
-        except ModuleNotFoundError as exc:
-            msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
-            raise ConfigError(msg) from exc
-        ledger = PostgresLedger(where, schema=schema, role=role)
-    else:
-        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-
-        if not Path(where).is_file():
-            msg = f"there is no ledger at {where}"
-            raise ConfigError(msg)
-        ledger = SqliteLedger(where)
-    with ledger:
-        yield ledger

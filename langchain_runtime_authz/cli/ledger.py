@@ -16,8 +16,9 @@ from langchain_runtime_authz.errors import ConfigError
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
     from langchain_runtime_authz.ledger.schema import Version
+    from langchain_runtime_authz.ledger.sql import SqlLedger
 
-__all__ = ["Role", "Schema", "Where", "app", "is_postgres", "needing_postgres"]
+__all__ = ["Role", "Schema", "Where", "app", "opened"]
 
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -185,13 +186,13 @@ def _show(found: Version) -> None:
     typer.echo(f"oldest   {found.min_reader}")
 
 
-def is_postgres(where: str) -> bool:
+def _is_postgres(where: str) -> bool:
     """Whether a ledger's address is a connection string of PostgreSQL, not a path."""
     return where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists())
 
 
 @contextmanager
-def needing_postgres() -> Iterator[None]:
+def _needing_postgres() -> Iterator[None]:
     """Around the import of what the extra brings."""
     try:
         yield
@@ -201,9 +202,28 @@ def needing_postgres() -> Iterator[None]:
 
 
 @contextmanager
+def opened(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
+    """The ledger at `where`, which must be there: a mistyped path must not make one."""
+    ledger: SqlLedger
+    if _is_postgres(where):
+        with _needing_postgres():
+            from langchain_runtime_authz.ledger.postgres import PostgresLedger
+        ledger = PostgresLedger(where, schema=schema, role=role, max_size=1)
+    else:
+        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+        if not Path(where).is_file():
+            msg = f"there is no ledger at {where}"
+            raise ConfigError(msg)
+        ledger = SqliteLedger(where)
+    with ledger:
+        yield ledger
+
+
+@contextmanager
 def _admin(where: str, schema: str, role: str, *, create: bool = False) -> Iterator[Admin]:
-    if is_postgres(where):
-        with needing_postgres():
+    if _is_postgres(where):
+        with _needing_postgres():
             from langchain_runtime_authz.ledger import postgres
         with postgres.administer(where, schema=schema, role=role, create=create) as admin:
             yield admin

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from langchain_runtime_authz.cli._errors import reporting
-from langchain_runtime_authz.cli.ledger import Role, Schema, Where, is_postgres, needing_postgres
+from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,29 +87,9 @@ def _known(
     """The ledger and a thread that it knows: a mistyped name must not look like a stop."""
     from langchain_runtime_authz.ledger.base import Query, Scope
 
-    with _opened(where, schema, role) as ledger:
+    with opened(where, schema, role) as ledger:
         scope = Scope(tenant, issuer, graph, thread)
         if not ledger.load(scope, Query()).exists:
             msg = f"the ledger knows no thread {thread!r} of graph {graph!r} (tenant {tenant!r}, issuer {issuer!r})"
             raise ConfigError(msg)
         yield ledger, scope
-
-
-@contextmanager
-def _opened(where: str, schema: str, role: str) -> Iterator[Ledger]:
-    if is_postgres(where):
-        with needing_postgres():
-            from langchain_runtime_authz.ledger.postgres import PostgresLedger
-        with PostgresLedger(where, schema=schema, role=role, max_size=1) as ledger:
-            yield ledger
-        return
-    from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-
-    if not Path(where).exists():  # which would make it
-        msg = f"there is no ledger at {where}"
-        raise ConfigError(msg)
-    opened = SqliteLedger(where)
-    try:
-        yield opened
-    finally:
-        opened.close()

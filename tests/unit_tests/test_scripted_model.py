@@ -46,7 +46,8 @@ def hand_written(model: ScriptedChatModel) -> CompiledStateGraph[Any, Any, Any, 
 
 
 def created(model: ScriptedChatModel) -> CompiledStateGraph[Any, Any, Any, Any]:
-    agents = pytest.importorskip("langchain.agents")
+    from langchain import agents
+
     graph: CompiledStateGraph[Any, Any, Any, Any] = agents.create_agent(model, [add])
     return graph
 
