@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
@@ -18,7 +17,7 @@ from tests.attack._approvals import ANN, Scene, human, payment
 from tests.attack.test_approval_abuse import FOUR_EYES, policy
 
 
-def approvals(*args: Any) -> Result:
+def approvals(*args: Any) -> Any:
     return CliRunner().invoke(app, ["approvals", *map(str, args)], env={"COLUMNS": "120"})
 
 
@@ -40,7 +39,7 @@ class Desk:
         (asked,) = self.scene.say(human())["__interrupt__"]
         self.ask_id = asked.value["action_requests"][0]["approval_id"]
 
-    def answer(self, verb: str, name: str, *more: Any, key: str = "") -> Result:
+    def answer(self, verb: str, name: str, *more: Any, key: str = "") -> Any:
         return approvals(
             verb, self.file, self.ask_id, "--as", name, "--key", self.path / f"{key or name}.pem",
             "--approvers", self.path / "approvers.json", *more,

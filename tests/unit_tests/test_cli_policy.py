@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit.sinks import FileSink
@@ -26,7 +26,7 @@ from tests.bundles import DATA, Key, files, put
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
-Command = Callable[..., Result]
+Command = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _no_opa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run() -> Command:
-    def invoke(*arguments: object) -> Result:
+    def invoke(*arguments: object) -> Any:
         return CliRunner().invoke(app, ["policy", *map(str, arguments)])
 
     return invoke

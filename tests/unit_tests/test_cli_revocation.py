@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
@@ -21,7 +20,7 @@ from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay
 THREAD = {"configurable": {"thread_id": "t"}}
 
 
-def cli(*args: str) -> Result:
+def cli(*args: str) -> Any:
     return CliRunner().invoke(app, list(args), env={"COLUMNS": "120"})
 
 
