@@ -285,8 +285,7 @@ class _Message:
         key = node._messages_key
         found = planned_message(state, key, self.calls[0]) if self.calls else None
         self.plan_id = found.id if found is not None else None
-        # By its calls too: a provider may use a message's id again in the same run.
-        self.batch_key = f"{self.plan_id} {calls_digest(plan_calls(found.calls)) if found is not None else ''}"
+        self.planned: Sequence[Any] = found.calls if found is not None else ()
         self.siblings: Sequence[Any] = self.calls
         self.position = 0
         # Calls sent one by one, of a message that holds more of them. A node that is its own root
@@ -301,7 +300,7 @@ class _Message:
                 if i == found.position or c.get("id") not in answered
             ]
             self.together = len(self.siblings) == 1
-        self.positions = self._positions(found.calls if found is not None else [])
+        self.positions = self._positions(self.planned)
 
     def _positions(self, planned: Sequence[Any]) -> list[int | None]:
         """Each call's place in the message, by identity first: two calls may look alike."""
@@ -381,10 +380,19 @@ class _Message:
 
 
 def _batch(run: Run, message: _Message) -> _Batch:
-    # A node decides with its own tools, even if another has tools of the same names.
-    key = f"{message.batch_key} {id(message.node._tools_by_name)}"
+    """The batch of a message, by its very calls, or where they are a copy, by what they say.
+
+    By their content alone it would be lost when a tool writes into its arguments, which may be the
+    message's own; by the message's id alone a provider that uses an id again would get old decisions.
+    """
+    tools = id(message.node._tools_by_name)  # a node decides with its own, even if another has tools of the same names
     with run.lock:
-        return cast("_Batch", run.batches.setdefault(key, _Batch()))
+        planned, batch = run.batches.get(same := (tools, id(message.planned)), (None, None))
+        if planned is not message.planned:
+            alike = (tools, f"{message.plan_id} {calls_digest(plan_calls(message.planned))}")
+            batch = run.batches.setdefault(alike, _Batch())
+            run.batches[same] = (message.planned, batch)  # held, so that its identity stays its own
+        return cast("_Batch", batch)
 
 
 def _answered(state: Any, key: str) -> set[str]:

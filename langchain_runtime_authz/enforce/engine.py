@@ -157,7 +157,7 @@ class Run:
     # Versions of the resources that calls under way read, by call key, as they were before the read.
     versions: dict[str, str] = field(default_factory=dict)
     models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
-    batches: dict[str, Any] = field(default_factory=dict)
+    batches: dict[Any, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def pause(self) -> None:

@@ -9,6 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from langgraph.checkpoint.memory import InMemorySaver
@@ -280,3 +281,25 @@ def test_a_tool_that_asks_twice_runs_once() -> None:
         graph.invoke(Command(resume="b"), THREAD)
     assert ran == [("a", "b")]
     assert ends(authz) == ["suspended", "suspended", "done"]
+
+
+@pytest.mark.parametrize("sequence", [["probe", "probe", "probe"], ["probe", "other", "probe"]])
+def test_a_tool_that_writes_into_its_arguments(sequence: list[str]) -> None:
+    """They are the message's own where the schema is plain JSON: its other calls keep their one decision."""
+    schema = {"title": "probe", "description": "Probe.", "type": "object", "properties": {"rows": {"type": "object"}}}
+    ran: list[Any] = []
+
+    def act(rows: dict[str, Any]) -> str:
+        ran.append(dict(rows))
+        rows["spoilt"] = True
+        return "ok"
+
+    tools = [StructuredTool(name=n, description="Probe.", args_schema=schema, func=act) for n in ("probe", "other")]
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=PROFILES)
+    planned = [call(n, {"rows": {"n": i}}, f"call-{i}") for i, n in enumerate(sequence)]
+    graph = authz.protect(create_agent(replying(planned), tools))
+    with authz.run(subject="alice"):
+        graph.invoke(human(), {"max_concurrency": 1})
+    assert ran == [{"n": i} for i in range(3)]
+    assert [r.context.call.args for r in calls_of(pdp)] == [{"rows": {"n": i}} for i in range(3)]  # type: ignore[union-attr]
