@@ -227,9 +227,8 @@ def record_decision(
     request: EvaluationRequest | None,
     *,
     pdp: str,
-    tool: str | None,
-    action: str = "",
-    resource: str = "",
+    action: str,
+    resource: str,
     body: bytes | None = None,
     started: int | None = None,
 ) -> None:
@@ -239,17 +238,12 @@ def record_decision(
         decision: what was decided.
         request: what was asked, where it could be put into words.
         pdp: name of the engine.
-        tool: the tool, for a tool call.
-        action: AuthZEN `action.name`, where there is no request to tell.
-        resource: AuthZEN `resource.id`, likewise.
+        action: AuthZEN `action.name`.
+        resource: AuthZEN `resource.id`.
         body: `request.to_json()`, where it is at hand.
         started: nanoseconds since the epoch at which the batch was asked about.
     """
     try:
-        if request is not None:
-            action, resource = request.action.name, request.resource.id
-        elif tool is not None:
-            action, resource = action or "tools/call", resource or tool
         span = _start_authorize(action, resource, started)
         if span.is_recording():
             _decide(span, decision, request, pdp, body)

@@ -44,8 +44,10 @@ from langchain_runtime_authz.edges.models import decide_shown
 from langchain_runtime_authz.edges.passage import Passage, answer, current_passage
 from langchain_runtime_authz.edges.plans import note_model_call, note_model_output
 from langchain_runtime_authz.edges.tool_guard import is_guarded
+from langchain_runtime_authz.enforce.call import Denial, Replay
+from langchain_runtime_authz.enforce.claim import conclude
 from langchain_runtime_authz.enforce.engine import Run, drive
-from langchain_runtime_authz.enforce.step import Denial, Replay, conclude, obliged_fields
+from langchain_runtime_authz.enforce.obligations import obliged_fields
 from langchain_runtime_authz.errors import AuthzDenied, Code
 
 __all__ = ["Ambient", "hearing", "install"]

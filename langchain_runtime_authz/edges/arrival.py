@@ -23,8 +23,8 @@ from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, settled
 from langchain_runtime_authz.edges.passage import denied, held
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
+from langchain_runtime_authz.enforce.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run
-from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.errors import AuthzDenied, Code
 
 __all__ = ["Arrival", "Decided", "arrival", "arrival_by_hand", "arrival_unguarded"]

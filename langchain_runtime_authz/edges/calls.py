@@ -14,7 +14,7 @@ from langgraph.prebuilt import ToolRuntime
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.edges._private import takes_no_arguments
 from langchain_runtime_authz.edges.profiles import ToolFacts
-from langchain_runtime_authz.enforce.step import Call
+from langchain_runtime_authz.enforce.call import Call
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.profile import UNPROFILED
 

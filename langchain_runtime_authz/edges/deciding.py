@@ -20,8 +20,11 @@ from langchain_runtime_authz.edges._private import answers_left, can_ask, interr
 from langchain_runtime_authz.edges.calls import parses_alike
 from langchain_runtime_authz.edges.messages import answers_had
 from langchain_runtime_authz.enforce.approval import answers, open_questions, payload, questions
+from langchain_runtime_authz.enforce.call import Call, Judged, Verdict
+from langchain_runtime_authz.enforce.claim import claim
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
-from langchain_runtime_authz.enforce.step import Call, Judged, Verdict, claim, judge_calls, record_asks
+from langchain_runtime_authz.enforce.judge import judge_calls
+from langchain_runtime_authz.enforce.recording import record_asks
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.ledger.base import Approval, Query
 
@@ -117,7 +120,7 @@ def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapp
         raise
     except AuditError:
         return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in judged]
-    except Exception as exc:  # noqa: BLE001  (see `enforce.step.judge_calls`)
+    except Exception as exc:  # noqa: BLE001  (see `enforce.judge.judge_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
         return [_denied(j, ledger_code(exc)) for j in judged]
 

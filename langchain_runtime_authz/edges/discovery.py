@@ -305,9 +305,12 @@ def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool
 
 
 def _is_tool(tool: Any) -> bool:
-    return _provider_tool(tool) is not None or (
-        isinstance(tool, Mapping) and (tool.get("type") in _RUN_HERE or not _DESCRIBES_A_FUNCTION.isdisjoint(tool))
-    )
+    if _provider_tool(tool) is not None:
+        return True
+    if not isinstance(tool, Mapping):
+        return False
+    kind = tool.get("type")  # of some other mapping it may be anything
+    return (isinstance(kind, str) and kind in _RUN_HERE) or not _DESCRIBES_A_FUNCTION.isdisjoint(tool)
 
 
 def _provider_tool(tool: Any) -> str | None:

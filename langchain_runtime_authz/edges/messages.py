@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.tools import BaseTool
 from langgraph.types import Command, Send
 
-from langchain_runtime_authz.enforce.step import Call, Denial, Replay
+from langchain_runtime_authz.enforce.call import Call, Denial, Replay
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 

@@ -25,8 +25,10 @@ from langchain_runtime_authz.edges.deciding import Settled
 from langchain_runtime_authz.edges.handle import run_scope
 from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.edges.outlets import watched_args, watched_config
+from langchain_runtime_authz.enforce.call import Call, Denial, Replay, Verdict
+from langchain_runtime_authz.enforce.claim import conclude
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
-from langchain_runtime_authz.enforce.step import Call, Denial, Replay, Verdict, conclude, obliged_fields
+from langchain_runtime_authz.enforce.obligations import obliged_fields
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.telemetry import execute_tool_span
 

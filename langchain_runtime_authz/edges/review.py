@@ -20,8 +20,9 @@ from langchain_runtime_authz.edges._private import interrupt_id
 from langchain_runtime_authz.edges.calls import unknown
 from langchain_runtime_authz.edges.messages import ai_messages
 from langchain_runtime_authz.enforce.approval import reviews
+from langchain_runtime_authz.enforce.call import Call
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
-from langchain_runtime_authz.enforce.step import Call, review_key
+from langchain_runtime_authz.enforce.judge import review_key
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 

@@ -40,8 +40,10 @@ from langchain_runtime_authz.edges.messages import (
 from langchain_runtime_authz.edges.passage import Held, held_scope
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_guarded
+from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
+from langchain_runtime_authz.enforce.claim import conclude
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
-from langchain_runtime_authz.enforce.step import Call, Denial, Judged, Replay, Verdict, conclude, judge_calls
+from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock

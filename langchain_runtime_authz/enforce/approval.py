@@ -39,8 +39,8 @@ from langchain_runtime_authz.ledger.base import (
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
+    from langchain_runtime_authz.enforce.call import Call, Judged
     from langchain_runtime_authz.enforce.engine import Run
-    from langchain_runtime_authz.enforce.step import Call, Judged
 
 __all__ = [
     "allowed",

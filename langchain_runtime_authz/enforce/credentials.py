@@ -14,8 +14,8 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.ledger.base import Scope
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.enforce.call import Judged
     from langchain_runtime_authz.enforce.engine import Run
-    from langchain_runtime_authz.enforce.step import Judged
 
 __all__ = ["Mint", "Minter", "audiences_of", "key_scope", "minter"]
 

@@ -17,12 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject, deny
 from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier
 from langchain_runtime_authz.enforce.provenance import Recall
 from langchain_runtime_authz.enforce.tally import Tally
-from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.ledger.base import (
@@ -56,6 +56,7 @@ __all__ = [
     "Run",
     "adrive",
     "drive",
+    "ledger_failed",
     "new_id",
 ]
 
@@ -70,6 +71,12 @@ T = TypeVar("T")
 def new_id() -> str:
     """128 random bits: run ids and jtis."""
     return secrets.token_hex(16)
+
+
+def ledger_failed(exc: Exception) -> Decision:
+    """The deny for a ledger that failed with `exc`, which the operator's log names."""
+    _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
+    return deny(ledger_code(exc))
 
 
 class Planner(Protocol):

@@ -16,7 +16,8 @@ from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
 from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
 from langchain_runtime_authz.enforce.engine import Ask, Commit, Effect, Engine, Flow, Load, Record, Run, new_id
-from langchain_runtime_authz.enforce.step import data_scope, decide_step
+from langchain_runtime_authz.enforce.judge import data_scope
+from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
 from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.delegation import edge

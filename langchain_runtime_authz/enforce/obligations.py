@@ -18,13 +18,14 @@ attempt where there is room; `redact` and `withhold_tools` then have nothing to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from langchain_runtime_authz.authzen import Obligation
+from langchain_runtime_authz.authzen import Decision, Obligation
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
 
-__all__ = ["REDACTED", "Terms", "demands", "redact"]
+__all__ = ["REDACTED", "Terms", "demands", "obliged_fields", "redact", "understood"]
 
 REDACTED: Final = "[redacted]"
 POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
@@ -185,3 +186,24 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | None:
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict | list) else None
+
+
+def understood(decision: Decision, able: Collection[str]) -> Decision:
+    """A decision whose obligations are carried out here; otherwise a deny that still carries the rest."""
+    known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
+    if len(known) == len(decision.obligations):
+        return decision
+    return decision.model_copy(
+        update={
+            "outcome": "halt" if any(o.type == "revoke" for o in known) else "deny",
+            "reasons": (str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
+            "obligations": tuple(known),
+            "failure": "enforcement",
+        },
+    )
+
+
+def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
+    """Fields that `redact` obligations name."""
+    names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
+    return frozenset(f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str))

@@ -29,8 +29,8 @@ from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.profile import ToolProfile, argument
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.enforce.call import Call
     from langchain_runtime_authz.enforce.engine import Engine, Run
-    from langchain_runtime_authz.enforce.step import Call
 
 __all__ = ["Observe", "Recall", "arguments", "effective_sink", "intent", "observing", "sentences"]
 

@@ -12,8 +12,9 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call, current_credential
+from langchain_runtime_authz.enforce.claim import claim
 from langchain_runtime_authz.enforce.engine import drive
-from langchain_runtime_authz.enforce.step import claim, judge_calls
+from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, StaticPDP

@@ -314,6 +314,8 @@ def test_other_lists_are_no_provider_tools() -> None:
         [{"role": "user", "content": "x"}],
         [{"type": "image_url", "image_url": {"url": "x"}}],
         [{"type": "web_search"}, 5],
+        [{"type": ["approve"]}],
+        [{"type": None}, {"type": {"a": 1}}, {}],
         {"type": "web_search"},
         [],
     ]

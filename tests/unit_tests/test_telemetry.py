@@ -118,7 +118,7 @@ def test_a_request_is_known_again_but_not_guessed(
     for key in (None, None, b"another key"):
         if key is not None:
             monkeypatch.setattr(telemetry, "_HASH_KEY", key)
-        record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay")
+        record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay")
     a, b, c = (attributes(s)["runtime_authz.request.hash"] for s in exporter.get_finished_spans())
     assert a == b != c
 
@@ -128,7 +128,7 @@ def test_a_batch_records_as_a_span_does(exporter: InMemorySpanExporter, body: by
     """`record_decision` and `authorize_span` write the same span."""
     with authorize_span("tools/call", "pay") as span:
         span.decided(PERMIT, REQUEST, pdp="wasm")
-    record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay", body=body, started=1)
+    record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay", body=body, started=1)
     first, second = exporter.get_finished_spans()
     assert attributes(first) == attributes(second)
     assert first.name == second.name
@@ -138,7 +138,7 @@ def test_a_batch_records_as_a_span_does(exporter: InMemorySpanExporter, body: by
 def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
     """Policy and enforcement said no: the status stays unset."""
     for failure in _REFUSALS:
-        record_decision(deny("effect", failure), REQUEST, pdp="wasm", tool="pay")
+        record_decision(deny("effect", failure), REQUEST, pdp="wasm", action="tools/call", resource="pay")
     for span in exporter.get_finished_spans():
         assert attributes(span)["runtime_authz.decision"] == "deny"
         assert attributes(span)["runtime_authz.reason"] == "effect"
@@ -149,7 +149,7 @@ def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
 @pytest.mark.parametrize(("failure", "code"), [("pdp", "pdp_timeout"), ("mapping", "uncanonical_argument")])
 def test_a_failure_to_ask_or_answer_is_an_error(exporter: InMemorySpanExporter, failure: Any, code: str) -> None:
     """A mapping or PDP failure sets `error.type` to its code, and the status."""
-    record_decision(deny(code, failure), None, pdp="opa", tool="pay")
+    record_decision(deny(code, failure), None, pdp="opa", action="tools/call", resource="pay")
     span = only(exporter)
     assert attributes(span)["error.type"] == code
     assert span.status.status_code is StatusCode.ERROR
@@ -158,7 +158,7 @@ def test_a_failure_to_ask_or_answer_is_an_error(exporter: InMemorySpanExporter, 
 
 def test_a_step_without_a_request_has_a_name(exporter: InMemorySpanExporter) -> None:
     """A refusal before any question still says of what."""
-    record_decision(deny("revoked"), None, pdp="wasm", tool=None, action="run/start", resource="graph")
+    record_decision(deny("revoked"), None, pdp="wasm", action="run/start", resource="graph")
     span = only(exporter)
     assert span.name == "authorize graph"
     assert "gen_ai.tool.name" not in attributes(span)
@@ -224,7 +224,7 @@ def test_spans_nest(exporter: InMemorySpanExporter) -> None:
     """What runs inside is a child; afterwards the outer context is back."""
     before = trace.get_current_span()
     with execute_tool_span("outer"):
-        record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay")
+        record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay")
         with execute_tool_span("inner"):
             pass
     assert trace.get_current_span() is before
@@ -252,7 +252,7 @@ def test_a_block_left_elsewhere_disturbs_nobody(exporter: InMemorySpanExporter) 
 
 def test_long_names_are_cut_in_span_names(exporter: InMemorySpanExporter) -> None:
     """A tool name that a model made up can not bloat span names."""
-    record_decision(deny("unknown_tool"), None, pdp="wasm", tool="x" * 5000)
+    record_decision(deny("unknown_tool"), None, pdp="wasm", action="tools/call", resource="x" * 5000)
     assert len(only(exporter).name) < 200
 
 
@@ -299,7 +299,7 @@ def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str)
         done.append(2)
     with pytest.raises(ValueError, match="mine"), execute_tool_span("pay"):
         raise ValueError("mine")
-    record_decision(deny("pdp_error", "pdp"), REQUEST, pdp="wasm", tool="pay")
+    record_decision(deny("pdp_error", "pdp"), REQUEST, pdp="wasm", action="tools/call", resource="pay")
     assert done == [1, 2]
     assert otel_context.get_current() == before
 
@@ -314,7 +314,7 @@ def test_without_an_sdk_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> Non
         span.decided(PERMIT, REQUEST, pdp="wasm")
     with execute_tool_span("pay") as tool:
         tool.failed("x")
-    record_decision(PERMIT, REQUEST, pdp="wasm", tool="pay")
+    record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay")
 
 
 def test_names_stay_in_our_own_space() -> None:
