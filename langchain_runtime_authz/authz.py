@@ -16,15 +16,16 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.edges.ambient import Ambient, install
 from langchain_runtime_authz.edges.coverage import CoverageReport
 from langchain_runtime_authz.edges.discovery import coverage_of
-from langchain_runtime_authz.edges.entry import Entrance, RunHandle, SubjectLike
+from langchain_runtime_authz.edges.entry import Entrance
 from langchain_runtime_authz.edges.planner import ModelPlanner
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.root import Protection, protect
+from langchain_runtime_authz.edges.run import RunHandle, SubjectLike
 from langchain_runtime_authz.edges.tool_guard import guard_tool
 from langchain_runtime_authz.enforce.approver import ListAsked, answer_beside, question_of
+from langchain_runtime_authz.enforce.correction import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.credentials import key_scope
 from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier
 from langchain_runtime_authz.enforce.session import Session

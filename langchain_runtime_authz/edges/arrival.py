@@ -19,10 +19,10 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges._private import injected_names, skip_answers, task_id
 from langchain_runtime_authz.edges.calls import describe, parse, parses_alike, supplied, unchanged, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
-from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.handle import find_run, settled
 from langchain_runtime_authz.edges.passage import denied, held
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
+from langchain_runtime_authz.edges.run import RunHandle, opened
 from langchain_runtime_authz.enforce.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run
 from langchain_runtime_authz.errors import AuthzDenied, Code

@@ -20,7 +20,7 @@ from langchain_runtime_authz.credential.lease import ticket_scope
 from langchain_runtime_authz.enforce.engine import Run
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.edges.entry import RunHandle
+    from langchain_runtime_authz.edges.run import RunHandle
 
 __all__ = ["HANDLE_KEY", "Handle", "find_run", "gated_task", "handle_in", "run_scope", "running", "settled"]
 

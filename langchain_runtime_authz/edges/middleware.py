@@ -35,8 +35,8 @@ from langchain_runtime_authz.edges.passage import holds
 from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_node import CallGate
+from langchain_runtime_authz.enforce.correction import answer
 from langchain_runtime_authz.enforce.engine import Flow, Load, Run, adrive, drive
-from langchain_runtime_authz.enforce.entry import answer
 from langchain_runtime_authz.enforce.model import ModelCall, decide_model, withheld
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Query

@@ -15,11 +15,11 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, Resource, deny
 from langchain_runtime_authz.edges._private import RunnableSeq, ToolNode, ensure_config, task_id
-from langchain_runtime_authz.edges.entry import RunHandle, opened
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.edges.review import note_review
+from langchain_runtime_authz.edges.run import RunHandle, opened
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.step import decide_step, still_live
 from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code

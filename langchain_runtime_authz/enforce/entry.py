@@ -1,4 +1,4 @@
-"""Root entries, children and corrections: where runs begin, end and are told of a changed task.
+"""Root entries and children: where runs begin and end.
 
 Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the
 state it loads. A later correction kills that lease and the old run drains; only a new root entry
@@ -8,27 +8,23 @@ plans anew.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
-from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
 from langchain_runtime_authz.enforce.engine import Ask, Commit, Effect, Engine, Flow, Load, Record, Run, new_id
-from langchain_runtime_authz.enforce.judge import data_scope
 from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
-from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.delegation import edge
-from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.provenance.words import own_words
 from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
-from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
+from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
-    AnswerApproval,
     Approval,
     Change,
     Conflict,
@@ -40,32 +36,15 @@ from langchain_runtime_authz.ledger.base import (
     RecordEdge,
     RecordPlan,
     Redeliver,
-    Reinstate,
-    Revoke,
     Scope,
     Snapshot,
     TakeLease,
     TakePending,
 )
 
-__all__ = [
-    "Entry",
-    "Given",
-    "altered",
-    "answer",
-    "close",
-    "correct",
-    "data_changed",
-    "open_child",
-    "open_entry",
-    "reinstate",
-    "reply",
-    "revoke",
-]
+__all__ = ["Entry", "Given", "close", "lease_of", "open_child", "open_entry", "run_event"]
 
 _log = logging.getLogger(__name__)
-
-_NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +187,14 @@ def _take_lease(
             kept_state=given.kept,
             steps_before=snapshot.history.steps,
         )
-        taken = yield Commit(scope, None, [TakeLease(_lease(run))])
+        taken = yield Commit(scope, None, [TakeLease(lease_of(run))])
         if isinstance(taken, Conflict):
             if taken.code == Code.STALE_EPOCH:
                 continue
             raise AuthzDenied(taken.code, new_id())
         if fresh and not first:
-            yield _record(run, "corrected", done.now, texts=len(fresh))
-        yield _record(run, "resumed" if given.resume else "started", done.now, subject=owner)
+            yield run_event(run, "corrected", done.now, texts=len(fresh))
+        yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
         asks = snapshot.asks if not fresh or first else ()
         return run, snapshot.pending, asks, done.now
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
@@ -259,7 +238,8 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
     return rest if any(t.digest == task.digest for t in pinned) else (task, *rest)
 
 
-def _lease(run: Run) -> Lease:
+def lease_of(run: Run) -> Lease:
+    """A run's lease, as it is taken: at the run's epoch, under its jti."""
     return Lease(
         jti=run.jti,
         run_id=run.run_id,
@@ -272,7 +252,8 @@ def _lease(run: Run) -> Lease:
     )
 
 
-def _record(run: Run, event: str, now: float, **detail: object) -> Record:
+def run_event(run: Run, event: str, now: float, **detail: object) -> Record:
+    """An effect: the audit record of something that happened to a run."""
     return Record(
         run_record,
         now=now,
@@ -284,113 +265,6 @@ def _record(run: Run, event: str, now: float, **detail: object) -> Record:
         agent=run.agent,
         detail=detail,
     )
-
-
-def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
-    """Put a resume value into the ledger, before any task starts: one atomic correction or answer.
-
-    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it:
-    then the same commit opens the next epoch, with a plan of the calls that are left. Rejected ones
-    are in it no more, edited ones stand as edited, and the agents above that wait for them go on.
-
-    Raises:
-        AuthzDenied: the task was changed by somebody else meanwhile.
-    """
-    answered = answers(asks, value, run.subject)
-    refused = {a.call_key for a in answered if a.state == "malformed"}
-    if any(a.source == "hitl" and a.call_key in refused for a in asks):
-        return  # LangChain's review refuses the whole value, and its question stays open
-    said = corrections(asks, answered)
-    if not said:
-        done = yield Commit(run.scope, None, answered)
-        if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
-            # Before any task takes the value: the question stays open for who may answer it.
-            yield _record(run, "approval", 0.0, refused=str(done.code), approver=f"{run.subject.type}:{run.subject.id}")
-            raise AuthzDenied(done.code, new_id())
-        by_key = {a.call_key: a for a in answered}
-        if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
-            raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
-        return
-    plans = yield from _carried(run, asks, answered)
-    human = run.subject.type in ("user", "anonymous")
-    texts = tuple(replace(t, author=f"{run.subject.type}:{run.subject.id}") for t in said) if human else ()
-    change = AdvanceEpoch(
-        run.epoch,
-        texts,
-        keep=tuple(a.call_key for a in answered if a.state == "approved"),
-    )
-    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
-
-
-def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]) -> Flow[bool]:
-    """Answers to what tools and nodes ask by themselves: what is no plain answer corrects the task.
-
-    `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
-    before any task starts, with nothing carried over; the words are told with the answers to the
-    calls that it makes stale. The same answer to the same question once more says nothing new.
-    Returns whether the task changed.
-
-    Raises:
-        AuthzDenied: the task was changed by somebody else meanwhile.
-    """
-    said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
-    if not said:
-        return False
-    human = run.subject.type in ("user", "anonymous")
-    author = f"{run.subject.type}:{run.subject.id}"
-    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-    known = {(t.key, t.digest) for t in snapshot.log}
-    texts = tuple(
-        HumanText(content_digest(text), text if human else "", f"{ANSWER}{i}", own=human, author=author)
-        for i, text in said.items()
-        if (f"{ANSWER}{i}", content_digest(text)) not in known
-    )
-    if not texts:
-        return False
-    # Delivered by the answers below; should the process die before, by the next root entry.
-    yield from _rotate(run, [AdvanceEpoch(run.epoch, texts, deliver=human)], texts)
-    run.corrected = tuple(t.text for t in texts if t.text)
-    return True
-
-
-def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[None]:
-    """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
-    done = yield Commit(run.scope, run.guard, changes)
-    if isinstance(done, Conflict):
-        raise AuthzDenied(done.code, new_id())
-    run.epoch, run.jti, run.pinned = done.epoch, new_id(), run.pinned + len(texts)
-    taken = yield Commit(run.scope, None, [TakeLease(_lease(run))])
-    if isinstance(taken, Conflict):
-        raise AuthzDenied(taken.code, new_id())
-    yield _record(run, "corrected", done.now, texts=len(texts))
-
-
-def _carried(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[list[PlanRecord]]:
-    by_key = {a.call_key: a for a in answered}
-    edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
-    above: dict[tuple[tuple[str, ...], str], None] = {}
-    for ask in asks:
-        above.update(dict.fromkeys(ask.within))
-        if ask.plan_id is None or ask.place is None:
-            continue
-        instead = edits.setdefault((ask.agent, ask.plan_id), {})
-        reply = by_key[ask.call_key]
-        if reply.edited:
-            name, args = edited_action(reply.edited)
-            instead[ask.place] = PlannedCall(ask.place, ask.call_id, name, raw_digest(args))
-        elif reply.state != "approved":
-            instead[ask.place] = None
-    plans: dict[tuple[tuple[str, ...], str], PlanRecord] = {}
-    for key, instead in edits.items():
-        snapshot: Snapshot = yield Load(run.scope, Query(plan=key))
-        if snapshot.plan is not None and snapshot.plan.epoch == run.epoch:
-            plans[key] = carry(snapshot.plan, run.epoch + 1, instead)
-    for call in above:
-        snapshot = yield Load(run.scope, Query(planned_call=call))
-        if snapshot.plan is not None and snapshot.plan.epoch == run.epoch:
-            key = (snapshot.plan.agent, snapshot.plan.id)
-            plans.setdefault(key, carry(snapshot.plan, run.epoch + 1, {}))
-    return list(plans.values())
 
 
 def open_child(
@@ -435,7 +309,7 @@ def open_child(
         parent,
         "agent/invoke",
         Resource(type="agent", id=name, properties={"kind": kind, "depth": len(parent.agent)}),
-        extra=lambda _: [RecordEdge(opened), TakeLease(_lease(child))],
+        extra=lambda _: [RecordEdge(opened), TakeLease(lease_of(child))],
     )
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
@@ -460,7 +334,7 @@ def close(
     try:
         done = yield from _end(run, state, marks)
         if run.parent is None:
-            yield _record(run, state, getattr(done, "now", 0.0))
+            yield run_event(run, state, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
 
@@ -476,57 +350,3 @@ def _end(run: Run, state: Literal["suspended", "ended", "revoked"], marks: Seque
             snapshot: Snapshot = yield Load(run.scope, Query(log=True))
             over.append(Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
     return (yield Commit(run.scope, None, over))
-
-
-def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str) -> Flow[None]:
-    """`update_state` altered a thread that the ledger knows and left `checkpoint`: a correction.
-
-    `texts` are what a human said by it, `by` (`type:id`) is who; the act itself has nobody's words.
-    """
-    act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
-    for _ in range(8):
-        snapshot: Snapshot = yield Load(scope, Query(log=True))
-        if not snapshot.exists:
-            return
-        said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
-        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act))])
-        if not isinstance(done, Conflict):
-            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
-            return
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
-
-
-def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """A correction from beside the graph: pin it, epoch + 1, deliver it at the next root entry.
-
-    `by` (`type:id`) is who said it; `None`: the thread's own subject. Returns the new epoch.
-    """
-    for _ in range(8):
-        snapshot: Snapshot = yield Load(scope, Query())
-        author = by if by is not None else snapshot.subject
-        said = replace(text, author=author, own=author == snapshot.subject)
-        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)])
-        if not isinstance(done, Conflict):
-            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
-            return int(done.epoch)
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
-
-
-def data_changed(scope: Scope, resource: str) -> Flow[None]:
-    """Somebody says that a resource changed: what was read of it before is old, on every thread."""
-    done = yield Commit(data_scope(scope), None, [Mark(resource, new_id())])
-    yield Record(run_record, now=done.now, event="data_changed", run_id="", scope=scope, detail={"resource": resource})
-
-
-def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
-    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
-    done = yield Commit(scope, None, [Revoke(agent)])
-    now = getattr(done, "now", 0.0)
-    yield Record(run_record, now=now, event="revoked", run_id="", scope=scope, agent=agent)
-
-
-def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
-    """Lift a revocation."""
-    done = yield Commit(scope, None, [Reinstate(agent)])
-    now = getattr(done, "now", 0.0)
-    yield Record(run_record, now=now, event="reinstated", run_id="", scope=scope, agent=agent)

@@ -11,8 +11,9 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.enforce.call import Call, Judged
 from langchain_runtime_authz.enforce.claim import claim, conclude
+from langchain_runtime_authz.enforce.correction import correct
 from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import Given, close, correct, open_child, open_entry
+from langchain_runtime_authz.enforce.entry import Given, close, open_child, open_entry
 from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.enforce.provenance import sentences
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError, ledger_code
