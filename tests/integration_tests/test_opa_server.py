@@ -128,14 +128,16 @@ def test_mutual_tls(tmp_path: Path) -> None:
         assert ask(good).permit
         assert good.healthy()
         good.close()
-        for arguments in (
-            {"ca_file": ours.file},  # no certificate of ours
-            {"ca_file": ours.file, "client_cert": other.issue("pep")},
-            {"ca_file": other.file, "client_cert": client},
-            {"client_cert": client},  # the system's authorities do not know it
+        # TLS 1.3 lets the server refuse a certificate after the handshake: its alert may be lost to the reset.
+        refused_there = (Code.PDP_TLS, Code.PDP_UNREACHABLE)
+        for arguments, codes in (
+            ({"ca_file": ours.file}, refused_there),  # no certificate of ours
+            ({"ca_file": ours.file, "client_cert": other.issue("pep")}, refused_there),
+            ({"ca_file": other.file, "client_cert": client}, (Code.PDP_TLS,)),
+            ({"client_cert": client}, (Code.PDP_TLS,)),  # the system's authorities do not know it
         ):
             bad = OpaPDP(url, timeout=5, **arguments)
-            assert ask(bad).reason == Code.PDP_TLS, arguments
+            assert ask(bad).reason in codes, arguments
             assert not bad.healthy()
             bad.close()
         plain = OpaPDP(secure.url, timeout=5)
