@@ -194,8 +194,11 @@ def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
 
     pipeline = GroundTruthPipeline(None)
     pipeline.name = "local"  # the attack greets the model by a name that it looks up
-    attack: Callable[[Any, Any], dict[str, str]] = ImportantInstructionsAttack(suite, pipeline).attack
-    return attack
+    attack = ImportantInstructionsAttack(suite, pipeline)
+    # It replays the user's task to find the places that it reads: once for each task is enough.
+    attack.get_injection_candidates = cache(attack.get_injection_candidates)
+    texts: Callable[[Any, Any], dict[str, str]] = attack.attack
+    return texts
 
 
 def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

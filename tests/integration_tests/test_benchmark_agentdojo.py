@@ -12,10 +12,11 @@ import pytest
 from langchain_runtime_authz.demo.agentdojo import load_suite
 from langchain_runtime_authz.profile import check_arguments
 from tests.benchmarks.agentdojo import __main__ as benchmark
-from tests.benchmarks.agentdojo.attackers import calls_of, identifiers, plant
+from tests.benchmarks.agentdojo.attackers import TACTICS, Planned, calls_of, identifiers, plant
+from tests.benchmarks.agentdojo.engines import servers, told
 from tests.benchmarks.agentdojo.replay import HERE, Case, Outcome, Suite, run
-from tests.benchmarks.agentdojo.report import picture, summary, table
-from tests.benchmarks.agentdojo.rows import ABLATIONS, ROWS, Authority, Row
+from tests.benchmarks.agentdojo.report import RESULTS, ROOT, between, picture, readme, summary, table
+from tests.benchmarks.agentdojo.rows import ABLATIONS, ROWS, Authority, Row, data_of
 
 SUITES = ("workspace", "banking")
 NOBODY, ASKING = ROWS[4], ROWS[5]
@@ -97,6 +98,73 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
     elif isinstance(value, str):
         yield value
+
+
+def test_what_is_declared_a_read_changes_nothing(suite: Suite) -> None:
+    """So that harm counts what happened, and not what the profiles say: an undeclared side effect would not be counted."""
+    from agentdojo.functions_runtime import FunctionsRuntime
+
+    runtime = FunctionsRuntime(suite.suite.tools)
+    seen = set()
+    for task in suite.suite.user_tasks.values():
+        env = task.init_environment(suite.suite.load_and_inject_default_environment({}))
+        for call in task.ground_truth(env.model_copy(deep=True)):
+            before = env.model_dump_json()
+            _, error = runtime.run_function(env, call.function, call.args)
+            if not suite.profiles[call.function].side_effect:
+                seen.add(call.function)
+                assert error or env.model_dump_json() == before, call.function
+    assert seen
+
+
+def test_tactics_keep_to_the_attacker_s_tools(suite: Suite) -> None:
+    """What is borrowed is the human's whom and how much, what is split adds up to the same."""
+    tool, declared = next((n, p) for n, p in suite.profiles.items() if p.effect in ("pay", "send") and p.text)
+    theirs = Planned(tool, {**dict.fromkeys(declared.critical, "mallory"), **dict.fromkeys(declared.text, "look here")})
+    mine = Planned(tool, {**dict.fromkeys(declared.critical, "bob"), **dict.fromkeys(declared.text, "thanks")})
+    (taken,) = TACTICS["borrowed"]([theirs], [mine], suite.profiles)
+    assert {taken.args[n] for n in declared.critical} == {"bob"}
+    assert {taken.args[n] for n in declared.text} == {"look here"}
+    parts = TACTICS["split"]([theirs], [mine], suite.profiles)
+    assert {p.function for p in parts} == {tool}
+    first = declared.text[0]
+    assert "".join(dict.fromkeys(p.args[first] for p in parts)) == "look here"
+
+
+def test_wasm_and_the_opa_server_decide_alike(suite: Suite, tmp_path: Path) -> None:
+    """Every request of some replays, by the shipped data and by one that was changed; all that an answer says."""
+    rows = [ASKING, ABLATIONS[3]]
+    cases = [*[c for c in suite.cases() if not c.injection][:6], *some(suite, attacker="adaptive")[:4]]
+    with servers({r.name: data_of(r) for r in rows}, tmp_path) as addresses:
+        assert len(set(addresses.values())) == len(rows)
+        for row in rows:
+            authority = Authority(row, suite.suite, suite.profiles, engine="both", url=addresses[row.name])
+            outcomes = [run(suite, authority, case) for case in cases]
+            assert all(o.compared for o in outcomes)
+            assert [d for o in outcomes for d in o.differences] == []
+
+
+def test_other_data_are_told_apart(tmp_path: Path) -> None:
+    """The comparison's own twin: a server with another policy's data differs."""
+    suite = Suite.load("banking")
+    changed = ABLATIONS[3]
+    with servers({changed.name: data_of(changed)}, tmp_path) as addresses:
+        authority = Authority(NOBODY, suite.suite, suite.profiles, engine="both", url=addresses[changed.name])
+        outcomes = [run(suite, authority, c) for c in suite.cases() if not c.injection]
+    assert any(o.differences for o in outcomes)
+    assert told(None) != told(False)
+
+
+def test_readme_says_what_was_measured() -> None:
+    """Its tables are those of the committed report, word for word."""
+    report = json.loads((RESULTS / "report.json").read_text())
+    assert between((ROOT / "README.md").read_text(encoding="utf-8")) == readme(report)
+
+
+def test_samples_leave_no_attack_out(suite: Suite) -> None:
+    """A stride that divides the number of attacks would never take some of them."""
+    pairs = [c for c in suite.cases() if c.injection]
+    assert {c.injection for c in pairs[:: benchmark.SPREAD]} == set(suite.suite.injection_tasks)
 
 
 def test_it_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

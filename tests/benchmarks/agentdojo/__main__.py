@@ -1,7 +1,8 @@
 """The whole benchmark by one command: `python -m tests.benchmarks.agentdojo`.
 
 Resumable: outcomes go to `<out>/outcomes.jsonl` as they come, and what stands there is not run again.
-`<out>/report.json`, `report.md` and `report.svg` are made of it.
+`<out>/report.json`, `report.md` and `report.svg` are made of it; with `--publish`, what README says too.
+With `--compare-engines` each decision of our own rows is asked of an OPA server as well.
 """
 
 from __future__ import annotations
@@ -11,24 +12,30 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .attackers import TACTICS
+from .engines import servers
 from .replay import KEPT, ORDERS, Case, Outcome, Suite, run
-from .report import write
-from .rows import ABLATIONS, ROWS, Authority, Row
+from .report import publish, write
+from .rows import ABLATIONS, ROWS, Authority, Row, data_of
 
 ALL = {r.name: r for r in (*ROWS, *ABLATIONS)}
 OURS = ("ours, nobody to ask", "ours, asks, 0 % unread")
 Job = tuple[str, str, str, str, str]  # suite, row, attacker, order, wording
 CHUNK = 40
-SPREAD = 8  # other orders, wordings and the ablations take every so manieth pair, and every task alone
+# Other orders, wordings, tactics and the ablations take every so manieth pair, and every task alone. A prime that divides
+# no suite's number of injection tasks: else some of these would never be taken.
+SPREAD = 11
 
 
 def jobs(suites: list[str], *, quick: bool, ablation: bool) -> Iterator[Job]:
@@ -38,7 +45,8 @@ def jobs(suites: list[str], *, quick: bool, ablation: bool) -> Iterator[Job]:
             yield suite, row.name, "static", "after", "important"
     for suite in () if quick else suites:
         for row in ("nothing", *OURS):
-            yield suite, row, "adaptive", "after", "important"
+            for attacker in ("adaptive", *TACTICS):
+                yield suite, row, attacker, "after", "important"
         for order in ORDERS[1:]:
             yield suite, OURS[1], "static", order, "important"
             yield suite, OURS[1], "adaptive", order, "important"
@@ -50,22 +58,37 @@ def jobs(suites: list[str], *, quick: bool, ablation: bool) -> Iterator[Job]:
                 yield suite, row.name, "adaptive", "after", "important"
 
 
-def play(job: Job, cases: list[Case], profiles: Path | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Setting:
+    """How a process plays: profiles instead of ours, the engine, and the server of each row that has one."""
+
+    profiles: Path | None = None
+    engine: str = "wasm"
+    servers: Mapping[str, str] = field(default_factory=dict)
+
+
+def play(job: Job, cases: list[Case], setting: Setting) -> list[dict[str, Any]]:
     """Some cases of one job, in a process of its own."""
     warnings.simplefilter("ignore")
-    suite, authority = _at_work(job[0], job[1], profiles)
+    suite, authority = _at_work(job[0], job[1], setting)
     return [_line(job, case, run(suite, authority, case)) for case in cases]
 
 
 _kept: dict[tuple[str, str], tuple[Suite, Authority]] = {}
 
 
-def _at_work(name: str, row: str, profiles: Path | None) -> tuple[Suite, Authority]:
+def _at_work(name: str, row: str, setting: Setting) -> tuple[Suite, Authority]:
     if (name, row) not in _kept:
-        suite = Suite.load(name, profiles)
+        suite = Suite.load(name, setting.profiles)
         _kept.clear()  # one engine and one graph at a time
-        _kept[name, row] = suite, Authority(ALL[row], suite.suite, suite.profiles)
+        authority = Authority(ALL[row], suite.suite, suite.profiles, engine=setting.engine, url=setting.servers.get(row, ""))
+        _kept[name, row] = suite, authority
     return _kept[name, row]
+
+
+def _shard(case: Case, among: int) -> int:
+    """The process that plays a pair under every row: it knows AgentDojo's verdict on an outcome from the row before."""
+    return zlib.crc32(f"{case.user} {case.injection}".encode()) % among
 
 
 def _line(job: Job, case: Case, outcome: Outcome) -> dict[str, Any]:
@@ -86,6 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="so many cases of each job, spread over all")
     parser.add_argument("--quick", action="store_true", help="the static attacker alone")
     parser.add_argument("--no-ablation", action="store_true")
+    parser.add_argument("--engine", choices=("wasm", "opa"), default="wasm", help="opa: a server, needs LRA_OPA")
+    parser.add_argument("--compare-engines", action="store_true", help="ask the OPA server everything that Wasm is asked")
+    parser.add_argument("--publish", action="store_true", help="put the report into the repository and README.md")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
     suites = options.suite or ["workspace", "banking"]
@@ -97,29 +123,37 @@ def main(argv: list[str] | None = None) -> None:
     lines = [json.loads(s) for s in outcomes.read_text().splitlines()] if outcomes.exists() else []
     done = {_key(line) for line in lines}
 
-    todo: list[tuple[Job, list[Case]]] = []
+    todo: list[tuple[Job, int, list[Case]]] = []
     for job in jobs(suites, quick=options.quick, ablation=not options.no_ablation):
         if options.row and job[1] not in options.row:
             continue
         cases = Suite.load(job[0], options.profiles).cases(*job[2:])
-        if job[1] in {r.name for r in ABLATIONS} or job[3:] != ("after", "important"):
+        if job[1] in {r.name for r in ABLATIONS} or job[2] in TACTICS or job[3:] != ("after", "important"):
             pairs = [c for c in cases if c.injection]
             cases = [c for c in cases if not c.injection] + pairs[::SPREAD]
         if options.limit:
             cases = cases[:: max(1, len(cases) // options.limit)]
         left = [c for c in cases if _key({"row": job[1], **asdict(c)}) not in done]
         done.update(_key({"row": job[1], **asdict(c)}) for c in left)  # a task alone is the same for every attacker
-        todo += [(job, left[i : i + CHUNK]) for i in range(0, len(left), CHUNK)]
+        for shard in range(options.processes):
+            mine = [c for c in left if _shard(c, options.processes) == shard]
+            todo += [(job, shard, mine[i : i + CHUNK]) for i in range(0, len(mine), CHUNK)]
 
+    engine = "both" if options.compare_engines else options.engine
+    documents = {r.name: data_of(r) for r in ALL.values() if r.kind == "ours" and engine != "wasm"}
+    documents = {name: d for name, d in documents.items() if any(job[1] == name for job, _, _ in todo)}
     console = Console()
     columns = (TextColumn("{task.description:>28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
+        servers(documents, options.out) as addresses,
         Progress(*columns, console=console) as bar,
-        ProcessPoolExecutor(options.processes) as pool,
+        ExitStack() as open_pools,
         outcomes.open("a", encoding="utf-8") as file,
     ):
-        task = bar.add_task("replays", total=sum(len(c) for _, c in todo))
-        running = {pool.submit(play, job, cases, options.profiles): job for job, cases in todo}
+        setting = Setting(options.profiles, engine, addresses)
+        pools = [open_pools.enter_context(ProcessPoolExecutor(1)) for _ in range(options.processes)]
+        task = bar.add_task("replays", total=sum(len(c) for _, _, c in todo))
+        running = {pools[shard].submit(play, job, cases, setting): job for job, shard, cases in todo}
         for future in as_completed(running):
             found = future.result()
             file.writelines(json.dumps(line) + "\n" for line in found)
@@ -128,6 +162,8 @@ def main(argv: list[str] | None = None) -> None:
             bar.update(task, advance=len(found), description=running[future][1][:28])
     machine = f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} CPUs"
     console.print(write(lines, options.out, machine), markup=False)
+    if options.publish:
+        publish(options.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,7 +27,7 @@ from langchain_runtime_authz.demo.agentdojo import World, attack_texts, judge, l
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-from .attackers import WORDINGS, calls_of, identifiers, plant
+from .attackers import TACTICS, WORDINGS, calls_of, identifiers, plant
 from .rows import Authority, Row
 
 HERE = Path(__file__).parent
@@ -50,7 +50,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it; `denied` and `permitted` are the side-effecting calls: the user's that did not run, the attacker's that did."""
+    """What came of it; `denied` and `permitted` are the side-effecting calls: the user's that did not run, the attacker's that did.
+
+    `compared` decisions were asked of a second engine too, and `differences` are those that were not the same.
+    """
 
     utility: bool
     compromised: bool
@@ -61,6 +64,8 @@ class Outcome:
     permitted: list[str] = field(default_factory=list)
     calls: int = 0
     seconds: float = 0.0
+    compared: int = 0
+    differences: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,23 +91,27 @@ class Suite:
         return alone + [Case(self.name, u, i, attacker, order, wording) for u in users for i in injections]
 
 
-# Environments are read once for all processes, into this directory: reading one takes longer than a replay.
+# Environments are read once, into this directory: reading one takes longer than a replay.
 KEPT = "LRA_AGENTDOJO_ENVIRONMENTS"
 
 
-@cache
-def _environment(suite: str, texts: tuple[tuple[str, str], ...]) -> Any:
+def _environment(suite: str, texts: Mapping[str, str]) -> Any:
+    """A fresh one."""
     where = os.environ.get(KEPT)
-    name = hashlib.sha256(repr((suite, texts)).encode()).hexdigest()
-    kept = Path(where, f"{name}.pickle") if where else None
-    if kept is not None and kept.exists():
-        return pickle.loads(kept.read_bytes())
-    env = load_suite(suite).load_and_inject_default_environment(dict(texts))
-    if kept is not None:
+    if where is None:
+        return pickle.loads(_read(suite, tuple(sorted(texts.items()))))
+    name = hashlib.sha256(repr((suite, sorted(texts.items()))).encode()).hexdigest()
+    kept = Path(where, f"{name}.pickle")
+    if not kept.exists():
         half = kept.with_suffix(f".{os.getpid()}")
-        half.write_bytes(pickle.dumps(env))
+        half.write_bytes(_read(suite, tuple(sorted(texts.items()))))
         half.replace(kept)
-    return env
+    return pickle.loads(kept.read_bytes())
+
+
+@lru_cache(maxsize=16)
+def _read(suite: str, texts: tuple[tuple[str, str], ...]) -> bytes:
+    return pickle.dumps(load_suite(suite).load_and_inject_default_environment(dict(texts)))
 
 
 @cache
@@ -115,7 +124,7 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     user = suite.suite.user_tasks[case.user]
     injection = suite.suite.injection_tasks[case.injection] if case.injection else None
     texts = _texts(suite.name, case.wording)(user, injection) if injection is not None else {}
-    env = _environment(suite.name, tuple(sorted(texts.items()))).model_copy(deep=True)
+    env = _environment(suite.name, texts)
     theirs: list[Any] = []
     if injection is not None and case.attacker == "adaptive":
         reads = plant(suite.name, env, identifiers(calls_of(suite.name, injection, env), suite.profiles))
@@ -124,6 +133,7 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
         theirs = calls_of(suite.name, injection, env)
     world = World(suite.suite, user, texts, env)
     own = user.ground_truth(world.before)
+    theirs = TACTICS.get(case.attacker, lambda calls, _own, _profiles: calls)(theirs, own, suite.profiles)
     graph = _graph(suite, authority)
     stage.world, stage.script = world, _Script(world, own, theirs, user.GROUND_TRUTH_OUTPUT, case.order)
     stage.tools = {t.name: t for t in world.tools()}
@@ -144,9 +154,10 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     ran = [c for c in calls if c["id"] in world.ran]
     # A run that was halted gave no answer.
     answer = messages[-1].text if messages and isinstance(messages[-1], AIMessage) else ""
+    compared, differences = authority.settle()
     return Outcome(
-        utility=judge("utility", user, world, answer, ran),
-        compromised=injection is not None and judge("security", injection, world, answer, ran),
+        utility=_judged("utility", user, world, answer, ran),
+        compromised=injection is not None and _judged("security", injection, world, answer, ran),
         harm=bool(permitted),
         asks=human.asked,
         effects=len(mine),
@@ -154,7 +165,25 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
         permitted=permitted,
         calls=len(calls),
         seconds=seconds,
+        compared=compared,
+        differences=differences,
     )
+
+
+_verdicts: dict[bytes, bool] = {}
+
+
+def _judged(kind: str, task: Any, world: World, answer: str, ran: Sequence[Any]) -> bool:
+    """AgentDojo's verdict, asked once for the same facts: it compares two environments for longer than a replay takes."""
+    calls = [(c["name"], c["args"]) for c in ran]
+    facts = (kind, type(task).__module__, task.ID, answer, calls)
+    key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    for env in (world.before, world.env):
+        key.update(env.model_dump_json(warnings=False).encode())
+    known = key.digest()
+    if known not in _verdicts:
+        _verdicts[known] = judge(kind, task, world, answer, ran)
+    return _verdicts[known]
 
 
 class _Stage:
@@ -185,8 +214,8 @@ class _Puppet(BaseChatModel):
 def _graph(suite: Suite, authority: Authority) -> Any:
     """The row's graph, protected once."""
     if authority.graph is None:
-        env = _environment(suite.name, ())
-        world = World(suite.suite, next(iter(suite.suite.user_tasks.values())), {}, env.model_copy(deep=True))
+        env = _environment(suite.name, {})
+        world = World(suite.suite, next(iter(suite.suite.user_tasks.values())), {}, env)
 
         def stand_in(tool: Any) -> BaseTool:
             def call(**args: Any) -> Any:

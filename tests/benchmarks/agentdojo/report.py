@@ -37,6 +37,7 @@ def _entry(key: tuple[str, ...], alone: Sequence[Line], pairs: Sequence[Line]) -
     survivors = Counter(f"{p['user']} × {p['injection']}" for p in pairs if p["compromised"])
     harms = Counter(f"{p['injection']}: {', '.join(sorted(set(p['permitted'])))}" for p in pairs if p["harm"])
     denials = Counter(f"{a['user']}: {name}" for a in alone for name in a["denied"])
+    told = row.startswith("ours")  # of the others there are hundreds
     return {
         "suite": suite,
         "row": row,
@@ -55,8 +56,8 @@ def _entry(key: tuple[str, ...], alone: Sequence[Line], pairs: Sequence[Line]) -
         "asks_per_task": sum(a["asks"] for a in alone) / max(len(alone), 1),
         "asks_per_attacked_task": sum(p["asks"] for p in pairs) / max(len(pairs), 1),
         "seconds_per_call": median([p["seconds"] / max(p["calls"], 1) for p in [*alone, *pairs]] or [0.0]),
-        "survivors": sorted(survivors),
-        "harms": dict(harms.most_common()),
+        "survivors": sorted(survivors) if told else [],
+        "harms": dict(harms.most_common()) if told else {},
         "denied": sorted(denials),
     }
 
@@ -143,8 +144,119 @@ def picture(entries: Sequence[dict[str, Any]]) -> str:
 def write(lines: Sequence[Line], out: Path, machine: str) -> str:
     """All three files; returns the Markdown."""
     entries = summary(lines)
-    (out / "report.json").write_text(json.dumps({"machine": machine, "entries": entries}, indent=1) + "\n")
-    text = f"AgentDojo v1.2.2, replayed without a model ({machine})\n\n{table(entries)}"
+    report = {"machine": machine, "engines": engines(lines), "entries": entries}
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = f"AgentDojo v1.2.2, replayed without a model ({machine})\n\n{said_of_engines(report)}{table(entries)}"
     (out / "report.md").write_text(text)
     (out / "report.svg").write_text(picture(entries))
     return text
+
+
+def engines(lines: Sequence[Line]) -> dict[str, Any]:
+    """How many decisions two engines were asked for, and where they differ."""
+    different = [d for line in lines for d in line.get("differences", ())]
+    asked = [line for line in lines if line.get("compared")]
+    decisions = sum(line["compared"] for line in asked)
+    return {"replays": len(asked), "decisions": decisions, "different": len(different), "differences": different[:20]}
+
+
+def said_of_engines(report: dict[str, Any]) -> str:
+    """One sentence, or nothing where no second engine was asked."""
+    found = report["engines"]
+    if not found["decisions"]:
+        return ""
+    return (
+        f"Decided by Wasm and by an OPA server: {found['decisions']:,} requests of {found['replays']:,} replays, "
+        f"{found['different']} different.\n\n"
+    )
+
+
+# --- README ------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[3]
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- agentdojo:begin -->", "<!-- agentdojo:end -->"
+_USUAL = {"attacker": "static", "order": "after", "wording": "important"}
+_PRICES = ("attack_success_rate", "harm")
+_IN_README = ("benign utility", "undisturbed", "utility under attack", "ASR", "harm", "false denials", "asks / task")
+
+
+def readme(report: dict[str, Any]) -> str:
+    """The tables of README, from `report.json`."""
+    entries = report["entries"]
+    parts = [f"Measured on {report['machine']}. {said_of_engines(report)}".strip() + "\n"]
+    rows, ablations = {r.name for r in ROWS}, {r.name for r in ABLATIONS}
+    for suite in dict.fromkeys(e["suite"] for e in entries):
+        mine = [e for e in entries if e["suite"] == suite]
+        usual = [e for e in mine if all(e[k] == v for k, v in _USUAL.items())]
+        first = next(e for e in usual if e["row"] in rows)
+        parts.append(f"**{suite}**, {first['user_tasks']} tasks and {first['pairs']} pairs, calls after the user's:\n")
+        parts += _rows("who holds authority", [(e["row"], e) for e in usual if e["row"] in rows], _IN_README)
+        others = [e for e in mine if e["row"] in rows and e not in usual and e["row"] != "nothing"]
+        parts.append(f"\n{suite}, other attackers:\n")
+        parts += _rows(
+            "attacker, order, wording; who",
+            [(f"{e['attacker']}, {e['order']}, {e['wording']}; {e['row']} ({e['pairs']} pairs)", e) for e in others],
+            ("utility under attack", "ASR", "harm", "asks / attack"),
+        )
+        parts.append(f"\n{suite}, each signal removed in turn, nobody to ask; static attacker, then adaptive:\n")
+        parts += _ablations([e for e in mine if e["row"] in ablations])
+        parts.append("")
+        parts += _named(usual, others)
+    return "\n".join(parts).strip()
+
+
+def _rows(head: str, several: Sequence[tuple[str, dict[str, Any]]], shown: Sequence[str]) -> list[str]:
+    columns = [c for c in COLUMNS if c[0] in shown]
+    lines = [f"| {head} | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return lines + [f"| {label} | " + " | ".join(cell(e) for _, cell in columns) + " |" for label, e in several]
+
+
+def _ablations(entries: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| | benign utility | ASR | harm | adaptive ASR | adaptive harm |", "|---|---|---|---|---|---|"]
+    for row in (r.name for r in ABLATIONS):
+        kinds = {e["attacker"]: e for e in entries if e["row"] == row}
+        if kinds.keys() == {"static", "adaptive"}:
+            one = f"| {row} | {kinds['static']['benign_utility']:.1%} "
+            lines.append(one + "".join(f"| {kinds[k][m]:.1%} " for k in ("static", "adaptive") for m in _PRICES) + "|")
+    return lines
+
+
+def _named(usual: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[str]:
+    """Wrong denials, survivors and harms by name, of the rows whose human reads what he is asked."""
+    lines = []
+    for entry in (*usual, *others):
+        if entry["row"] not in ("ours, nobody to ask", "ours, asks, 0 % unread"):
+            continue
+        where = f"{entry['row']}, {entry['attacker']}, {entry['order']}, {entry['wording']}"
+        if entry["denied"] and entry in usual:
+            lines.append(f"- denied, {where}: {'; '.join(entry['denied'])}")
+        if entry["survivors"]:
+            lines.append(f"- survivors, {where}: {'; '.join(entry['survivors'][:12])}{_more(entry['survivors'], 12)}")
+        if entry["harms"]:
+            tools: Counter[str] = Counter()
+            for name, times in entry["harms"].items():
+                tools[name.partition(": ")[2]] += times
+            lines.append(f"- harm, {where}: " + "; ".join(f"{n} ({t})" for n, t in tools.most_common(8)))
+    return [*lines, ""]
+
+
+def _more(names: Sequence[str], shown: int) -> str:
+    return f" and {len(names) - shown} more" if len(names) > shown else ""
+
+
+def between(text: str) -> str:
+    """What stands between the markers."""
+    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+
+
+def publish(out: Path) -> None:
+    """Put a report into the repository, and its tables into README."""
+    RESULTS.mkdir(exist_ok=True)
+    for name in ("report.json", "report.svg"):
+        (RESULTS / name).write_bytes((out / name).read_bytes())
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    report = json.loads((RESULTS / "report.json").read_text())
+    path.write_text(f"{before}\n\n{readme(report)}\n\n{after}", encoding="utf-8")

@@ -12,8 +12,11 @@ from typing import Any
 import langchain_runtime_authz
 from langchain_runtime_authz import Grant, RuntimeAuthz
 from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
+
+from .engines import DEADLINE, TwoEngines
 
 Profiles = Mapping[str, ToolProfile]
 _DATA = json.loads(
@@ -39,8 +42,10 @@ class Row:
 class Authority:
     """A row at work on one suite: makes the `RuntimeAuthz`, and what a run is opened with."""
 
-    def __init__(self, row: Row, suite: Any, profiles: Profiles) -> None:
+    def __init__(self, row: Row, suite: Any, profiles: Profiles, *, engine: str = "wasm", url: str = "") -> None:
+        """`engine` of our own rows: `wasm`, `opa` (the server at `url`), or `both`: Wasm, and the server beside it."""
         self.row = row
+        self._two: TwoEngines | None = None
         self.graph: Any = None
         self.allowed: list[tuple[str, str]] = []
         self.tools: set[str] = set()
@@ -48,13 +53,20 @@ class Authority:
         if row.profiles is not None:
             profiles = {n: row.profiles(p) for n, p in profiles.items()}
         # What is measured is the decision, not how busy the machine is.
-        options: dict[str, Any] = {"profiles": profiles, "deadline": 60.0}
-        if row.kind == "ours":
-            if row.policy is not None:
-                options["policy_data"] = row.policy(copy.deepcopy(_DATA))
+        options: dict[str, Any] = {"profiles": profiles, "deadline": DEADLINE}
+        if row.kind == "ours" and engine == "opa":
+            options["pdp"] = OpaPDP(url, timeout=DEADLINE)
+        elif row.kind == "ours" and engine == "both":
+            options["pdp"] = self._two = TwoEngines(data_of(row), url)
+        elif row.kind == "ours":
+            options["policy_data"] = data_of(row)
         else:
             options["pdp"] = StaticPDP(permit=self._permits)
         self.authz = RuntimeAuthz(**options) if row.kind != "nothing" else None
+
+    def settle(self) -> tuple[int, list[str]]:
+        """How many decisions of the last run a second engine was asked for, and which of its answers differ."""
+        return self._two.settle() if self._two is not None else (0, [])
 
     def start(self, calls: Sequence[Any]) -> dict[str, Any]:
         """What `RuntimeAuthz.run` gets for a user task with these calls."""
@@ -73,6 +85,11 @@ class Authority:
         args = request.context.call.args if request.context.call is not None else {}
         given = {k: v for k, v in args.items() if v not in (None, "", [])}
         return any(t == tool and json.loads(a).items() <= given.items() for t, a in self.allowed)
+
+
+def data_of(row: Row) -> dict[str, Any]:
+    """What the shipped policy reads under a row."""
+    return {**_DATA, **(row.policy(copy.deepcopy(_DATA)) if row.policy is not None else {})}
 
 
 def _spelled(args: Mapping[str, Any]) -> str:
