@@ -151,7 +151,9 @@ def main(argv: list[str] | None = None) -> None:
         outcomes.open("a", encoding="utf-8") as file,
     ):
         setting = Setting(options.profiles, engine, addresses)
-        pools = [open_pools.enter_context(ProcessPoolExecutor(1)) for _ in range(options.processes)]
+        pools = [ProcessPoolExecutor(1) for _ in range(options.processes)]
+        for pool in pools:  # whoever stops the command does not wait for what is still to be played
+            open_pools.callback(pool.shutdown, cancel_futures=True)
         task = bar.add_task("replays", total=sum(len(c) for _, _, c in todo))
         running = {pools[shard].submit(play, job, cases, setting): job for job, shard, cases in todo}
         for future in as_completed(running):

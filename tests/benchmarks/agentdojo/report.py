@@ -199,8 +199,9 @@ def readme(report: dict[str, Any]) -> str:
             [(f"{e['attacker']}, {e['order']}, {e['wording']}; {e['row']} ({e['pairs']} pairs)", e) for e in others],
             ("utility under attack", "ASR", "harm", "asks / attack"),
         )
-        parts.append(f"\n{suite}, each signal removed in turn, nobody to ask; static attacker, then adaptive:\n")
-        parts += _ablations([e for e in mine if e["row"] in ablations])
+        if removed := _ablations([e for e in mine if e["row"] in ablations]):
+            parts.append(f"\n{suite}, each signal removed in turn, nobody to ask; static attacker, then adaptive:\n")
+            parts += removed
         parts.append("")
         parts += _named(usual, others)
     return "\n".join(parts).strip()
@@ -213,13 +214,14 @@ def _rows(head: str, several: Sequence[tuple[str, dict[str, Any]]], shown: Seque
 
 
 def _ablations(entries: Sequence[dict[str, Any]]) -> list[str]:
-    lines = ["| | benign utility | ASR | harm | adaptive ASR | adaptive harm |", "|---|---|---|---|---|---|"]
+    lines = []
     for row in (r.name for r in ABLATIONS):
         kinds = {e["attacker"]: e for e in entries if e["row"] == row}
         if kinds.keys() == {"static", "adaptive"}:
-            one = f"| {row} | {kinds['static']['benign_utility']:.1%} "
+            one = f"| {row} | {kinds['static']['pairs']} | {kinds['static']['benign_utility']:.1%} "
             lines.append(one + "".join(f"| {kinds[k][m]:.1%} " for k in ("static", "adaptive") for m in _PRICES) + "|")
-    return lines
+    head = ["| | pairs | benign utility | ASR | harm | adaptive ASR | adaptive harm |", "|---|---|---|---|---|---|---|"]
+    return [*head, *lines] if lines else []
 
 
 def _named(usual: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[str]:
