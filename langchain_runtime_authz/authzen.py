@@ -244,7 +244,9 @@ class HistoryContext(_Model):
     `denials` and `streak` (those since the last permit) count what was decided, not outages.
     `unplanned` and `tainted` count denied side effects that no plan held, or whose critical arguments
     came from outside. `rotations` counts changes of the task since the last side effect that its
-    subject did not make; `last_minute` permitted calls, up to `facts.history.TIMES`.
+    subject did not make; `last_minute` permitted calls, up to `facts.history.TIMES`. `classes_read`
+    are the data classes that the whole thread read; `classes_held` those of them that the acting agent
+    can know something of (`facts.history`), null in requests that were made before it was told.
     """
 
     steps: int = 0
@@ -252,6 +254,7 @@ class HistoryContext(_Model):
     effects: dict[str, int] = Field(default_factory=dict)
     denials: int = 0
     classes_read: list[str] = Field(default_factory=list)
+    classes_held: list[str] | None = None
     recent: list[str] = Field(default_factory=list)
     streak: int = 0
     unplanned: int = 0

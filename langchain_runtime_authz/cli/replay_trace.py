@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from langchain_runtime_authz.cli._errors import FINDING, reporting
-from langchain_runtime_authz.errors import sentence
+from langchain_runtime_authz.errors import ConfigError, sentence
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
     from langchain_runtime_authz.report.trace import Replayed, Step
 
 __all__ = ["replay_trace"]
@@ -30,7 +32,19 @@ def replay_trace(
         Path | None,
         typer.Option("--policy-data", metavar="FILE", help="Keys of the shipped policy's data.json to replace."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            metavar="DIR",
+            help="The policy that decides: a directory of Rego with its data.json, a project, a bundle.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    opa: Annotated[
+        str | None,
+        typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH."),
+    ] = None,
 ) -> None:
     """Decide a recorded trace: what would have been stopped, and what disturbed. Nothing is run.
 
@@ -48,20 +62,34 @@ def replay_trace(
     Optional: `at`, seconds, on each line; `unwanted` on a call that serves an attack; `error` for the
     output of a call that failed. What is asked is approved unless it is unwanted.
 
+    Version 1 is a closed format: an unknown field or version is an error that names its line.
+
+    Without --policy the shipped policy decides. Rego is compiled first, for which OPA is needed.
+
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that can not be used.
     """  # noqa: D301  (`\b` is what keeps the lines apart)
     with reporting():
-        from langchain_runtime_authz.pdp.wasm import WasmPDP
         from langchain_runtime_authz.report.trace import read_trace
         from langchain_runtime_authz.report.trace import replay_trace as replay
 
-        result = replay(read_trace(file), profiles=profiles, pdp=WasmPDP(data=policy_data))
+        if policy is not None and policy_data is not None:
+            raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")
+        trace = read_trace(file)
+        with closing(_pdp(policy, policy_data, opa)) as pdp:
+            result = replay(trace, profiles=profiles, pdp=pdp)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result)
     if result.let_through:
         raise typer.Exit(FINDING)
+
+
+def _pdp(policy: Path | None, data: Path | None, opa: str | None) -> WasmPDP:
+    from langchain_runtime_authz.cli.policy.project import open_policy
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+
+    return WasmPDP(data=data) if policy is None else open_policy(policy, opa).pdp()
 
 
 def _print(result: Replayed) -> None:
@@ -71,6 +99,8 @@ def _print(result: Replayed) -> None:
             why = [f"{code}: {sentence(code)}" for code in step.reasons]
             typer.echo("".join(f"      {line}\n" for line in (*why, *step.evidence)), nl=False)
     told = result.to_dict()
+    if (first := next(iter(result.stopped), None)) is not None:
+        typer.echo(f"\nThe first step that would not have run: line {first.line}, {json.dumps(first.tool)[1:-1]}.")
     typer.echo(
         f"\n{told['calls']} calls: {told['permitted']} permitted, {told['asked']} asked about, "
         f"{told['stopped']} would not have run.\n"

@@ -81,7 +81,13 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         ),
         *(change for o in decision.obligations if (change := demands(o)) and change is not True),
         *_budgets(run, call),
-        Count(call=label(call.tool), effect=prof.effect, recent=label(call.tool), side_effect=prof.side_effect),
+        Count(
+            call=label(call.tool),
+            effect=prof.effect,
+            recent=label(call.tool),
+            side_effect=prof.side_effect,
+            agent=run.agent,
+        ),
     ]
     if approval is not None and approved:
         changes.append(SpendApproval(approval.call_key, approval.args_digest))
@@ -284,7 +290,7 @@ def _read(run: Run, ticket: Ticket, call: Call, state: str) -> Count:
     name = resource_of(call.profile, call.args)
     read = name is not None and version is not None and state == "done"
     resource = (name, call.tool, version) if read else None
-    return Count(data_class=call.profile.data_class, resource=resource)  # type: ignore[arg-type]
+    return Count(data_class=call.profile.data_class, resource=resource, agent=run.agent)  # type: ignore[arg-type]
 
 
 def _replaced(judged: Judged, decision: Decision) -> Judged:

@@ -326,5 +326,6 @@ def _sentence(value: object, prose: Sequence[Prose]) -> str | None:
             at = found.folded.find(text.casefold())
             if at >= 0:
                 start = max(0, at - 100)
+                start = found.text.find(" ", start, at) + 1 or start if start else 0  # at a word's beginning
                 return found.text[start : start + MAX_SENTENCE]
     return None

@@ -144,7 +144,7 @@ def context_of(
             attested=run.engine.identity.attested,
         ),
         delegation=delegation.to_context(run.agent, snapshot.edges),
-        history=history.to_context(snapshot.history, snapshot.now),
+        history=history.to_context(snapshot.history, snapshot.now, run.agent),
         lease=LeaseContext(
             jti=run.jti,
             epoch=run.epoch,

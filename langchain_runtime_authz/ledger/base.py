@@ -430,7 +430,8 @@ class SpendRate(Change):
 class Count(Change):
     """Add to the history's counters. `call` names a permitted call, `side_effect` says that it is one.
 
-    `unplanned` and `tainted` say more of a denial, `resource` (name, tool, version) of a read.
+    `unplanned` and `tainted` say more of a denial, `resource` (name, tool, version) of a read. `agent` is
+    whose step it is; without one, everybody counts as knowing what was read.
     """
 
     call: str | None = None
@@ -442,6 +443,7 @@ class Count(Change):
     unplanned: int = 0
     tainted: int = 0
     resource: tuple[str, str, str] | None = None
+    agent: AgentPath = ()
 
 
 class Anchor(NamedTuple):

@@ -13,7 +13,16 @@ from typing import Final
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, RESOURCES, TIMES, History
+from langchain_runtime_authz.facts.history import (
+    MAX_NAMES,
+    RECENT,
+    RESOURCES,
+    TIMES,
+    History,
+    confine,
+    handed_down,
+    left,
+)
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.provenance.harvest import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, extend
@@ -271,10 +280,13 @@ def _end(t: Thread, doomed: Callable[[b.Lease], bool], state: b.LeaseState) -> N
 
 
 def _counted(h: History, change: b.Count, now: float) -> History:
-    classes = h.classes_read
-    if (name := change.data_class) is not None and name not in classes:
-        name = name if len(classes) < MAX_NAMES else "*"
-        classes = tuple(sorted({*classes, name}))
+    classes, confined = h.classes_read, h.confined
+    if confined and change.effect not in (None, "read"):  # also an address that was fetched is seen
+        confined = left(confined, change.agent)
+    if (name := change.data_class) is not None:
+        name = name if name in classes or len(classes) < MAX_NAMES else "*"
+        confined = confine(confined, classes, name, change.agent)
+        classes = classes if name in classes else tuple(sorted({*classes, name}))
     return History(
         steps=h.steps + 1,
         calls=_bumped(h.calls, change.call),
@@ -289,6 +301,7 @@ def _counted(h: History, change: b.Count, now: float) -> History:
         times=h.times if change.call is None else (*h.times, int(now))[-TIMES:],
         changed=h.changed,
         resources=_read(h.resources, change.resource),
+        confined=confined,
     )
 
 
@@ -375,7 +388,12 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
             if lease.parent and (parent is None or parent.state != "live"):
                 raise _Refused(Code.LEASE_ENDED)
 
-            return lambda: t.leases.__setitem__(lease.jti, lease)
+            def take() -> None:
+                t.leases[lease.jti] = lease
+                if t.history.confined:
+                    t.history = replace(t.history, confined=handed_down(t.history.confined, lease.agent[:-1]))
+
+            return take
 
         case b.RenewLease(jti, expires_at):
             held = t.leases.get(jti)

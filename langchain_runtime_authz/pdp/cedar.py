@@ -251,6 +251,7 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
                 "rotations": history.rotations,
                 "last_minute": history.last_minute,
                 "classes_read": history.classes_read,
+                "classes_held": history.classes_read if history.classes_held is None else history.classes_held,
                 "of_effect": history.effects.get(effect, 0),
                 "of_tool": history.calls.get(name, 0),
             },

@@ -1086,6 +1086,27 @@ class LedgerContract:
                 times=(int(b.clock()), int(b.clock())),
             )
 
+    def test_the_history_tells_whose_reads_they_are(self) -> None:
+        """A child's class is its own until it acts or work is handed on; then, or where nobody is named, everybody's."""
+        one, other = ("main", "one"), ("main", "other")
+        with self._bench() as b:
+            b.do(Count(data_class="secret", agent=one))
+            assert b.load().history.confined == (("secret", one),)
+            b.do(Count(data_class="secret", agent=other), Count(call="look", effect="read", agent=one))
+            assert b.load().history.confined == (("secret", one), ("secret", other))
+            b.do(Count(call="note", effect="write", side_effect=True, agent=other))
+            assert b.load().history.confined == ()
+            b.do(
+                Count(data_class="internal", agent=one),
+                Count(data_class="secret", agent=one),
+                Count(data_class="public"),
+            )
+            assert b.load().history.confined == (("internal", one),)
+            now = int(b.clock())
+            b.do(TakeLease(Lease("j", "r", ("main",), 1, now, now + 60)))
+            assert b.load().history.confined == ()
+            assert b.load().history.classes_read == ("internal", "public", "secret")
+
     def test_the_history_tells_anomalies(self) -> None:
         """A permit ends a streak of denials; a side effect, or the subject's own word, ends a row of rotations."""
         with self._bench() as b:

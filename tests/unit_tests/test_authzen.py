@@ -71,6 +71,7 @@ REQUEST_V1 = {
             "effects": "dict[str, int] = {}",
             "denials": "int = 0",
             "classes_read": "list[str] = []",
+            "classes_held": "list[str] | null = None",
             "recent": "list[str] = []",
             "streak": "int = 0",
             "unplanned": "int = 0",

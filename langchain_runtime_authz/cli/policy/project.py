@@ -3,6 +3,9 @@
 A project is a directory with `policy.yaml` (`revision`, and `shipped: false` with an `entrypoint` for a
 policy that does not build on the shipped one). Beside it, each where it is needed: `data.json`,
 `profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`.
+
+A directory of nothing but a policy is one too: `*.rego` (or `rego/*.rego`) with the `data.json` that they
+read, whole; or, without Rego, a `policy.wasm` with its `data.json`.
 """
 
 from __future__ import annotations
@@ -89,7 +92,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     if source.suffix == ".json" and source.is_file():
         return Policy(source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
     if source.is_dir() and not (source / MANIFEST).is_file():
-        raise _invalid(f"`{source.name}` holds no {PROJECT}; `runtime-authz policy init {source.name}` makes one")
+        return _bare(source, opa)
     files = read_files(source)
     bundle: Bundle = parse_bundle(files, source.name, None)
     return Policy(
@@ -103,6 +106,19 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
         bundle.cases,
         {n: c.decode(errors="replace") for n, c in files.items() if n.endswith(".rego")},
     )
+
+
+def _bare(path: Path, opa: str | None) -> Policy:
+    """A policy without a project around it. Its source counts before what was once compiled from it."""
+    found = {f.name: f.read_text(encoding="utf-8") for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
+    rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
+    if not rego and not (path / WASM).is_file():
+        wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
+        raise _invalid(f"`{path.name}` is no policy: {wants}; `runtime-authz policy init DIR` starts one")
+    if not (path / DATA).is_file():
+        raise _invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
+    wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
+    return Policy(path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
 
 
 def shipped_rego() -> str:

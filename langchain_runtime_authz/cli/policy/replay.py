@@ -187,6 +187,16 @@ def _told(document: dict[str, Any]) -> None:
         argument.update({"class": "human", "standing": "told", "derived": False, "lookalike": False})
 
 
+def _unread(name: str) -> Edit:
+    def edit(document: dict[str, Any]) -> None:
+        history = document["context"]["history"]
+        for fact in ("classes_read", "classes_held"):
+            if history.get(fact) is not None:
+                history[fact] = [c for c in history[fact] if c != name]
+
+    return edit
+
+
 def _calm(document: dict[str, Any]) -> None:
     document["context"]["history"].update(
         denials=0, streak=0, unplanned=0, tainted=0, rotations=0, last_minute=0,
@@ -209,8 +219,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "the tool's effect is `read`", _at("resource.properties.effect", "read")
     yield "its arguments go nowhere (sink `none`)", _at("context.call.sink", "none")
     for name in request["context"]["history"]["classes_read"]:
-        kept = [c for c in request["context"]["history"]["classes_read"] if c != name]
-        yield f"no `{name}` data was read before", _at("context.history.classes_read", kept)
+        yield f"no `{name}` data was read before", _unread(name)
     yield "the subject is a known user", _at("subject.type", "user")
     yield "the history holds no denials, bursts or streaks", _calm
     yield "the acting agent is the root agent", _at("context.delegation.depth", 0)

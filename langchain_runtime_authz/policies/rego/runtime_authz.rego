@@ -20,8 +20,9 @@
 #               source that the human named ("named") vouches for some kinds, and for no destination; a
 #               known object is good enough to work on, but not to be deleted
 #   unprofiled  effect or "*" -> verdict, for tools without one
-#   data_flow   data class or "*" -> sink -> verdict: may data of a class that was read in this run
-#               reach a tool with this sink? (sink "none" always may)
+#   data_flow   data class or "*" -> sink -> verdict: may data of a class that the acting agent can
+#               know something of reach a tool with this sink? (sink "none" always may; a policy that
+#               wants every agent judged by what any of them read asks `history.classes_read`)
 #   declassify  worths: a flow that would ask need not where the task asks for the tool and every
 #               destination is worth one of these
 #   plan        stale: effects refused when the plan belongs to an older task;
@@ -614,11 +615,16 @@ sinks contains sink if count(reaches) > 0
 
 sinks contains reached.sink if some reached in reaches
 
+# What the acting agent can know something of; where that is not told, whatever anybody read.
+classes := input.context.history.classes_held if input.context.history.classes_held != null
+
+classes := input.context.history.classes_read if object.get(input.context.history, "classes_held", null) == null
+
 flow_bearable_to("none")
 
 flow_bearable_to(to) if {
-	is_array(input.context.history.classes_read)
-	every class in input.context.history.classes_read {
+	is_array(classes)
+	every class in classes {
 		is_string(class)
 		flow_verdict(class, to) in {"permit", "ask"}
 	}
@@ -641,7 +647,7 @@ asked contains "data_flow" if {
 	not declassified
 	some to in sinks
 	to != "none"
-	some class in input.context.history.classes_read
+	some class in classes
 	flow_verdict(class, to) == "ask"
 }
 

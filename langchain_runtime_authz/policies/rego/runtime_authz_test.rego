@@ -697,3 +697,26 @@ accepted(path, value) if {
 		["/context/history/classes_read", []],
 	}
 }
+
+# --- whose reads count ---------------------------------------------------------------------------------
+
+test_what_the_agent_can_know_counts_where_it_is_told if {
+	data.runtime_authz.flow_bearable_to("external") with input as {"context": {"history": {"classes_read": ["secret"], "classes_held": []}}}
+		with data.runtime_authz_data.data_flow as {"*": {"external": "deny"}}
+	not data.runtime_authz.flow_bearable_to("external") with input as {"context": {"history": {"classes_read": [], "classes_held": ["secret"]}}}
+		with data.runtime_authz_data.data_flow as {"*": {"external": "deny"}}
+}
+
+test_what_anybody_read_counts_where_it_is_not_told if {
+	every told in [{}, {"classes_held": null}] {
+		not data.runtime_authz.flow_bearable_to("external") with input as {"context": {"history": object.union({"classes_read": ["secret"]}, told)}}
+			with data.runtime_authz_data.data_flow as {"*": {"external": "deny"}}
+	}
+}
+
+test_a_malformed_list_of_classes_lets_nothing_flow if {
+	every wrong in ["", 0, false, {"secret": true}] {
+		not data.runtime_authz.flow_bearable_to("external") with input as {"context": {"history": {"classes_read": [], "classes_held": wrong}}}
+			with data.runtime_authz_data.data_flow as {"*": {"external": "permit"}}
+	}
+}
