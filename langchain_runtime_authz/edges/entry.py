@@ -18,7 +18,7 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
-from langchain_runtime_authz.edges.messages import human_texts
+from langchain_runtime_authz.edges.messages import human_texts, written
 from langchain_runtime_authz.edges.outside import (
     Moved,
     ReadBelow,
@@ -111,7 +111,7 @@ class Entrance:
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         resume = input is None or isinstance(input, Command)
-        update = input.update if isinstance(input, Command) else input
+        update = written(input)
         saver = saver_of(graph)
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels

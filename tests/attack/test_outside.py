@@ -433,6 +433,31 @@ def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str) -> None
     assert authz.ledger.load(authz.entrance.scope("above", "t"), Query()).epoch == 2
 
 
+COMMANDS = {
+    "mapping": Command(update={"messages": [HumanMessage("STOP")]}),
+    "pairs": Command(update=[("messages", [HumanMessage("STOP")])]),
+    "pairs-twice": Command(update=(("messages", HumanMessage("Well")), ("messages", [HumanMessage("STOP")]))),
+    "commands": [Command(update={"messages": [HumanMessage("STOP")]})],
+}
+
+
+@pytest.mark.parametrize("given", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_says_it_in_any_form(given: Any) -> None:
+    """LangGraph takes an update as a mapping, in pairs of channel and value, and in a list of commands."""
+    house = House()
+    house.go(human())
+    house.go(given)
+    assert house.ran == []
+    assert house.epoch == 2
+
+
+def test_unenforced_a_command_in_pairs_stops_nothing() -> None:
+    house = House(protected=False)
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(COMMANDS["pairs"], THREAD)
+    assert house.ran == [PAID]
+
+
 # --- a graph below, which has checkpoints of its own ---
 
 
