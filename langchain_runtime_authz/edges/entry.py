@@ -18,9 +18,10 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
-from langchain_runtime_authz.edges.messages import human_texts
+from langchain_runtime_authz.edges.messages import human_texts, written
 from langchain_runtime_authz.edges.outside import (
     Moved,
+    ReadBelow,
     ReadHead,
     ReadMemory,
     ReadState,
@@ -36,7 +37,7 @@ from langchain_runtime_authz.edges.resume import delivered, resumed, settled_bes
 from langchain_runtime_authz.edges.run import RunHandle, SubjectLike, opened
 from langchain_runtime_authz.enforce.correction import altered
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, Run, adrive, drive, new_id
-from langchain_runtime_authz.enforce.entry import Entry, Given, close, open_child, open_entry
+from langchain_runtime_authz.enforce.entry import Entry, Given, Left, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText
@@ -110,7 +111,7 @@ class Entrance:
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         resume = input is None or isinstance(input, Command)
-        update = input.update if isinstance(input, Command) else input
+        update = written(input)
         saver = saver_of(graph)
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
@@ -135,6 +136,7 @@ class Entrance:
                 kept=saver is not None and thread is not None,
                 head=head,
                 memory=(yield self.memory(graph, handle.subject)) if saver is not None else None,
+                below=ReadBelow(graph, place, channels) if head is not None else None,
                 moved=lambda left: Moved(graph, place, head.id if head is not None else "", left, channels),
             ),
             grant=handle.grant,
@@ -208,7 +210,9 @@ class Entrance:
             texts = [t for u in updates for t in human_texts(u)]
         by = f"{handle.subject.type}:{handle.subject.id}" if handle is not None else ""
         found = place["configurable"]
-        yield from altered(self.scope(graph.get_name(), str(found["thread_id"])), texts, by, found["checkpoint_id"])
+        scope = self.scope(graph.get_name(), str(found["thread_id"]))
+        below = yield ReadBelow(graph, place, self._channels)
+        yield from altered(scope, texts, by, found["checkpoint_id"], below)
 
 
 class Entering(Generic[T]):
@@ -295,14 +299,16 @@ class _Root(Entering[tuple[Any, Any]]):
         return given
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
-        head, memory, saver = None, None, saver_of(self.graph)
+        left, saver = Left(), saver_of(self.graph)
         if not cut and saver is not None and (place := thread_config(self.config)) is not None:
             try:
                 head = yield ReadHead(saver, place)
                 memory = yield self.entrance.memory(self.graph, run.subject)
+                below = yield ReadBelow(self.graph, place, self.entrance._channels)
+                left = Left(head.id if head is not None else None, memory, below)
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), head.id if head is not None else None, memory)
+        yield from close(run, _ending(run), left)
 
 
 class _Child(Entering[Any]):

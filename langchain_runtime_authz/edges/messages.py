@@ -31,6 +31,7 @@ __all__ = [
     "said",
     "unanswered",
     "with_note",
+    "written",
 ]
 
 _SPOKEN: Mapping[str, str] = {
@@ -148,8 +149,27 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     return ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
 
 
+def written(given: object) -> object:
+    """What a root input writes: a `Command` says it as a mapping, as a state object, or in pairs of channel and value."""
+    update = given.update if isinstance(given, Command) else given
+    pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
+    if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
+        return update
+    found: dict[str, Any] = {}
+    for name, value in pairs:  # one channel may be written twice
+        before = found.get(name)
+        found[name] = [*_listed(before), *_listed(value)] if before is not None else value
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
 def human_texts(value: object) -> list[HumanText]:
     """The `user`-role entries of a root input, in order, in any form that LangChain accepts."""
+    if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
+        return [text for entry in value for text in human_texts(written(entry))]
     if isinstance(value, list):
         entries: Sequence[object] = value
     else:

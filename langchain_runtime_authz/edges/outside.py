@@ -13,6 +13,7 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.store.base import BaseStore, SearchItem
+from langgraph.types import StateSnapshot
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.enforce.engine import Engine
@@ -24,6 +25,7 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest, conten
 __all__ = [
     "WATCHED",
     "Moved",
+    "ReadBelow",
     "ReadHead",
     "ReadMemory",
     "ReadState",
@@ -125,6 +127,41 @@ class ReadState:
     async def arun(self, engine: Engine) -> Any:
         """Read it."""
         return await self.graph.aget_state(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBelow:
+    """An effect: digest of what the graphs hold that wait below a thread's root; `None` where none does.
+
+    A child's checkpoints are its own: its root's stay as they are when somebody edits them. Those of a child
+    that a tool runs, or that keeps a state beyond its runs, are not found from the root.
+    """
+
+    graph: Any
+    config: Mapping[str, Any]
+    channels: Sequence[str] = ()
+
+    def run(self, engine: Engine) -> str | None:
+        """Read it, blocking."""
+        return self._said(self.graph.get_state(self._place(), subgraphs=True)) if self._nests() else None
+
+    async def arun(self, engine: Engine) -> str | None:
+        """Read it."""
+        return self._said(await self.graph.aget_state(self._place(), subgraphs=True)) if self._nests() else None
+
+    def _nests(self) -> bool:
+        return any(True for _ in self.graph.get_subgraphs())
+
+    def _place(self) -> Any:
+        return {"configurable": {"thread_id": (self.config.get("configurable") or {}).get("thread_id")}}
+
+    def _said(self, state: StateSnapshot) -> str | None:
+        found = self._waiting(state)
+        return raw_digest(found) if found else None
+
+    def _waiting(self, state: StateSnapshot) -> list[Any]:
+        children = [(t.name, t.state) for t in state.tasks if isinstance(t.state, StateSnapshot)]
+        return [[name, watched(s.values, self.channels), self._waiting(s)] for name, s in children]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges._private import is_resume_map
-from langchain_runtime_authz.edges.messages import human_texts, unanswered
+from langchain_runtime_authz.edges.messages import human_texts, unanswered, written
 from langchain_runtime_authz.edges.outside import (
     held,
 )
@@ -94,5 +94,5 @@ def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
 
 def messages_in(value: Any) -> list[Any]:
     """The messages of a state or an input, as a list."""
-    found = held(value.update if isinstance(value, Command) else value, "messages")
+    found = held(written(value), "messages")
     return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]

@@ -16,7 +16,7 @@ from langchain_runtime_authz.enforce.judge import data_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
-from langchain_runtime_authz.facts.state import outside_key
+from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
@@ -148,10 +148,11 @@ def _carried(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApprov
     return list(plans.values())
 
 
-def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str) -> Flow[None]:
+def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
     """`update_state` altered a thread that the ledger knows and left `checkpoint`: a correction.
 
-    `texts` are what a human said by it, `by` (`type:id`) is who; the act itself has nobody's words.
+    `texts` are what a human said by it, `by` (`type:id`) is who; the act itself has nobody's words. `below` is
+    the digest of what then waits below the root, so that the next entry does not find the edit once more.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
     for _ in range(8):
@@ -159,7 +160,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str) 
         if not snapshot.exists:
             return
         said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
-        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act))])
+        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act)), Mark(BELOW, below or UNKNOWN)])
         if not isinstance(done, Conflict):
             yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
             return

@@ -20,7 +20,18 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.provenance.words import own_words
-from langchain_runtime_authz.facts.state import HEAD, MEMORY, UNKNOWN, Head, fork_key, memory_key, outside_key, standing
+from langchain_runtime_authz.facts.state import (
+    BELOW,
+    HEAD,
+    MEMORY,
+    UNKNOWN,
+    Head,
+    below_key,
+    fork_key,
+    memory_key,
+    outside_key,
+    standing,
+)
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import (
@@ -42,7 +53,7 @@ from langchain_runtime_authz.ledger.base import (
     TakePending,
 )
 
-__all__ = ["Entry", "Given", "close", "lease_of", "open_child", "open_entry", "run_event"]
+__all__ = ["Entry", "Given", "Left", "close", "lease_of", "open_child", "open_entry", "run_event"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +79,8 @@ class Given(NamedTuple):
     another writer can erase them from it; `head` is what it kept of this thread, if anything.
     `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
     altered anything that a task or a plan is made of. `memory` is the digest of what the store
-    remembers, where that counts as part of the task.
+    remembers, where that counts as part of the task. `below` is an effect: digest of what the graphs
+    hold that wait below, `None` where none does.
     """
 
     texts: Sequence[HumanText] = ()
@@ -77,6 +89,19 @@ class Given(NamedTuple):
     head: Head | None = None
     moved: Callable[[str], Effect] | None = None
     memory: str | None = None
+    below: Effect | None = None
+
+
+class Left(NamedTuple):
+    """What a root entry leaves, each `None` where that is not known, or nothing.
+
+    `head` is its checkpoint, `memory` the digest of what the store then remembers, `below` that of what the
+    graphs hold that wait below.
+    """
+
+    head: str | None = None
+    memory: str | None = None
+    below: str | None = None
 
 
 def open_entry(
@@ -157,7 +182,7 @@ def _take_lease(
     jti = new_id()
     # Another entry may advance the epoch between our load and our commit: then look again.
     for _ in range(8):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY)))
+        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
         said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
         done_outside = yield from _outside(snapshot, given, jti)
         fresh = (*done_outside, *said)
@@ -204,13 +229,16 @@ def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText
     """What somebody did to the thread's state beside every entry, as something to pin; its words are nobody's."""
     if not snapshot.exists:
         return ()
-    state = yield from _state_outside(snapshot, given, jti)
-    left = snapshot.marks.get(MEMORY)
-    # While a run is under way, or was cut, it may be its own doing.
-    edited = given.memory is not None and left not in (None, UNKNOWN, given.memory) and not snapshot.underway
-    if not edited or given.memory is None:
-        return state
-    return (*state, HumanText(given.memory, "", memory_key(given.memory), own=False))
+    found = [*(yield from _state_outside(snapshot, given, jti))]
+    if snapshot.underway:  # or cut: then it may be its own doing
+        return tuple(found)
+    memory, below = given.memory, None
+    if given.below is not None and snapshot.marks.get(BELOW):
+        below = yield given.below
+    for name, now, key in ((MEMORY, memory, memory_key), (BELOW, below, below_key)):
+        if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
+            found.append(HumanText(now, "", key(now), own=False))
+    return tuple(found)
 
 
 def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
@@ -319,18 +347,14 @@ def open_child(
 def close(
     run: Run,
     state: Literal["suspended", "ended", "revoked"],
-    head: str | None = None,
-    memory: str | None = None,
+    left: Left = Left(),  # noqa: B008  (a constant)
 ) -> Flow[None]:
-    """End a run's lease and every lease below it. The jtis are dead when this returns.
-
-    `head` is the checkpoint that a root entry leaves and `memory` the digest of what the store then
-    remembers, `None` where that is not known.
-    """
-    if run.closed and head is None:
+    """End a run's lease and every lease below it. The jtis are dead when this returns."""
+    if run.closed and left.head is None:
         return
     run.closed = True
-    marks = [Mark(HEAD, head or UNKNOWN), Mark(MEMORY, memory or UNKNOWN)] if run.kept_state else []
+    names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
+    marks = [Mark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False)]
     try:
         done = yield from _end(run, state, marks)
         if run.parent is None:

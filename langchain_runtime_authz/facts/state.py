@@ -2,7 +2,7 @@
 
 A graph's state can be altered beside every entry: `update_state`, a fork from an older checkpoint,
 another process that runs the graph unprotected. When a root entry ends, the ledger remembers the
-checkpoint that it left (`HEAD`); the next entry loads either that one, or what a run in flight or a
+checkpoint that it left (`HEAD`), and what the graphs below held that it left waiting (`BELOW`); the next entry loads either that one, or what a run in flight or a
 dead process of ours went on to, or somebody else's.
 """
 
@@ -12,11 +12,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["HEAD", "MEMORY", "UNKNOWN", "Head", "Standing", "fork_key", "memory_key", "outside_key", "standing"]
+__all__ = [
+    "BELOW",
+    "HEAD",
+    "MEMORY",
+    "UNKNOWN",
+    "Head",
+    "Standing",
+    "below_key",
+    "fork_key",
+    "memory_key",
+    "outside_key",
+    "standing",
+]
 
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
 
 MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
+BELOW: Final = "below"  # the mark that holds the digest of what the waiting children of a thread's runs held
 UNKNOWN: Final = ""  # its value after a run that may still have been writing when it ended
 
 Standing = Literal["ours", "outside", "fork"]
@@ -48,6 +61,11 @@ def fork_key(jti: str) -> str:
 def memory_key(digest: str) -> str:
     """The key under which an edit of the memory is pinned."""
     return f"memory:{digest}"
+
+
+def below_key(digest: str) -> str:
+    """The key under which an edit of a waiting child's state is pinned."""
+    return f"below:{digest}"
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:

@@ -56,7 +56,7 @@ class SqliteLedger(SqlLedger):
         self._guard = threading.Lock()  # of what is here
         self._writer = threading.Lock()
         with _failures():
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(self.path)
             self._file = _identity(self.path)
             with self._connection() as conn:
                 # Whoever made it may have died before the tables were there.
@@ -167,7 +167,7 @@ def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
     """
     with _failures():
         if create:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(path)
         conn = _connect(Path(path), TIMEOUT)
         try:
             conn.execute("BEGIN IMMEDIATE")
@@ -214,6 +214,17 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
         conn.close()
         raise
     return conn
+
+
+def _make(path: str | Path) -> None:
+    """Make the file where there is none, and never open one that is there.
+
+    To close any descriptor of a file drops every lock that this process has on it, SQLite's among them; another
+    process would then take the write-ahead log away from under open connections, and commits with it
+    (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -369,9 +369,19 @@ def _edit_human(desk: Desk) -> None:
     desk.write({"messages": [HumanMessage(STOP, id=first.id)]})
 
 
-def _edit_plan(desk: Desk) -> None:
+def _edit_plan(desk: Desk, *, raw: bool = False) -> None:
     plan = desk.held()[-1]
-    desk.write({"messages": [plan.model_copy(update={"tool_calls": [{**plan.tool_calls[0], "args": {"to": "eve", "amount": 95}}]})]})
+    edited = plan.model_copy(update={"tool_calls": [{**plan.tool_calls[0], "args": {"to": "eve", "amount": 95}}]})
+    desk.write({"messages": [edited]}, raw=raw)
+
+
+def _edit_human_elsewhere(desk: Desk) -> None:
+    first = next(m for m in desk.held() if isinstance(m, HumanMessage))
+    desk.write({"messages": [HumanMessage(STOP, id=first.id)]}, raw=True)
+
+
+def _edit_plan_elsewhere(desk: Desk) -> None:
+    _edit_plan(desk, raw=True)
 
 
 def _edit(name: str, value: Any) -> Callable[[Desk], None]:
@@ -438,9 +448,11 @@ ROADS: Final = {
         Road("`update_state`: a message more", _then_yes(_append), only=FLAT,
              because="LangGraph's ReAct agent drops the plan that waits by itself"),
         Road("the same in a process that does not protect", _then_yes(_append_elsewhere), only=FLAT,
-             because="only the root's checkpoint is held against the ledger"),
+             because="likewise"),
         Road("`update_state`: a human's message edited", _then_yes(_edit_human)),
         Road("`update_state`: the model's call edited", _then_yes(_edit_plan)),
+        Road("a human's message edited in a process that does not protect", _then_yes(_edit_human_elsewhere)),
+        Road("the model's call edited in a process that does not protect", _then_yes(_edit_plan_elsewhere)),
         *(
             Road(f"`update_state`: `{name}`", _then_yes(_edit(name, value)),
                  only=tuple(k.name for k in KINDS.values() if name in k.channels),

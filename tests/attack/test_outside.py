@@ -431,3 +431,96 @@ def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str) -> None
         graph.invoke(None, THREAD)
     assert house.ran == []
     assert authz.ledger.load(authz.entrance.scope("above", "t"), Query()).epoch == 2
+
+
+COMMANDS = {
+    "mapping": Command(update={"messages": [HumanMessage("STOP")]}),
+    "pairs": Command(update=[("messages", [HumanMessage("STOP")])]),
+    "pairs-twice": Command(update=(("messages", HumanMessage("Well")), ("messages", [HumanMessage("STOP")]))),
+    "commands": [Command(update={"messages": [HumanMessage("STOP")]})],
+}
+
+
+@pytest.mark.parametrize("given", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_says_it_in_any_form(given: Any) -> None:
+    """LangGraph takes an update as a mapping, in pairs of channel and value, and in a list of commands."""
+    house = House()
+    house.go(human())
+    house.go(given)
+    assert house.ran == []
+    assert house.epoch == 2
+
+
+def test_unenforced_a_command_in_pairs_stops_nothing() -> None:
+    house = House(protected=False)
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(COMMANDS["pairs"], THREAD)
+    assert house.ran == [PAID]
+
+
+# --- a graph below, which has checkpoints of its own ---
+
+
+class Nested(House):
+    """The agent is the child of a graph that does nothing else."""
+
+    def build(self, **options: Any) -> Any:
+        builder = StateGraph(MessagesState)
+        builder.add_node("child", super().build(checkpointer=None, name="child"))
+        builder.add_edge(START, "child")
+        return builder.compile(checkpointer=self.saver, name="hand")
+
+    def below(self, writer: Any, change: Any) -> None:
+        """`update_state` of the child that waits."""
+        (task,) = writer.get_state(THREAD, subgraphs=True).tasks
+        writer.update_state(task.state.config, {"messages": [change(task.state.values["messages"])]}, as_node="agent")
+
+
+def to_eve(messages: list[Any]) -> AIMessage:
+    return messages[-1].model_copy(update={"tool_calls": [{**messages[-1].tool_calls[0], "args": {"to": "eve", "amount": 95}}]})
+
+
+def to_carol(messages: list[Any]) -> HumanMessage:
+    return HumanMessage("Pay carol", id=messages[0].id)
+
+
+def to_the_same(messages: list[Any]) -> HumanMessage:
+    return HumanMessage(messages[0].content, id=messages[0].id, name="alice")
+
+
+@pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
+@WRITERS
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_waits_below_is_void_once_it_was_edited(change: Any, by: str, how: str) -> None:
+    """The root's checkpoint stays as it was; the child's is held against what its run left. One epoch, once."""
+    house = Nested()
+    house.go(human())
+    house.below(house.graph if by == "protected" else house.raw, change)
+    if how == "sync":
+        house.go(None)
+    else:
+        asyncio.run(house.ago(None))
+    assert house.ran == []
+    assert house.epoch == 2
+    house.go(None)
+    assert house.epoch == 2
+
+
+@pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
+def test_unenforced_what_waits_below_is_carried_out(change: Any) -> None:
+    house = Nested(protected=False)
+    house.raw.invoke(human(), THREAD)
+    house.below(house.raw, change)
+    house.raw.invoke(None, THREAD)
+    assert [x for x in house.ran if x[0] in ("bob", "eve")]
+
+
+@WRITERS
+def test_an_edit_below_that_says_the_same_is_no_correction(by: str) -> None:
+    """The plan that waited still runs."""
+    house = Nested()
+    house.go(human())
+    house.below(house.graph if by == "protected" else house.raw, to_the_same)
+    house.go(None)
+    assert house.epoch == 1
+    assert house.ran == [PAID]

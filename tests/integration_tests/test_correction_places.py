@@ -1,7 +1,7 @@
 """The correction matrix over several processes: on an SQLite file, and on PostgreSQL.
 
-On SQLite one process plans and another, new to the thread, corrects it and goes on; on PostgreSQL the
-process that plans lives on, thinks or waits, while another one corrects.
+On SQLite one process plans and another, new to the thread, corrects it and goes on; on PostgreSQL, and on
+SQLite where a run is in flight, the process that plans lives on, thinks or waits, while another one corrects.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ def postgres() -> Iterator[Place]:
         conn.execute(f"DROP SCHEMA {schema}, {schema}_graphs CASCADE")
 
 
-PENDING = [r for r in ROADS.values() if r.waits]
-pending = pytest.mark.parametrize(
-    ("road", "kind"),
-    [(r, KINDS[k]) for r in PENDING for k in r.only],
-    ids=[f"{r.slug}-{k}" for r in PENDING for k in r.only],
-)
+def _those(*, waiting: bool) -> pytest.MarkDecorator:
+    found = [(r, k) for r in ROADS.values() if bool(r.waits) == waiting for k in r.only]
+    return pytest.mark.parametrize(
+        ("road", "kind"), [(r, KINDS[k]) for r, k in found], ids=[f"{r.slug}-{k}" for r, k in found]
+    )
+
+
+pending, in_flight = _those(waiting=True), _those(waiting=False)
 
 
 @pending
@@ -72,6 +74,21 @@ def test_planned_in_a_process_that_is_gone(road: Road, kind: Kind, mode: str, sq
 def test_unenforced_planned_in_a_process_that_is_gone(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
     held, other = sqlite
     assert len(planned_elsewhere(road, kind, mode, held, other, protected=False).ran) == road.made
+
+
+@in_flight
+@modes
+def test_corrected_in_flight_over_one_file(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
+    """The process whose model thinks, or whose child runs, finds its lease dead as it comes to act."""
+    held, other = sqlite
+    check(road, corrected_elsewhere(road, kind, mode, held, other, protected=True))
+
+
+@in_flight
+@modes
+def test_unenforced_corrected_in_flight_over_one_file(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
+    held, other = sqlite
+    assert len(corrected_elsewhere(road, kind, mode, held, other, protected=False).ran) == road.made
 
 
 @everywhere

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -245,6 +247,21 @@ def test_a_file_whose_maker_died_is_made_whole(tmp_path: Path, left: bytes | str
         assert path.stat().st_size > 0
     with SqliteLedger(path) as ledger:
         ledger.commit(SCOPE, None, [Count()])
+
+
+def test_a_second_ledger_in_one_process_takes_no_lock_from_the_first(tmp_path: Path) -> None:
+    """Else a third, in another process, removes the write-ahead log as it closes, and what is in it is lost."""
+    path = tmp_path / "ledger.sqlite"
+    with SqliteLedger(path) as first:
+        first.commit(SCOPE, None, [OpenThread("user:alice")])
+        with SqliteLedger(path), sqlite.administer(path, create=True):
+            pass
+        another = "import sys; from langchain_runtime_authz.ledger.sqlite import SqliteLedger as L; L(sys.argv[1]).close()"
+        subprocess.run([sys.executable, "-c", another, str(path)], check=True, timeout=60)
+        first.commit(SCOPE, None, [Revoke(("agent",))])
+        assert path.with_name(f"{path.name}-wal").exists()
+        with SqliteLedger(path) as later:
+            assert later.load(SCOPE, Query(agent=("agent",))).revoked
 
 
 def test_two_that_make_it_at_once_make_one(tmp_path: Path) -> None:

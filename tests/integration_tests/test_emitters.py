@@ -1,0 +1,104 @@
+"""What machines write, over three checkpointers and three ledgers: memory, an SQLite file, PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from langchain_runtime_authz.ledger.admin import migrate
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.postgres import administer
+from tests.attack.correction_places import opened
+from tests.attack.emitters import HUMAN, IBAN, MACHINE, Scene
+from tests.attack.test_emitters import mixed
+
+STEPS = int(os.environ.get("LRA_STEPS", "300"))
+AT_ONCE = 50  # steps of one thread
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+    """Checkpointer and ledger of each."""
+    path: Path = tmp_path_factory.mktemp("emitters") / "ledger.sqlite"
+    dsn, schema = os.environ["LRA_POSTGRES_DSN"], f"t_{secrets.token_hex(4)}"
+    with administer(dsn, schema=schema, create=True) as admin:
+        migrate(admin)
+    with psycopg.connect(dsn) as conn:
+        conn.execute(f"CREATE SCHEMA {schema}_graphs")
+    with ExitStack() as stack:
+        yield {
+            "memory": {"saver": InMemorySaver(), "ledger": MemoryLedger()},
+            "SQLite": stack.enter_context(opened({"file": str(path)})),
+            "PostgreSQL": stack.enter_context(opened({"dsn": dsn, "schema": schema})),
+        }
+    with psycopg.connect(dsn) as conn:
+        conn.execute(f"DROP SCHEMA {schema}, {schema}_graphs CASCADE")
+
+
+Places = dict[str, dict[str, Any]]
+place = pytest.mark.parametrize("place", ["SQLite", "PostgreSQL"])
+
+
+def scene(places: Places, name: str) -> Scene:
+    held = places[name]
+    return Scene(held["saver"], uuid.uuid4().hex, held["ledger"])
+
+
+def decided(of: Scene) -> list[tuple[Any, ...]]:
+    """What the policy was asked, but for what is new on each run."""
+    return [
+        (r.action.name, r.resource.id, r.context.task.epoch, r.context.plan and (r.context.plan.planned, r.context.plan.stale))
+        for r in of.pdp.requests
+    ]
+
+
+@place
+@pytest.mark.parametrize("act", MACHINE, ids=lambda a: getattr(a, "__name__", "write"))
+def test_a_machine_rotates_nothing(act: Any, place: str, places: Places) -> None:
+    """Alone, twice, on a thread that has a past; what comes back from a serialiser says what it said."""
+    there = scene(places, place)
+    there.say("And at more things")
+    before = there.epoch
+    act(there)
+    act(there)
+    assert there.epoch == before
+    assert not any(IBAN in t.text for t in there.log)
+
+
+@place
+@pytest.mark.parametrize("act", HUMAN, ids=lambda a: a.__name__)
+def test_a_human_rotates_once(act: Any, place: str, places: Places) -> None:
+    there = scene(places, place)
+    there.say("And at more things")
+    before = there.epoch
+    act(there)
+    assert there.epoch == before + 1
+
+
+@pytest.mark.timeout(3600)
+def test_mixed_steps_are_decided_alike_everywhere(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same acts in the same order: who rotates, and every question to the policy, is the same in all three."""
+    total: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in places}
+    for seed in range(max(STEPS // AT_ONCE // len(places), 1)):
+        asked = {}
+        for name in places:
+            there = scene(places, name)
+            total[name] += mixed(there, AT_ONCE, seed)
+            asked[name] = decided(there)
+        assert asked["memory"] == asked["SQLite"] == asked["PostgreSQL"]
+    with capsys.disabled():
+        print(f"\n{'':24}{'rotated':>10}{'not':>10}")
+        for name, seen in total.items():
+            for kind in ("human", "machine"):
+                print(f"{name:12}{kind:12}{seen[kind, 'rotated']:>10}{seen[kind, 'not']:>10}")
+    assert all(set(seen) == {("human", "rotated"), ("machine", "not")} for seen in total.values())
