@@ -23,6 +23,7 @@ from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from ._graphs import (
     PAID,
     PROFILES,
+    PayArgs,
     agent_graph,
     answer_to,
     assert_went_on,
@@ -303,10 +304,10 @@ def test_unenforced_the_message_pays_again() -> None:
 def _dies_once(ran: list[Any]) -> Any:
     """A payment whose process dies once it is made."""
 
-    @tool
-    def pay(to: str, amount: int) -> str:
+    @tool(args_schema=PayArgs)
+    def pay(recipient: str, amount: float, currency: str) -> str:
         """Pay."""
-        ran.append(to)
+        ran.append(recipient)
         if len(ran) == 1:
             raise KeyboardInterrupt
         return "paid"
@@ -316,7 +317,7 @@ def _dies_once(ran: list[Any]) -> Any:
 
 def test_what_a_death_left_open_is_not_called_undone_by_a_correction() -> None:
     """Paid, died, corrected: the model is told that the outcome is unknown, with the words, and not to plan it anew."""
-    desk = Desk("hand", PAY)
+    desk = Desk("hand", PAY, protected=False)
     desk.graph = desk.authz.protect(hand_written(desk.model, [_dies_once(desk.ran)], checkpointer=InMemorySaver()))
     with pytest.raises(KeyboardInterrupt):
         desk.go(human())
