@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
@@ -146,7 +146,11 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     status = result["status"] if kept else "success"
     if not isinstance(content, str | list):
         content = json.dumps(content)
-    return ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
+    message = ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
+    if not replay.message:
+        return message
+    note = f"Note: the task changed after this action was carried out. The user said: {replay.message}"
+    return cast("ToolMessage", with_note(message, note))
 
 
 def written(given: object) -> object:

@@ -110,10 +110,14 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The call ran before: its recorded result (JSON text) stands, it does not run again."""
+    """The call ran before: its recorded result (JSON text) stands, it does not run again.
+
+    `message`: what the human has said since.
+    """
 
     call: Call
     result: str | None
+    message: str = ""
 
 
 Verdict = Ticket | Denial | Replay

@@ -61,7 +61,8 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here."""
     call, decision, approval = judged.call, judged.decision, judged.approval
     if judged.replay:
-        return Replay(call, judged.row.result if judged.row is not None else None)
+        message = (yield from _news(run, judged)) if _stale(judged) else ""
+        return Replay(call, judged.row.result if judged.row is not None else None, message)
     if not decision.permit:
         return (yield from deny_call(run, judged))
     if run.engine.killed:  # since it was judged
@@ -178,9 +179,9 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
     message = ""
     if judged.approval is not None and judged.approval.state in ("rejected", "answered"):
         message = judged.approval.message
-    elif decision.reason == Code.STALE_EPOCH and (run.undelivered or run.corrected):
+    elif decision.reason == Code.STALE_EPOCH or _stale(judged):
         message = "\n".join((*run.undelivered, *run.corrected))
-        changes.append(TakePending())
+        changes += [TakePending()] if message else []
     try:
         done = yield Commit(run.scope, None, [*changes, *rotation])
         if rotation and isinstance(done, Conflict):  # the task has changed already
@@ -199,6 +200,22 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
     return Denial(call, decision, message)
+
+
+def _stale(judged: Judged) -> bool:
+    plan_shown = judged.request.context.plan if judged.request is not None else None
+    return plan_shown is not None and plan_shown.stale
+
+
+def _news(run: Run, judged: Judged) -> Flow[str]:
+    """What the human said that the graph has not seen, for the answer to a call that ran before."""
+    message = "\n".join((*run.undelivered, *run.corrected))
+    if message:
+        try:
+            yield Commit(run.scope, None, [TakePending()])
+        except Exception as exc:  # noqa: BLE001  (then it is told once more)
+            _log.error("what was told with %s stays pending: %s", judged.decision.decision_id, type(exc).__name__)
+    return message
 
 
 def _rotation(run: Run, judged: Judged) -> AdvanceEpoch:

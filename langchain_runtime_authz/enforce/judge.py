@@ -31,6 +31,8 @@ from langchain_runtime_authz.facts.source import (
 )
 from langchain_runtime_authz.ledger.base import (
     Approval,
+    CallRow,
+    CallState,
     Query,
     RenewLease,
     Scope,
@@ -45,6 +47,12 @@ _log = logging.getLogger(__name__)
 _CALL_OBLIGATIONS: Final = frozenset(
     ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate"),
 )
+_BEGUN: Final[Mapping[CallState, Code]] = {
+    "suspended": Code.STALE_EPOCH,
+    "claimed": Code.CALL_IN_PROGRESS,
+    "failed": Code.OUTCOME_UNKNOWN,
+    "unknown": Code.OUTCOME_UNKNOWN,
+}
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
     "answered": Code.APPROVAL_ANSWERED,
@@ -89,9 +97,9 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     if any(a is not c for a, c in zip(amended, calls, strict=True)):
         # A human put other calls in the place of these: those are decided, like any.
         return (yield from judge_calls(run, amended))
-    refusals = [_refusal(run, snapshot, c, m, a) for c, m, a in zip(calls, matches, approvals, strict=True)]
-    # A side effect that happened is not decided again: its recorded result stands.
     rows = [snapshot.calls.get(k) for k in keys]
+    refusals = [_refusal(run, snapshot, c, m, a, r) for c, m, a, r in zip(calls, matches, approvals, rows, strict=True)]
+    # A side effect that happened is not decided again: its recorded result stands.
     replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
     # What is refused here is not asked, but its record still says what it was.
     requests = [
@@ -169,11 +177,10 @@ def _query(run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, *,
 
 
 def _origin(run: Run, snapshot: Snapshot) -> int | None:
-    """The epoch that planned the calls, where a human's answer carried them from another one."""
+    """The epoch that planned the calls, where it is another one: what has run under it has run."""
     record = snapshot.plan
-    if record is None or record.epoch != run.epoch or record.origin in (0, run.epoch):
-        return None
-    return record.origin
+    planned = record.origin or record.epoch if record is not None else run.epoch
+    return planned if planned != run.epoch else None
 
 
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
@@ -186,6 +193,8 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
         # By the arguments as written: whatever they parse to, they are what the human saw.
         if review is not None and review.tool == call.tool and review.args_digest == plan.raw_digest(call.raw):
             own = review
+    if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
+        return None  # said under the old task, of a plan that nobody carried into this one
     return own
 
 
@@ -251,6 +260,7 @@ def _refusal(
     call: Call,
     match: plan.Match,
     approval: Approval | None,
+    row: CallRow | None,
 ) -> Decision | None:
     """What the PEP refuses whatever the PDP would say."""
     if call.error is not None:
@@ -268,7 +278,9 @@ def _refusal(
     if match.changed:
         return deny(Code.PLAN_CHANGED)
     if match.planned and match.stale and call.profile.side_effect:
-        return deny(Code.STALE_EPOCH)
+        # Whoever is told that it was not carried out plans it again: not where it was, or may have been.
+        begun = row.state if row is not None else "suspended"
+        return deny(_BEGUN[begun]) if begun != "done" else None
     if run.parent is not None and run.grant is not None:
         # INVARIANT: no step of a child outside what its parent gave it.
         outside = run.grant.refuses(

@@ -23,6 +23,7 @@ from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from ._graphs import (
     PAID,
     PROFILES,
+    PayArgs,
     agent_graph,
     answer_to,
     assert_went_on,
@@ -273,3 +274,65 @@ def test_questions_of_any_shape(question: Any) -> None:
     """A question that offers nothing takes the closed words."""
     assert free_text("yes", question) == ""
     assert free_text("x y", question) == "x y"
+
+
+@ways
+def test_what_the_message_has_done_before_the_words_stands(how: str) -> None:
+    """One call of the message had paid when another asked: the model is told that it was paid, once, and not to plan it again."""
+    desk = Desk("hand", PAY, CONFIRM)
+    desk.go(human(), how)
+    assert desk.ran == [PAID]
+    state = desk.go(Command(resume=STOP), how)
+    assert desk.ran == [PAID]
+    told = answer_to(state["messages"], "c-pay")
+    assert told.status == "success"
+    assert told.text.startswith("Note: the task changed after this action was carried out.")
+    assert STOP in told.text
+    assert told.text.endswith("paid")
+    assert STOP in answer_to(state["messages"], "c-confirm").text
+    assert_went_on(state)
+
+
+def test_unenforced_the_message_pays_again() -> None:
+    """Without us the call that had paid pays once more when the other one is answered."""
+    desk = Desk("hand", PAY, CONFIRM, protected=False)
+    desk.graph.invoke(human(), THREAD)
+    desk.graph.invoke(Command(resume=STOP), THREAD)
+    assert desk.ran == [PAID, PAID, "bob"]
+
+
+def _dies_once(ran: list[Any]) -> Any:
+    """A payment whose process dies once it is made."""
+
+    @tool(args_schema=PayArgs)
+    def pay(recipient: str, amount: float, currency: str) -> str:
+        """Pay."""
+        ran.append(recipient)
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        return "paid"
+
+    return pay
+
+
+def test_what_a_death_left_open_is_not_called_undone_by_a_correction() -> None:
+    """Paid, died, corrected: the model is told that the outcome is unknown, with the words, and not to plan it anew."""
+    desk = Desk("hand", PAY, protected=False)
+    desk.graph = desk.authz.protect(hand_written(desk.model, [_dies_once(desk.ran)], checkpointer=InMemorySaver()))
+    with pytest.raises(KeyboardInterrupt):
+        desk.go(human())
+    desk.authz.correct("t", STOP)
+    told = answer_to(desk.go(None)["messages"], "c-pay").text
+    assert desk.ran == ["bob"]
+    assert "outcome is unknown" in told
+    assert STOP in told
+
+
+def test_unenforced_a_death_and_a_correction_pay_twice() -> None:
+    """Without us the resumed run pays again, whatever was said."""
+    desk = Desk("hand", PAY, protected=False)
+    graph = hand_written(desk.model, [_dies_once(desk.ran)], checkpointer=InMemorySaver())
+    with pytest.raises(KeyboardInterrupt):
+        graph.invoke(human(), THREAD)
+    graph.invoke(None, THREAD)
+    assert desk.ran == ["bob", "bob"]

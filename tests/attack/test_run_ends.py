@@ -1,0 +1,167 @@
+"""However a run ends, nothing of it is alive: its jtis are dead for every reader of the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.ledger import SqliteLedger
+from langchain_runtime_authz.testing import StaticPDP
+from langchain_runtime_authz.testing.clock import FrozenClock
+
+from ._graphs import call, hand_written, human, replying
+
+THREAD = {"configurable": {"thread_id": "t"}}
+ENDS: dict[str, BaseException | None] = {
+    "return": None,
+    "exception": ValueError("no"),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "SystemExit": SystemExit(1),
+}
+GO = call("act", {"to": "bob"}, "c1")
+
+
+class House:
+    """An agent with one tool, `act`, that does what the test says."""
+
+    def __init__(self, act: Any, ledger: Any = None) -> None:
+        @tool("act")
+        def now(to: str) -> str:
+            """Act."""
+            return str(act())
+
+        @tool("act")
+        async def later(to: str) -> str:
+            """Act."""
+            found = act()
+            return str(await found if asyncio.iscoroutine(found) else found)
+
+        self.pdp = StaticPDP(True)
+        self.authz = RuntimeAuthz(
+            pdp=self.pdp, ledger=ledger, profiles={"act": ToolProfile(effect="write", sink="internal")}
+        )
+        self.sync, self.nonblocking = (
+            self.authz.protect(hand_written(replying([GO]), [t], checkpointer=InMemorySaver(), name="g"))
+            for t in (now, later)
+        )
+
+    def go(self, given: Any) -> Any:
+        with self.authz.run(subject="alice"):
+            return self.sync.invoke(given, THREAD)
+
+    async def ago(self, given: Any) -> Any:
+        async with self.authz.run(subject="alice"):
+            return await self.nonblocking.ainvoke(given, THREAD)
+
+    def states(self) -> set[str]:
+        """Of every jti that a request has borne."""
+        jtis = {r.context.lease.jti for r in self.pdp.requests}
+        assert jtis
+        return {self.authz.ledger.status("default", jti) for jti in jtis}
+
+    def row(self) -> Any:
+        scope = self.authz.entrance.scope("g", "t")
+        return self.authz.ledger._threads[scope].calls  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_ends_leaves_nothing_alive(end: str, how: str) -> None:
+    """By return or by what its tool raises; alive inside, dead outside. What was cut is `unknown`."""
+    error, inside = ENDS[end], []
+
+    def act() -> str:
+        inside.append(house.states())
+        if error is not None:
+            raise error
+        return "done"
+
+    house = House(act)
+    if how == "async" and isinstance(error, KeyboardInterrupt | SystemExit):
+
+        async def cut() -> None:
+            await house.ago(human())
+
+        with pytest.raises(type(error)):
+            asyncio.run(cut())
+    elif error is None:
+        house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    else:
+        with pytest.raises(type(error)):
+            house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    assert inside == [{"live"}]
+    assert house.states() == {"ended"}
+    wanted = "done" if error is None else "failed" if isinstance(error, ValueError) else "unknown"
+    assert [r.state for r in house.row().values()] == [wanted]
+
+
+def test_a_cancelled_run_leaves_nothing_alive() -> None:
+    """Cancelled in the middle of its tool: dead, and the call's outcome is unknown."""
+    inside: list[Any] = []
+
+    async def hang() -> str:
+        inside.append(house.states())
+        await asyncio.sleep(60)
+        return "never"
+
+    house = House(lambda: hang())
+
+    async def main() -> None:
+        task = asyncio.create_task(house.ago(human()))
+        while not inside:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert inside == [{"live"}]
+    assert house.states() == {"ended"}
+    assert [r.state for r in house.row().values()] == ["unknown"]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_abandoned_interrupt_holds_no_authority(how: str) -> None:
+    """A question that nobody answers: the jti is dead as it is asked; who answers at last gets another one."""
+    house = House(lambda: interrupt({"question": "?", "options": ["go"]}))
+    enter = house.go if how == "sync" else lambda given: asyncio.run(house.ago(given))
+    assert enter(human())["__interrupt__"]
+    assert house.states() == {"ended"}
+    old = {r.context.lease.jti for r in house.pdp.requests}
+    enter(Command(resume="go"))
+    assert {r.context.lease.jti for r in house.pdp.requests[-2:]}.isdisjoint(old)
+    assert house.states() == {"ended"}
+
+
+def test_a_process_that_dies_holds_its_authority_until_its_lease_lapses(tmp_path: Path) -> None:
+    """Kill -9 in the tool: another process sees the jti live until the lease's end, then dead, and the call unknown."""
+    path, told = tmp_path / "ledger.db", tmp_path / "jti"
+    clock = FrozenClock()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        try:
+
+            def die() -> str:
+                told.write_text(house.pdp.requests[-1].context.lease.jti)
+                os.kill(os.getpid(), signal.SIGKILL)
+                return "never"
+
+            house = House(die, SqliteLedger(path, clock=clock))
+            house.go(human())
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    ledger, jti = SqliteLedger(path, clock=clock), told.read_text()
+    assert ledger.status("default", jti) == "live"
+    clock.tick(61)
+    assert ledger.status("default", jti) == "ended"

@@ -1,0 +1,117 @@
+"""The correction machine can fail: of each rule that it watches, a product without it is caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from langchain_runtime_authz.edges import entry as root_entry
+from langchain_runtime_authz.enforce import correction, judge
+from langchain_runtime_authz.facts import plan
+from langchain_runtime_authz.ledger import base, memory, state
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from tests.property.test_correction_machine import CorrectionMachine
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
+
+
+def old_plans_stand(patch: pytest.MonkeyPatch) -> None:
+    match = plan.match
+    patch.setattr(plan, "match", lambda *a, **k: match(*a, **k)._replace(stale=False))
+
+
+def no_epoch_is_compared(patch: pytest.MonkeyPatch) -> None:
+    dead, check = judge.lease_refusal, state._check
+
+    def lease_refusal(run: Any, snapshot: Any) -> Any:
+        code = dead(run, snapshot)
+        return None if code == judge.Code.STALE_EPOCH else code
+
+    def _check(thread: Any, guard: Any) -> None:
+        try:
+            check(thread, guard)
+        except state._Refused as refused:
+            if refused.conflict.code != state.Code.STALE_EPOCH:
+                raise
+
+    patch.setattr(judge, "lease_refusal", lease_refusal)
+    patch.setattr(state, "_check", _check)
+    old_plans_stand(patch)
+
+
+def nothing_is_claimed(patch: pytest.MonkeyPatch) -> None:
+    commit = MemoryLedger.commit
+
+    def unclaimed(self: Any, scope: Any, guard: Any, changes: Sequence[base.Change]) -> Any:
+        return commit(self, scope, guard, [c for c in changes if not isinstance(c, base.ClaimCall | base.ConcludeCall)])
+
+    patch.setattr(MemoryLedger, "commit", unclaimed)
+
+
+def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
+    apply = state.apply
+
+    def freed(thread: Any, guard: Any, changes: Any, now: float) -> Any:
+        refused = apply(thread, guard, changes, now)
+        thread.calls = {k: row for k, row in thread.calls.items() if row.state != "unknown"}
+        return refused
+
+    patch.setattr(memory, "apply", freed)
+
+
+def what_stands_in_the_state_is_human(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(root_entry, "unheard", lambda texts, state: texts)
+
+
+def anybodys_words_are_the_subjects(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(correction, "replace", lambda text, **k: correction.HumanText(text.digest, text.text, text.key))
+
+
+def corrections_open_no_epoch(patch: pytest.MonkeyPatch) -> None:
+    pinned = memory.apply
+
+    def still(thread: Any, guard: Any, changes: Any, now: float) -> Any:
+        epoch = thread.epoch
+        refused = pinned(thread, guard, changes, now)
+        thread.epoch = epoch
+        return refused
+
+    patch.setattr(memory, "apply", still)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "caught_by"),
+    [
+        (old_plans_stand, "no_old_plan_takes_effect"),
+        (no_epoch_is_compared, "no_old_plan_takes_effect"),
+        (nothing_is_claimed, "nothing_happens_twice"),
+        (a_death_frees_its_calls, "nothing_happens_twice"),
+        (what_stands_in_the_state_is_human, "machine_acts"),
+        (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"),
+        (corrections_open_no_epoch, "human_says"),
+    ],
+)
+def test_the_machine_catches_a_product_without_the_rule(
+    mutate: Mutate, caught_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 300 examples, as many as CI plays of the product itself, by what is there for it."""
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError) as caught:
+        run_state_machine_as_test(
+            CorrectionMachine,
+            settings=settings(
+                max_examples=300,
+                stateful_step_count=20,
+                phases=[Phase.generate],
+                deadline=None,
+                database=None,
+                derandomize=True,
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    assert caught_by in [frame.name for frame in caught.traceback]
