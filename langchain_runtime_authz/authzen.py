@@ -160,7 +160,11 @@ class DelegationContext(_Model):
 
 
 class PlanContext(_Model):
-    """The recorded plan that holds the step, or that none does."""
+    """The recorded plan that holds the step, or that none does.
+
+    `changed`: its message is recorded, and announced something else in its place, or nothing. Such a
+    call is not `planned`; what it does and with which arguments is what `resource` and `call` say.
+    """
 
     id: str | None = None
     source: Literal["model", "code"] | None = None
@@ -168,6 +172,7 @@ class PlanContext(_Model):
     stale: bool = False
     position: int = 0
     of: int = 0
+    changed: bool = False
 
 
 class Said(_Model):

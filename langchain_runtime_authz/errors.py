@@ -72,7 +72,6 @@ class Code(StrEnum):
     REVOKED = "revoked"
     KILLED = "killed"
     STALE_EPOCH = "stale_epoch"
-    PLAN_CHANGED = "plan_changed"
     GRANT_EXCEEDED = "grant_exceeded"
     PROVIDER_TOOL = "provider_tool"
     BUDGET_EXHAUSTED = "budget_exhausted"
@@ -104,6 +103,7 @@ class Code(StrEnum):
     LEASE_INVALID = "lease_invalid"
     STALE_PLAN = "stale_plan"
     UNPLANNED = "unplanned"
+    PLAN_CHANGED = "plan_changed"
     GRANT_TOOL = "grant_tool"
     GRANT_ARGUMENT = "grant_argument"
     GRANT_DATA_CLASS = "grant_data_class"
@@ -184,7 +184,6 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.REVOKED: "the run was revoked; an operator can reinstate it",
     Code.KILLED: "the kill switch is engaged; `runtime-authz kill release` lifts it",
     Code.STALE_EPOCH: "the task changed after this step was planned; plan again",
-    Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_EXCEEDED: "the step lies outside the grant that was delegated; widen the grant where it was given",
     Code.PROVIDER_TOOL: "the model is shown a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which takes it out",
     Code.BUDGET_EXHAUSTED: "the grant's budget is spent; give a larger one",
@@ -216,6 +215,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.LEASE_INVALID: "the lease is missing, expired or of another epoch",
     Code.STALE_PLAN: "the plan belongs to an older task",
     Code.UNPLANNED: "no recorded plan holds the call; protect the graph so that the model node is seen",
+    Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_TOOL: "the grant does not hold the tool",
     Code.GRANT_ARGUMENT: "an argument lies outside the grant's constraint",
     Code.GRANT_DATA_CLASS: "the grant does not hold the tool's data class",

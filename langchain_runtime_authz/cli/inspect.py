@@ -18,7 +18,7 @@ import typer
 
 from langchain_runtime_authz.cli._errors import FINDING, fail, reporting
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.profile import EFFECTS, SINKS, UNPROFILED
+from langchain_runtime_authz.profile import EFFECTS, SINKS
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -60,7 +60,7 @@ def inspect(
     """Show what of a graph is governed: as it is, and as it would be under `protect`.
 
     The module is imported from the current directory, so its code runs; the graph is not invoked.
-    Tools without a profile are listed as YAML to start from.
+    Tools without a profile are listed as drafts to start from, as `profile suggest` proposes them.
 
     \b
     Examples:
@@ -70,6 +70,7 @@ def inspect(
       runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
       runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """  # noqa: D301  (`\b` is what keeps the lines apart)
+    from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.edges.baseline import Baseline
 
     with reporting():
@@ -98,7 +99,7 @@ def inspect(
             }
             typer.echo(json.dumps(document, indent=2))
         else:
-            _print(target, before, after, [_stanza(t, held) for t in unprofiled.values()])
+            _print(target, before, after, [propose(t).yaml() for t in unprofiled.values()])
             if accepted is not None:
                 typer.echo(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
                 typer.echo("".join(f"fixed: {i}; take it out with --write-baseline\n" for i in fixed), nl=False)
@@ -142,39 +143,12 @@ def _print(target: str, before: CoverageReport | None, after: CoverageReport, st
         typer.echo("Every tool that was found in a tool node has a profile.")
         return
     typer.echo(f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied.")
-    typer.echo('Review what follows, save it as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").\n')
+    typer.echo('Review what follows, save it as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").')
+    typer.echo("A stanza counts for nothing until its `draft` line is taken out.\n")
     typer.echo("# DOUBT marks a guess of this command, no fact about the tool.")
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         typer.echo(f"# {name}: {', '.join(values)}")
     typer.echo("tools:\n" + "\n".join(stanzas))
-
-
-def _stanza(tool: BaseTool, held: Profiles) -> str:
-    """A tool's profile in YAML, with the doubt beside each guess."""
-    from langchain_runtime_authz.edges._private import injected_names
-    from langchain_runtime_authz.edges.profiles import digest_of
-
-    guess = held.of(tool).profile
-    raised = guess.effect != UNPROFILED.effect
-    doubt = "its name or annotations say so" if raised else "nothing says more; perhaps only `read`"
-    arguments = ", ".join(f"{name}: value" for name in tool.args if name not in injected_names(tool))
-    lines = [
-        f"  {_key(tool.name)}:",
-        f"    effect: {guess.effect}  # DOUBT: {doubt}",
-        f"    sink: {guess.sink}  # DOUBT: where do its arguments end up?",
-        f"    data_class: {guess.data_class}  # DOUBT: what does it return? A name of your own",
-        f"    trust: {guess.trust}  # DOUBT: who writes what it returns?",
-    ]
-    if arguments:
-        lines.append(f"    # critical: {{{arguments}}}  # keep those that decide whom or what a call hits")
-    digest = digest_of(tool)
-    if digest is not None:
-        lines.append(f"    # digest: {digest}  # pins the review to the tool as it is now")
-    return "\n".join(lines)
-
-
-def _key(name: str) -> str:
-    return name if name.replace("-", "_").isidentifier() and not name[0].isdigit() else json.dumps(name)
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:

@@ -10,6 +10,10 @@ It keeps nothing of any instance and dispatches by the run of the gate around th
 looked at when a tool, model or chain is set up; outside protected runs it then answers "no handler",
 and nothing is added. It is synchronous, inline and raises, because asynchronous handlers and handlers
 without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
+A model's permit is kept, so that with a slow remote engine this happens once per agent, epoch, policy
+revision and tool set. There is no asynchronous form that gates: LangChain runs a coroutine handler on its
+synchronous roads too and swallows what it raises there, and a handler can not tell on which road it is.
+Who can not wait lists `AuthzMiddleware`, which awaits the decision; the hook then only looks whether there is one.
 
 A backstop is less than a guard. It can not change what the tool receives: arguments that parse
 differently each time, or that the tool's schema refuses, are denied. It can not change what comes back:

@@ -82,6 +82,32 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     return CoverageReport(graph.get_name(), protection.entrance.engine.evaluator.pdp.name, tuple(_numbered(rows)))
 
 
+def _entrance_of(value: object) -> object:
+    """Whose `AuthzMiddleware` a value is, if it is one; known without importing langchain."""
+    return value._entrance if getattr(type(value), "__runtime_authz_middleware__", False) is True else None  # type: ignore[attr-defined]
+
+
+def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Code of the user's that a graph runs outside its nodes, and where it hangs."""
+    for name, channel in graph.channels.items():
+        yield f"reducer of {name}", getattr(channel, "operator", None)
+    for name, node in graph.nodes.items():
+        yield f"{name}/retry_policy", node.retry_policy
+        yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
+    yield "retry_policy", graph.retry_policy
+    yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
+    for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
+        decorators = getattr(schema, "__pydantic_decorators__", None)
+        for kind in ("validators", "field_validators", "root_validators", "model_validators"):
+            for name, found in getattr(decorators, kind, {}).items():
+                yield f"{schema.__name__}.{name}", found.func
+    callbacks = (graph.config or {}).get("callbacks")
+    for handler in getattr(callbacks, "handlers", callbacks) or ():
+        for name in dir(type(handler)):
+            if name.startswith("on_"):
+                yield f"callback {type(handler).__name__}.{name}", getattr(handler, name)
+
+
 def _functions(found: Iterable[Found]) -> dict[int, str]:
     """The functions of all tools of the graphs, by identity, and whose they are."""
     known: dict[int, str] = {}
@@ -143,6 +169,8 @@ class _Look:
         route = f"{found.parent}/{found.route}" if not root else ""
         yield Row("entry" if root else "agent", label, label, layers, note, route)
         yield from self._checkpointer(graph, label)
+        for route, value in _loop_code(graph):
+            yield from self._loop_tools(value, label, route)
         for name, node in graph.nodes.items():
             yield from self._node(name, node, graph, label)
 
@@ -174,8 +202,16 @@ class _Look:
                 if value not in self.bound:
                     yield from self._tool(value, label, name, None)
             else:
-                yield from self._value(value, label, name, gated)
+                yield from self._value(value, label, name, gated, held)
         yield from self._bare_functions(held, label, name, own)
+
+    def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
+        """Tools that the graph's own loop would call, between nodes: no gate and no hook is around that."""
+        note = "called between nodes, where no gate is: `authz.guard` it"
+        for tool in walk([value], deep=True, into_tools=False):
+            if isinstance(tool, BaseTool):
+                guarded = is_guarded(tool)
+                yield Row("tool", tool.name, label, ("tool guard",) if guarded else (), "" if guarded else note, route)
 
     @staticmethod
     def _node_note(bound: Any, gated: tuple[str, ...], held: list[Any]) -> str:
@@ -187,10 +223,22 @@ class _Look:
         uses = f" (it uses {', '.join(packages)})" if packages else ""
         return f"plain side effects inside the node are not seen{uses}"
 
-    def _value(self, value: Any, label: str, route: str, gated: tuple[str, ...]) -> Iterator[Row]:
-        """What a node or tool holds, but tools and graphs."""
+    def _model_layers(self, gated: tuple[str, ...], around: Iterable[Any]) -> tuple[str, ...]:
+        """What stands before a model's call, outermost first; the hook only hears of what runs inside a gate."""
+        owners = (v.__self__ if isinstance(v, MethodType) else v for v in around)
+        ours = any(_entrance_of(o) is self.protection.entrance for o in owners)
+        hooked = bool(gated) and self.hooked
+        return (*gated, *(("middleware",) if ours else ()), *(("ambient hook",) if hooked else ()))
+
+    def _value(
+        self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any] = ()
+    ) -> Iterator[Row]:
+        """What a node or tool holds, but tools and graphs; `around` is what is held beside it."""
         if isinstance(value, BaseLanguageModel):
-            yield Row("model", type(value).__name__, label, gated, "" if gated else "held by what is not gated", route)
+            layers = self._model_layers(gated, around)
+            yield Row(
+                "model", type(value).__name__, label, layers, "" if layers else "held by what is not gated", route
+            )
             yield from _provider_rows(_tools_in(getattr(value, "model_kwargs", None)), label, route, strict=False)
         elif isinstance(value, Mapping):
             yield from _provider_rows(_tools_in(value), label, route, strict=False)

@@ -101,6 +101,7 @@ def request_of(
                 stale=match.stale,
                 position=match.position,
                 of=match.of,
+                changed=match.changed,
             ),
             call=CallContext(
                 id=call.call_id,

@@ -1,8 +1,10 @@
 """The plan: which calls a model (or code) announced, as recorded when the model node returned.
 
-First write wins. A call on a recorded message that differs from its record is refused
-(`plan_changed`), whatever the policy says; a call that no record holds is `unplanned`, which is the
-policy's business. A record made under an older epoch is `stale`.
+First write wins. A call on a recorded message that differs from its record is `changed`, a call that
+no record holds is unplanned: both are the policy's business, which is asked about the call as it
+would run. It is not refused here, since middleware may rewrite a call for a good reason, and only a
+policy knows which. The shipped one denies it (`plan_changed`). A record made under an older epoch is
+`stale`: what it holds and has a side effect is refused, whatever the policy says.
 
 Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays
 `model` or `code`.

@@ -157,7 +157,12 @@ class CedarPDP:
         return {
             "decision": verdict == "Allow",
             "context": {
-                "reasons": [{"code": code} for code in sorted({s.reason for s in said})] if verdict == "Deny" else [],
+                "reasons": [
+                    {"code": code}
+                    for code in sorted({s.reason for s in said}, key=lambda c: (c != Code.PLAN_CHANGED, c))
+                ]
+                if verdict == "Deny"
+                else [],
                 "obligations": [obligations[name] for name in sorted(obligations)],
                 "policy": {"revision": self.revision},
             },
@@ -256,7 +261,11 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
                 "of_tool": history.calls.get(name, 0),
             },
             "model": {"withheld": request.action.name == "model/call" and _withheld(request)},
-            "plan": {"planned": plan is not None and plan.planned, "stale": plan is not None and plan.stale},
+            "plan": {
+                "planned": plan is not None and plan.planned,
+                "stale": plan is not None and plan.stale,
+                "changed": plan is not None and plan.changed,
+            },
             "call": {
                 "given": call is not None,
                 "intent": call.intent.state if call is not None else "unasked",

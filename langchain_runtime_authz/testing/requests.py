@@ -55,6 +55,7 @@ _EXAMPLE: dict[str, JsonValue] = {
             "stale": False,
             "position": 1,
             "of": 2,
+            "changed": False,
         },
         "call": {
             "id": "call-1",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 PROFILES = {
@@ -144,6 +145,16 @@ def calls_of(pdp: StaticPDP, name: str | None = None) -> list[EvaluationRequest]
 def authz_with(pdp: Any, **options: Any) -> RuntimeAuthz:
     """A `RuntimeAuthz` with the tests' profiles."""
     return RuntimeAuthz(pdp=pdp, **{"profiles": PROFILES, **options})
+
+
+def rules_that_permit() -> WasmPDP:
+    """The shipped rules, steered so that every effect is permitted: what they deny is not the effect."""
+    effects = ("read", "fetch", "write", "send", "pay", "delete", "admin")
+    flows = {"*": {"internal": "permit", "external": "permit"}}
+    return WasmPDP(
+        data={"effects": dict.fromkeys(effects, "permit"), "unprofiled": {"*": "permit"}, "data_flow": flows},
+        pool_size=1,
+    )
 
 
 def human(text: str = "Pay the bill", **fields: Any) -> dict[str, Any]:

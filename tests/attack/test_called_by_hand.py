@@ -15,7 +15,20 @@ from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool
 from langchain_runtime_authz import AuthzDenied, ToolProfile, current_credential
 from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import PAID, PAY, PROFILES, authz_with, calls_of, deny_only, human, in_run, node_graph, pay_tool, reasons
+from ._graphs import (
+    PAID,
+    PAY,
+    PROFILES,
+    authz_with,
+    calls_of,
+    deny_only,
+    human,
+    in_run,
+    node_graph,
+    pay_tool,
+    reasons,
+    rules_that_permit,
+)
 
 ARGS = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
 BARE = {"pay": ToolProfile(effect="pay", sink="external")}
@@ -288,8 +301,7 @@ def test_a_function_that_is_replaced_is_not_what_was_reviewed(road: str) -> None
 def test_a_tool_that_is_renamed_after_its_decision_is_decided_again() -> None:
     """The verdict of a gate is on the tool under the name that it had."""
     ran: list[Any] = []
-    pdp = deny_only("other")
-    authz = authz_with(pdp)
+    authz = authz_with(rules_that_permit())
     from langgraph.prebuilt import ToolNode
 
     from ._graphs import answer_to, hand_written, replying

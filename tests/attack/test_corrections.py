@@ -38,6 +38,7 @@ from ._graphs import (
     read_tool,
     reasons,
     replying,
+    rules_that_permit,
     says,
     unanswered,
 )
@@ -604,9 +605,9 @@ def test_calls_that_a_tool_returns_are_no_plan() -> None:
 
 
 def test_message_that_is_replaced_under_its_id_is_a_changed_plan() -> None:
-    """A client replaces the model's pending message under the same id: `plan_changed`, whatever policy says."""
+    """A client replaces the model's pending message under the same id: the shipped rules deny it as `plan_changed`."""
     ran: list[Any] = []
-    authz, pdp, graph = built("hand", ran, interrupt_before=["tools"])
+    authz, _, graph = built("hand", ran, pdp=rules_that_permit(), interrupt_before=["tools"])
     with authz.run(subject="alice"):
         graph.invoke(human(), THREAD)
     planned = graph.get_state(THREAD).values["messages"][-1]

@@ -22,6 +22,7 @@ from ._graphs import (
     pay_tool,
     reasons,
     replying,
+    rules_that_permit,
     writing_tool,
 )
 
@@ -177,11 +178,18 @@ def test_the_arguments_of_a_review_are_the_ones_that_run(go: str) -> None:
 
     # The hooks run from the last to the first: the rewriter after the review.
     made = lambda: [Rewrites(), HumanInTheLoopMiddleware({"pay": True})]
-    s = Reviewed(plan=[payment("ann", 10, "c1")], middleware=made)
+    s = Reviewed(plan=[payment("ann", 10, "c1")], middleware=made, pdp=rules_that_permit())
     s.both(go)(human())
     s.both(go)(resume(APPROVE))
     assert s.ran == []
     assert reasons(s.authz, "pay") == ["plan_changed"]
+    asked: Any = StaticPDP(True)
+    s = Reviewed(plan=[payment("ann", 10, "c1")], middleware=made, pdp=asked)
+    s.both(go)(human())
+    s.both(go)(resume(APPROVE))
+    (request,) = calls_of(asked)
+    assert (request.context.plan.changed, request.context.approval) == (True, None)
+    assert request.context.call.args["amount"] == 9999
 
 
 # --- several agents ask at once ---------------------------------------------------------------------

@@ -37,6 +37,7 @@ from ._graphs import (
     read_tool,
     reasons,
     replying,
+    rules_that_permit,
     writing_tool,
 )
 
@@ -216,19 +217,28 @@ class Rewrites(AgentMiddleware[Any, Any, Any]):
 
 
 @pytest.mark.parametrize("stack", ["middleware", "both"])
+@pytest.mark.parametrize("shipped", [True, False])
 @ways
-def test_a_misplaced_middleware_says_so_once(stack: str, go: str) -> None:
-    """What comes after it changes the call: the guard decides again on what really runs, with one warning."""
+def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool) -> None:
+    """What comes after it changes the call: the guard decides again on what really runs, with one warning.
+
+    The shipped rules deny what is not what was planned; another policy may find nothing wrong with it.
+    """
     ran: list[Any] = []
-    pdp = StaticPDP(True)
+    pdp: Any = rules_that_permit() if shipped else StaticPDP(True)
     authz = authz_with(pdp)
     graph = built(stack, authz, replying([PAY], [{**PAY, "id": "again"}]), [pay_tool(ran)], after=[Rewrites()])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_went_on(said(go, authz, graph, human()))
     assert len([w for w in caught if "not the innermost" in str(w.message)]) == 1
-    assert ran == []  # what is not what was planned does not run, whatever policy says
-    assert set(reasons(authz, "pay")) == {"plan_changed"}
+    if shipped:
+        assert ran == []
+        assert set(reasons(authz, "pay")) == {"plan_changed"}
+        return
+    assert ran == [("eve", 9.0, "USD")] * 2
+    final = [r.context for r in calls_of(pdp) if r.context.plan.changed]
+    assert [(c.plan.planned, c.call.args["recipient"], c.call.args["amount"]) for c in final] == [(False, "eve", 9.0)] * 2
 
 
 @stacks
@@ -236,7 +246,7 @@ def test_a_misplaced_middleware_says_so_once(stack: str, go: str) -> None:
 def test_a_rewriter_in_front(stack: str, go: str) -> None:
     """The same where ours is the innermost: one decision, on what would really run, and no warning of ours."""
     ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
+    authz = authz_with(rules_that_permit())
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Rewrites()])
     assert_went_on(said(go, authz, graph, human()))
     assert ran == []

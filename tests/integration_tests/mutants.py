@@ -29,6 +29,7 @@ PLAUSIBLE: dict[str, list[object]] = {
     "context.plan": [None],
     "context.plan.planned": [False, "true"],
     "context.plan.stale": [True, None],
+    "context.plan.changed": [True, None, "false"],
     "context.call.args.amount": [100, 100.0, 1e2, 100.1, -1, 2**60, 1e300, "1", True, None, [1]],
     "context.call.args.account": ["UK13", "", 1, None],
     "context.call.args_digest": ["", "sha256:other"],

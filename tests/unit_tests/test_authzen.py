@@ -95,6 +95,7 @@ REQUEST_V1 = {
             "stale": "bool = False",
             "position": "int = 0",
             "of": "int = 0",
+            "changed": "bool = False",
         },
         "call: … | null = None": {
             "id": "str | null = None",

@@ -70,6 +70,8 @@ def wasm() -> Iterator[WasmPDP]:
         ({"context.call": None, GRANT: None}, "deny", ("no_permit",), []),
         ({"context.plan.stale": True}, "deny", ("stale_plan",), []),
         ({"context.plan": None}, "deny", ("unplanned",), []),
+        ({"context.plan.planned": False, "context.plan.changed": True}, "deny", ("plan_changed",), []),
+        ({"context.plan.changed": True, EFFECT: "read"}, "deny", ("plan_changed",), []),
         ({"subject.type": "anonymous"}, "deny", ("anonymous",), []),
         ({"resource.properties.profiled": False, EFFECT: "delete"}, "deny", ("unprofiled",), []),
         ({EFFECT: "admin", **UNSTATED}, "deny", ("effect",), []),

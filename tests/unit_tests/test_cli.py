@@ -152,16 +152,19 @@ def test_inspect_finds_graphs(run: Callable[..., Any], path: str) -> None:
     }
 
 
-def test_inspect_proposes_profiles_that_load(run: Callable[..., Any], tmp_path: Path) -> None:
-    """The proposed YAML loads as it stands, guesses no tool harmless, and marks every guess."""
+def test_inspect_proposes_drafts_that_load(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The proposed YAML loads as it stands, as drafts that make nothing milder, and marks every guess."""
     result = run("inspect", "a_module:graph")
     stanza = result.stdout[result.stdout.index("tools:") :]
     (tmp_path / "profiles.yaml").write_text(stanza)
     proposed = load_profiles(tmp_path / "profiles.yaml")
     assert {name: p.effect for name, p in proposed.items()} == {"send_mail": "send", "look_up": "write"}
-    values = [line for line in stanza.splitlines() if line.startswith("    ") and not line.lstrip().startswith("#")]
-    assert values
-    assert all("# DOUBT" in line for line in values)
+    assert all(p.draft for p in proposed.values())
+    guesses = [line for line in stanza.splitlines() if line.lstrip().startswith(("effect:", "sink:", "trust:"))]
+    assert len(guesses) == 6
+    assert all("# DOUBT" in line for line in guesses)
+    after = json.loads(run("inspect", "a_module:build", "--profiles", "profiles.yaml", "--json").stdout)
+    assert set(after["unprofiled"]) == {"send_mail", "look_up"}
 
 
 def test_inspect_uses_given_profiles(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ DENIED: dict[str, list[dict[str, object]]] = {
     Code.GRANT_DEPTH: [{"context.delegation.depth": 3}],
     Code.GRANT_EXPIRED: [{f"{GRANT}.expires_at": NOW}],
     Code.STALE_PLAN: [{"context.plan.stale": True}],
+    Code.PLAN_CHANGED: [
+        {"context.plan.planned": False, "context.plan.changed": True},
+        {"context.plan.changed": True, EFFECT: "read"},
+    ],
     Code.UNPLANNED: [{"context.plan.planned": False}, {"context.plan": None}],
     Code.ANONYMOUS: [{"subject.type": "anonymous"}, {"subject.type": "anonymous", EFFECT: "read"}],
     Code.UNPROFILED: [{"resource.properties.profiled": False, EFFECT: "delete"}],

@@ -214,6 +214,10 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "every critical argument was said by the human", _told
     yield "the task and the plan are of one epoch", _at("context.plan.stale", False)
     yield "a recorded plan holds the call", _at("context.plan.planned", True)
+    yield (
+        "it is the call that was planned",
+        _at("context.plan", {**(request["context"].get("plan") or {}), "planned": True, "changed": False}),
+    )
     yield "what it was planned on has not changed", _at("context.call.changed", [])
     yield "the tool has a reviewed profile", _at("resource.properties.profiled", True)
     yield "the tool's effect is `read`", _at("resource.properties.effect", "read")

@@ -68,7 +68,7 @@ default decision := {
 	},
 }
 
-decision := answer(false, sort(denied), array.concat(revocation, rotation)) if {
+decision := answer(false, telling, array.concat(revocation, rotation)) if {
 	count(denied) > 0
 } else := answer(false, sort(asked), [{"id": "approval", "type": "require_approval", "properties": approval_term}]) if {
 	count(asked) > 0
@@ -77,6 +77,12 @@ decision := answer(false, sort(denied), array.concat(revocation, rotation)) if {
 	action_known
 	lease_valid
 }
+
+# A call that is not the one that was planned is told as that, whatever else is wrong with it.
+telling := array.concat(
+	[code | some code in denied; code == "plan_changed"],
+	sort(denied - {"plan_changed"}),
+)
 
 # The calls of one message in one evaluation: `{"requests": [input, …]}`, one answer each, in order.
 batch := [given |
@@ -304,7 +310,14 @@ denied contains "stale_plan" if {
 
 denied contains "unplanned" if {
 	is_call
+	as_planned
 	not planned
+}
+
+# The model announced something else in this place: arguments, tool or id were exchanged since.
+denied contains "plan_changed" if {
+	is_call
+	not as_planned
 }
 
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
@@ -383,6 +396,10 @@ plan_current if {
 	name := effect
 	not name in cfg.plan.stale
 }
+
+as_planned if input.context.plan == null # where there is no plan, none was changed
+
+as_planned if input.context.plan.changed == false
 
 planned if input.context.plan.planned == true
 

@@ -17,7 +17,7 @@ base := {
 		"task": {"id": "t", "epoch": 2, "digest": "d", "text": "x", "corrections": 0},
 		"agent": {"path": ["root"], "id": "root", "attested": false},
 		"delegation": {"depth": 1, "edges": []},
-		"plan": {"id": "p", "source": "model", "planned": true, "stale": false, "position": 0, "of": 1},
+		"plan": {"id": "p", "source": "model", "planned": true, "stale": false, "changed": false, "position": 0, "of": 1},
 		"call": {
 			"id": "c",
 			"state": "new",
@@ -206,6 +206,21 @@ test_unplanned if {
 		denies(patched({"context": {"plan": plan}}), ["unplanned"])
 	}
 	denies(patched({"context": {"plan": null}}), ["unplanned"])
+}
+
+test_plan_changed if {
+	changed := {"context": {"plan": {"planned": false, "changed": true}}}
+	denies(patched(changed), ["plan_changed"])
+	denies(patched(object.union(properties({"effect": "read"}), changed)), ["plan_changed"])
+	denies(patched({"context": {"plan": {"changed": "false"}}}), ["plan_changed"])
+	denies(without(["context/plan/changed"]), ["plan_changed"])
+}
+
+test_plan_changed_is_told_first if {
+	denies(
+		patched(object.union(properties({"effect": "smite"}), {"context": {"plan": {"planned": false, "stale": true, "changed": true}}})),
+		["plan_changed", "effect", "no_permit", "stale_plan"],
+	)
 }
 
 test_anonymous if {
@@ -663,7 +678,7 @@ test_no_missing_member_permits if {
 		"resource/properties", "resource/properties/effect", "resource/properties/sink",
 		"context", "context/schema_version", "context/now", "context/task", "context/task/epoch",
 		"context/lease", "context/lease/exp", "context/lease/epoch", "context/lease/grant",
-		"context/plan", "context/plan/planned", "context/plan/stale", "context/call", "context/call/args",
+		"context/plan", "context/plan/planned", "context/plan/stale", "context/plan/changed", "context/call", "context/call/args",
 		"context/history", "context/history/denials", "context/history/classes_read",
 	] {
 		without([path]).decision == false
