@@ -19,7 +19,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.edges._private import answers_left, can_ask, interrupt_id, task_id
 from langchain_runtime_authz.edges.calls import parses_alike
 from langchain_runtime_authz.edges.messages import answers_had
-from langchain_runtime_authz.enforce.approval import answers, open_questions, payload, questions
+from langchain_runtime_authz.enforce.approval import answers, open_questions, over_cap, payload, questions
 from langchain_runtime_authz.enforce.call import Call, Judged, Verdict
 from langchain_runtime_authz.enforce.claim import claim
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
@@ -31,7 +31,7 @@ from langchain_runtime_authz.ledger.base import Approval, Query
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.engine import Engine
 
-__all__ = ["Settled", "decide_one_of", "decide_together"]
+__all__ = ["Settled", "decide_one_of", "decide_together", "judge_message"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +79,24 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
     return settled
 
 
+def judge_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Judged]]:
+    """Judge the calls of a message for tasks of their own, once for all of them.
+
+    What it asks is counted here: each task has to know by itself whether the list goes over a cap.
+    """
+    judged = yield from judge_calls(run, calls)
+    fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
+    if not fresh or not can_ask(config):
+        return judged
+    try:
+        capped = yield from over_cap(run, fresh)
+    except Exception as exc:  # noqa: BLE001  (see `enforce.judge.judge_calls`)
+        _log.error("ledger failed: %s", type(exc).__name__)
+        return [_denied(j, ledger_code(exc)) for j in judged]
+    keys = {j.key for j in fresh} if capped else set()
+    return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
+
+
 def decide_one_of(
     run: Run,
     judged: Sequence[Judged],
@@ -100,7 +118,7 @@ def decide_one_of(
     if mine.asks or asked_before or not asked:
         whole = bool(asked) and (position == asked[0] or mine_open)
         scope = judged if whole else [mine]
-        settled = yield from _ask(run, [j.call for j in scope], scope, config)
+        settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
     verdict = yield from claim(run, mine)
     return Settled(mine.call, verdict, replaced=_replaced(mine))
@@ -112,10 +130,17 @@ def _is_open(judged: Judged) -> bool:
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
 
 
-def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
+def _ask(
+    run: Run,
+    calls: Sequence[Call],
+    judged: Sequence[Judged],
+    config: Mapping[str, Any],
+    *,
+    counted: bool = False,
+) -> Flow[list[Judged]]:
     """Ask about those that need it, and judge again with the answers. A failing ledger denies."""
     try:
-        return (yield from _asked(run, calls, judged, config))
+        return (yield from _asked(run, calls, judged, config, counted=counted))
     except GraphBubbleUp:
         raise
     except AuditError:
@@ -125,7 +150,14 @@ def _ask(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapp
         return [_denied(j, ledger_code(exc)) for j in judged]
 
 
-def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Mapping[str, Any]) -> Flow[list[Judged]]:
+def _asked(
+    run: Run,
+    calls: Sequence[Call],
+    judged: Sequence[Judged],
+    config: Mapping[str, Any],
+    *,
+    counted: bool,
+) -> Flow[list[Judged]]:
     me = task_id(config)
     before = [(j.approval, j) for j in judged if me and j.approval is not None and j.approval.task_id == me]
     # Every one, though of an edited call only the newest question is in sight.
@@ -147,12 +179,11 @@ def _asked(run: Run, calls: Sequence[Call], judged: Sequence[Judged], config: Ma
     if fresh and can_ask(config) and not late:
         yield from record_asks(run, fresh)
         opened = questions(run, fresh, rounds, me, interrupt_id(config))
-        no = yield from open_questions(run, fresh, opened)
-        if no is None:
+        if not (counted and rounds == 0) and (yield from over_cap(run, fresh)):
+            refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
+        elif (yield from open_questions(run, opened)):
             answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
             yield from _resolve(run, me, rounds, answer)
-        elif no == Code.APPROVAL_CAPPED:
-            refused |= dict.fromkeys((j.key for j in fresh), no)
         judged = yield from judge_calls(run, calls)  # where the run is over, this says so
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE

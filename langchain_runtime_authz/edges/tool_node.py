@@ -27,7 +27,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges._private import ToolNode, skip_answers
 from langchain_runtime_authz.edges.calls import describe, parse, unknown, without
-from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together
+from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together, judge_message
 from langchain_runtime_authz.edges.entry import Entrance
 from langchain_runtime_authz.edges.handle import find_run, run_scope
 from langchain_runtime_authz.edges.messages import (
@@ -43,7 +43,6 @@ from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_gu
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
 from langchain_runtime_authz.enforce.claim import conclude
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
-from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
@@ -164,7 +163,7 @@ class _Gate(ToolNode):
         with batch.lock:
             if batch.judged is None:
                 batch.calls = message.describe()
-                batch.judged = drive(run.engine, judge_calls(run, batch.calls))
+                batch.judged = drive(run.engine, judge_message(run, batch.calls, message.config))
         return drive(run.engine, message.take(run, batch))
 
     async def _ashare(self, run: Run, message: _Message) -> list[Held]:
@@ -172,7 +171,7 @@ class _Gate(ToolNode):
         async with batch.alock:
             if batch.judged is None:
                 batch.calls = message.describe()
-                batch.judged = await adrive(run.engine, judge_calls(run, batch.calls))
+                batch.judged = await adrive(run.engine, judge_message(run, batch.calls, message.config))
         return await adrive(run.engine, message.take(run, batch))
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:

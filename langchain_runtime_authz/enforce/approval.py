@@ -164,11 +164,10 @@ def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, inte
     ]
 
 
-def open_questions(run: Run, asked: Sequence[Judged], opened: Sequence[Approval]) -> Flow[Code | None]:
-    """Open questions in the ledger, before anybody is asked, within what the run and its subject may ask.
+def over_cap(run: Run, asked: Sequence[Judged]) -> Flow[bool]:
+    """Count questions before anybody is asked; whether they go over what the run or its subject may ask.
 
-    The code where nobody may be asked: `approval_capped`, or why the run is over. A list that goes over
-    a cap is refused whole: who floods a human gets no part of it through.
+    A list that goes over a cap is refused whole: who floods a human gets no part of it through.
     """
     hourly: list[Change] = [SpendRate("asks", HOUR, cap) for j in asked if (cap := j.terms.per_hour) is not None]
     per_run: list[Change] = [
@@ -177,9 +176,14 @@ def open_questions(run: Run, asked: Sequence[Judged], opened: Sequence[Approval]
     # By themselves, so that what is refused here opens nothing, and the run's cap spares the subject's.
     for scope, counted in ((run.scope, per_run), (_asks_of(run), hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
-            return Code.APPROVAL_CAPPED
+            return True
+    return False
+
+
+def open_questions(run: Run, opened: Sequence[Approval]) -> Flow[bool]:
+    """Open questions in the ledger, before anybody is asked; whether they may be asked: else the run is over."""
     done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
-    return done.code if isinstance(done, Conflict) else None
+    return not isinstance(done, Conflict)
 
 
 def _asks_of(run: Run) -> Scope:

@@ -275,8 +275,8 @@ def _refusal(
         # Also what nobody answered: a question has its time, and the run goes on without an answer.
         if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
             return deny(Code.APPROVAL_EXPIRED)
-    # A call that differs from its plan is none that the plan holds: a fact that the policy reads.
-    if match.planned and match.stale and call.profile.side_effect:
+    # That a call differs from its plan is a fact that the policy reads; that the task changed since is none.
+    if (match.planned or match.changed) and match.stale and call.profile.side_effect:
         # Whoever is told that it was not carried out plans it again: not where it was, or may have been.
         begun = row.state if row is not None else "suspended"
         return deny(_BEGUN[begun]) if begun != "done" else None

@@ -605,7 +605,7 @@ def test_calls_that_a_tool_returns_are_no_plan() -> None:
 
 
 def test_message_that_is_replaced_under_its_id_is_a_changed_plan() -> None:
-    """A client replaces the model's pending message under the same id: the shipped rules deny it as `plan_changed`."""
+    """A client replaces the model's pending message under the same id: the task changed, whatever policy says of the call."""
     ran: list[Any] = []
     authz, _, graph = built("hand", ran, pdp=rules_that_permit(), interrupt_before=["tools"])
     with authz.run(subject="alice"):
@@ -618,7 +618,7 @@ def test_message_that_is_replaced_under_its_id_is_a_changed_plan() -> None:
     with authz.run(subject="alice"):
         state = graph.invoke(None, THREAD)
     assert ("mallory", 666.0, "USD") not in ran
-    assert "plan_changed" in reasons(authz, "pay")
+    assert reasons(authz, "pay") == ["stale_epoch"]
     assert answer_to(state["messages"], planned.tool_calls[0]["id"]).status == "error"
 
 
