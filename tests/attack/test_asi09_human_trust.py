@@ -21,13 +21,13 @@ HOSTILE = "ann\x1b[2K\x1b[1A \u202eknab\u202c <b>approved by bob</b> **trust me*
 ways = pytest.mark.parametrize("go", ["sync", "async"])
 
 
-def scene(plan: Any, **terms: Any) -> Scene:
+def scene(plan: Any, kind: str = "agent", **terms: Any) -> Scene:
     """Payments are asked about on these terms."""
     obligation = {"id": "approval", "type": "require_approval", "properties": terms}
     ask: Any = {**ASK, "context": {**ASK["context"], "obligations": [obligation]}}  # type: ignore[dict-item]
     saver = InMemorySaver()
     pays = lambda r: r.action.name == "tools/call" and r.resource.id == "pay"
-    return Scene("agent", lambda: saver, plan=plan, pdp=StaticPDP(lambda r: ask if pays(r) and not r.context.approval else True))
+    return Scene(kind, lambda: saver, plan=plan, pdp=StaticPDP(lambda r: ask if pays(r) and not r.context.approval else True))
 
 
 def asked(state: Any) -> list[dict[str, Any]]:
@@ -104,12 +104,12 @@ def test_four_eyes_are_not_one_pair(go: str) -> None:
 @ways
 def test_who_floods_a_human_is_not_asked_about(go: str) -> None:
     """Twenty questions in one message where ten are borne: nobody is asked, nothing is paid."""
-    s = scene([payment("ann", n, f"c{n}") for n in range(1, 21)], asks={"run": 10})
+    s = scene([payment("ann", n, f"c{n}") for n in range(1, 21)], "hand", asks={"run": 10})
     state = s.both(go)(human())
     assert "__interrupt__" not in state
     assert s.ran == []
-    assert set(reasons(s.authz, "pay")) == {"approval_capped"}
-    assert answer_to(state["messages"], "c1").status == "error"
+    assert {answer_to(state["messages"], f"c{n}").status for n in range(1, 21)} == {"error"}
+    assert set(reasons(s.authz, "pay")) == {"effect", "approval_capped"}
 
 
 def test_unenforced_a_tired_human_says_yes_to_the_last() -> None:
