@@ -347,7 +347,11 @@ class RuntimeAuthz:
         statement: str | None = None,
         message: str = "",
     ) -> None:
-        """A person rejects the call, as in `approve`; one is enough. `message` is told to the model."""
+        """A person rejects the call, as in `approve`; one is enough.
+
+        `message` is told to the model. A reason changes the task, as a rejection at the graph does: the next epoch
+        opens, and what else was asked or approved on the thread is void and asked again.
+        """
         drive(self._engine, self._answer(approval_id, "deny", by, statement, message))
 
     async def adeny_approval(

@@ -84,6 +84,8 @@ class Code(StrEnum):
     APPROVAL_UNAVAILABLE = "approval_unavailable"
     APPROVAL_REJECTED = "approval_rejected"
     APPROVAL_MALFORMED = "approval_malformed"
+    APPROVAL_PARTIAL = "approval_partial"
+    APPROVAL_SETTLED = "approval_settled"
     APPROVAL_VOID = "approval_void"
     APPROVAL_EXPIRED = "approval_expired"
     APPROVAL_ANSWERED = "approval_answered"
@@ -195,6 +197,8 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.APPROVAL_UNAVAILABLE: "an approval is needed but nobody can be asked; compile the graph with a checkpointer",
     Code.APPROVAL_REJECTED: "a human rejected the call",
     Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'edit'|'reject'|'respond'} per request",
+    Code.APPROVAL_PARTIAL: "the list answers only some of the calls that were asked about, and nothing of it was taken; send one decision for each, in order, or answer single calls by `authz.approve` and `authz.deny_approval`",
+    Code.APPROVAL_SETTLED: "the list rejects a call that somebody approved already, and nothing of it was taken; answer what is open, or stop the whole by `authz.correct`",
     Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
     Code.APPROVAL_EXPIRED: "the approval expired before the call was made; plan the call anew, or raise `approvals` in data.json",
     Code.APPROVAL_ANSWERED: "a human answered in the tool's place, so the call was not made",

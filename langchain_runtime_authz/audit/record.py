@@ -26,6 +26,7 @@ __all__ = [
     "decision_record",
     "mint_record",
     "observation_record",
+    "refused_mint_record",
     "run_record",
 ]
 
@@ -168,6 +169,45 @@ def mint_record(
         "agent_id": agent_id,
         "kid": kid,
         "jkt": jkt,
+    }
+
+
+def refused_mint_record(
+    *,
+    now: float,
+    decision_id: str,
+    reason: str,
+    audience: str | None,
+    asked_digest: str | None,
+    tool: str,
+    epoch: int,
+    run_id: str = "",
+    agent: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The record of a token that was asked for and not minted.
+
+    Args:
+        now: epoch seconds.
+        decision_id: of the permit of the call that asked; empty where it was no call.
+        reason: `outside_profile`, `outside_grant`, or a stable code: `credential_unavailable` after the call's end,
+            beside it, or of another agent.
+        audience: for which it was asked, where the tool's profile names it.
+        asked_digest: `sha256:<hex>` of what was asked for otherwise: text of whoever asked, and maybe a secret.
+        tool: its name; empty where no tool asked.
+        epoch: of the task.
+        run_id: of the run.
+        agent: path from the root agent.
+    """
+    return {
+        **_head("mint_refused", now),
+        "decision_id": decision_id,
+        "reason": reason,
+        "audience": audience,
+        "asked_digest": asked_digest,
+        "tool": tool,
+        "epoch": epoch,
+        "run_id": run_id,
+        "agent": list(agent),
     }
 
 

@@ -134,7 +134,7 @@ def deny(
     person: Person,
     key: Key,
     approvers: Known,
-    message: Annotated[str, typer.Option("--message", help="Told to the model.")] = "",
+    message: Annotated[str, typer.Option("--message", help="Why: told to the model, and changes the task.")] = "",
     tenant: Tenant = "default",
     password: Password = None,
     audit: Audit = None,
@@ -142,6 +142,8 @@ def deny(
     role: Role = "runtime_authz_app",
 ) -> None:
     """Reject one call. One person is enough.
+
+    With a reason it is a correction: what else was asked on the thread is void, and asked again.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`runtime-authz controls`: published control → rule → tests → last result."""
+"""`runtime-authz controls`: published control → attacks, and rule → tests → last result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def controls(
         seen = {} if results is None else read_results(results)
     document = _document(mapping, seen)
     typer.echo(json.dumps(document, indent=2) if as_json else _text(document))
-    if any(r["result"] == "failed" for f in document["frameworks"] for c in f["controls"] for r in c["rules"]):
+    shown = (s for f in document["frameworks"] for c in f["controls"] for s in (*c["attacks"], *c["rules"]))
+    if any(s["result"] == "failed" for s in shown):
         raise typer.Exit(FINDING)
 
 
@@ -109,7 +110,8 @@ def _document(mapping: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[st
         listed = []
         for control, title in framework["controls"].items():
             rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
-            listed.append({"id": control, "title": title, "rules": rules})
+            attacks = [{"test": n, "result": _result(n, seen)} for n in framework.get("attacks", {}).get(control, ())]
+            listed.append({"id": control, "title": title, "attacks": attacks, "rules": rules})
         frameworks.append({"id": key, "title": framework["title"], "source": framework["source"], "controls": listed})
     return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
 
@@ -127,6 +129,7 @@ def _text(document: dict[str, Any]) -> str:
         lines += [framework["title"], framework["source"]]
         for control in framework["controls"]:
             lines.append(f"  {control['id']}  {control['title']}{'' if control['rules'] else ': no rule, not claimed'}")
+            lines += [f"    {t['result']:8} {t['test']}" for t in control["attacks"]]
             for rule in control["rules"]:
                 at = ", ".join(map(str, rule["lines"]))
                 lines.append(f"    {rule['reason']}  ({document['policy']}:{at})  {rule['result']}")

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import REDACTED, Credential
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # its module loads the signing library
 __all__ = [
     "CallCredential",
     "CurrentCall",
+    "Refusals",
     "Ticket",
     "acurrent_credential",
     "current_call",
@@ -36,6 +37,22 @@ __all__ = [
 ]
 
 _current_ticket: Final[ContextVar[Ticket | None]] = ContextVar("runtime_authz_ticket", default=None)
+
+
+class Refusals(Protocol):
+    """Told of each mint that is refused, before whoever asked is. Raising is a refusal too."""
+
+    def refused(self, code: str, audience: str | None) -> None:
+        """`audience` is whatever the tool asked for."""
+        ...
+
+    async def arefused(self, code: str, audience: str | None) -> None:
+        """`refused` without blocking the event loop."""
+        ...
+
+
+# Who is told where no tool runs: of a node or a model, in the run that it belongs to.
+_bystander: Final[ContextVar[Refusals | None]] = ContextVar("runtime_authz_bystander", default=None)
 
 
 class CallCredential:
@@ -132,10 +149,11 @@ class Ticket:
         mint: makes the credential for one audience, bound to a key's thumbprint where one is given;
             `None` where there is none to make.
         amint: the same, without blocking the event loop.
+        refusals: is told of each mint that is refused.
     """
 
     __slots__ = (
-        "__weakref__", "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed",
+        "__weakref__", "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed", "_refusals",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
         "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
     )  # fmt: skip
@@ -160,8 +178,10 @@ class Ticket:
         mint: Callable[[str, str | None], Credential] | None = None,
         amint: Callable[[str, str | None], Awaitable[Credential]] | None = None,
         approval_key: str = "",
+        refusals: Refusals | None = None,
     ) -> None:
         self.tool = tool
+        self._refusals = refusals
         self.approval_key = approval_key
         self.tool_ref = tool_ref
         self.call_id = call_id
@@ -224,6 +244,14 @@ class Ticket:
             CredentialError: `audience`, or `credential_unavailable`: the tool is not running, or has
                 this audience's token in the other form already.
         """
+        try:
+            return self._credential(audience, dpop)
+        except CredentialError as exc:
+            if self._refusals is not None:
+                self._refusals.refused(exc.code, audience)
+            raise
+
+    def _credential(self, audience: str | None, dpop: bool) -> CallCredential:
         audience = self._audience(audience)
         while True:
             found, mine = self._begin(audience, dpop)
@@ -241,6 +269,14 @@ class Ticket:
 
     async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
         """Like `credential`, without blocking the event loop."""
+        try:
+            return await self._acredential(audience, dpop)
+        except CredentialError as exc:
+            if self._refusals is not None:
+                await self._refusals.arefused(exc.code, audience)
+            raise
+
+    async def _acredential(self, audience: str | None, dpop: bool) -> CallCredential:
         audience = self._audience(audience)
         while True:
             found, mine = self._begin(audience, dpop)
@@ -420,10 +456,14 @@ def current_call() -> CurrentCall:
 
 
 @contextmanager
-def ticket_scope(ticket: Ticket | None) -> Iterator[Ticket | None]:
-    """Make `ticket` current around one tool; `None` around what is not of the tool that runs outside."""
-    previous = _current_ticket.get()
+def ticket_scope(ticket: Ticket | None, refusals: Refusals | None = None) -> Iterator[Ticket | None]:
+    """Make `ticket` current around one tool; `None` around what is not of the tool that runs outside.
+
+    `refusals` is told of what is asked for there without a ticket.
+    """
+    previous, told = _current_ticket.get(), _bystander.get()
     _current_ticket.set(ticket)
+    _bystander.set(refusals)
     try:
         yield ticket
     finally:
@@ -431,6 +471,8 @@ def ticket_scope(ticket: Ticket | None) -> Iterator[Ticket | None]:
         # only where it is still ours: that other context may run another tool.
         if _current_ticket.get() is ticket:
             _current_ticket.set(previous)
+        if _bystander.get() is refusals:
+            _bystander.set(told)
 
 
 def current_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
@@ -454,16 +496,17 @@ def current_credential(audience: str | None = None, *, dpop: bool = False) -> Ca
         ...
     ```
     """
-    return _ticket().credential(audience, dpop=dpop)
+    if (ticket := _current_ticket.get()) is not None:
+        return ticket.credential(audience, dpop=dpop)
+    if (told := _bystander.get()) is not None:
+        told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
+    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
 
 async def acurrent_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
     """Like `current_credential`, without blocking the event loop."""
-    return await _ticket().acredential(audience, dpop=dpop)
-
-
-def _ticket() -> Ticket:
-    ticket = _current_ticket.get()
-    if ticket is None:
-        raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-    return ticket
+    if (ticket := _current_ticket.get()) is not None:
+        return await ticket.acredential(audience, dpop=dpop)
+    if (told := _bystander.get()) is not None:
+        await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)
+    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)

@@ -147,6 +147,11 @@ class ProofVerifier:
         self._nonces, self._max_age, self._clock = nonces, max_age, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
+    @property
+    def origin(self) -> str:
+        """Scheme and authority of the service, normalised."""
+        return self._origin
+
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
         """Believe `proof` for one request, with the token and its `cnf.jkt`. The second time it is refused.
 

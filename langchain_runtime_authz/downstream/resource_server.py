@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.dpop import ProofVerifier
@@ -73,6 +74,11 @@ class ResourceServer:
         require_proof: refuse tokens that are not bound to a key.
         tools: only tokens minted for calls of these tools.
         realm: of the challenge.
+        public_url: where clients find what this process serves as `/`, for a service behind a proxy that takes
+            a prefix off the path: `https://bank.example/api`. Proofs are held against it and the path as it
+            arrives. Nothing of this is ever read from a header (`Host`, `Forwarded`, `X-Forwarded-*`): whoever
+            sends the request may choose those. A prefix that a router takes off
+            (`Mount`), or that the server itself puts back (`uvicorn --root-path`), is in the path and does not belong here.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -89,6 +95,7 @@ class ResourceServer:
         require_proof: bool = False,
         tools: Iterable[str] | None = None,
         realm: str = "api",
+        public_url: str | None = None,
     ) -> None:
         if not audience or not isinstance(status, Status):
             msg = "a resource server needs its `audience`, and a `status`: LedgerStatus, Introspection or Offline"
@@ -100,6 +107,7 @@ class ResourceServer:
             msg = "`realm` must be plain text"
             raise ConfigError(msg)
         self.audience = audience
+        self._public_url, self._prefix = public_url, _prefix(public_url, proofs)
         self._verifier, self._tenant, self._status = verifier, tenant, status
         self._proofs, self._require_proof, self._realm = proofs, require_proof, realm
         self._tools = None if tools is None else frozenset(tools)
@@ -115,6 +123,7 @@ class ResourceServer:
             require_proof=self._require_proof,
             tools=tools,
             realm=self._realm,
+            public_url=self._public_url,
         )
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
@@ -122,7 +131,7 @@ class ResourceServer:
 
         Args:
             method: of the request.
-            path: its path, percent-encoded, without the query.
+            path: its path as it arrives, percent-encoded, without the query.
             headers: all of them, names in lower case.
 
         Raises:
@@ -153,7 +162,7 @@ class ResourceServer:
             return
         if scheme != "dpop" or not shown or self._proofs is None:
             raise CredentialError(Code.PROOF_MISSING)
-        self._proofs.verify(shown[0], method=method, path=path, token=credential.token, jkt=jkt)
+        self._proofs.verify(shown[0], method=method, path=self._prefix + path, token=credential.token, jkt=jkt)
 
     async def _check_alive(self, credential: Credential) -> None:
         try:
@@ -267,6 +276,18 @@ class ProtectedApp:
             await send(message)
 
         return sending
+
+
+def _prefix(public_url: str | None, proofs: ProofVerifier | None) -> str:
+    """What stood before the path when the client sent it."""
+    if public_url is None:
+        return ""
+    target = normal_target(public_url)
+    plain = target is not None and not any(mark in public_url for mark in "?#")
+    if proofs is None or not plain or not f"{target}/".startswith(f"{proofs.origin}/"):
+        msg = "`public_url` is an absolute URL without a query, under the `origin` of `proofs`"
+        raise ConfigError(msg)
+    return str(target).removeprefix(proofs.origin).rstrip("/")
 
 
 def _headers(scope: Scope) -> list[tuple[str, str]]:

@@ -294,8 +294,9 @@ class _Root(Entering[tuple[Any, Any]]):
         elif self.graph is not None and given is None and saver_of(self.graph) is not None:
             given = settled_beside(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:
-            state = (yield ReadState(self.graph, self.config)).values if known else None
-            given = delivered(entry, given, state)
+            state = (yield ReadState(self.graph, self.config)) if known else None
+            asked = [i.id for i in state.interrupts] if state is not None else []
+            given = delivered(entry, given, state.values if state is not None else None, asked)
         return given
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.credential.lease import ticket_scope
+from langchain_runtime_authz.enforce.credentials import RefusedMints
 from langchain_runtime_authz.enforce.engine import Run
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def run_scope(run: Run, task: str | None = None) -> Iterator[None]:
     if task is not None:
         _gated.set(task)
     try:
-        with ticket_scope(None):
+        with ticket_scope(None, RefusedMints(run)):
             yield
     finally:
         _running.set(previous)

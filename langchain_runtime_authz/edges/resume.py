@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from langchain_runtime_authz.enforce.correction import answer, reply
 from langchain_runtime_authz.enforce.engine import Flow, new_id
 from langchain_runtime_authz.enforce.entry import Entry
 from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.facts.task import ANSWER, HumanText
 
 __all__ = ["delivered", "messages_in", "resumed", "settled_beside", "unheard"]
 
@@ -29,6 +29,10 @@ def resumed(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
 
     Only those to questions that are open in the graph. A plain value is given its question's id:
     LangGraph would hand it to whichever task asks first.
+
+    Raises:
+        AuthzDenied: `approval_partial`, `approval_settled`: nothing of the value was taken, and what
+            was open stays open; or as `correction.answer`.
     """
     value = given.resume
     questions = {i.id: i.value for i in state.interrupts}
@@ -43,7 +47,7 @@ def resumed(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     try:
         left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
     except ValueError:
-        raise AuthzDenied(Code.APPROVAL_VOID, new_id()) from None
+        raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
     if asks:
         yield from answer(entry.run, asks, left)
     reviewed = {a.interrupt_id for a in asks}
@@ -63,8 +67,8 @@ def settled_beside(entry: Entry, state: Any) -> Any:
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
-def delivered(entry: Entry, input: Any, state: Any) -> Any:
-    """The input with the corrections that the graph has not seen yet.
+def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
+    """The input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
 
     Before what a new input says itself; as an update of a resumed state. Where calls of that state
     are still unanswered a human message may not come between: then the answers to those calls,
@@ -72,7 +76,9 @@ def delivered(entry: Entry, input: Any, state: Any) -> Any:
     """
     before = messages_in(state)
     heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
-    texts = [t for t in entry.pending if t.text and t.digest not in heard]
+    # The reason of a rejection beside the graph is told with the answer to the rejected call.
+    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
+    texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
     if not texts:
         return input
     messages = [HumanMessage(content=t.text, id=t.key) for t in texts]

@@ -19,6 +19,7 @@ correction (`corrections`), and opens the next epoch with what it approved.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,7 @@ __all__ = [
     "corrections",
     "edited_action",
     "is_ours",
+    "is_partial",
     "open_questions",
     "payload",
     "questions",
@@ -246,6 +248,24 @@ def _answer_group(group: Sequence[Approval], value: object, subject: Subject) ->
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ordered):
         decisions = [None] * len(ordered)
     return [_answer(a, d, subject) for a, d in zip(ordered, decisions, strict=True)]
+
+
+def is_partial(asks: Sequence[Approval], value: object) -> bool:
+    """Whether a list of decisions answers only some of the calls of one interrupt.
+
+    It can not be said which: nothing of it is taken, and the questions stay open. LangChain's own review
+    refuses such lists by itself.
+    """
+    groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
+    named = isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys())
+    for interrupt_id, count in groups.items():
+        given = value.get(interrupt_id) if named and isinstance(value, Mapping) else value
+        decisions = given.get("decisions") if isinstance(given, Mapping) else given
+        if not isinstance(decisions, list | tuple) or not 0 < len(decisions) < count:
+            continue
+        if all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):
+            return True
+    return False
 
 
 def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:

@@ -1,18 +1,34 @@
 """Answering a question beside the graph: a person's verified statement, put into the ledger.
 
-The graph stays paused. Whoever resumes it next, in any process, finds the answer.
+The graph stays paused. Whoever resumes it next, in any process, finds the answer. A rejection with a
+reason is a correction here as it is at the graph (`correction.answer`): the same commit opens the next
+epoch, and what else was asked or approved for the task as it was is void and asked again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.audit.record import run_record
+from langchain_runtime_authz.enforce.approval import corrections
+from langchain_runtime_authz.enforce.correction import carried
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Record, new_id
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, Asked, Conflict, Query, Scope
+from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
+    AnswerApproval,
+    Approval,
+    Asked,
+    Change,
+    Committed,
+    Conflict,
+    Query,
+    RecordPlan,
+    Scope,
+    Snapshot,
+)
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
@@ -90,25 +106,40 @@ def answer_beside(
     said: Statement = yield _Verify(approvers, str(statement), about, now)
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)
-    done = yield Commit(
-        scope,
-        None,
-        [
-            AnswerApproval(
-                call_key=asked.call_key,
-                state="approved" if verdict == "approve" else "rejected",
-                approver=said.approver,
-                authenticated=True,
-                message=message,
-                id=asked.id,
-            ),
-        ],
+    given = AnswerApproval(
+        call_key=asked.call_key,
+        state="approved" if verdict == "approve" else "rejected",
+        approver=said.approver,
+        authenticated=True,
+        message=message,
+        id=asked.id,
     )
+    change = yield from _correction(scope, asked, given)
+    done = yield Commit(scope, None, [given, *change])
     refused = done.code if isinstance(done, Conflict) else None
-    yield _record(scope, asked, said, getattr(done, "now", now), refused)
+    at = getattr(done, "now", now)
+    yield _record(scope, asked, said, at, refused)
+    if change and isinstance(done, Committed):
+        yield Record(run_record, now=at, event="corrected", run_id="", epoch=done.epoch, scope=scope)
     if refused is not None:
         raise AuthzError(refused)
     return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
+
+
+def _correction(scope: Scope, asked: Approval, given: AnswerApproval) -> Flow[list[Change]]:
+    """What the answer changes beside itself: nothing, or the epoch and the plan without the rejected call.
+
+    The epoch is the question's: where the task changed since, there is no such question any more.
+    """
+    texts = corrections([asked], [given])
+    if not texts:
+        return []
+    snapshot: Snapshot = yield Load(scope, Query())
+    # By the person who signed: their words give authority only where it is their own task.
+    own = given.approver == snapshot.subject
+    said = tuple(replace(t, author=given.approver, own=own) for t in texts)
+    plans = yield from carried(scope, asked.epoch, [asked], [given])
+    return [AdvanceEpoch(asked.epoch, said, deliver=True), *(RecordPlan(p) for p in plans)]
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:

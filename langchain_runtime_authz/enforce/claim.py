@@ -21,7 +21,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
-from langchain_runtime_authz.enforce.credentials import audiences_of, minter
+from langchain_runtime_authz.enforce.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run, ledger_failed
 from langchain_runtime_authz.enforce.obligations import demands
 from langchain_runtime_authz.enforce.provenance import observing
@@ -139,6 +139,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         obligations=decision.obligations,
         mint=made.mint if made is not None else None,
         amint=made.amint if made is not None else None,
+        refusals=RefusedMints(run, judged, done.now),
     )
 
 

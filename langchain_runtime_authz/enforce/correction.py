@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from langchain_runtime_authz.audit.record import run_record
-from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action
+from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action, is_partial
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.entry import lease_of, run_event
 from langchain_runtime_authz.enforce.judge import data_scope
@@ -34,7 +34,7 @@ from langchain_runtime_authz.ledger.base import (
     TakeLease,
 )
 
-__all__ = ["altered", "answer", "correct", "data_changed", "reinstate", "reply", "revoke"]
+__all__ = ["altered", "answer", "carried", "correct", "data_changed", "reinstate", "reply", "revoke"]
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
@@ -47,8 +47,11 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
     are in it no more, edited ones stand as edited, and the agents above that wait for them go on.
 
     Raises:
-        AuthzDenied: the task was changed by somebody else meanwhile.
+        AuthzDenied: the task was changed by somebody else meanwhile; `approval_partial`; or the answer is
+            not this person's to give.
     """
+    if is_partial(asks, value):
+        raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
     answered = answers(asks, value, run.subject)
     refused = {a.call_key for a in answered if a.state == "malformed"}
     if any(a.source == "hitl" and a.call_key in refused for a in asks):
@@ -66,7 +69,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
         return
-    plans = yield from _carried(run, asks, answered)
+    plans = yield from carried(run.scope, run.epoch, asks, answered)
     human = run.subject.type in ("user", "anonymous")
     texts = tuple(replace(t, author=f"{run.subject.type}:{run.subject.id}") for t in said) if human else ()
     change = AdvanceEpoch(
@@ -120,7 +123,10 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
     yield run_event(run, "corrected", done.now, texts=len(texts))
 
 
-def _carried(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[list[PlanRecord]]:
+def carried(
+    scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
+) -> Flow[list[PlanRecord]]:
+    """The plans of `epoch` as answers to `asks` leave them, for the epoch that the answers open."""
     by_key = {a.call_key: a for a in answered}
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
@@ -137,14 +143,14 @@ def _carried(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApprov
             instead[ask.place] = None
     plans: dict[tuple[tuple[str, ...], str], PlanRecord] = {}
     for key, instead in edits.items():
-        snapshot: Snapshot = yield Load(run.scope, Query(plan=key))
-        if snapshot.plan is not None and snapshot.plan.epoch == run.epoch:
-            plans[key] = carry(snapshot.plan, run.epoch + 1, instead)
+        snapshot: Snapshot = yield Load(scope, Query(plan=key))
+        if snapshot.plan is not None and snapshot.plan.epoch == epoch:
+            plans[key] = carry(snapshot.plan, epoch + 1, instead)
     for call in above:
-        snapshot = yield Load(run.scope, Query(planned_call=call))
-        if snapshot.plan is not None and snapshot.plan.epoch == run.epoch:
+        snapshot = yield Load(scope, Query(planned_call=call))
+        if snapshot.plan is not None and snapshot.plan.epoch == epoch:
             key = (snapshot.plan.agent, snapshot.plan.id)
-            plans.setdefault(key, carry(snapshot.plan, run.epoch + 1, {}))
+            plans.setdefault(key, carry(snapshot.plan, epoch + 1, {}))
     return list(plans.values())
 
 

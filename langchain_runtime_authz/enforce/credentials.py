@@ -7,17 +7,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from langchain_runtime_authz.audit.record import mint_record
+from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, adrive, drive
 from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.enforce.call import Judged
     from langchain_runtime_authz.enforce.engine import Run
 
-__all__ = ["Mint", "Minter", "audiences_of", "key_scope", "minter"]
+__all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minter"]
 
 TOKEN_TTL: Final = 60  # seconds
 KEYS: Final = "urn:langchain-runtime-authz:keys"
@@ -55,6 +56,51 @@ class Minter(NamedTuple):
 
     mint: Callable[[str, str | None], Credential]
     amint: Callable[[str, str | None], Awaitable[Credential]]
+
+
+class RefusedMints:
+    """Puts on record what was asked for and not minted, by a call or, without one, by whatever else runs.
+
+    `claimed_at` is ledger time of the call's claim, as in `minter`.
+    """
+
+    __slots__ = ("_call", "_declared", "_offset", "_run")
+
+    def __init__(self, run: Run, judged: Judged | None = None, claimed_at: float | None = None) -> None:
+        self._run = run
+        self._offset = None if claimed_at is None else claimed_at - time.monotonic()
+        self._call = (judged.call.tool, judged.decision.decision_id) if judged is not None else ("", "")
+        self._declared = judged.call.profile.audience if judged is not None else ()
+
+    def refused(self, code: str, audience: str | None) -> None:
+        """See `credential.lease.Refusals`."""
+        drive(self._run.engine, self._flow(code, audience))
+
+    async def arefused(self, code: str, audience: str | None) -> None:
+        """See `credential.lease.Refusals`."""
+        await adrive(self._run.engine, self._flow(code, audience))
+
+    def _flow(self, code: str, audience: str | None) -> Flow[None]:
+        tool, decision_id = self._call
+        named = audience if audience in self._declared else None
+        if code == Code.AUDIENCE:
+            reason = "outside_grant" if named is not None or audience is None else "outside_profile"
+        else:
+            reason = code
+        # What a tool asks for is its own text: by digest, where it is none of the profile's.
+        digest = None if named is not None or audience is None else content_digest(audience)
+        yield Record(
+            refused_mint_record,
+            now=time.time() if self._offset is None else self._offset + time.monotonic(),
+            decision_id=decision_id,
+            reason=reason,
+            audience=named,
+            asked_digest=digest,
+            tool=tool,
+            epoch=self._run.epoch,
+            run_id=self._run.run_id,
+            agent=self._run.agent,
+        )
 
 
 def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,19 +6,22 @@ The twins show what happens to who does without: the harm that each rule is ther
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 from markdown_it import MarkdownIt
 from rich.console import Console
 
@@ -29,10 +32,11 @@ from langchain_runtime_authz.errors import AuthzDenied, AuthzError, CredentialEr
 from langchain_runtime_authz.facts.inert import inert, quoted
 from langchain_runtime_authz.ledger.base import Approval, Query, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 
 from ._approvals import ANN, APPROVE, BOB, REJECT, THREAD, Scene, edit, human, payment, resume
-from ._graphs import ASK, answer_to, assert_went_on, reasons
+from ._graphs import ASK, answer_to, assert_went_on, node_graph, reasons
 
 PLAN = [payment("ann", 10, "c1")]
 KINDS = ["hand", "agent"]
@@ -118,6 +122,69 @@ def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
     assert_went_on(state)
 
 
+@pytest.fixture(params=["memory", "sqlite"])
+def ledger(request: Any, tmp_path: Path) -> Iterator[Any]:
+    kept = MemoryLedger() if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
+    yield kept
+    if isinstance(kept, SqliteLedger):
+        kept.close()
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("by", ["alice", "bob"])
+def test_a_reason_given_beside_the_graph_is_a_correction(kind: str, go: str, by: str, ledger: Any) -> None:
+    """Its words belong to the task and are told once; what was approved before it is void and asked again."""
+    s = scene(kind, plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")], ledger=ledger)
+    first, second, third = ids(s.both(go)(human()))
+    approve(s, go, second, by="bob")
+    if go == "sync":
+        s.authz.deny_approval(first, by=by, message="never pay ann")
+    else:
+        asyncio.run(s.authz.adeny_approval(first, by=by, message="never pay ann"))
+    assert code_of(s.authz.approve, third, by="bob") == "approval_void"
+    asked = ids(s.both(go)(None))
+    assert s.ran == []
+    assert len(asked) == 2
+    assert {first, second, third}.isdisjoint(asked)
+    state = s.both(go)(resume(APPROVE, REJECT))
+    assert s.ran == [BOB]
+    assert answer_to(state["messages"], "c1").text.count("never pay ann") == 1
+    assert_went_on(state)
+    last = s.pdp.requests[-1].context.task
+    assert (last.epoch, last.corrections) == (2, 1)
+    # The subject's own word is the task; another's only narrows.
+    assert ("never pay ann" in last.text) is (by == "alice")
+    corrected = [r for r in s.authz.audit.records if r["kind"] == "run" and r["event"] == "corrected"]  # type: ignore[attr-defined]
+    assert [r["epoch"] for r in corrected] == [2]
+    again = s.both(go)(human("And now?"))
+    assert "never pay ann" not in [m.text for m in again["messages"] if m.type == "human"]
+
+
+def test_a_reason_given_beside_the_graph_reaches_a_new_message() -> None:
+    """Where the thread goes on by another message, the rejected call is never answered: the reason stands before it."""
+    s = scene()
+    (ask_id,) = ids(s.say(human()))
+    s.authz.deny_approval(ask_id, by="bob", message="never pay ann")
+    with contextlib.suppress(AuthzDenied):
+        s.say(human("Hello?"))
+    said = [m.text for m in s.graph.get_state(THREAD).values["messages"] if m.type == "human"]
+    assert said[-2:] == ["never pay ann", "Hello?"]
+    assert s.ran == []
+
+
+@kinds
+def test_a_bare_no_beside_the_graph_leaves_the_task_alone(kind: str) -> None:
+    """What else was answered stands."""
+    s = scene(kind, plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
+    first, second = ids(s.say(human()))
+    s.authz.approve(second, by="bob")
+    s.authz.deny_approval(first, by="bob")
+    assert_went_on(s.say(None))
+    assert s.ran == [BOB]
+    assert s.pdp.requests[-1].context.task.epoch == 1
+
+
 def test_whoever_resumes_can_still_say_no() -> None:
     """An approval beside the graph does not outvote the human at it."""
     s = scene()
@@ -151,10 +218,47 @@ def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go:
         approve(s, go, first, by="bob")
         with pytest.raises(AuthzDenied) as refused:
             s.both(go)(resume(REJECT, APPROVE))
-        assert refused.value.code == "approval_void"
+        assert refused.value.code == "approval_settled"
         assert s.ran == []
         assert_went_on(s.both(go)(rest))
         assert sorted(s.ran) == [ANN, BOB]
+
+
+@kinds
+@ways
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: bool) -> None:
+    """Nothing of it: neither a yes nor a no nor a reason, whose place can not be told. What was open stays open."""
+    plan = [payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")]
+    s = scene(kind, plan=plan)
+    first, second, third = ids(s.both(go)(human()))
+    if beside:
+        approve(s, go, first, by="bob")
+    for some in ([REJECT], [{"type": "reject", "message": "no"}], [APPROVE], *([] if beside else [[APPROVE, APPROVE]])):
+        with pytest.raises(AuthzDenied) as refused:
+            s.both(go)(resume(*some))
+        assert refused.value.code == "approval_partial"
+        assert s.ran == []
+        assert {a.id for a in s.authz.approvals()} == {second, third} | (set() if beside else {first})
+    assert_went_on(s.both(go)(resume(*[APPROVE] * (2 if beside else 3))))
+    assert len(s.ran) == 3
+    assert {r.context.task.epoch for r in s.pdp.requests} == {1}
+
+
+def test_the_unenforced_twin_takes_an_answer_for_one_call_as_an_answer_for_all() -> None:
+    """A graph that asks once and reads the first decision pays everybody."""
+    ran: list[Any] = []
+
+    def tools(state: Any) -> Any:
+        answer = interrupt({"action_requests": ["ann", "bob"]})
+        if answer["decisions"][0]["type"] == "approve":
+            ran.extend(["ann", "bob"])
+        return {"messages": []}
+
+    graph = node_graph(tools, checkpointer=InMemorySaver())
+    graph.invoke(human(), THREAD)
+    graph.invoke(resume(APPROVE), THREAD)
+    assert ran == ["ann", "bob"]
 
 
 # --- statements -------------------------------------------------------------------------------------

@@ -415,7 +415,7 @@ MALFORMED = [
     {"decisions": []},
     {"decisions": None},
     {"decisions": "approve"},
-    {"decisions": [{"type": "approve"}]},
+    {"decisions": [{"type": "approved"}]},
     {"decisions": [{"type": "approve"}] * 3},
     {"decisions": [{"type": "APPROVE"}] * 2},
     {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": "9"}}] * 2},
@@ -433,7 +433,7 @@ MALFORMED = [
 @builders
 @pytest.mark.parametrize("value", MALFORMED, ids=shown)
 def test_malformed_resume_denies(kind: str, value: Any) -> None:
-    """Any resume value that is not one decision per question denies all of them; the run goes on."""
+    """Any resume value that is no list of decisions for the questions denies all of them; the run goes on."""
     ran: list[Any] = []
     authz = authz_with(asking("write"))
     plan = [write_call("1"), write_call("2")]

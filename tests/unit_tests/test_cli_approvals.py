@@ -81,11 +81,14 @@ def test_a_person_approves_and_the_graph_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_person_denies(tmp_path: Path) -> None:
-    """And the call does not run."""
-    desk = Desk(tmp_path)
-    assert desk.answer("deny", "bob", "--message", "no").exit_code == 0
-    desk.scene.say(None)
-    assert desk.scene.ran == []
+    """And the call does not run; a reason changes the task."""
+    for reason, epoch in (((), 1), (("--message", "no"), 2)):
+        (tmp_path / str(epoch)).mkdir()
+        desk = Desk(tmp_path / str(epoch))
+        assert desk.answer("deny", "bob", *reason).exit_code == 0
+        desk.scene.say(None)
+        assert desk.scene.ran == []
+        assert desk.scene.pdp.requests[-1].context.task.epoch == epoch
 
 
 def test_four_eyes_at_the_desk(tmp_path: Path) -> None:

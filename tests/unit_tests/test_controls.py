@@ -134,9 +134,37 @@ def test_the_crosswalk_is_marked_as_ours() -> None:
     assert "nobody else's" in CliRunner().invoke(app, ["controls"]).stdout
 
 
+def attacks() -> dict[str, list[str]]:
+    return load()["frameworks"]["owasp_agentic"]["attacks"]  # type: ignore[no-any-return]
+
+
+def test_every_claimed_id_has_a_file_of_attacks() -> None:
+    """One file by its name, of which every test is named, twins among them; and no file for what is not claimed."""
+    claimed = {c for r in load()["rules"] for c in r["owasp_agentic"]}
+    files = sorted((ROOT / "tests/attack").glob("test_asi*.py"))
+    assert [f"ASI{f.name[8:10]}" for f in files] == sorted(claimed) == sorted(attacks())
+    for file in files:
+        named = attacks()[f"ASI{file.name[8:10]}"]
+        there = re.findall(r"^(?:async )?def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert named == [f"tests/attack/{file.name}::{name}" for name in there]
+        assert any("::test_unenforced_" in name for name in named)
+
+
+def test_an_attack_that_succeeds_is_a_finding(tmp_path: Path) -> None:
+    """Its result is shown under the control, and the command fails."""
+    case = '<testcase classname="tests.attack.test_asi10_rogue_agents" name="test_door_after_door_revokes[invoke]">{}</testcase>'
+    for body, result, code in (("", "passed", 0), ("<failure/>", "failed", 1)):
+        path = report(tmp_path, case.format(body))
+        (control,) = (c for f in told("--results", path)["frameworks"] for c in f["controls"] if c["id"] == "ASI10")
+        assert {t["test"].partition("::")[2]: t["result"] for t in control["attacks"]}["test_door_after_door_revokes"] == result
+        shown = CliRunner().invoke(app, ["controls", "--results", str(path)])
+        assert (shown.exit_code, "test_door_after_door_revokes" in shown.stdout) == (code, True)
+
+
 def test_every_named_test_is_collected() -> None:
     """By pytest itself, from the files that are named."""
     named = {t for r in load()["rules"] for t in [own_test(r["reason"]), *r.get("tests", [])]}
+    named |= {t for tests in attacks().values() for t in tests}
     paths = sorted({t.partition("::")[0] for t in named})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *paths]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, check=False)
@@ -185,6 +213,7 @@ def test_the_last_result_is_the_worst(tmp_path: Path, body: str, result: str, co
 def test_without_a_report_nothing_has_passed() -> None:
     document = told()
     results = {t["result"] for f in document["frameworks"] for c in f["controls"] for r in c["rules"] for t in r["tests"]}
+    results |= {t["result"] for f in document["frameworks"] for c in f["controls"] for t in c["attacks"]}
     assert results == {"not run"}
 
 

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from langchain_runtime_authz.credential.dpop import ProofKey
 from langchain_runtime_authz.credential.issuer import LocalIssuer
@@ -462,3 +464,61 @@ async def test_nothing_lives_while_the_kill_switch_is_engaged(tmp_path: Path) ->
     assert await status.status(credential) == "revoked"
     switch.release()
     assert await status.status(credential) == "live"
+
+
+def proven(made: ResourceServer, app: Any, path: str, url: str, **headers: str) -> str:
+    """What a client is answered that knows the service as `url` and whose request arrives as `path`."""
+    key = ProofKey()
+    bound = token(cnf_jkt=key.jkt)
+    answer = asked(app, {"Authorization": f"DPoP {bound}", "DPoP": key.proof("POST", url, token=bound), **headers}, path)
+    return "200" if answer.status_code == 200 else challenge(answer).partition('error_description="')[2].partition('"')[0]
+
+
+FORWARDED = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/api", "Host": "evil.example"}
+
+
+@pytest.mark.parametrize("root_path", ["", "/api"])
+@pytest.mark.parametrize("narrowed", [False, True])
+def test_a_proof_is_held_against_the_public_url(root_path: str, narrowed: bool) -> None:
+    """Behind a proxy that takes `/api` off: the URL that the client knows is right, the one that arrives is not."""
+    made = server(public_url=f"{BANK}/api/")
+    inner = app_of(made.for_tools("send_money") if narrowed else made)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await inner({**scope, "root_path": root_path}, receive, send)
+
+    assert proven(made, app, "/pay", f"{BANK}/api/pay") == "200"
+    for url in (f"{BANK}/pay", f"{BANK}/other/pay", f"{BANK}/api/api/pay", f"{BANK}/apix/pay", "https://evil.example/api/pay"):
+        assert proven(made, app, "/pay", url) == "proof_invalid"
+
+
+def test_what_a_proxy_is_said_to_have_done_is_not_believed() -> None:
+    """No header moves the URL that a proof must be for, with a public URL and without."""
+    for made, arrives in ((server(), f"{BANK}/pay"), (server(public_url=f"{BANK}/api"), f"{BANK}/api/pay")):
+        app = app_of(made)
+        assert proven(made, app, "/pay", arrives, **FORWARDED) == "200"
+        for url in ("https://evil.example/pay", "https://evil.example/api/pay", f"{BANK}/x/pay"):
+            assert proven(made, app, "/pay", url, **FORWARDED) == "proof_invalid"
+
+
+@pytest.mark.parametrize("public", [None, f"{BANK}/api"])
+def test_a_mounted_application_is_where_it_is_mounted(public: str | None) -> None:
+    """What the router itself takes off is in the path still: the whole path counts, once."""
+    made = server(public_url=public)
+    app = Starlette(routes=[Mount("/v1", app=ProtectedApp(app_of(made), made))])
+    prefix = (public or BANK) + "/v1"
+    assert proven(made, app, "/v1/pay", f"{prefix}/other") == "proof_invalid"
+    assert proven(made, app, "/v1/pay", f"{BANK}/pay") == "proof_invalid"
+    outer = Starlette(routes=[Mount("/v1", app=app_of(made))])
+    assert proven(made, outer, "/v1/pay", f"{prefix}/pay") == "200"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "/api", "bank.example/api", "https://evil.example/api", f"{BANK}/api?x=1", f"{BANK}/api#x", "https://u@bank.example/api", BANK + "x"],
+)  # fmt: skip
+def test_a_public_url_is_the_services_own(url: str) -> None:
+    """An absolute URL at the origin of its proofs."""
+    with pytest.raises(ConfigError, match="public_url"):
+        server(public_url=url)
+    with pytest.raises(ConfigError, match="public_url"):
+        server(public_url=f"{BANK}/api", proofs=None)

@@ -1,0 +1,116 @@
+"""ASI10 Rogue Agents: an agent that tries door after door, acts beside its plan, or goes on after it was stopped.
+
+On the shipped policy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.tools import BaseTool, tool
+
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+
+from ._graphs import call, drive_form, human, in_run, node_graph
+from ._scenario import first_reasons, forms, play
+
+PROFILES = {
+    "look": ToolProfile(effect="read", sink="none", data_class="public", trust="system"),
+    "wipe": ToolProfile(effect="admin", sink="internal"),
+    "write": ToolProfile(effect="write", sink="internal"),
+}
+DOORS = [*([call("wipe", {"n": n}, f"c{n}")] for n in range(4)), [call("look", {"n": 9}, "c9")]]
+
+
+def tools(ran: list[Any], during: Any = lambda: None) -> list[BaseTool]:
+    """`during` happens as `look` runs."""
+
+    @tool
+    def look(n: int) -> str:
+        """Look."""
+        ran.append(("look", n))
+        during()
+        return "seen"
+
+    @tool
+    def wipe(n: int) -> str:
+        """Wipe."""
+        ran.append(("wipe", n))
+        return "wiped"
+
+    @tool
+    def write(n: int) -> str:
+        """Write."""
+        ran.append(("write", n))
+        return "written"
+
+    return [look, wipe, write]
+
+
+@forms
+def test_door_after_door_revokes(form: str) -> None:
+    """Denials in a row: `denial_streak` takes away what it was permitted too, on every later entry until reinstated."""
+    ran: list[Any] = []
+    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_streak": 4}})
+    with pytest.raises(Exception, match="not permitted"):
+        play(form, tools(ran), *DOORS, authz=authz, text="Look")
+    assert ran == []
+    assert first_reasons(authz, "look")[0][0] == "denial_streak"
+
+
+@forms
+def test_unenforced_it_finds_the_open_door(form: str) -> None:
+    """The twin wipes at the first."""
+    ran: list[Any] = []
+    play(form, tools(ran), *DOORS)
+    assert ran[0] == ("wipe", 0)
+
+
+@forms
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_call_beside_the_plan(form: str, protected: bool) -> None:
+    """A node calls a tool that no model planned: `unplanned`. The same code unprotected writes."""
+    ran: list[Any] = []
+    write = tools(ran)[2]
+    authz = RuntimeAuthz(profiles=PROFILES)
+    given = authz.guard(write) if protected else write
+
+    def act() -> None:
+        given.invoke(call("write", {"n": 1}, "c1"))
+
+    async def aact() -> None:
+        await given.ainvoke(call("write", {"n": 1}, "c1"))
+
+    graph = node_graph(in_run(act, aact))
+    if protected:
+        graph = authz.protect(graph)
+        with authz.run(subject="alice", task="Look"):
+            drive_form(form, graph, human("Look"))
+    else:
+        drive_form(form, graph, human("Look"))
+    assert ran == ([] if protected else [("write", 1)])
+    assert any("unplanned" in r for r in first_reasons(authz, "write")) is protected
+
+
+STOPPED = ([call("look", {"n": 1}, "c1")], [call("write", {"n": 2}, "c2")])
+
+
+@forms
+def test_after_a_revocation_nothing_happens(form: str) -> None:
+    """The operator stops it while it looks; the run ends, another entry may not begin, and a reinstated one may."""
+    ran: list[Any] = []
+    authz = RuntimeAuthz(profiles=PROFILES)
+    with pytest.raises(Exception, match="not permitted"):
+        play(form, tools(ran, lambda: authz.revoke("t")), *STOPPED, authz=authz, text="Look and write")
+    with pytest.raises(Exception, match="not permitted"):
+        play(form, tools(ran), *STOPPED, authz=authz, text="Look and write")
+    assert ran == [("look", 1)]
+
+
+@forms
+def test_unenforced_after_a_revocation_it_goes_on(form: str) -> None:
+    """The twin's token was revoked, but nothing asks."""
+    ran, revoked = [], []
+    play(form, tools(ran, lambda: revoked.append("t")), *STOPPED)
+    assert (ran, revoked) == ([("look", 1), ("write", 2)], ["t"])
