@@ -119,7 +119,7 @@ def _climb(state: Path, chance: random.Random) -> int:
                     return 2
             if json.loads(state.read_bytes())["number"] < most:
                 return 3
-    except BaseException:  # noqa: BLE001  (a fork's child says everything by its exit code)
+    except BaseException:  # a fork's child says everything by its exit code
         return 1
     return 0
 

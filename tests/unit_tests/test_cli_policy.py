@@ -337,6 +337,8 @@ def test_what_is_fine(line: str) -> None:
         ({"effects": {"pay": {"perhaps": {"told": "ask"}}}}, "effects.pay"),
         ({"rates": {"pay": {"window": 0, "max": 1}}}, "rates.pay.window"),
         ({"rates": {"pay": {"window": 1}}}, "rates.pay.max"),
+        ({"budget": {"effects": {"pay": {"max": 1, "window": 60}}}}, "budget.effects.pay.window"),
+        ({"notify": {"effects": {"pay": {"permitted": "desk"}}}}, "notify.effects.pay.permitted"),
         ({"anomaly": {"max_denials": "many"}}, "anomaly.max_denials"),
         ({"approvals": {"*": {"sources": ["mail"], "authenticated": True}}}, "approvals"),
         ({"plan": {"stale": "write", "unplanned_permitted": []}}, "plan.stale"),
