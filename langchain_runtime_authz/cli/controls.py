@@ -110,7 +110,8 @@ def _document(mapping: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[st
         for control, title in framework["controls"].items():
             rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
             listed.append({"id": control, "title": title, "rules": rules})
-        frameworks.append({"id": key, "title": framework["title"], "source": framework["source"], "controls": listed})
+        told = {name: framework[name] for name in ("title", "source", "titles_from")}
+        frameworks.append({"id": key, **told, "controls": listed})
     return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
 
 
@@ -124,7 +125,7 @@ def _rule(rule: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[str, Any]
 def _text(document: dict[str, Any]) -> str:
     lines = []
     for framework in document["frameworks"]:
-        lines += [framework["title"], framework["source"]]
+        lines += [framework["title"], framework["source"], f"titles read from {framework['titles_from']}"]
         for control in framework["controls"]:
             lines.append(f"  {control['id']}  {control['title']}{'' if control['rules'] else ': no rule, not claimed'}")
             for rule in control["rules"]:
