@@ -112,7 +112,8 @@ def _document(mapping: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[st
             rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
             attacks = [{"test": n, "result": _result(n, seen)} for n in framework.get("attacks", {}).get(control, ())]
             listed.append({"id": control, "title": title, "attacks": attacks, "rules": rules})
-        frameworks.append({"id": key, "title": framework["title"], "source": framework["source"], "controls": listed})
+        told = {name: framework[name] for name in ("title", "source", "titles_from")}
+        frameworks.append({"id": key, **told, "controls": listed})
     return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
 
 
@@ -126,7 +127,7 @@ def _rule(rule: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[str, Any]
 def _text(document: dict[str, Any]) -> str:
     lines = []
     for framework in document["frameworks"]:
-        lines += [framework["title"], framework["source"]]
+        lines += [framework["title"], framework["source"], f"titles read from {framework['titles_from']}"]
         for control in framework["controls"]:
             lines.append(f"  {control['id']}  {control['title']}{'' if control['rules'] else ': no rule, not claimed'}")
             lines += [f"    {t['result']:8} {t['test']}" for t in control["attacks"]]

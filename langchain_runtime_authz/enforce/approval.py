@@ -24,7 +24,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.enforce.engine import Commit, Flow, new_id
-from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import (

@@ -5,7 +5,8 @@ permit (`notify_unavailable`). What it accepted it delivers in the background, i
 succeeds; while the oldest waits longer than `max_lag`, or too many wait, nothing more is accepted. So a
 step never waits for a network, and no permit goes on for long while nobody is told.
 
-A notification holds codes, ids and names; never arguments, texts or tokens.
+A notification holds codes, ids and names, and the `topic` and `body` that the policy itself wrote; never
+arguments, texts of the run or tokens.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 | `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to a human, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
-| `notify` | `channel` | told once it is recorded (`enforce.notify`); a permit that can not be told is a deny |
+| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`enforce.notify`); a permit that can not be told is a deny |
 | `revoke` | | the agent's subtree, with the deny |
 | `rotate` | | the task's epoch, with the deny: what was planned is void |
 | `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
@@ -133,8 +133,8 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
             if isinstance(counter, str) and counter and _natural(maximum):
                 return SpendBudget(POLICY_BUDGET + counter, maximum)  # type: ignore[arg-type]
         case "notify":
-            channel = props.get("channel")
-            return True if isinstance(channel, str) and channel else None
+            texts = props.keys() <= {"channel", "topic", "body"} and all(isinstance(v, str) for v in props.values())
+            return True if texts and props.get("channel") else None
     return None
 
 

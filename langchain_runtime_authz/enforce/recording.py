@@ -113,5 +113,7 @@ def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -
                 "thread": run.scope[3],
                 "policy_revision": decision.policy_revision,
                 "obligation": obligation.id,
+                # The policy's own words, where it gave any.
+                **{k: v for k, v in obligation.properties.items() if k in ("topic", "body")},
             }
             yield Notify(str(obligation.properties["channel"]), notification)

@@ -19,7 +19,7 @@ import os
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -95,7 +95,8 @@ class Link:
         url: `http://host:port`, `https://…` or `unix:///path/of/a/socket`; a path is kept as prefix.
         timeout: seconds for one exchange, everything included.
         ca_file: PEM file of the only authorities believed; the system's when absent.
-        client_cert: PEM file, or pair of certificate and key file, for mutual TLS.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are read
+            again when they change.
         token_file: file whose content is sent as bearer token; read again when it changes.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time.
@@ -148,7 +149,7 @@ class Link:
 
         self.timeout = timeout
         self.pool_size = pool_size
-        self._tls = _tls(ca_file, client_cert) if secure else None
+        self._tls = _Tls(ca_file, client_cert) if secure else None
         self._proxy = proxy
         self._token = _Token(Path(token_file)) if token_file is not None else None
         self._lock = threading.Lock()
@@ -210,7 +211,7 @@ class Link:
         if self.socket_path is not None:
             connector = _clean(aiohttp.UnixConnector)(self.socket_path, **limits)
         else:
-            connector = _clean(aiohttp.TCPConnector)(ssl=self._tls if self._tls is not None else True, **limits)
+            connector = _clean(aiohttp.TCPConnector)(**limits)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -234,6 +235,9 @@ class Link:
         headers = options.pop("headers", None) or {}
         if self._token is not None:
             headers = {**headers, "Authorization": f"Bearer {self._token.read()}"}
+        if self._tls is not None:
+            # Connections are kept by context: those of a certificate that was replaced serve nobody any more.
+            options["ssl"] = self._tls.read()
         try:
             async with session.request(
                 method,
@@ -321,19 +325,47 @@ def _loopback(host: str | None) -> bool:
         return False
 
 
-def _tls(
-    ca_file: str | Path | None,
-    client_cert: str | Path | tuple[str | Path, str | Path] | None,
-) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-        if client_cert is not None:
-            chain = client_cert if isinstance(client_cert, tuple) else (client_cert,)
-            context.load_cert_chain(*chain)
-    except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
-        msg = f"the CA file or the client certificate can not be loaded: {exc}"
-        raise ConfigError(msg) from exc
-    return context
+class _Tls:
+    """Authorities and a client certificate in files that somebody else renews."""
+
+    def __init__(
+        self,
+        ca_file: str | Path | None,
+        client_cert: str | Path | tuple[str | Path, str | Path] | None,
+    ) -> None:
+        chain = client_cert if isinstance(client_cert, tuple) else (client_cert,)
+        self._ca_file = ca_file
+        self._chain = tuple(file for file in chain if file is not None)
+        self._watched = [Path(file) for file in (ca_file, *self._chain) if file is not None]
+        self._seen: object = None
+        try:
+            self._context = self._load()
+        except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
+            msg = f"the CA file or the client certificate can not be loaded: {exc}"
+            raise ConfigError(msg) from exc
+
+    def read(self) -> ssl.SSLContext:
+        """The context of the files as they are now: another one once one of them was replaced."""
+        try:
+            if _states(self._watched) != self._seen:
+                self._context = self._load()
+        except (OSError, ValueError) as exc:
+            detail = "the CA file or the client certificate can not be loaded"
+            raise PDPError(Code.PDP_TLS, f"{detail} ({type(exc).__name__})") from exc
+        return self._context
+
+    def _load(self) -> ssl.SSLContext:
+        seen = _states(self._watched)  # before reading: what is replaced meanwhile is read again
+        context = ssl.create_default_context(cafile=self._ca_file)
+        if self._chain:
+            context.load_cert_chain(*self._chain)
+        self._seen = seen
+        return context
+
+
+def _states(files: Iterable[Path]) -> tuple[tuple[int, int, int], ...]:
+    """What tells one state of these files from another."""
+    return tuple((s.st_mtime_ns, s.st_ino, s.st_size) for s in (file.stat() for file in files))
 
 
 class _Token:
@@ -351,8 +383,7 @@ class _Token:
     def read(self) -> str:
         """The token as the file has it now."""
         try:
-            stat = self._path.stat()
-            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            seen = _states([self._path])
             if seen != self._seen:
                 text = self._path.read_text("ascii").strip()
                 if not text or not text.isprintable() or " " in text:

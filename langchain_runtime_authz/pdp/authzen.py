@@ -7,6 +7,9 @@ dropped:
 | member | read as |
 |---|---|
 | `obligations` | the obligations profile's objects; members beside `id` and `type` are the properties |
+| … `notification` | our `notify`: `to` is the channel, `topic` and `body` are told along |
+| … `custom` of the vendor `langchain-runtime-authz` | the obligation of ours that `action` names |
+| … `step-up`, `session_termination`, other `custom` | not carried out here, so the answer is a deny |
 | `reasons` (`[{code}]`), `reason` (text that is a code) | reason codes |
 | `ttl`, `policy` (`{revision}`) | as in our own answers |
 """
@@ -40,6 +43,8 @@ __all__ = ["AuthzenPDP", "Semantic"]
 
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
 REQUEST_ID: Final = "X-Request-ID"
+
+VENDOR: Final = "langchain-runtime-authz"  # whose `custom` obligations are ours
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
 _STOPS_AT: Final[Mapping[str, bool]] = {"deny_on_first_deny": False, "permit_on_first_permit": True}
 
@@ -57,7 +62,8 @@ class AuthzenPDP:
         obligations_supported: obligation types told to the PDP in each request (obligations profile).
         timeout: seconds for one request, everything included.
         ca_file: PEM file of the only authorities believed; the system's when absent.
-        client_cert: PEM file, or pair of certificate and key file, for mutual TLS.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are
+            read again when they change; while they do not fit each other, everything is denied.
         token_file: file whose content is sent as bearer token; read again when it changes.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time.
@@ -269,4 +275,10 @@ def _obligation(given: object) -> object:
     rest = {k: v for k, v in given.items() if k not in ("id", "type")}
     inner = rest.pop("properties", {})
     properties = {**rest, **inner} if isinstance(inner, dict) else inner
-    return {"id": given.get("id"), "type": given.get("type"), "properties": properties}
+    kind = given.get("type")
+    match kind, properties:
+        case "notification", {"to": to, "body": body, **more} if not {"channel", "body"} & more.keys():
+            kind, properties = "notify", {**more, "body": body, "channel": to}
+        case "custom", {"vendor": vendor, "action": action, **ours} if vendor == VENDOR:
+            kind, properties = action, ours
+    return {"id": given.get("id"), "type": kind, "properties": properties}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -111,16 +112,21 @@ class Evaluator:
         self,
         requests: Sequence[EvaluationRequest],
         bodies: Sequence[bytes | None] | None = None,
+        *,
+        until: float = math.inf,
     ) -> list[Decision]:
         """One decision per request, in order. Never raises but for `BaseException`s that stop the process.
 
-        `bodies` are the requests' JSON where the caller has serialised them already (`serialise`).
+        `bodies` are the requests' JSON where the caller has serialised them already (`serialise`);
+        `until` is the end of the caller's own time (`time.monotonic`), where it comes before the deadline.
         """
-        until = time.monotonic() + self.deadline
+        until = min(until, time.monotonic() + self.deadline)
         pairs = list(_with_bodies(requests, bodies))
         if self._batch is None or len(pairs) == 1:
             return [self._one(r, b, until) for r, b in pairs]
         asked = [(r, b) for r, b in pairs if b is not None and self._unaskable(b) is None]
+        if time.monotonic() >= until:
+            return self._spread(pairs, partial(self._failed, Code.PDP_TIMEOUT))
         try:
             answers = self._batch.evaluate_batch([r for r, _ in asked], [b for _, b in asked]) if asked else []
         except _STOPS:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome, deny
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator
 
@@ -56,11 +56,12 @@ class DenyOverrides(_Composed):
 
     The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
     are those of the PDPs that gave it, in their order; obligations are those of every PDP that gave
-    it. All PDPs are asked about everything, side by side.
+    it. All PDPs are asked about everything: side by side by `aevaluate`, one after another by `evaluate`.
 
     Args:
         pdps: two or more, their names distinct.
-        deadline: seconds for all of them.
+        deadline: seconds for all of them together. What is not answered by then is denied, and whose turn
+            comes after it is not asked; a blocking call that is under way ends by its PDP's own `timeout`.
     """
 
     def __init__(self, *pdps: PDP, deadline: float = DEFAULT_DEADLINE) -> None:
@@ -82,12 +83,7 @@ class DenyOverrides(_Composed):
     def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests."""
         until = time.monotonic() + self._deadline
-        given = [
-            e.evaluate(requests, bodies)
-            if time.monotonic() < until
-            else [deny(Code.PDP_TIMEOUT, "pdp", e.pdp.revision) for _ in requests]
-            for e in self._all
-        ]
+        given = [e.evaluate(requests, bodies, until=until) for e in self._all]
         return [self._combined(ds) for ds in zip(*given, strict=True)]
 
     async def aevaluate_batch(

@@ -49,7 +49,8 @@ class OpaPDP:
             `path`, and none for another: then the calls are asked side by side.
         timeout: seconds for one request, everything included.
         ca_file: PEM file of the only authorities believed; the system's when absent.
-        client_cert: PEM file, or pair of certificate and key file, for mutual TLS.
+        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are
+            read again when they change; while they do not fit each other, everything is denied.
         token_file: file whose content is sent as bearer token; read again when it changes.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time.

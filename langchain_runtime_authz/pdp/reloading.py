@@ -22,6 +22,7 @@ from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, p
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle
+from langchain_runtime_authz.pdp.highest import HighestRevision
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -81,6 +82,8 @@ class ReloadingPDP:
         source: path of a `.tar.gz`, or of a directory with its files.
         keys: key id → public key (PEM); an unsigned bundle is then refused.
         at_least: the lowest revision that may be used, even at the start.
+        state: file that keeps the highest revision that was used, for the next start and for other
+            processes (`pdp.highest`). By default beside the source, named like it with `.highest`.
         poll: seconds between looks at the source.
         max_staleness: seconds after which a policy whose source could not be confirmed denies
             everything with `policy_stale`; `None` for never.
@@ -90,7 +93,7 @@ class ReloadingPDP:
 
     Raises:
         ConfigError: `policy_invalid`, `policy_unsigned` or `policy_older`: there is no policy to begin
-            with.
+            with, or `state` can not be read or written.
     """
 
     name = "wasm"
@@ -101,6 +104,7 @@ class ReloadingPDP:
         *,
         keys: Keys | None = None,
         at_least: int = 1,
+        state: str | Path | None = None,
         poll: float = 2.0,
         max_staleness: float | None = None,
         entrypoint: str | None = None,
@@ -117,6 +121,8 @@ class ReloadingPDP:
         self.source = Path(source)
         self._keys = None if keys is None else dict(keys)
         self._least = at_least
+        beside = self.source.with_name(self.source.name + ".highest")
+        self._highest = HighestRevision(beside if state is None else Path(state))
         self._poll = poll
         self._max_staleness = max_staleness
         self._entrypoint, self._pool_size, self._timeout = entrypoint, pool_size, timeout
@@ -161,11 +167,10 @@ class ReloadingPDP:
             if self._closed:
                 raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
             seen = self._look()
-            if seen == self._seen and seen and not self._refused:
-                self._confirmed = time.monotonic()
-                return False
+            known = seen == self._seen and seen and not self._refused
             try:
-                new = self._loaded(self._live)
+                new = self._live if known else self._loaded(self._live)
+                self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
             except ConfigError as exc:
                 if str(exc) != self._refused:
                     _log.error("policy %s stays: %s", self.revision, exc)
@@ -226,6 +231,7 @@ class ReloadingPDP:
 
     def _loaded(self, live: _Live | None) -> _Live:
         bundle = read_bundle(self.source, self._keys)
+        self._highest.check(bundle)
         least = self._least if live is None else live.bundle.number
         if live is not None and bundle.digest == live.bundle.digest:
             return live
@@ -245,6 +251,7 @@ class ReloadingPDP:
         )
         try:
             self_test(pdp, bundle)
+            self._highest.advance(bundle)
         except BaseException:
             pdp.close()
             raise

@@ -102,9 +102,10 @@ def test_four_eyes_are_not_one_pair(go: str) -> None:
 
 
 @ways
-def test_who_floods_a_human_is_not_asked_about(go: str) -> None:
+@pytest.mark.parametrize("kind", ["hand", "agent"])
+def test_who_floods_a_human_is_not_asked_about(kind: str, go: str) -> None:
     """Twenty questions in one message where ten are borne: nobody is asked, nothing is paid."""
-    s = scene([payment("ann", n, f"c{n}") for n in range(1, 21)], "hand", asks={"run": 10})
+    s = scene([payment("ann", n, f"c{n}") for n in range(1, 21)], kind, asks={"run": 10})
     state = s.both(go)(human())
     assert "__interrupt__" not in state
     assert s.ran == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
@@ -234,7 +236,29 @@ def test_an_answer_to_another_request_denies() -> None:
         ),
         (
             {"decision": False, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a", "body": "b"}]}},
-            ("deny", ("no_permit",), [("2", "notification", {"to": "a", "body": "b"})]),
+            ("deny", ("no_permit",), [("2", "notify", {"channel": "a", "body": "b"})]),
+        ),
+        (  # `body` is required: what is not a notification is not understood later
+            {"decision": True, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a"}]}},
+            ("permit", (), [("2", "notification", {"to": "a"})]),
+        ),
+        (
+            {"decision": True, "context": {"obligations": [
+                {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "redact", "fields": ["x"]},
+            ]}},
+            ("permit", (), [("4", "redact", {"fields": ["x"]})]),
+        ),
+        (
+            {"decision": False, "context": {"obligations": [
+                {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "require_approval"},
+            ]}},
+            ("approval_required", ("no_permit",), [("4", "require_approval", {})]),
+        ),
+        (
+            {"decision": True, "context": {"obligations": [
+                {"type": "custom", "id": "4", "vendor": "other", "action": "redact", "fields": ["x"]},
+            ]}},
+            ("permit", (), [("4", "custom", {"vendor": "other", "action": "redact", "fields": ["x"]})]),
         ),
         (
             {"decision": True, "context": {"obligations": [{"type": "redact", "id": "3", "properties": {"fields": ["x"]}}]}},
@@ -251,6 +275,41 @@ def test_answers_of_other_pdps(answer: dict[str, Any], expected: tuple[Any, ...]
         obliged = [(o.id, o.type, o.properties) for o in decision.obligations]
         assert (decision.outcome, decision.reasons, obliged) == expected
         pdp.close()
+
+
+@pytest.mark.parametrize(
+    ("obligation", "outcome", "heard"),
+    [
+        ({"type": "notification", "to": "desk", "topic": "t", "body": "b"}, "permit", [("t", "b")]),
+        ({"type": "notification", "to": "desk", "body": "b"}, "permit", [(None, "b")]),
+        ({"type": "notification", "to": "desk"}, "deny", []),
+        ({"type": "notification", "to": "desk", "body": 1}, "deny", []),
+        ({"type": "notification", "to": "elsewhere", "body": "b"}, "deny", []),
+        ({"type": "step-up", "acr_value": "loa:3"}, "deny", []),
+        ({"type": "session_termination", "subject": "alice"}, "deny", []),
+        ({"type": "custom", "vendor": "other", "action": "redact", "fields": ["x"]}, "deny", []),
+    ],
+    ids=lambda v: json.dumps(v)[:70] if isinstance(v, dict) else "",
+)
+def test_an_obligation_of_the_profile_is_carried_out_or_denies(
+    obligation: dict[str, Any], outcome: str, heard: list[tuple[str | None, str]],
+) -> None:
+    """The profile's names reach the step: who is to be told hears it, and what is not understood stops the call."""
+    told: list[dict[str, Any]] = []
+
+    class Desk:
+        def send(self, notification: Mapping[str, Any]) -> None:
+            told.append(dict(notification))
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        call = request["action"]["name"] == "tools/call"
+        return {"decision": True, "context": {"obligations": [{"id": "1", **obligation}]} if call else {}}
+
+    with AuthzenServer(answer) as other, closing(AuthzenPDP(other.url, timeout=5)) as pdp:
+        authz = RuntimeAuthz(pdp=pdp, profiles={"look": ToolProfile(effect="read", sink="none")}, notify={"desk": Desk()})
+        with authz.session(subject="alice", task="Look") as session:
+            assert session.decide("look", {}).outcome == outcome
+    assert [(n.get("topic"), n["body"]) for n in told] == heard
 
 
 # --- metadata ---------------------------------------------------------------------------------------

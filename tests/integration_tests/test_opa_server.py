@@ -47,9 +47,9 @@ def pdp(server: OpaServer) -> Iterator[OpaPDP]:
     asked.close()
 
 
-def ask(pdp: PDP, request=REQUEST) -> Decision:
+def ask(pdp: PDP, request=REQUEST, *, deadline: float = 10) -> Decision:
     """One decision."""
-    (decision,) = Evaluator(pdp, deadline=10).evaluate([request])
+    (decision,) = Evaluator(pdp, deadline=deadline).evaluate([request])
     return decision
 
 
@@ -143,6 +143,40 @@ def test_mutual_tls(tmp_path: Path) -> None:
         plain = OpaPDP(secure.url, timeout=5)
         assert ask(plain).reason in (Code.PDP_STATUS, Code.PDP_UNREACHABLE, Code.PDP_PROTOCOL)
         plain.close()
+
+
+def test_a_client_certificate_that_is_renewed(tmp_path: Path) -> None:
+    """OPA lets in who shows the certificate; renewed files are read without a restart, broken ones deny."""
+    ours = Authority(tmp_path)
+    mine = ours.issue("127.0.0.1")
+    (tmp_path / "authz.rego").write_text(
+        "package system.authz\nimport rego.v1\ndefault allow := false\n"
+        'allow if input.client_certificates[0].Subject.CommonName == "second"\n'
+        'allow if input.path == ["health"]\n',
+    )
+    files = ["--tls-cert-file", mine, "--tls-private-key-file", mine, "--tls-ca-cert-file", ours.file]
+    gate = ["--authentication=tls", "--authorization=basic", tmp_path / "authz.rego"]
+    with OpaServer(*files, *gate, *SHIPPED) as secure:
+        used = tmp_path / "used.pem"
+        used.write_bytes(ours.issue("first").read_bytes())
+        pdp = OpaPDP(secure.url.replace("http:", "https:"), ca_file=ours.file, client_cert=used, timeout=20)
+        assert ask(pdp, deadline=30).reason == Code.PDP_UNAUTHORIZED
+        replace(used, ours.issue("second").read_bytes())
+        assert ask(pdp, deadline=30).permit
+        replace(used, b"no certificate")
+        assert ask(pdp, deadline=30).reason == Code.PDP_TLS
+        used.unlink()
+        assert ask(pdp, deadline=30).reason == Code.PDP_TLS
+        used.write_bytes(ours.issue("second").read_bytes())
+        assert ask(pdp, deadline=30).permit
+        pdp.close()
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Put a new file in its place, as whoever renews certificates does."""
+    new = file.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(file)
 
 
 def test_a_token_from_a_file_that_is_renewed(tmp_path: Path) -> None:

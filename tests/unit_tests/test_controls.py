@@ -63,6 +63,8 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "time_budget": ({"context.lease.seconds": DATA["anomaly"]["max_seconds"]}, {}),
     "obligation:require_approval": ({EFFECT: "pay", **UNSTATED}, {}),
     "obligation:rate_limit": ({}, {"rates": {"write": {"window": 60, "max": 1}}}),
+    "obligation:budget": ({}, {"budget": {"effects": {"write": {"max": 1}}}}),
+    "obligation:notify": ({}, {"notify": {"effects": {"write": {"permit": "desk"}}}}),
     "obligation:redact": ({}, {"redact": {"book_invoice": ["iban"]}}),
     "obligation:withhold_tools": (MODEL, {}),
     "obligation:revoke": ({f"{HISTORY}.streak": DATA["anomaly"]["max_streak"]}, {}),
@@ -82,7 +84,8 @@ def test_a_rule_gives_its_reason(reason: str) -> None:
     given = {*decided.reasons, *(f"obligation:{o.type}" for o in decided.obligations)}
     assert decided.failure is None
     assert reason in given
-    assert decided.permit is (reason in ("obligation:rate_limit", "obligation:redact", "obligation:withhold_tools"))
+    on_permits = ("rate_limit", "budget", "notify", "redact", "withhold_tools")
+    assert decided.permit is (reason in [f"obligation:{o}" for o in on_permits])
 
 
 def test_the_example_itself_is_permitted() -> None:

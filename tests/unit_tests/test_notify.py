@@ -15,6 +15,7 @@ from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier, WebhookNotifier
 from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
 NOTIFY = {"id": "n", "type": "notify", "properties": {"channel": "desk"}}
@@ -101,6 +102,22 @@ def test_a_budget_is_counted_by_the_ledger() -> None:
     """As many permits as the policy says, then none."""
     session, _ = opened(Answers(True, {"id": "b", "type": "budget", "properties": {"counter": "c", "max": 2}}))
     assert [session.decide("pay", {"n": n}).reason for n in range(3)] == ["", "", Code.BUDGET_EXHAUSTED]
+
+
+def test_the_shipped_policy_tells() -> None:
+    """By rows of its data, no Rego written: whom a permit and a deny tell, and how often a task may."""
+    desk = Desk()
+    data = {
+        "effects": {"write": "permit"},
+        "notify": {"effects": {"write": {"permit": "desk"}}, "tools": {"drop": {"deny": "desk"}}},
+        "budget": {"effects": {"write": {"max": 2}}},
+    }
+    profiles = {"book": ToolProfile(effect="write", sink="internal"), "drop": ToolProfile(effect="admin", sink="internal")}
+    authz = RuntimeAuthz(pdp=WasmPDP(data=data, pool_size=1), profiles=profiles, notify={"desk": desk})
+    session = authz.session(subject="alice", task="Book it")
+    assert [session.decide("book", {"n": n}).reason for n in range(3)] == ["", "", Code.BUDGET_EXHAUSTED]
+    assert session.decide("drop", {}).reason == Code.EFFECT
+    assert [(t["resource"], t["outcome"]) for t in desk.heard] == [("book", "permit"), ("book", "permit"), ("drop", "deny")]
 
 
 def test_a_denied_attempt_counts_where_it_is_obliged_to() -> None:

@@ -177,6 +177,96 @@ def test_profiles_and_grants_are_of_the_revision(source: Path, following: Callab
     assert (denied.reasons, denied.failure) == ((Code.POLICY_CHANGED,), "pdp")
 
 
+# --- the highest revision, over restarts ------------------------------------------------------------
+
+
+def start(source: Path, **options: object) -> str:
+    """The revision that a process started now would decide by."""
+    pdp = ReloadingPDP(source, **{"poll": 3600, "pool_size": 1, **options})  # type: ignore[arg-type]
+    pdp.close()
+    return pdp.revision.partition("@")[0]
+
+
+OLDER = {"an older one": files(4), "another of the same number": files(5, DENY_WRITES)}
+
+
+@pytest.mark.parametrize("made", OLDER.values(), ids=OLDER)
+def test_a_restart_does_not_go_back(tmp_path: Path, made: dict[str, bytes]) -> None:
+    """What an earlier process used is the least that a later one takes."""
+    source = put(tmp_path / "p.tar.gz", files(5))
+    assert start(source) == "5"
+    assert start(source) == "5"
+    put(source, made)
+    with pytest.raises(ConfigError) as caught:
+        start(source)
+    assert caught.value.code == Code.POLICY_OLDER
+    put(source, files(6))
+    assert start(source) == "6"
+
+
+def test_without_what_is_kept_a_restart_goes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The unenforced twin, and what a first start is: the log tells it, and `at_least` still holds."""
+    source = put(tmp_path / "p.tar.gz", files(5))
+    start(source)
+    put(source, files(4))
+    (tmp_path / "p.tar.gz.highest").unlink()
+    with pytest.raises(ConfigError) as caught:
+        start(source, at_least=5)
+    assert caught.value.code == Code.POLICY_OLDER
+    caplog.clear()
+    assert start(source) == "4"
+    assert "first start" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"v":1,"number":"9","digest":"x"}', '{"v":2,"number":9,"digest":"x"}', "5"])
+def test_a_broken_state_is_no_first_start(tmp_path: Path, text: str) -> None:
+    """One sentence that says what to do; a running one keeps its policy."""
+    source = put(tmp_path / "p.tar.gz", files(5))
+    pdp = ReloadingPDP(source, poll=3600, pool_size=1)
+    try:
+        (tmp_path / "p.tar.gz.highest").write_text(text)
+        with pytest.raises(ConfigError, match="does not say which revision was used last; restore it") as caught:
+            start(source)
+        assert caught.value.code == Code.POLICY_INVALID
+        put(source, files(6, DENY_WRITES))
+        with pytest.raises(ConfigError, match="restore it"):
+            pdp.reload()
+        assert ask(pdp).permit
+    finally:
+        pdp.close()
+
+
+def test_there_is_no_start_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    source = put(tmp_path / "p.tar.gz", files(5))
+    with pytest.raises(ConfigError, match="give `state=` a path"):
+        start(source, state=tmp_path / "absent" / "highest")
+    assert start(source, state=tmp_path / "elsewhere") == "5"
+    put(source, files(4))
+    with pytest.raises(ConfigError, match="revision 5"):
+        start(source, state=tmp_path / "elsewhere")
+
+
+def test_one_that_was_removed_meanwhile_is_written_anew(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    pdp = following()
+    kept = source.with_name(source.name + ".highest")
+    kept.unlink()
+    assert not pdp.reload()
+    assert json.loads(kept.read_bytes())["number"] == 1
+
+
+def test_one_that_did_not_see_the_newer_takes_nothing_between(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """Two at one source: what the faster used, the slower does not go behind, though it never ran it."""
+    slow, fast = following(), following()
+    put(source, files(3))
+    assert fast.reload()
+    put(source, files(2, DENY_WRITES))
+    for pdp in (slow, fast):
+        with pytest.raises(ConfigError) as caught:
+            pdp.reload()
+        assert caught.value.code == Code.POLICY_OLDER
+    assert (slow.revision[:2], fast.revision[:2]) == ("1@", "3@")
+
+
 def test_a_closed_one_denies(following: Callable[..., ReloadingPDP]) -> None:
     pdp = following()
     pdp.close()

@@ -248,6 +248,10 @@ def test_data_steers_the_policy() -> None:
     assert (obligation.type, obligation.properties) == ("redact", {"fields": ["iban"]})
     (obligation,) = steered({"rates": {"write": {"window": 1, "max": 2}}}).obligations
     assert obligation.properties == {"counter": "effect:write", "window": 1, "max": 2}
+    (obligation,) = steered({"budget": {"tools": {"book_invoice": {"max": 2}}}}).obligations
+    assert (obligation.type, obligation.properties) == ("budget", {"counter": "tool:book_invoice", "max": 2})
+    (obligation,) = steered({"notify": {"effects": {"write": {"permit": "desk", "deny": "x"}}}}).obligations
+    assert (obligation.type, obligation.properties) == ("notify", {"channel": "desk"})
     assert steered({"anomaly": {"max_denials": 0}}).outcome == "halt"
 
 
@@ -257,6 +261,8 @@ def test_data_that_can_not_be_read_denies() -> None:
         {"rates": None},
         {"rates": {"write": {}}},
         {"redact": []},
+        {"budget": {"effects": {"write": {"max": "2"}}}},
+        {"notify": {"effects": {"write": "desk"}}},
         {"anomaly": None},
         {"effects": None},
     )

@@ -274,7 +274,7 @@ def _tell(found: list[Flip], decided: int, lost: int, as_json: bool) -> None:
     else:
         for f in found:
             typer.echo(
-                f"flip  {f.decision_id[:12]}  {f.action} {f.resource}: "
+                f"flip  {f.decision_id[:12]}  {f.action} {f.asked}: "
                 f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}",
             )
         left = f"; {lost} left out, their contents were not recorded" if lost else ""
@@ -310,7 +310,7 @@ def explain(
       runtime-authz policy explain request.json --policy my-policy
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.project import open_policy
-    from langchain_runtime_authz.cli.policy.replay import changes, decide, read_request, rules
+    from langchain_runtime_authz.cli.policy.replay import asked, changes, decide, read_request, rules
 
     with reporting():
         opened = open_policy(policy, opa)
@@ -318,7 +318,7 @@ def explain(
         if source.suffix == ".json" and decision_id is None:
             request = read_request(source)
         else:
-            recorded = _find(_recorded(source)[0], decision_id, source.name)
+            recorded = _find(_recorded(source)[0], decision_id, source)
             if recorded is None:
                 return
             request = recorded.request
@@ -332,7 +332,7 @@ def explain(
     if as_json:
         typer.echo(json.dumps(_explained(decision, recorded, fired, otherwise, request), indent=2))
         return
-    typer.echo(f"{request.action.name} {request.resource.id} by {request.subject.type} {request.subject.id}")
+    typer.echo(f"{request.action.name} {asked(request)} by {request.subject.type} {request.subject.id}")
     typer.echo(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
     if recorded is not None and (recorded.outcome, recorded.reasons) != (decision.outcome, decision.reasons):
         typer.echo(
@@ -351,17 +351,22 @@ def explain(
         typer.echo("no change of up to three of the facts that were tried changes the outcome")
 
 
-def _find(recorded: list[Recorded], wanted: str | None, name: str) -> Recorded | None:
+def _find(recorded: list[Recorded], wanted: str | None, log: Path) -> Recorded | None:
+    from langchain_runtime_authz.cli.policy.replay import asked, refused
+
     if wanted is None:
         for r in recorded:
             typer.echo(
-                f"{r.decision_id[:12]}  {r.request.action.name} {r.request.resource.id}: {_said(r.outcome, r.reasons)}"
+                f"{r.decision_id[:12]}  {r.request.action.name} {asked(r.request)}: {_said(r.outcome, r.reasons)}"
             )
         return None
     found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
+    if not found and (codes := refused(log, wanted)):
+        why = "; ".join(f"{code}: {sentence(code)}" for code in codes)
+        raise ConfigError(f"no policy took this decision, the enforcement point refused by itself ({why})")
     if len(found) != 1:
         raise ConfigError(
-            f"{name} holds {len(found) or 'no'} decisions whose id begins with `{wanted}` and can be taken again"
+            f"{log.name} holds {len(found) or 'no'} decisions whose id begins with `{wanted}` and can be taken again"
         )
     return next(reversed([r for r in recorded if r.decision_id in found]))
 

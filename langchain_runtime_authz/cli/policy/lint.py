@@ -80,6 +80,31 @@ class _Rate(_Data):
     max: Count
 
 
+class _Closed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Budget(_Closed):
+    max: Count
+    counter: Name = "own"
+
+
+class _Budgets(_Closed):
+    effects: dict[EffectName, _Budget] = {}
+    tools: dict[str, _Budget] = {}
+
+
+Told = dict[Verdict, Name]
+
+
+class _Notify(_Closed):
+    effects: dict[EffectName, Told] = {}
+    tools: dict[str, Told] = {}
+
+
 class _ShippedData(_Data):
     effects: dict[EffectName, Verdict | dict[Intent, Worths]] = {}
     unprofiled: dict[EffectName | Literal["*"], Verdict] = {}
@@ -89,6 +114,8 @@ class _ShippedData(_Data):
     anonymous: _Anonymous | None = None
     approvals: dict[EffectName | Literal["*"], _Approval] = {}
     rates: dict[EffectName, _Rate] = {}
+    budget: _Budgets = _Budgets()
+    notify: _Notify = _Notify()
     redact: dict[str, list[str]] = {}
     anomaly: dict[str, Count | None] = {}
 

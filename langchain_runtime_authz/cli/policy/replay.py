@@ -19,10 +19,11 @@ from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-__all__ = ["Flip", "Recorded", "changes", "decide", "flips", "read_log", "rules"]
+__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "read_log", "refused", "rules"]
 
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
+_SHOWN: Final = 100  # characters of a call's arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,32 @@ class Flip:
     after: str
     reasons_before: tuple[str, ...]
     reasons_after: tuple[str, ...]
+    asked: str
+
+
+def asked(request: EvaluationRequest) -> str:
+    """What was asked for, in one line: of a call its arguments too, or three payments look alike."""
+    call = request.context.call
+    if call is None:
+        return request.resource.id
+    arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=True)}" for name, value in call.args.items())
+    shown = arguments if len(arguments) <= _SHOWN else arguments[: _SHOWN - 1] + "…"
+    return f"{request.resource.id}({shown})"
+
+
+def refused(path: Path, wanted: str) -> tuple[str, ...]:
+    """The codes of a decision that the enforcement point took without a policy; none where there is no such."""
+    with path.open("rb") as file:
+        for line in file:
+            record = parse_line(line.rstrip(b"\n"))
+            if (
+                record is not None
+                and record.get("kind") == "decision"
+                and record.get("failure") is not None
+                and str(record.get("decision_id", "")).startswith(wanted)
+            ):
+                return tuple(map(str, record["reasons"]))
+    return ()
 
 
 def read_log(path: Path) -> tuple[list[Recorded], int]:
@@ -123,6 +150,7 @@ def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) ->
         if new.outcome != outcome:
             flip = Flip(
                 r.decision_id, r.request.resource.id, r.request.action.name, outcome, new.outcome, reasons, new.reasons,
+                asked(r.request),
             )  # fmt: skip
             found.append(flip)
     return found

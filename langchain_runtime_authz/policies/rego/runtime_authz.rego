@@ -42,6 +42,10 @@
 #               by the provider that a model may be given. Others are taken out of the model's request
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
 #               counts, atomically; the policy only obliges it to
+#   budget      {effects, tools}: effect or tool -> {max, counter}: at most `max` permitted calls for one
+#               task. `counter` is a name that rows may share; absent, each row counts by itself
+#   notify      {effects, tools}: effect or tool -> {permit, ask, deny}: the channel that is told of such
+#               an outcome; a permit that can not be told is a deny
 #   redact      tool -> fields of its result that the PEP must redact
 #   anomaly     what revokes the run when it reaches so many: max_denials, max_streak (denials in a
 #               row), max_per_minute (permitted calls), max_unplanned, max_tainted, max_rotations (of
@@ -68,12 +72,12 @@ default decision := {
 	},
 }
 
-decision := answer(false, telling, array.concat(revocation, rotation)) if {
+decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny"))) if {
 	count(denied) > 0
-} else := answer(false, sort(asked), [{"id": "approval", "type": "require_approval", "properties": approval_term}]) if {
+} else := answer(false, sort(asked), array.concat([approval_needed], notices("ask"))) if {
 	count(asked) > 0
 	not approved
-} else := answer(true, [], sort(obliged)) if {
+} else := answer(true, [], array.concat(sort(obliged), notices("permit"))) if {
 	action_known
 	lease_valid
 }
@@ -372,6 +376,8 @@ call_formed if {
 		reached.sink in known_sinks
 	}
 	rate_formed
+	budgets_formed
+	notices_formed
 	term_formed
 	is_array(redacted)
 	every field in redacted {
@@ -670,6 +676,8 @@ asked contains "data_flow" if {
 
 needed := object.get(cfg.approvals, effect, object.get(cfg.approvals, "*", {}))
 
+approval_needed := {"id": "approval", "type": "require_approval", "properties": approval_term}
+
 approval_term := {name: term |
 	some name in ["expires_in", "approvers", "fallback", "asks"]
 	term := needed[name]
@@ -754,6 +762,79 @@ rate_formed if {
 	is_number(rate.max)
 	rate.max >= 0
 }
+
+# Where `budget` and `notify` have rows for this call: under its effect, and under its tool.
+rows_of contains ["effects", effect] if is_call
+
+rows_of contains ["tools", input.resource.id] if is_call
+
+# Data that was written before there were such tables has none.
+budgets := object.get(cfg, "budget", {})
+
+notify := object.get(cfg, "notify", {})
+
+tables_formed(tables) if {
+	is_object(tables)
+	every kind, rows in tables {
+		kind in {"effects", "tools"}
+		is_object(rows)
+	}
+}
+
+budgets_formed if {
+	tables_formed(budgets)
+	every at in rows_of {
+		budget_formed(object.get(budgets, at, {"max": 0}))
+	}
+}
+
+budget_formed(row) if {
+	is_object(row)
+	is_number(row.max)
+	row.max >= 0
+	row.max == floor(row.max)
+	named(object.get(row, "counter", "own"))
+	every member, _ in row {
+		member in {"max", "counter"}
+	}
+}
+
+notices_formed if {
+	tables_formed(notify)
+	every at in rows_of {
+		row := object.get(notify, at, {})
+		is_object(row)
+		every verdict, channel in row {
+			verdict in {"permit", "ask", "deny"}
+			named(channel)
+		}
+	}
+}
+
+named(text) if {
+	is_string(text)
+	text != ""
+}
+
+obliged contains obligation if {
+	some at in rows_of
+	row := budgets[at[0]][at[1]]
+	own := concat(":", [trim_suffix(at[0], "s"), at[1]])
+	counter := object.get(row, "counter", own)
+	obligation := {
+		"id": concat(":", ["budget", own]),
+		"type": "budget",
+		"properties": {"counter": counter, "max": row.max},
+	}
+}
+
+# One to each channel, whichever rows name it.
+notices(verdict) := sort({obligation |
+	some at in rows_of
+	channel := notify[at[0]][at[1]][verdict]
+	named(channel)
+	obligation := {"id": concat(":", ["notify", channel]), "type": "notify", "properties": {"channel": channel}}
+})
 
 redacted := object.get(cfg.redact, input.resource.id, [])
 

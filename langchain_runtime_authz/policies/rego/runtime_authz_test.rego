@@ -647,6 +647,65 @@ test_a_rate_is_an_obligation if {
 	}]
 }
 
+test_a_budget_is_an_obligation if {
+	answer := patched({}) with data.runtime_authz_data.budget as {"effects": {"write": {"max": 3}, "pay": {"max": 1}}}
+	answer.context.obligations == [{
+		"id": "budget:effect:write",
+		"type": "budget",
+		"properties": {"counter": "effect:write", "max": 3},
+	}]
+	permits(answer)
+	both := patched({}) with data.runtime_authz_data.budget as {
+		"effects": {"write": {"max": 3}},
+		"tools": {"book": {"counter": "bookings", "max": 2}, "other": {"max": 0}},
+	}
+	[o.properties | some o in both.context.obligations] == [
+		{"counter": "effect:write", "max": 3},
+		{"counter": "bookings", "max": 2},
+	]
+}
+
+told(channel) := {"id": concat(":", ["notify", channel]), "type": "notify", "properties": {"channel": channel}}
+
+test_whom_each_outcome_tells if {
+	tables := {
+		"effects": {"write": {"permit": "desk", "deny": "security"}, "pay": {"ask": "desk"}},
+		"tools": {"book": {"permit": "books", "deny": "security"}},
+	}
+	permitted := patched({}) with data.runtime_authz_data.notify as tables
+	permits(permitted)
+	permitted.context.obligations == [told("books"), told("desk")]
+	denied := patched(granted({"tools": []})) with data.runtime_authz_data.notify as tables
+	denied.decision == false
+	denied.context.obligations == [told("security")]
+	question := patched(properties({"effect": "pay"})) with data.runtime_authz_data.notify as tables
+	question.decision == false
+	[o.type | some o in question.context.obligations] == ["require_approval", "notify"]
+	elsewhere := patched(granted({"tools": []})) with data.runtime_authz_data.notify as {"tools": {"other": {"deny": "desk"}}}
+	elsewhere.context.obligations == []
+}
+
+test_data_from_before_these_tables_says_nothing_of_them if {
+	before := object.remove(data.runtime_authz_data, ["budget", "notify"])
+	permits(patched({})) with data.runtime_authz_data as before
+}
+
+test_a_table_that_can_not_be_read_denies if {
+	every table in [
+		null, "none", [], {"effect": {}}, {"effects": []}, {"effects": {"write": null}}, {"effects": {"write": {}}},
+		{"tools": {"book": {"max": "3"}}}, {"tools": {"book": {"max": -1}}}, {"tools": {"book": {"max": 1.5}}},
+		{"tools": {"book": {"max": 1, "counter": ""}}}, {"tools": {"book": {"max": 1, "window": 60}}},
+	] {
+		denies(patched({}), ["no_permit"]) with data.runtime_authz_data.budget as table
+	}
+	every table in [
+		null, "none", [], {"effect": {}}, {"effects": []}, {"effects": {"write": "desk"}},
+		{"tools": {"book": {"permitted": "desk"}}}, {"tools": {"book": {"permit": ""}}}, {"tools": {"book": {"permit": 1}}},
+	] {
+		denies(patched({}), ["no_permit"]) with data.runtime_authz_data.notify as table
+	}
+}
+
 test_a_redaction_is_an_obligation if {
 	answer := patched({}) with data.runtime_authz_data.redact as {"book": ["iban"]}
 	answer.context.obligations == [{"id": "redact", "type": "redact", "properties": {"fields": ["iban"]}}]
