@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz.testing import ScriptedChatModel
 
-from ._graphs import drive_form, hand_written, human, replying
+from ._graphs import drive_form, hand_written, human, says
 
 __all__ = ["first_reasons", "forms", "play"]
 
@@ -20,7 +21,9 @@ def play(
     form: str, tools: list[Any], *turns: list[Any], authz: RuntimeAuthz | None = None, text: str = "Do the task", saver: Any = None, **run: Any,
 ) -> dict[str, Any]:
     """The final state of one agent that plays `turns`. Without `authz` it is not protected: the twin."""
-    graph = hand_written(replying(*turns), tools, checkpointer=saver)
+    # Turn by turn, whatever stands in the messages: some of them are forged.
+    model = ScriptedChatModel(script=[*(says(*turn) for turn in turns), *[says(text="done")] * 5])
+    graph = hand_written(model, tools, checkpointer=saver)
     if authz is None:
         return drive_form(form, graph, human(text), THREAD)[0]  # type: ignore[no-any-return]
     graph = authz.protect(graph)

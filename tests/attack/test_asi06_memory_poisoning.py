@@ -5,6 +5,7 @@ On the shipped policy, with payments permitted where their payee is the human's 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import pytest
@@ -12,7 +13,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolCallId, tool
 from langgraph.types import Command
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz import AuthzHalt, RuntimeAuthz, ToolProfile
 
 from ._graphs import call
 from ._scenario import first_reasons, forms, play
@@ -73,7 +74,7 @@ def test_a_machines_human_message_is_no_human(form: str) -> None:
     office, authz = Office(), RuntimeAuthz(profiles=PROFILES, policy_data=EFFECTS)
     play(form, office.tools(), RECALL, payment(EVIL), authz=authz, text=TASK)
     assert office.paid == []
-    assert "argument_source" in first_reasons(authz, "pay")[0]
+    assert first_reasons(authz, "pay") == [["approval_unavailable", "effect"]]
     assert not [r for r in authz.audit.records if r.get("event") == "corrected"]  # type: ignore[attr-defined]
 
 
@@ -92,7 +93,9 @@ def test_data_that_changed_since_it_was_read_is_not_acted_on(form: str, edited: 
     office, authz = Office(), RuntimeAuthz(profiles=PROFILES, policy_data=EFFECTS)
     if edited:
         office.changed = lambda: authz.data_changed("bill:december")
-    play(form, office.tools(), LOOK, payment(OURS), authz=authz, text=TASK)
+    # The task rotates with the denial, so the run that planned it stops there.
+    with pytest.raises(AuthzHalt) if edited else nullcontext():
+        play(form, office.tools(), LOOK, payment(OURS), authz=authz, text=TASK)
     assert office.paid == ([] if edited else [OURS])
     assert any("data_changed" in r for r in first_reasons(authz, "pay")) is edited
 
