@@ -358,7 +358,7 @@ class _Tls:
         seen = _states(self._watched)  # before reading: what is replaced meanwhile is read again
         context = ssl.create_default_context(cafile=self._ca_file)
         if self._chain:
-            context.load_cert_chain(*self._chain)
+            context.load_cert_chain(self._chain[0], self._chain[-1])  # one file may hold both
         self._seen = seen
         return context
 

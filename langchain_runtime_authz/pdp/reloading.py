@@ -173,7 +173,8 @@ class ReloadingPDP:
                 self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
             except ConfigError as exc:
                 if str(exc) != self._refused:
-                    _log.error("policy %s stays: %s", self.revision, exc)
+                    # As text: who keeps log records would keep the refused bundle by the traceback's frames.
+                    _log.error("policy %s stays: %s", self.revision, str(exc))
                 self._refused = str(exc)
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
