@@ -73,11 +73,14 @@ class _Turns:
 
     def __init__(self, config: Any, calls: Sequence[Any], held: Sequence[Held]) -> None:
         self.config = config
-        self._held = {id(c): h for c, h in zip(calls, held, strict=True)}
-        self._order = {id(c): i for i, c in enumerate(calls)}
+        self._held: dict[int, Held] = {}
+        self._order: dict[int, int] = {}
+        for call, one in zip(calls, held, strict=True):  # a node may send one call twice: the first is it
+            self._held.setdefault(id(call), one)
+            self._order.setdefault(id(call), len(self._order))
         self.serial = any(h.paused or h.answers for h in held)
-        self._done = [threading.Event() for _ in calls] if self.serial else []
-        self._adone = [asyncio.Event() for _ in calls] if len(calls) > 1 else []
+        self._done = [threading.Event() for _ in self._order] if self.serial else []
+        self._adone = [asyncio.Event() for _ in self._order] if len(self._order) > 1 else []
 
     def of(self, call: Any) -> Held | None:
         return self._held.get(id(call))
@@ -304,17 +307,17 @@ class _Message:
         self.positions = self._positions(self.planned)
 
     def _positions(self, planned: Sequence[Any]) -> list[int | None]:
-        """Each call's place in the message, by identity first: two calls may look alike."""
+        """Each call's place in the message, by identity first: two calls may look alike.
+
+        A call that is sent once more than it was planned is the one in its place again.
+        """
         places: list[int | None] = []
         free = dict(enumerate(planned))
         for call in self.siblings:
-            place = next((i for i, c in free.items() if c is call), None)
+            place = _place_of(call, free)
             if place is None:
-                place = next((i for i, c in free.items() if c == call), None)
-            if place is None:
-                place = next((i for i, c in free.items() if c.get("id") == call.get("id")), None)
-            if place is not None:
-                del free[place]
+                place = _place_of(call, dict(enumerate(planned)))
+            free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none
             places.append(place)
         return places
 
@@ -378,6 +381,14 @@ class _Message:
         mine = next(i for i, c in enumerate(calls) if c.position == self.position)
         settled = yield from decide_one_of(run, judged, mine, self.config)
         return [Held(run, settled)]
+
+
+def _place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
+    for same in (lambda c: c is call, lambda c: c == call, lambda c: c.get("id") == call.get("id")):
+        for place, one in planned.items():
+            if same(one):
+                return place
+    return None
 
 
 def _batch(run: Run, message: _Message) -> _Batch:

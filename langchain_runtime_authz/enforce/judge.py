@@ -148,8 +148,8 @@ def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
     snapshot: Snapshot = yield Load(run.scope, Query(planned_call=(run.agent, only.call_id)))
     if snapshot.plan is None:
         return calls
-    found = next(c for c in snapshot.plan.calls if c.call_id == only.call_id)
-    return [replace(only, plan_id=snapshot.plan.id, position=found.position)]
+    found = plan.locate(snapshot.plan, only.call_id, only.tool, only.raw)
+    return [replace(only, plan_id=snapshot.plan.id, position=found.position)] if found is not None else calls
 
 
 def _key(run: Run, call: Call, epoch: int) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "calls_digest",
     "carry",
     "idempotency_key",
+    "locate",
     "match",
     "plan_calls",
 ]
@@ -122,12 +123,19 @@ def match(
         # By its own word, not by its place: a carried plan has lost the calls that a human rejected.
         found = next((c for c in plan.calls if c.position == position), None)
     else:
-        found = next((c for c in plan.calls if c.call_id == call_id), None)
+        found = locate(plan, call_id, tool, args)
     if found is None:
         return Match(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
     same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
     same = same and found.args_digest != _UNCANONICAL
     return Match(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
+
+
+def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
+    """The planned call of an id; of several that share it, the one that says the same."""
+    found = [c for c in plan.calls if c.call_id == call_id]
+    digest = raw_digest(args) if len(found) > 1 else ""
+    return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
 
 
 def carry(plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None]) -> PlanRecord:

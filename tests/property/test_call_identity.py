@@ -214,3 +214,23 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
     wanted = Counter((r, c["name"], c["args"]["text"]) for r, c in zip(routes, plan, strict=False) if alike or r == "one")
     assert Counter(ran) == wanted
 
+
+
+@pytest.mark.parametrize("order", [[0, 1, 0, 1], [1, 1], [1, 0, 0, 1, 1]])
+@ways
+def test_a_call_sent_twice_runs_once_even_if_its_id_is_shared(way: str, order: list[int]) -> None:
+    """A denied call and a permitted one of one id, each sent more than once, in one list."""
+    plan = [{"name": "write", "args": {"text": text}, "id": "2", "type": "tool_call"} for text in ("denied", "x")]
+    ran: Ran = []
+    authz, _ = _authz()
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])  # type: ignore[arg-type]
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", ToolNode(_tools(ran)))
+    builder.add_edge(START, "agent")
+    sent = lambda s: [Send("tools", [s["messages"][-1].tool_calls[i] for i in order])]
+    builder.add_conditional_edges("agent", sent, ["tools"])
+    builder.add_edge("tools", END)
+    with authz.run(subject="alice", task="x"):
+        _go(way, authz.protect(builder.compile()), {"messages": [HumanMessage("go")]})
+    assert ran == [("write", "x")]
