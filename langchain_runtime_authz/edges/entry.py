@@ -28,7 +28,9 @@ from langchain_runtime_authz.edges.outside import (
     brought,
     held,
     others,
+    removals,
     saver_of,
+    taken_out,
     thread_config,
     watched,
 )
@@ -117,10 +119,12 @@ class Entrance:
         place, channels = dict(config), self._channels
         texts = human_texts(update) if handle.human else []
         edited = handle.human and any(held(update, name) is not None for name in others(channels))
-        if edited or (head is not None and any(t.key is not None for t in texts)):
+        removes = bool(removals(update)) and handle.human
+        if edited or (head is not None and (removes or any(t.key is not None for t in texts))):
             state = (yield ReadState(graph, config)).values if head is not None else {}
             texts = unheard(texts, state)
             edits = brought(update, state, channels) if edited else []
+            edits += taken_out(update, state) if removes else []
             # On a new thread only what the human declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
         entry: Entry = yield from open_entry(

@@ -24,6 +24,7 @@ __all__ = [
     "denial_message",
     "edit_note",
     "human_texts",
+    "messages_in",
     "only_asked",
     "planned_message",
     "recorded",
@@ -168,6 +169,13 @@ def written(given: object) -> object:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
+
+
+def messages_in(value: Any) -> list[Any]:
+    """The messages of a state or an input, as a list."""
+    state = written(value)
+    found = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
 
 
 def human_texts(value: object) -> list[HumanText]:

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import StateSnapshot
 
 from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.edges.messages import human_texts, messages_in
 from langchain_runtime_authz.enforce.engine import Engine
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
@@ -32,7 +34,9 @@ __all__ = [
     "brought",
     "held",
     "others",
+    "removals",
     "saver_of",
+    "taken_out",
     "thread_config",
     "watched",
 ]
@@ -203,6 +207,36 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
         if new is not None and _digest(new) != _digest(old):
             edits.append(HumanText(_digest(new), content_text(new) if name in channels else "", f"channel:{name}"))
     return edits
+
+
+def taken_out(given: object, values: object) -> list[HumanText]:
+    """What an input removes from the messages, of what a human said or a model planned.
+
+    What is sent along again under other ids is not taken out: clients send a whole history anew.
+    """
+    gone, sent = removals(given), messages_in(given)
+    before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
+    back = {_digest(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in human_texts(given)}
+    lost = [
+        _digest(m)
+        for m in before
+        if (isinstance(m, HumanMessage) and content_digest(m.content) not in back)
+        or (isinstance(m, AIMessage) and m.tool_calls and _digest(m) not in back)
+    ]
+    return [HumanText(raw_digest(lost), "", "channel:messages")] if lost else []
+
+
+def removals(given: object) -> set[str]:
+    """Ids of the messages that an input removes."""
+    return {i for m in messages_in(given) if (i := _removes(m)) is not None}
+
+
+def _removes(message: object) -> str | None:
+    if isinstance(message, RemoveMessage):
+        return message.id
+    is_mapping = isinstance(message, Mapping) and (message.get("role") or message.get("type")) == "remove"
+    ident = message.get("id") if is_mapping and isinstance(message, Mapping) else None
+    return ident if isinstance(ident, str) else None
 
 
 def others(channels: Sequence[str]) -> list[str]:

@@ -10,10 +10,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges._private import is_resume_map
-from langchain_runtime_authz.edges.messages import human_texts, unanswered, written
-from langchain_runtime_authz.edges.outside import (
-    held,
-)
+from langchain_runtime_authz.edges.messages import human_texts, messages_in, unanswered
 from langchain_runtime_authz.enforce.approval import is_ours, remaining
 from langchain_runtime_authz.enforce.correction import answer, reply
 from langchain_runtime_authz.enforce.engine import Flow, new_id
@@ -21,7 +18,7 @@ from langchain_runtime_authz.enforce.entry import Entry
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
 
-__all__ = ["delivered", "messages_in", "resumed", "settled_beside", "unheard"]
+__all__ = ["delivered", "resumed", "settled_beside", "unheard"]
 
 
 def resumed(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]:
@@ -96,9 +93,3 @@ def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
     """Without what a client sends back as it stands in the state: a machine may have written it there."""
     standing = {(t.key, t.digest) for t in human_texts(messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
-
-
-def messages_in(value: Any) -> list[Any]:
-    """The messages of a state or an input, as a list."""
-    found = held(written(value), "messages")
-    return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]

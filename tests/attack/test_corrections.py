@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any
 
 import pytest
@@ -692,4 +693,60 @@ def test_revoked_thread_stays_revoked_until_reinstated() -> None:
     authz.reinstate("t")
     with authz.run(subject="alice"):
         graph.invoke(human("once more"), THREAD)
+    assert ran == [PAID]
+
+
+# --- a removal in an input -------------------------------------------------------------------------
+
+
+def _without(what: str, graph: Any) -> Any:
+    """An input that goes on without the human's message, in one of the forms that LangGraph takes."""
+    said, planned = graph.get_state(THREAD).values["messages"]
+    removed: dict[str, list[Any]] = {
+        "one": [RemoveMessage(said.id)],
+        "mapping": [{"role": "remove", "content": "", "id": said.id}],
+        "all, and the plan again": [RemoveMessage(REMOVE_ALL_MESSAGES), planned],
+    }
+    return Command(update={"messages": removed[what]})
+
+
+REMOVALS = pytest.mark.parametrize("what", ["one", "mapping", "all, and the plan again"])
+
+
+@ways
+@REMOVALS
+def test_a_human_takes_back_what_they_said(go: Any, what: str) -> None:
+    """A client removes the human's message: the task changed, and what was planned for it is not carried out."""
+    ran: list[Any] = []
+    authz, _, graph = built("hand", ran, interrupt_before=["tools"])
+    with authz.run(subject="alice") as run:
+        graph.invoke(human(), THREAD)
+        assert run.epoch == 1
+        with suppress(AuthzHalt):
+            go(graph, _without(what, graph), THREAD)
+        assert run.epoch == 2
+    assert ran == []
+    assert "stale_epoch" in reasons(authz, "pay")
+
+
+@ways
+@REMOVALS
+def test_unenforced_a_human_takes_back_what_they_said(go: Any, what: str) -> None:
+    """Unprotected, the payment that was taken back is made."""
+    ran: list[Any] = []
+    _, _, graph = built("hand", ran, protected=False, interrupt_before=["tools"])
+    graph.invoke(human(), THREAD)
+    go(graph, _without(what, graph), THREAD)
+    assert ran == [PAID]
+
+
+def test_a_history_that_is_sent_anew_takes_nothing_back() -> None:
+    """A client that replaces the messages by the same ones says nothing by it; the payment is made."""
+    ran: list[Any] = []
+    authz, _, graph = built("hand", ran, interrupt_before=["tools"])
+    with authz.run(subject="alice") as run:
+        graph.invoke(human(), THREAD)
+        again = graph.get_state(THREAD).values["messages"]
+        graph.invoke(Command(update={"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *again]}), THREAD)
+        assert run.epoch == 1
     assert ran == [PAID]
