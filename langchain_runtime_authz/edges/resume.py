@@ -78,7 +78,8 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
     texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
     if not texts:
         return input
-    messages = [HumanMessage(content=t.text, id=t.key) for t in texts]
+    # An id of its own from the first: a pending write gets another one each time that a state is read.
+    messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
         return {**input, "messages": [*messages, *messages_in(input)]}
     update = input.update if isinstance(input, Command) else None
