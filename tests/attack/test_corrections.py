@@ -750,3 +750,19 @@ def test_a_history_that_is_sent_anew_takes_nothing_back() -> None:
         graph.invoke(Command(update={"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), *again]}), THREAD)
         assert run.epoch == 1
     assert ran == [PAID]
+
+
+def test_a_delivered_text_that_a_client_sends_back_says_nothing_new() -> None:
+    """What was said while the thread was revoked reaches it later, under one id however often its state is read."""
+    authz, _, graph = built("hand", [])
+    with authz.run(subject="alice"):
+        graph.invoke(human(), THREAD)
+    authz.revoke("t", graph=graph)
+    with authz.run(subject="alice"), suppress(AuthzDenied):
+        graph.invoke(human("Stop"), THREAD)
+    authz.reinstate("t", graph=graph)
+    with authz.run(subject="alice"):
+        graph.invoke(None, THREAD)
+    with authz.run(subject="alice") as run:
+        graph.invoke({"messages": graph.get_state(THREAD).values["messages"]}, THREAD)
+        assert run.epoch == 2
