@@ -121,7 +121,8 @@ class _Search:
         if "%" in clean and (cleaner := _ESCAPED.sub(self._in_run, clean)) != clean:
             clean = cleaner
         # Wrapped, the position is lost: the whole text goes.
-        if "\n" in clean and self._in(_unwrapped(clean)):
+        # A text inside another one's quotes has its line ends written out.
+        if ("\n" in clean or "\\n" in clean or "\r" in clean) and self._in(_unwrapped(clean)):
             clean = REDACTED
         if clean is not text:
             self.found = True
@@ -143,6 +144,7 @@ def _shown(exc: BaseException) -> str:
 
 def _unwrapped(text: str) -> str:
     # By way of bytes, where the deletion is one pass in C.
+    text = text.replace("\\r", "").replace("\\n", "")
     data = text.encode("utf-8", "surrogatepass").translate(None, b" \t\r\n")
     return data.decode("utf-8", "surrogatepass")
 
@@ -150,7 +152,9 @@ def _unwrapped(text: str) -> str:
 # What may stand around a signature: header and payload, or more of the same base64 or percent-encoding.
 _BEFORE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.%+/-")
 _AFTER: Final = _BEFORE | {"="}
-_ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{64,}")  # no signature of ours is shorter
+# Shorter texts stand in others by chance: a token that has none this long is not found.
+MIN_FORM: Final = 12
+_ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{12,}")
 
 
 def _without(text: str, form: str) -> str:
@@ -171,13 +175,15 @@ def _without(text: str, form: str) -> str:
 def _forms(token: str) -> tuple[str, ...]:
     """Texts of which one stands in whatever holds the token's signature."""
     signature = token.rpartition(".")[2]
+    if len(signature) < 2 * MIN_FORM:  # no signature: somebody else's token, whole
+        signature = token
     forms = [signature]
     for alignment in range(3):
         # Only the characters that depend on nothing but the signature.
         padded = base64.b64encode(b"\0" * alignment + signature.encode())
         known = padded[(0, 2, 3)[alignment] : (alignment + len(signature)) * 8 // 6].decode()
         forms += [known, known.translate(_URL_SAFE)]
-    return tuple(dict.fromkeys(forms))
+    return tuple(form for form in dict.fromkeys(forms) if len(form) >= MIN_FORM)
 
 
 _URL_SAFE: Final = str.maketrans("+/", "-_")

@@ -157,12 +157,19 @@ def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, inte
             question=_question(j),
             needed=j.terms.needed,
             distinct=j.terms.distinct,
+            behind=behind(run.subject),
             eligible=j.terms.eligible,
             fallback=j.terms.fallback,
             fallback_at=j.now + j.terms.fallback_after,
         )
         for i, j in enumerate(asked)
     ]
+
+
+def behind(subject: Subject) -> tuple[str, ...]:
+    """The names of those for whom an agent or a service acts, as far as its token says."""
+    named = subject.properties.get("on_behalf_of")
+    return (named,) if isinstance(named, str) and named else ()
 
 
 def over_cap(run: Run, asked: Sequence[Judged]) -> Flow[bool]:

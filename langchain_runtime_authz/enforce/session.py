@@ -9,6 +9,7 @@ from typing import Any, Self
 from langchain_runtime_authz.authzen import Decision, Subject, deny
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.enforce.approval import behind
 from langchain_runtime_authz.enforce.call import Call, Judged
 from langchain_runtime_authz.enforce.claim import claim, conclude
 from langchain_runtime_authz.enforce.correction import correct
@@ -222,6 +223,7 @@ class Session:
             subject=(who := f"{subject.type}:{subject.id}"),
             needed=judged.terms.needed,
             distinct=judged.terms.distinct,
+            behind=behind(subject),
             eligible=judged.terms.eligible,
         )
         answer = AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")

@@ -56,6 +56,7 @@ MIN_REFRESH: Final = 1.0  # seconds between two fetches: nobody makes this proce
 ACCESS: Final = frozenset({"at+jwt", "application/at+jwt"})  # RFC 9068 §4
 AUTHORIZED_PARTY: Final = "azp"
 EMAIL: Final = "email"
+EVENTS: Final = "events"  # RFC 8417
 EMAIL_VERIFIED: Final = "email_verified"
 
 
@@ -264,6 +265,10 @@ _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 def _subject(claims: Mapping[str, Any]) -> Subject:
     name = _name(claims.get(SUBJECT))
+    if name is None and SUBJECT in claims:  # else a user whose name is odd would be the client
+        raise _no("its `sub` is no name")
+    if EVENTS in claims:
+        raise _no("it tells of an event, as a logout token does, and speaks for nobody")
     client = _name(claims.get(CLIENT_ID)) or _name(claims.get(AUTHORIZED_PARTY))
     properties: dict[str, Any] = {"iss": claims[ISSUER]}
     if client is not None:

@@ -63,7 +63,7 @@ def platform_user(config: Mapping[str, Any]) -> Subject | None:
     if not isinstance(identity, str) or not identity:
         return None
     places = (configurable, _part(config, "metadata"))
-    # A client can say of itself that it is a cron job: that only takes authority.
+    # A client can say of itself that it is a cron job: that only takes authority, for four eyes go by the name.
     cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
     if cron is not None:
         return Subject(type="service", id=identity, properties={"cron": cron})

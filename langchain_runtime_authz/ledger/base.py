@@ -135,7 +135,8 @@ class Approval:
 
     `id` names this one question, also where the same call is asked about anew. `subject` and `run_id` say
     on whose behalf it is asked, in which run; `question` is its text, inert (`facts.inert`). `needed`
-    approvers must say yes, and `approvers` have; with `distinct` none of them may be the subject.
+    approvers must say yes, and `approvers` have; with `distinct` none of them may be the subject, under
+    whatever type, or one whom `behind` names: for whom the subject acts.
     `eligible` are those who may answer (nobody named: any), `fallback` those who may too from
     `fallback_at` (ledger time) on; all are `type:id`.
     """
@@ -171,6 +172,7 @@ class Approval:
     fallback: tuple[str, ...] = ()
     fallback_at: int = 0
     approvers: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

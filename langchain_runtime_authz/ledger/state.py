@@ -529,7 +529,9 @@ def _answered(asked: b.Approval, given: b.AnswerApproval, now: float) -> b.Appro
     if given.state in ("approved", "answered"):
         if not may:
             raise _Refused(Code.APPROVAL_APPROVER)
-        if (asked.distinct and by == asked.subject) or by in asked.approvers:
+        # By name, whatever acts under it: a person's cron job or agent is no second person.
+        behind = {_name(asked.subject), *asked.behind} if asked.distinct else set()
+        if _name(by) in behind or _name(by) in map(_name, asked.approvers):
             raise _Refused(Code.APPROVAL_NOT_DISTINCT)
     elif not may and by != asked.subject:  # whose call it is may always take it back
         raise _Refused(Code.APPROVAL_APPROVER)
@@ -545,6 +547,10 @@ def _answered(asked: b.Approval, given: b.AnswerApproval, now: float) -> b.Appro
         edited=given.edited,
         approvers=approvers,
     )
+
+
+def _name(principal: str) -> str:
+    return principal.partition(":")[2] or principal
 
 
 def _drop(rows: dict[str, b.CallRow], key: str) -> None:

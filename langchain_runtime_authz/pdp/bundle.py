@@ -160,12 +160,14 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 if member.isdir():
                     continue
                 at = PurePosixPath(member.name.lstrip("/"))
-                file = tar.extractfile(member) if member.isreg() else None
+                # A sparse file is as large as its header says, whatever the archive holds.
+                plain = member.isreg() and not member.issparse() and 0 <= member.size <= MAX_BYTES
+                file = tar.extractfile(member) if plain else None
                 if file is None or ".." in at.parts or at.as_posix() in found:
                     raise _invalid(f"`{name}` holds `{member.name}`, which is no plain file, or holds it twice")
                 found[at.as_posix()] = file.read()
                 _bounded(found, name)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as exc:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OverflowError) as exc:
         raise _invalid(f"`{name}` is no .tar.gz: {exc}") from exc
     return found
 

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
@@ -152,7 +153,7 @@ class CandidatePDP(_Composed):
         self._waiting: queue.Queue[_Compared | None] = queue.Queue(MAX_WAITING)
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self.counts: dict[str, int] = {}
         self.name = f"candidate({real.name},{candidate.name})"
 
@@ -281,7 +282,7 @@ class CircuitBreaker(_Composed):
         self._limit = failures
         self._reset_after = reset_after
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self._failed = 0
         self._until = 0.0  # when open: not asked before
         self._probing = False

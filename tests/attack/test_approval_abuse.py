@@ -424,6 +424,24 @@ def test_four_eyes(kind: str, go: str) -> None:
     assert s.ran == [ANN]
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"type": "service", "id": "alice", "properties": {"cron": "c1"}},
+        {"type": "agent", "id": "bot", "properties": {"on_behalf_of": "alice"}},
+    ],
+    ids=["her cron job", "her agent"],
+)
+def test_who_acts_for_somebody_lends_them_no_second_pair_of_eyes(subject: dict[str, Any]) -> None:
+    """Whatever a run's subject calls itself, the person behind it does not approve its payments."""
+    s = scene(pdp=policy(**FOUR_EYES))
+    with s.authz.run(subject=subject, task="x"):
+        (ask_id,) = ids(s.graph.invoke(human(), THREAD))
+    assert code_of(s.authz.approve, ask_id, by="alice") == "approval_not_distinct"
+    assert s.authz.approve(ask_id, by="bob") == 1
+    assert s.authz.approve(ask_id, by="carol") == 0
+
+
 def test_without_four_eyes_the_subject_approves_alone() -> None:
     """The twin: where the policy does not ask for it, alice approves her own payment."""
     s = scene(pdp=policy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +160,29 @@ def test_a_bomb_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_bundle(source)
         assert caught.value.code == Code.POLICY_INVALID
+
+
+def _member(kind: bytes, size: bytes) -> bytes:
+    """A tar header as somebody writes it who wants to be unpacked."""
+    head = bytearray(512)
+    for at, field in (
+        (0, b"data.json"), (100, b"0000644\0"), (108, b"0000000\0"), (116, b"0000000\0"), (124, size), (136, b"0" * 11 + b"\0"),
+        (148, b" " * 8), (156, kind), (257, b"ustar  \0"), (386, b"0" * 11 + b"\0"), (398, b"0" * 11 + b"\0"),
+        (483, b"\x80" + (20 << 30).to_bytes(11, "big")),
+    ):  # fmt: skip
+        head[at : at + len(field)] = field
+    head[148:156] = b"%06o\0 " % sum(head)
+    return gzip.compress(bytes(head) + bytes(1024))
+
+
+@pytest.mark.parametrize("kind", [b"S", b"0"], ids=["sparse", "plain"])
+@pytest.mark.parametrize("size", [b"0" * 11 + b"\0", b"\x80" + (20 << 30).to_bytes(11, "big"), b"\x80" + b"\xff" * 11, b"\xff" * 12])
+def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path, kind: bytes, size: bytes) -> None:
+    """Twenty gigabytes of nothing, a size beyond any number, one below zero: before anything is read or verified."""
+    (tmp_path / "b.tar.gz").write_bytes(_member(kind, size))
+    with pytest.raises(ConfigError) as caught:
+        read_bundle(tmp_path / "b.tar.gz")
+    assert caught.value.code == Code.POLICY_INVALID
 
 
 @given(st.integers(0, 4000), st.integers(1, 255))

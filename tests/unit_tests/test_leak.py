@@ -52,6 +52,9 @@ FORMS = {
     **{f"unpadded {n}": url("?" * n + TOKEN).rstrip("=") for n in range(3)},
     **{f"signature std {n}": std("?" * n + SIGNATURE) for n in range(3)},
     "basic": "Basic " + std(f"user:{TOKEN}"),
+    "mime in json": json.dumps({"x": base64.encodebytes(TOKEN.encode()).decode()}),
+    "mime as bytes are shown": str(base64.encodebytes(TOKEN.encode())),
+    "mime cr": base64.encodebytes(TOKEN.encode()).decode().replace("\n", "\r"),
 }
 
 
@@ -204,3 +207,19 @@ def test_many_hits_take_one_pass() -> None:
     clean, found = scrub((TOKEN + " ") * 5_000, [TOKEN])
     assert found
     assert clean == (REDACTED + " ") * 5_000
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("tail", ["", "x", "ab", "abcdefg"])
+def test_a_token_without_a_signature_is_searched_whole(tail: str) -> None:
+    """An exchanged token may be of any shape: its last part alone is no mark of it, and searching ends."""
+    token = f"opaque.value.that.is.not.ours.{tail}"
+    assert scrub(f"hello {tail} world", [token]) == (f"hello {tail} world", False)
+    for shown in (token, std(token), url("?" + token), over_escaped(token)):
+        assert scrub(f"got {shown}", [token])[1]
+
+
+@pytest.mark.timeout(20)
+def test_a_token_too_short_to_tell_from_other_text_is_not_searched() -> None:
+    """Else every text would hold it."""
+    assert scrub("a text", ["a.b"]) == ("a text", False)

@@ -116,6 +116,19 @@ def test_an_id_token_of_an_authorized_party_alone_is_a_service() -> None:
     assert (subject.type, subject.id) == ("service", APP)
 
 
+@pytest.mark.parametrize("sub", ["", 5, ["x"], "a\u202eb", "x" * 3000], ids=["empty", "number", "list", "bidi", "long"])
+@pytest.mark.parametrize("make", [token, id_token])
+def test_a_user_with_an_odd_name_is_not_the_client(make: Any, sub: Any) -> None:
+    """A `sub` that is there and no name is refused; only one that is missing makes a token the client's own."""
+    assert refusal(make(sub=sub, azp=APP)) == "identity_invalid"
+
+
+def test_a_logout_token_is_nobodys() -> None:
+    """OpenID Connect Back-Channel Logout §2.4: it has `events`, and is signed like an ID token."""
+    events = {"http://schemas.openid.net/event/backchannel-logout": {}}
+    assert refusal(id_token(events=events)) == "identity_invalid"
+
+
 def test_who_acts_for_somebody_is_an_agent() -> None:
     """RFC 8693: the actor calls; whom it acts for is a property, and no user calls."""
     subject = verifier().verify(token(act={"sub": "planner", "act": {"sub": "root"}}), now=NOW)
