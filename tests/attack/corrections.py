@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -32,11 +31,10 @@ from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests import readme
 
 from ._graphs import ASK, call, human, says, unanswered
 
-README: Final = Path(__file__).parents[2] / "README.md"
-BEGIN, END_MARK = "<!-- corrections:begin -->", "<!-- corrections:end -->"
 MODES: Final = ("sync", "async")
 STOP: Final = "STOP, pay nobody"
 PROFILES: Final = {
@@ -534,19 +532,11 @@ def table() -> list[str]:
 
 def in_readme() -> list[str]:
     """The lines of the table that stand in the README."""
-    text = README.read_text(encoding="utf-8")
-    return text[text.index(BEGIN) + len(BEGIN) : text.index(END_MARK)].strip().splitlines()
-
-
-def write() -> None:
-    """Render the table into the README."""
-    text = README.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END_MARK) :]
-    README.write_text(f"{before}\n" + "\n".join(table()) + f"\n{after}", encoding="utf-8")
+    return readme.read("corrections").splitlines()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        write()
+        readme.write("corrections", "\n".join(table()))
     else:
         print("\n".join(table()))

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -26,11 +25,9 @@ from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, reset_
 from langchain_runtime_authz.edges.coverage import CoverageReport, Row
 from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.testing import StaticPDP
+from tests import readme
 
 from .routes import ALL, PROFILES, ROUTES, Bank, Kit, Outcome, Route, play
-
-README: Final = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 
 
 @dataclass(frozen=True)
@@ -186,19 +183,11 @@ def table() -> list[str]:
 
 def in_readme() -> list[str]:
     """The lines of the table that stand in the README."""
-    text = README.read_text(encoding="utf-8")
-    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip().splitlines()
-
-
-def write() -> None:
-    """Render the table into the README."""
-    text = README.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    README.write_text(f"{before}\n" + "\n".join(table()) + f"\n{after}", encoding="utf-8")
+    return readme.read("matrix").splitlines()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        write()
+        readme.write("matrix", "\n".join(table()))
     else:
         print("\n".join(table()))

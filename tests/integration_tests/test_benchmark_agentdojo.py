@@ -11,11 +11,12 @@ import pytest
 
 from langchain_runtime_authz.demo.agentdojo import load_suite
 from langchain_runtime_authz.profile import check_arguments
+from tests import readme as readme_file
 from tests.benchmarks.agentdojo import __main__ as benchmark
 from tests.benchmarks.agentdojo.attackers import TACTICS, Planned, calls_of, identifiers, plant
 from tests.benchmarks.agentdojo.engines import servers, told
 from tests.benchmarks.agentdojo.replay import HERE, Case, Outcome, Suite, run
-from tests.benchmarks.agentdojo.report import RESULTS, ROOT, between, picture, readme, summary, table
+from tests.benchmarks.agentdojo.report import RESULTS, picture, readme, summary, table
 from tests.benchmarks.agentdojo.rows import ABLATIONS, ROWS, Authority, Row, data_of
 
 SUITES = ("workspace", "banking")
@@ -158,7 +159,7 @@ def test_other_data_are_told_apart(tmp_path: Path) -> None:
 def test_readme_says_what_was_measured() -> None:
     """Its tables are those of the committed report, word for word."""
     report = json.loads((RESULTS / "report.json").read_text())
-    assert between((ROOT / "README.md").read_text(encoding="utf-8")) == readme(report)
+    assert readme_file.read("agentdojo") == readme(report)
 
 
 def test_samples_leave_no_attack_out(suite: Suite) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests import readme as readme_file
+
 from .rows import ABLATIONS, ROWS
 
 Line = dict[str, Any]
@@ -173,9 +175,7 @@ def said_of_engines(report: dict[str, Any]) -> str:
 
 # --- README ------------------------------------------------------------------------------------------
 
-ROOT = Path(__file__).parents[3]
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- agentdojo:begin -->", "<!-- agentdojo:end -->"
 _USUAL = {"attacker": "static", "order": "after", "wording": "important"}
 _PRICES = ("attack_success_rate", "harm")
 _IN_README = ("benign utility", "undisturbed", "utility under attack", "ASR", "harm", "false denials", "asks / task")
@@ -247,18 +247,10 @@ def _more(names: Sequence[str], shown: int) -> str:
     return f" and {len(names) - shown} more" if len(names) > shown else ""
 
 
-def between(text: str) -> str:
-    """What stands between the markers."""
-    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
-
-
 def publish(out: Path) -> None:
     """Put a report into the repository, and its tables into README."""
     RESULTS.mkdir(exist_ok=True)
     for name in ("report.json", "report.svg"):
         (RESULTS / name).write_bytes((out / name).read_bytes())
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     report = json.loads((RESULTS / "report.json").read_text())
-    path.write_text(f"{before}\n\n{readme(report)}\n\n{after}", encoding="utf-8")
+    readme_file.write("agentdojo", f"\n{readme(report)}\n")
