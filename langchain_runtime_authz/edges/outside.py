@@ -33,6 +33,7 @@ __all__ = [
     "ReadState",
     "brought",
     "held",
+    "is_below",
     "others",
     "removals",
     "saver_of",
@@ -49,6 +50,11 @@ def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
     """The checkpointer that keeps a root graph's state."""
     saver = getattr(graph, "checkpointer", None)
     return saver if isinstance(saver, BaseCheckpointSaver) else None
+
+
+def is_below(config: Mapping[str, Any]) -> bool:
+    """Whether a root config is of a child's checkpoint, as `get_state(subgraphs=True)` gives it."""
+    return bool((config.get("configurable") or {}).get("checkpoint_ns"))
 
 
 def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any] | None:

@@ -336,3 +336,38 @@ def test_unenforced_a_death_and_a_correction_pay_twice() -> None:
         graph.invoke(human(), THREAD)
     graph.invoke(None, THREAD)
     assert desk.ran == ["bob", "bob"]
+
+
+@ways
+def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str) -> None:
+    """The child goes on from a copy in which the question has another id: the words reach it, and count as a correction."""
+    said: list[str] = []
+
+    def asking(state: MessagesState) -> dict[str, Any]:
+        said.append(interrupt("Which bill?"))
+        return {}
+
+    child = StateGraph(MessagesState).add_node("ask", asking).add_edge(START, "ask").compile(checkpointer=True)
+    graph = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child").compile(checkpointer=InMemorySaver())
+    authz = authz_with(StaticPDP(True))
+    authz.protect(graph)
+
+    def go(given: Any, config: Any) -> None:
+        async def ago() -> None:
+            async with authz.run(subject="alice"):
+                await graph.ainvoke(given, config)
+
+        if how == "async":
+            asyncio.run(ago())
+        else:
+            with authz.run(subject="alice"):
+                graph.invoke(given, config)
+
+    go(human(), THREAD)
+    (task,) = graph.get_state(THREAD, subgraphs=True).tasks
+    scope = authz.entrance.scope(graph.get_name(), "t")
+    before = authz.ledger.load(scope, Query()).epoch
+    go(None, task.state.config)
+    go(Command(resume="the one of December"), task.state.config)
+    assert said == ["the one of December"]
+    assert authz.ledger.load(scope, Query()).epoch > before
