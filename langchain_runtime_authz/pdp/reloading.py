@@ -23,6 +23,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle
 from langchain_runtime_authz.pdp.highest import HighestRevision
+from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -240,7 +241,8 @@ class ReloadingPDP:
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
         data = bundle.data
-        if isinstance(data.get(DATA_ROOT), dict):
+        if DATA_ROOT in data:
+            check_data(data[DATA_ROOT], self.source.name)
             data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
         pdp = WasmPDP(
             wasm=bundle.wasm,

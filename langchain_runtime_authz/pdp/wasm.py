@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WasmPDP"]
 
+DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
 _ENVELOPE: Final = 1024
-DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
 Json = Mapping[str, object]
@@ -201,6 +201,11 @@ class WasmPDP:
         document = _canonical(_read_data(data))
         if wasm is None:
             document = _merge_shipped(document)
+            if data is not None:
+                # Imported late: a policy as it is shipped needs no check.
+                from langchain_runtime_authz.pdp.shipped_data import check_data
+
+                check_data(document[DATA_ROOT], "data")
         revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
