@@ -250,6 +250,29 @@ def test_observe_only_permits_and_tells(answer: object, reasons: tuple[str, ...]
     assert (decision.outcome, decision.reasons) == ("permit", reasons)
 
 
+@pytest.mark.parametrize(("n", "why"), [(64, "code_0"), (65, Code.PDP_MALFORMED)])
+def test_observe_only_over_many_reasons_permits_and_tells(n: int, why: str) -> None:
+    """As many as an answer may have, and one more: an answer that is malformed is told as that, and stops nothing."""
+    answer = {"decision": False, "context": {"reasons": [{"code": f"code_{i}"} for i in range(n)]}}
+    decision = decide(ObserveOnly(StaticPDP(lambda _: answer)))
+    assert (decision.outcome, decision.reasons[:2]) == ("permit", ("observed:deny", why))
+    assert not decide(StaticPDP(lambda _: answer)).permit  # unobserved
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_observe_only_over_a_late_engine_permits_and_tells(asynchronous: bool, n: int) -> None:
+    """The observer and the enforcement point have one deadline, not one after the other."""
+    async def hang(request: object, body: bytes) -> object:
+        return await asyncio.Event().wait()
+
+    late = StaticPDP(lambda _: time.sleep(0.1))
+    late.aevaluate = hang  # type: ignore[method-assign]
+    evaluator = Evaluator(ObserveOnly(ObserveOnly(late)), deadline=0.05)
+    decisions = asyncio.run(evaluator.aevaluate([REQUEST] * n)) if asynchronous else evaluator.evaluate([REQUEST] * n)
+    assert [(d.outcome, d.reasons) for d in decisions] == [("permit", ("observed:deny", Code.PDP_TIMEOUT))] * n
+
+
 def test_observe_only_keeps_the_obligations_of_a_permit() -> None:
     """What a permit obliges to is carried out even while observing."""
     obliged = context(obligations=[{"id": "1", "type": "redact", "properties": {"fields": ["iban"]}}])
