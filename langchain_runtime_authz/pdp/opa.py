@@ -21,8 +21,9 @@ from langchain_runtime_authz.authzen import (
     parse_answer,
     strict_json,
 )
-from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.pdp._http import Link
+from langchain_runtime_authz.pdp._settings import wrong
 
 if TYPE_CHECKING:
     import aiohttp
@@ -80,10 +81,9 @@ class OpaPDP:
     ) -> None:
         if batch is None and path == DECISION:
             batch = BATCH
-        for rule in (path, *((batch,) if batch is not None else ())):
-            if not _PATH.fullmatch(rule):  # it becomes part of a URL
-                msg = f"a rule's path is names separated by slashes, not {rule!r}"
-                raise ConfigError(msg)
+        for name, rule in (("path", path), *((("batch", batch),) if batch is not None else ())):
+            if not isinstance(rule, str) or not _PATH.fullmatch(rule):  # it becomes part of a URL
+                raise wrong(name, "a rule's path, names separated by slashes", rule)
         self.revision = ""
         self._link = Link(
             url,

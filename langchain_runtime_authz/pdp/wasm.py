@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final, overload
 
 from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text, wrong
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._rego import Program
@@ -72,15 +72,11 @@ class WasmPDP:
         timeout: float = 1.0,
         like: WasmPDP | None = None,
     ) -> None:
-        if pool_size < 1:
-            msg = f"pool_size must be at least 1, not {pool_size!r}"
-            raise ConfigError(msg)
-        if not (timeout > 0 and math.isfinite(timeout)):
-            msg = f"timeout must be a positive number of seconds, not {timeout!r}"
-            raise ConfigError(msg)
-        self._entrypoint = entrypoint
-        self._pool_size = pool_size
-        self._timeout = timeout
+        self._entrypoint = checked_text("entrypoint", entrypoint)
+        self._pool_size = checked_count("pool_size", pool_size)
+        self._timeout = checked_seconds("timeout", timeout)
+        if like is not None and not isinstance(like, WasmPDP):
+            raise wrong("like", "a WasmPDP", like)
         self._swap = threading.Lock()
         self._closed = False
         self._loaded: _Loaded = self._load(wasm, data, None if like is None else like._loaded)  # noqa: SLF001
@@ -229,7 +225,7 @@ class _Loaded:
 def _read_wasm(source: str | Path | bytes | None) -> bytes:
     if isinstance(source, bytes):
         return source
-    path: Traversable = _SHIPPED / "policy.wasm" if source is None else Path(source)
+    path: Traversable = _SHIPPED / "policy.wasm" if source is None else checked_path("wasm", source)
     return _read(path, "policy")
 
 
@@ -238,7 +234,8 @@ def _read_data(source: Json | str | Path | None) -> object:
         return {}
     if not isinstance(source, str | Path):
         return source
-    return _parse(_read(Path(source), "data"), Path(source).name)
+    path = checked_path("data", source)
+    return _parse(_read(path, "data"), path.name)
 
 
 def _read(path: Traversable, what: str) -> bytes:

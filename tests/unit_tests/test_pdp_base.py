@@ -6,13 +6,21 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
+from langchain_runtime_authz.pdp.cedar import CedarPDP
+from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
+from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP
 from tests.ids import shown
@@ -215,6 +223,85 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: context(policy={"revision": "r9"}))).policy_revision == "r9"
     assert decide(StaticPDP(True)).policy_revision == "static"
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
+
+
+ODD: list[Any] = [
+    None, True, -1, 0, 5, 0.5, 1e308, float("nan"), float("inf"), 10**40, "", "x", "1", "\0", "a b", "../x", b"", b"x",
+    [], [None], {}, {"a": 1}, {1: "a"}, (), ("a",), (1, 2), ("a", "b", "c"), object(), StaticPDP, Path("absent"), lambda: 1,
+]
+TEXT = "permit(principal, action, resource);"
+MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
+    (OpaPDP, {}, {"url", "path", "batch", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"}),
+    (
+        AuthzenPDP,
+        {"url": "http://localhost"},
+        {"url", "evaluation", "evaluations", "obligations_supported", "timeout", "ca_file", "client_cert", "token_file",
+         "proxy", "pool_size"},
+    ),
+    (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "like"}),
+    (CedarPDP, {}, {"entities", "to_cedar"}),
+    (CedarPDP, {"policies": TEXT, "schema": "entity User;"}, {"policies", "schema", "obligations"}),
+    (
+        ReloadingPDP,
+        {"source": Path("absent")},
+        {"source", "keys", "at_least", "state", "poll", "max_staleness", "entrypoint", "pool_size", "timeout"},
+    ),
+    (Evaluator, {"pdp": StaticPDP(True)}, {"pdp", "deadline"}),
+    (ObserveOnly, {"real": StaticPDP(True)}, {"real"}),
+    (partial(DenyOverrides, StaticPDP(True), StaticPDP(True, name="b")), {}, {"deadline"}),
+    (lambda pdp: DenyOverrides(StaticPDP(True), pdp), {}, {"pdp"}),
+    (
+        CandidatePDP,
+        {"real": StaticPDP(True), "candidate": StaticPDP(True)},
+        {"real", "candidate", "on_difference", "deadline"},
+    ),
+    (CircuitBreaker, {"real": StaticPDP(True)}, {"real", "failures", "reset_after", "deadline", "clock"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "name"),
+    [(make, given, name) for make, given, names in MADE for name in sorted(names)],
+    ids=lambda v: v if isinstance(v, str) else getattr(v, "__qualname__", ""),
+)
+def test_an_odd_setting_is_a_configuration_error(make: Callable[..., Any], given: dict[str, Any], name: str) -> None:
+    """Of every constructor and setting: a value that can not be meant is refused with a code, or does what it says."""
+    for value in ODD:
+        try:
+            made = make(**{**given, name: value})
+        except AuthzError as exc:
+            assert isinstance(exc, ConfigError), (value, exc)
+            assert exc.code in (Code.CONFIG, Code.POLICY_INVALID), (value, exc)
+        else:
+            getattr(made, "close", lambda: None)()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["@evil.example/x", ".evil.example/x", ":1@evil.example/x", "", "x", "/x#y", "/x y", "/\n/x", "/\\evil", "/a/../x", "/a/%2e%2e/x",
+     "https://pdp.example/x", None, 5],
+)
+def test_an_endpoint_stays_at_its_pdp(endpoint: Any) -> None:
+    """No path of it leads to another server, or out of the prefix: it would receive what is not meant for it."""
+    for url in ("https://pdp.example", "https://pdp.example/tenant", "https://pdp.example:8443/"):
+        with pytest.raises(ConfigError, match="`evaluation`"):
+            AuthzenPDP(url, evaluation=endpoint)
+        if endpoint is not None:  # there is none
+            with pytest.raises(ConfigError, match="`evaluations`"):
+                AuthzenPDP(url, evaluations=endpoint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1", "http://h:99999", "http://h:x", "http://h\n.evil.example", "http://evil.example\\@h", "http://h/\t", "h", "//h",
+     "http://", "http://\u0131"],
+)
+def test_a_url_that_is_read_in_two_ways_is_refused(url: str) -> None:
+    for made in (OpaPDP, AuthzenPDP, AuthzenPDP.discover):
+        with pytest.raises(ConfigError):
+            made(url)  # type: ignore[operator]
+    with pytest.raises(ConfigError):
+        OpaPDP(proxy=url)
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("inf"), float("nan")])
