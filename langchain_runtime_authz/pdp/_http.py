@@ -20,6 +20,7 @@ import ssl
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from langchain_runtime_authz.pdp._settings import checked_count, checked_path, c
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Link", "Reply"]
+__all__ = ["Link", "Reply", "split_url", "whole_body"]
 
 KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection is kept
 _GRACE: Final = 0.25  # seconds beyond the deadline for the other thread to say so
@@ -120,7 +121,7 @@ class Link:
     ) -> None:
         self.timeout = checked_seconds("timeout", timeout)
         self.pool_size = checked_count("pool_size", pool_size)
-        parts = _split("url", url)
+        parts = split_url("url", url)
         if parts.username is not None or parts.query or parts.fragment:
             msg = "the PDP's URL must have no user, query or fragment"
             raise ConfigError(msg)
@@ -144,7 +145,7 @@ class Link:
             msg = "a token is not sent in the clear: use https, a unix socket or a loopback address"
             raise ConfigError(msg)
         if proxy is not None and (
-            _split("proxy", proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname
+            split_url("proxy", proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname
         ):
             raise ConfigError("`proxy` must be an http or https URL")  # which is not shown: it may hold a password
         importlib.import_module("aiohttp")  # dear: here rather than in the first decision
@@ -185,13 +186,22 @@ class Link:
         future = self._begin(work)
         try:
             return future.result(self.timeout + _GRACE)
+        except FutureCancelled as exc:  # by `close`
+            raise PDPError(Code.PDP_ERROR, "closed") from exc
         except BaseException:
             future.cancel()
             raise
 
     async def arun(self, work: Callable[[aiohttp.ClientSession], Awaitable[T]]) -> T:
         """Like `run`, without blocking the caller's event loop. Cancelling it ends the exchange."""
-        return await asyncio.wrap_future(self._begin(work))
+        future = self._begin(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if future.cancelled() and (task is None or not task.cancelling()):
+                raise PDPError(Code.PDP_ERROR, "closed") from exc  # by `close`: nobody cancelled the caller
+            raise
 
     def _begin(self, work: Callable[[aiohttp.ClientSession], Awaitable[T]]) -> Future[T]:
         with self._lock:
@@ -297,19 +307,24 @@ class Link:
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 response.close()
                 raise PDPError(Code.PDP_MALFORMED, "compressed although `identity` was asked for")
-            if (response.content_length or 0) > limit:
-                response.close()
-                raise PDPError(Code.PDP_TOO_LARGE)
-            read = bytearray()
-            async for chunk in response.content.iter_any():
-                read += chunk
-                if len(read) > limit:
-                    response.close()
-                    raise PDPError(Code.PDP_TOO_LARGE)
-            return Reply(bytes(read), response.headers)
+            return Reply(await whole_body(response, limit), response.headers)
 
 
-def _split(name: str, url: object) -> SplitResult:
+async def whole_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """All of an answer's body, of at most `limit` bytes."""
+    if (response.content_length or 0) > limit:
+        response.close()
+        raise PDPError(Code.PDP_TOO_LARGE)
+    read = bytearray()
+    async for chunk in response.content.iter_any():
+        read += chunk
+        if len(read) > limit:
+            response.close()
+            raise PDPError(Code.PDP_TOO_LARGE)
+    return bytes(read)
+
+
+def split_url(name: str, url: object) -> SplitResult:
     """The parts of a URL that every reader takes apart alike.
 
     `urlsplit` drops tabs and line ends and takes a backslash for a name's; who connects need not.

@@ -45,6 +45,14 @@ __all__ = ["AuthzenPDP", "Semantic"]
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
 REQUEST_ID: Final = "X-Request-ID"
 
+HEALTH: Final = json.dumps(
+    {
+        "subject": {"type": "service", "id": "langchain-runtime-authz"},
+        "action": {"name": "health"},
+        "resource": {"type": "service", "id": "langchain-runtime-authz"},
+        "context": {},
+    },
+).encode()
 VENDOR: Final = "langchain-runtime-authz"  # whose `custom` obligations are ours
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
 _STOPS_AT: Final[Mapping[str, bool]] = {"deny_on_first_deny": False, "permit_on_first_permit": True}
@@ -183,9 +191,31 @@ class AuthzenPDP:
         """Answer several requests in order, within one `timeout` (see `evaluate_batch`)."""
         return await self._link.arun(lambda session: self._ask_all(session, bodies, semantic))
 
+    def healthy(self) -> bool:
+        """Whether decisions can be had: the PDP answers a question about nothing with a decision, and no permit.
+
+        AuthZEN has no other way to ask. The question is a `health` by this package's service on itself. Never
+        raises.
+        """
+        try:
+            return self._link.run(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
+    async def ahealthy(self) -> bool:
+        """Like `healthy`."""
+        try:
+            return await self._link.arun(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
     def close(self) -> None:
         """Close every connection; every later evaluation denies. Idempotent."""
         self._link.close()
+
+    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+        decision = await self._ask(session, HEALTH)
+        return decision.failure is None and not decision.permit
 
     async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
         document, sent_id = await self._post(session, self._url, self._told(body), 1)
