@@ -11,21 +11,25 @@ arguments, texts of the run or tokens.
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
-import ssl
+import re
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, Protocol, runtime_checkable
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.pdp._http import Link, split_url
+from langchain_runtime_authz.pdp._settings import checked_count, checked_seconds
+
+if TYPE_CHECKING:
+    import aiohttp
 
 __all__ = ["LogNotifier", "Notifier", "WebhookNotifier"]
 
@@ -33,6 +37,7 @@ _log = logging.getLogger(__name__)
 FIRST_PAUSE: Final = 0.2  # seconds after a failed delivery; doubled each time
 LONGEST_PAUSE: Final = 10.0
 _OK: Final = range(200, 300)
+_HEADER: Final = re.compile(r"[\x20-\x7e]+")
 
 
 @runtime_checkable
@@ -74,7 +79,7 @@ class WebhookNotifier:
     Args:
         url: `http://` or `https://`.
         headers: sent along, like `Authorization`.
-        timeout: seconds for each step of one delivery.
+        timeout: seconds for one delivery, everything included.
         capacity: notifications that may wait.
         max_lag: seconds that the oldest may wait before nothing more is accepted.
         ca_file: PEM file of the only authorities believed.
@@ -91,25 +96,19 @@ class WebhookNotifier:
         timeout: float = 5.0,
         capacity: int = 1000,
         max_lag: float = 60.0,
-        ca_file: str | None = None,
+        ca_file: str | Path | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError as exc:
-            raise ConfigError("the notifier's URL has no proper port") from exc
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ConfigError("a notifier needs an http:// or https:// URL without a user in it")
-        if not (0 < timeout < float("inf") and 0 < max_lag < float("inf") and capacity > 0):
-            raise ConfigError("`timeout`, `capacity` and `max_lag` must be positive")
-        self._address = (parts.hostname, port)
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        parts = split_url("url", url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError("a notifier needs an http:// or https:// URL")
         self._headers = {"Content-Type": "application/json", **(headers or {})}
-        self._timeout, self._capacity, self._max_lag = timeout, capacity, max_lag
-        try:
-            self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
-        except (OSError, ssl.SSLError) as exc:
-            raise ConfigError("the notifier's `ca_file` can not be read") from exc
+        if not all(isinstance(t, str) and _HEADER.fullmatch(t) for pair in self._headers.items() for t in pair):
+            raise ConfigError("`headers` must be names and values of printable ASCII")  # not shown: one may be a secret
+        self._capacity, self._max_lag = checked_count("capacity", capacity), checked_seconds("max_lag", max_lag)
+        # What holds for a PDP holds for whoever is told: one deadline, no redirect, nothing of the environment.
+        self._link = Link(f"{parts.scheme}://{parts.netloc}", timeout=timeout, ca_file=ca_file)
+        self._url = self._link.below("url", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
+        self._host = parts.hostname
         self._lock = forkable_lock()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -149,6 +148,7 @@ class WebhookNotifier:
         while self._queue and time.monotonic() < until:
             time.sleep(0.01)
         self._abandoned = True
+        self._link.close()
         self._wake.set()
         return len(self._queue)
 
@@ -157,23 +157,22 @@ class WebhookNotifier:
         if not self._queue:
             return True
         _, decision_id, body = self._queue[0]
-        make = http.client.HTTPConnection if self._tls is None else http.client.HTTPSConnection
-        more: dict[str, Any] = {} if self._tls is None else {"context": self._tls}
-        host, port = self._address
-        connection = make(host, port, timeout=self._timeout, **more)
         try:
-            connection.request("POST", self._path, body, {**self._headers, "X-Request-ID": decision_id})
-            status = connection.getresponse().status
-        except (OSError, http.client.HTTPException, ValueError) as exc:
-            _log.warning("%r: not delivered (%s)", self, type(exc).__name__)
+            status = self._link.run(lambda session: self._post(session, body, decision_id))
+        except (PDPError, TimeoutError, ValueError) as exc:
+            _log.warning("%r: not delivered (%s)", self, type(exc.__cause__ or exc).__name__)
             return False
-        finally:
-            connection.close()
         if status not in _OK:
             _log.warning("%r: not delivered (status %d)", self, status)
             return False
         self._queue.popleft()
         return True
+
+    async def _post(self, session: aiohttp.ClientSession, body: bytes, decision_id: str) -> int:
+        headers = {**self._headers, "X-Request-ID": decision_id}
+        async with self._link.request(session, "POST", self._url, data=body, headers=headers) as response:
+            response.close()  # its body is read by nobody
+            return response.status
 
     def _begin(self) -> None:
         self._pid = os.getpid()
@@ -183,7 +182,7 @@ class WebhookNotifier:
         self._abandoned = False
 
     def __repr__(self) -> str:
-        return f"<WebhookNotifier {self._address[0]}>"  # a path may hold a secret
+        return f"<WebhookNotifier {self._host}>"  # a path may hold a secret
 
 
 def _deliver(of: weakref.ref[WebhookNotifier], wake: threading.Event) -> None:

@@ -14,30 +14,33 @@ from __future__ import annotations
 import asyncio
 import importlib
 import ipaddress
-import math
 import os
+import re
 import ssl
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, wrong
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Link", "Reply"]
+__all__ = ["Link", "Reply", "split_url", "whole_body"]
 
 KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection is kept
 _GRACE: Final = 0.25  # seconds beyond the deadline for the other thread to say so
 _OK: Final = 200
 _REFUSED: Final = (401, 403)
+_URL: Final = re.compile(r"[!#-\[\]^_`a-~]+")  # printable ASCII without space, quote and backslash
 
 T = TypeVar("T")
 
@@ -116,13 +119,9 @@ class Link:
         proxy: str | None = None,
         pool_size: int = 10,
     ) -> None:
-        if not (timeout > 0 and math.isfinite(timeout)):
-            msg = f"timeout must be a positive number of seconds, not {timeout!r}"
-            raise ConfigError(msg)
-        if pool_size < 1:
-            msg = f"pool_size must be at least 1, not {pool_size!r}"
-            raise ConfigError(msg)
-        parts = urlsplit(url)
+        self.timeout = checked_seconds("timeout", timeout)
+        self.pool_size = checked_count("pool_size", pool_size)
+        parts = split_url("url", url)
         if parts.username is not None or parts.query or parts.fragment:
             msg = "the PDP's URL must have no user, query or fragment"
             raise ConfigError(msg)
@@ -133,30 +132,47 @@ class Link:
                 raise ConfigError(msg)
             self.root = "http://localhost"
         elif parts.scheme in ("http", "https") and parts.hostname:
-            self.root = url.rstrip("/")
+            self.root = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         else:
             msg = f"the PDP's URL must be http, https or unix, not {url!r}"
             raise ConfigError(msg)
         secure = parts.scheme == "https"
         self.private = secure or self.socket_path is not None or _loopback(parts.hostname)
-        if (ca_file or client_cert) and not secure:
+        if (ca_file is not None or client_cert is not None) and not secure:
             msg = "`ca_file` and `client_cert` need an https URL"
             raise ConfigError(msg)
-        if token_file and not self.private:
+        if token_file is not None and not self.private:
             msg = "a token is not sent in the clear: use https, a unix socket or a loopback address"
             raise ConfigError(msg)
+        if proxy is not None and (
+            split_url("proxy", proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname
+        ):
+            raise ConfigError("`proxy` must be an http or https URL")  # which is not shown: it may hold a password
         importlib.import_module("aiohttp")  # dear: here rather than in the first decision
 
-        self.timeout = timeout
-        self.pool_size = pool_size
         self._tls = _Tls(ca_file, client_cert) if secure else None
         self._proxy = proxy
-        self._token = _Token(Path(token_file)) if token_file is not None else None
+        self._token = _Token(checked_path("token_file", token_file)) if token_file is not None else None
         self._lock = threading.Lock()
         self._pool: _Pool | None = None
         self._closed = False
         self._finalizer: weakref.finalize[Any, Link] | None = None
         _links.add(self)
+
+    def below(self, name: str, path: object) -> str:
+        """The URL of a path at this PDP.
+
+        Raises:
+            ConfigError: it is no such path, or would lead to another server.
+        """
+        url = f"{self.root}{path}"
+        if not isinstance(path, str) or not path.startswith("/") or not _URL.fullmatch(url) or "#" in path:
+            raise wrong(name, "a path at the PDP that begins with `/`", path)
+        here, there = urlsplit(self.root), urlsplit(url)
+        # Dots are resolved by whoever sends: they would leave the prefix.
+        if here[:2] != there[:2] or {".", ".."} & set(unquote(there.path).split("/")):
+            raise wrong(name, "a path at the PDP", path)
+        return url
 
     # --- callers ------------------------------------------------------------------------------------
 
@@ -170,13 +186,22 @@ class Link:
         future = self._begin(work)
         try:
             return future.result(self.timeout + _GRACE)
+        except FutureCancelled as exc:  # by `close`
+            raise PDPError(Code.PDP_ERROR, "closed") from exc
         except BaseException:
             future.cancel()
             raise
 
     async def arun(self, work: Callable[[aiohttp.ClientSession], Awaitable[T]]) -> T:
         """Like `run`, without blocking the caller's event loop. Cancelling it ends the exchange."""
-        return await asyncio.wrap_future(self._begin(work))
+        future = self._begin(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if future.cancelled() and (task is None or not task.cancelling()):
+                raise PDPError(Code.PDP_ERROR, "closed") from exc  # by `close`: nobody cancelled the caller
+            raise
 
     def _begin(self, work: Callable[[aiohttp.ClientSession], Awaitable[T]]) -> Future[T]:
         with self._lock:
@@ -282,16 +307,36 @@ class Link:
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 response.close()
                 raise PDPError(Code.PDP_MALFORMED, "compressed although `identity` was asked for")
-            if (response.content_length or 0) > limit:
-                response.close()
-                raise PDPError(Code.PDP_TOO_LARGE)
-            read = bytearray()
-            async for chunk in response.content.iter_any():
-                read += chunk
-                if len(read) > limit:
-                    response.close()
-                    raise PDPError(Code.PDP_TOO_LARGE)
-            return Reply(bytes(read), response.headers)
+            return Reply(await whole_body(response, limit), response.headers)
+
+
+async def whole_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """All of an answer's body, of at most `limit` bytes."""
+    if (response.content_length or 0) > limit:
+        response.close()
+        raise PDPError(Code.PDP_TOO_LARGE)
+    read = bytearray()
+    async for chunk in response.content.iter_any():
+        read += chunk
+        if len(read) > limit:
+            response.close()
+            raise PDPError(Code.PDP_TOO_LARGE)
+    return bytes(read)
+
+
+def split_url(name: str, url: object) -> SplitResult:
+    """The parts of a URL that every reader takes apart alike.
+
+    `urlsplit` drops tabs and line ends and takes a backslash for a name's; who connects need not.
+    """
+    try:
+        if isinstance(url, str) and _URL.fullmatch(url):
+            parts = urlsplit(url)
+            _ = parts.port  # out of its range it raises
+            return parts
+    except ValueError:
+        pass
+    raise wrong(name, "a URL", url)
 
 
 def _by_status(status: int) -> Code:
@@ -333,10 +378,12 @@ class _Tls:
         ca_file: str | Path | None,
         client_cert: str | Path | tuple[str | Path, str | Path] | None,
     ) -> None:
-        chain = client_cert if isinstance(client_cert, tuple) else (client_cert,)
-        self._ca_file = ca_file
-        self._chain = tuple(file for file in chain if file is not None)
-        self._watched = [Path(file) for file in (ca_file, *self._chain) if file is not None]
+        chain = client_cert if isinstance(client_cert, tuple) else () if client_cert is None else (client_cert,)
+        if (client_cert is not None and not chain) or len(chain) > 2:  # noqa: PLR2004
+            raise wrong("client_cert", "a file, or a pair of certificate and key", client_cert)
+        self._ca_file = None if ca_file is None else checked_path("ca_file", ca_file)
+        self._chain = tuple(checked_path("client_cert", file) for file in chain)
+        self._watched = [file for file in (self._ca_file, *self._chain) if file is not None]
         self._seen: object = None
         try:
             self._context = self._load()

@@ -35,6 +35,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp._http import Link
+from langchain_runtime_authz.pdp._settings import wrong
 
 if TYPE_CHECKING:
     import aiohttp
@@ -44,6 +45,14 @@ __all__ = ["AuthzenPDP", "Semantic"]
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
 REQUEST_ID: Final = "X-Request-ID"
 
+HEALTH: Final = json.dumps(
+    {
+        "subject": {"type": "service", "id": "langchain-runtime-authz"},
+        "action": {"name": "health"},
+        "resource": {"type": "service", "id": "langchain-runtime-authz"},
+        "context": {},
+    },
+).encode()
 VENDOR: Final = "langchain-runtime-authz"  # whose `custom` obligations are ours
 Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"]
 _STOPS_AT: Final[Mapping[str, bool]] = {"deny_on_first_deny": False, "permit_on_first_permit": True}
@@ -56,7 +65,7 @@ class AuthzenPDP:
 
     Args:
         url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
-        evaluation: path of the evaluation endpoint.
+        evaluation: path of the evaluation endpoint, below `url`.
         evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none:
             then they are asked side by side.
         obligations_supported: obligation types told to the PDP in each request (obligations profile).
@@ -103,10 +112,12 @@ class AuthzenPDP:
             pool_size=pool_size,
         )
         if not self._link.private:
-            msg = f"AuthZEN goes over https, not {url!r}"
-            raise ConfigError(msg)
-        self._url = self._link.root + evaluation
-        self._batch_url = self._link.root + evaluations if evaluations is not None else None
+            raise wrong("url", "https, as AuthZEN goes over it", url)
+        self._url = self._link.below("evaluation", evaluation)
+        self._batch_url = self._link.below("evaluations", evaluations) if evaluations is not None else None
+        types = obligations_supported
+        if not isinstance(types, list | tuple) or not all(isinstance(o, str) for o in types):
+            raise wrong("obligations_supported", "a list of obligation types", obligations_supported)
         self._supported = tuple(obligations_supported)
 
     @classmethod
@@ -119,12 +130,16 @@ class AuthzenPDP:
         Raises:
             ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
         """
+        whole = Link(url, timeout=1.0)  # refuses what is no PDP's URL
+        whole.close()
         parts = urlsplit(url)
         origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
         link = Link(origin, **{"timeout": 1.0, **connection})
         try:
             reply = link.run(
-                lambda session: link.exchange(session, "GET", origin + WELL_KNOWN + path, limit=MAX_ANSWER_BYTES),
+                lambda session: link.exchange(
+                    session, "GET", link.below("url", WELL_KNOWN + path), limit=MAX_ANSWER_BYTES
+                ),
             )
             metadata = strict_json(reply.body)
         except (PDPError, TimeoutError, ValueError, RecursionError) as exc:
@@ -176,9 +191,31 @@ class AuthzenPDP:
         """Answer several requests in order, within one `timeout` (see `evaluate_batch`)."""
         return await self._link.arun(lambda session: self._ask_all(session, bodies, semantic))
 
+    def healthy(self) -> bool:
+        """Whether decisions can be had: the PDP answers a question about nothing with a decision, and no permit.
+
+        AuthZEN has no other way to ask. The question is a `health` by this package's service on itself. Never
+        raises.
+        """
+        try:
+            return self._link.run(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
+    async def ahealthy(self) -> bool:
+        """Like `healthy`."""
+        try:
+            return await self._link.arun(self._healthy)
+        except (PDPError, TimeoutError):
+            return False
+
     def close(self) -> None:
         """Close every connection; every later evaluation denies. Idempotent."""
         self._link.close()
+
+    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
+        decision = await self._ask(session, HEALTH)
+        return decision.failure is None and not decision.permit
 
     async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
         document, sent_id = await self._post(session, self._url, self._told(body), 1)

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz.authzen import (
     MAX_REQUEST_BYTES,
@@ -23,6 +23,7 @@ from langchain_runtime_authz.authzen import (
     parse_answer,
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp._settings import checked_seconds
 
 __all__ = ["PDP", "BatchPDP", "Evaluator", "ObserveOnly", "serialise"]
 
@@ -98,14 +99,17 @@ class Evaluator:
     """
 
     def __init__(self, pdp: PDP, *, deadline: float = DEFAULT_DEADLINE) -> None:
-        if not isinstance(pdp, PDP):
-            msg = f"`pdp` must have name, revision, evaluate and aevaluate, not be {type(pdp).__name__}"
-            raise ConfigError(msg)
-        if not 0 < deadline < float("inf"):
-            msg = f"the deadline must be a positive number of seconds, not {deadline!r}"
+        if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
+            is_ = f"the class {pdp.__name__}" if isinstance(pdp, type) else f"be {type(pdp).__name__}"
+            msg = f"`pdp` must have name, revision, evaluate and aevaluate, not {is_}"
             raise ConfigError(msg)
         self.pdp = pdp
-        self.deadline = deadline
+        self.deadline = checked_seconds("deadline", deadline)
+        # Observing is done here and not in the observer: within the one deadline, what comes late is observed too.
+        self._observes = isinstance(pdp, ObserveOnly)
+        while isinstance(pdp, ObserveOnly):
+            pdp = pdp.real
+        self._asked = pdp
         self._batch = pdp if isinstance(pdp, BatchPDP) else None
 
     def evaluate(
@@ -120,7 +124,17 @@ class Evaluator:
         `bodies` are the requests' JSON where the caller has serialised them already (`serialise`);
         `until` is the end of the caller's own time (`time.monotonic`), where it comes before the deadline.
         """
-        until = min(until, time.monotonic() + self.deadline)
+        return self._given(self._decide(requests, bodies, min(until, time.monotonic() + self.deadline)))
+
+    def _given(self, decisions: list[Decision]) -> list[Decision]:
+        return [_observed(d) for d in decisions] if self._observes else decisions
+
+    def _decide(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes | None] | None,
+        until: float,
+    ) -> list[Decision]:
         pairs = list(_with_bodies(requests, bodies))
         if self._batch is None or len(pairs) == 1:
             return [self._one(r, b, until) for r, b in pairs]
@@ -141,7 +155,7 @@ class Evaluator:
         if time.monotonic() >= until:
             return self._failed(Code.PDP_TIMEOUT)
         try:
-            answer = self.pdp.evaluate(request, body)
+            answer = self._asked.evaluate(request, body)
         except _STOPS:
             raise
         except BaseException as exc:  # noqa: BLE001  (an engine's panic may not be an `Exception`; all denies)
@@ -154,7 +168,14 @@ class Evaluator:
         bodies: Sequence[bytes | None] | None = None,
     ) -> list[Decision]:
         """Like `evaluate`, without blocking the event loop."""
-        until = time.monotonic() + self.deadline
+        return self._given(await self._adecide(requests, bodies, time.monotonic() + self.deadline))
+
+    async def _adecide(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes | None] | None,
+        until: float,
+    ) -> list[Decision]:
         pairs = list(_with_bodies(requests, bodies))
         if self._batch is None or len(pairs) == 1:
             return [await self._aone(r, b, until) for r, b in pairs]
@@ -178,7 +199,7 @@ class Evaluator:
             return self._failed(Code.PDP_TIMEOUT)
         try:
             async with asyncio.timeout(left):
-                answer = await self.pdp.aevaluate(request, body)
+                answer = await self._asked.aevaluate(request, body)
         except _STOPS:
             raise
         except BaseException as exc:  # noqa: BLE001  (see `_one`)
@@ -248,30 +269,36 @@ class ObserveOnly:
     every record (`pdp = "observe-only(…)"`), and obligations of a permit are still carried out.
     What the enforcement point itself refuses, it refuses under this PDP too.
 
+    A permit in place of another outcome says so in its reasons: `observed:deny`, then the real ones. An
+    answer that is late or malformed is no exception: it would have denied (`observed:deny`,
+    `pdp_malformed`), and an observer that stopped there would stop just what is to be observed.
+
     Args:
         real: the PDP whose decisions are observed.
     """
 
     def __init__(self, real: PDP) -> None:
-        self._real = Evaluator(real)
+        Evaluator(real)  # refuses what is no PDP
+        self.real = real
         self.name = f"observe-only({real.name})"
+        self._all = Evaluator(self)
 
     @property
     def revision(self) -> str:
         """The observed policy's revision."""
-        return self._real.pdp.revision
+        return self.real.revision
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._permit(self._real.evaluate([request], [body])[0])
+        return self._all.evaluate([request], [body])[0]
 
     async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._permit((await self._real.aevaluate([request], [body]))[0])
+        return (await self._all.aevaluate([request], [body]))[0]
 
     def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
         """Permit each, with the real decision's outcome as the reason."""
-        return [self._permit(d) for d in self._real.evaluate(requests, bodies)]
+        return self._all.evaluate(requests, bodies)
 
     async def aevaluate_batch(
         self,
@@ -279,17 +306,14 @@ class ObserveOnly:
         bodies: Sequence[bytes],
     ) -> Sequence[object]:
         """Permit each, with the real decision's outcome as the reason."""
-        return [self._permit(d) for d in await self._real.aevaluate(requests, bodies)]
+        return await self._all.aevaluate(requests, bodies)
 
-    @staticmethod
-    def _permit(real: Decision) -> dict[str, Any]:
-        reasons = [f"observed:{real.outcome}", *real.reasons] if not real.permit else []
-        obligations = [o.model_dump() for o in real.obligations] if real.permit else []
-        return {
-            "decision": True,
-            "context": {
-                "reasons": [{"code": code} for code in reasons],
-                "obligations": obligations,
-                "policy": {"revision": real.policy_revision},
-            },
-        }
+
+def _observed(real: Decision) -> Decision:
+    """The permit in place of a decision; what could not be put to a PDP at all stays denied."""
+    if real.permit or real.failure == "mapping":
+        return real
+    reasons = (f"observed:{real.outcome}", *real.reasons)
+    return real.model_copy(
+        update={"outcome": "permit", "reasons": reasons, "obligations": (), "failure": None, "ttl": 0},
+    )

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from pydantic import ValidationError
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, strict_json
@@ -321,6 +322,24 @@ def _verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
         differ = sorted(n for n in {**seen, **listed} if seen.get(n) != listed.get(n))
         raise _unsigned(f"{name}: `{differ[0]}` is not what was signed")
     return str(kid)
+
+
+def trusted(keys: Keys) -> dict[str, str | bytes]:
+    """A copy of these keys, each of which can verify a signature, and can make none.
+
+    Raises:
+        ConfigError: one can not, or there is none.
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    if not isinstance(keys, Mapping) or not keys:
+        raise ConfigError("`keys` must map a key's id to its public key; leave it out to take unsigned bundles")
+    for kid, pem in keys.items():
+        try:
+            load_pem_public_key(pem.encode() if isinstance(pem, str) else pem)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+            raise ConfigError(f"`keys`: {kid!r} is no public key in PEM form ({type(exc).__name__})") from exc
+    return dict(keys)
 
 
 def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: str = "default") -> bytes:

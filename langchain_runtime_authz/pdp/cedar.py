@@ -33,6 +33,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp._settings import checked_callable, wrong
 
 if TYPE_CHECKING:
     import cedarpy
@@ -63,7 +64,7 @@ class CedarPDP:
         to_cedar: makes `{principal, action, resource, context}` of a request, as `cedar_request` does.
 
     Raises:
-        ConfigError: `policy_invalid`: they do not parse, or not fit the schema.
+        ConfigError: `policy_invalid`: they do not parse, or policies or entities do not fit the schema.
 
     Attributes:
         name: `cedar`.
@@ -90,20 +91,25 @@ class CedarPDP:
             if schema is not None or obligations is not None:
                 msg = "the shipped Cedar policies have their own schema and obligations"
                 raise ConfigError(msg)
-            policies, schema = _text(SHIPPED / "runtime_authz.cedar"), _text(SHIPPED / "runtime_authz.cedarschema")
-            obligations = strict_json(_text(SHIPPED / "obligations.json"))
+            policies, schema = (
+                _text("policies", SHIPPED / "runtime_authz.cedar"),
+                _text("schema", SHIPPED / "runtime_authz.cedarschema"),
+            )
+            obligations = strict_json(_text("obligations", SHIPPED / "obligations.json"))
         elif schema is None:
             msg = "Cedar policies need a schema, or a misspelt attribute disables a `forbid`"
             raise ConfigError(msg)
-        source, shape = _text(policies), _text(schema)
-        known = _text(entities) if isinstance(entities, Path) else _dump(list(entities or ()))
-        table = dict(obligations or {})
-        self._to_cedar = to_cedar or cedar_request
+        source, shape = _text("policies", policies), _text("schema", schema)
+        if not isinstance(entities, Path | list | tuple | None):
+            raise wrong("entities", "a list of entities, or a path", entities)
+        known = _text("entities", entities) if isinstance(entities, Path) else _dump(list(entities or ()))
+        table = _table(obligations or {})
+        self._to_cedar = cedar_request if to_cedar is None else checked_callable("to_cedar", to_cedar)
         self._evaluate_all = cedarpy.is_authorized_batch
         try:
             self._policies = cedarpy.PolicySet.from_str(source)
             self._schema = cedarpy.Schema.from_str(shape)
-            self._entities = cedarpy.Entities.from_json_str(known)
+            self._entities = cedarpy.Entities.from_json_str(known, self._schema)
             checked = cedarpy.validate_policies(source, self._schema)
             parsed = json.loads(cedarpy.policies_to_json_str(source))["staticPolicies"]
         except (ValueError, KeyError) as exc:
@@ -113,7 +119,9 @@ class CedarPDP:
             msg = f"the Cedar policies do not fit the schema: {'; '.join(str(e) for e in checked.errors)}"
             raise ConfigError(msg, Code.POLICY_INVALID)
         self._says = {name: _annotated(name, policy, table) for name, policy in parsed.items()}
-        fingerprint = hashlib.sha256("\0".join([source, shape, known, _dump(table)]).encode()).hexdigest()
+        fingerprint = hashlib.sha256(
+            "\0".join([source, shape, known, _dump(dict(obligations or {}))]).encode()
+        ).hexdigest()
         self.revision = f"sha256:{fingerprint[:16]}"
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
@@ -181,7 +189,20 @@ class _Said:
         return any(o.type == "require_approval" for o in self.obligations)
 
 
-def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]]) -> _Said:
+def _table(given: object) -> dict[str, Obligation]:
+    if not isinstance(given, Mapping):
+        raise wrong("obligations", "a mapping of names to obligations", given)
+    found = {}
+    for name, fields in given.items():
+        try:
+            found[name] = Obligation.model_validate({"id": name, **fields})
+        except (TypeError, ValidationError) as exc:
+            msg = f"the obligation `{name}` is malformed; it has `type` and `properties`"
+            raise ConfigError(msg, Code.POLICY_INVALID) from exc
+    return found
+
+
+def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligation]) -> _Said:
     notes = policy.get("annotations") or {}
     reason = notes.get("reason") or notes.get("id") or name
     if not REASON_CODE.fullmatch(reason):
@@ -190,9 +211,9 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Mapping
     obligations = []
     for wanted in (notes.get("obligation") or "").split():
         try:
-            obligations.append(Obligation.model_validate({"id": wanted, **table[wanted]}))
-        except (KeyError, TypeError, ValidationError) as exc:
-            msg = f"the obligation `{wanted}` of policy `{reason}` is not in the table, or malformed"
+            obligations.append(table[wanted])
+        except KeyError as exc:
+            msg = f"the obligation `{wanted}` of policy `{reason}` is not in the table"
             raise ConfigError(msg, Code.POLICY_INVALID) from exc
     if policy.get("effect") == "permit" and any(o.type in ("require_approval", "revoke") for o in obligations):
         msg = f"policy `{reason}` permits and obliges to `approval` or `revoke`; put that on a `forbid`"
@@ -200,9 +221,11 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Mapping
     return _Said(reason, tuple(obligations))
 
 
-def _text(source: str | Path | Traversable) -> str:
+def _text(name: str, source: object) -> str:
     if isinstance(source, str):
         return source
+    if not isinstance(source, Path | Traversable):
+        raise wrong(name, "text or a path", source)
     try:
         return source.read_text("utf-8")
     except (OSError, ValueError) as exc:

@@ -15,11 +15,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.pdp._settings import checked_callable, checked_count, checked_seconds
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
@@ -69,10 +71,10 @@ class DenyOverrides(_Composed):
         if len(pdps) < 2:  # noqa: PLR2004
             msg = "deny-overrides needs at least two PDPs"
             raise ConfigError(msg)
+        self._all = [Evaluator(p, deadline=deadline) for p in pdps]
         if len({p.name for p in pdps}) != len(pdps):
             msg = "the PDPs' names must be distinct, or a record can not say which of them denied"
             raise ConfigError(msg)
-        self._all = [Evaluator(p, deadline=deadline) for p in pdps]
         self._deadline = deadline
         self.name = f"deny-overrides({','.join(p.name for p in pdps)})"
 
@@ -117,6 +119,7 @@ class DenyOverrides(_Composed):
 
 
 MAX_WAITING: Final = 256
+CLOSING: Final = 1.0  # seconds that `close` gives the comparison under way
 _Compared = tuple[list[EvaluationRequest], list[bytes], list[Decision]]
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
@@ -135,8 +138,8 @@ class CandidatePDP(_Composed):
         deadline: seconds for the real one, and for the candidate.
 
     Attributes:
-        counts: how often the two were the `same`, how often the candidate differed (`permit>deny`),
-            and how often it was `skipped` because it is slower than the traffic.
+        counts: requests: on which the two were the `same`, on which the candidate differed (`permit>deny`),
+            which were `skipped` because it is slower than the traffic, and `dropped` by `close`.
     """
 
     def __init__(
@@ -149,12 +152,11 @@ class CandidatePDP(_Composed):
     ) -> None:
         self._real = Evaluator(real, deadline=deadline)
         self._candidate = Evaluator(candidate, deadline=deadline)
-        self._told = on_difference
-        self._waiting: queue.Queue[_Compared | None] = queue.Queue(MAX_WAITING)
-        self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
+        self._told = None if on_difference is None else checked_callable("on_difference", on_difference)
         self._lock = forkable_lock()
-        self.counts: dict[str, int] = {}
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._begin()
         self.name = f"candidate({real.name},{candidate.name})"
 
     @property
@@ -180,16 +182,36 @@ class CandidatePDP(_Composed):
 
     def drain(self) -> None:
         """Wait until everything that waits has been compared."""
-        self._waiting.join()
-
-    def close(self) -> None:
-        """End the comparing, and close both PDPs where they can be closed. Idempotent."""
         with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
-            self._waiting.put(None)
-            thread.join()
+            self._own()
+            waiting = self._waiting
+        waiting.join()
+
+    def close(self) -> int:
+        """End the comparing, and close both PDPs where they can be closed. Idempotent.
+
+        What still waits is not compared, and no difference is told from here on; what is under way gets a
+        second to end. Returns how many requests were dropped (`counts["dropped"]`).
+        """
+        with self._lock:
+            self._own()
+            first, self._closed = not self._closed, True
+            thread, waiting = self._thread, self._waiting
+            if first and self._pending:
+                self._add("dropped", self._pending)
+        if first:
+            with suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
+                    waiting.task_done()
+            if thread is not None:
+                waiting.put(None)  # there is room: nothing is taken in any more
+            if self.counts.get("dropped"):
+                _log.warning("%s: closed, %d requests were not compared", self.name, self.counts["dropped"])
         _close(self._real.pdp, self._candidate.pdp)
+        if thread is not None and thread is not threading.current_thread():  # `on_difference` may close
+            thread.join(CLOSING)
+        return self.counts.get("dropped", 0)
 
     def _compare_later(
         self,
@@ -197,39 +219,42 @@ class CandidatePDP(_Composed):
         bodies: Sequence[bytes],
         decisions: Sequence[Decision],
     ) -> None:
-        if self._pid != os.getpid():  # a fork's child has neither the thread nor a use for its queue
-            self._pid, self._thread, self._waiting = os.getpid(), None, queue.Queue(MAX_WAITING)
         with self._lock:
+            self._own()
+            if self._closed:
+                return
             if self._thread is None:
-                self._thread = threading.Thread(target=self._compare, name="runtime-authz-candidate", daemon=True)
+                arguments = (self._waiting,)
+                name = "runtime-authz-candidate"
+                self._thread = threading.Thread(target=self._compare, args=arguments, name=name, daemon=True)
                 self._thread.start()
-        try:
-            self._waiting.put_nowait((list(requests), list(bodies), list(decisions)))
-        except queue.Full:
-            self._count("skipped")
-
-    def _compare(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            requests, bodies, decisions = work
             try:
-                for request, ours, theirs in zip(
-                    requests,
-                    decisions,
-                    self._candidate.evaluate(requests, bodies),
-                    strict=True,
-                ):
+                self._waiting.put_nowait((list(requests), list(bodies), list(decisions)))
+                self._pending += len(requests)
+            except queue.Full:
+                self._add("skipped", len(requests))
+
+    def _compare(self, waiting: queue.Queue[_Compared | None]) -> None:
+        while (work := waiting.get()) is not None:
+            requests, bodies, decisions = work
+            candidates = self._candidate.evaluate(requests, bodies)
+            for request, ours, theirs in zip(requests, decisions, candidates, strict=True):
+                try:
                     self._tell(request, ours, theirs)
-            except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
-                _log.exception("a candidate's difference could not be told")
-            finally:
-                self._waiting.task_done()
-        self._waiting.task_done()
+                except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
+                    _log.exception("a candidate's difference could not be told")
+            waiting.task_done()
+        waiting.task_done()
 
     def _tell(self, request: EvaluationRequest, ours: Decision, theirs: Decision) -> None:
-        if ours.outcome == theirs.outcome:
-            self._count("same")
+        flips = ours.outcome != theirs.outcome
+        with self._lock:
+            if self._closed:  # it was dropped; the candidate may say this because it is closed
+                return
+            self._pending -= 1
+            self._add(f"{ours.outcome}>{theirs.outcome}" if flips else "same", 1)
+        if not flips:
             return
-        self._count(f"{ours.outcome}>{theirs.outcome}")
         _log.warning(
             "would flip: %s %s: %s by %s, %s by %s (%s); candidate revision %s",
             request.action.name,
@@ -244,9 +269,20 @@ class CandidatePDP(_Composed):
         if self._told is not None:
             self._told(request, ours, theirs)
 
-    def _count(self, what: str) -> None:
-        with self._lock:
-            self.counts[what] = self.counts.get(what, 0) + 1
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._waiting: queue.Queue[_Compared | None] = queue.Queue(MAX_WAITING)
+        self._thread = None
+        self._pending = 0  # requests that wait or are being compared
+        self.counts: dict[str, int] = {}
+
+    def _own(self) -> None:
+        """A fork's child has neither the thread nor a use for its queue. Under the lock."""
+        if self._pid != os.getpid():
+            self._begin()
+
+    def _add(self, what: str, n: int) -> None:
+        self.counts[what] = self.counts.get(what, 0) + n
 
 
 State = Literal["closed", "open", "half-open"]
@@ -275,13 +311,10 @@ class CircuitBreaker(_Composed):
         deadline: float = DEFAULT_DEADLINE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if failures < 1 or not reset_after > 0:
-            msg = "`failures` must be at least 1 and `reset_after` positive"
-            raise ConfigError(msg)
         self._real = Evaluator(real, deadline=deadline)
-        self._limit = failures
-        self._reset_after = reset_after
-        self._clock = clock
+        self._limit = checked_count("failures", failures)
+        self._reset_after = checked_seconds("reset_after", reset_after)
+        self._clock = checked_callable("clock", clock)
         self._lock = forkable_lock()
         self._failed = 0
         self._until = 0.0  # when open: not asked before

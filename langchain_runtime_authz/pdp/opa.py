@@ -1,6 +1,6 @@
 """An OPA server as PDP, on `opa-python-client`, with what that leaves open shut.
 
-Of the client its asynchronous half is used (health, status, readiness), on a hardened session
+Of the client the asynchronous health check is used, on a hardened session
 (`pdp._http`): it retries, follows redirects, knows no CA file, unix socket or pool size. Decisions do
 not go through its `query_rule`, which serialises a parsed input again and reads duplicate members.
 """
@@ -21,8 +21,9 @@ from langchain_runtime_authz.authzen import (
     parse_answer,
     strict_json,
 )
-from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp._http import Link
+from langchain_runtime_authz.errors import Code, PDPError
+from langchain_runtime_authz.pdp._http import Link, whole_body
+from langchain_runtime_authz.pdp._settings import wrong
 
 if TYPE_CHECKING:
     import aiohttp
@@ -80,10 +81,9 @@ class OpaPDP:
     ) -> None:
         if batch is None and path == DECISION:
             batch = BATCH
-        for rule in (path, *((batch,) if batch is not None else ())):
-            if not _PATH.fullmatch(rule):  # it becomes part of a URL
-                msg = f"a rule's path is names separated by slashes, not {rule!r}"
-                raise ConfigError(msg)
+        for name, rule in (("path", path), *((("batch", batch),) if batch is not None else ())):
+            if not isinstance(rule, str) or not _PATH.fullmatch(rule):  # it becomes part of a URL
+                raise wrong(name, "a rule's path, names separated by slashes", rule)
         self.revision = ""
         self._link = Link(
             url,
@@ -119,14 +119,18 @@ class OpaPDP:
         return await self._link.arun(lambda session: self._ask_all(session, bodies))
 
     def healthy(self) -> bool:
-        """Whether OPA answers, with its bundles active. Never raises."""
+        """Whether decisions can be had: it is OPA, its bundles are active, and the rule at `path` is there.
+
+        The rule is asked with an empty input, which must be answered with a decision, and not with a
+        permit: give a rule of your own a default. Never raises.
+        """
         try:
             return self._link.run(self._healthy)
         except (PDPError, TimeoutError):
             return False
 
     async def ahealthy(self) -> bool:
-        """Whether OPA answers, with its bundles active. Never raises."""
+        """Like `healthy`."""
         try:
             return await self._link.arun(self._healthy)
         except (PDPError, TimeoutError):
@@ -137,9 +141,11 @@ class OpaPDP:
         self._link.close()
 
     async def _healthy(self, session: aiohttp.ClientSession) -> bool:
-        # The one check of theirs that says whether decisions can be had.
         query: dict[str, Any] = {"bundles": "true"}
-        return bool(await _client(self._link, session).check_health(query))
+        if not await _client(self._link, session).check_health(query):
+            return False
+        nothing = await self._ask(session, b"{}")
+        return nothing is not None and not nothing.permit
 
     async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision | None:
         return _decision(*await self._post(session, self._url, b'{"input":' + body + b"}", 1))
@@ -206,6 +212,10 @@ def _client(link: Link, session: aiohttp.ClientSession) -> Any:
         @asynccontextmanager
         async def _request(self, method: str, url: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
             async with link.request(session, method, url, **options) as response:
+                # Their check is content with any 200, which any server gives. OPA says `{}`.
+                said = strict_json(await whole_body(response, MAX_ANSWER_BYTES))
+                if not isinstance(said, dict) or "error" in said or "code" in said:
+                    raise PDPError(Code.PDP_MALFORMED)
                 yield response
 
         async def check_health(self, query: Any = None, diagnostic_url: str | None = None) -> bool:

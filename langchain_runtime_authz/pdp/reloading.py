@@ -21,8 +21,10 @@ from typing import Final
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle
+from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text
+from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle, trusted
 from langchain_runtime_authz.pdp.highest import HighestRevision
+from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -111,21 +113,16 @@ class ReloadingPDP:
         pool_size: int = 4,
         timeout: float = 1.0,
     ) -> None:
-        for parameter, value in (("poll", poll), ("max_staleness", max_staleness)):
-            if value is not None and not 0 < value < float("inf"):
-                msg = f"`{parameter}` must be a positive number of seconds, not {value!r}"
-                raise ConfigError(msg)
-        if keys is not None and not keys:
-            msg = "`keys` holds no key; leave it out to take unsigned bundles"
-            raise ConfigError(msg)
-        self.source = Path(source)
-        self._keys = None if keys is None else dict(keys)
-        self._least = at_least
-        beside = self.source.with_name(self.source.name + ".highest")
-        self._highest = HighestRevision(beside if state is None else Path(state))
-        self._poll = poll
-        self._max_staleness = max_staleness
-        self._entrypoint, self._pool_size, self._timeout = entrypoint, pool_size, timeout
+        self.source = checked_path("source", source)
+        self._keys = None if keys is None else trusted(keys)
+        self._least = checked_count("at_least", at_least)
+        beside = self.source.with_name((self.source.name or "policy") + ".highest")
+        self._highest = HighestRevision(beside if state is None else checked_path("state", state))
+        self._poll = checked_seconds("poll", poll)
+        self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
+        self._entrypoint = None if entrypoint is None else checked_text("entrypoint", entrypoint)
+        self._pool_size = checked_count("pool_size", pool_size)
+        self._timeout = checked_seconds("timeout", timeout)
         self._refused = ""
         self._closed = False
         self._lock = threading.Lock()  # of whoever reloads
@@ -240,7 +237,8 @@ class ReloadingPDP:
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
         data = bundle.data
-        if isinstance(data.get(DATA_ROOT), dict):
+        if DATA_ROOT in data:
+            check_data(data[DATA_ROOT], self.source.name)
             data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
         pdp = WasmPDP(
             wasm=bundle.wasm,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,15 +20,16 @@ from typing import TYPE_CHECKING, Final, overload
 
 from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text, wrong
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._rego import Program
 
 __all__ = ["WasmPDP"]
 
+DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
 _ENVELOPE: Final = 1024
-DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
 Json = Mapping[str, object]
@@ -72,15 +72,11 @@ class WasmPDP:
         timeout: float = 1.0,
         like: WasmPDP | None = None,
     ) -> None:
-        if pool_size < 1:
-            msg = f"pool_size must be at least 1, not {pool_size!r}"
-            raise ConfigError(msg)
-        if not (timeout > 0 and math.isfinite(timeout)):
-            msg = f"timeout must be a positive number of seconds, not {timeout!r}"
-            raise ConfigError(msg)
-        self._entrypoint = entrypoint
-        self._pool_size = pool_size
-        self._timeout = timeout
+        self._entrypoint = checked_text("entrypoint", entrypoint)
+        self._pool_size = checked_count("pool_size", pool_size)
+        self._timeout = checked_seconds("timeout", timeout)
+        if like is not None and not isinstance(like, WasmPDP):
+            raise wrong("like", "a WasmPDP", like)
         self._swap = threading.Lock()
         self._closed = False
         self._loaded: _Loaded = self._load(wasm, data, None if like is None else like._loaded)  # noqa: SLF001
@@ -201,6 +197,11 @@ class WasmPDP:
         document = _canonical(_read_data(data))
         if wasm is None:
             document = _merge_shipped(document)
+            if data is not None:
+                # Imported late: a policy as it is shipped needs no check.
+                from langchain_runtime_authz.pdp.shipped_data import check_data
+
+                check_data(document[DATA_ROOT], "data")
         revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
         if wasm is None:
             # The fingerprint takes the place of any label, so that no answer can claim another policy.
@@ -224,7 +225,7 @@ class _Loaded:
 def _read_wasm(source: str | Path | bytes | None) -> bytes:
     if isinstance(source, bytes):
         return source
-    path: Traversable = _SHIPPED / "policy.wasm" if source is None else Path(source)
+    path: Traversable = _SHIPPED / "policy.wasm" if source is None else checked_path("wasm", source)
     return _read(path, "policy")
 
 
@@ -233,7 +234,8 @@ def _read_data(source: Json | str | Path | None) -> object:
         return {}
     if not isinstance(source, str | Path):
         return source
-    return _parse(_read(Path(source), "data"), Path(source).name)
+    path = checked_path("data", source)
+    return _parse(_read(path, "data"), path.name)
 
 
 def _read(path: Traversable, what: str) -> bytes:

@@ -92,6 +92,14 @@ def test_the_calls_of_a_message_are_one_request(server: OpaServer, pdp: OpaPDP) 
     assert counted(server) == before + 2
 
 
+def test_health_is_that_decisions_can_be_had(server: OpaServer) -> None:
+    """OPA calls itself healthy without the policy too."""
+    for path, healthy in (("runtime_authz/decision", True), ("runtime_authz/absent", False), ("runtime_authz/revision", False)):
+        with contextlib.closing(OpaPDP(server.url, path=path, timeout=5)) as pdp:
+            assert pdp.healthy() is healthy
+            assert asyncio.run(pdp.ahealthy()) is healthy
+
+
 def test_a_rule_without_a_batch_is_asked_side_by_side(server: OpaServer) -> None:
     """Another path has no batch rule unless one is named; the answers are the same."""
     before = counted(server)

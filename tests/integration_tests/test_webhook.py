@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from langchain_runtime_authz.enforce.notify import WebhookNotifier
+from tests.integration_tests.fault_server import FaultServer
 
 
 class Hook(BaseHTTPRequestHandler):
@@ -55,6 +56,29 @@ def test_it_arrives_in_order_and_again_until_it_is_taken(hook: tuple[str, type[H
     assert [i for _, _, i in kind.heard] == ["0", "0", "0", "1", "2", "3", "4"]
     assert {path for path, _, _ in kind.heard} == {"/hook?x=1"}
     assert kind.heard[-1][1] == {"decision_id": "4"}
+
+
+def test_a_receiver_that_drips_blocks_no_channel() -> None:
+    """Bytes that keep coming, in the head as in the body, are late like none: the next attempt is heard."""
+    with FaultServer() as server:
+        for fault in ("drips-head", "continues-for-ever", "hangs"):
+            notifier = WebhookNotifier(f"{server.url}/{fault}/hook", timeout=0.3)
+            notifier.send({"decision_id": "1"})
+            heard = until(lambda fault=fault: server.asked[f"/{fault}/hook"] > 1)
+            assert notifier.close(0) == 1
+            assert heard
+        notifier = WebhookNotifier(f"{server.url}/drips-body/hook", timeout=5)
+        notifier.send({"decision_id": "1"})
+        assert notifier.close(30) == 0  # the status says it arrived
+        assert until(lambda: server.open == 0)
+
+
+def until(check: Callable[[], bool]) -> bool:
+    """Whether it came true within 20 seconds."""
+    ends = time.monotonic() + 20
+    while not check() and time.monotonic() < ends:
+        time.sleep(0.01)
+    return check()
 
 
 def test_send_does_not_wait_for_a_server_that_hangs() -> None:

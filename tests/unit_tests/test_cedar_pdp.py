@@ -217,6 +217,15 @@ def test_hostile_names_are_names() -> None:
         ({"policies": ALL, "schema": "entity"}, "can not be read"),
         ({"policies": ALL, "schema": SCHEMA, "entities": [{"uid": 1}]}, "can not be read"),
         (
+            {
+                "policies": ALL,
+                "schema": SCHEMA,
+                "entities": [{"uid": {"type": "Usr", "id": "a"}, "attrs": {}, "parents": []}],
+            },
+            "can not be read",
+        ),
+        ({"policies": ALL, "schema": SCHEMA, "obligations": {"unused": {"type": 5}}}, "`unused` is malformed"),
+        (
             {"policies": "forbid (principal, action, resource) when { context.amonut > 1 };", "schema": SCHEMA},
             "do not fit the schema",
         ),

@@ -197,6 +197,66 @@ def test_a_slow_candidate_sees_a_sample() -> None:
     pdp.close()
 
 
+def test_close_drops_what_waits() -> None:
+    """It waits for no candidate, says how many, again when asked again, and tells no difference afterwards."""
+    hold, asked, told = threading.Event(), threading.Event(), []
+
+    def slow(_: object) -> bool:
+        asked.set()
+        return hold.wait(30) and False
+
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), on_difference=lambda *_: told.append(1), deadline=60)
+    Evaluator(pdp).evaluate([REQUEST])
+    assert asked.wait(10)
+    Evaluator(pdp).evaluate([REQUEST] * 3)
+    assert pdp.close() == 4
+    assert pdp.close() == 4
+    hold.set()
+    pdp.drain()
+    assert (pdp.counts, told) == ({"dropped": 4}, [])
+
+
+def test_after_close_nothing_is_compared_and_the_real_one_still_counts() -> None:
+    """No thread comes back to life, and the candidate is not asked."""
+    candidate = StaticPDP(False, name="next")
+    pdp = CandidatePDP(StaticPDP(True), candidate)
+    assert pdp.close() == 0
+    assert Evaluator(pdp).evaluate([REQUEST])[0].permit
+    assert asyncio.run(Evaluator(pdp).aevaluate([REQUEST, REQUEST]))[1].permit
+    pdp.drain()
+    assert (candidate.requests, pdp.counts) == ([], {})
+    assert "runtime-authz-candidate" not in [t.name for t in threading.enumerate()]
+
+
+def test_the_callback_may_close() -> None:
+    """From the comparing thread itself."""
+    closed = threading.Event()
+
+    def close(*_: object) -> None:
+        pdp.close()
+        closed.set()
+
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=close)
+    Evaluator(pdp).evaluate([REQUEST, REQUEST])
+    assert closed.wait(10)
+    pdp.drain()
+    assert pdp.counts == {"permit>deny": 1, "dropped": 1}
+
+
+def test_one_callback_that_fails_hides_no_other_of_its_message() -> None:
+    told: list[int] = []
+
+    def tell(*_: object) -> None:
+        told.append(1)
+        raise RuntimeError
+
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=tell)
+    Evaluator(pdp).evaluate([REQUEST] * 3)
+    pdp.drain()
+    pdp.close()
+    assert len(told) == 3
+
+
 # --- breaker ----------------------------------------------------------------------------------------
 
 

@@ -143,6 +143,9 @@ def test_unknown_beside_known_denies_and_still_tells() -> None:
         {"url": "ftp://h/"}, {"url": "http://"}, {"url": "http://u:p@h/"}, {"url": "http://h:x/"},
         {"url": "http://h", "timeout": 0}, {"url": "http://h", "capacity": 0},
         {"url": "http://h", "max_lag": float("inf")}, {"url": "https://h", "ca_file": "/none"},
+        {"url": None}, {"url": "http://h/a b"}, {"url": "http://h\n/"}, {"url": "http://h", "ca_file": "/none"},
+        {"url": "http://h", "timeout": "1"}, {"url": "http://h", "capacity": True},
+        {"url": "http://h", "headers": {"A": "b\r\nC: d"}}, {"url": "http://h", "headers": {"A": 1}},
     ],
     ids=str,
 )  # fmt: skip

@@ -6,13 +6,21 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
+from langchain_runtime_authz.pdp.cedar import CedarPDP
+from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
+from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP
 from tests.ids import shown
@@ -217,6 +225,85 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
 
 
+ODD: list[Any] = [
+    None, True, -1, 0, 5, 0.5, 1e308, float("nan"), float("inf"), 10**40, "", "x", "1", "\0", "a b", "../x", b"", b"x",
+    [], [None], {}, {"a": 1}, {1: "a"}, (), ("a",), (1, 2), ("a", "b", "c"), object(), StaticPDP, Path("absent"), lambda: 1,
+]
+TEXT = "permit(principal, action, resource);"
+MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
+    (OpaPDP, {}, {"url", "path", "batch", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"}),
+    (
+        AuthzenPDP,
+        {"url": "http://localhost"},
+        {"url", "evaluation", "evaluations", "obligations_supported", "timeout", "ca_file", "client_cert", "token_file",
+         "proxy", "pool_size"},
+    ),
+    (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "like"}),
+    (CedarPDP, {}, {"entities", "to_cedar"}),
+    (CedarPDP, {"policies": TEXT, "schema": "entity User;"}, {"policies", "schema", "obligations"}),
+    (
+        ReloadingPDP,
+        {"source": Path("absent")},
+        {"source", "keys", "at_least", "state", "poll", "max_staleness", "entrypoint", "pool_size", "timeout"},
+    ),
+    (Evaluator, {"pdp": StaticPDP(True)}, {"pdp", "deadline"}),
+    (ObserveOnly, {"real": StaticPDP(True)}, {"real"}),
+    (partial(DenyOverrides, StaticPDP(True), StaticPDP(True, name="b")), {}, {"deadline"}),
+    (lambda pdp: DenyOverrides(StaticPDP(True), pdp), {}, {"pdp"}),
+    (
+        CandidatePDP,
+        {"real": StaticPDP(True), "candidate": StaticPDP(True)},
+        {"real", "candidate", "on_difference", "deadline"},
+    ),
+    (CircuitBreaker, {"real": StaticPDP(True)}, {"real", "failures", "reset_after", "deadline", "clock"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "name"),
+    [(make, given, name) for make, given, names in MADE for name in sorted(names)],
+    ids=lambda v: v if isinstance(v, str) else getattr(v, "__qualname__", ""),
+)
+def test_an_odd_setting_is_a_configuration_error(make: Callable[..., Any], given: dict[str, Any], name: str) -> None:
+    """Of every constructor and setting: a value that can not be meant is refused with a code, or does what it says."""
+    for value in ODD:
+        try:
+            made = make(**{**given, name: value})
+        except AuthzError as exc:
+            assert isinstance(exc, ConfigError), (value, exc)
+            assert exc.code in (Code.CONFIG, Code.POLICY_INVALID), (value, exc)
+        else:
+            getattr(made, "close", lambda: None)()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["@evil.example/x", ".evil.example/x", ":1@evil.example/x", "", "x", "/x#y", "/x y", "/\n/x", "/\\evil", "/a/../x", "/a/%2e%2e/x",
+     "https://pdp.example/x", None, 5],
+)
+def test_an_endpoint_stays_at_its_pdp(endpoint: Any) -> None:
+    """No path of it leads to another server, or out of the prefix: it would receive what is not meant for it."""
+    for url in ("https://pdp.example", "https://pdp.example/tenant", "https://pdp.example:8443/"):
+        with pytest.raises(ConfigError, match="`evaluation`"):
+            AuthzenPDP(url, evaluation=endpoint)
+        if endpoint is not None:  # there is none
+            with pytest.raises(ConfigError, match="`evaluations`"):
+                AuthzenPDP(url, evaluations=endpoint)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1", "http://h:99999", "http://h:x", "http://h\n.evil.example", "http://evil.example\\@h", "http://h/\t", "h", "//h",
+     "http://", "http://\u0131"],
+)
+def test_a_url_that_is_read_in_two_ways_is_refused(url: str) -> None:
+    for made in (OpaPDP, AuthzenPDP, AuthzenPDP.discover):
+        with pytest.raises(ConfigError):
+            made(url)  # type: ignore[operator]
+    with pytest.raises(ConfigError):
+        OpaPDP(proxy=url)
+
+
 @pytest.mark.parametrize("deadline", [0, -1, float("inf"), float("nan")])
 def test_a_deadline_is_finite(deadline: float) -> None:
     """No deadline at all can not be asked for."""
@@ -248,6 +335,29 @@ def test_observe_only_permits_and_tells(answer: object, reasons: tuple[str, ...]
     assert (pdp.name, pdp.revision) == ("observe-only(real)", "static")
     decision = decide(pdp)
     assert (decision.outcome, decision.reasons) == ("permit", reasons)
+
+
+@pytest.mark.parametrize(("n", "why"), [(64, "code_0"), (65, Code.PDP_MALFORMED)])
+def test_observe_only_over_many_reasons_permits_and_tells(n: int, why: str) -> None:
+    """As many as an answer may have, and one more: an answer that is malformed is told as that, and stops nothing."""
+    answer = {"decision": False, "context": {"reasons": [{"code": f"code_{i}"} for i in range(n)]}}
+    decision = decide(ObserveOnly(StaticPDP(lambda _: answer)))
+    assert (decision.outcome, decision.reasons[:2]) == ("permit", ("observed:deny", why))
+    assert not decide(StaticPDP(lambda _: answer)).permit  # unobserved
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_observe_only_over_a_late_engine_permits_and_tells(asynchronous: bool, n: int) -> None:
+    """The observer and the enforcement point have one deadline, not one after the other."""
+    async def hang(request: object, body: bytes) -> object:
+        return await asyncio.Event().wait()
+
+    late = StaticPDP(lambda _: time.sleep(0.1))
+    late.aevaluate = hang  # type: ignore[method-assign]
+    evaluator = Evaluator(ObserveOnly(ObserveOnly(late)), deadline=0.05)
+    decisions = asyncio.run(evaluator.aevaluate([REQUEST] * n)) if asynchronous else evaluator.evaluate([REQUEST] * n)
+    assert [(d.outcome, d.reasons) for d in decisions] == [("permit", ("observed:deny", Code.PDP_TIMEOUT))] * n
 
 
 def test_observe_only_keeps_the_obligations_of_a_permit() -> None:

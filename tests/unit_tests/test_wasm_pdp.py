@@ -256,9 +256,10 @@ def test_data_steers_the_policy() -> None:
 
 
 def test_data_that_can_not_be_read_denies() -> None:
-    """A limit of the wrong shape is not taken for no limit."""
+    """A limit of the wrong shape is not taken for no limit: refused here, and denied where it got in all the same."""
     unreadable: tuple[dict[str, object], ...] = (
         {"rates": None},
+        {"rates": {"write": None}},
         {"rates": {"write": {}}},
         {"redact": []},
         {"budget": {"effects": {"write": {"max": "2"}}}},
@@ -267,7 +268,11 @@ def test_data_that_can_not_be_read_denies() -> None:
         {"effects": None},
     )
     for data in unreadable:
-        assert steered(data).outcome == "deny"
+        with pytest.raises(ConfigError, match=f"`{next(iter(data))}"):
+            WasmPDP(data=data)
+        pdp = WasmPDP(wasm=SHIPPED, data={DATA_ROOT: {**DATA, **data}}, pool_size=1)
+        assert ask(pdp).outcome == "deny"
+        pdp.close()
 
 
 def test_data_may_be_a_file_or_an_edited_copy(tmp_path: Path) -> None:

@@ -118,8 +118,9 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
     """  # noqa: D301
-    from langchain_runtime_authz.cli.policy.lint import lint_data, lint_rego
+    from langchain_runtime_authz.cli.policy.lint import lint_rego
     from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy
+    from langchain_runtime_authz.pdp.shipped_data import wrong_data
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
     with reporting():
@@ -134,8 +135,9 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
             opened = open_policy(policy, opa)
             found += lint_rego({n: t for n, t in opened.rego.items() if n not in own})
             data = opened.data.get(DATA_ROOT, opened.data if SHIPPED_REGO in opened.rego else {})
-            found += lint_data(data if isinstance(data, dict) else {})
-            opened.pdp().close()
+            found += [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
+            if not found:
+                opened.pdp().close()
     for line in found:
         typer.echo(line)
     typer.echo(f"{len(found)} findings" if found else "nothing found")

@@ -37,6 +37,7 @@ from langchain_runtime_authz.pdp.bundle import (
     parse_bundle,
     read_files,
 )
+from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
@@ -76,6 +77,8 @@ class Policy:
         Raises:
             ConfigError: `policy_invalid`.
         """
+        if self.wasm is not None and DATA_ROOT in self.data:
+            check_data(self.data[DATA_ROOT], self.name)
         return WasmPDP(wasm=self.wasm, data=self.data, entrypoint=self.entrypoint, pool_size=1)
 
 

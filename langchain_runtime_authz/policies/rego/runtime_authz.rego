@@ -55,8 +55,9 @@
 #
 # How rules are written here. In Rego `not x > y` is undefined, not true, when an operand is missing,
 # and numbers compare with strings. So each condition is a positive rule with type checks, and what
-# denies is `not <rule>`. Only builtins native to Wasm are used, nothing of the input is echoed, and
-# time is `input.context.now`.
+# denies is `not <rule>`. `x in y` also looks into an object's values, so lists are checked to be lists:
+# data of another shape takes no demand away. Only builtins native to Wasm are used, nothing of the input
+# is echoed, and time is `input.context.now`.
 package runtime_authz
 
 import data.runtime_authz_data as cfg
@@ -252,7 +253,14 @@ names_only(names) if {
 
 model_listed if {
 	within(object.get(cfg.models, "names", null), input.resource.id)
-	within(object.get(cfg.models, "providers", null), object.get(input.resource.properties, "provider", null))
+	provider_listed
+}
+
+provider_listed if object.get(cfg.models, "providers", null) == null
+
+provider_listed if {
+	is_string(input.resource.properties.provider)
+	within(cfg.models.providers, input.resource.properties.provider)
 }
 
 # What a model is not shown it does not plan; what the provider runs, nobody else can stop.
@@ -331,8 +339,26 @@ denied contains "data_changed" if {
 }
 
 data_changed if {
-	effect in cfg.plan.stale
 	count(input.context.call.changed) > 0
+	not change_bearable
+}
+
+change_bearable if {
+	plan_formed
+	name := effect
+	not name in cfg.plan.stale
+}
+
+plan_formed if {
+	effects_only(cfg.plan.stale)
+	effects_only(cfg.plan.unplanned_permitted)
+}
+
+effects_only(names) if {
+	is_array(names)
+	every name in names {
+		name in known_effects
+	}
 }
 
 denied contains "anonymous" if {
@@ -367,6 +393,7 @@ call_formed if {
 	effect
 	sink
 	is_object(input.context.call.args)
+	plan_formed
 	bounds_formed
 	is_object(provenance)
 	is_array(input.context.call.changed)
@@ -398,7 +425,7 @@ plan_current if input.context.plan == null # no plan can not be stale; `unplanne
 plan_current if input.context.plan.stale == false
 
 plan_current if {
-	is_array(cfg.plan.stale)
+	plan_formed
 	name := effect
 	not name in cfg.plan.stale
 }
@@ -409,7 +436,10 @@ as_planned if input.context.plan.changed == false
 
 planned if input.context.plan.planned == true
 
-planned if effect in cfg.plan.unplanned_permitted
+planned if {
+	plan_formed
+	effect in cfg.plan.unplanned_permitted
+}
 
 subject_sufficient if {
 	is_string(input.subject.type)
@@ -417,7 +447,9 @@ subject_sufficient if {
 }
 
 subject_sufficient if {
+	effects_only(cfg.anonymous.effects)
 	effect in cfg.anonymous.effects
+	names_only(cfg.anonymous.data_classes)
 	input.resource.properties.data_class in cfg.anonymous.data_classes
 }
 
@@ -566,6 +598,7 @@ destinations := [argument | some argument in provenance; argument.kind in {"prin
 
 # The human's own words send it there.
 declassified if {
+	is_array(cfg.declassify)
 	intent in {"intended", "delegated"}
 	count(destinations) > 0
 	every argument in destinations {
@@ -683,18 +716,21 @@ approval_term := {name: term |
 	term := needed[name]
 }
 
-term_formed if not "expires_in" in object.keys(needed)
+term_formed if {
+	is_object(needed)
+	not "expires_in" in object.keys(needed)
+}
 
 term_formed if {
-	is_number(needed.expires_in)
+	whole(needed.expires_in)
 	needed.expires_in > 0
-	needed.expires_in == floor(needed.expires_in)
 }
 
 approved if {
 	is_string(input.context.call.args_digest)
 	input.context.call.args_digest != ""
 	input.context.approval.args_digest == input.context.call.args_digest
+	is_array(needed.sources)
 	input.context.approval.source in needed.sources
 	approver_sufficient(needed)
 	approvers_sufficient
@@ -714,7 +750,8 @@ approvers_sufficient if approver_rule == {}
 
 approvers_sufficient if {
 	enough := object.get(approver_rule, "min", 1)
-	is_number(enough)
+	whole(enough)
+	enough > 0
 	count(people) >= enough
 	people_apart
 	people_eligible
@@ -752,15 +789,23 @@ approver_sufficient(_) if input.context.approval.authenticated == true
 
 # --- tools/call: what a permit obliges to -----------------------------------------------------------
 
-rate := object.get(cfg.rates, effect, null)
-
-rate_formed if rate == null
+rate_formed if {
+	is_object(cfg.rates)
+	not effect in object.keys(cfg.rates)
+}
 
 rate_formed if {
-	is_number(rate.window)
+	whole(rate.window)
 	rate.window > 0
-	is_number(rate.max)
+	whole(rate.max)
 	rate.max >= 0
+}
+
+rate := cfg.rates[effect]
+
+whole(number) if {
+	is_number(number)
+	number == floor(number)
 }
 
 # Where `budget` and `notify` have rows for this call: under its effect, and under its tool.
@@ -790,9 +835,8 @@ budgets_formed if {
 
 budget_formed(row) if {
 	is_object(row)
-	is_number(row.max)
+	whole(row.max)
 	row.max >= 0
-	row.max == floor(row.max)
 	named(object.get(row, "counter", "own"))
 	every member, _ in row {
 		member in {"max", "counter"}
@@ -840,7 +884,6 @@ redacted := object.get(cfg.redact, input.resource.id, [])
 
 obliged contains obligation if {
 	is_call
-	rate != null
 	obligation := {
 		"id": concat(":", ["rate", effect]),
 		"type": "rate_limit",

@@ -1,0 +1,175 @@
+"""The shape of the shipped policy's data: what `WasmPDP`, `ReloadingPDP` and `runtime-authz policy` refuse.
+
+The Rego denies where what a rule reads has another shape. That is the floor, and it says so in every
+decision; this says it once, before the first, and where. What the members mean stands in
+`policies/rego/runtime_authz.rego`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from langchain_runtime_authz.authzen import ArgumentKind, IntentContext, Standing
+from langchain_runtime_authz.errors import Code, ConfigError
+
+__all__ = ["check_data", "wrong_data"]
+
+_TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists all
+
+Verdict = Literal["permit", "ask", "deny"]
+Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
+Worth = Literal["told", "selected", "known", "outside"]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+_INTENTS: Final = (*get_args(IntentContext.model_fields["state"].annotation), "*")
+_EFFECTS: Final = get_args(Effect)
+_KINDS: Final = get_args(ArgumentKind)
+
+
+# Not `Literal`s: a union would hide which name is wrong behind every other member of the union.
+def _intent(name: str) -> str:
+    if name not in _INTENTS:
+        msg = f"must be one of {', '.join(_INTENTS)}"
+        raise ValueError(msg)
+    return name
+
+
+def _argument(name: str) -> str:
+    effect, _, kind = name.rpartition("/")
+    if (effect and effect not in _EFFECTS) or (kind not in _KINDS and (effect or kind != "*")):
+        msg = f"must be `*`, a kind of argument ({', '.join(_KINDS)}) or `effect/kind`"
+        raise ValueError(msg)
+    return name
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Plan(_Closed):
+    stale: list[Effect]
+    unplanned_permitted: list[Effect]
+
+
+class _Anonymous(_Closed):
+    effects: list[Effect]
+    data_classes: list[str]
+
+
+class _Approvers(_Closed):
+    min: Positive = 1
+    distinct_from_subject: bool = False
+    who: list[Name] = []
+
+
+class _Fallback(_Closed):
+    after: Positive
+    who: list[Name]
+
+
+class _Asks(_Closed):
+    run: Count = 0
+    hour: Count = 0
+
+
+class _Approval(_Closed):
+    sources: list[Literal["interrupt", "application", "hitl"]]
+    authenticated: bool
+    expires_in: Positive = 1
+    edits: Literal["args", "any", "none"] = "none"
+    approvers: _Approvers = _Approvers()
+    fallback: _Fallback = _Fallback(after=1, who=[])
+    asks: _Asks = _Asks()
+
+
+class _Models(_Closed):
+    providers: list[str] | None = None
+    names: list[str] | None = None
+    provider_tools: list[str]
+
+
+class _Rate(_Closed):
+    window: Positive
+    max: Count
+
+
+class _Budget(_Closed):
+    max: Count
+    counter: Name = "own"
+
+
+class _Budgets(_Closed):
+    effects: dict[Effect, _Budget] = {}
+    tools: dict[str, _Budget] = {}
+
+
+class _Notify(_Closed):
+    effects: dict[Effect, dict[Verdict, Name]] = {}
+    tools: dict[str, dict[Verdict, Name]] = {}
+
+
+class _Anomaly(_Closed):
+    max_denials: Count | None = None
+    max_streak: Count | None = None
+    max_per_minute: Count | None = None
+    max_unplanned: Count | None = None
+    max_tainted: Count | None = None
+    max_rotations: Count | None = None
+    max_depth: Count | None = None
+    max_steps: Count | None = None
+    max_seconds: Count | None = None
+
+
+class _Data(BaseModel):
+    # Open: a bundle may hold a newer policy. Keys that a data file may replace are checked by name elsewhere.
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    revision: str = ""
+    effects: dict[Effect, Verdict | dict[Annotated[str, AfterValidator(_intent)], dict[Worth, Verdict]]] = {}
+    worth: dict[Annotated[str, AfterValidator(_argument)], dict[Standing | Literal["*"], Worth]] = {}
+    unprofiled: dict[Effect | Literal["*"], Verdict] = {}
+    data_flow: dict[str, dict[Literal["internal", "external"], Verdict]] = {}
+    declassify: list[Worth] = []
+    plan: _Plan = _Plan(stale=[], unplanned_permitted=[])
+    anonymous: _Anonymous = _Anonymous(effects=[], data_classes=[])
+    approvals: dict[Effect | Literal["*"], _Approval] = {}
+    models: _Models = _Models(provider_tools=[])
+    rates: dict[Effect, _Rate] = {}
+    budget: _Budgets = _Budgets()
+    notify: _Notify = _Notify()
+    redact: dict[str, list[str]] = {}
+    anomaly: _Anomaly = _Anomaly()
+
+
+def wrong_data(data: Mapping[str, Any]) -> list[str]:
+    """`key: what is wrong`, for each finding in some or all keys of the shipped data."""
+    try:
+        _Data.model_validate(data)
+    except ValidationError as exc:
+        return [f"`{_at(e['loc'])}`: {_MESSAGES.get(e['type'], e['msg'])}" for e in exc.errors()]
+    return []
+
+
+def check_data(data: object, where: str) -> None:
+    """Refuse data of another shape.
+
+    Raises:
+        ConfigError: `policy_invalid`, with the first findings.
+    """
+    found = wrong_data(data) if isinstance(data, dict) else ["the shipped policy's data must be an object"]
+    if found:
+        more = f" (and {len(found) - _TOLD} more)" if len(found) > _TOLD else ""
+        raise ConfigError(f"{where}: {'; '.join(found[:_TOLD])}{more}", Code.POLICY_INVALID)
+
+
+_MESSAGES: Final = {"model_type": "must be an object", "extra_forbidden": "there is no such member"}
+
+
+def _at(location: tuple[int | str, ...]) -> str:
+    # Parts with a bracket are pydantic's own names of a union's members.
+    return ".".join(part for part in map(str, location) if "[" not in part)
