@@ -197,22 +197,30 @@ def whole_graph(pdp: Any, n: int) -> tuple[float, float]:
     return median_us(spent["plain"]), median_us(spent["ours"])
 
 
+class Idle(ToolNode):
+    """A gated node in which nothing happens: what is timed is the gate in front of it."""
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Nothing."""
+
+
 def node_gate(n: int) -> float:
-    """Median (µs) that a kept permit adds to a node whose inside is gated."""
+    """Median (µs) that a kept permit adds to a node whose inside is gated; of 100 passages at a time."""
     bench = Bench(StaticPDP(permit=True))
-    node = gate_bound(bench.node, "tools")
+    idle = gate_tool_node(Idle([book]), bench.authz.profiles)
+    gated = gate_bound(idle, "tools")
+    gated.invoke({}, bench.config)  # decides, and the permit is kept
     rows = []
-    for i in range(n):
-        state = {"messages": [*bench.state, bench.plan(i)]}
-        again = {"messages": [*bench.state, bench.plan(10**6 + i)]}
-        start = time.process_time_ns()
-        bench.node.invoke(state, bench.config)
-        inner = time.process_time_ns() - start
-        start = time.process_time_ns()
-        node.invoke(again, bench.config)
-        rows.append(time.process_time_ns() - start - inner)
+    for _ in range(n):
+        spent = []
+        for node in (idle, gated):
+            start = time.process_time_ns()
+            for _ in range(100):
+                node.invoke({}, bench.config)
+            spent.append(time.process_time_ns() - start)
+        rows.append((spent[1] - spent[0]) // 100)
     bench.close()
-    return median_us(rows[10:])
+    return median_us(rows)
 
 
 def main() -> None:
