@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -455,24 +454,30 @@ def current_call() -> CurrentCall:
     return CurrentCall(ticket.tool, ticket.call_id, ticket.agent, ticket.idempotency_key, ticket.decision_id)
 
 
-@contextmanager
-def ticket_scope(ticket: Ticket | None, refusals: Refusals | None = None) -> Iterator[Ticket | None]:
+class ticket_scope:  # noqa: N801  (a class and no generator: every call of every tool goes through it)
     """Make `ticket` current around one tool; `None` around what is not of the tool that runs outside.
 
     `refusals` is told of what is asked for there without a ticket.
     """
-    previous, told = _current_ticket.get(), _bystander.get()
-    _current_ticket.set(ticket)
-    _bystander.set(refusals)
-    try:
-        yield ticket
-    finally:
+
+    __slots__ = ("_previous", "_refusals", "_ticket", "_told")
+
+    def __init__(self, ticket: Ticket | None, refusals: Refusals | None = None) -> None:
+        self._ticket, self._refusals = ticket, refusals
+
+    def __enter__(self) -> Ticket | None:
+        self._previous, self._told = _current_ticket.get(), _bystander.get()
+        _current_ticket.set(self._ticket)
+        _bystander.set(self._refusals)
+        return self._ticket
+
+    def __exit__(self, *exc: object) -> None:
         # Never by Token: a generator may be closed in another context, where a Token raises. And
         # only where it is still ours: that other context may run another tool.
-        if _current_ticket.get() is ticket:
-            _current_ticket.set(previous)
-        if _bystander.get() is refusals:
-            _bystander.set(told)
+        if _current_ticket.get() is self._ticket:
+            _current_ticket.set(self._previous)
+        if _bystander.get() is self._refusals:
+            _bystander.set(self._told)
 
 
 def current_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:

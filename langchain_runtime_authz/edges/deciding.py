@@ -139,6 +139,8 @@ def _ask(
     counted: bool = False,
 ) -> Flow[list[Judged]]:
     """Ask about those that need it, and judge again with the answers. A failing ledger denies."""
+    if not any(j.asks or j.approval is not None for j in judged):
+        return list(judged)
     try:
         return (yield from _asked(run, calls, judged, config, counted=counted))
     except GraphBubbleUp:

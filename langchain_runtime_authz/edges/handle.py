@@ -11,8 +11,7 @@ under the key counts as no handle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,24 +92,31 @@ def running() -> Run | None:
 _gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default="")
 
 
-@contextmanager
-def run_scope(run: Run, task: str | None = None) -> Iterator[None]:
+class run_scope:
     """Make `run` the current one for the code inside; `task` is the one that a node gate is around.
 
     A tool that is running outside keeps its credential to itself: what is inside may be another agent.
     """
-    previous, counted, gated = _running.get(), _settled.get(), _gated.get()
-    _running.set(run)
-    _settled.set({})
-    if task is not None:
-        _gated.set(task)
-    try:
-        with ticket_scope(None, RefusedMints(run)):
-            yield
-    finally:
-        _running.set(previous)
-        _settled.set(counted)
-        _gated.set(gated)
+
+    __slots__ = ("_counted", "_gated", "_previous", "_run", "_task", "_ticket")
+
+    def __init__(self, run: Run, task: str | None = None) -> None:
+        self._run, self._task = run, task
+        self._ticket = ticket_scope(None, RefusedMints(run))
+
+    def __enter__(self) -> None:
+        self._previous, self._counted, self._gated = _running.get(), _settled.get(), _gated.get()
+        _running.set(self._run)
+        _settled.set({})
+        if self._task is not None:
+            _gated.set(self._task)
+        self._ticket.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._ticket.__exit__()
+        _running.set(self._previous)
+        _settled.set(self._counted)
+        _gated.set(self._gated)
 
 
 def gated_task() -> str:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -70,15 +70,20 @@ def current_passage() -> Passage | None:
     return _passage.get()
 
 
-@contextmanager
-def held_scope(one: Held | None) -> Iterator[None]:
+class held_scope:
     """Hand `one` to the guard of the one call made inside."""
-    previous = _held.get()
-    _held.set(one)
-    try:
-        yield
-    finally:
-        _held.set(previous)
+
+    __slots__ = ("_one", "_previous")
+
+    def __init__(self, one: Held | None) -> None:
+        self._one = one
+
+    def __enter__(self) -> None:
+        self._previous = _held.get()
+        _held.set(self._one)
+
+    def __exit__(self, *exc: object) -> None:
+        _held.set(self._previous)
 
 
 class Passage:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast, get_type_hints
@@ -50,7 +51,7 @@ class _Guard:
     def facts(self, tool: BaseTool) -> ToolFacts:
         # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
         key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared, *_functions(tool))
-        if self.seen is not None and all(a is b for a, b in zip(self.seen[0], key, strict=True)):
+        if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
             return self.seen[1]
         profiled = self.profiles.of(tool)
         if profiled.declared and key[-2:] != self.functions:

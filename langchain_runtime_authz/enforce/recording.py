@@ -86,7 +86,7 @@ def record(
         pdp=pdp,
         action=action,
         resource=resource,
-        request=request,
+        request=None,  # its JSON says all, and a record that is kept should keep no more
         body=body,
         run_id=run.run_id,
         jti=run.jti,

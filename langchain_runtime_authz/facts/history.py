@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -127,5 +128,6 @@ def to_context(history: History, now: float, agent: Sequence[str]) -> HistoryCon
         unplanned=history.unplanned,
         tainted=history.tainted,
         rotations=history.rotations,
-        last_minute=sum(t > now - MINUTE for t in history.times),
+        # Ledger time never goes back, so the times stand in their order.
+        last_minute=len(history.times) - bisect_right(history.times, now - MINUTE),
     )

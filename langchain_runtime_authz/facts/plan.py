@@ -33,6 +33,7 @@ __all__ = [
 
 
 _UNCANONICAL: Final = "uncanonical"
+_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 class PlannedCall(NamedTuple):
@@ -85,7 +86,7 @@ def raw_digest(args: object) -> str:
     per call, and the C encoder is ten times faster.
     """
     try:
-        text = json.dumps(args, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = _encode(args)
     except (TypeError, ValueError, RecursionError):
         return _UNCANONICAL
     return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ names), calls `apply`, and keeps what changed; so that the rules are written onc
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -36,6 +36,7 @@ _NO_HISTORY: Final = History()
 
 EdgeKey = tuple[str, str, str]
 PlanKey = tuple[b.AgentPath, str]
+_Spent = defaultdict[tuple[str, ...], int]
 
 
 @dataclass(slots=True)
@@ -226,7 +227,7 @@ def apply(t: Thread, guard: b.Guard | None, changes: Sequence[b.Change], now: fl
         if guard is not None:
             _check(t, guard)
         # First every check, then every effect: a refused commit changes nothing.
-        spent: Counter[tuple[str, ...]] = Counter()
+        spent: _Spent = defaultdict(int)
         effects = [_effect(t, change, now, spent) for change in changes]
     except _Refused as refused:
         return refused.conflict
@@ -321,12 +322,36 @@ def _bumped(counts: Mapping[str, int], name: str | None) -> Mapping[str, int]:
     return {**counts, name: counts.get(name, 0) + 1}
 
 
-def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, ...]]) -> Callable[[], None]:
+def _effect(t: Thread, change: b.Change, now: float, spent: _Spent) -> Callable[[], None]:
     """Check one change against the thread and return what applies it.
 
     `spent` is what earlier changes of the same commit use up: nothing is used twice in one commit.
     """
-    match change:
+    match change:  # it tries its cases in order, so the changes that every call makes stand first
+        case b.Count():
+            return lambda: setattr(t, "history", _counted(t.history, change, now))
+
+        case b.ClaimCall(key, jti, repeatable, _):
+            row = _row(t, key, now)
+            if spent["call", key] and not repeatable:
+                raise _Refused(Code.CALL_IN_PROGRESS)
+            if row is not None and row.state != "suspended" and not repeatable:
+                code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
+                raise _Refused(code, row if row.state == "done" else None)
+            spent["call", key] += 1
+            return lambda: t.calls.__setitem__(key, b.CallRow(key, "claimed", jti))
+
+        case b.ConcludeCall(key, None):
+            return lambda: _drop(t.calls, key)
+
+        case b.ConcludeCall(key, state, result):
+            row = t.calls.get(key)
+            concluded = b.CallRow(key, state or "unknown", row.jti if row else "", result)
+            return lambda: t.calls.__setitem__(key, concluded)
+
+        case b.RecordValues(values):
+            return lambda: _record_values(t, values)
+
         case b.OpenThread(subject):
             if t.subject and t.subject != subject:
                 raise _Refused(Code.SUBJECT_MISMATCH)
@@ -375,9 +400,6 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                 t.marks[name] = value
 
             return mark
-
-        case b.RecordValues(values):
-            return lambda: _record_values(t, values)
 
         case b.TakeLease(lease):
             if _is_revoked(t, lease.agent):
@@ -437,16 +459,6 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
             known = t.edges.get((edge.from_, edge.to, edge.kind), edge)
             return lambda: t.edges.__setitem__((edge.from_, edge.to, edge.kind), known)
 
-        case b.ClaimCall(key, jti, repeatable, _):
-            row = _row(t, key, now)
-            if spent["call", key] and not repeatable:
-                raise _Refused(Code.CALL_IN_PROGRESS)
-            if row is not None and row.state != "suspended" and not repeatable:
-                code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
-                raise _Refused(code, row if row.state == "done" else None)
-            spent["call", key] += 1
-            return lambda: t.calls.__setitem__(key, b.CallRow(key, "claimed", jti))
-
         case b.ReleaseCall(key, refund, approval_key):
             # Only what is held can be given back: not twice, and not by a call that ran.
             if (row := t.calls.get(key)) is None or row.state not in ("claimed", "unknown"):
@@ -461,14 +473,6 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                     t.budgets[counter] = max(t.budgets.get(counter, 0) - 1, 0)
 
             return release
-
-        case b.ConcludeCall(key, None):
-            return lambda: _drop(t.calls, key)
-
-        case b.ConcludeCall(key, state, result):
-            row = t.calls.get(key)
-            concluded = b.CallRow(key, state or "unknown", row.jti if row else "", result)
-            return lambda: t.calls.__setitem__(key, concluded)
 
         case b.AskApproval(approval):
             asked = t.approvals.get(approval.call_key)
@@ -514,9 +518,6 @@ def _effect(t: Thread, change: b.Change, now: float, spent: Counter[tuple[str, .
                 raise _Refused(Code.RATE_EXCEEDED)
             spent["rate", counter, str(window)] += 1
             return lambda: t.rates.__setitem__((counter, window), (*counted(), now))
-
-        case b.Count():
-            return lambda: setattr(t, "history", _counted(t.history, change, now))
 
     msg = f"unknown change {type(change).__name__}"
     raise TypeError(msg)

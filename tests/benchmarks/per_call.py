@@ -1,19 +1,24 @@
 """What a protected tool call costs beside a plain one: CPU, interleaved call by call in one process.
 
 `python -m tests.benchmarks.per_call [--calls N]`. Prints medians and ratios with the machine they were
-measured on; asserts nothing. Figures are CPU time of the whole process (`process_time`), because a
-ToolNode runs its tools in a thread pool.
+measured on; asserts no figure, but that what is timed as a permit is one. Figures are CPU time of the whole
+process (`process_time`), because a ToolNode runs its tools in a thread pool; and how many functions are
+called, which is the same on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
+import threading
 import time
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +41,8 @@ from langchain_runtime_authz.enforce.engine import drive
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
 
+ACCOUNT = "DE89370400440532013000"
+TASK = f"Book 98.7 to {ACCOUNT}, as each note says"
 PROFILES = {
     "book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"}),
 }
@@ -66,9 +73,16 @@ class Timed:
         return self.evaluate(request, body)
 
 
+def shipped() -> WasmPDP:
+    """The shipped policy, but that no run is too fast or too long for it: a benchmark is both."""
+    data = json.loads((resources.files("langchain_runtime_authz") / "policies/data.json").read_text())
+    anomaly = data["runtime_authz_data"]["anomaly"]
+    return WasmPDP(data={"anomaly": {**anomaly, "max_per_minute": None, "max_steps": None}})
+
+
 def message(i: int) -> AIMessage:
-    """A planned call that differs from every other."""
-    args = {"account": f"DE{i:020d}", "amount": 98.7, "note": "December"}
+    """A planned call that differs from every other, and that the task asks for."""
+    args = {"account": ACCOUNT, "amount": 98.7, "note": f"December, part {i}"}
     return AIMessage("", id=f"m{i}", tool_calls=[{"name": "book", "args": args, "id": f"c{i}", "type": "tool_call"}])
 
 
@@ -79,7 +93,7 @@ class Bench:
         self.pdp = Timed(pdp)
         self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES, **options)
         self.node = gate_tool_node(ToolNode([book]), self.authz.profiles)
-        self.handle = self.authz.run(subject="alice", task="Book the December bill")
+        self.handle = self.authz.run(subject="alice", task=TASK)
         entrance = self.authz.entrance
         config = self.handle.config({"configurable": {"thread_id": "bench"}})
         self._scope = entrance.enter("bench", {"messages": []}, config, entrance.at_call(config))
@@ -88,7 +102,7 @@ class Bench:
         self.config["configurable"]["__pregel_runtime"] = runtime
         self.plain = ToolNode([book])
         self.plain_config = {"configurable": {"__pregel_runtime": runtime}}
-        self.state = [HumanMessage("Book the December bill")]
+        self.state = [HumanMessage(TASK)]
 
     def close(self) -> None:
         """End the run."""
@@ -96,13 +110,15 @@ class Bench:
 
     def plan(self, i: int) -> AIMessage:
         """Record the plan of call `i`, outside what is timed."""
+        if isinstance(self.pdp.real, StaticPDP):
+            self.pdp.real.requests.clear()  # what a test wants to look at
         planned = message(i)
         run = find_run(self.config)
         assert run is not None
         drive(run.engine, record_plans(run, [], {"messages": [planned]}))
         return planned
 
-    def once(self, i: int) -> tuple[int, int, int]:
+    def once(self, i: int, status: str = "success") -> tuple[int, int, int]:
         """CPU of one plain call, one protected call, and the engine's part of the latter (ns)."""
         planned = self.plan(i)
         state = {"messages": [*self.state, planned]}
@@ -113,7 +129,8 @@ class Bench:
         start = time.process_time_ns()
         out = self.node.invoke(state, self.config)
         ours = time.process_time_ns() - start
-        assert out["messages"][0].tool_call_id == f"c{i}"
+        answer = out["messages"][0]
+        assert (answer.tool_call_id, answer.status) == (f"c{i}", status), answer.content
         return plain, ours, self.pdp.spent - before
 
 
@@ -122,11 +139,35 @@ def median_us(values: list[int]) -> float:
     return statistics.median(values) / 1000
 
 
-def calls(bench: Bench, n: int, first: int = 0) -> tuple[float, float, float]:
+def calls(bench: Bench, n: int, first: int = 0, status: str = "success") -> tuple[float, float, float]:
     """Medians (µs) of plain, added without the engine, engine."""
-    rows = [bench.once(first + i) for i in range(n)]
+    rows = [bench.once(first + i, status) for i in range(n)]
     added = [ours - plain - engine for plain, ours, engine in rows]
     return median_us([r[0] for r in rows]), median_us(added), median_us([r[2] for r in rows])
+
+
+def functions(bench: Bench, n: int = 50) -> tuple[float, float]:
+    """How many functions of Python and of C a protected call calls that a plain one does not."""
+
+    def count(node: Any, config: Any, first: int) -> tuple[float, float]:
+        seen = {"call": 0, "c_call": 0}
+
+        def watch(_frame: Any, event: str, _argument: Any) -> None:
+            if event in seen:
+                seen[event] += 1
+
+        for i in range(first, first + n):
+            state = {"messages": [*bench.state, bench.plan(i)]}
+            threading.setprofile(watch)  # a ToolNode's threads
+            sys.setprofile(watch)
+            node.invoke(state, config)
+            sys.setprofile(None)
+            threading.setprofile(None)
+        return seen["call"] / n, seen["c_call"] / n
+
+    plain = count(bench.plain, bench.plain_config, 10**7)
+    ours = count(bench.node, bench.config, 2 * 10**7)
+    return ours[0] - plain[0], ours[1] - plain[1]
 
 
 def whole_graph(pdp: Any, n: int) -> tuple[float, float]:
@@ -145,32 +186,41 @@ def whole_graph(pdp: Any, n: int) -> tuple[float, float]:
     authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
     plain, ours = build(), authz.protect(build())
     spent: dict[str, list[int]] = {"plain": [], "ours": []}
-    with authz.run(subject="alice", task="Book it"):
+    with authz.run(subject="alice", task=TASK):
         for i in range(n + 20):
             for name, graph in (("plain", plain), ("ours", ours)):
                 start = time.process_time_ns()
-                graph.invoke({"messages": [("user", "Book it")]})
+                out = graph.invoke({"messages": [("user", TASK)]})
                 if i >= 20:
                     spent[name].append(time.process_time_ns() - start)
+                assert out["messages"][-1].status == "success", out["messages"][-1].content
     return median_us(spent["plain"]), median_us(spent["ours"])
 
 
+class Idle(ToolNode):
+    """A gated node in which nothing happens: what is timed is the gate in front of it."""
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Nothing."""
+
+
 def node_gate(n: int) -> float:
-    """Median (µs) that a kept permit adds to a node whose inside is gated."""
+    """Median (µs) that a kept permit adds to a node whose inside is gated; of 100 passages at a time."""
     bench = Bench(StaticPDP(permit=True))
-    node = gate_bound(bench.node, "tools")
+    idle = gate_tool_node(Idle([book]), bench.authz.profiles)
+    gated = gate_bound(idle, "tools")
+    gated.invoke({}, bench.config)  # decides, and the permit is kept
     rows = []
-    for i in range(n):
-        state = {"messages": [*bench.state, bench.plan(i)]}
-        again = {"messages": [*bench.state, bench.plan(10**6 + i)]}
-        start = time.process_time_ns()
-        bench.node.invoke(state, bench.config)
-        inner = time.process_time_ns() - start
-        start = time.process_time_ns()
-        node.invoke(again, bench.config)
-        rows.append(time.process_time_ns() - start - inner)
+    for _ in range(n):
+        spent = []
+        for node in (idle, gated):
+            start = time.process_time_ns()
+            for _ in range(100):
+                node.invoke({}, bench.config)
+            spent.append(time.process_time_ns() - start)
+        rows.append((spent[1] - spent[0]) // 100)
     bench.close()
-    return median_us(rows[10:])
+    return median_us(rows)
 
 
 def main() -> None:
@@ -193,13 +243,13 @@ def main() -> None:
     calls(static, 200)
     early = calls(static, n, 10_000)
     row("StaticPDP, permit", early, "we add ≤ 100")
-    wasm = Bench(WasmPDP())
+    wasm = Bench(shipped())
     calls(wasm, 200)
     permit = calls(wasm, n, 10_000)
     row("WasmPDP (shipped policy), permit", permit, "we + engine ≤ 400")
     denying = Bench(StaticPDP(permit=lambda r: r.action.name != "tools/call"))
-    calls(denying, 200)
-    refused = calls(denying, n, 10_000)
+    calls(denying, 200, status="error")
+    refused = calls(denying, n, 10_000, status="error")
     # The plain node runs the tool and the denied one does not: here only `protected` says something.
     row("StaticPDP, deny (the tool does not run)", refused, "protected ≤ 1.1 × permit")
     late = calls(static, n, 20_000)
@@ -210,12 +260,15 @@ def main() -> None:
             calls(filed, 100)
             row(f"StaticPDP, {name}", calls(filed, max(n // 4, 100), 10_000), "")
             filed.close()
+    added = {name: functions(bench) for name, bench in (("StaticPDP", static), ("WasmPDP", wasm))}
     for bench in (static, wasm, denying):
         bench.close()
     Console(width=120).print(table)
     print(f"node gate on a kept permit: +{node_gate(n):.0f} µs (budget ≤ 15)")
     print(f"late / early: {late[1] / early[1]:.2f} (budget ≤ 1.25); deny / permit, protected: {sum(refused) / sum(early):.2f}")
-    for name, pdp in (("StaticPDP", StaticPDP(permit=True)), ("WasmPDP", WasmPDP())):
+    for name, (python, c) in added.items():
+        print(f"functions that a permitted call calls beside the plain one, {name}: {python:.0f} of Python, {c:.0f} of C")
+    for name, pdp in (("StaticPDP", StaticPDP(permit=True)), ("WasmPDP", shipped())):
         plain, ours = whole_graph(pdp, max(n // 3, 100))
         print(f"whole invoke of a two-node graph, {name}: plain {plain:.0f} µs, protected {ours:.0f} µs, ratio {ours / plain:.2f}")
 
