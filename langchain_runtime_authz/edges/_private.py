@@ -26,6 +26,7 @@ from langchain_core.tools.base import (
 )
 from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
+from langgraph._internal._config import recast_checkpoint_ns
 from langgraph._internal._constants import (
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
@@ -34,9 +35,11 @@ from langgraph._internal._constants import (
     CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
+    NS_END,
     RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
@@ -50,6 +53,7 @@ __all__ = [
     "DEFAULT_BOUND",
     "OVERRIDDEN",
     "BaseTool",
+    "Place",
     "Pregel",
     "PregelNode",
     "RunnableCallable",
@@ -71,8 +75,11 @@ __all__ = [
     "is_resume_map",
     "is_task",
     "is_task_function",
+    "lent",
     "model_params",
+    "namespaces_of_task",
     "node_of_task",
+    "place_below",
     "reset_node",
     "skip_answers",
     "starting_graph",
@@ -121,6 +128,42 @@ def task_id(config: Mapping[str, Any]) -> str:
 def is_handed_down(config: Mapping[str, Any]) -> bool:
     """Whether a graph is asked about its state by the graph above it, which lends it its checkpointer."""
     return CONFIG_KEY_CHECKPOINTER in (config.get("configurable") or {})
+
+
+def lent(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpointer that the graph above lends, as it stands in a config."""
+    configurable = config.get("configurable") or {}
+    return {k: configurable[k] for k in (CONFIG_KEY_CHECKPOINTER,) if configurable.get(k)}
+
+
+class Place(NamedTuple):
+    """Where a graph keeps the state of a call: thread, namespace, and the checkpointer that is lent to it.
+
+    `lasting`: it is found there again by the next call, not only by the same task's.
+    """
+
+    saver: BaseCheckpointSaver[Any]
+    config: dict[str, Any]
+    lasting: bool
+
+
+def place_below(graph: Any, config: Mapping[str, Any]) -> Place | None:
+    """The place of a graph that is called by another one, as LangGraph chooses it; `None` where it keeps nothing."""
+    configurable = config.get("configurable") or {}
+    borrowed = lent(config)
+    saver = None if graph.checkpointer is False else borrowed.get(CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
+    if not isinstance(saver, BaseCheckpointSaver) or configurable.get("thread_id") is None:
+        return None
+    namespace = configurable.get(CONFIG_KEY_CHECKPOINT_NS, "")
+    if graph.checkpointer is True:
+        namespace = recast_checkpoint_ns(namespace)
+    place = {"thread_id": configurable["thread_id"], CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
+    return Place(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
+
+
+def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
+    """Where the graphs that a root's task calls keep their state: for this task, and over all tasks of the node."""
+    return f"{name}{NS_END}{ident}", name
 
 
 def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:

@@ -16,16 +16,18 @@ from langgraph.types import Command
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
+from langchain_runtime_authz.edges._private import place_below
+from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
 from langchain_runtime_authz.edges.messages import human_texts, written
 from langchain_runtime_authz.edges.outside import (
     Moved,
-    ReadBelow,
     ReadHead,
     ReadMemory,
     ReadState,
     brought,
+    differ,
     held,
     is_below,
     others,
@@ -33,19 +35,18 @@ from langchain_runtime_authz.edges.outside import (
     saver_of,
     taken_out,
     thread_config,
-    watched,
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.edges.resume import delivered, resumed, settled_beside, unheard
 from langchain_runtime_authz.edges.run import RunHandle, SubjectLike, opened
 from langchain_runtime_authz.enforce.correction import altered
-from langchain_runtime_authz.enforce.engine import Engine, Flow, Record, Run, adrive, drive, new_id
+from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Record, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Entry, Given, Left, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import claimed_identities
-from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.base import Mark, Scope
 
 __all__ = ["Entering", "Entrance", "with_run"]
 
@@ -187,23 +188,34 @@ class Entrance:
         """
         return _Root(self, name, input, config, at_call, graph)
 
-    def enter_child(self, parent: Run, name: str, config: Mapping[str, Any]) -> Entering[Any]:
-        """A child agent below `parent`, likewise; gives the config for the child's graph."""
-        return _Child(self, parent, name, config)
+    def enter_child(self, parent: Run, name: str, config: Mapping[str, Any], graph: Any = None) -> Entering[Any]:
+        """A child agent below `parent`, likewise; gives the config for the child's graph.
+
+        `graph` is asked for the state that it keeps, if it keeps one.
+        """
+        return _Child(self, parent, name, config, graph)
+
+    def updated_inside(self, graph: Any, config: Mapping[str, Any], place: Any) -> Flow[None]:
+        """A node or tool of ours updated the state of a graph below: what it left is no edit from outside."""
+        handle = handle_in(config)
+        run = handle.run if handle is not None else running()
+        if run is not None:
+            mark = Mark(mark_of(place, graph.get_name()), place["configurable"]["checkpoint_id"])
+            yield Commit(run.scope, None, [mark])
 
     def update(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Any]) -> Any:
         """`update_state` from outside every run: a correction where it alters what a task is made of."""
-        before = watched(graph.get_state(config).values, self._channels)
+        before = graph.get_state(config)
         place = update()
-        if watched(graph.get_state(place).values, self._channels) != before:
+        if differ(before, graph.get_state(place), self._channels):
             drive(self.engine, self._altered(graph, place, config, supersteps))
         return place
 
     async def aupdate(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Awaitable[Any]]) -> Any:
         """Like `update`."""
-        before = watched((await graph.aget_state(config)).values, self._channels)
+        before = await graph.aget_state(config)
         place = await update()
-        if watched((await graph.aget_state(place)).values, self._channels) != before:
+        if differ(before, await graph.aget_state(place), self._channels):
             await adrive(self.engine, self._altered(graph, place, config, supersteps))
         return place
 
@@ -217,7 +229,7 @@ class Entrance:
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
         below = yield ReadBelow(graph, place, self._channels)
-        yield from altered(scope, texts, by, found["checkpoint_id"], below)
+        yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
 
 
 class Entering(Generic[T]):
@@ -231,8 +243,10 @@ class Entering(Generic[T]):
         self.entrance = entrance
         self.engine = entrance.engine
         self.run: Run | None = None
+        self.raised = False  # what a task left that did not end is found by its next try
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.raised = kind is not None
         if self.run is not None:
             drive(self.engine, self._over(self.run, cut=False))
 
@@ -242,6 +256,7 @@ class Entering(Generic[T]):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self.raised = kind is not None
         if self.run is not None:
             await adrive(self.engine, self._over(self.run, cut=kind is GeneratorExit))
 
@@ -311,32 +326,51 @@ class _Root(Entering[tuple[Any, Any]]):
             try:
                 head = yield ReadHead(saver, place)
                 memory = yield self.entrance.memory(self.graph, run.subject)
-                below = yield ReadBelow(self.graph, place, self.entrance._channels)
-                left = Left(head.id if head is not None else None, memory, below)
+                # A tool's child waits only where a human is asked; after a failure its own mark tells.
+                below = yield ReadBelow(self.graph, place, self.entrance._channels, nodes_only=not run.paused)
+                left = Left(head.id if head is not None else None, memory, below.digest if below is not None else None)
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         yield from close(run, _ending(run), left)
 
 
 class _Child(Entering[Any]):
-    def __init__(self, entrance: Entrance, parent: Run, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, entrance: Entrance, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(entrance)
-        self.parent, self.name, self.config = parent, name, config
+        self.parent, self.name, self.config, self.graph = parent, name, config, graph
+        self.place = place_below(graph, config) if graph is not None else None
 
     def __enter__(self) -> Any:
-        self.run = drive(self.engine, _child(self.parent, self.name))
+        self.run = drive(self.engine, self._enter())
         return with_run(self.config, self.run)
 
     async def __aenter__(self) -> Any:
-        self.run = await adrive(self.engine, _child(self.parent, self.name))
+        self.run = await adrive(self.engine, self._enter())
         return with_run(self.config, self.run)
 
+    def _enter(self) -> Flow[Run]:
+        return _child(self.parent, self.name, self._held())
 
-def _child(parent: Run, name: str) -> Flow[Run]:
+    def _held(self) -> Flow[None]:
+        if self.place is not None:
+            yield from held_against(self.parent, self.graph, self.place, self.entrance._channels)
+
+    def _over(self, run: Run, *, cut: bool) -> Flow[None]:
+        marks: list[Mark] = []
+        if self.place is not None and not cut and (self.place.lasting or self.raised):
+            try:
+                marks = yield from left_at(self.graph, self.place)
+            except Exception as exc:  # noqa: BLE001  (as of a root's)
+                _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
+        yield from close(run, _ending(run), also=marks)
+
+
+def _child(parent: Run, name: str, held: Flow[None]) -> Flow[Run]:
     ticket = current_ticket()
     args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
     parent.engine.tally.decided(parent, "agent", name, "child entry")
     try:
+        yield from held
         kind = kind_of_child(ticket.tool if ticket is not None else None, args)
         mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
         run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)

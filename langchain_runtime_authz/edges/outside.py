@@ -1,11 +1,12 @@
 """What was done to a thread's state beside its entries, read from the checkpointer.
 
-Only what a task or a plan is made of counts: messages, to-do lists, files and the declared task
-channels. Ids, key order and message classes' own fields are a serialiser's business.
+Only what a task or a plan is made of counts: messages, to-do lists, files, the declared task
+channels, and that what waits to run still does. Ids, key order and message classes' own fields are a serialiser's business.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,7 @@ from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import StateSnapshot
 
 from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.edges._private import lent
 from langchain_runtime_authz.edges.messages import human_texts, messages_in
 from langchain_runtime_authz.enforce.engine import Engine
 from langchain_runtime_authz.errors import MappingError
@@ -27,11 +29,11 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest, conten
 __all__ = [
     "WATCHED",
     "Moved",
-    "ReadBelow",
     "ReadHead",
     "ReadMemory",
     "ReadState",
     "brought",
+    "differ",
     "held",
     "is_below",
     "others",
@@ -62,7 +64,11 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
     configurable = config.get("configurable") or {}
     if configurable.get("thread_id") is None:
         return None
-    place = {"thread_id": configurable["thread_id"], "checkpoint_ns": configurable.get("checkpoint_ns", "")}
+    place = {
+        "thread_id": configurable["thread_id"],
+        "checkpoint_ns": configurable.get("checkpoint_ns", ""),
+        **lent(config),
+    }
     return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
 
 
@@ -140,41 +146,6 @@ class ReadState:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadBelow:
-    """An effect: digest of what the graphs hold that wait below a thread's root; `None` where none does.
-
-    A child's checkpoints are its own: its root's stay as they are when somebody edits them. Those of a child
-    that a tool runs, or that keeps a state beyond its runs, are not found from the root.
-    """
-
-    graph: Any
-    config: Mapping[str, Any]
-    channels: Sequence[str] = ()
-
-    def run(self, engine: Engine) -> str | None:
-        """Read it, blocking."""
-        return self._said(self.graph.get_state(self._place(), subgraphs=True)) if self._nests() else None
-
-    async def arun(self, engine: Engine) -> str | None:
-        """Read it."""
-        return self._said(await self.graph.aget_state(self._place(), subgraphs=True)) if self._nests() else None
-
-    def _nests(self) -> bool:
-        return any(True for _ in self.graph.get_subgraphs())
-
-    def _place(self) -> Any:
-        return {"configurable": {"thread_id": (self.config.get("configurable") or {}).get("thread_id")}}
-
-    def _said(self, state: StateSnapshot) -> str | None:
-        found = self._waiting(state)
-        return raw_digest(found) if found else None
-
-    def _waiting(self, state: StateSnapshot) -> list[Any]:
-        children = [(t.name, t.state) for t in state.tasks if isinstance(t.state, StateSnapshot)]
-        return [[name, watched(s.values, self.channels), self._waiting(s)] for name, s in children]
-
-
-@dataclass(frozen=True, slots=True)
 class Moved:
     """An effect: whether the state at `head` says something else than the one that a run left at `left`."""
 
@@ -195,8 +166,18 @@ class Moved:
     def _places(self) -> list[Any]:
         return [thread_config(self.config, ident) for ident in (self.left, self.head)]
 
-    def _differ(self, before: Any, now: Any) -> bool:
-        return watched(before.values, self.channels) != watched(now.values, self.channels)
+    def _differ(self, before: StateSnapshot, now: StateSnapshot) -> bool:
+        return differ(before, now, self.channels)
+
+
+def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
+    """Whether a state says something else than it did, or something that waited to run does so no more.
+
+    `update_state(as_node=...)` takes a plan away without a word: by ending the run, or in the name of the
+    node that should have carried it out.
+    """
+    dropped = Counter(before.next) - Counter(now.next)
+    return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:

@@ -35,6 +35,7 @@ from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
+from langchain_runtime_authz.enforce.engine import adrive, drive
 from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 
 __all__ = ["Protection", "owner_of", "protect"]
@@ -159,7 +160,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
         if at_call.parent is not None:
-            with entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered:
+            with entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
                 yield from base.stream(self, input, entered, **options)
             return
         if _lacks_thread(self, config):
@@ -182,7 +183,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
             async with (
-                entrance.enter_child(at_call.parent, _child_name(self, config), config) as entered,
+                entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered,
                 aclosing(_Owned(base.astream(self, input, entered, **options))) as chunks,
             ):
                 async for chunk in chunks:
@@ -205,13 +206,19 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         # `update_state` comes down to this.
         update = partial(base.bulk_update_state, self, config, supersteps)
-        own = running() is not None or is_handed_down(config)
-        return update() if own else entrance.update(self, config, supersteps, update)
+        if running() is None and not is_handed_down(config):
+            return entrance.update(self, config, supersteps, update)
+        place = update()
+        drive(entrance.engine, entrance.updated_inside(self, config, place))
+        return place
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         update = partial(base.abulk_update_state, self, config, supersteps)
-        own = running() is not None or is_handed_down(config)
-        return await (update() if own else entrance.aupdate(self, config, supersteps, update))
+        if running() is None and not is_handed_down(config):
+            return await entrance.aupdate(self, config, supersteps, update)
+        place = await update()
+        await adrive(entrance.engine, entrance.updated_inside(self, config, place))
+        return place
 
     namespace = {
         "__module__": base.__module__,

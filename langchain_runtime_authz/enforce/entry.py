@@ -25,6 +25,7 @@ from langchain_runtime_authz.facts.state import (
     HEAD,
     MEMORY,
     UNKNOWN,
+    Below,
     Head,
     below_key,
     fork_key,
@@ -53,7 +54,7 @@ from langchain_runtime_authz.ledger.base import (
     TakePending,
 )
 
-__all__ = ["Entry", "Given", "Left", "close", "lease_of", "open_child", "open_entry", "run_event"]
+__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ class Given(NamedTuple):
     another writer can erase them from it; `head` is what it kept of this thread, if anything.
     `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
     altered anything that a task or a plan is made of. `memory` is the digest of what the store
-    remembers, where that counts as part of the task. `below` is an effect: digest of what the graphs
-    hold that wait below, `None` where none does.
+    remembers, where that counts as part of the task. `below` is an effect: what the graphs hold that
+    wait below (`Below`), `None` where none does.
     """
 
     texts: Sequence[HumanText] = ()
@@ -232,12 +233,17 @@ def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText
     found = [*(yield from _state_outside(snapshot, given, jti))]
     if snapshot.underway:  # or cut: then it may be its own doing
         return tuple(found)
-    memory, below = given.memory, None
+    below: Below | None = None
     if given.below is not None and snapshot.marks.get(BELOW):
         below = yield given.below
-    for name, now, key in ((MEMORY, memory, memory_key), (BELOW, below, below_key)):
+    digest = below.digest if below is not None else None
+    for name, now, key in ((MEMORY, given.memory, memory_key), (BELOW, digest, below_key)):
         if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
             found.append(HumanText(now, "", key(now), own=False))
+            # Each child holds its own state against what it left: there they are heard already.
+            known = {t.key for t in snapshot.log}
+            edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
+            found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
     return tuple(found)
 
 
@@ -252,6 +258,35 @@ def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[Hum
     if how == "outside" and (left == UNKNOWN or (yield given.moved(left))):
         return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
     return ()
+
+
+def edited(run: Run, mark: str, read: Effect, moved: Callable[[str, str], Effect]) -> Flow[None]:
+    """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
+
+    `read` is an effect of the newest checkpoint (`Head`), `moved` makes one of whether it says something else
+    than the one that was left. Only what an `update` left was done from outside: this run may be in the middle
+    of its own writing.
+
+    Raises:
+        AuthzDenied: `stale_epoch`: it was edited, so that the task is another one. The run drains.
+    """
+    snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark,)))
+    left = snapshot.marks.get(mark, UNKNOWN)
+    if left == UNKNOWN:
+        return
+    head: Head | None = yield read
+    if head is None or head.id == left or head.source != "update" or not (yield moved(head.id, left)):
+        return
+    text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
+    for _ in range(8):
+        snapshot = yield Load(run.scope, Query(log=True))
+        if text.key in {t.key for t in snapshot.log}:
+            return
+        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, (text,))])
+        if not isinstance(done, Conflict):
+            yield run_event(run, "corrected", done.now, texts=1)
+            break
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
@@ -348,13 +383,14 @@ def close(
     run: Run,
     state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
+    also: Sequence[Mark] = (),
 ) -> Flow[None]:
-    """End a run's lease and every lease below it. The jtis are dead when this returns."""
-    if run.closed and left.head is None:
+    """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns."""
+    if run.closed and left.head is None and not also:
         return
     run.closed = True
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
-    marks = [Mark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False)]
+    marks = [*also, *(Mark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
         done = yield from _end(run, state, marks)
         if run.parent is None:

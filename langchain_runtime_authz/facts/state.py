@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 __all__ = [
     "BELOW",
     "HEAD",
     "MEMORY",
     "UNKNOWN",
+    "Below",
     "Head",
     "Standing",
     "below_key",
+    "child_key",
     "fork_key",
     "memory_key",
     "outside_key",
@@ -48,6 +50,13 @@ class Head:
     superseded: bool = False
 
 
+class Below(NamedTuple):
+    """What waits below a root: digest of what it holds, and the checkpoints of it that an `update` left."""
+
+    digest: str
+    updates: tuple[str, ...] = ()
+
+
 def outside_key(checkpoint: str) -> str:
     """The key under which an act from outside that left this checkpoint is pinned, once."""
     return f"checkpoint:{checkpoint}"
@@ -66,6 +75,11 @@ def memory_key(digest: str) -> str:
 def below_key(digest: str) -> str:
     """The key under which an edit of a waiting child's state is pinned."""
     return f"below:{digest}"
+
+
+def child_key(place: str) -> str:
+    """The mark that holds the checkpoint which the run of a child left at a place."""
+    return f"child:{place}"
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:

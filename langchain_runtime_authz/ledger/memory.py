@@ -38,10 +38,13 @@ class MemoryLedger:
         self._clock = clock
         self._latest = 0.0
         self._max = max_threads
-        self._threads: OrderedDict[b.Scope, Thread] = OrderedDict()
-        # Where a jti is: leases that were taken, tokens of claimed calls.
-        self._leases: dict[tuple[str, str], b.Scope] = {}
-        self._tokens: dict[tuple[str, str], tuple[b.Scope, str, str]] = {}
+        self._threads: dict[b.Scope, Thread] = {}
+        # What may be forgotten, least recently used first. A thread that may not leaves it when it is looked at and
+        # comes back with its next commit: with many revoked threads each commit would look at all of them.
+        self._order: OrderedDict[b.Scope, None] = OrderedDict()
+        # Where a jti is: leases that were taken, tokens of claimed calls. (A plain dict finds its oldest key slowly.)
+        self._leases: OrderedDict[tuple[str, str], b.Scope] = OrderedDict()
+        self._tokens: OrderedDict[tuple[str, str], tuple[b.Scope, str, str]] = OrderedDict()
         self._lock = forkable_lock()
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
@@ -59,7 +62,8 @@ class MemoryLedger:
             _forget(thread)
             self._index(scope, changes)
             self._threads[scope] = thread
-            self._threads.move_to_end(scope)
+            self._order[scope] = None
+            self._order.move_to_end(scope)
             self._evict(scope)
             return b.Committed(now, thread.epoch)
 
@@ -119,17 +123,15 @@ class MemoryLedger:
             self._tokens[scope.tenant, jti] = (scope, key, lease_jti)
         for jtis in (self._leases, self._tokens):
             while len(jtis) > MAX_JTIS:  # what is forgotten is dead
-                jtis.pop(next(iter(jtis)))
+                jtis.popitem(last=False)
 
     def _evict(self, committed: b.Scope) -> None:
         if len(self._threads) <= self._max:
             return
-        for scope, thread in self._threads.items():
-            if (
-                scope != committed
-                and not thread.revoked
-                and not any(le.state == "live" for le in thread.leases.values())
-            ):
+        while (scope := next(iter(self._order))) != committed:
+            del self._order[scope]
+            thread = self._threads[scope]
+            if not thread.revoked and not any(le.state == "live" for le in thread.leases.values()):
                 del self._threads[scope]
                 return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
@@ -19,6 +20,7 @@ from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests.attack._graphs import PAID, authz_with, call, human, pay_tool, read_tool, says
+from tests.attack.corrections import beside
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
@@ -52,6 +54,7 @@ class House:
     def __init__(self, *, protected: bool = True) -> None:
         self.ran: list[Any] = []
         self.saver = InMemorySaver()
+        self.thinks: Callable[[], None] | None = None  # what happens while the model thinks
         self.authz = authz_with(StaticPDP(True))
         self.graph = self.build()
         self.raw = self.build()
@@ -61,7 +64,14 @@ class House:
     def build(self, **options: Any) -> Any:
         model = obedient()
         builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
+
+        def agent(state: MessagesState) -> dict[str, Any]:
+            act, self.thinks = self.thinks, None
+            if act is not None:
+                beside(act)
+            return {"messages": [model.invoke(state["messages"])]}
+
+        builder.add_node("agent", agent)
         builder.add_node("tools", ToolNode([pay_tool(self.ran), read_tool(self.ran)]))
         builder.add_edge(START, "agent")
         builder.add_conditional_edges("agent", by_the_plan)
@@ -456,6 +466,64 @@ def test_unenforced_a_command_in_pairs_stops_nothing() -> None:
     house.raw.invoke(human(), THREAD)
     house.raw.invoke(COMMANDS["pairs"], THREAD)
     assert house.ran == [PAID]
+
+
+# --- a plan that is taken away without a word ---
+
+
+def to_the_end(writer: Any) -> None:
+    writer.update_state(THREAD, None, as_node="__end__")
+
+
+def in_the_tools_name(writer: Any) -> None:
+    writer.update_state(THREAD, {}, as_node="tools")
+
+
+def end_in_async(writer: Any) -> None:
+    asyncio.run(writer.aupdate_state(THREAD, None, as_node="__end__"))
+
+
+DROPS = pytest.mark.parametrize("drop", [to_the_end, in_the_tools_name, end_in_async], ids=lambda d: d.__name__)
+
+
+@DROPS
+@WRITERS
+def test_a_plan_that_somebody_drops_is_void(drop: Any, by: str) -> None:
+    """To drop what waits is a removal from outside: one epoch has passed, and nothing of the plan runs."""
+    house = House()
+    house.go(human())
+    drop(house.graph if by == "protected" else house.raw)
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+    house.go(None)
+    assert house.epoch == 2
+
+
+def test_a_plan_that_is_dropped_while_it_is_made_is_void() -> None:
+    """The run in flight does not see that its thread was ended; its lease does."""
+    house = House()
+    house.graph = house.authz.protect(house.build(interrupt_before=[]))
+    house.thinks = lambda: to_the_end(house.graph)
+    with contextlib.suppress(AuthzHalt):
+        house.go(human())
+    assert (house.epoch, house.ran) == (2, [])
+
+
+def test_unenforced_a_plan_that_is_dropped_while_it_is_made_is_carried_out() -> None:
+    house = House(protected=False)
+    house.thinks = lambda: to_the_end(house.raw)
+    house.build(interrupt_before=[]).invoke(human(), THREAD)
+    assert house.ran == [PAID]
+
+
+@WRITERS
+def test_an_update_without_a_word_drops_nothing(by: str) -> None:
+    """What waited still does, and runs."""
+    house = House()
+    house.go(human())
+    (house.graph if by == "protected" else house.raw).update_state(THREAD, {}, as_node="agent")
+    house.go(None)
+    assert (house.epoch, house.ran) == (1, [PAID])
 
 
 # --- a graph below, which has checkpoints of its own ---

@@ -16,6 +16,7 @@ from langchain_runtime_authz.ledger.base import (
     Ledger,
     OpenThread,
     Query,
+    Reinstate,
     Revoke,
     Scope,
     TakeLease,
@@ -80,6 +81,18 @@ def test_a_revoked_thread_is_never_forgotten() -> None:
     for number in range(5):
         living(ledger, str(number))
     assert ledger.load(scope("revoked"), Query(agent=("root",))).revoked
+
+
+def test_a_reinstated_thread_may_be_forgotten() -> None:
+    """A revoked thread that was passed over while others were forgotten has its turn again."""
+    ledger = MemoryLedger(max_threads=1)
+    ledger.commit(scope("revoked"), None, [OpenThread("user:alice"), Revoke(())])
+    for number in range(3):
+        ledger.commit(scope(str(number)), None, [OpenThread("user:alice")])
+    ledger.commit(scope("revoked"), None, [Reinstate(())])
+    assert [exists(ledger, n) for n in ("2", "revoked")] == [False, True]
+    ledger.commit(scope("new"), None, [OpenThread("user:alice")])
+    assert [exists(ledger, n) for n in ("revoked", "new")] == [False, True]
 
 
 def test_a_thread_is_not_forgotten_by_its_own_commit() -> None:

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
@@ -68,7 +69,7 @@ class Effect(NamedTuple):
 
 
 class World:
-    """Two processes with one ledger, one checkpointer and one clock. Made once: protecting is what costs.
+    """Two processes with one ledger, one checkpointer and one clock. Made once a shard: protecting is what costs.
 
     Its tools and its agent do what `machine`, the example that is being played, says; each has a thread
     of its own.
@@ -364,11 +365,22 @@ class CorrectionMachine(RuleBasedStateMachine):
         assert not [t for t in told if MACHINES in t]
 
 
-TestCorrectionMachine = pytest.mark.timeout(0 if "LRA_CORRECTIONS" in os.environ else 600)(CorrectionMachine.TestCase)
-TestCorrectionMachine.settings = settings(
-    max_examples=int(os.environ.get("LRA_CORRECTIONS", "300")),
-    stateful_step_count=20,
-    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+EXAMPLES = int(os.environ.get("LRA_CORRECTIONS", "300"))
+SEED = os.environ.get("LRA_SEED")
+AT_ONCE = 500  # examples of one shard: several processes share the shards, and each that ends is progress seen
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shard", range(-(-EXAMPLES // AT_ONCE)))
+def test_whoever_acts_and_whenever(shard: int) -> None:
+    """Each shard plays examples of its own; with `LRA_SEED` those of that number and the shard's."""
+    played = settings(
+        max_examples=min(EXAMPLES - shard * AT_ONCE, AT_ONCE),
+        stateful_step_count=20,
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    world.cache_clear()
+    machine = CorrectionMachine if SEED is None else seed(int(SEED) + shard)(CorrectionMachine)
+    run_state_machine_as_test(machine, settings=played)

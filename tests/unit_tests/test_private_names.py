@@ -43,8 +43,9 @@ IMPORTED = {
     ],
     "langchain_core.utils.pydantic": ["get_fields", "is_basemodel_subclass"],
     "langchain_core.tracers.context": ["register_configure_hook"],
-    "langgraph._internal._config": ["ensure_config"],
+    "langgraph._internal._config": ["ensure_config", "recast_checkpoint_ns"],
     "langgraph._internal._constants": [
+        "NS_END",
         "CONFIG_KEY_CHECKPOINT_NS",
         "CONFIG_KEY_CHECKPOINTER",
         "CONFIG_KEY_RUNTIME",
@@ -459,6 +460,18 @@ def test_without_a_checkpointer_nobody_can_be_asked() -> None:
     builder.add_edge(START, "node")
     builder.compile().invoke({"messages": []})
     assert seen == [False]
+
+
+def test_where_a_child_keeps_its_state() -> None:
+    """By the task that calls it; with a memory of its own, by the node alone."""
+    lender = InMemorySaver()
+    lent = {"thread_id": "t", "checkpoint_ns": "tools:1|pay:2", "__pregel_checkpointer": lender}
+    builder = StateGraph(MessagesState).add_node("a", lambda state: {}).add_edge(START, "a")
+    for own, namespace, lasting in ((None, "tools:1|pay:2", False), (True, "tools|pay", True)):
+        place = private.place_below(builder.compile(checkpointer=own), {"configurable": lent})
+        assert place == (lender, {"configurable": {**lent, "checkpoint_ns": namespace}}, lasting)
+    assert private.place_below(builder.compile(checkpointer=False), {"configurable": lent}) is None
+    assert private.namespaces_of_task("tools", "1") == ("tools:1", "tools")
 
 
 def test_halt_bubbles_up() -> None:

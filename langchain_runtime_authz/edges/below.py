@@ -1,0 +1,121 @@
+"""What the graphs below a root keep: their checkpoints are their own, and the root's say nothing of them.
+
+Those that wait are read from the root, before anything runs (`ReadBelow`). Those that keep a state of their
+own, beside the root's thread or beyond a run, are held against what their last run left when they are
+called again (`held_against`, `left_at`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.types import StateSnapshot
+
+from langchain_runtime_authz.edges._private import Place, namespaces_of_task
+from langchain_runtime_authz.edges.outside import Moved, ReadHead, saver_of, watched
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Run
+from langchain_runtime_authz.enforce.entry import edited
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.facts.state import UNKNOWN, Below, Head, child_key
+from langchain_runtime_authz.ledger.base import Mark
+
+__all__ = ["ReadBelow", "held_against", "left_at", "mark_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBelow:
+    """An effect: what the graphs hold that wait below a thread's root; `None` where none does.
+
+    LangGraph knows those that are nodes. Those that a tool or a node's code called are found by their namespace,
+    one level deep. `nodes_only` looks for the first kind alone: where nothing waits there is none of the second.
+    """
+
+    graph: Any
+    config: Mapping[str, Any]
+    channels: Sequence[str] = ()
+    nodes_only: bool = False
+
+    def run(self, engine: Engine) -> Below | None:
+        """Read it, blocking."""
+        if self._needless():
+            return None
+        state = self.graph.get_state(self._place(), subgraphs=True)
+        saver = saver_of(self.graph)
+        return self._said(state, [saver.get_tuple(p) for p in self._called(state)] if saver is not None else [])
+
+    async def arun(self, engine: Engine) -> Below | None:
+        """Read it."""
+        if self._needless():
+            return None
+        state = await self.graph.aget_state(self._place(), subgraphs=True)
+        saver = saver_of(self.graph)
+        return self._said(state, [await saver.aget_tuple(p) for p in self._called(state)] if saver is not None else [])
+
+    def _needless(self) -> bool:
+        return self.nodes_only and not any(True for _ in self.graph.get_subgraphs())
+
+    def _place(self) -> Any:
+        return {"configurable": {"thread_id": (self.config.get("configurable") or {}).get("thread_id")}}
+
+    def _called(self, state: StateSnapshot) -> list[Any]:
+        thread = self._place()["configurable"]
+        unknown = [t for t in state.tasks if t.state is None]
+        return [
+            {"configurable": {**thread, "checkpoint_ns": name}}
+            for name in dict.fromkeys(n for t in unknown for n in namespaces_of_task(t.name, t.id))
+        ]
+
+    def _said(self, state: StateSnapshot, called: Sequence[CheckpointTuple | None]) -> Below | None:
+        updates: list[str] = []
+        found = self._waiting(state, updates)
+        for kept in called:
+            if kept is not None:
+                found.append(watched(kept.checkpoint["channel_values"], self.channels))
+                _note(updates, kept.metadata, kept.checkpoint["id"])
+        return Below(raw_digest(found), tuple(updates)) if found else None
+
+    def _waiting(self, state: StateSnapshot, updates: list[str]) -> list[Any]:
+        found: list[Any] = []
+        for task in state.tasks:
+            if isinstance(below := task.state, StateSnapshot):
+                _note(updates, below.metadata, (below.config.get("configurable") or {}).get("checkpoint_id"))
+                says = watched(below.values, self.channels)
+                found.append([task.name, says, sorted(below.next), self._waiting(below, updates)])
+        return found
+
+
+def _note(updates: list[str], metadata: Any, checkpoint: str | None) -> None:
+    if checkpoint is not None and (metadata or {}).get("source") == "update":
+        updates.append(checkpoint)
+
+
+def mark_of(place: Mapping[str, Any], graph: str) -> str:
+    """The mark that holds the checkpoint which a child's run left at a place.
+
+    A child on a thread of its own may have a checkpointer of its own: there its name tells it apart.
+    """
+    configurable = place["configurable"]
+    namespace = configurable.get("checkpoint_ns", "")
+    return child_key(raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace]))
+
+
+def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[None]:
+    """What a child is about to load against what its last run in the thread of `run` left there.
+
+    Raises:
+        AuthzDenied: `stale_epoch`: somebody edited it meanwhile. The next epoch is open.
+    """
+
+    def moved(head: str, left: str) -> Moved:
+        return Moved(graph, place.config, head, left, channels)
+
+    yield from edited(run, mark_of(place.config, graph.get_name()), ReadHead(place.saver, place.config), moved)
+
+
+def left_at(graph: Any, place: Place) -> Flow[list[Mark]]:
+    """The mark of what a child's run leaves."""
+    head: Head | None = yield ReadHead(place.saver, place.config)
+    return [Mark(mark_of(place.config, graph.get_name()), head.id if head is not None else UNKNOWN)]

@@ -1,0 +1,166 @@
+"""Somebody edits, from outside, what a child keeps that a tool called or that has a memory of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+
+from langchain_runtime_authz import ToolProfile
+from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, read_tool, says
+from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
+
+OWN = {"configurable": {"thread_id": "own"}}
+# Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own.
+KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory")
+
+
+class Family(House):
+    """A root whose tool or node calls a paying child, which stops before its own tools."""
+
+    def __init__(self, kind: str, *, protected: bool = True) -> None:
+        self.kind = kind
+        self.own = InMemorySaver()
+        self.inside: Any = None  # what a node of the root does with the child before it calls it
+        self.children: list[Any] = []
+        super().__init__(protected=False)
+        self.authz = authz_with(StaticPDP(True), profiles={**PROFILES, "delegate": ToolProfile(effect="read", sink="none")})
+        if protected:
+            self.authz.protect(self.graph)
+
+    def child(self) -> Any:
+        kept = {"tool-task": None, "tool-own": self.own}.get(self.kind, True)
+        self.children.append(super().build(checkpointer=kept, name="child"))
+        return self.children[-1]
+
+    def build(self, **options: Any) -> Any:
+        child = self.child()
+        begin = {"messages": [HumanMessage("Pay the bill")]}
+
+        @tool
+        def delegate(config: RunnableConfig) -> str:
+            """Let the child work, and go on where it stopped."""
+            if self.kind == "tool-own":
+                state = child.get_state(OWN)
+                said = child.invoke(None if state.next else begin, OWN)
+            else:
+                said = child.invoke(begin, config)
+            return str(said["messages"][-1].text)
+
+        def agent(state: MessagesState) -> dict[str, Any]:
+            last = state["messages"][-1]
+            return {"messages": [says(text="done") if isinstance(last, ToolMessage) else self.plan()]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_edge(START, "agent")
+        if self.kind == "node-memory":
+            builder.add_node("agent", lambda state: self.inside(child) if self.inside else {})
+            builder.add_node("child", child)
+            builder.add_edge("agent", "child")
+        else:
+            builder.add_node("agent", agent)
+            builder.add_node("tools", ToolNode([delegate, read_tool(self.ran)]))
+            builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END, ["tools", END])
+            builder.add_edge("tools", "agent")
+        return builder.compile(checkpointer=self.saver, name="hand")
+
+    def plan(self) -> AIMessage:
+        self.number = getattr(self, "number", 0) + 1
+        return says(call("delegate", {}, f"delegate-{self.number}"))
+
+    def change(self, change: Any, by: str = "raw") -> None:
+        """`update_state` of the child, in this process or in one that does not protect it."""
+        root, child = (self.graph, self.children[0]) if by == "protected" else (self.raw, self.children[1])
+        if self.kind == "node-memory":
+            place, writer = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}, root
+        elif self.kind == "tool-own":
+            place, writer = OWN, child
+        else:  # LangGraph finds such a child by no road of its own: by its namespace, as who writes to the store does
+            (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept]
+            lent = {"__pregel_checkpointer": self.saver}
+            place, writer = {"configurable": {"thread_id": "t", "checkpoint_ns": name, **lent}}, child
+        held = writer.get_state(place).values["messages"]
+        writer.update_state(place, {"messages": [change(held)]}, as_node="agent")
+
+    def on(self, how: str = "sync") -> None:
+        """The next entry: where the child waits by itself it is called again."""
+        given = {"messages": [("user", "go on")]} if self.kind == "tool-own" else None
+        try:
+            self.go(given) if how == "sync" else asyncio.run(self.ago(given))
+        except (AuthzHalt, AuthzDenied):
+            pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("by", ["protected", "raw"])
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, by: str, how: str) -> None:
+    """The next run that loads it opens the next epoch, once, and pays nothing of the old plan."""
+    family = Family(kind)
+    family.go(human())
+    family.change(change, by)
+    said = 1 if kind == "tool-own" else 0  # the human speaks once more there
+    family.on(how)
+    assert family.ran == []
+    assert family.epoch == 2 + said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
+def test_unenforced_what_a_child_keeps_is_carried_out(kind: str, change: Any) -> None:
+    family = Family(kind, protected=False)
+    family.raw.invoke(human(), THREAD)
+    family.change(change)
+    family.raw.invoke(human("go on") if kind == "tool-own" else None, THREAD)
+    assert [x for x in family.ran if x[0] in ("bob", "eve")]
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "tool-own"])
+@pytest.mark.parametrize("by", ["protected", "raw"])
+def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None:
+    """The plan that waited still runs."""
+    family = Family(kind)
+    family.go(human())
+    family.change(to_the_same, by)
+    family.on()
+    assert (family.epoch, family.ran) == (1, [PAID])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_nobody_edits_goes_on(kind: str) -> None:
+    """A child that is called again finds its own state as it left it."""
+    family = Family(kind)
+    family.go(human())
+    family.on()
+    assert family.epoch == (2 if kind == "tool-own" else 1)
+    if kind != "tool-own":
+        assert family.ran == [PAID]
+
+
+def test_what_the_agents_own_code_edits_is_no_correction() -> None:
+    """A node that writes into the memory of the child below it does the agent's work."""
+    family = Family("node-memory")
+    family.go(human())
+    family.on()
+    place = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}
+
+    def note(child: Any) -> dict[str, Any]:
+        family.graph.update_state(place, {"messages": [HumanMessage("as the agent notes")]}, as_node="agent")
+        return {}
+
+    family.inside = note
+    family.go(human("And again"))
+    assert family.epoch == 2
+    family.on()
+    assert (family.epoch, len(family.ran)) == (2, 2)
