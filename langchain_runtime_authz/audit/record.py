@@ -106,6 +106,7 @@ def completion_record(
     output_digest: str | None = None,
     error: str | None = None,
     leaked: bool = False,
+    withheld: bool = False,
 ) -> dict[str, Any]:
     """The record of a call's end.
 
@@ -118,6 +119,7 @@ def completion_record(
         output_digest: `sha256:<hex>` of what the tool returned.
         error: type of the exception, never its text.
         leaked: whether a live token stood in the output, and was taken out.
+        withheld: whether a part of the output could not be searched for a token, and was left out.
     """
     return {
         **_head("completion", now),
@@ -128,6 +130,7 @@ def completion_record(
         "output_digest": output_digest,
         "error": error,
         "leaked": leaked,
+        "withheld": withheld,
     }
 
 

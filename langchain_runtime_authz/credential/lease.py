@@ -153,6 +153,7 @@ class Ticket:
 
     __slots__ = (
         "__weakref__", "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed", "_refusals",
+        "_withheld",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
         "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
     )  # fmt: skip
@@ -199,7 +200,7 @@ class Ticket:
         self.amint = amint
         self._redeemed = False
         self._concluded = False
-        self._leaked = False
+        self._leaked = self._withheld = False
         self._minted: dict[str, CallCredential] = {}
         self._minting: dict[str, _Minting] = {}
         self._others: tuple[str, ...] = ()
@@ -363,6 +364,15 @@ class Ticket:
     def accuse(self) -> None:
         """A token of the call was seen where it must not be."""
         self._leaked = True
+
+    @property
+    def withheld(self) -> bool:
+        """Whether a part of what the tool gave out was left out, because it could not be searched for tokens."""
+        return self._withheld
+
+    def withhold(self) -> None:
+        """A part of what the tool gave out was left out."""
+        self._withheld = True
 
     def __repr__(self) -> str:
         state = "concluded" if self._concluded else "redeemed" if self._redeemed else "unused"

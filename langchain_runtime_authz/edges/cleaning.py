@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
-from langgraph.types import Command
+from langgraph.types import Command, Send
+from pydantic import BaseModel
 
-from langchain_runtime_authz.credential.leak import scrub
+from langchain_runtime_authz.credential.leak import Search
 from langchain_runtime_authz.enforce.obligations import redact
 
 __all__ = ["Cleaner"]
 
 _NONE: frozenset[str] = frozenset()
+_SHOWN: Final = ("content", "artifact")  # what an obligation hides of a message
+_PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where an object keeps its attributes
 
 
 class Cleaner:
@@ -21,29 +27,35 @@ class Cleaner:
 
     Attributes:
         found: whether a token stood in anything that was cleaned.
+        withheld: whether anything was left out because it could not be searched.
     """
 
-    __slots__ = ("fields", "found", "tokens")
+    __slots__ = ("_fields", "_search", "_searches")
 
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
-        self.fields, self.tokens = fields, tokens
-        self.found = False
+        self._fields, self._searches = fields, bool(tokens)
+        self._search = Search(tokens)
+
+    @property
+    def found(self) -> bool:
+        """See the class."""
+        return self._search.found
+
+    @property
+    def withheld(self) -> bool:
+        """See the class."""
+        return self._search.withheld
 
     def output(self, value: Any) -> Any:
         """What a tool returned."""
-        return self._value(value, self.fields)
+        return self._value(value, self._fields)
 
     def _value(self, value: Any, fields: frozenset[str]) -> Any:
         if isinstance(value, BaseMessage):
-            changes: dict[str, Any] = {"content": self._value(value.content, fields)}
-            for name in ("additional_kwargs", "response_metadata"):
-                changes[name] = self._value(getattr(value, name), _NONE)
-            if isinstance(value, ToolMessage) and value.artifact is not None:
-                changes["artifact"] = self._value(value.artifact, fields)
-            return value.model_copy(update=changes)
+            return self._rebuilt(value, lambda name, held: self._value(held, fields if name in _SHOWN else _NONE))
         if isinstance(value, Command):
-            update = self._update(value.update, fields)
-            return Command(graph=value.graph, update=update, resume=value.resume, goto=value.goto)
+            update, goto = self._update(value.update, fields), self._channel(value.goto, _NONE)
+            return dataclasses.replace(value, update=update, resume=self._scrubbed(value.resume), goto=goto)
         if isinstance(value, list) and any(isinstance(v, BaseMessage | Command) for v in value):
             return [self._value(v, fields) for v in value]
         return redact(self._scrubbed(value), fields)
@@ -51,28 +63,42 @@ class Cleaner:
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
         """A state update: its messages like messages, the rest searched for tokens."""
         if isinstance(update, dict):
-            return {k: self._channel(v, fields) for k, v in update.items()}
+            return {self._scrubbed(k): self._channel(v, fields) for k, v in update.items()}
+        if isinstance(update, BaseModel) or dataclasses.is_dataclass(update):
+            return self._rebuilt(update, lambda _, held: self._channel(held, fields))
         return self._channel(update, fields)
 
     def _channel(self, value: Any, fields: frozenset[str]) -> Any:
-        if isinstance(value, list):
-            return [self._channel(v, fields) for v in value]
+        if type(value) in (list, tuple):
+            return type(value)(self._channel(v, fields) for v in value)
+        if isinstance(value, Send):
+            sent = copy.copy(value)
+            sent.node, sent.arg = self._scrubbed(value.node), self._update(value.arg, fields)
+            return sent
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
+    def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
+        """A message or a state object stays one: a copy, with each of its attributes made `clean`."""
+        other = copy.copy(value)
+        for place in _PLACES:
+            if held := getattr(value, place, None):
+                object.__setattr__(other, place, {self._scrubbed(k): clean(k, v) for k, v in held.items()})
+        return self._scrubbed(other)
+
     def _scrubbed(self, value: Any) -> Any:
-        if not self.tokens:
+        if not self._searches:
             return value
-        clean, found = scrub(value, self.tokens)
+        clean = self._search.clean(value)
         if clean is not None and not isinstance(clean, str | bytes | int | float):
             # An object shows what it holds by its text, and text is what a message is made of.
-            text, shows = scrub(_text_of(clean), self.tokens)
-            clean, found = (text, True) if shows else (clean, found)
-        self.found = self.found or found
+            shown = _text_of(clean)
+            if (text := self._search.clean(shown)) is not shown:
+                return text
         return clean
 
     def bubble(self, exc: GraphBubbleUp) -> None:
         """A question or a command that leaves the tool by exception, in place."""
-        if not self.tokens:
+        if not self._searches:
             return
         if isinstance(exc, ParentCommand):
             exc.args = (self._value(exc.args[0], _NONE), *exc.args[1:])
@@ -82,11 +108,7 @@ class Cleaner:
 
     def error(self, exc: BaseException) -> BaseException:
         """The exception without a live token, in text, notes, attributes, cause or context."""
-        if not self.tokens:
-            return exc
-        clean, found = scrub(exc, self.tokens)
-        self.found = self.found or found
-        return clean
+        return self._search.clean(exc)
 
 
 def _text_of(value: Any) -> str:

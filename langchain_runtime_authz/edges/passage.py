@@ -97,7 +97,7 @@ class Passage:
         returned: what the tool's own code returned, cleaned.
     """
 
-    __slots__ = ("_asked", "_before", "_cleaner", "_scopes", "_settled", "_span", "_stages",
+    __slots__ = ("_asked", "_before", "_scopes", "_settled", "_span", "_stages",
                  "call", "call_id", "config", "of", "output", "parsed", "returned", "run", "ticket")  # fmt: skip
 
     def __init__(
@@ -122,7 +122,6 @@ class Passage:
         self.config, self._asked = counting_questions(config, gate.place if gate is not None else None)
         self._settled = settled
         self._stages: list[Stage] = []
-        self._cleaner: Cleaner | None = None
         self.output: Any = None
         self.returned: Any = None
 
@@ -161,19 +160,22 @@ class Passage:
 
     def clean(self, value: Any) -> Any:
         """What the tool returned, fit to be given out."""
-        cleaner = self._clean()
+        cleaner = self._cleaner()
         self.returned = value if cleaner is None else cleaner.output(value)
+        self._tell(cleaner)
         return self.returned
 
     def clean_error(self, exc: BaseException) -> BaseException:
         """What the tool raised, likewise. A `GraphBubbleUp` is cleaned in place."""
-        cleaner = self._clean()
+        cleaner = self._cleaner()
         if cleaner is None:
             return exc
         if isinstance(exc, GraphBubbleUp):
             cleaner.bubble(exc)
-            return exc
-        return cleaner.error(exc)
+        else:
+            exc = cleaner.error(exc)
+        self._tell(cleaner)
+        return exc
 
     def _outlet(self, value: Any) -> Any:
         """What the tool writes beside its result, without a live token."""
@@ -182,18 +184,22 @@ class Passage:
             return value
         cleaner = Cleaner(frozenset(), tokens)
         clean = cleaner.output(value)
-        if cleaner.found:
-            self.ticket.accuse()
+        self._tell(cleaner)
         return clean
 
-    def _clean(self) -> Cleaner | None:
+    def _cleaner(self) -> Cleaner | None:
         if self.ticket is None:
             return None
         fields, tokens = obliged_fields(self.ticket.obligations), self.ticket.minted_tokens()
-        if not fields and not tokens:
-            return None
-        self._cleaner = Cleaner(fields, tokens)
-        return self._cleaner
+        return Cleaner(fields, tokens) if fields or tokens else None
+
+    def _tell(self, cleaner: Cleaner | None) -> None:
+        """What was found, for the end of the call."""
+        if self.ticket is not None and cleaner is not None:
+            if cleaner.found:
+                self.ticket.accuse()
+            if cleaner.withheld:
+                self.ticket.withhold()
 
     # --- around it ---
 
@@ -262,10 +268,9 @@ class Passage:
             state = "released"  # the tool's own parsing or callbacks stopped it before it ran
         asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
         result = recorded(self.output, asked) if state == "done" else only_asked(asked)
-        leaked = self._cleaner is not None and self._cleaner.found
         tool = self.call.tool_ref
         returned = said(tool, self.returned) if state == "done" and isinstance(tool, BaseTool) else None
-        return conclude(self.run, self.ticket, self.call, state, result, leaked=leaked, output=returned)
+        return conclude(self.run, self.ticket, self.call, state, result, output=returned)
 
     def _answered(self, exc: BaseException | None) -> bool:
         """Whether a message stands in place of a step *inside* the tool (a child agent, another tool) that was denied."""

@@ -255,17 +255,15 @@ def conclude(
     state: Literal["done", "failed", "suspended", "unknown", "released"],
     result: str | None = None,
     *,
-    leaked: bool = False,
     output: object = None,
 ) -> Flow[None]:
     """Close a call. Never refused, since it happened.
 
-    `released` is a ticket that was never redeemed. `output` is what the tool returned, for provenance;
-    `leaked` says that a live token was found in
-    what the tool gave back: the agent is revoked.
+    `released` is a ticket that was never redeemed. `output` is what the tool returned, for provenance.
+    Where a live token was found in what the tool gave out, the agent is revoked.
     """
     ticket.conclude()
-    leaked = leaked or ticket.leaked
+    leaked = ticket.leaked
     side_effect = call.profile.side_effect
     changes: list[Change] = []
     if state == "released":
@@ -288,6 +286,8 @@ def conclude(
     if leaked:
         changes.append(Revoke(run.agent))
         _log.error("a credential was found in the output of %s; agent %s is revoked", call.tool, run.agent)
+    if ticket.withheld:
+        _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
     try:
         done = yield Commit(run.scope, None, changes)
         yield Record(
@@ -298,6 +298,7 @@ def conclude(
             state=state,
             run_id=run.run_id,
             leaked=leaked,
+            withheld=ticket.withheld,
         )
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
@@ -17,7 +19,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store, get_stream_writer
 from langgraph.prebuilt import InjectedStore, ToolRuntime
 from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command
+from langgraph.types import Command, Send
+from pydantic import BaseModel, SecretStr
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
 from langchain_runtime_authz.testing import StaticPDP
@@ -27,6 +30,27 @@ from ._graphs import agent_graph, call, hand_written, human, replying
 BANK = "https://bank.example"
 STATIC = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9." + "c2lnbmF0dXJl" * 7
 THREAD = {"configurable": {"thread_id": "t"}}
+
+
+@dataclass(frozen=True)
+class Client:
+    """Of a bank; says nothing of its token."""
+
+    token: str = field(repr=False)
+
+
+class Receipt(BaseModel):
+    """What a tool keeps for later."""
+
+    sent: SecretStr
+    by: Client
+
+
+@dataclass
+class Update:
+    """A state object."""
+
+    messages: list[Any]
 
 
 class Place:
@@ -90,6 +114,14 @@ class Place:
 
         return careless
 
+    def returns_artifact_of_its_own(self) -> BaseTool:
+        @tool(response_format="content_and_artifact")
+        def careless() -> tuple[str, Any]:
+            """Return an object that does not show what it holds."""
+            return "done", Receipt(sent=SecretStr(self.mine()), by=Client(self.token))
+
+        return careless
+
     def raises(self) -> BaseTool:
         @tool
         def careless() -> str:
@@ -103,6 +135,42 @@ class Place:
         def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
             """Update the state."""
             return Command(update={"messages": [ToolMessage(self.mine(), tool_call_id=ident)]})
+
+        return careless
+
+    def updates_state_beside_the_text(self) -> BaseTool:
+        @tool
+        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
+            """Update the state, with a message whose token is not in its text."""
+            message = ToolMessage("done", tool_call_id=ident, artifact={Client(self.mine()): 1}, name=self.token)
+            return Command(update=[("messages", [message])])
+
+        return careless
+
+    def updates_state_by_an_object(self) -> BaseTool:
+        @tool
+        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
+            """Update the state, by a state object."""
+            return Command(update=Update(messages=[ToolMessage("done", tool_call_id=ident, used=Client(self.mine()))]))
+
+        return careless
+
+    def sends(self) -> BaseTool:
+        @tool
+        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
+            """Go on, with something for the next node."""
+            message = ToolMessage("done", tool_call_id=ident)
+            goto = [Send("agent", {"messages": [], "used": Client(self.mine())})]
+            return Command(update={"messages": [message]}, goto=goto)
+
+        return careless
+
+    def stores_an_object(self) -> BaseTool:
+        @tool
+        def careless() -> str:
+            """Store."""
+            get_store().put(("keys",), "bank", {"client": Client(self.mine())})
+            return "done"
 
         return careless
 
@@ -176,6 +244,12 @@ class Place:
 HOW = [name for name in vars(Place) if name not in ("mine", "tool") and not name.startswith("_")]
 
 
+def kept(saver: InMemorySaver) -> str:
+    """The bytes of every checkpoint, and of the writes between them."""
+    writes = [write for task in saver.writes.values() for write in task.values()]
+    return repr((dict(saver.storage), saver.blobs, writes))
+
+
 def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tuple[str, str, RuntimeAuthz]:
     """Everything that a run of the careless tool left behind, as one text; its token; the authz."""
     caplog.set_level(logging.DEBUG)
@@ -212,6 +286,7 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
     items = [item.dict() for namespace in namespaces for item in store.search(namespace)]
     state = [s.values for s in graph.get_state_history(THREAD)]
     texts = [out, err, caplog.text, *map(repr, (left, namespaces, items, state, authz.audit.records))]
+    texts += [kept(saver), pickle.dumps(items).decode("latin-1")]
     return "\n".join(texts), place.token, authz
 
 
@@ -240,3 +315,25 @@ def test_unenforced_a_careless_tool_gives_its_token_away(how: str, capsys: Any, 
     assert token == STATIC
     assert token.rpartition(".")[2][-30:] in left
     assert "[redacted credential]" not in left
+
+
+def test_what_can_not_be_searched_reaches_no_checkpoint(capsys: Any, caplog: Any) -> None:
+    """A generator may hold anything: it is withheld, on record and in the operator's log; nobody is accused of it."""
+    place = Place(True)
+
+    @tool(response_format="content_and_artifact")
+    def careless() -> tuple[str, Any]:
+        """Return a stream."""
+        return "done", {"stream": (c for c in place.mine()), "n": 1}
+
+    authz = RuntimeAuthz(
+        pdp=StaticPDP(True), profiles={"careless": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
+    )
+    graph = authz.protect(agent_graph(replying([call("careless", {}, "c1")]), [careless], checkpointer=InMemorySaver()))
+    with authz.run(subject="alice", task="Pay"):
+        messages = graph.invoke(human(), THREAD)["messages"]
+    artifacts = [m.artifact for m in messages if isinstance(m, ToolMessage)]
+    assert artifacts == [{"stream": "[not searched for credentials]", "n": 1}]
+    assert "output of careless could not be searched for its credential, and is withheld" in caplog.text
+    completions = [r for r in authz.audit.records if r["kind"] == "completion"]
+    assert [(r["leaked"], r["withheld"]) for r in completions] == [(False, True)]

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import base64
 import json
-from types import MappingProxyType
+import pickle
+import re
+from array import array
+from collections import ChainMap, OrderedDict, UserDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from pathlib import PurePosixPath
+from threading import Lock
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from pydantic import BaseModel, PrivateAttr, SecretBytes, SecretStr, computed_field, model_serializer
 
-from langchain_runtime_authz.credential.leak import REDACTED, UNSEARCHED, scrub
+from langchain_runtime_authz.credential import leak
+from langchain_runtime_authz.credential.leak import REDACTED, UNSEARCHED, Search, scrub
 
 HEADER = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"runtime-authz+jwt"}').decode().rstrip("=")
 PAYLOAD = base64.urlsafe_b64encode(b'{"sub":"alice","jti":"j-1"}').decode().rstrip("=")
@@ -223,3 +236,216 @@ def test_a_token_without_a_signature_is_searched_whole(tail: str) -> None:
 def test_a_token_too_short_to_tell_from_other_text_is_not_searched() -> None:
     """Else every text would hold it."""
     assert scrub("a text", ["a.b"]) == ("a text", False)
+
+
+class Model(BaseModel):
+    a: Any = None
+    _private: Any = PrivateAttr(None)
+
+
+class Loose(BaseModel, extra="allow"):
+    a: int = 0
+
+
+class Private(Model):
+    _lock: Any = PrivateAttr(default_factory=Lock)
+
+
+class Computed(BaseModel):
+    a: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def header(self) -> str:
+        return f"{HEADER}.{PAYLOAD}.{self.a[::-1]}"
+
+
+class Written(BaseModel):
+    @model_serializer
+    def written(self) -> dict[str, str]:
+        return {"made": TOKEN}
+
+
+@dataclass
+class Quiet:
+    a: Any = field(repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(slots=True, frozen=True)
+class Slotted:
+    a: Any = field(repr=False)
+
+
+class Slots:
+    __slots__ = ("a",)
+
+    def __init__(self, a: Any) -> None:
+        self.a = a
+
+
+class Marked(str):  # noqa: SLOT000  (that is the point)
+    """A text with something beside it."""
+
+    mark: Any
+
+
+class Counted(int):
+    mark: Any
+
+
+class Rows(list[Any]):
+    mark: Any
+
+
+class Point(NamedTuple):
+    x: Any
+
+
+Kind = Enum("Kind", {"LEAKY": TOKEN})  # type: ignore[misc]
+
+
+def marked(value: Any) -> Any:
+    value.mark = TOKEN
+    return value
+
+
+def private(**held: Any) -> Model:
+    model = Model()
+    model._private = held
+    return model
+
+
+def a_function(a: Any) -> None:
+    """For a `partial`."""
+
+
+OBJECTS: dict[str, Any] = {
+    "model": Model(a=TOKEN),
+    "model in a model": Model(a=Model(a=[{"deep": Model(a=TOKEN)}])),
+    "secret": Model(a=SecretStr(TOKEN)),
+    "secret bytes": [SecretBytes(TOKEN.encode())],
+    "private attribute": private(a=TOKEN),
+    "extra": Loose(token=TOKEN),
+    "name of an extra": Loose(**{TOKEN: 1}),
+    "computed": Computed(a=SIGNATURE[::-1]),
+    "written otherwise": Written(),
+    "dataclass": Quiet(TOKEN),
+    "slotted dataclass": Slotted({"a": TOKEN}),
+    "slots": Slots(TOKEN),
+    "slots in slots": Slots(Slots([Slots(TOKEN)])),
+    "namespace": SimpleNamespace(a=TOKEN),
+    "enum": Kind["LEAKY"],
+    "key": {"a": {Slotted(TOKEN): 1}},
+    "tuple as a key": {("a", TOKEN): 1},
+    "named tuple": Point(Slots(TOKEN)),
+    "deque": deque([TOKEN]),
+    "ordered": OrderedDict(a=Quiet(TOKEN)),
+    "user's": UserDict({TOKEN: 1}),
+    "chain": ChainMap({}, {"a": Slots(TOKEN)}),
+    "path": PurePosixPath("/") / SIGNATURE,
+    "pattern": re.compile(TOKEN),
+    "partial": partial(a_function, a=TOKEN),
+    "method": Slots(TOKEN).__str__,
+    "built-in method": [TOKEN].append,
+    "array": array("b", TOKEN.encode()),
+    "view": memoryview(TOKEN.encode()),
+    "iterator": iter([TOKEN]),
+    "utf-16": TOKEN.encode("utf-16"),
+    "utf-32": [TOKEN.encode("utf-32-be")],
+    "beside a text": marked(Marked("x")),
+    "beside a number": marked(Counted(1)),
+    "beside a list": [marked(Rows())],
+    "error in an object": Slots(ValueError(TOKEN)),
+    "beside a lock": Private(a=TOKEN),
+}
+
+
+def stored(value: Any) -> list[bytes]:
+    """What a checkpoint or a pickle of it holds, where it can be made."""
+    made = []
+    for write in (JsonPlusSerializer().dumps_typed, JsonPlusSerializer(pickle_fallback=True).dumps_typed, pickle.dumps):
+        try:
+            data: Any = write(value)
+        except Exception:
+            continue
+        made.append((data[1] if isinstance(data, tuple) else data).replace(b"\0", b""))
+    return made
+
+
+@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
+def test_nothing_that_is_written_of_an_object_holds_a_token(value: Any) -> None:
+    """Whatever LangGraph's serialiser, or pickle, would write of it: the object goes, and its token is found.
+
+    What neither can write is no exception.
+    """
+    search = Search([TOKEN])
+    clean = search.clean(value)
+    assert search.found
+    assert not search.withheld
+    assert not any(SIGNATURE.encode() in data for data in stored(clean))
+
+
+def test_the_objects_do_give_their_token_away() -> None:
+    """The twin: unsearched, each would put it into a checkpoint or a pickle."""
+    assert all(any(SIGNATURE.encode() in data for data in stored(value)) for value in OBJECTS.values())
+
+
+def endless() -> Iterator[int]:
+    n = 0
+    while True:
+        yield (n := n + 1)
+
+
+class Endless:
+    def __reduce__(self) -> Any:
+        return (list, (), None, endless())
+
+
+class Broken:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("not today")
+
+
+class BrokenModel(BaseModel):
+    @model_serializer
+    def written(self) -> dict[str, str]:
+        raise RuntimeError("not today")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "value",
+    [endless(), Endless(), Broken(), Model(a=Broken()), BrokenModel(), endless().send, {}.keys(), Slots(endless())],
+    ids=["generator", "endless", "broken", "model", "broken model", "method", "view", "inside"],
+)
+def test_what_can_not_be_taken_apart_is_withheld(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant takes its place, others stay, and nobody is accused."""
+    monkeypatch.setattr(leak, "MAX_NODES", 10_000)
+    search = Search([TOKEN])
+    assert search.clean({"a": value, "b": "x"}) == {"a": UNSEARCHED, "b": "x"}
+    assert search.withheld
+    assert not search.found
+
+
+def test_harmless_objects_pass() -> None:
+    """Locks, functions, classes and cycles between objects are no reason to withhold anything."""
+    parent = SimpleNamespace(name="parent")
+    parent.child = SimpleNamespace(parent=parent)
+    values = [Private(a=1), a_function, Model, len, json, parent, PurePosixPath("/a"), Kind, Slots(None), object(), ...]
+    search = Search([TOKEN])
+    assert search.clean(values) is values
+    assert (search.found, search.withheld) == (False, False)
+
+
+def test_what_an_error_that_is_raised_refers_to_is_not_its_text() -> None:
+    """An HTTP error holds the request that it was about, and that its token; what is written is the error's text."""
+    exc = ValueError("refused")
+    exc.request = SimpleNamespace(headers={"Authorization": TOKEN})  # type: ignore[attr-defined]
+    assert scrub(exc, [TOKEN]) == (exc, False)
+    assert scrub([exc], [TOKEN]) == ([REDACTED], True)
+    exc.sent = TOKEN  # type: ignore[attr-defined]
+    assert scrub(exc, [TOKEN]) == (exc, True)
+    assert vars(exc)["sent"] == REDACTED
