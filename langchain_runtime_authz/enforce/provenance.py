@@ -14,7 +14,7 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.inert import inert, quoted, scripts
 from langchain_runtime_authz.facts.intent import Request
 from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.harvest import Harvest, Number, Prose, harvest
-from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, names_source, trace
+from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, names_source, trace
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.profile import ToolProfile, argument
@@ -54,6 +54,7 @@ class Said:
     request: Request
 
 
+_NO_MEMORY: Final = Memory()
 _NOTHING: Final = Said("", HumanWords(()), Request(()))
 
 
@@ -63,6 +64,7 @@ class _Thread:
     numbers: OrderedDict[tuple[object, ...], Number] = field(default_factory=OrderedDict)
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
+    memory: Memory | None = None  # of `numbers` and `prose`, until there are more
     payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → as written
 
 
@@ -92,6 +94,8 @@ class Recall:
         """Remember the numbers and texts of one output."""
         with self._lock:
             thread = self._thread(scope)
+            if found.numbers or found.prose:
+                thread.memory = None
             for number in found.numbers[-MAX_NUMBERS:]:
                 # Of equal numbers that say the same, one.
                 thread.numbers[number.value, number.seen[1:-1]] = number
@@ -105,11 +109,15 @@ class Recall:
             while thread.chars > MAX_PROSE:
                 thread.chars -= len(thread.prose.popleft().text)
 
-    def seen(self, scope: Scope) -> tuple[Sequence[Number], Sequence[Prose]]:
-        """Numbers and texts, newest last."""
+    def memory(self, scope: Scope) -> Memory:
+        """Numbers and texts that were seen."""
         with self._lock:
             thread = self._threads.get(scope)
-            return ((), ()) if thread is None else (tuple(thread.numbers.values()), tuple(thread.prose))
+            if thread is None:
+                return _NO_MEMORY
+            if thread.memory is None:
+                thread.memory = Memory(tuple(thread.numbers.values()), tuple(thread.prose))
+            return thread.memory
 
     def reached(self, scope: Scope, profile: ToolProfile, args: Mapping[str, Any]) -> None:
         """Remember whom and what a call that ran was for: the known destinations of the thread."""
@@ -145,8 +153,7 @@ def arguments(run: Run, snapshot: Snapshot, said: Said, call: Call) -> dict[str,
     """`context.call.provenance` of a call, on a snapshot that holds the sightings it may need."""
     if not (call.profile.critical or call.profile.when):
         return {}
-    numbers, prose = run.engine.recall.seen(run.scope)
-    evidence = Evidence(said.words, _own(run.subject), snapshot.values, numbers, prose)
+    evidence = Evidence(said.words, _own(run.subject), snapshot.values, run.engine.recall.memory(run.scope))
     return trace(call.profile, call.args, evidence)
 
 
@@ -165,10 +172,8 @@ def intent(run: Run, said: Said, call: Call) -> IntentContext:
         return IntentContext()
     if said.request.asks(call.profile.intent):
         return IntentContext(state="intended", source="words")
-    if said.request.delegates:
-        _, prose = run.engine.recall.seen(run.scope)
-        if Request([p.text for p in prose if p.named]).asks(call.profile.intent):
-            return IntentContext(state="delegated", source="words")
+    if said.request.delegates and run.engine.recall.memory(run.scope).orders.asks(call.profile.intent):
+        return IntentContext(state="delegated", source="words")
     return IntentContext(state="unasked", source="words")
 
 
@@ -260,7 +265,7 @@ def sentences(run: Run, call: Call, traced: Mapping[str, ArgumentProvenance]) ->
     What a tool returned is an attacker's text: it is labelled, quoted, shortened and inert
     (`facts.inert`), so that it can not pass for a part of the question.
     """
-    _, prose = run.engine.recall.seen(run.scope)
+    memory = run.engine.recall.memory(run.scope)
     payees = run.engine.recall.payees(run.scope)
     lines = []
     for name in dict.fromkeys((*call.args, *traced)):
@@ -271,7 +276,7 @@ def sentences(run: Run, call: Call, traced: Mapping[str, ArgumentProvenance]) ->
         found = traced.get(name)
         if found is not None and found.standing != "told":
             line += _source(found)
-            if (sentence := _sentence(value, prose)) is not None:
+            if (sentence := _sentence(value, memory)) is not None:
                 line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)
     return tuple(lines)
@@ -315,14 +320,14 @@ _TOLD: Final = {
 }
 
 
-def _sentence(value: object, prose: Sequence[Prose]) -> str | None:
+def _sentence(value: object, memory: Memory) -> str | None:
     """What stands around the newest mention of a value, or of the first item of a list that is mentioned."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))
         if len(text) < SHORTEST or isinstance(needle, bool):
             continue
-        for found in reversed(prose):
+        for found in memory.mentions(text.casefold()):
             at = found.folded.find(text.casefold())
             if at >= 0:
                 start = max(0, at - 100)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.demo.agentdojo import load_suite
+from langchain_runtime_authz.demo.agentdojo import judge, load_suite
 from langchain_runtime_authz.profile import check_arguments
 from tests import readme as readme_file
 from tests.benchmarks.agentdojo import __main__ as benchmark
+from tests.benchmarks.agentdojo import replay
 from tests.benchmarks.agentdojo.attackers import TACTICS, Planned, calls_of, identifiers, plant
 from tests.benchmarks.agentdojo.engines import servers, told
 from tests.benchmarks.agentdojo.replay import HERE, Case, Outcome, Suite, run
@@ -37,6 +40,22 @@ def some(suite: Suite, **kind: str) -> list[Case]:
 def played(suite: Suite, row: Row, cases: list[Case]) -> list[Outcome]:
     authority = Authority(row, suite.suite, suite.profiles)
     return [run(suite, authority, case) for case in cases]
+
+
+def test_verdicts_are_agentdojo_s(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What spares its comparisons work changes none of them."""
+    told = replay._judged
+    asked = []
+
+    def both(kind: str, task: Any, start: Any, world: Any, answer: str, ran: Any) -> bool:
+        plain = copy.deepcopy(SimpleNamespace(before=world.before, env=world.env))
+        asked.append((judge(kind, task, plain, answer, ran), told(kind, task, start, world, answer, ran)))  # type: ignore[arg-type]
+        return asked[-1][1]
+
+    monkeypatch.setattr(replay, "_judged", both)
+    played(suite, ROWS[0], [*some(suite), *some(suite, attacker="adaptive"), *suite.cases()[:10]])
+    assert {a for a, _ in asked} == {True, False}
+    assert [a for a, _ in asked] == [b for _, b in asked]
 
 
 def test_without_authority_nearly_every_attack_succeeds(suite: Suite) -> None:

@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.provenance import trace as trace_module
 from langchain_runtime_authz.facts.provenance import words as words_module
 from langchain_runtime_authz.facts.provenance.forms import forms, mentions
 from langchain_runtime_authz.facts.provenance.harvest import Sighting, harvest
-from langchain_runtime_authz.facts.provenance.trace import Evidence, trace
+from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, trace
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -89,7 +89,7 @@ def index(*harvests: Any) -> dict[str, list[Sighting]]:
 
 def standing(value: Any, kind: str, *harvests: Any, words: HumanWords) -> str:
     evidence = Evidence(
-        words, frozenset(), index(*harvests), [n for h in harvests for n in h.numbers], [p for h in harvests for p in h.prose],
+        words, frozenset(), index(*harvests), Memory([n for h in harvests for n in h.numbers], [p for h in harvests for p in h.prose]),
     )
     found = trace(ToolProfile(critical={} if kind == "when" else {"x": kind}, when=("x",) if kind == "when" else ()), {"x": value}, evidence)
     return found["x"].standing if found else "absent"

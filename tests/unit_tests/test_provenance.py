@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import ArgumentProvenance
 from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.facts.provenance.harvest import MAX_SIGHTINGS, Harvest, Sighting, harvest
-from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, names_source, trace, wanted
+from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, Memory, names_source, trace, wanted
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -44,8 +44,7 @@ def known(*harvests: Harvest, said: str = "", own: tuple[str, ...] = ()) -> Evid
         HumanWords([said] if said else []),
         frozenset(f for v in own for f in forms(v)),
         index(*harvests),
-        [n for h in harvests for n in h.numbers],
-        [p for h in harvests for p in h.prose],
+        Memory([n for h in harvests for n in h.numbers], [p for h in harvests for p in h.prose]),
     )
 
 
@@ -288,7 +287,7 @@ def test_wanted_names_all_that_trace_reads() -> None:
     args = {"to": ["m@x.org", "e@x.org"], "amount": 5, "file": "id-1", "at": "2024-05-26 10:00"}
     whole = known(harvested)
     keys = set(wanted(SEND, args))
-    part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.numbers, whole.prose)
+    part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.memory)
     assert trace(SEND, args, part) == trace(SEND, args, whole)
     assert key("email:m@x.org") in keys
 

@@ -24,18 +24,19 @@ A list is worth what its weakest item is worth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
+from langchain_runtime_authz.facts.intent import Request
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
 from langchain_runtime_authz.facts.provenance.harvest import Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["CLASSES", "STANDINGS", "Evidence", "names_source", "trace", "wanted"]
+__all__ = ["CLASSES", "STANDINGS", "Evidence", "Memory", "names_source", "trace", "wanted"]
 
 # From most to least believed.
 CLASSES: Final = ("human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown")
@@ -48,6 +49,39 @@ _CENT: Final = Decimal("0.01")
 _LARGEST: Final = 15  # digits of an amount
 
 
+class Memory:
+    """The numbers and free texts that were seen, newest last, and what is worked out of them once for all questions."""
+
+    __slots__ = ("_folded", "_orders", "_outcomes", "numbers", "prose")
+
+    def __init__(self, numbers: Sequence[Number] = (), prose: Sequence[Prose] = ()) -> None:
+        self.numbers, self.prose = numbers, prose
+        self._folded: str | None = None
+        self._outcomes: tuple[HumanWords, _Outcomes] | None = None
+        self._orders: Request | None = None
+
+    @property
+    def orders(self) -> Request:
+        """What the texts ask for that stand in sources which the human named."""
+        if self._orders is None:
+            self._orders = Request([p.text for p in self.prose if p.named])
+        return self._orders
+
+    def mentions(self, phrase: str) -> Iterator[Prose]:
+        """The texts that hold a case-folded phrase without line breaks, newest first."""
+        if self._folded is None:
+            self._folded = "\n".join(p.folded or p.text.casefold() for p in self.prose)
+        if phrase in self._folded:
+            yield from (p for p in reversed(self.prose) if phrase in (p.folded or p.text.casefold()))
+
+    def outcomes(self, words: HumanWords) -> _Outcomes:
+        """What can be worked out of these numbers and the human's."""
+        known = self._outcomes
+        if known is None or known[0] is not words:
+            known = self._outcomes = (words, _Outcomes(words, self.numbers))
+        return known[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known when a call is judged.
@@ -56,15 +90,14 @@ class Evidence:
         words: what the human said.
         own: forms of the principal's own identifiers.
         seen: sightings by `forms.key`.
-        numbers: numbers seen, newest last; may be missing, then nothing is derived.
-        prose: free texts seen; may be missing, then what stands only there is unknown.
+        memory: numbers and free texts seen; may be missing, then nothing is derived, and what stands
+            only in a text is unknown.
     """
 
     words: HumanWords
     own: frozenset[str] = frozenset()
     seen: Mapping[str, Sequence[Sighting]] = field(default_factory=dict)
-    numbers: Sequence[Number] = ()
-    prose: Sequence[Prose] = ()
+    memory: Memory = field(default_factory=lambda: Memory())
 
 
 def wanted(profile: ToolProfile, args: Mapping[str, Any]) -> tuple[str, ...]:
@@ -182,7 +215,7 @@ def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence) -
     by = [_said(s) for s in asserted[:MAX_SAID]]
     within = list(dict.fromkeys(_said(s) for s in mentioned))[:MAX_SAID]
     if not sightings and isinstance(value, str):
-        within = _mentions(value, evidence.prose)
+        within = _mentions(value, evidence.memory)
     if asserted:
         best = asserted[0]
         class_ = _class(best)
@@ -232,15 +265,17 @@ def _said(seen: Sighting) -> Said:
     )
 
 
-def _mentions(value: str, prose: Sequence[Prose]) -> list[Said]:
+def _mentions(value: str, memory: Memory) -> list[Said]:
     """The free texts in which a value stands, newest first."""
     phrase = tidy(value).casefold()
     if len(phrase) < SHORTEST:
         return []
-    found = (
-        Said(origin=p.origin, source=p.source, named=p.named) for p in reversed(prose) if phrase in p.text.casefold()
-    )
-    return list(dict.fromkeys(found))[:MAX_SAID]
+    found: dict[Said, None] = {}
+    for p in memory.mentions(phrase):
+        found[Said(origin=p.origin, source=p.source, named=p.named)] = None
+        if len(found) == MAX_SAID:
+            break
+    return list(found)
 
 
 # --- numbers that somebody worked out ---------------------------------------------------------------
@@ -263,14 +298,8 @@ def _derived(atom: tuple[str, ...], evidence: Evidence) -> ItemProvenance | None
     target = next((Decimal(f[4:]) for f in atom if f.startswith("num:")), None)
     if target is None or not _countable(target):
         return None
-    told = [_Term(n, "human", "told", Said(origin="human")) for n in evidence.words.numbers if _countable(n)]
-    seen = [t for n in evidence.numbers if (t := _term(n)) is not None]
-    anchors = [*told, *(t for t in seen if t.standing == "named")]
-    parts = [_scaled(t, Decimal(1) / n) for t in told for n in (2, 3, 4)]
-    percents = [_scaled(t, p / 100) for p in evidence.words.percents for t in [*told, *seen]]
-    terms = [*told, *parts, *percents, *seen]
     best: tuple[_Term, ...] | None = None
-    for found in _outcomes(target, anchors, parts, percents, terms):
+    for found in evidence.memory.outcomes(evidence.words).of(target):
         if best is None or _rank(found) < _rank(best):
             best = found
     if best is None:
@@ -281,24 +310,28 @@ def _derived(atom: tuple[str, ...], evidence: Evidence) -> ItemProvenance | None
     return _provenance(weakest.class_, weakest.standing, by if asserted else (), () if asserted else by, derived=True)
 
 
-def _outcomes(
-    target: Decimal,
-    anchors: Sequence[_Term],
-    parts: Sequence[_Term],
-    percents: Sequence[_Term],
-    terms: Sequence[_Term],
-) -> Any:
-    for term in (*parts, *percents):
-        if _same(term.value, target):
-            yield (term,)
-    by_value: dict[Decimal, list[_Term]] = {}
-    for term in terms:
-        by_value.setdefault(term.value.quantize(_CENT), []).append(term)
-    for anchor in (*anchors, *parts, *percents):
-        for other in (target - anchor.value, anchor.value - target, target + anchor.value):
-            for term in by_value.get(other.quantize(_CENT), ()):
-                if term is not anchor:
-                    yield (anchor, term)
+class _Outcomes:
+    """The terms of a derivation, by value."""
+
+    def __init__(self, words: HumanWords, numbers: Sequence[Number]) -> None:
+        told = [_Term(n, "human", "told", Said(origin="human")) for n in words.numbers if _countable(n)]
+        seen = [t for n in numbers if (t := _term(n)) is not None]
+        parts = [_scaled(t, Decimal(1) / n) for t in told for n in (2, 3, 4)]
+        percents = [_scaled(t, p / 100) for p in words.percents for t in [*told, *seen]]
+        self._scaled = (*parts, *percents)
+        self._anchors = (*told, *(t for t in seen if t.standing == "named"), *self._scaled)
+        self._by_value: dict[Decimal, list[_Term]] = {}
+        for term in (*told, *parts, *percents, *seen):
+            self._by_value.setdefault(term.value.quantize(_CENT), []).append(term)
+
+    def of(self, target: Decimal) -> Iterator[tuple[_Term, ...]]:
+        """One term that is the target, or two whose sum or difference is."""
+        yield from ((term,) for term in self._scaled if _same(term.value, target))
+        for anchor in self._anchors:
+            for other in (target - anchor.value, anchor.value - target, target + anchor.value):
+                for term in self._by_value.get(other.quantize(_CENT), ()):
+                    if term is not anchor:
+                        yield (anchor, term)
 
 
 def _rank(terms: Sequence[_Term]) -> tuple[int, int]:

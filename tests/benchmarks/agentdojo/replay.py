@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -21,6 +22,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import BaseModel
 
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, attack_texts, judge, load_suite
@@ -131,6 +133,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
         theirs = [*reads, *calls_of(suite.name, injection, env)]
     elif injection is not None:
         theirs = calls_of(suite.name, injection, env)
+    planted = case.attacker == "adaptive" and case.injection
+    start = (case.suite, case.user, sorted(texts.items()), planted)
     world = World(suite.suite, user, texts, env)
     own = user.ground_truth(world.before)
     theirs = TACTICS.get(case.attacker, lambda calls, _own, _profiles: calls)(theirs, own, suite.profiles)
@@ -156,8 +160,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     answer = messages[-1].text if messages and isinstance(messages[-1], AIMessage) else ""
     compared, differences = authority.settle()
     return Outcome(
-        utility=_judged("utility", user, world, answer, ran),
-        compromised=injection is not None and _judged("security", injection, world, answer, ran),
+        utility=_judged("utility", user, start, world, answer, ran),
+        compromised=injection is not None and _judged("security", injection, start, world, answer, ran),
         harm=bool(permitted),
         asks=human.asked,
         effects=len(mine),
@@ -173,17 +177,44 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
 _verdicts: dict[bytes, bool] = {}
 
 
-def _judged(kind: str, task: Any, world: World, answer: str, ran: Sequence[Any]) -> bool:
-    """AgentDojo's verdict, asked once for the same facts: it compares two environments for longer than a replay takes."""
-    calls = [(c["name"], c["args"]) for c in ran]
-    facts = (kind, type(task).__module__, task.ID, answer, calls)
-    key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
-    for env in (world.before, world.env):
-        key.update(env.model_dump_json(warnings=False).encode())
-    known = key.digest()
+def _judged(kind: str, task: Any, start: tuple[Any, ...], world: World, answer: str, ran: Sequence[Any]) -> bool:
+    """AgentDojo's verdict, asked once for the same facts: it compares two environments for longer than a replay takes.
+
+    What the tools have made of an environment follows from how it was at the start and from the calls that ran.
+    """
+    facts = (kind, task.ID, start, answer, [(c["name"], c["args"]) for c in ran])
+    known = hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
     if known not in _verdicts:
-        _verdicts[known] = judge(kind, task, world, answer, ran)
+        # A copy: some checks read mail, which marks it as read.
+        before, after = pickle.loads(pickle.dumps((world.before, world.env)))
+        if kind == "utility":  # these compare whole environments
+            after = _shared(before, after)
+        _verdicts[known] = judge(kind, task, SimpleNamespace(before=before, env=after), answer, ran)
     return _verdicts[known]
+
+
+def _shared(before: Any, after: Any) -> Any:
+    """`after`, where each part that is as it was is the very object of `before`: a comparison passes over those."""
+    if type(before) is not type(after):
+        return after
+    if isinstance(before, BaseModel):
+        inner = _shared_items(before.__dict__, after.__dict__)
+        rest = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+        return before if inner and all(getattr(before, n) == getattr(after, n) for n in rest) else after
+    if isinstance(before, dict):
+        return before if _shared_items(before, after) else after
+    if isinstance(before, list):
+        if len(before) != len(after):
+            return after
+        after[:] = [_shared(b, a) for b, a in zip(before, after, strict=True)]
+        return before if all(b is a for b, a in zip(before, after, strict=True)) else after
+    return before if before == after else after
+
+
+def _shared_items(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
+    for name in before.keys() & after.keys():
+        after[name] = _shared(before[name], after[name])
+    return list(before) == list(after) and all(after[n] is before[n] for n in before)
 
 
 class _Stage:
