@@ -18,6 +18,7 @@ from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.ledger.base import AdvanceEpoch, Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.report.trace import read_trace, replay_trace
 from langchain_runtime_authz.testing.clock import FrozenClock
 
@@ -242,11 +243,11 @@ def test_budgets_of_one_entry(bound: str, code: str) -> None:
 def test_outages_are_no_misbehaviour() -> None:
     """A PDP that is down for a hundred calls revokes nobody once it is back."""
     desk = Desk()
-    pdp = desk.authz._engine.evaluator.pdp
-    desk.authz._engine.evaluator.pdp = _Down()
+    engine = desk.authz._engine
+    evaluator, engine.evaluator = engine.evaluator, Evaluator(_Down())
     for _ in range(100):
         assert desk.do("look").reason == "pdp_error"
-    desk.authz._engine.evaluator.pdp = pdp
+    engine.evaluator = evaluator
     assert desk.do("look").permit
 
 

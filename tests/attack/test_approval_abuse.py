@@ -268,6 +268,8 @@ BOBS, CAROLS, EVES = (SigningKey.generate() for _ in range(3))
 
 def signed(s: Scene, ask_id: str, key: SigningKey = BOBS, **changed: Any) -> str:
     question = changed.pop("question", None) or s.authz.question(ask_id)
+    if "ago" in changed:
+        changed["now"] = time.time() - changed.pop("ago")
     return sign_statement(
         key, **{"approver": "user:bob", "verdict": "approve", "question": question, "jti": secrets.token_hex(8), **changed},
     )
@@ -305,8 +307,8 @@ FORGED = {
     "nobody's name": {"key": EVES, "approver": "user:eve"},
     "a service nobody knows": {"issuer": "https://evil.example"},
     "bob through the service's name": {"issuer": "https://idp.example"},
-    "expired": {"now": time.time() - 400},
-    "not yet": {"now": time.time() + 400},
+    "expired": {"ago": 400},
+    "not yet": {"ago": -400},
     "too long-lived": {"expires_in": 3600},
     "the other verdict": {"verdict": "deny"},
 }
