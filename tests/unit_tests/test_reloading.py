@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator
 from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.testing.requests import example_request
-from tests.bundles import Key, files, put
+from tests.bundles import Key, files, mount, put
 
 KEY = Key()
 DENY_WRITES = {"effects": {"write": "deny"}}
@@ -76,6 +76,49 @@ def test_the_watch_finds_it(source: Path, following: Callable[..., ReloadingPDP]
         assert time.monotonic() < until
         time.sleep(0.01)
     assert not ask(pdp).permit
+
+
+def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
+    """Every file is a link there, and an update swaps the one through which they lead."""
+    policies = tmp_path / "policies"
+    mount(policies, {**files(1, key=KEY)}, "2026_1")
+    pdp = ReloadingPDP(policies, keys={"default": KEY.public}, poll=3600, pool_size=1)
+    try:
+        assert ask(pdp).permit
+        assert not pdp.reload()
+        mount(policies, files(2, DENY_WRITES, key=KEY), "2026_2")
+        assert pdp.reload()
+        assert (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
+        mount(policies, files(1, key=KEY), "2026_3")  # rolled back
+        with pytest.raises(ConfigError, match="policy_older"):
+            pdp.reload()
+        assert pdp.revision.startswith("2@")
+    finally:
+        pdp.close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, packed: bool) -> None:
+    """`current -> releases/2`, swapped by a rename: a directory or an archive."""
+    for number, data in ((1, {}), (2, DENY_WRITES)):
+        release = tmp_path / f"release-{number}"
+        if packed:
+            put(release, files(number, data))
+        else:
+            for name, content in files(number, data).items():
+                release.mkdir(exist_ok=True)
+                (release / name).write_bytes(content)
+    current, new = tmp_path / "current", tmp_path / "new"
+    current.symlink_to("release-1")
+    pdp = ReloadingPDP(current, poll=3600, pool_size=1)
+    try:
+        assert ask(pdp).permit
+        new.symlink_to("release-2")
+        new.replace(current)
+        assert pdp.reload()
+        assert ask(pdp).outcome == "deny"
+    finally:
+        pdp.close()
 
 
 REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
