@@ -110,8 +110,9 @@ def init(
 def check(policy: PolicyPath = None, opa: Opa = None) -> None:
     """Find what is wrong with a policy, without running it.
 
-    Reads data and profiles against their shape, and Rego for what OPA would not say: a negated
-    comparison (undefined, not true, where an operand is missing) and built-ins that Wasm does not have.
+    Reads data and profiles against their shape, and Rego for what OPA would not say: a file in a place where
+    none is read, a negated comparison (undefined, not true, where an operand is missing) and built-ins
+    that Wasm does not have.
 
     \b
     Examples:
@@ -119,7 +120,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
       runtime-authz policy check data.json
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.lint import lint_rego
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy
+    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy, unread
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
@@ -130,7 +131,8 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
             if policy
             else {}
         )
-        found = list(lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")}))
+        found = unread(policy) if policy else []
+        found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
         if not found:
             opened = open_policy(policy, opa)
             found += lint_rego({n: t for n, t in opened.rego.items() if n not in own})
