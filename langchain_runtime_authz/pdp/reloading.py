@@ -215,6 +215,8 @@ class ReloadingPDP:
 
     def close(self) -> None:
         """Stop watching and free the engine; every later evaluation denies. Idempotent."""
+        if self._pid != os.getpid():  # another thread may have held it at the fork
+            self._lock = threading.Lock()
         with self._lock:
             self._closed = True
             self._stop.set()

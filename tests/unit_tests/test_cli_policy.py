@@ -221,6 +221,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "a case's outcome": ("cases.yaml", "cases: [{expect: allow}]"),
     "the shipped policy's place": ("rego/runtime_authz.rego", "package runtime_authz"),
     "no cases": ("cases.yaml", "cases: []"),
+    "a rule that is no text": ("rego/own.rego", "package runtime_authz # \udcff"),
 }
 
 
@@ -229,7 +230,7 @@ def test_a_wrong_file_is_one_line(run: Command, project: Path, name: str) -> Non
     """A stable code, the file, and exit code 2; no traceback."""
     file, text = WRONG[name]
     (project / file).parent.mkdir(exist_ok=True)
-    (project / file).write_text(text)
+    (project / file).write_text(text, errors="surrogateescape")
     failed = run("test", project)
     assert failed.exit_code == 2, failed.output
     assert failed.stderr.startswith(("error: policy_invalid: ", "error: profile_invalid: "))
@@ -303,6 +304,7 @@ def test_a_bare_policy_reads_two_places(run: Command, tmp_path: Path) -> None:
         (("build", "p", "-o", "x.tar.gz", "--key", "data.json"), "config"),
         (("build", "p", "-o", "x.tar.gz", "--key", "data.json", "--alg", "none"), "config"),
         (("init", "data.json"), "config"),
+        (("build", "p", "-o", "p"), "config"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, tuple) else a,
 )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import gc
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +20,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator
+from langchain_runtime_authz.pdp.highest import HighestRevision
 from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.testing.requests import example_request
 from tests.bundles import Key, files, mount, put
@@ -317,6 +322,44 @@ def test_a_closed_one_denies(following: Callable[..., ReloadingPDP]) -> None:
     assert ask(pdp).failure == "pdp"
     with pytest.raises(ConfigError):
         pdp.reload()
+
+
+def forked(child: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> int:
+    """The exit status of a child that does this, after `meanwhile`; killed by a signal where it never ends."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        try:
+            child()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    meanwhile()
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_fork_under_a_reload_leaves_both_processes_free(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """The child waits for no lock of the parent's, and keeps none from it."""
+    pdp = following()
+    with pdp._lock:  # another thread reloads
+        assert forked(pdp.close) == 0
+    read, write = os.pipe()
+    highest = HighestRevision(source.with_name("other"))
+
+    def free() -> None:
+        file = os.open(source.with_name("other.lock"), os.O_RDWR)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(file)
+        os.write(write, b"x")
+
+    with contextlib.ExitStack() as locked:
+        locked.enter_context(highest._locked())
+
+        def unlocked() -> None:
+            locked.close()
+            free()
+
+        assert forked(lambda: os.read(read, 1), unlocked) == 0
 
 
 def test_one_that_is_forgotten_stops_watching(source: Path) -> None:

@@ -160,7 +160,7 @@ def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
 
 def _bare(path: Path, opa: str | None) -> Policy:
     """A policy without a project around it. Its source counts before what was once compiled from it."""
-    found = {f.name: f.read_text(encoding="utf-8") for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
+    found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
     rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
     if not rego and not (path / WASM).is_file():
         wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
@@ -169,6 +169,18 @@ def _bare(path: Path, opa: str | None) -> Policy:
         raise _invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
     wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
     return Policy(path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
+
+
+def read_rego(file: Path) -> str:
+    """A file's source.
+
+    Raises:
+        ConfigError: `policy_invalid`: it is no text, or can not be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise _invalid(f"`{file.name}` can not be read as UTF-8 ({type(exc).__name__})") from exc
 
 
 def shipped_rego() -> str:
@@ -186,7 +198,7 @@ def _project(path: Path, opa: str | None) -> Policy:
         raise _invalid(f"{PROJECT}: `revision` must be a whole number from 1")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
         raise _invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
-    own = {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((path / "rego").glob("*.rego"))}
+    own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
         raise _invalid(f"rego/{SHIPPED_REGO} would take the shipped policy's place; give your rules another name")
