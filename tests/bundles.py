@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -46,6 +47,26 @@ def files(
     if key is not None:
         made[".signatures.json"] = sign(made, key.private, "ES256")
     return made
+
+
+def mount(path: Path, made: Mapping[str, bytes], name: str) -> Path:
+    """Deliver a bundle as kubelet does a ConfigMap: a directory, reached through links, swapped by one rename."""
+    path.mkdir(exist_ok=True)
+    data = path / "..data"
+    old = data.resolve() if data.is_symlink() else None
+    real = path / f"..{name}"
+    for file, content in made.items():
+        (real / file).parent.mkdir(parents=True, exist_ok=True)
+        (real / file).write_bytes(content)
+    new = path / "..data_tmp"
+    new.symlink_to(real.name)
+    os.replace(new, data)
+    for top in {file.partition("/")[0] for file in made}:
+        if not (path / top).is_symlink():
+            (path / top).symlink_to(f"..data/{top}")
+    if old is not None:
+        shutil.rmtree(old)
+    return path
 
 
 def put(path: Path, made: Mapping[str, bytes]) -> Path:

@@ -21,6 +21,7 @@ from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.edges.review import note_review
 from langchain_runtime_authz.edges.run import RunHandle, opened
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.enforce.obligations import keepable
 from langchain_runtime_authz.enforce.step import decide_step, still_live
 from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
 
@@ -166,8 +167,9 @@ def _beside(opener: RunHandle) -> Flow[Run]:
 
 
 def _kept(run: Run, key: tuple[str, str]) -> bool:
-    """Whether the node's permit was kept under the policy that stands."""
-    return run.kept.get(key) == run.engine.evaluator.pdp.revision
+    """Whether the node's permit was kept under the policy that stands; where nobody says which, it was not."""
+    revision = run.engine.evaluator.revision
+    return bool(revision) and run.kept.get(key) == revision
 
 
 def _lives(run: Run) -> bool:
@@ -199,13 +201,15 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
         if code is not None and code != Code.STALE_EPOCH:
             raise AuthzHalt(code, deny(code).decision_id)
         return
+    # Before it is asked: a policy that comes meanwhile is not the one that permitted.
+    revision = run.engine.evaluator.revision
     decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=key[1]))
     if not decision.permit:
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)
-    if holds_gate:
-        run.kept[key] = run.engine.evaluator.pdp.revision
+    if holds_gate and keepable(decision):
+        run.kept[key] = revision
 
 
 def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:

@@ -1,6 +1,7 @@
 """`model/call`: which model may be called, and which tools it may be shown.
 
-A permit is kept per (agent, epoch, policy revision, model and tool set). What the policy withholds
+A permit is kept per (agent, epoch, policy revision, model and tool set), where the PDP names its revision
+and nothing is to be counted or told each time. What the policy withholds
 (`withhold_tools`) is taken out of the request where our middleware holds it. Elsewhere the tools of
 the agent itself stay, since their calls are decided anyway; a tool that the provider runs can not be
 stopped later, so a call with a withheld one does not happen.
@@ -14,6 +15,7 @@ from typing import Final
 from langchain_runtime_authz.authzen import Decision, PromptContext, Resource, deny
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.enforce.engine import Flow, Run
+from langchain_runtime_authz.enforce.obligations import keepable
 from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import Code
 
@@ -35,9 +37,9 @@ class ModelCall:
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     """Decide a model call. Never raises."""
-    revision = run.engine.evaluator.pdp.revision
+    revision = run.engine.evaluator.revision
     key = (run.epoch, revision, call.model, call.provider, call.tools, call.provider_tools)
-    if (kept := run.models.get(key)) is not None:
+    if revision and (kept := run.models.get(key)) is not None:
         return kept
     names = sorted(call.tools)
     resource = Resource(
@@ -52,7 +54,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     )
     prompt = PromptContext(model=call.model, digest=call.prompt)
     decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
-    if decision.permit and len(run.models) < MAX_KEPT and not any(o.type == "rate_limit" for o in decision.obligations):
+    if decision.permit and keepable(decision) and len(run.models) < MAX_KEPT:
         run.models[key] = decision
     return decision
 

@@ -25,9 +25,10 @@ from langchain_runtime_authz.authzen import Decision, Obligation
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
 
-__all__ = ["REDACTED", "Terms", "demands", "obliged_fields", "redact", "understood"]
+__all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "redact", "understood"]
 
 REDACTED: Final = "[redacted]"
+MAX_NUMBER: Final = 2**53
 POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
 
 
@@ -143,7 +144,8 @@ def _names(value: object) -> bool:
 
 
 def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    # Beyond 2^53 no two readers of JSON agree on a number, and no ledger holds it.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
 def _positive(value: object) -> bool:
@@ -201,6 +203,11 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
             "failure": "enforcement",
         },
     )
+
+
+def keepable(permit: Decision) -> bool:
+    """Whether a permit may stand for later equal steps: not one that is to be counted or told each time."""
+    return not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:

@@ -137,7 +137,8 @@ class Link:
             msg = f"the PDP's URL must be http, https or unix, not {url!r}"
             raise ConfigError(msg)
         secure = parts.scheme == "https"
-        self.private = secure or self.socket_path is not None or _loopback(parts.hostname)
+        here = self.socket_path is not None or _loopback(parts.hostname)
+        self.private = secure or (here and proxy is None)
         if (ca_file is not None or client_cert is not None) and not secure:
             msg = "`ca_file` and `client_cert` need an https URL"
             raise ConfigError(msg)
@@ -147,7 +148,9 @@ class Link:
         if proxy is not None and (
             split_url("proxy", proxy).scheme not in ("http", "https") or not urlsplit(proxy).hostname
         ):
-            raise ConfigError("`proxy` must be an http or https URL")  # which is not shown: it may hold a password
+            raise ConfigError("`proxy` must be an http or https URL")  # it is not shown: it may hold a password
+        if proxy is not None and self.socket_path is not None:
+            raise ConfigError("a unix socket is not reached by a proxy")
         importlib.import_module("aiohttp")  # dear: here rather than in the first decision
 
         self._tls = _Tls(ca_file, client_cert) if secure else None

@@ -82,11 +82,10 @@ class AuthzenPDP:
 
     Attributes:
         name: `authzen`.
-        revision: empty: only an answer tells.
+        revision: that the last answer named; empty where it named none.
     """
 
     name = "authzen"
-    revision = ""
 
     def __init__(
         self,
@@ -111,8 +110,8 @@ class AuthzenPDP:
             proxy=proxy,
             pool_size=pool_size,
         )
-        if not self._link.private:
-            raise wrong("url", "https, as AuthZEN goes over it", url)
+        _private(self._link, url)
+        self.revision = ""
         self._url = self._link.below("evaluation", evaluation)
         self._batch_url = self._link.below("evaluations", evaluations) if evaluations is not None else None
         types = obligations_supported
@@ -130,11 +129,10 @@ class AuthzenPDP:
         Raises:
             ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
         """
-        whole = Link(url, timeout=1.0)  # refuses what is no PDP's URL
-        whole.close()
+        _private(Link(url, timeout=1.0), url).close()  # refuses what is no PDP's URL
         parts = urlsplit(url)
         origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-        link = Link(origin, **{"timeout": 1.0, **connection})
+        link = _private(Link(origin, **{"timeout": 1.0, **connection}), url)
         try:
             reply = link.run(
                 lambda session: link.exchange(
@@ -219,7 +217,7 @@ class AuthzenPDP:
 
     async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
         document, sent_id = await self._post(session, self._url, self._told(body), 1)
-        return _decision(document, sent_id)
+        return self._heard(_decision(document, sent_id))
 
     async def _ask_all(
         self,
@@ -238,7 +236,7 @@ class AuthzenPDP:
         answers = document.get("evaluations") if isinstance(document, dict) else None
         if not isinstance(answers, list):
             raise PDPError(Code.PDP_MALFORMED, "no evaluations")
-        return _in_order([_decision(answer, sent_id) for answer in answers], len(bodies), semantic)
+        return _in_order([self._heard(_decision(a, sent_id)) for a in answers], len(bodies), semantic)
 
     async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes, n: int) -> tuple[object, str]:
         sent_id = secrets.token_hex(16)
@@ -251,6 +249,11 @@ class AuthzenPDP:
         except (ValueError, RecursionError) as exc:
             raise PDPError(Code.PDP_MALFORMED, type(exc).__name__) from exc
 
+    def _heard(self, decision: Decision) -> Decision:
+        if decision.failure is None:
+            self.revision = decision.policy_revision
+        return decision
+
     def _told(self, body: bytes) -> bytes:
         """The request with what this PEP can be obliged to."""
         if not self._supported:
@@ -258,6 +261,12 @@ class AuthzenPDP:
         request = json.loads(body)
         request.setdefault("context", {})["obligations_supported"] = self._supported
         return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _private(link: Link, url: str) -> Link:
+    if not link.private:
+        raise wrong("url", "https, as AuthZEN goes over it", url)
+    return link
 
 
 def _below(origin: str, endpoint: object) -> str:

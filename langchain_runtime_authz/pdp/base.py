@@ -99,7 +99,7 @@ class Evaluator:
     """
 
     def __init__(self, pdp: PDP, *, deadline: float = DEFAULT_DEADLINE) -> None:
-        if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
+        if isinstance(pdp, type) or not _is_pdp(pdp):
             is_ = f"the class {pdp.__name__}" if isinstance(pdp, type) else f"be {type(pdp).__name__}"
             msg = f"`pdp` must have name, revision, evaluate and aevaluate, not {is_}"
             raise ConfigError(msg)
@@ -148,6 +148,15 @@ class Evaluator:
         except BaseException as exc:  # noqa: BLE001  (see `_one`)
             return self._spread(pairs, partial(self._raised, exc))
         return self._conclude_batch(pairs, len(asked), answers, until)
+
+    @property
+    def revision(self) -> str:
+        """The PDP's revision; empty where it does not say one. Never raises."""
+        try:
+            revision = self.pdp.revision
+        except Exception:  # noqa: BLE001  (a PDP that can not name its policy may still deny)
+            return ""
+        return revision if isinstance(revision, str) else ""
 
     def _one(self, request: EvaluationRequest, body: bytes | None, until: float) -> Decision:
         if (refused := self._unaskable(body)) is not None or body is None:
@@ -219,9 +228,9 @@ class Evaluator:
 
     def _unaskable(self, body: bytes | None) -> Decision | None:
         if body is None:
-            return deny(Code.UNCANONICAL_ARGUMENT, "mapping", self.pdp.revision)
+            return deny(Code.UNCANONICAL_ARGUMENT, "mapping", self.revision)
         if len(body) > MAX_REQUEST_BYTES:
-            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.pdp.revision)
+            return deny(Code.REQUEST_TOO_LARGE, "mapping", self.revision)
         return None
 
     def _conclude(self, answer: object, until: float) -> Decision:
@@ -231,7 +240,7 @@ class Evaluator:
             return answer
         if isinstance(answer, Exception):
             return self._raised(answer)
-        return parse_answer(answer, self.pdp.revision) or self._failed(Code.PDP_MALFORMED)
+        return parse_answer(answer, self.revision) or self._failed(Code.PDP_MALFORMED)
 
     def _raised(self, exc: BaseException) -> Decision:
         match exc:
@@ -244,7 +253,14 @@ class Evaluator:
     def _failed(self, code: str, exc: BaseException | None = None) -> Decision:
         # The type of the exception only: its text may quote the request.
         _log.warning("PDP %s: %s%s", self.pdp.name, code, f" ({type(exc).__name__})" if exc else "")
-        return deny(code, "pdp", self.pdp.revision)
+        return deny(code, "pdp", self.revision)
+
+
+def _is_pdp(pdp: object) -> bool:
+    try:
+        return isinstance(pdp, PDP) and isinstance(pdp.name, str)
+    except Exception:  # noqa: BLE001  (a property of it raised; what it is not, it can not be asked for)
+        return False
 
 
 def _with_bodies(

@@ -22,6 +22,7 @@ import gzip
 import hashlib
 import io
 import json
+import stat
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -46,6 +47,8 @@ WASM: Final = "policy.wasm"
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
 MAX_DIGITS: Final = 15
+MOUNTED: Final = "..data"  # kubelet's atomic writer
+_SWAPS: Final = 3  # reads of a directory that is swapped meanwhile
 # Asymmetric ones only: whoever can verify a policy must not be able to sign one.
 ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 ENTRYPOINT: Final = "runtime_authz/decision"
@@ -117,7 +120,7 @@ def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
     """The bundle in a `.tar.gz` or a directory.
 
     Args:
-        source: path.
+        source: path; links are followed, see `real_root`.
         keys: key id → public key (PEM). With keys, only a bundle that one of them signed is read.
 
     Raises:
@@ -135,18 +138,72 @@ def read_files(source: str | Path) -> dict[str, bytes]:
     """
     path = Path(source)
     try:
-        return _directory(path) if path.is_dir() else _archive(path.read_bytes(), path.name)
+        if not path.is_dir():
+            return _archive(_content(path, path.name), path.name)
+        for _ in range(_SWAPS):
+            root, failed = real_root(path), None
+            try:
+                found = _directory(root, path.name)
+            except FileNotFoundError as exc:
+                failed = exc
+            if root == real_root(path):
+                if failed is not None:
+                    raise failed
+                return found
+            # Swapped while it was read, and perhaps removed: what is there now is whole.
+        raise _invalid(f"`{path.name}` is swapped faster than it can be read")
     except OSError as exc:
         raise _invalid(f"`{path.name}` can not be read ({exc.strerror or type(exc).__name__})") from exc
 
 
-def _directory(path: Path) -> dict[str, bytes]:
+def real_root(path: Path) -> Path:
+    """The directory that a bundle's path leads to now, to be read as one state.
+
+    Who delivers directories swaps a link: to the directory itself (`current -> releases/42`), or, as
+    Kubernetes does in a mounted ConfigMap, Secret or projected volume, the link `..data` inside it, through
+    which every visible entry leads. So the links are followed once, here, and the files below are of one
+    delivery.
+    """
+    root = path.resolve()
+    mounted = root / MOUNTED
+    inner = mounted.resolve()
+    return inner if mounted.is_symlink() and inner.is_dir() and inner.is_relative_to(root) else root
+
+
+def files_below(root: Path, name: str) -> list[Path]:
+    """The files of a bundle's directory, in order.
+
+    Raises:
+        ConfigError: `policy_invalid`: there are too many, or a link leads out of it.
+        OSError: it changes meanwhile.
+    """
+    found = []
+    for n, entry in enumerate(root.rglob("*")):
+        if n >= 2 * MAX_FILES:  # not to walk through a disk
+            raise _invalid(f"`{name}` holds too many files for a policy bundle")
+        if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(root)):
+            raise _invalid(f"`{name}`: the link `{entry.relative_to(root).as_posix()}` leads to no file of the bundle")
+        if entry.is_file():
+            found.append(entry)
+    return sorted(found)
+
+
+def _directory(root: Path, name: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and not file.is_symlink():
-            found[file.relative_to(path).as_posix()] = file.read_bytes()
-            _bounded(found, path.name)
+    for file in files_below(root, name):
+        found[file.relative_to(root).as_posix()] = _content(file, name)
+        _bounded(found, name)
     return found
+
+
+def _content(file: Path, name: str) -> bytes:
+    if not stat.S_ISREG(file.stat().st_mode):  # a pipe has no end
+        raise _invalid(f"`{name}` is no plain file")
+    with file.open("rb") as source:
+        content = source.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise _invalid(f"`{name}` is too large for a policy bundle")
+    return content
 
 
 def _archive(packed: bytes, name: str) -> dict[str, bytes]:

@@ -110,6 +110,9 @@ class HighestRevision:
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
             finally:
+                if fcntl is not None:
+                    # Not by closing alone: a child that was forked meanwhile holds the same lock open.
+                    fcntl.flock(lock, fcntl.LOCK_UN)
                 os.close(lock)
         except OSError as exc:
             raise self._unkept(exc) from exc

@@ -22,7 +22,7 @@ from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, p
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text
-from langchain_runtime_authz.pdp.bundle import Bundle, Keys, read_bundle, trusted
+from langchain_runtime_authz.pdp.bundle import Bundle, Keys, files_below, read_bundle, real_root, trusted
 from langchain_runtime_authz.pdp.highest import HighestRevision
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
@@ -74,8 +74,9 @@ class _Live:
 class ReloadingPDP:
     """The policy in a bundle (`pdp.bundle`), followed as it changes.
 
-    Replace a bundle by renaming a new one over it. In a directory write the manifest last: files that
-    it does not name are refused until it does.
+    Replace a bundle by renaming a new one over it, or by swapping the link that leads to it; a mounted
+    ConfigMap does. In a directory that is written in place write the manifest last: files that it does not
+    name are refused until it does.
 
     Thread-safe, and usable in a fork's child. `RuntimeAuthz(pdp=…)` takes the bundle's profiles where it
     is given none, and its grants by name.
@@ -214,6 +215,8 @@ class ReloadingPDP:
 
     def close(self) -> None:
         """Stop watching and free the engine; every later evaluation denies. Idempotent."""
+        if self._pid != os.getpid():  # another thread may have held it at the fork
+            self._lock = threading.Lock()
         with self._lock:
             self._closed = True
             self._stop.set()
@@ -259,9 +262,10 @@ class ReloadingPDP:
     def _look(self) -> Seen:
         """What tells one state of the source from another; nothing where there is none."""
         try:
-            files = sorted(self.source.rglob("*")) if self.source.is_dir() else [self.source]
+            name = self.source.name
+            files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
             return tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files))
-        except OSError:
+        except (OSError, ConfigError):  # told by whoever reads it
             return _UNSEEN
 
     def _watch(self) -> None:

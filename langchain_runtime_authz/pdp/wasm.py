@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final, overload
 
 from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text, wrong
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class WasmPDP:
         self._timeout = checked_seconds("timeout", timeout)
         if like is not None and not isinstance(like, WasmPDP):
             raise wrong("like", "a WasmPDP", like)
-        self._swap = threading.Lock()
+        self._swap = forkable_lock()
         self._closed = False
         self._loaded: _Loaded = self._load(wasm, data, None if like is None else like._loaded)  # noqa: SLF001
 

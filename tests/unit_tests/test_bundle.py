@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import tarfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jwt
@@ -15,10 +19,10 @@ from hypothesis import strategies as st
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp.bundle import Case, pack, parse_bundle, read_bundle, sign
+from langchain_runtime_authz.pdp.bundle import Case, pack, parse_bundle, read_bundle, read_files, sign
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.requests import example_request
-from tests.bundles import Key, files, put
+from tests.bundles import Key, files, mount, put
 
 KEY, OTHER = Key(), Key()
 Files = dict[str, bytes]
@@ -160,6 +164,63 @@ def test_a_bomb_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_bundle(source)
         assert caught.value.code == Code.POLICY_INVALID
+
+
+def test_no_read_is_torn_by_a_swap(tmp_path: Path) -> None:
+    """While a mounted directory is updated again and again, each read is one of the deliveries, whole."""
+    policies = mount(tmp_path / "policies", {**files(1), "rego/a.rego": b"package a"}, "1")
+    done = threading.Event()
+
+    def deliver() -> None:
+        for n in range(2, 60):
+            mount(policies, {**files(n), "rego/a.rego": b"package a"}, str(n))
+        done.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        job = threads.submit(deliver)
+        seen = []
+        while not done.is_set():
+            try:
+                found = read_files(policies)
+            except ConfigError as exc:
+                assert "faster than" in str(exc)
+                continue
+            assert sorted(found) == [".manifest", "data.json", "policy.wasm", "rego/a.rego"]
+            seen.append(int(json.loads(found[".manifest"])["revision"]))
+        job.result()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize("link", ["/etc/passwd", "../secret", "absent", ".", "..", "/"])
+def test_no_link_leads_out_of_a_bundle(tmp_path: Path, link: str) -> None:
+    """In a directory a link is followed to a file of it only; in an archive no link at all."""
+    (tmp_path / "secret").write_text("s")
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "data.json").write_bytes(b"{}")
+    (bundle / "same.json").symlink_to("data.json")
+    assert read_files(bundle) == {"data.json": b"{}", "same.json": b"{}"}
+    for name in ("data2.json", "..data"):
+        (bundle / name).symlink_to(link)
+        with pytest.raises(ConfigError, match="leads to no file"):
+            read_files(bundle)
+        (bundle / name).unlink()
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
+            entry = tarfile.TarInfo("data.json")
+            entry.type, entry.linkname = kind, link
+            tar.addfile(entry)
+        with pytest.raises(ConfigError, match="no plain file"):
+            read_files(tmp_path / "b.tar.gz")
+
+
+def test_what_is_no_bundle_costs_no_walk_and_no_wait(tmp_path: Path) -> None:
+    """A disk, a pipe, a device."""
+    os.mkfifo(tmp_path / "pipe")
+    for source in (Path("/"), tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError):
+            read_files(source)
 
 
 def _member(kind: bytes, size: bytes) -> bytes:

@@ -221,6 +221,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "a case's outcome": ("cases.yaml", "cases: [{expect: allow}]"),
     "the shipped policy's place": ("rego/runtime_authz.rego", "package runtime_authz"),
     "no cases": ("cases.yaml", "cases: []"),
+    "a rule that is no text": ("rego/own.rego", "package runtime_authz # \udcff"),
 }
 
 
@@ -229,11 +230,63 @@ def test_a_wrong_file_is_one_line(run: Command, project: Path, name: str) -> Non
     """A stable code, the file, and exit code 2; no traceback."""
     file, text = WRONG[name]
     (project / file).parent.mkdir(exist_ok=True)
-    (project / file).write_text(text)
+    (project / file).write_text(text, errors="surrogateescape")
     failed = run("test", project)
     assert failed.exit_code == 2, failed.output
     assert failed.stderr.startswith(("error: policy_invalid: ", "error: profile_invalid: "))
     assert len(failed.stderr.splitlines()) == 1
+
+
+RULE = 'package runtime_authz\n\ndenied contains "own" if true\n'
+UNREAD: dict[str, tuple[str, str, str]] = {
+    "beside rego/": ("own.rego", RULE, "`rego/own.rego`"),
+    "a test beside rego/": ("own_test.rego", "package runtime_authz_test", "`rego/own_test.rego`"),
+    "below rego/": ("rego/eu/own.rego", RULE, "`rego/own.rego`"),
+    "another directory": ("policies/own.rego", RULE, "`rego/own.rego`"),
+    "another suffix": ("rego/own.Rego", RULE, "`rego/own.rego`"),
+    "data beside the rules": ("rego/data.json", "{}", "`data.json`"),
+    "another name": ("cases.yml", "cases: []", "`cases.yaml`"),
+    "data as YAML": ("data.yaml", "rates: {}", "`data.json`"),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_stands_in_the_wrong_place_is_not_passed_over(run: Command, project: Path, tmp_path: Path, name: str) -> None:
+    """Without it the policy would be checked, tested and built as if the rule had never been written."""
+    file, text, belongs = UNREAD[name]
+    (project / file).parent.mkdir(parents=True, exist_ok=True)
+    (project / file).write_text(text)
+    checked = run("check", project)
+    assert (checked.exit_code, f"`{file}` is not read" in checked.stdout, belongs in checked.stdout) == (1, True, True)
+    for command in (("test", project), ("build", project, "-o", tmp_path / "b.tar.gz")):
+        failed = run(*command)
+        assert failed.exit_code == 2
+        assert failed.stderr.startswith("error: policy_invalid: ")
+        assert f"`{file}` is not read" in failed.stderr
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
+def test_a_package_that_nothing_asks_for_is_not_passed_over(run: Command, project: Path) -> None:
+    """It stands in the right place and would decide nothing; a library that a rule uses is fine."""
+    (project / "rego").mkdir()
+    (project / "rego" / "own.rego").write_text(RULE.replace("runtime_authz", "my_rules"))
+    failed = run("test", project)
+    assert (failed.exit_code, "`package runtime_authz` is what decides" in failed.stderr) == (2, True)
+    (project / "rego" / "uses.rego").write_text("package runtime_authz\n\nimport data.my_rules\n")
+    assert "there is no `" in run("test", project).stderr  # on to OPA
+
+
+def test_a_bare_policy_reads_two_places(run: Command, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "rego" / "deep").mkdir(parents=True)
+    for file in ("a.rego", "rego/a.rego", "rego/deep/b.rego", ".git/c.rego"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(RULE)
+    found = run("check", tmp_path)
+    assert found.exit_code == 1
+    assert sorted(line.split("`")[1] for line in found.stdout.splitlines() if line.startswith("`")) == [
+        "rego/a.rego", "rego/deep/b.rego",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +304,7 @@ def test_a_wrong_file_is_one_line(run: Command, project: Path, name: str) -> Non
         (("build", "p", "-o", "x.tar.gz", "--key", "data.json"), "config"),
         (("build", "p", "-o", "x.tar.gz", "--key", "data.json", "--alg", "none"), "config"),
         (("init", "data.json"), "config"),
+        (("build", "p", "-o", "p"), "config"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, tuple) else a,
 )

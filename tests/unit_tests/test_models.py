@@ -8,8 +8,9 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
-from langchain_runtime_authz.authzen import Resource, Subject
+from langchain_runtime_authz.authzen import EvaluationRequest, Resource, Subject
 from langchain_runtime_authz.edges.models import instructions_digest, tool_names
+from langchain_runtime_authz.edges.node_gate import _enter
 from langchain_runtime_authz.enforce.engine import drive
 from langchain_runtime_authz.enforce.entry import Given, open_entry
 from langchain_runtime_authz.enforce.model import ModelCall, decide_model, shown, withheld
@@ -122,6 +123,44 @@ def test_a_permit_is_kept_per_tool_set_epoch_and_revision() -> None:
     for _ in range(2):
         assert not drive(run.engine, decide_model(run, CALL)).permit
     assert asked() == 2
+
+
+@pytest.mark.parametrize(
+    ("obligation", "revision", "asked"),
+    [
+        (None, "r1", 1),
+        ({"type": "budget", "properties": {"counter": "c", "max": 9}}, "r1", 3),
+        ({"type": "rate_limit", "properties": {"counter": "c", "max": 9, "window": 60}}, "r1", 3),
+        ({"type": "notify", "properties": {"channel": "log"}}, "r1", 3),
+        (None, "", 3),
+    ],
+    ids=str,
+)
+def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revision: str, asked: int) -> None:
+    """Not where each is to be counted or told, nor where nobody could tell that the policy is another."""
+    obligations = [{"id": "1", **obligation}] if obligation else []
+    pdp = StaticPDP(lambda _: {"decision": True, "context": {"obligations": obligations}})
+    _, run = entered(pdp)
+    pdp.revision = revision
+    for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: _enter(run, ("", "n"), True)):
+        pdp.requests.clear()
+        for _ in range(3):
+            drive(run.engine, step())
+        assert len(pdp.requests) == asked
+
+
+def test_a_node_permitted_while_the_policy_changed_is_decided_again() -> None:
+    """The permit is the older policy's; under the newer one nothing was decided yet."""
+
+    def answer(request: EvaluationRequest) -> bool:
+        pdp.revision = "newer" if request.action.name == "node/enter" else pdp.revision
+        return True
+
+    pdp = StaticPDP(answer)
+    _, run = entered(pdp)
+    for _ in range(3):
+        drive(run.engine, _enter(run, ("", "n"), True))
+    assert [r.action.name for r in pdp.requests].count("node/enter") == 2
 
 
 def test_a_model_call_of_a_corrected_task_is_refused() -> None:

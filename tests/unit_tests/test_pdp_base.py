@@ -225,6 +225,29 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
 
 
+@pytest.mark.parametrize("revision", [RuntimeError("gone"), 5, None])
+def test_a_pdp_that_can_not_name_its_policy_still_denies(revision: Any) -> None:
+    """`Evaluator` is total whatever a property of the engine does."""
+
+    class Nameless(StaticPDP):
+        broken = False
+
+        @property
+        def revision(self) -> Any:  # type: ignore[override]
+            if self.broken and isinstance(revision, Exception):
+                raise revision
+            return revision
+
+    pdp = Nameless(lambda _: None)
+    evaluator = Evaluator(pdp)
+    pdp.broken = True
+    for (decision,) in (evaluator.evaluate([REQUEST]), asyncio.run(evaluator.aevaluate([REQUEST]))):
+        assert (decision.reasons, decision.policy_revision) == ((Code.PDP_MALFORMED,), "")
+    if isinstance(revision, Exception):
+        with pytest.raises(ConfigError):
+            Evaluator(pdp)
+
+
 ODD: list[Any] = [
     None, True, -1, 0, 5, 0.5, 1e308, float("nan"), float("inf"), 10**40, "", "x", "1", "\0", "a b", "../x", b"", b"x",
     [], [None], {}, {"a": 1}, {1: "a"}, (), ("a",), (1, 2), ("a", "b", "c"), object(), StaticPDP, Path("absent"), lambda: 1,
@@ -302,6 +325,19 @@ def test_a_url_that_is_read_in_two_ways_is_refused(url: str) -> None:
             made(url)  # type: ignore[operator]
     with pytest.raises(ConfigError):
         OpaPDP(proxy=url)
+
+
+def test_a_token_is_not_sent_in_the_clear_to_a_proxy() -> None:
+    """An address of this machine is none once a proxy stands between."""
+    with pytest.raises(ConfigError, match="in the clear"):
+        OpaPDP("http://127.0.0.1:8181", token_file=__file__, proxy="http://proxy.example:3128")
+    for made in (AuthzenPDP, AuthzenPDP.discover):
+        with pytest.raises(ConfigError, match="https"):
+            made("http://127.0.0.1:8181", proxy="http://proxy.example:3128")  # type: ignore[operator]
+        with pytest.raises(ConfigError, match="https"):
+            made("http://pdp.example")  # type: ignore[operator]  (and nothing was asked)
+    with pytest.raises(ConfigError, match="unix"):
+        OpaPDP("unix:///run/opa.sock", proxy="http://proxy.example:3128")
 
 
 @pytest.mark.parametrize("deadline", [0, -1, float("inf"), float("nan")])

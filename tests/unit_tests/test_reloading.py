@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import gc
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +20,10 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator
+from langchain_runtime_authz.pdp.highest import HighestRevision
 from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.testing.requests import example_request
-from tests.bundles import Key, files, put
+from tests.bundles import Key, files, mount, put
 
 KEY = Key()
 DENY_WRITES = {"effects": {"write": "deny"}}
@@ -76,6 +81,49 @@ def test_the_watch_finds_it(source: Path, following: Callable[..., ReloadingPDP]
         assert time.monotonic() < until
         time.sleep(0.01)
     assert not ask(pdp).permit
+
+
+def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
+    """Every file is a link there, and an update swaps the one through which they lead."""
+    policies = tmp_path / "policies"
+    mount(policies, {**files(1, key=KEY)}, "2026_1")
+    pdp = ReloadingPDP(policies, keys={"default": KEY.public}, poll=3600, pool_size=1)
+    try:
+        assert ask(pdp).permit
+        assert not pdp.reload()
+        mount(policies, files(2, DENY_WRITES, key=KEY), "2026_2")
+        assert pdp.reload()
+        assert (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
+        mount(policies, files(1, key=KEY), "2026_3")  # rolled back
+        with pytest.raises(ConfigError, match="policy_older"):
+            pdp.reload()
+        assert pdp.revision.startswith("2@")
+    finally:
+        pdp.close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, packed: bool) -> None:
+    """`current -> releases/2`, swapped by a rename: a directory or an archive."""
+    for number, data in ((1, {}), (2, DENY_WRITES)):
+        release = tmp_path / f"release-{number}"
+        if packed:
+            put(release, files(number, data))
+        else:
+            for name, content in files(number, data).items():
+                release.mkdir(exist_ok=True)
+                (release / name).write_bytes(content)
+    current, new = tmp_path / "current", tmp_path / "new"
+    current.symlink_to("release-1")
+    pdp = ReloadingPDP(current, poll=3600, pool_size=1)
+    try:
+        assert ask(pdp).permit
+        new.symlink_to("release-2")
+        new.replace(current)
+        assert pdp.reload()
+        assert ask(pdp).outcome == "deny"
+    finally:
+        pdp.close()
 
 
 REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
@@ -274,6 +322,44 @@ def test_a_closed_one_denies(following: Callable[..., ReloadingPDP]) -> None:
     assert ask(pdp).failure == "pdp"
     with pytest.raises(ConfigError):
         pdp.reload()
+
+
+def forked(child: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> int:
+    """The exit status of a child that does this, after `meanwhile`; killed by a signal where it never ends."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        try:
+            child()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    meanwhile()
+    return os.waitpid(pid, 0)[1]
+
+
+def test_a_fork_under_a_reload_leaves_both_processes_free(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """The child waits for no lock of the parent's, and keeps none from it."""
+    pdp = following()
+    with pdp._lock:  # another thread reloads
+        assert forked(pdp.close) == 0
+    read, write = os.pipe()
+    highest = HighestRevision(source.with_name("other"))
+
+    def free() -> None:
+        file = os.open(source.with_name("other.lock"), os.O_RDWR)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(file)
+        os.write(write, b"x")
+
+    with contextlib.ExitStack() as locked:
+        locked.enter_context(highest._locked())
+
+        def unlocked() -> None:
+            locked.close()
+            free()
+
+        assert forked(lambda: os.read(read, 1), unlocked) == 0
 
 
 def test_one_that_is_forgotten_stops_watching(source: Path) -> None:

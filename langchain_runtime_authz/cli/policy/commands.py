@@ -110,8 +110,9 @@ def init(
 def check(policy: PolicyPath = None, opa: Opa = None) -> None:
     """Find what is wrong with a policy, without running it.
 
-    Reads data and profiles against their shape, and Rego for what OPA would not say: a negated
-    comparison (undefined, not true, where an operand is missing) and built-ins that Wasm does not have.
+    Reads data and profiles against their shape, and Rego for what OPA would not say: a file in a place where
+    none is read, a negated comparison (undefined, not true, where an operand is missing) and built-ins
+    that Wasm does not have.
 
     \b
     Examples:
@@ -119,18 +120,15 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
       runtime-authz policy check data.json
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.lint import lint_rego
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy
+    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy, read_rego, unread
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
     with reporting():
         # Text first: what is found there explains why a compiler refuses.
-        own = (
-            {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((policy / "rego").glob("*.rego"))}
-            if policy
-            else {}
-        )
-        found = list(lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")}))
+        own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
+        found = unread(policy) if policy else []
+        found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
         if not found:
             opened = open_policy(policy, opa)
             found += lint_rego({n: t for n, t in opened.rego.items() if n not in own})
@@ -188,7 +186,7 @@ def _run_cases(policy: Policy) -> int:
 def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str:
     import tempfile
 
-    from langchain_runtime_authz.cli.policy.project import run_opa
+    from langchain_runtime_authz.cli.policy.project import read_rego, run_opa
 
     tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
     if not tests:
@@ -198,7 +196,7 @@ def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str
         for name, text in policy.rego.items():
             (at / name.rpartition("/")[2]).write_text(text, encoding="utf-8")
         for file in tests:
-            (at / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+            (at / file.name).write_text(read_rego(file), encoding="utf-8")
         (at / "data.json").write_text(json.dumps(dict(policy.data)), encoding="utf-8")
         return "; opa: " + run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
 
@@ -414,6 +412,8 @@ def build(
     from langchain_runtime_authz.pdp.reloading import self_test
 
     with reporting():
+        if output.is_dir():
+            raise ConfigError(f"`{output}` is a directory; name the file to write")
         opened = open_policy(policy, opa)
         if opened.wasm is None or not (policy / "policy.yaml").is_file():
             raise ConfigError(

@@ -6,16 +6,20 @@ policy that does not build on the shipped one). Beside it, each where it is need
 
 A directory of nothing but a policy is one too: `*.rego` (or `rego/*.rego`) with the `data.json` that they
 read, whole; or, without Rego, a `policy.wasm` with its `data.json`.
+
+What looks like a part of a policy and stands where none is read is an error (`unread`): whoever wrote a
+rule believes that it holds.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -41,11 +45,14 @@ from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-__all__ = ["Policy", "find_opa", "open_policy", "run_opa"]
+__all__ = ["Policy", "find_opa", "open_policy", "run_opa", "unread"]
 
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED_REGO: Final = "runtime_authz.rego"
 PROJECT: Final = "policy.yaml"
+# The stem of each file of a project, and its name.
+_PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
+_PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
 OPA_SECONDS: Final = 120
 
 
@@ -90,6 +97,9 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     """
     if source is None:
         return Policy("shipped", rego={SHIPPED_REGO: shipped_rego()})
+    if found := unread(source):
+        more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
+        raise _invalid(f"{source.name}: {found[0]}{more}")
     if source.is_dir() and (source / PROJECT).is_file():
         return _project(source, opa)
     if source.suffix == ".json" and source.is_file():
@@ -111,9 +121,46 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     )
 
 
+def unread(source: Path) -> list[str]:
+    """`file: that it is not read, and where it belongs`, for each file of a policy in the wrong place."""
+    if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
+        return []
+    own = (source / PROJECT).is_file()
+    if not own and not any(any(at.glob("*.rego")) for at in (source, source / "rego")):
+        return []  # no policy at all, which is said elsewhere
+    found = []
+    for file in sorted(source.rglob("*")):
+        at = file.relative_to(source)
+        if any(part.startswith(".") for part in at.parts) or not file.is_file():
+            continue
+        where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
+        if file.suffix.lower() == ".rego":
+            if file.suffix != ".rego" or where not in (("rego",) if own else (".", "rego")):
+                found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
+            elif where == "rego" and not own and (source / file.name).is_file():
+                found.append(f"{name} is not read, as `{file.name}` stands beside rego/; give one of them another name")
+        elif own and where == "." and file.stem in _PARTS and file.name != _PARTS[file.stem]:
+            found.append(f"{name} is not read; its name is `{_PARTS[file.stem]}`")
+        elif own and where == "rego" and file.stem == "data":
+            found.append(f"{name} is not read; it belongs beside {PROJECT}, as `{DATA}`")
+    return found
+
+
+def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
+    """Rules of a package that nothing asks for: they would be compiled, and never evaluated."""
+    asked = entrypoint.rpartition("/")[0].replace("/", ".")
+    for name, text in rules.items():
+        package = _PACKAGE.search(text)
+        if package is None or package[1] == asked:
+            continue
+        root = "data." + (package[1] if package[1].startswith(asked + ".") else package[1].partition(".")[0])
+        if not any(root in other for n, other in rules.items() if n != name):
+            yield f"`{name}` is `package {package[1]}`, which nothing asks for; `package {asked}` is what decides"
+
+
 def _bare(path: Path, opa: str | None) -> Policy:
     """A policy without a project around it. Its source counts before what was once compiled from it."""
-    found = {f.name: f.read_text(encoding="utf-8") for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
+    found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
     rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
     if not rego and not (path / WASM).is_file():
         wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
@@ -122,6 +169,18 @@ def _bare(path: Path, opa: str | None) -> Policy:
         raise _invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
     wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
     return Policy(path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
+
+
+def read_rego(file: Path) -> str:
+    """A file's source.
+
+    Raises:
+        ConfigError: `policy_invalid`: it is no text, or can not be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise _invalid(f"`{file.name}` can not be read as UTF-8 ({type(exc).__name__})") from exc
 
 
 def shipped_rego() -> str:
@@ -139,12 +198,14 @@ def _project(path: Path, opa: str | None) -> Policy:
         raise _invalid(f"{PROJECT}: `revision` must be a whole number from 1")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
         raise _invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
-    own = {f"rego/{f.name}": f.read_text(encoding="utf-8") for f in sorted((path / "rego").glob("*.rego"))}
+    own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
         raise _invalid(f"rego/{SHIPPED_REGO} would take the shipped policy's place; give your rules another name")
     if not shipped and not rules:
         raise _invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
+    if ignored := next(_unreached(rules, entrypoint), ""):
+        raise _invalid(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
     wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()

@@ -794,3 +794,20 @@ test_a_malformed_list_of_classes_lets_nothing_flow if {
 			with data.runtime_authz_data.data_flow as {"*": {"external": "permit"}}
 	}
 }
+
+# --- data of another shape ---
+
+test_data_of_another_shape_takes_nothing_away if {
+	every rates in [null, [], {"write": null}, {"write": {}}, {"write": {"window": 0.5, "max": 1}}] {
+		denies(patched({}), ["no_permit"]) with data.runtime_authz_data.rates as rates
+	}
+	changed := {"context": {"call": {"changed": ["read"]}}}
+	every plan in [{"stale": null}, {"stale": {"a": "pay"}}, {"stale": ["pay", null]}, {"stale": [], "unplanned_permitted": {"a": "read"}}] {
+		spoiled := object.union({"stale": [], "unplanned_permitted": []}, plan)
+		answer := patched(changed) with data.runtime_authz_data.plan as spoiled
+		[reason.code | some reason in answer.context.reasons] == ["data_changed", "no_permit"]
+	}
+	every approvals in [null, {"*": null}, {"*": []}] {
+		denies(patched(properties({"effect": "pay"})), ["no_permit"]) with data.runtime_authz_data.approvals as approvals
+	}
+}
