@@ -9,6 +9,7 @@ called, which is the same on a busy machine.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
@@ -52,6 +53,13 @@ PROFILES = {
 def book(account: str, amount: float, note: str = "") -> str:
     """Book an amount on an account."""
     return "booked"
+
+
+async def _abook(account: str, amount: float, note: str = "") -> str:
+    return "booked"
+
+
+abook = StructuredTool.from_function(coroutine=_abook, name="book", description="Book an amount on an account.")
 
 
 class Timed:
@@ -87,12 +95,16 @@ def message(i: int) -> AIMessage:
 
 
 class Bench:
-    """One protected node in one open run, beside a plain node."""
+    """One protected node in one open run, beside a plain node.
 
-    def __init__(self, pdp: Any, **options: Any) -> None:
-        self.pdp = Timed(pdp)
+    With `loop`, the tool is a coroutine and the nodes are awaited there: all of it in one thread.
+    """
+
+    def __init__(self, pdp: Any, *, loop: asyncio.AbstractEventLoop | None = None, **options: Any) -> None:
+        self.pdp, self.loop = Timed(pdp), loop
+        tools = [book if loop is None else abook]
         self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES, **options)
-        self.node = gate_tool_node(ToolNode([book]), self.authz.profiles)
+        self.node = gate_tool_node(ToolNode(tools), self.authz.profiles)
         self.handle = self.authz.run(subject="alice", task=TASK)
         entrance = self.authz.entrance
         config = self.handle.config({"configurable": {"thread_id": "bench"}})
@@ -100,7 +112,7 @@ class Bench:
         _, self.config = self._scope.__enter__()
         runtime = Runtime(context=None, store=None, stream_writer=lambda _: None)
         self.config["configurable"]["__pregel_runtime"] = runtime
-        self.plain = ToolNode([book])
+        self.plain = ToolNode(tools)
         self.plain_config = {"configurable": {"__pregel_runtime": runtime}}
         self.state = [HumanMessage(TASK)]
 
@@ -118,16 +130,22 @@ class Bench:
         drive(run.engine, record_plans(run, [], {"messages": [planned]}))
         return planned
 
+    def invoke(self, node: Any, state: Any, config: Any) -> Any:
+        """What a graph would do."""
+        if self.loop is None:
+            return node.invoke(state, config)
+        return self.loop.run_until_complete(node.ainvoke(state, config))
+
     def once(self, i: int, status: str = "success") -> tuple[int, int, int]:
         """CPU of one plain call, one protected call, and the engine's part of the latter (ns)."""
         planned = self.plan(i)
         state = {"messages": [*self.state, planned]}
         start = time.process_time_ns()
-        self.plain.invoke(state, self.plain_config)
+        self.invoke(self.plain, state, self.plain_config)
         plain = time.process_time_ns() - start
         before = self.pdp.spent
         start = time.process_time_ns()
-        out = self.node.invoke(state, self.config)
+        out = self.invoke(self.node, state, self.config)
         ours = time.process_time_ns() - start
         answer = out["messages"][0]
         assert (answer.tool_call_id, answer.status) == (f"c{i}", status), answer.content
@@ -247,6 +265,13 @@ def main() -> None:
     calls(wasm, 200)
     permit = calls(wasm, n, 10_000)
     row("WasmPDP (shipped policy), permit", permit, "we + engine ≤ 400")
+    loop = asyncio.new_event_loop()
+    for name, pdp in (("StaticPDP", StaticPDP(permit=True)), ("WasmPDP", shipped())):
+        single = Bench(pdp, loop=loop)
+        calls(single, 200)
+        row(f"{name}, permit, in one thread (async)", calls(single, n, 10_000), "")
+        single.close()
+    loop.close()
     denying = Bench(StaticPDP(permit=lambda r: r.action.name != "tools/call"))
     calls(denying, 200, status="error")
     refused = calls(denying, n, 10_000, status="error")

@@ -82,7 +82,7 @@ def tidy(text: str) -> str:
 def _plain(text: str) -> bool:
     """Whether what is written is what is meant: nothing invisible, nothing that NFKC would change."""
     if text.isascii():
-        return all(c >= " " and c != "\x7f" for c in text)
+        return text.isprintable()
     if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs", "Cn") for c in text):
         return False
     return unicodedata.normalize("NFKC", text) == text
@@ -91,6 +91,8 @@ def _plain(text: str) -> bool:
 def skeleton(text: str) -> str:
     """What a text looks like: compatibility forms, accents, case and look-alike letters folded."""
     folded = unicodedata.normalize("NFKD", text[:MAX_VALUE]).casefold().translate(_LOOKS)
+    if folded.isascii() and folded.isprintable():
+        return folded.replace("rn", "m")
     return "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc")).replace("rn", "m")
 
 
