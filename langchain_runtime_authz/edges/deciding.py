@@ -25,7 +25,7 @@ from langchain_runtime_authz.enforce.claim import claim
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run
 from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.enforce.recording import record_asks
-from langchain_runtime_authz.errors import AuditError, Code, ledger_code
+from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.base import Approval, Query
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def judge_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) ->
         capped = yield from over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `enforce.judge.judge_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
-        return [_denied(j, ledger_code(exc)) for j in judged]
+        return [_denied(j, run.engine.failed(exc)) for j in judged]
     keys = {j.key for j in fresh} if capped else set()
     return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
 
@@ -149,7 +149,7 @@ def _ask(
         return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in judged]
     except Exception as exc:  # noqa: BLE001  (see `enforce.judge.judge_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
-        return [_denied(j, ledger_code(exc)) for j in judged]
+        return [_denied(j, run.engine.failed(exc)) for j in judged]
 
 
 def _asked(

@@ -23,7 +23,7 @@ from langchain_runtime_authz.edges.run import RunHandle, opened
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.obligations import keepable
 from langchain_runtime_authz.enforce.step import decide_step, still_live
-from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
+from langchain_runtime_authz.errors import AuthzDenied, Code
 
 __all__ = ["gate_bound", "is_gated"]
 
@@ -217,4 +217,5 @@ def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:
         yield from record_plans(run, given, returned)
     except Exception as exc:
         # Nothing of an output whose plan is not recorded may take effect.
-        raise AuthzHalt(ledger_code(exc), deny(ledger_code(exc)).decision_id) from exc
+        code = run.engine.failed(exc)
+        raise AuthzHalt(code, deny(code).decision_id) from exc

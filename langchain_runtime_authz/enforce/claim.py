@@ -22,7 +22,7 @@ from langchain_runtime_authz.authzen import (
 from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
 from langchain_runtime_authz.enforce.credentials import RefusedMints, audiences_of, minter
-from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run, ledger_failed
+from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run
 from langchain_runtime_authz.enforce.obligations import demands
 from langchain_runtime_authz.enforce.provenance import observing
 from langchain_runtime_authz.enforce.recording import is_judgement, label, record_call, tell
@@ -97,7 +97,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     try:
         done = yield Commit(run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
-        return (yield from deny_call(run, _replaced(judged, ledger_failed(exc))))
+        return (yield from deny_call(run, _replaced(judged, run.engine.ledger_failed(exc))))
     if isinstance(done, Conflict):
         if done.row is not None:
             return Replay(call, done.row.result)

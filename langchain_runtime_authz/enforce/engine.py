@@ -56,7 +56,6 @@ __all__ = [
     "Run",
     "adrive",
     "drive",
-    "ledger_failed",
     "new_id",
 ]
 
@@ -71,12 +70,6 @@ T = TypeVar("T")
 def new_id() -> str:
     """128 random bits: run ids and jtis."""
     return secrets.token_hex(16)
-
-
-def ledger_failed(exc: Exception) -> Decision:
-    """The deny for a ledger that failed with `exc`, which the operator's log names."""
-    _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-    return deny(ledger_code(exc))
 
 
 class Planner(Protocol):
@@ -116,6 +109,15 @@ class Engine:
     def killed(self) -> bool:
         """Whether the kill switch is engaged: then nothing is permitted, whoever is asked."""
         return self.kill_switch is not None and self.kill_switch.engaged
+
+    def failed(self, exc: BaseException) -> Code:
+        """The code of a deny because the ledger failed with `exc`: the kill switch's where that is engaged as well."""
+        return Code.KILLED if self.killed else ledger_code(exc)
+
+    def ledger_failed(self, exc: Exception) -> Decision:
+        """That deny. The operator's log names the failure."""
+        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
+        return deny(self.failed(exc))
 
 
 @dataclass(slots=True, eq=False)

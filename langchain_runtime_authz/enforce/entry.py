@@ -16,7 +16,7 @@ from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
 from langchain_runtime_authz.enforce.engine import Ask, Commit, Effect, Engine, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.step import decide_step
-from langchain_runtime_authz.errors import AuthzDenied, Code, ledger_code
+from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.provenance.words import own_words
@@ -131,12 +131,12 @@ def open_entry(
         raise
     except Exception as exc:  # a ledger that fails denies
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-        raise AuthzDenied(ledger_code(exc), new_id()) from exc
+        raise AuthzDenied(engine.failed(exc), new_id()) from exc
     try:
         run.planned = yield from _planned(run)
     except Exception as exc:  # likewise
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-        raise AuthzDenied(ledger_code(exc), new_id()) from exc
+        raise AuthzDenied(engine.failed(exc), new_id()) from exc
     action = "run/resume" if given.resume else "run/start"
     decision = yield from decide_step(run, action, Resource(type="run", id=agent, properties={"graph": scope.graph}))
     if not decision.permit:

@@ -18,7 +18,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.enforce.approval import edited_action
 from langchain_runtime_authz.enforce.call import Call, Judged
-from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Run, ledger_failed
+from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.enforce.obligations import understood
 from langchain_runtime_authz.enforce.provenance import sentences
 from langchain_runtime_authz.enforce.request import request_of
@@ -74,7 +74,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     try:
         calls = yield from _located(run, calls)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [Judged(c, "", ledger_failed(exc), None) for c in calls]
+        return [Judged(c, "", run.engine.ledger_failed(exc), None) for c in calls]
     keys, origin = [_key(run, c, run.epoch) for c in calls], run.epoch
     said = run.engine.recall.said(run.scope)
     try:
@@ -89,7 +89,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
         snapshot = yield from renewed(run, snapshot)
         moved = yield from _moved(run, snapshot, calls, keys)
     except Exception as exc:  # noqa: BLE001  (likewise)
-        return [Judged(c, k, ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
+        return [Judged(c, k, run.engine.ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
 
     matches = [_match(run, snapshot, c) for c in calls]
     approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]

@@ -17,7 +17,7 @@ from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Run, ad
 from langchain_runtime_authz.enforce.entry import Given, close, open_child, open_entry
 from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.enforce.provenance import sentences
-from langchain_runtime_authz.errors import AuthzError, Code, MappingError, ledger_code
+from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -192,7 +192,7 @@ class Session:
             try:
                 yield Commit(self._run.scope, None, [RecordPlan(record)])
             except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-                return deny(ledger_code(exc))
+                return deny(self._run.engine.failed(exc))
         return (yield from self._settle(call))
 
     def _settle(self, call: Call) -> Flow[Decision]:
@@ -233,7 +233,7 @@ class Session:
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-            return deny(ledger_code(exc))
+            return deny(self._run.engine.failed(exc))
         return (yield from self._settle(call))
 
     def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:

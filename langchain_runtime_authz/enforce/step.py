@@ -18,12 +18,12 @@ from langchain_runtime_authz.authzen import (
     Resource,
     deny,
 )
-from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Run, ledger_failed
+from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.enforce.judge import lease_refusal, renewed
 from langchain_runtime_authz.enforce.obligations import demands, understood
 from langchain_runtime_authz.enforce.recording import is_judgement, record, tell
 from langchain_runtime_authz.enforce.request import context_of
-from langchain_runtime_authz.errors import AuditError, Code, ledger_code
+from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.base import (
     Change,
     Conflict,
@@ -89,7 +89,7 @@ def decide_step(
     except AuditError:
         decision = deny(Code.AUDIT_UNAVAILABLE)
     except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
-        decision = ledger_failed(exc)
+        decision = run.engine.ledger_failed(exc)
     try:
         yield from record(
             run,
@@ -117,5 +117,5 @@ def still_live(run: Run) -> Flow[Code | None]:
         snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
     except Exception as exc:  # noqa: BLE001  (see `judge_calls`)
         _log.error("ledger failed: %s", type(exc).__name__)
-        return ledger_code(exc)
+        return run.engine.failed(exc)
     return lease_refusal(run, snapshot)

@@ -63,7 +63,6 @@ class Kind:
     plans_in: str = "agent"
     below: str = ""
     needs: str = ""
-    channels: tuple[str, ...] = ()
 
 
 def _by_the_plan(state: State) -> str:
@@ -84,7 +83,7 @@ def _hand(desk: Desk) -> Any:
     return builder.compile(checkpointer=desk.saver, store=desk.store, name="desk")
 
 
-def _agent(desk: Desk) -> Any:
+def _agent(desk: Desk, name: str = "desk", **kept: Any) -> Any:
     from langchain.agents import AgentState, create_agent
 
     class Noted(AgentState[Any]):
@@ -92,9 +91,8 @@ def _agent(desk: Desk) -> Any:
         files: Annotated[dict[str, str], lambda old, new: {**(old or {}), **new}]
         instructions: str
 
-    return create_agent(
-        desk.model(), desk.tools, state_schema=Noted, checkpointer=desk.saver, store=desk.store, name="desk"
-    )
+    kept = kept or {"checkpointer": desk.saver, "store": desk.store}
+    return create_agent(desk.model(), desk.tools, state_schema=Noted, name=name, **kept)
 
 
 def _react(model: Any, tools: list[BaseTool], name: str) -> Any:
@@ -108,7 +106,7 @@ def _react(model: Any, tools: list[BaseTool], name: str) -> Any:
 def _supervisor(desk: Desk) -> Any:
     from langgraph_supervisor import create_supervisor
 
-    payer = _react(desk.model(), desk.tools, "payer")
+    payer = _agent(desk, "payer", checkpointer=None)
     built = create_supervisor([payer], model=desk.front())
     return built.compile(checkpointer=desk.saver, store=desk.store, name="desk")
 
@@ -117,30 +115,33 @@ def _swarm(desk: Desk) -> Any:
     from langgraph_swarm import create_handoff_tool, create_swarm
 
     front = _react(desk.front(), [create_handoff_tool(agent_name="payer")], "front")
-    payer = _react(desk.model(), desk.tools, "payer")
+    payer = _agent(desk, "payer", checkpointer=None)
     built = create_swarm([front, payer], default_active_agent="front")
     return built.compile(checkpointer=desk.saver, store=desk.store, name="desk")
 
 
 def _deep(desk: Desk) -> Any:
-    from deepagents import create_deep_agent
+    from deepagents import DeepAgentState, create_deep_agent
+
+    class Noted(DeepAgentState):  # type: ignore[misc]
+        todos: list[dict[str, str]]
+        instructions: str
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return create_deep_agent(
-            model=desk.model(), tools=desk.tools, checkpointer=desk.saver, store=desk.store, name="desk"
+            model=desk.model(), tools=desk.tools, state_schema=Noted, checkpointer=desk.saver, store=desk.store, name="desk"
         )
 
 
-ALL_CHANNELS = ("todos", "files", "instructions")
 KINDS: Final = {
     k.name: k
     for k in (
-        Kind("hand-written", _hand, channels=ALL_CHANNELS),
-        Kind("create_agent", _agent, "model", needs="langchain", channels=ALL_CHANNELS),
-        Kind("supervisor", _supervisor, below="payer", needs="langgraph_supervisor"),
-        Kind("swarm", _swarm, below="payer", needs="langgraph_swarm"),
-        Kind("deepagents", _deep, "model", needs="deepagents", channels=("files",)),
+        Kind("hand-written", _hand),
+        Kind("create_agent", _agent, "model", needs="langchain"),
+        Kind("supervisor", _supervisor, "model", below="payer", needs="langgraph_supervisor"),
+        Kind("swarm", _swarm, "model", below="payer", needs="langgraph_swarm"),
+        Kind("deepagents", _deep, "model", needs="deepagents"),
     )
 }
 
@@ -398,9 +399,15 @@ def _fork(desk: Desk) -> None:
 
 
 def _copied(desk: Desk) -> None:
-    held = desk.raw.get_state(desk.config).values
+    kept = list(desk.saver.list(desk.config))
     desk.thread += "-copy"
-    desk.raw.update_state(desk.config, {"messages": held["messages"]}, as_node=desk.kind.plans_in)
+    for one in reversed(kept):  # checkpoint by checkpoint, those of children and what waits too
+        place = {"thread_id": desk.thread, "checkpoint_ns": one.config["configurable"]["checkpoint_ns"]}
+        before = one.parent_config["configurable"]["checkpoint_id"] if one.parent_config else None
+        new = {"configurable": {**place, "checkpoint_id": before}}
+        new = desk.saver.put(new, one.checkpoint, one.metadata, one.checkpoint["channel_versions"])
+        for task, channel, value in one.pending_writes or ():
+            desk.saver.put_writes(new, [(channel, value)], task)
     desk.go(None)
     desk.go(Command(resume="yes"))
 
@@ -436,6 +443,10 @@ def _root_update(desk: Desk) -> None:
     desk.graph.update_state(desk.config, {"messages": [HumanMessage(STOP)]}, as_node="__start__")
 
 
+def _drop(desk: Desk) -> None:
+    desk.graph.update_state(desk.config, None, as_node="__end__")
+
+
 FLAT = ("hand-written", "create_agent", "deepagents")
 ROADS: Final = {
     r.says: r
@@ -443,18 +454,14 @@ ROADS: Final = {
         Road("an answer in words to a tool's own question", _resumed(STOP)),
         Road("`authz.correct()` while the plan waits", _then_yes(_told())),
         Road("the same by another author", _then_yes(_told("bob"))),
-        Road("`update_state`: a message more", _then_yes(_append), only=FLAT,
-             because="LangGraph's ReAct agent drops the plan that waits by itself"),
-        Road("the same in a process that does not protect", _then_yes(_append_elsewhere), only=FLAT,
-             because="likewise"),
+        Road("`update_state`: a message more", _then_yes(_append)),
+        Road("the same in a process that does not protect", _then_yes(_append_elsewhere)),
         Road("`update_state`: a human's message edited", _then_yes(_edit_human)),
         Road("`update_state`: the model's call edited", _then_yes(_edit_plan)),
         Road("a human's message edited in a process that does not protect", _then_yes(_edit_human_elsewhere)),
         Road("the model's call edited in a process that does not protect", _then_yes(_edit_plan_elsewhere)),
         *(
-            Road(f"`update_state`: `{name}`", _then_yes(_edit(name, value)),
-                 only=tuple(k.name for k in KINDS.values() if name in k.channels),
-                 because="its state has no such channel")
+            Road(f"`update_state`: `{name}`", _then_yes(_edit(name, value)))
             for name, value in (
                 ("todos", [{"content": "pay nobody", "status": "pending"}]),
                 ("files", {"plan.md": "pay nobody"}),
@@ -463,8 +470,7 @@ ROADS: Final = {
         ),
         Road("the store's memory, edited", _then_yes(_remember)),
         Road("a replay from an older checkpoint", _fork, made=2, may=1),
-        Road("the plan copied to another thread", _copied, only=FLAT,
-             because="a child's plan is no part of the thread's own state", rotates=False),
+        Road("the thread and its plan, copied", _copied, rotates=False),
         Road("`Command(goto=Send(...))` with a call of the client's", _forged, "", only=FLAT,
              because="its tools' node is a child's", made=2, may=1, rotates=False),
         Road("`respond` to our question", _decided(type="respond", message=STOP), "approval"),
@@ -474,6 +480,7 @@ ROADS: Final = {
         Road("another `invoke` while the model thinks", _meanwhile(_another_invoke), "", correct=_another_invoke),
         Road("`authz.correct()` while the model thinks", _meanwhile(_told()), "", correct=_told()),
         Road("`update_state` while the model thinks", _meanwhile(_root_update), "", correct=_root_update),
+        Road("`update_state` ends the thread while the model thinks", _meanwhile(_drop), "", correct=_drop),
     )
 }  # fmt: skip
 

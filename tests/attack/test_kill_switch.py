@@ -13,6 +13,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.enforce.kill import KILL_SWITCH, KillSwitch
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay_tool, reasons, replying
 
@@ -104,6 +105,25 @@ def test_it_works_while_everything_else_is_down(tmp_path: Path) -> None:
             with pytest.raises(AuthzDenied) as denied:
                 attempt()
             assert denied.value.code == "killed"
+    assert ran == []
+
+
+def test_it_works_while_the_file_of_the_ledger_is_gone(tmp_path: Path) -> None:
+    """Whoever starts, and whoever had started, is told of the switch; after its release of the ledger."""
+    ran: list[Any] = []
+    file, switch = tmp_path / "ledger.db", KillSwitch(tmp_path / "kill")
+    with SqliteLedger(file) as ledger:
+        authz = authz_with(StaticPDP(True), ledger=ledger, kill_switch=tmp_path / "kill")
+        graph = paying(authz, ran)
+        session = authz.session(subject="alice", task="Pay")
+        authz._engine.evaluator.pdp = Down()
+        file.rename(tmp_path / "away.db")
+        for engaged, code in ((True, "killed"), (False, "ledger_unavailable")):
+            switch.engage("drill") if engaged else switch.release()
+            assert session.decide("pay", {"to": "bob", "amount": 5}).reason == code
+            with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
+                graph.invoke(human())
+            assert denied.value.code == code
     assert ran == []
 
 

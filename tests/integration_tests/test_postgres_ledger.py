@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,6 +22,7 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
@@ -295,6 +298,54 @@ def test_a_run_survives_what_befalls_its_ledger(dsn: str, own: str) -> None:
                 owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(own)))
             assert session.decide("pay", {"n": 4}).reason == Code.LEDGER_SCHEMA
         assert code(lambda: PostgresLedger(dsn, schema=own)) == Code.LEDGER_SCHEMA
+
+
+@contextmanager
+def paying(made: PostgresLedger, **options: Any) -> Iterator[Callable[[], str]]:
+    """A session; the reason of the deny of its next payment, empty where it is permitted."""
+    profiles = {"pay": ToolProfile(effect="pay", sink="external")}
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, ledger=made, **options)
+    numbers = itertools.count()
+    with authz.session(subject="alice", task="pay") as session:
+        yield lambda: session.decide("pay", {"n": next(numbers)}).reason
+
+
+def test_a_thread_that_somebody_holds_denies_in_time(dsn: str, own: str) -> None:
+    """Until it is free: then the run goes on."""
+    with PostgresLedger(dsn, schema=own, timeout=0.5) as made, paying(made) as pay:
+        assert pay() == ""
+        with psycopg.connect(dsn) as conn:
+            conn.execute(sql.SQL("SELECT 1 FROM {}.thread FOR UPDATE").format(sql.Identifier(own)))
+            assert pay() == Code.LEDGER_TIMEOUT
+        assert pay() == ""
+
+
+def test_a_full_disk_denies(dsn: str, own: str) -> None:
+    """As the server says it (53100); nothing is half written, and with room again the run goes on."""
+    full = "BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END"
+    with PostgresLedger(dsn, schema=own) as made, paying(made) as pay:
+        assert pay() == ""
+        with psycopg.connect(dsn, autocommit=True) as owner:
+            owner.execute("SELECT set_config('search_path', %s, false)", (own,))
+            owner.execute(f"CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $${full}$$")
+            owner.execute("CREATE TRIGGER full_disk BEFORE INSERT ON call FOR EACH ROW EXECUTE FUNCTION full_disk()")
+            assert [pay(), pay()] == [Code.LEDGER_UNAVAILABLE] * 2
+            assert owner.execute("SELECT count(*) FROM call").fetchone() == (1,)
+            owner.execute("DROP TRIGGER full_disk ON call")
+        assert pay() == ""
+
+
+def test_the_kill_switch_works_while_the_database_is_gone(dsn: str, own: str, tmp_path: Path) -> None:
+    """Its own code is what the operator reads, not that of the outage."""
+    switch = KillSwitch(tmp_path / "kill")
+    with PostgresLedger(dsn, schema=own) as made, paying(made, kill_switch=tmp_path / "kill") as pay:
+        assert pay() == ""
+        with psycopg.connect(dsn) as owner:
+            owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(own)))
+        switch.engage("drill")
+        assert pay() == Code.KILLED
+        switch.release()
+        assert pay() == Code.LEDGER_SCHEMA
 
 
 def test_a_database_that_is_not_there_is_refused_in_time() -> None:
