@@ -1,7 +1,7 @@
 """One bounded HTTP exchange: for key sets, introspection and token exchange.
 
-A server that is slow, endless, lying or elsewhere costs a few seconds and a few kilobytes. Redirects
-are not followed, and nothing is read from the environment (proxies, `.netrc`) unless the application
+A server that is slow, endless, lying or elsewhere costs a few seconds and a few kilobytes: one clock
+runs for the whole exchange, whatever drips, and what is compressed is refused unread. Redirects are not followed, and nothing is read from the environment (proxies, `.netrc`) unless the application
 brings a client of its own.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,6 +24,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["Answer", "Fetcher", "checked_url", "is_loopback"]
 
+MAX_OPEN: Final = 32  # exchanges of one fetcher at the same time, blocking form
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -41,7 +45,7 @@ class Fetcher:
     """Sends small requests, and reads small JSON objects.
 
     Args:
-        timeout: seconds for the whole exchange.
+        timeout: seconds for the whole exchange, names and headers included.
         max_bytes: of the answer's body.
         client: for the blocking form; one without redirects and environment by default.
         async_client: for the other.
@@ -60,6 +64,7 @@ class Fetcher:
             raise ConfigError(msg)
         self._timeout, self._max = timeout, max_bytes
         self._client, self._async_client = client, async_client
+        self._places = threading.BoundedSemaphore(MAX_OPEN)
         # Made once: it costs tens of milliseconds, and a client of ours is made for each exchange.
         self._tls = (
             None if client is not None and async_client is not None else httpx.create_ssl_context(trust_env=False)
@@ -72,32 +77,13 @@ class Fetcher:
     def send(
         self, method: str, url: str, *, headers: Mapping[str, str], data: Mapping[str, Any] | None = None
     ) -> Answer | None:
-        """The answer; `None` where there is none in time, or it is too large, or a redirect."""
-        ends = time.monotonic() + self._timeout
-        try:
-            client = self._client or httpx.Client(trust_env=False, timeout=self._timeout, verify=self._verify)
-            try:
-                with client.stream(
-                    method,
-                    url,
-                    headers=dict(headers),
-                    data=data,
-                    auth=None,
-                    follow_redirects=False,
-                    timeout=self._timeout,
-                ) as response:
-                    chunks, size = [], 0
-                    for chunk in response.iter_bytes():
-                        size += len(chunk)
-                        if size > self._max or time.monotonic() > ends:
-                            return None
-                        chunks.append(chunk)
-                    return _answer(response, b"".join(chunks))
-            finally:
-                if self._client is None:
-                    client.close()
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError):
-            return None
+        """The answer; `None` where there is none in time, or it is too large, compressed, or a redirect."""
+        request = _Request(method, url, {**headers, **_PLAIN}, data)
+
+        def exchange() -> Answer | None:
+            return asyncio.run(self._afresh(request)) if self._client is None else self._through(self._client, request)
+
+        return self._apart(exchange)
 
     async def asend(
         self,
@@ -108,39 +94,96 @@ class Fetcher:
         data: Mapping[str, Any] | None = None,
     ) -> Answer | None:
         """Like `send`."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                # An asynchronous client belongs to one event loop: ours is made anew where none is given.
-                client = self._async_client or httpx.AsyncClient(
-                    trust_env=False, timeout=self._timeout, verify=self._verify
-                )
-                try:
-                    async with client.stream(
-                        method,
-                        url,
-                        headers=dict(headers),
-                        data=data,
-                        auth=None,
-                        follow_redirects=False,
-                        timeout=self._timeout,
-                    ) as response:
-                        chunks, size = [], 0
-                        async for chunk in response.aiter_bytes():
-                            size += len(chunk)
-                            if size > self._max:
-                                return None
-                            chunks.append(chunk)
-                        return _answer(response, b"".join(chunks))
-                finally:
-                    if self._async_client is None:
-                        await client.aclose()
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, TimeoutError):
+        request = _Request(method, url, {**headers, **_PLAIN}, data)
+        if self._async_client is None:
+            return await self._afresh(request)
+        return await self._athrough(self._async_client, request)
+
+    def _apart(self, exchange: Callable[[], Answer | None]) -> Answer | None:
+        """What `exchange` answers in time. A blocking read can not be ended from outside: it is left in its thread.
+
+        How many are left so is bounded; who comes then waits for a place, until the deadline.
+        """
+        ends, result = time.monotonic() + self._timeout, Future[Answer | None]()
+
+        def run() -> None:
+            try:
+                result.set_result(context.run(exchange))
+            except BaseException as exc:  # noqa: BLE001  (handed to whoever waits)
+                result.set_exception(exc)
+            finally:
+                self._places.release()
+
+        context = copy_context()
+        if not self._places.acquire(timeout=self._timeout):
             return None
+        try:
+            threading.Thread(target=run, name="runtime-authz-fetch", daemon=True).start()
+        except RuntimeError:  # no thread to be had
+            self._places.release()
+            return None
+        try:
+            return result.result(max(0.0, ends - time.monotonic()))
+        except TimeoutError:
+            return None
+
+    def _through(self, client: httpx.Client, request: _Request) -> Answer | None:
+        try:
+            with client.stream(**request.options(self._timeout)) as response:
+                if _unfit(response, self._max):
+                    return None
+                body = bytearray()  # as it came: what is encoded was refused
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > self._max:
+                        return None
+                return _answer(response, bytes(body))
+        except _FAILURES:
+            return None
+
+    async def _athrough(self, client: httpx.AsyncClient, request: _Request) -> Answer | None:
+        try:
+            async with asyncio.timeout(self._timeout), client.stream(**request.options(self._timeout)) as response:
+                if _unfit(response, self._max):
+                    return None
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > self._max:
+                        return None
+                return _answer(response, bytes(body))
+        except _FAILURES:
+            return None
+
+    async def _afresh(self, request: _Request) -> Answer | None:
+        # An asynchronous client belongs to one event loop: ours is made anew where none is given.
+        async with httpx.AsyncClient(trust_env=False, timeout=self._timeout, verify=self._verify) as client:
+            return await self._athrough(client, request)
+
+
+_PLAIN: Final = {"Accept-Encoding": "identity"}
+_FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, TimeoutError)
+
+
+class _Request(NamedTuple):
+    method: str
+    url: str
+    headers: dict[str, str]
+    data: Mapping[str, Any] | None
+
+    def options(self, timeout: float) -> dict[str, Any]:
+        """For `stream` of either client. The timeout is of each step; the whole has a clock of its own."""
+        return {**self._asdict(), "auth": None, "follow_redirects": False, "timeout": timeout}
+
+
+def _unfit(response: httpx.Response, limit: int) -> bool:
+    """Whether an answer is refused by its headers: what is compressed may be a thousand times as large."""
+    length = response.headers.get("Content-Length", "")
+    encoded = response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+    return response.is_redirect or encoded or (length.isdecimal() and int(length) > limit)
 
 
 def _answer(response: httpx.Response, body: bytes) -> Answer | None:
-    if response.is_redirect:
-        return None
     try:
         return Answer(response.status_code, parse_object(body))
     except ValueError:

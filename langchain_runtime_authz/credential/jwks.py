@@ -148,7 +148,7 @@ class JwksClient:
         return f"<JwksClient {self._url}>"
 
 
-_HEADERS: Final = {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
+_HEADERS: Final = {"Accept": "application/jwk-set+json, application/json"}
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple, NoReturn, cast
+from typing import Any, Final, NamedTuple, NoReturn
 
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 from jwt.utils import base64url_decode, base64url_encode
 
-from langchain_runtime_authz.credential.keys import MIN_RSA_BITS
+from langchain_runtime_authz.credential.keys import MAX_RSA_BITS, MIN_RSA_BITS
 from langchain_runtime_authz.credential.token import MAX_TOKEN, parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 
@@ -24,6 +25,9 @@ KEY_TYPES: Final = {"ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519"), "RS25
 # RFC 7518 §6.2.2, §6.3.2, §6.4, RFC 8037 §2: members that only private or symmetric keys have
 PRIVATE_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 
+MAX_MODULUS: Final = 2 * MAX_RSA_BITS // 8  # characters of `n`
+MIN_EXPONENT, MAX_EXPONENT = 2**16, 2**32  # a larger one makes each verification dear
+_VERIFY: Final = ["verify"]
 _PARTS: Final = 3  # header, payload, signature
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
@@ -97,16 +101,24 @@ def public_key(jwk: Mapping[str, Any], alg: str) -> PyJWK | None:
         return None
     if (jwk.get("kty"), jwk.get("crv")) != KEY_TYPES.get(alg) or jwk.get("alg", alg) != alg:
         return None
-    operations = jwk.get("key_ops", ["verify"])
-    if jwk.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
+    # RFC 7517 §4.2, §4.3: a key for anything else, or whose members contradict each other, is for nothing.
+    if jwk.get("use", "sig") != "sig" or jwk.get("key_ops", _VERIFY) != _VERIFY:
+        return None
+    if len(str(jwk.get("n", ""))) > MAX_MODULUS:  # before it is a number
         return None
     try:
         key = PyJWK(dict(jwk), algorithm=alg)
     except (PyJWTError, ValueError, TypeError, AttributeError, OverflowError):
         return None
-    if alg == "RS256" and cast("int", getattr(key.key, "key_size", 0)) < MIN_RSA_BITS:
-        return None
-    return key
+    return key if alg != "RS256" or _is_sound(key.key) else None
+
+
+def _is_sound(key: object) -> bool:
+    """Whether an RSA key is of a usual size, and such as FIPS 186-5 §5.4 makes them."""
+    if not isinstance(key, RSAPublicKey) or not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+        return False
+    numbers = key.public_numbers()
+    return bool(numbers.n & 1) and bool(numbers.e & 1) and MIN_EXPONENT < numbers.e < MAX_EXPONENT
 
 
 def is_signed(jws: Jws, key: PyJWK) -> bool:

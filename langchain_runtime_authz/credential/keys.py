@@ -41,6 +41,7 @@ _EC: Final = ECAlgorithm(ECAlgorithm.SHA256, SECP256R1)
 _OKP: Final = OKPAlgorithm()
 _RSA: Final = RSAAlgorithm(RSAAlgorithm.SHA256)
 MIN_RSA_BITS: Final = 2048  # RFC 7518 §3.3
+MAX_RSA_BITS: Final = 8192  # a verification costs the square of it
 NEW_RSA_BITS: Final = 3072
 _PUBLIC_EXPONENT: Final = 65537
 # RFC 7638 §3.2, RFC 8037 §2: the members that make the key

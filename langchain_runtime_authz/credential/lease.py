@@ -247,9 +247,20 @@ class Ticket:
         try:
             return self._credential(audience, dpop)
         except CredentialError as exc:
-            if self._refusals is not None:
-                self._refusals.refused(exc.code, audience)
+            self.refused(exc, audience)
             raise
+
+    def refused(self, error: CredentialError, audience: str | None) -> CredentialError:
+        """`error`, after it was put on record that nothing is minted for `audience`."""
+        if self._refusals is not None:
+            self._refusals.refused(error.code, audience)
+        return error
+
+    async def arefused(self, error: CredentialError, audience: str | None) -> CredentialError:
+        """Like `refused`, without blocking the event loop."""
+        if self._refusals is not None:
+            await self._refusals.arefused(error.code, audience)
+        return error
 
     def _credential(self, audience: str | None, dpop: bool) -> CallCredential:
         audience = self._audience(audience)
@@ -272,8 +283,7 @@ class Ticket:
         try:
             return await self._acredential(audience, dpop)
         except CredentialError as exc:
-            if self._refusals is not None:
-                await self._refusals.arefused(exc.code, audience)
+            await self.arefused(exc, audience)
             raise
 
     async def _acredential(self, audience: str | None, dpop: bool) -> CallCredential:
@@ -513,15 +523,31 @@ def current_credential(audience: str | None = None, *, dpop: bool = False) -> Ca
     """
     if (ticket := _current_ticket.get()) is not None:
         return ticket.credential(audience, dpop=dpop)
-    if (told := _bystander.get()) is not None:
-        told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
-    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+    raise refused_outside(audience)
 
 
 async def acurrent_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
     """Like `current_credential`, without blocking the event loop."""
     if (ticket := _current_ticket.get()) is not None:
         return await ticket.acredential(audience, dpop=dpop)
-    if (told := _bystander.get()) is not None:
-        await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)
-    raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+    raise await arefused_outside(audience)
+
+
+def refused_outside(audience: str | None) -> CredentialError:
+    """The refusal of a credential where no permitted call runs, put on record where a run is under way."""
+    if (told := _bystander.get()) is None:
+        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
+    told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
+    return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+
+
+async def arefused_outside(audience: str | None) -> CredentialError:
+    """Like `refused_outside`, without blocking the event loop."""
+    if (told := _bystander.get()) is None:
+        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
+    await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)
+    return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+
+
+# No run, so no log of one either: the error says it all.
+_NOBODY: Final = "no run is under way here, so that this is on no record"

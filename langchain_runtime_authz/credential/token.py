@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NoReturn
@@ -312,13 +313,15 @@ def frozen(value: Any, depth: int = 0) -> Any:
 
 
 def parse_object(data: str | bytes) -> dict[str, Any]:
-    """A JSON object with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
+    """A JSON object in UTF-8, with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
 
     Raises:
         ValueError: anything else, nesting too deep for the parser included.
     """
+    # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
+    text = data if isinstance(data, str) else data.decode("utf-8")
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         msg = "nested too deeply"
         raise ValueError(msg) from None
@@ -338,6 +341,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # `1e999`
+        raise ValueError(text)
+    return number
 
 
 def claim_names() -> Iterator[str]:

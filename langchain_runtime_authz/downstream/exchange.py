@@ -20,9 +20,9 @@ from typing import Any, Final, NoReturn
 import httpx
 
 from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url, is_loopback
-from langchain_runtime_authz.credential.lease import Ticket, current_ticket
+from langchain_runtime_authz.credential.lease import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
-from langchain_runtime_authz.downstream.httpx_auth import is_under
+from langchain_runtime_authz.downstream.httpx_auth import bearing, is_under, origin_of
 from langchain_runtime_authz.downstream.introspection import basic
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -191,24 +191,28 @@ class ExchangeAuth(httpx.Auth):
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """See `httpx.Auth`."""
-        ticket = self._ticket(request)
+        if (ticket := current_ticket()) is None:
+            raise refused_outside(origin_of(request))
+        if not self._is_meant(request):
+            raise ticket.refused(self._elsewhere(request), origin_of(request))
         own = ticket.credential(self._exchange.audience)
         yield _bearing(request, ticket, self._exchange.exchange(own.token, **self._options()))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
-        ticket = self._ticket(request)
+        if (ticket := current_ticket()) is None:
+            raise await arefused_outside(origin_of(request))
+        if not self._is_meant(request):
+            raise await ticket.arefused(self._elsewhere(request), origin_of(request))
         own = await ticket.acredential(self._exchange.audience)
         yield _bearing(request, ticket, await self._exchange.aexchange(own.token, **self._options()))
 
-    def _ticket(self, request: httpx.Request) -> Ticket:
-        ticket = current_ticket()
-        if ticket is None:
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+    def _is_meant(self, request: httpx.Request) -> bool:
         secure = request.url.scheme == "https" or is_loopback(request.url.host)
-        if not secure or not is_under(str(request.url), self._resource):
-            raise CredentialError(Code.AUDIENCE, f"{request.url.host} is not the resource of the exchange")
-        return ticket
+        return secure and is_under(str(request.url), self._resource)
+
+    def _elsewhere(self, request: httpx.Request) -> CredentialError:
+        return CredentialError(Code.AUDIENCE, f"{request.url.host} is not the resource of the exchange")
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"resource": self._resource, "audience": self._audience, "scope": self._scope}
@@ -222,8 +226,7 @@ def _bearing(request: httpx.Request, ticket: Ticket, exchanged: ExchangedToken) 
     ticket.track(exchanged.token)
     if ticket.concluded:
         raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-    request.headers["Authorization"] = f"Bearer {exchanged.token}"
-    return request
+    return bearing(request, {"Authorization": f"Bearer {exchanged.token}"})
 
 
 _OPTIONS: Final = frozenset(

@@ -11,11 +11,12 @@ def pay(recipient: str, amount: float) -> str:
 ```
 
 The client holds no token: each request asks the call that makes it. A token goes to its own audience
-and nowhere else.
+and nowhere else; a redirect that the client follows goes on without it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Mapping
@@ -26,10 +27,10 @@ import httpx
 
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
-from langchain_runtime_authz.credential.lease import CallCredential, current_ticket
+from langchain_runtime_authz.credential.lease import CallCredential, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["CallAuth", "is_under"]
+__all__ = ["CallAuth", "bearing", "is_under", "origin_of"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
@@ -73,10 +74,14 @@ class CallAuth(httpx.Auth):
         """See `httpx.Auth`."""
         ticket = current_ticket()
         credential = None
-        if ticket is not None or self._outside == "refuse":
-            if ticket is None:
-                raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-            credential = ticket.credential(self._audience(str(request.url), ticket.audiences), dpop=self._dpop)
+        if ticket is None and self._outside == "refuse":
+            raise refused_outside(origin_of(request))
+        if ticket is not None:
+            try:
+                audience = self._audience(str(request.url), ticket.audiences)
+            except CredentialError as exc:
+                raise ticket.refused(exc, origin_of(request)) from None
+            credential = ticket.credential(audience, dpop=self._dpop)
         response = yield self._signed(request, credential)
         if self._wants_nonce(request, response) and credential is not None:
             yield self._signed(request, credential)
@@ -85,10 +90,13 @@ class CallAuth(httpx.Auth):
         """See `httpx.Auth`."""
         ticket = current_ticket()
         credential = None
-        if ticket is not None or self._outside == "refuse":
-            if ticket is None:
-                raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-            audience = self._audience(str(request.url), ticket.audiences)
+        if ticket is None and self._outside == "refuse":
+            raise await arefused_outside(origin_of(request))
+        if ticket is not None:
+            try:
+                audience = self._audience(str(request.url), ticket.audiences)
+            except CredentialError as exc:
+                raise await ticket.arefused(exc, origin_of(request)) from None
             credential = await ticket.acredential(audience, dpop=self._dpop)
         response = yield self._signed(request, credential)
         if self._wants_nonce(request, response) and credential is not None:
@@ -107,18 +115,19 @@ class CallAuth(httpx.Auth):
 
     def _signed(self, request: httpx.Request, credential: CallCredential | None) -> httpx.Request:
         if credential is not None:
-            nonce = self._nonces.get(_origin(request))
-            request.headers.update(credential.headers(request.method, str(request.url), nonce))
+            nonce = self._nonces.get(origin_of(request))
+            return bearing(request, credential.headers(request.method, str(request.url), nonce))
         return request
 
     def _wants_nonce(self, request: httpx.Request, response: httpx.Response) -> bool:
         """Keep the server's nonce; whether the request was refused for the lack of it."""
         nonce = response.headers.get("DPoP-Nonce")
-        if not self._dpop or not nonce or len(nonce) > MAX_NONCE:
+        # After a redirect it is somebody else's.
+        if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
         with self._lock:
-            self._nonces[_origin(request)] = nonce
-            self._nonces.move_to_end(_origin(request))
+            self._nonces[origin_of(request)] = nonce
+            self._nonces.move_to_end(origin_of(request))
             while len(self._nonces) > MAX_ORIGINS:
                 self._nonces.popitem(last=False)
         challenge = response.headers.get("WWW-Authenticate", "")
@@ -128,7 +137,42 @@ class CallAuth(httpx.Auth):
         return f"<CallAuth dpop={self._dpop}>"
 
 
-def _origin(request: httpx.Request) -> str:
+class _Bearing(httpx.Request):
+    """A request whose credential is left behind where a client makes a redirect of it.
+
+    Everybody else (transports, instrumentation that copies or replaces headers) sees all of them.
+    """
+
+    @property
+    def headers(self) -> httpx.Headers:
+        headers: httpx.Headers = self.__dict__["headers"]
+        if sys._getframe(1).f_code is not _REDIRECT:  # noqa: SLF001
+            return headers
+        return httpx.Headers([(k, v) for k, v in headers.raw if k.lower() not in _CREDENTIAL])
+
+    @headers.setter
+    def headers(self, value: httpx.Headers) -> None:
+        self.__dict__["headers"] = value
+
+
+# Both clients copy a request's headers here, and keep `Authorization` within one origin and `DPoP` everywhere.
+# An `Auth` is not asked again for a redirect, and is not told whether the client follows any.
+_REDIRECT: Final = httpx.Client._redirect_headers.__code__  # noqa: SLF001
+_CREDENTIAL: Final = (b"authorization", b"dpop")
+
+
+def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
+    """`request` with the headers of a credential, which a redirect does not inherit.
+
+    An audience may be a path of its origin, and what lies beside it is another service.
+    """
+    request.headers.update(credential)
+    request.__class__ = _Bearing
+    return request
+
+
+def origin_of(request: httpx.Request) -> str:
+    """Scheme and authority of where a request goes."""
     return f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
 
 

@@ -12,6 +12,9 @@ client = MultiServerMCPClient(
 Client, tokens that are bound to a key: every HTTP request needs a proof of its own, so that the
 connection itself is given `"auth": CallAuth(dpop=True, outside="anonymous")`, and no interceptor.
 
+The interceptor's header is the connection's own, which follows redirects within one origin with it. Where the
+server shares its origin with others, give the connection `CallAuth` too: its credential follows none.
+
 Each tool's profile names the server's URL as its audience. With a `session` that is kept open across
 calls the adapters send no headers: let them open one for each call, as they do by default.
 """

@@ -260,7 +260,7 @@ class OidcVerifier:
         return f"<OidcVerifier {self.issuer}>"
 
 
-_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+_HEADERS: Final = {"Accept": "application/json"}
 
 
 def _subject(claims: Mapping[str, Any]) -> Subject:

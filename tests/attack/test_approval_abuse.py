@@ -305,6 +305,7 @@ FORGED = {
     "another's key": {"key": EVES},
     "carol's key for bob": {"key": CAROLS},
     "nobody's name": {"key": EVES, "approver": "user:eve"},
+    "bob's own word under carol's name": {"issuer": "user:bob", "approver": "user:carol"},
     "a service nobody knows": {"issuer": "https://evil.example"},
     "bob through the service's name": {"issuer": "https://idp.example"},
     "expired": {"ago": 400},

@@ -67,6 +67,13 @@ def _alg_confused() -> str:
     return f"{signing_input}.{b64(mac)}"
 
 
+def encoded(body: str, header: str = "utf-8") -> str:
+    """A token that the key really signed, in another encoding than RFC 7515 §3 allows."""
+    parts = [json.dumps({"alg": "ES256", "kid": KEY.kid, "typ": TYP}).encode(header), json.dumps(claims()).encode(body)]
+    signing_input = ".".join(map(b64, parts))
+    return f"{signing_input}.{b64(KEY.sign(signing_input.encode()))}"
+
+
 def _twice() -> str:
     return signed(json.dumps(claims())[:-1] + ', "sub": "mallory"}')
 
@@ -87,6 +94,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "not yet valid": (lambda: signed(claims(iat=now() + 30, exp=now() + 60)), "credential_not_yet_valid"),
     "for ever": (lambda: signed(claims(exp=now() + 10**6)), "credential_invalid"),
     "duplicate claim": (_twice, "credential_invalid"),
+    "in utf-16": (lambda: encoded("utf-16"), "credential_invalid"),
+    "in utf-32": (lambda: encoded("utf-32-le"), "credential_invalid"),
+    "with a byte order mark": (lambda: encoded("utf-8-sig"), "credential_invalid"),
+    "its header in utf-16": (lambda: encoded("utf-8", "utf-16-be"), "credential_invalid"),
+    "a number too large": (lambda: signed(json.dumps(claims())[:-1] + ', "x": 1e999}'), "credential_invalid"),
     "nested bomb": (lambda: signed('{"a":' * 2000 + "1" + "}" * 2000), "credential_invalid"),
     "deep claims": (lambda: signed(claims(x=json.loads("[" * 60 + "]" * 60))), "credential_invalid"),
     "lone surrogate": (lambda: signed(json.dumps(claims(jti="\ud800"))), "credential_revoked"),
@@ -169,13 +181,13 @@ def test_unenforced_a_bad_token_is_served(name: str) -> None:
     assert naive(BAD[name][0]()) == "200"
 
 
-def proven(token: str, **changes: Any) -> dict[str, str]:
+def proven(token: str, *, encoding: str = "utf-8", **changes: Any) -> dict[str, str]:
     """A request with a proof that the token's own key really signed, whatever it says."""
     key = PROOF_KEY._key
     jwk = {k: v for k, v in key.public_jwk().items() if k in ("kty", "crv", "x", "y")}
     head = {"typ": "dpop+jwt", "alg": "ES256", "jwk": {**jwk, **changes.pop("jwk", {})}}
     body = {"jti": "p", "htm": "POST", "htu": BANK + "/pay", "iat": now(), "ath": token_digest(token), **changes}
-    signing_input = f"{b64(json.dumps(head))}.{b64(json.dumps(body))}"
+    signing_input = ".".join(b64(json.dumps(part).encode(encoding)) for part in (head, body))
     return {"Authorization": f"DPoP {token}", "DPoP": f"{signing_input}.{b64(key.sign(signing_input.encode()))}"}
 
 
@@ -196,6 +208,8 @@ def test_a_bad_proof_has_its_code(name: str) -> None:
     service, token = Service(), good(cnf_jkt=PROOF_KEY.jkt)
     changes, code = BAD_PROOFS[name]
     assert service.asked(proven(token, **changes)) == f"401 {code}"
+    for encoding in ("utf-16", "utf-8-sig"):
+        assert service.asked(proven(token, encoding=encoding)) == "401 proof_invalid"
     once = proven(token)
     assert service.asked(once) == "200"
     assert service.asked(once) == "401 proof_replayed"

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
+from langchain_runtime_authz.credential.lease import Ticket, current_credential, ticket_scope
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, is_under
 from langchain_runtime_authz.errors import ConfigError, CredentialError
@@ -22,10 +22,10 @@ STS = "https://login.example/token"
 CRM = "https://crm.example"
 
 
-def a_ticket(*audiences: str) -> Ticket:
+def a_ticket(*audiences: str, refusals: Any = None) -> Ticket:
     ticket = Ticket(
         tool="pay", tool_ref=object(), call_id="c", call_key="k", agent=("root",), epoch=1, args_digest="d",
-        decision_id="d-1", jti="j", idempotency_key="k", audiences=audiences,
+        decision_id="d-1", jti="j", idempotency_key="k", audiences=audiences, refusals=refusals,
         mint=lambda audience, jkt: mint(ISSUER, a_request(audience=audience, cnf_jkt=jkt)),
     )  # fmt: skip
     ticket.redeem()
@@ -96,6 +96,103 @@ async def test_a_redirect_takes_no_token_elsewhere(road: str) -> None:
     assert "Authorization" in service.got[0].headers
     assert str(service.got[1].url) == "https://evil.example/x"
     assert "Authorization" not in service.got[1].headers
+
+
+@ROADS
+@pytest.mark.parametrize("dpop", [False, True])
+@pytest.mark.parametrize(
+    "place", ["https://bank.example/other", "/other", "/v1/../other", "/v1/a", "https://evil.example/", "http://bank.example/v1"]
+)
+async def test_a_redirect_inherits_no_credential(road: str, dpop: bool, place: str) -> None:
+    """An audience may be a path of its origin, and httpx keeps a token within the origin: ours goes nowhere it was not asked for."""
+    audience = BANK + "/v1"
+    service = Service(httpx.Response(307, headers={"Location": place, "DPoP-Nonce": "theirs"}))
+    with ticket_scope(a_ticket(audience)):
+        await sent(road, service, CallAuth(dpop=dpop), audience + "/pay", follow_redirects=True)
+    assert "Authorization" in service.got[0].headers
+    assert ("DPoP" in service.got[0].headers) is dpop
+    assert len(service.got) == 2
+    assert not {"authorization", "dpop"} & set(service.got[1].headers)
+
+
+@ROADS
+async def test_unenforced_a_redirect_takes_the_token_to_the_neighbour(road: str) -> None:
+    """The twin: a token in an ordinary header goes along within the origin."""
+    service = Service(httpx.Response(307, headers={"Location": "/other"}))
+    await sent(road, service, None, BANK + "/v1/pay", follow_redirects=True, headers={"Authorization": "Bearer static"})
+    assert service.got[1].headers["Authorization"] == "Bearer static"
+
+
+@ROADS
+async def test_an_exchanged_token_is_not_redirected(road: str) -> None:
+    """It goes to its resource, and no redirect takes it on."""
+    answer = {"access_token": "legacy.token", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60}
+    clients = {
+        "client": httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))),
+        "async_client": httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))),
+    }
+    service = Service(httpx.Response(307, headers={"Location": "/admin"}))
+    auth = ExchangeAuth(TokenExchange(STS, **clients), resource=CRM + "/v1")  # type: ignore[arg-type]
+    with ticket_scope(a_ticket(STS)):
+        await sent(road, service, auth, CRM + "/v1/x", follow_redirects=True)
+    assert service.got[0].headers["Authorization"] == "Bearer legacy.token"
+    assert "Authorization" not in service.got[1].headers
+
+
+@ROADS
+async def test_the_credential_of_a_request_replaces_an_own_header(road: str) -> None:
+    """One `Authorization`, whatever the client was given."""
+    service, ticket = Service(), a_ticket(BANK)
+    with ticket_scope(ticket):
+        await sent(road, service, CallAuth(), BANK, headers={"authorization": "Bearer old", "X-Other": "kept"})
+    (token,) = ticket.minted_tokens()
+    assert service.got[0].headers.get_list("Authorization") == [f"Bearer {token}"]
+    assert service.got[0].headers["X-Other"] == "kept"
+
+
+@ROADS
+async def test_what_stands_in_between_sees_the_credential(road: str) -> None:
+    """Instrumentation copies the headers and puts its copy in their place: sent along, and still not redirected."""
+    service = Service(httpx.Response(307, headers={"Location": "/other"}))
+
+    def traced(request: httpx.Request) -> httpx.Response:
+        request.headers = httpx.Headers(request.headers)
+        request.headers["traceparent"] = "00-1"
+        return service(request)
+
+    with ticket_scope(a_ticket(BANK + "/v1")):
+        await sent(road, traced, CallAuth(), BANK + "/v1/pay", follow_redirects=True)
+    assert ["Authorization" in r.headers for r in service.got] == [True, False]
+    assert {r.headers["traceparent"] for r in service.got} == {"00-1"}
+
+
+class Told:
+    """Refusals that were put on record."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str | None]] = []
+
+    def refused(self, code: str, audience: str | None) -> None:
+        self.got.append((code, audience))
+
+    async def arefused(self, code: str, audience: str | None) -> None:
+        self.got.append((code, audience))
+
+
+@ROADS
+@pytest.mark.parametrize("exchange", [False, True])
+async def test_what_the_client_itself_refuses_is_on_record(road: str, exchange: bool) -> None:
+    """Another place, before anything is asked of the call; and any place, where no call runs."""
+    auth = ExchangeAuth(TokenExchange(STS), resource=CRM) if exchange else CallAuth()
+    told, beside = Told(), Told()
+    ticket = a_ticket(STS if exchange else BANK, refusals=told)
+    for scope in (ticket_scope(ticket), ticket_scope(None, beside), ticket_scope(None)):
+        with scope, pytest.raises(CredentialError):
+            await sent(road, Service(), auth, "https://evil.example/x?secret=1")
+    assert told.got == [("audience", "https://evil.example")]
+    assert beside.got == [("credential_unavailable", "https://evil.example")]
+    with pytest.raises(CredentialError, match="no run is under way here"):
+        current_credential(BANK)
 
 
 @ROADS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import json
 import threading
 import time
@@ -11,11 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
+from langchain_runtime_authz.credential import fetch
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+
+from .tokens import b64
 
 URL = "https://issuer.example/jwks"
 
@@ -122,6 +127,12 @@ LIES: dict[str, Any] = {
     "bomb": httpx.Response(200, text="[" * 60_000),
     "endless": httpx.Response(200, content=b'{"keys":[' + b" " * 70_000 + b"]}"),
     "duplicate members": httpx.Response(200, text='{"keys":[],"keys":[]}'),
+    "compressed": httpx.Response(200, content=gzip.compress(b'{"keys":[]}'), headers={"Content-Encoding": "gzip"}),
+    "compressed bomb": httpx.Response(200, content=gzip.compress(b" " * 10**8), headers={"Content-Encoding": "gzip"}),
+    "twice compressed": httpx.Response(200, content=b"x", headers={"Content-Encoding": "identity, br"}),
+    "utf-16": httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-16")),
+    "byte order mark": httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-8-sig")),
+    "says it is huge": httpx.Response(200, content=b"{}", headers={"Content-Length": "99999999"}),
     "too many": httpx.Response(200, json={"keys": [SigningKey.generate("EdDSA").public_jwk()] * 65}),
 }
 
@@ -145,6 +156,30 @@ async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
     assert endpoint.asked == 3
 
 
+@pytest.mark.parametrize("road", ["sync", "async"])
+async def test_nothing_of_a_compressed_answer_is_expanded(road: str) -> None:
+    """Plain bytes are asked for; a server that compresses all the same is refused by its header, its body not even read."""
+    read, asked = [], []
+
+    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Any:
+            read.append(1)
+            yield gzip.compress(b" " * 10**6)
+
+        async def __aiter__(self) -> Any:
+            read.append(1)
+            yield gzip.compress(b" " * 10**6)
+
+    def endpoint(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["Accept-Encoding"])
+        return httpx.Response(200, stream=Body(), headers={"Content-Encoding": "gzip"})
+
+    client = client_of(endpoint if road == "sync" else Endpoint(endpoint).asynchronous)
+    with pytest.raises(CredentialError):
+        client.get("k") if road == "sync" else await client.aget("k")
+    assert (read, asked) == ([], ["identity"])
+
+
 def test_only_public_signing_keys_are_keys() -> None:
     """Private, symmetric, weak, encryption and twin keys are left out; the others of the set stay."""
     good, twin = SigningKey.generate().public_jwk(), SigningKey.generate().public_jwk()
@@ -164,6 +199,119 @@ def test_only_public_signing_keys_are_keys() -> None:
     assert found is not None
     assert set(found) == {good["kid"]}
     assert usable_keys(None) is None
+
+
+def number(value: int) -> str:
+    """A JWK's unsigned integer (RFC 7518 §2, Base64urlUInt)."""
+    return b64(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+
+
+EC, RSA = SigningKey.generate(), SigningKey.generate("RS256")
+N = int.from_bytes(base64.urlsafe_b64decode(RSA.public_jwk()["n"] + "=="), "big")
+BAD_KEYS: dict[str, Any] = {
+    **{f"exponent {e}": {"e": number(e)} for e in (1, 2, 3, 65536, 2**32 + 1, N - 2, N + 2)},
+    "no exponent": {"e": ""},
+    "exponent zero": {"e": "AA"},
+    "even modulus": {"n": number(N - 1)},
+    "tiny modulus": {"n": number(N >> 2000)},
+    "small modulus": {"n": number((N >> 1025) | 1)},
+    "huge modulus": {"n": number((1 << 8192) | 1)},
+    "monstrous modulus": {"n": "Af" * 20_000},
+    "no modulus": {"n": ""},
+    "modulus a number": {"n": N % 2**53},
+    **{f"private {name}": {name: "AAAA"} for name in ("d", "p", "q", "dp", "dq", "qi", "oth", "k")},
+    "symmetric": {"kty": "oct", "k": b64("a" * 32)},
+    "another kind": {"kty": "EC"},
+    "a curve": {"crv": "P-256"},
+    "to encrypt": {"use": "enc"},
+    "use unsaid": {"use": None},
+    "to sign": {"key_ops": ["sign"]},
+    "to verify and sign": {"key_ops": ["verify", "sign"]},
+    "to verify and encrypt": {"use": "sig", "key_ops": ["verify", "encrypt"]},
+    "to verify twice": {"key_ops": ["verify", "verify"]},
+    "operations a text": {"key_ops": "verify"},
+    "operations empty": {"key_ops": []},
+    "of another algorithm": {"alg": "ES256"},
+    "of a symmetric algorithm": {"alg": "HS256"},
+    "of no algorithm": {"alg": "none"},
+    "algorithm unsaid": {"alg": None},
+    "name a number": {"kid": 1},
+    "no name": {"kid": None},
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", BAD_KEYS)
+async def test_a_bad_key_of_a_set_is_no_key(name: str) -> None:
+    """Left out, the other keys of the set serve on, and a token signed under its name is refused with a code."""
+    from langchain_runtime_authz.credential.verifier import Verifier
+    from tests.unit_tests.tokens import BANK, NOW, a_request
+
+    bad = {**RSA.public_jwk(), **BAD_KEYS[name]}
+    document = {"keys": [bad, EC.public_jwk()]}
+    source = client_of(Endpoint(document))
+    for verifier in (Verifier(issuer="i", jwks=source), Verifier(issuer="i", jwks=document)):
+        token = LocalIssuer(RSA, issuer="i").issue(a_request())
+        with pytest.raises(CredentialError) as caught:
+            verifier.verify(token, audience=BANK, now=NOW)
+        assert caught.value.code == "credential_key"
+        assert verifier.verify(LocalIssuer(EC, issuer="i").issue(a_request()), audience=BANK, now=NOW).kid == EC.kid
+
+
+def test_the_key_of_those_tests_is_good_by_itself() -> None:
+    """Unchanged it is believed, with what an issuer may write beside it: nothing there is followed."""
+    beside = {"key_ops": ["verify"], "x5u": "https://evil.example/key", "x5c": ["AAAA"], "other": {"a": 1}}
+    assert usable_keys({"keys": [{**RSA.public_jwk(), **beside}]})
+
+
+def test_keys_of_one_name_are_nobodys() -> None:
+    """Two keys under one name, of one kind or of two, equal or not: a name that collides names no key."""
+    from langchain_runtime_authz.credential.verifier import Verifier
+    from tests.unit_tests.tokens import BANK, NOW, a_request
+
+    stranger = SigningKey.generate()
+    for twin in (EC.public_jwk(), {**stranger.public_jwk(), "kid": EC.kid}, {**RSA.public_jwk(), "kid": EC.kid}, {"kid": EC.kid}):
+        document = {"keys": [EC.public_jwk(), RSA.public_jwk(), twin]}
+        for source in (client_of(Endpoint(document)), document):
+            verifier = Verifier(issuer="i", jwks=source)
+            with pytest.raises(CredentialError) as caught:
+                verifier.verify(LocalIssuer(EC, issuer="i").issue(a_request()), audience=BANK, now=NOW)
+            assert caught.value.code == "credential_key"
+            assert verifier.verify(LocalIssuer(RSA, issuer="i").issue(a_request()), audience=BANK, now=NOW)
+
+
+@pytest.mark.parametrize("member", ["jku", "x5u", "x5c", "jwk", "crit", "b64", "x5t"])
+def test_a_token_does_not_bring_its_key(member: str) -> None:
+    """A header that says where the key is, or holds it, is refused before anything is asked of anybody."""
+    from langchain_runtime_authz.credential.token import TYP
+    from langchain_runtime_authz.credential.verifier import Verifier
+    from tests.unit_tests.tokens import BANK, NOW, forged
+
+    endpoint = Endpoint(EC.jwks())
+    value = EC.public_jwk() if member == "jwk" else "https://evil.example/jwks"
+    token = forged(EC, "i", header={"alg": "ES256", "kid": EC.kid, "typ": TYP, member: value})
+    with pytest.raises(CredentialError) as caught:
+        Verifier(issuer="i", jwks=client_of(endpoint)).verify(token, audience=BANK, now=NOW)
+    assert caught.value.code == "credential_invalid"
+    assert endpoint.asked == 0
+
+
+def test_strangers_can_not_drive_a_good_key_out() -> None:
+    """Unknown names are kept nowhere; a set that fails to come leaves the old one, one that comes without a key ends it."""
+    clock = Clock()
+    endpoint = Endpoint(EC.jwks())
+    client = client_of(endpoint, max_age=60, min_refresh=1, monotonic=clock)
+    assert client.get(EC.kid) is not None
+    endpoint.answer = httpx.Response(200, json={"keys": "none"})
+    for i in range(50):
+        clock.now += 1
+        assert client.get(f"stranger-{i}" * 100) is None
+        assert client.get(EC.kid) is not None
+    assert endpoint.asked <= 2 + 50
+    endpoint.answer = {"keys": []}
+    clock.now += 1
+    assert client.get("a stranger") is None
+    assert client.get(EC.kid) is None
 
 
 @pytest.mark.parametrize(
@@ -225,6 +373,49 @@ async def test_who_stops_waiting_does_not_stop_the_fetch() -> None:
     impatient.cancel()
     go.set()
     assert (await first) == (await patient) == key.public_jwk()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("road", ["sync", "async"])
+async def test_one_clock_runs_for_the_whole_exchange(road: str) -> None:
+    """Headers that never end, which no timeout of a single read sees: the wait is over with the timeout."""
+    never = threading.Event()
+
+    def endless(_: httpx.Request) -> httpx.Response:
+        never.wait()
+        return httpx.Response(200, json={"keys": []})
+
+    async def aendless(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        return httpx.Response(200)
+
+    client = client_of(endless if road == "sync" else aendless, timeout=0.1)
+    try:
+        with pytest.raises(CredentialError) as caught:
+            client.get("k") if road == "sync" else await client.aget("k")
+        assert caught.value.code == "keys_unavailable"
+    finally:
+        never.set()
+
+
+@pytest.mark.timeout(30)
+def test_exchanges_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves a thread behind until its server goes; past the bound nothing more is begun."""
+    monkeypatch.setattr(fetch, "MAX_OPEN", 2)
+    never, begun = threading.Event(), []
+
+    def endless(_: httpx.Request) -> httpx.Response:
+        begun.append(1)
+        never.wait()
+        return httpx.Response(200, json={})
+
+    fetcher = fetch.Fetcher(timeout=0.05, client=httpx.Client(transport=httpx.MockTransport(endless)))
+    assert [fetcher.send("GET", URL, headers={}) for _ in range(5)] == [None] * 5
+    assert len(begun) == 2
+    never.set()
+    while (answer := fetcher.send("GET", URL, headers={})) is None:
+        pass
+    assert answer.body == {}
 
 
 async def test_a_dripping_endpoint_ends() -> None:

@@ -186,6 +186,10 @@ BAD = {
 }
 _twice = f"{b64({'typ': 'at+jwt', 'alg': 'ES256', 'kid': KEY.kid})}." + b64(b'{"iss":"a","iss":"' + IDP.encode() + b'"}')
 BAD["duplicate member"] = f"{_twice}.{b64(KEY.sign(_twice.encode()))}"
+for _encoding in ("utf-16", "utf-8-sig"):
+    _parts = [json.dumps({"typ": "at+jwt", "alg": "ES256", "kid": KEY.kid}).encode(_encoding), json.dumps({"iss": IDP}).encode(_encoding)]
+    _body = ".".join(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in _parts)
+    BAD[_encoding] = f"{_body}.{b64(KEY.sign(_body.encode()))}"
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -166,6 +166,23 @@ def test_each_refusal_has_its_code(options: Any, changes: Any, status: int, code
     assert asked(app).status_code == 401
 
 
+def test_a_bound_token_with_its_proof_is_still_no_bearer_token() -> None:
+    """RFC 9449 §7.2: shown under the wrong scheme it is refused; the proof is not used up by that."""
+    app, key = app_of(server()), ProofKey()
+    bound = token(cnf_jkt=key.jkt)
+    headers = {"Authorization": f"Bearer {bound}", "DPoP": key.proof("POST", BANK + "/pay", token=bound)}
+    answer = asked(app, headers)
+    assert (answer.status_code, answer.json()) == (401, {"detail": "proof_missing"})
+    assert asked(app, {**headers, "Authorization": f"DPoP {bound}"}).status_code == 200
+
+
+def test_an_unbound_token_is_not_made_better_by_a_proof() -> None:
+    """Under the scheme of bound tokens it is refused, with a proof of whatever key."""
+    plain, key = token(), ProofKey()
+    headers = {"Authorization": f"DPoP {plain}", "DPoP": key.proof("POST", BANK + "/pay", token=plain)}
+    assert asked(app_of(server()), headers).json() == {"detail": "proof_missing"}
+
+
 def test_a_dead_token_asks_nobody() -> None:
     """What is refused for its own sake costs no question to ledger or endpoint, and uses up no proof."""
     status = Says()
