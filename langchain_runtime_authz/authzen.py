@@ -76,7 +76,7 @@ ValueClass = Literal[
     "unknown",
 ]
 Standing = Literal["told", "selected", "known", "named", "outside"]
-ArgumentKind = Literal["principal", "url", "object", "channel", "amount", "place", "value", "when"]
+ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 

@@ -319,6 +319,8 @@ def _worth(argument: ArgumentProvenance) -> int:
         return 0
     if argument.standing == "named":
         return _WORTHS.index("selected" if argument.kind in _NAMED_IS_SELECTED else "outside")
+    if argument.kind == "name" and argument.standing == "known":
+        return _WORTHS.index("outside")
     return _WORTHS.index(argument.standing)
 
 

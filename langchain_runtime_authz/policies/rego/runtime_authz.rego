@@ -18,7 +18,8 @@
 #               arguments decide nothing is worth "known"
 #   worth       "effect/kind", kind of argument or "*" -> standing or "*" -> worth, where these differ: a
 #               source that the human named ("named") vouches for some kinds, and for no destination; a
-#               known object is good enough to work on, but not to be deleted
+#               known object is good enough to work on, but not to be deleted, and that there
+#               is something of that name is no reason to call a new one so
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that the acting agent can
 #               know something of reach a tool with this sink? (sink "none" always may; a policy that

@@ -433,6 +433,15 @@ test_a_known_object_is_worked_on_and_not_deleted if {
 	denies(patched(argued("admin", "intended", "object", "known")), ["argument_source", "effect"])
 }
 
+test_a_new_object_is_called_what_the_human_says if {
+	every standing in ["told", "selected"] {
+		permits(patched(argued("write", "intended", "name", standing)))
+	}
+	every standing in ["known", "named", "outside"] {
+		asks(patched(argued("write", "intended", "name", standing)), ["argument_source", "effect"])
+	}
+}
+
 test_a_named_source_vouches_for_no_destination if {
 	every kind in ["amount", "place", "value"] {
 		patched(argued("pay", "intended", kind, "named")).decision == true
