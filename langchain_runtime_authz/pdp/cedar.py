@@ -288,6 +288,7 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
                 "planned": plan is not None and plan.planned,
                 "stale": plan is not None and plan.stale,
                 "changed": plan is not None and plan.changed,
+                "unlisted": plan is not None and plan.listed is False,
             },
             "call": {
                 "given": call is not None,

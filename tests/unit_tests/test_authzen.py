@@ -96,6 +96,7 @@ REQUEST_V1 = {
             "position": "int = 0",
             "of": "int = 0",
             "changed": "bool = False",
+            "listed": "bool | null = None",
         },
         "call: … | null = None": {
             "id": "str | null = None",

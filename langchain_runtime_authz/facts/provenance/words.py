@@ -27,7 +27,7 @@ _IDENTIFIER: Final = re.compile(r"[\d@#/_]|\w[.\-]\w")
 _LEAD: Final = 12  # characters before a name that tell its role
 _ROLE: Final = re.compile(r"(?:\b(?:to|with)|@) ?$")
 _FOLLOWING: Final = re.compile(r" ([a-z]{2,})")
-_QUOTES: Final = "\"'`“”‘’„«»"
+_QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 _ENDS: Final = ".!?:;-•*"
 # Words that name nobody and nothing.
 _EMPTY: Final = frozenset(

@@ -27,7 +27,9 @@
 #   declassify  worths: a flow that would ask need not where the task asks for the tool and every
 #               destination is worth one of these
 #   plan        stale: effects refused when the plan belongs to an older task;
-#               unplanned_permitted: effects permitted although no recorded plan holds the call
+#               unplanned_permitted: effects permitted although no recorded plan holds the call;
+#               unlisted: verdict on a side effect that the agent's own to-do list does not have (the
+#               model wrote it, so it only ever narrows; absent: permit)
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
 #               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
@@ -333,6 +335,25 @@ denied contains "plan_changed" if {
 	not as_planned
 }
 
+# The agent keeps a to-do list, and this is not on it.
+denied contains "unlisted" if {
+	off_list
+	unlisted_verdict == "deny"
+}
+
+asked contains "unlisted" if {
+	off_list
+	unlisted_verdict == "ask"
+}
+
+unlisted_verdict := object.get(cfg.plan, "unlisted", "permit")
+
+off_list if {
+	is_call
+	input.context.plan.listed == false
+	not effect in {"read", "fetch"}
+}
+
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
 denied contains "data_changed" if {
 	is_call
@@ -403,6 +424,7 @@ call_formed if {
 		reached.effect in known_effects
 		reached.sink in known_sinks
 	}
+	unlisted_verdict in {"permit", "ask", "deny"}
 	rate_formed
 	budgets_formed
 	notices_formed
