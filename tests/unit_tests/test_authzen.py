@@ -105,7 +105,7 @@ REQUEST_V1 = {
             "args_digest": "str",
             "provenance: dict[str, …] = {}": {
                 **PROVENANCE,
-                "kind": "'principal' | 'url' | 'object' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
+                "kind": "'principal' | 'url' | 'object' | 'name' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
                 "items: list[…] = []": PROVENANCE,
             },
             "intent = IntentContext(state='unstated', source=None)": {
