@@ -76,7 +76,7 @@ ValueClass = Literal[
     "unknown",
 ]
 Standing = Literal["told", "selected", "known", "named", "outside"]
-ArgumentKind = Literal["principal", "url", "object", "channel", "amount", "place", "value", "when"]
+ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
@@ -164,6 +164,8 @@ class PlanContext(_Model):
 
     `changed`: its message is recorded, and announced something else in its place, or nothing. Such a
     call is not `planned`; what it does and with which arguments is what `resource` and `call` say.
+    `listed`: whether the agent's to-do list has what the tool does; null where there is no list, or no
+    words to compare. The list is the model's own: that something stands there is no reason to permit it.
     """
 
     id: str | None = None
@@ -173,6 +175,7 @@ class PlanContext(_Model):
     position: int = 0
     of: int = 0
     changed: bool = False
+    listed: bool | None = None
 
 
 class Said(_Model):

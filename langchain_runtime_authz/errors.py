@@ -106,6 +106,7 @@ class Code(StrEnum):
     STALE_PLAN = "stale_plan"
     UNPLANNED = "unplanned"
     PLAN_CHANGED = "plan_changed"
+    UNLISTED = "unlisted"
     GRANT_TOOL = "grant_tool"
     GRANT_ARGUMENT = "grant_argument"
     GRANT_DATA_CLASS = "grant_data_class"
@@ -219,6 +220,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.LEASE_INVALID: "the lease is missing, expired or of another epoch",
     Code.STALE_PLAN: "the plan belongs to an older task",
     Code.UNPLANNED: "no recorded plan holds the call; protect the graph so that the model node is seen",
+    Code.UNLISTED: "the agent's own to-do list does not have it; put it there first, or ask the human",
     Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_TOOL: "the grant does not hold the tool",
     Code.GRANT_ARGUMENT: "an argument lies outside the grant's constraint",

@@ -56,7 +56,7 @@ Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
 EFFECTS: Final[tuple[Effect, ...]] = ("read", "fetch", "write", "send", "pay", "delete", "admin")
 Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
-Kind = Literal["principal", "url", "object", "channel", "amount", "place", "value"]
+Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
 WHOLE: Final = ""  # the name of an output that is no record, or of everything in it that has no name
 
@@ -88,7 +88,8 @@ class ToolProfile(BaseModel):
         sink: where the call's arguments end up.
         critical: argument → kind, for the arguments that decide whom or what a call hits; a dotted path
             leads into one, `attachments.file_id`. They are never shortened in a request and are its
-            `target`.
+            `target`. An `object` is there already and is looked up; a `name` is what a new one is to be
+            called.
         when: arguments that are dates or times.
         text: free-text arguments.
         data_class: class of the data the tool returns or handles; `class` in a file.

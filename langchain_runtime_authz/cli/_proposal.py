@@ -70,7 +70,7 @@ def propose(tool: BaseTool) -> Proposal:
     schema = _schema(tool)
     paths = dict(_paths(schema.get("properties", {}), set(injected_names(tool))))
     words = _words(tool.name)
-    critical = {p: kind for p, s in paths.items() if (kind := _kind(p, s)) is not None}
+    critical = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
     when = [p for p, s in paths.items() if p not in critical and _is_time(p, s)]
     text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s)])
     text = [t for t in text if t not in {p.split(".")[0] for p in (*critical, *when)}]
@@ -206,6 +206,13 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _new(kind: str, path: str, words: list[str]) -> str:
+    """An object that the tool makes is there for the first time: what it is called is a `name`."""
+    if kind != "object" or words[0] not in _MAKES:
+        return kind
+    return "name" if set(_words(path.rsplit(".", 1)[-1])) & {"filename", "path", *words[1:]} else kind
+
+
 def _is_time(path: str, schema: Mapping[str, Any]) -> bool:
     if _formats(schema) & {"date", "date-time", "time"}:
         return True
@@ -260,6 +267,7 @@ _READS: Final = _lexicon(
     "retrieve scan status diff log"
 )
 _WRITES: Final = _lexicon("write edit create update save add append note set insert move copy rename schedule")
+_MAKES: Final = _lexicon("create make new add")
 _WEB: Final = _lexicon("web url http website page internet online browser webpage")
 _CODE: Final = _lexicon("command commands code script python bash sql terminal")
 _PROSE: Final = _lexicon("file files page web webpage website document documents text mail email note search")

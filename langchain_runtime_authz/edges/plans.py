@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage
 
 from langchain_runtime_authz.edges.messages import ai_messages
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Run
-from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
+from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
 
 __all__ = ["foreign_plans", "note_model_call", "note_model_output", "record_plans"]
@@ -81,6 +81,7 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         calls=calls,
         model=by[0] if by is not None else None,
         prompt=by[1] if by is not None else None,
+        todos=plan_todos(given),
     )
 
 

@@ -102,6 +102,7 @@ def request_of(
                 position=match.position,
                 of=match.of,
                 changed=match.changed,
+                listed=snapshot.plan.lists(prof.intent) if snapshot.plan is not None else None,
             ),
             call=CallContext(
                 id=call.call_id,

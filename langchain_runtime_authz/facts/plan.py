@@ -16,7 +16,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
+
+from langchain_runtime_authz.facts.intent import Request
 
 __all__ = [
     "Match",
@@ -29,9 +32,12 @@ __all__ = [
     "locate",
     "match",
     "plan_calls",
+    "plan_todos",
 ]
 
 
+MAX_TODOS: Final = 64
+MAX_TODO: Final = 300  # characters of one
 _UNCANONICAL: Final = "uncanonical"
 _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
@@ -51,7 +57,9 @@ class PlanRecord:
 
     `origin` is the epoch in which the message was planned, where a human's answer carried its calls
     into another one (0: this one). Keys of calls are made of it, so that carried calls stay what
-    they are: what has run is not run again. `model` and `prompt` (a digest of its instructions) say
+    they are: what has run is not run again. `todos` are the texts of the to-do list as it stood when the
+    message was planned: the model's own words, shortened, which can be held against it and permit
+    nothing. `model` and `prompt` (a digest of its instructions) say
     which model planned them, where that was seen.
     """
 
@@ -64,6 +72,16 @@ class PlanRecord:
     origin: int = 0
     model: str | None = None
     prompt: str | None = None
+    todos: tuple[str, ...] = ()
+
+    def lists(self, entries: Sequence[str]) -> bool | None:
+        """Whether the to-do list asks for one of `entries` (`facts.intent`); `None` where there is nothing to compare."""
+        return _request(self.todos).asks(entries) if self.todos and entries else None
+
+
+@lru_cache(maxsize=256)
+def _request(todos: tuple[str, ...]) -> Request:
+    return Request(todos)
 
 
 class Match(NamedTuple):
@@ -90,6 +108,13 @@ def raw_digest(args: object) -> str:
     except (TypeError, ValueError, RecursionError):
         return _UNCANONICAL
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_todos(state: object) -> tuple[str, ...]:
+    """The to-do list in a graph's state, as LangChain and deepagents keep one: texts, or records with `content`."""
+    listed = state.get("todos") if isinstance(state, Mapping) else getattr(state, "todos", None)
+    texts = [t.get("content") if isinstance(t, Mapping) else t for t in listed] if isinstance(listed, list) else []
+    return tuple(t[:MAX_TODO] for t in texts if isinstance(t, str) and t)[:MAX_TODOS]
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:

@@ -288,6 +288,7 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
                 "planned": plan is not None and plan.planned,
                 "stale": plan is not None and plan.stale,
                 "changed": plan is not None and plan.changed,
+                "unlisted": plan is not None and plan.listed is False,
             },
             "call": {
                 "given": call is not None,
@@ -319,6 +320,8 @@ def _worth(argument: ArgumentProvenance) -> int:
         return 0
     if argument.standing == "named":
         return _WORTHS.index("selected" if argument.kind in _NAMED_IS_SELECTED else "outside")
+    if argument.kind == "name" and argument.standing == "known":
+        return _WORTHS.index("outside")
     return _WORTHS.index(argument.standing)
 
 

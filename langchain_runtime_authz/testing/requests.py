@@ -56,6 +56,7 @@ _EXAMPLE: dict[str, JsonValue] = {
             "position": 1,
             "of": 2,
             "changed": False,
+            "listed": True,
         },
         "call": {
             "id": "call-1",

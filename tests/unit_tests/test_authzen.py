@@ -96,6 +96,7 @@ REQUEST_V1 = {
             "position": "int = 0",
             "of": "int = 0",
             "changed": "bool = False",
+            "listed": "bool | null = None",
         },
         "call: … | null = None": {
             "id": "str | null = None",
@@ -104,7 +105,7 @@ REQUEST_V1 = {
             "args_digest": "str",
             "provenance: dict[str, …] = {}": {
                 **PROVENANCE,
-                "kind": "'principal' | 'url' | 'object' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
+                "kind": "'principal' | 'url' | 'object' | 'name' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
                 "items: list[…] = []": PROVENANCE,
             },
             "intent = IntentContext(state='unstated', source=None)": {

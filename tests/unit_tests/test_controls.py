@@ -46,6 +46,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stale_plan": ({"context.plan.stale": True}, {}),
     "unplanned": ({"context.plan.planned": False}, {}),
     "plan_changed": ({"context.plan.planned": False, "context.plan.changed": True}, {}),
+    "unlisted": ({"context.plan.listed": False}, {"plan": {**DATA["plan"], "unlisted": "deny"}}),
     "data_changed": ({"context.call.changed": ["read_file"]}, {}),
     "anonymous": ({"subject.type": "anonymous"}, {}),
     "unprofiled": ({"resource.properties.profiled": False}, {}),

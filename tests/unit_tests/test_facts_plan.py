@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from langchain_runtime_authz.facts.plan import (
     carry,
     match,
     plan_calls,
+    plan_todos,
     raw_digest,
 )
 
@@ -40,6 +43,17 @@ def held(
 ) -> Match:
     args = {"amount": 10} if args is None else args
     return match(plan, epoch=epoch, position=position, call_id=call_id, tool=tool, args=args)
+
+
+def test_a_to_do_list_is_kept_as_texts_in_bounds() -> None:
+    """Of a dict or an object; what is no text is left out; and no list, or no words, says nothing."""
+    listed = [{"content": "Pay the rent", "status": "pending"}, "Read mail", {"content": 3}, None, {"content": "x" * 999}, *["more"] * 99]
+    todos = plan_todos({"todos": listed})
+    assert (todos[:2], len(todos), len(todos[2])) == (("Pay the rent", "Read mail"), 64, 300)
+    assert plan_todos(SimpleNamespace(todos=listed)) == todos
+    assert plan_todos({}) == plan_todos({"todos": "text"}) == plan_todos(None) == ()
+    plan = replace(PLAN, todos=todos)
+    assert (plan.lists(("pay",)), plan.lists(("delete",)), plan.lists(()), PLAN.lists(("pay",))) == (True, False, None, None)
 
 
 def test_a_plan_holds_each_call_of_a_message() -> None:

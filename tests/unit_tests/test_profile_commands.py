@@ -104,6 +104,13 @@ def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run
     assert (clean.exit_code, clean.stdout) == (0, "3 profiles, 3 tools, 0 findings\n")
 
 
+def test_what_a_tool_makes_is_there_for_the_first_time() -> None:
+    """Its name is no object that could be looked up; what it is put into is one."""
+    made_here = parsed(propose(made("create_file", filename=str, folder=str)))
+    assert made_here.critical == {"filename": "name", "folder": "object"}
+    assert parsed(propose(made("edit_file", filename=str))).critical == {"filename": "object"}
+
+
 def test_nothing_is_written_over_a_review(run: Callable[..., Any], tmp_path: Path) -> None:
     """A file that exists stays what it is."""
     (tmp_path / "p.yaml").write_text("mine")

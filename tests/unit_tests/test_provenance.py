@@ -155,6 +155,40 @@ def test_a_name_before_an_address_vouches_for_nothing(to: str) -> None:
     assert of(known(said="Write to Bob at bob@x.org, Bob <bob@x.org>"), to=to).standing == "outside"
 
 
+NAMES = [
+    ("Pay the bill", "bill", False),
+    ("Pay the bill", "Pay", False),
+    ("Bill me for it", "Bill", False),
+    ("It is the bill's due date", "bill", False),
+    ("pay bob 10", "bob", False),
+    ("send 10 to bob", "bob", True),
+    ("Send Bob 10", "Bob", True),
+    ("Alice paid too much. Send it back", "alice", True),
+    ("Pay 'bill' now", "bill", True),
+    ("pay user_12", "user_12", True),
+    ("Pay ACME Corp. the rest", "ACME Corp", True),
+    ("write to bob@x.org", "bob@x.org", True),
+]
+
+
+@pytest.mark.parametrize(("said", "to", "is_name"), NAMES)
+def test_a_word_of_the_task_is_somebody_only_where_it_was_used_as_a_name(said: str, to: str, is_name: bool) -> None:
+    """The twin: as a file's name, any word that was said is told."""
+    assert (of(known(said=said), to=to).standing == "told") is is_name
+    assert of(known(said=said), file=to).standing == "told"
+
+
+def test_an_address_is_an_object_only_where_a_system_says_so() -> None:
+    """A name that somebody inside wrote, or a contact's address, is no reason to work on a thing of that name."""
+    files = ToolProfile(effect="read", sink="none", trust={"": "internal", "id": "system"})
+    found = [{"id": "team@x.org", "name": "mallory@x.org", "title": "plan.docx"}]
+    evidence = known(read(found, files))
+    assert of(evidence, file="team@x.org").standing == "known"
+    assert of(evidence, file="plan.docx").standing == "known"
+    assert of(evidence, file="mallory@x.org").standing == "outside"
+    assert of(evidence, to="mallory@x.org").standing == "known"
+
+
 def test_a_lookalike_is_told_and_not_believed() -> None:
     """Another letter of the same looks is another address."""
     found = of(known(said="Write to alice@x.org"), to="\u0430lice@x.org")
@@ -230,7 +264,7 @@ class Plain:
 )
 def test_outputs_have_many_shapes(output: Any, value: Any) -> None:
     """Records, texts that are JSON, models, dataclasses, keys that are values."""
-    found = of(known(read(output, BOOK)), file=value)
+    found = of(known(read(output, BOOK)), to=value)
     assert told(found) == ("internal", "known")
 
 

@@ -19,6 +19,8 @@ and a *standing*, which is what a policy needs to know most often:
     named         asserted or mentioned by a source that the human named, and by nobody better
     outside       everything else
 
+A principal who is called by a word is told where the human used it as a name (`words.HumanWords.names`).
+An address names somebody: as an object it is known only where a system says that it is one's id.
 A list is worth what its weakest item is worth.
 """
 
@@ -200,7 +202,7 @@ def _item(value: object, kind: str, evidence: Evidence) -> ItemProvenance:
 
 def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence) -> ItemProvenance:
     words = evidence.words
-    if atom and words.said(atom):
+    if atom and (words.names(atom) if kind == "principal" else words.said(atom)):
         return _provenance("human", "told", [Said(origin="human")])
     if evidence.own.intersection(atom):
         return _provenance("principal", "told", [Said(origin="principal")])
@@ -221,13 +223,20 @@ def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence) -
         class_ = _class(best)
         if class_ in ("system", "internal"):
             selected = any(s.selected for s in asserted if _class(s) in ("system", "internal"))
-            return _provenance(class_, "selected" if selected else "known", by, within, lookalike=lookalike)
+            standing = "selected" if selected else "known"
+            if standing == "known" and kind == "object" and class_ == "internal" and _addresses(atom):
+                standing = "outside"
+            return _provenance(class_, standing, by, within, lookalike=lookalike)
         standing = "named" if any(s.named for s in sightings) else "outside"
         return _provenance(class_, standing, by, within, lookalike=lookalike)
     if within:
         standing = "named" if any(s.named for s in within) else "outside"
         return _provenance("mentioned", standing, (), within, lookalike=lookalike)
     return _provenance("unknown", "outside", lookalike=lookalike)
+
+
+def _addresses(atom: Sequence[str]) -> bool:
+    return any(form.startswith(("email:", "iban:", "url:")) for form in atom)
 
 
 def _provenance(

@@ -7,7 +7,7 @@ fenced blocks and quoted lines (`> …`) are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -23,13 +23,19 @@ _LOOKS: Final = 4
 _FENCE: Final = re.compile(r"^[ \t]*(```|~~~)")
 _ENUMERATOR: Final = re.compile(r"(?<!\S)(\d{1,2})[.)](?=\s)")
 _PERCENT: Final = re.compile(r"(?<![\w.,])(\d{1,4}(?:[.,]\d{1,4})?) ?(?:%|percent\b)", re.IGNORECASE)
+_IDENTIFIER: Final = re.compile(r"[\d@#/_]|\w[.\-]\w")
+_LEAD: Final = 12  # characters before a name that tell its role
+_ROLE: Final = re.compile(r"(?:\b(?:to|with)|@) ?$")
+_FOLLOWING: Final = re.compile(r" ([a-z]{2,})")
+_QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
+_ENDS: Final = ".!?:;-•*"
 # Words that name nobody and nothing.
 _EMPTY: Final = frozenset(
     re.findall(
         r"\w+",
         """
     a an and any at be by do for from have he her him his i if in is it its me my no not of on or our
-    out she so that the their them then they this to up us was we what who with you your yes none null
+    out please she so that the their them then they this to up us was we what who with you your yes none null
     true false
     """,
     ),
@@ -44,14 +50,15 @@ class HumanWords:
         percents: of these, the ones said as percentages.
     """
 
-    __slots__ = ("_looks", "_text", "_tokens", "numbers", "percents")
+    __slots__ = ("_looks", "_text", "_tokens", "_written", "numbers", "percents")
 
     def __init__(self, texts: Sequence[str]) -> None:
         # The newest words are the ones that count when there are too many.
         said = _unnumbered("\n".join(own_words(t) for t in texts)[-MAX_TEXT:])
         found = mentions(said)
         self._tokens = frozenset(found)
-        self._text = tidy(said).casefold()
+        self._written = tidy(said)
+        self._text = self._written.casefold()
         self._looks: str | None = None
         self.numbers = tuple(Decimal(f[4:]) for f in found if f.startswith("num:"))[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
@@ -73,6 +80,36 @@ class HumanWords:
         if len(phrase) < _SHORTEST or phrase in _EMPTY:
             return False
         return _within(phrase, self._text)
+
+    def names(self, value_forms: Sequence[str]) -> bool:
+        """Whether a value with these forms was said as somebody's name.
+
+        An address or account number as such. A word where it can be nothing else: it has a digit or a
+        sign in it, as identifiers do; or it is quoted; or it follows `to` or `with`; or it is written
+        with a capital inside a sentence, or at its beginning and goes on like a subject and not like an
+        order ("Apple called", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
+        """
+        return any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
+
+    def _named(self, phrase: str) -> bool:
+        if not self._phrase(phrase):
+            return False
+        if _IDENTIFIER.search(phrase) or phrase.upper() == phrase.lower():
+            return True
+        return any(self._as_name(start, end) for start, end in _places(phrase, self._text))
+
+    def _as_name(self, start: int, end: int) -> bool:
+        before = self._text[max(0, start - _LEAD) : start]
+        if _ROLE.search(before) or (before[-1:] in _QUOTES and self._text[end : end + 1] in _QUOTES and before):
+            return True
+        if len(self._written) != len(self._text):  # folding has moved the letters
+            return False
+        if not self._written[start].isupper():
+            return False
+        if before.strip() and before.rstrip()[-1] not in _ENDS:
+            return True
+        following = _FOLLOWING.match(self._written, end)
+        return following is not None and following[1] not in _EMPTY
 
     def resembles(self, value: str) -> bool:
         """Whether `value` looks like something that was said without being it."""
@@ -116,15 +153,19 @@ def _unnumbered(text: str) -> str:
 
 def _within(phrase: str, text: str) -> bool:
     """Whether `phrase` stands in `text` as whole words: not inside a longer name, address or path."""
+    return next(_places(phrase, text), None) is not None
+
+
+def _places(phrase: str, text: str) -> Iterator[tuple[int, int]]:
+    """Where it does."""
     at = -1
     for _ in range(_TRIES):
         at = text.find(phrase, at + 1)
         if at < 0:
-            return False
+            return
         end = at + len(phrase)
         if not _joined(text, at - 1, -1) and not _joined(text, end, 1):
-            return True
-    return False
+            yield at, end
 
 
 def _joined(text: str, i: int, step: int) -> bool:

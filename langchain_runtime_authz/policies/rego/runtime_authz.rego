@@ -18,7 +18,8 @@
 #               arguments decide nothing is worth "known"
 #   worth       "effect/kind", kind of argument or "*" -> standing or "*" -> worth, where these differ: a
 #               source that the human named ("named") vouches for some kinds, and for no destination; a
-#               known object is good enough to work on, but not to be deleted
+#               known object is good enough to work on, but not to be deleted, and that there
+#               is something of that name is no reason to call a new one so
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that the acting agent can
 #               know something of reach a tool with this sink? (sink "none" always may; a policy that
@@ -26,7 +27,9 @@
 #   declassify  worths: a flow that would ask need not where the task asks for the tool and every
 #               destination is worth one of these
 #   plan        stale: effects refused when the plan belongs to an older task;
-#               unplanned_permitted: effects permitted although no recorded plan holds the call
+#               unplanned_permitted: effects permitted although no recorded plan holds the call;
+#               unlisted: verdict on a side effect that the agent's own to-do list does not have (the
+#               model wrote it, so it only ever narrows; absent: permit)
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
 #               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
@@ -332,6 +335,25 @@ denied contains "plan_changed" if {
 	not as_planned
 }
 
+# The agent keeps a to-do list, and this is not on it.
+denied contains "unlisted" if {
+	off_list
+	unlisted_verdict == "deny"
+}
+
+asked contains "unlisted" if {
+	off_list
+	unlisted_verdict == "ask"
+}
+
+unlisted_verdict := object.get(cfg.plan, "unlisted", "permit")
+
+off_list if {
+	is_call
+	input.context.plan.listed == false
+	not effect in {"read", "fetch"}
+}
+
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
 denied contains "data_changed" if {
 	is_call
@@ -402,6 +424,7 @@ call_formed if {
 		reached.effect in known_effects
 		reached.sink in known_sinks
 	}
+	unlisted_verdict in {"permit", "ask", "deny"}
 	rate_formed
 	budgets_formed
 	notices_formed

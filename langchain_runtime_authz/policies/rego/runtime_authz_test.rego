@@ -433,6 +433,29 @@ test_a_known_object_is_worked_on_and_not_deleted if {
 	denies(patched(argued("admin", "intended", "object", "known")), ["argument_source", "effect"])
 }
 
+test_a_to_do_list_only_narrows if {
+	off := {"context": {"plan": {"listed": false}}}
+	permits(patched(off))
+	asks(patched(off), ["unlisted"]) with data.runtime_authz_data.plan.unlisted as "ask"
+	denies(patched(off), ["unlisted"]) with data.runtime_authz_data.plan.unlisted as "deny"
+	denies(patched(off), ["no_permit"]) with data.runtime_authz_data.plan.unlisted as "maybe"
+	every listed in [true, null] {
+		permits(patched({"context": {"plan": {"listed": listed}}})) with data.runtime_authz_data.plan.unlisted as "deny"
+	}
+	reads := object.union(off, properties({"effect": "read"}))
+	permits(patched(reads)) with data.runtime_authz_data.plan.unlisted as "deny"
+	denies(patched(object.union({"context": {"plan": {"listed": true}}}, argued("write", "unasked", "principal", "outside"))), ["argument_source", "effect", "not_asked"])
+}
+
+test_a_new_object_is_called_what_the_human_says if {
+	every standing in ["told", "selected"] {
+		permits(patched(argued("write", "intended", "name", standing)))
+	}
+	every standing in ["known", "named", "outside"] {
+		asks(patched(argued("write", "intended", "name", standing)), ["argument_source", "effect"])
+	}
+}
+
 test_a_named_source_vouches_for_no_destination if {
 	every kind in ["amount", "place", "value"] {
 		patched(argued("pay", "intended", kind, "named")).decision == true
