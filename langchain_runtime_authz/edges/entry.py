@@ -294,7 +294,9 @@ class _Root(Entering[tuple[Any, Any]]):
         given = self.input
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
-            given = yield from resumed(entry, given, (yield ReadState(self.graph, self.config)))
+            below = bool((self.config.get("configurable") or {}).get("checkpoint_ns"))
+            state = yield ReadState(self.graph, self.config)
+            given = yield from resumed(entry, given, state, below=below)
         elif self.graph is not None and given is None and saver_of(self.graph) is not None:
             given = settled_beside(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:

@@ -21,11 +21,11 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText
 __all__ = ["delivered", "resumed", "settled_beside", "unheard"]
 
 
-def resumed(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]:
+def resumed(entry: Entry, given: Command[Any], state: Any, *, below: bool = False) -> Flow[Command[Any]]:
     """Put the answers of a resume value into the ledger, before any task starts.
 
     Only those to questions that are open in the graph. A plain value is given its question's id:
-    LangGraph would hand it to whichever task asks first.
+    LangGraph would hand it to whichever task asks first. `below`: the state is a child's, resumed by itself.
 
     Raises:
         AuthzDenied: `approval_partial`, `approval_settled`: nothing of the value was taken, and what
@@ -50,7 +50,8 @@ def resumed(entry: Entry, given: Command[Any], state: Any) -> Flow[Command[Any]]
     reviewed = {a.interrupt_id for a in asks}
     own = {i: v for i, v in answered.items() if i not in reviewed}
     corrected = yield from reply(entry.run, questions, own)
-    return replace(given, resume=answered) if asks or corrected else given
+    # From a child's own checkpoint another task of it goes on, and asks under an id of its own.
+    return replace(given, resume=answered) if (asks or corrected) and not below else given
 
 
 def settled_beside(entry: Entry, state: Any) -> Any:
