@@ -392,22 +392,19 @@ def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
     """The value and the checkpoint that was named stand in the frame of `stream` and `astream`; of nothing else."""
     import asyncio
 
-    from langchain_core.tracers.context import register_configure_hook
+    from langchain_core.tracers import context
 
     seen: list[object] = []
 
     class Hook:
-        on = True
-
         def get(self) -> None:
-            if self.on:
-                self._look()
+            self._look()
 
         def _look(self) -> None:
             seen.append(private.resumed_graph())
 
     hook: Any = Hook()
-    register_configure_hook(hook, inheritable=False)
+    context.register_configure_hook(hook, inheritable=False)
 
     def node(state: Any) -> Any:
         interrupt("question")
@@ -425,7 +422,7 @@ def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
         go(Command(resume="plain"), place)
         found = [s for s in seen if s is not None]
         assert found == [("plain", None), ("plain", place["configurable"]["checkpoint_id"])], "repair edges/alone.py"
-    hook.on = False
+    context._configure_hooks.pop()
 
 
 def test_the_innermost_handler_is_known_by_its_name() -> None:
