@@ -94,14 +94,14 @@ _gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default=""
 
 
 @contextmanager
-def run_scope(run: Run, task: str | None = None) -> Iterator[None]:
+def run_scope(run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> Iterator[None]:
     """Make `run` the current one for the code inside; `task` is the one that a node gate is around.
 
-    A tool that is running outside keeps its credential to itself: what is inside may be another agent.
+    `counts` of equal calls go on from an earlier scope. A tool that is running outside keeps its credential to itself: what is inside may be another agent.
     """
     previous, counted, gated = _running.get(), _settled.get(), _gated.get()
     _running.set(run)
-    _settled.set({})
+    _settled.set({} if counts is None else counts)
     if task is not None:
         _gated.set(task)
     try:
