@@ -28,6 +28,7 @@ from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns
 from langgraph._internal._constants import (
+    CONFIG_KEY_CHECKPOINT_ID,
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
     CONFIG_KEY_RESUME_MAP,
@@ -35,6 +36,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_SCRATCHPAD,
     CONFIG_KEY_SEND,
     CONFIG_KEY_TASK_ID,
+    INTERRUPT,
     NS_END,
     RESUME,
 )
@@ -47,10 +49,11 @@ from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
-from langgraph.types import _interrupt_id
+from langgraph.types import Command, _interrupt_id
 
 __all__ = [
     "DEFAULT_BOUND",
+    "INTERRUPTS",
     "OVERRIDDEN",
     "BaseTool",
     "Place",
@@ -60,9 +63,11 @@ __all__ = [
     "RunnableSeq",
     "StartingTool",
     "ToolNode",
+    "agent_ns",
     "answer_given",
     "answers_left",
     "can_ask",
+    "checkpointer_of",
     "config_parameter",
     "counting_questions",
     "ensure_config",
@@ -81,6 +86,7 @@ __all__ = [
     "node_of_task",
     "place_below",
     "reset_node",
+    "resumed_graph",
     "skip_answers",
     "starting_graph",
     "starting_tool",
@@ -113,6 +119,7 @@ _INNERMOST: Final = (
     "ToolNode._arun_one.<locals>.execute",
 )
 _GRAPHS_PER_TOOL: Final = 10_000
+INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes that holds questions
 
 
 def can_ask(config: Mapping[str, Any]) -> bool:
@@ -216,6 +223,17 @@ def answer_given(config: Mapping[str, Any]) -> object:
     return configurable.get(CONFIG_KEY_RESUME_MAP) or scratchpad.get_null_resume(False)
 
 
+def agent_ns(config: Mapping[str, Any]) -> str:
+    """The namespace of the graph whose task runs under `config`; empty for a root graph."""
+    ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    return ns.rpartition("|")[0]
+
+
+def checkpointer_of(config: Mapping[str, Any]) -> Any:
+    """Where the graph whose task runs under `config` keeps its checkpoints, if it does."""
+    return (config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER)
+
+
 def is_innermost(handler: object) -> bool:
     """Whether the handler that a `wrap_tool_call` was given is the tool node's own: no other wrapper comes after it."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
@@ -307,6 +325,24 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
 
+def resumed_graph() -> tuple[Any, str | None] | None:
+    """Of a graph for which callbacks are set up by the code that called our caller: what it is resumed with.
+
+    With the id of the checkpoint that the call names, if any. `None` for what is no graph, and for one that is not resumed.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_FRAMES):
+        if frame is None or frame.f_code in _STREAMS:
+            break
+        frame = frame.f_back
+    if frame is None or frame.f_code not in _STREAMS:
+        return None
+    given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}
+    if not isinstance(given, Command) or given.resume is None:
+        return None
+    return given.resume, (config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_ID)
+
+
 def _announcing() -> FrameType | None:
     """The frame that called the callback manager which called the handler that called our caller."""
     frame: FrameType | None = sys._getframe(3)
@@ -315,6 +351,7 @@ def _announcing() -> FrameType | None:
     return frame
 
 
+_FRAMES: Final = 6  # between a graph's start and the look at the hooks
 _STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
 _MANAGER: Final = callback_manager.__file__
 _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)

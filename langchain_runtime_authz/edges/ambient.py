@@ -41,6 +41,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.edges._private import StartingTool, ensure_config, starting_tool
+from langchain_runtime_authz.edges.alone import hear
 from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival_unguarded
 from langchain_runtime_authz.edges.calls import unknown
 from langchain_runtime_authz.edges.handle import running
@@ -154,9 +155,12 @@ class _Hook:
     """Stands where `register_configure_hook` looks for a ContextVar: what it gets is added as a handler."""
 
     everywhere = False
+    listening = False
 
     def get(self) -> BaseCallbackHandler | None:
         """The backstop, or nothing outside protected runs."""
+        if self.listening and running() is None and (heard := hear()) is not None:
+            return heard
         return _BACKSTOP if self.everywhere or running() is not None else None
 
 
@@ -164,8 +168,11 @@ _lock = threading.Lock()
 _hook: _Hook | None = None
 
 
-def install(ambient: Ambient = "run") -> None:
-    """Register the hook, once a process. `process` is for good: no instance can take it back for another."""
+def install(ambient: Ambient = "run", *, listening: bool = False) -> None:
+    """Register the hook, once a process. `process` is for good: no instance can take it back for another.
+
+    `listening`: it is to hear what graphs that are not protected are resumed with (`edges.alone`).
+    """
     global _hook  # noqa: PLW0603
     with _lock:
         if _hook is None:
@@ -173,6 +180,8 @@ def install(ambient: Ambient = "run") -> None:
             register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
         if ambient == "process":
             _hook.everywhere = True
+        if listening:
+            _hook.listening = True
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:

@@ -81,11 +81,12 @@ class Arrival:
             call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(_equal(call), 0)}")
         (decided,) = yield from decide_together(run, [call], self.config)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
-        if isinstance(decided.verdict, Replay):
+        verdict = cast("Verdict", decided.verdict)  # nothing comes after the guard that it could leave a call to
+        if isinstance(verdict, Replay):
             self.settled()
-        if not isinstance(decided.verdict, Ticket):
+        if not isinstance(verdict, Ticket):
             skip_answers(self.config, decided.answers)
-        return Decided(run, decided.call, decided.verdict, self.settled)
+        return Decided(run, decided.call, verdict, self.settled)
 
     def settled(self) -> None:
         """The call has its answer: an equal one of the same code is another call."""
@@ -114,7 +115,8 @@ def arrival(
         one.used = True
         call = one.call
         if (
-            call.tool_ref is tool
+            one.verdict is not None
+            and call.tool_ref is tool
             and call.tool == tool.name
             and call.parsed[1] == sent
             and unchanged(call, facts.injected)

@@ -55,6 +55,7 @@ def describe(
     written: Mapping[str, Any] | str,
     sent: Mapping[str, Any] | str,
     amend: Callable[[str, dict[str, Any]], Call] | None = None,
+    reviewed: bool = False,
 ) -> Call:
     """A `Call` for the decision.
 
@@ -69,6 +70,7 @@ def describe(
         written: the arguments as the model wrote them, for comparison with the plan.
         sent: the arguments without injected ones, for comparison at the guard.
         amend: gives the call of another tool or arguments in this one's place.
+        reviewed: a review on the way to the tool asks a human about it.
     """
     error: Code | None = None
     parsed: Any
@@ -99,6 +101,7 @@ def describe(
         metadata=tool.metadata,
         error=error,
         amend=amend,
+        reviewed=reviewed,
     )
 
 

@@ -54,12 +54,12 @@ class Interrupt:
 class Settled(NamedTuple):
     """A verdict, and what an earlier execution of the task knows of the tool's own questions.
 
-    `call` is what the verdict is on: the given one, or the one that a human put in its place;
+    No verdict: the call is left to the guard, which decides after a review on the way has asked a human. `call` is what the verdict is on: the given one, or the one that a human put in its place;
     `replaced` then is that human's note. `answers` a human gave to the tool, which has run; `paused`: the tool has asked and not run.
     """
 
     call: Call
-    verdict: Verdict
+    verdict: Verdict | None
     answers: int = 0
     paused: bool = False
     replaced: bool = False
@@ -71,7 +71,7 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
     judged = yield from _ask(run, calls, judged, config)
     settled: list[Settled] = []
     for one in judged:
-        verdict = yield from claim(run, one)
+        verdict = None if _left(one) else (yield from claim(run, one))
         row = one.row
         answered = answers_had(row.result) if row is not None else 0
         paused = row is not None and row.state == "suspended"
@@ -110,9 +110,11 @@ def decide_one_of(
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], task_id(config)
-    asked_before = mine.approval is not None and mine.approval.task_id == me
+    if _left(mine):
+        return Settled(mine.call, None)
+    asked_before = mine.approval is not None and _by(mine.approval, me)
     # Of a list that this task asked, some may have been answered beside the graph: it asks the whole again.
-    mine_open = any(_is_open(j) and j.approval is not None and j.approval.task_id == me for j in judged)
+    mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
     if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
@@ -161,7 +163,7 @@ def _asked(
     counted: bool,
 ) -> Flow[list[Judged]]:
     me = task_id(config)
-    before = [(j.approval, j) for j in judged if me and j.approval is not None and j.approval.task_id == me]
+    before = [(j.approval, j) for j in judged if me and j.approval is not None and _by(j.approval, me) and not _left(j)]
     # Every one, though of an edited call only the newest question is in sight.
     rounds = max((a.round for a, _ in before), default=-1) + 1
     withdrawn: set[str] = set()
@@ -172,11 +174,11 @@ def _asked(
         withdrawn |= _withdrawn([a for _, a in again], answer, run)
     if rounds:
         judged = yield from judge_calls(run, calls)
-    asked = [j for j in judged if j.asks]
+    asked = [j for j in judged if j.asks and not _left(j)]
     unrepeatable = {j.key for j in asked if not _askable(j)}
     fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
     # What is asked late would come before a tool's own question, and take the answer to it.
-    late = answers_left(config, rounds)
+    late = answers_left(config, rounds + sum(_reviewed_by(j, me) for j in judged))
     refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
     if fresh and can_ask(config) and not late:
         yield from record_asks(run, fresh)
@@ -189,7 +191,7 @@ def _asked(
         judged = yield from judge_calls(run, calls)  # where the run is over, this says so
     # What still asks can not be asked, or was answered and the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
-    judged = [_denied(j, refused.get(j.key, code)) if j.asks else j for j in judged]
+    judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
     return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
 
 
@@ -206,12 +208,30 @@ def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
 def _asked_before(judged: Judged, me: str) -> bool:
     """Whether this task asked about exactly this call and has not used the answer."""
     ask = judged.approval
-    return ask is not None and ask.call_key == judged.key and ask.task_id == me and ask.state != "spent"
+    return ask is not None and ask.call_key == judged.key and _by(ask, me) and ask.state != "spent"
+
+
+def _by(ask: Approval, me: str) -> bool:
+    """Whether one of our own gates asked, in this task."""
+    return ask.task_id == me and ask.source != "hitl"
+
+
+def _reviewed_by(judged: Judged, me: str) -> bool:
+    """Whether a review in this task has had an answer about the call, before the code that asks now."""
+    ask = judged.approval
+    return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me and not judged.call.reviewed
+
+
+def _left(judged: Judged) -> bool:
+    """Whether a review on the way to the tool asks first. A call that is denied whatever a human says needs none."""
+    if not judged.call.reviewed or judged.replay:
+        return False
+    return judged.decision.permit or judged.asks or judged.approval is not None
 
 
 def _askable(judged: Judged) -> bool:
     """Whether a human's answer would be about what runs: the arguments are parsed again after it."""
-    return judged.asks and parses_alike(judged.call)
+    return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
 def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:

@@ -206,12 +206,10 @@ class _Look:
         yield from self._bare_functions(held, label, name, own)
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
-        """Tools that the graph's own loop would call, between nodes: no gate and no hook is around that."""
-        note = "called between nodes, where no gate is: `authz.guard` it"
+        """Tools that the graph's own loop would call, between nodes: no gate is around that, only the ambient hook."""
         for tool in walk([value], deep=True, into_tools=False):
             if isinstance(tool, BaseTool):
-                guarded = is_guarded(tool)
-                yield Row("tool", tool.name, label, ("tool guard",) if guarded else (), "" if guarded else note, route)
+                yield from self._tool(tool, label, route, None)
 
     @staticmethod
     def _node_note(bound: Any, gated: tuple[str, ...], held: list[Any]) -> str:

@@ -95,19 +95,21 @@ _gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default=""
 class run_scope:
     """Make `run` the current one for the code inside; `task` is the one that a node gate is around.
 
-    A tool that is running outside keeps its credential to itself: what is inside may be another agent.
+    `counts` of equal calls go on from an earlier scope. A tool that is running outside keeps its credential to itself:
+    what is inside may be another agent.
     """
 
-    __slots__ = ("_counted", "_gated", "_previous", "_run", "_task", "_ticket")
+    __slots__ = ("_counted", "_counts", "_gated", "_previous", "_run", "_task", "_ticket")
 
-    def __init__(self, run: Run, task: str | None = None) -> None:
+    def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
         self._run, self._task = run, task
+        self._counts = {} if counts is None else counts
         self._ticket = ticket_scope(None, RefusedMints(run))
 
     def __enter__(self) -> None:
         self._previous, self._counted, self._gated = _running.get(), _settled.get(), _gated.get()
         _running.set(self._run)
-        _settled.set({})
+        _settled.set(self._counts)
         if self._task is not None:
             _gated.set(self._task)
         self._ticket.__enter__()

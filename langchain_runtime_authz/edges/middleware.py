@@ -14,7 +14,7 @@ import asyncio
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Protocol, cast
 
@@ -26,7 +26,9 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.edges import ambient
-from langchain_runtime_authz.edges._private import answer_given, is_innermost, task_id
+from langchain_runtime_authz.edges._private import agent_ns, is_innermost, task_id
+from langchain_runtime_authz.edges.alone import answered
+from langchain_runtime_authz.edges.call_gate import CallGate
 from langchain_runtime_authz.edges.entry import Entering, Entrance
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import find_run, gated_task, run_scope
@@ -34,12 +36,9 @@ from langchain_runtime_authz.edges.models import call_of_request, decided_scope,
 from langchain_runtime_authz.edges.passage import holds
 from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.edges.profiles import Profiles
-from langchain_runtime_authz.edges.tool_node import CallGate
-from langchain_runtime_authz.enforce.correction import answer
-from langchain_runtime_authz.enforce.engine import Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.enforce.model import ModelCall, decide_model, withheld
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.base import Query
 
 __all__ = ["AuthzMiddleware"]
 
@@ -92,7 +91,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         # By what all nodes of one invocation share, and no two invocations.
         self._invocations: weakref.WeakKeyDictionary[Any, _Entries] = weakref.WeakKeyDictionary()
         self._warned = False
-        ambient.install()
+        ambient.install(listening=True)
 
     # --- the run, where the graph is not protected ---
 
@@ -106,7 +105,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         with entries.lock:
             entering = self._entering(config, given)
             entered = entering.__enter__()
-            entries.open[_agent_ns(config)] = entering
+            entries.open[agent_ns(config)] = entering
         return _news(entered, given)
 
     async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
@@ -119,19 +118,19 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         async with entries.alock:
             entering = self._entering(config, given)
             entered = await entering.__aenter__()
-            entries.open[_agent_ns(config)] = entering
+            entries.open[agent_ns(config)] = entering
         return _news(entered, given)
 
     def after_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
         """Close it. One that pauses before this is closed with the `with authz.run(...)` around it."""
-        entering = self._entries(runtime).open.pop(_agent_ns(get_config()), None)
+        entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
         if entering is not None:
             entering.__exit__(None, None, None)
         return None
 
     async def aafter_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
         """Close it."""
-        entering = self._entries(runtime).open.pop(_agent_ns(get_config()), None)
+        entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
         if entering is not None:
             await entering.__aexit__(None, None, None)
         return None
@@ -151,23 +150,23 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Run:
         """The run of this agent; a resumed one is opened by the first gate that it meets."""
-        entries, ns = self._entries(runtime), _agent_ns(config)
+        entries, ns = self._entries(runtime), agent_ns(config)
         with entries.lock:
             if (entering := entries.open.get(ns)) is None:
                 entering = self._entering(config, None)
                 entering.__enter__()
                 entries.open[ns] = entering
-                drive(entering.engine, _answered(_opened(entering), config))
+                drive(entering.engine, answered(_opened(entering), config))
         return _opened(entering)
 
     async def _arun(self, config: Mapping[str, Any], runtime: Any) -> Run:
-        entries, ns = self._entries(runtime), _agent_ns(config)
+        entries, ns = self._entries(runtime), agent_ns(config)
         async with entries.alock:
             if (entering := entries.open.get(ns)) is None:
                 entering = self._entering(config, None)
                 await entering.__aenter__()
                 entries.open[ns] = entering
-                await adrive(entering.engine, _answered(_opened(entering), config))
+                await adrive(entering.engine, answered(_opened(entering), config))
         return _opened(entering)
 
     # --- the model's call ---
@@ -180,7 +179,10 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         call = call_of_request(request)
         decision = drive(run.engine, decide_model(run, call))
         with _shown(run, call, decision), nullcontext() if outer is not None else run_scope(run):
-            return handler(_without(request, decision))
+            response = handler(_without(request, decision))
+        if outer is None:
+            drive(run.engine, _planned(run, _messages(response)))
+        return response
 
     async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
@@ -190,22 +192,25 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         call = call_of_request(request)
         decision = await adrive(run.engine, decide_model(run, call))
         with _shown(run, call, decision), nullcontext() if outer is not None else run_scope(run):
-            return await handler(_without(request, decision))
+            response = await handler(_without(request, decision))
+        if outer is None:
+            await adrive(run.engine, _planned(run, _messages(response)))
+        return response
 
     def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Record the plan that the model announced; a protected graph's own gate has."""
+        """Record what stands as a plan and no model was seen to announce; a protected graph's own gate has."""
         config = get_config()
         if _gated_run(config) is None:
             run = self._run(config, runtime)
-            drive(run.engine, _planned(run, state))
+            drive(run.engine, _planned(run, state["messages"]))
         return None
 
     async def aafter_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Record the plan that the model announced; a protected graph's own gate has."""
+        """Record what stands as a plan and no model was seen to announce; a protected graph's own gate has."""
         config = get_config()
         if _gated_run(config) is None:
             run = await self._arun(config, runtime)
-            await adrive(run.engine, _planned(run, state))
+            await adrive(run.engine, _planned(run, state["messages"]))
         return None
 
     # --- the tool's call ---
@@ -251,11 +256,6 @@ def _gated_run(config: Mapping[str, Any]) -> Run | None:
     return find_run(config) if task_id(config) == gated_task() else None
 
 
-def _agent_ns(config: Mapping[str, Any]) -> str:
-    ns = str((config.get("configurable") or {}).get("checkpoint_ns") or "")
-    return ns.rpartition("|")[0]
-
-
 def _opened(entering: Entering[Any]) -> Run:
     if entering.run is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -271,20 +271,14 @@ def _news(entered: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"messages": told} if told else None
 
 
-def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
-    """Put what the graph was resumed with into the ledger, as a protected root entry does before its tasks."""
-    value = answer_given(config)
-    if value is None:
-        return
-    snapshot = yield Load(run.scope, Query(asks=True))
-    ids = {a.interrupt_id for a in snapshot.asks}
-    named = ids & value.keys() if isinstance(value, Mapping) else set()
-    if named or len(ids) == 1:
-        yield from answer(run, [a for a in snapshot.asks if not named or a.interrupt_id in named], value)
+def _messages(response: Any) -> Sequence[Any]:
+    """The messages of what a model's handler returns, in either form."""
+    return cast("Sequence[Any]", getattr(response, "model_response", response).result)
 
 
-def _planned(run: Run, state: Mapping[str, Any]) -> Flow[None]:
-    newest = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
+def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
+    """Record the plan in the newest of the messages, before a review can ask about it. The first record stands."""
+    newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     try:
         yield from record_plans(run, {}, newest)
     except Exception as exc:

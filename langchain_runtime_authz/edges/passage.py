@@ -40,14 +40,20 @@ FUNCTION: Final[Stage] = "function"
 
 
 class Held:
-    """What a gate in front hands to the guard: the verdict, the call and the run it belongs to."""
+    """What a gate in front hands to the guard: the verdict, the call and the run it belongs to.
 
-    __slots__ = ("answers", "call", "paused", "place", "replaced", "run", "used", "verdict")
+    Attributes:
+        left: there is no verdict: a review on the way asks a human first, and the guard decides what comes of it.
+        used: the guard has met it.
+    """
+
+    __slots__ = ("answers", "call", "left", "paused", "place", "replaced", "run", "used", "verdict")
 
     def __init__(self, run: Run, settled: Settled, place: int | None = None) -> None:
         self.run, self.place = run, place
         self.call, self.verdict, self.answers, self.paused, self.replaced = settled
-        self.used = False
+        self.left = self.verdict is None
+        self.used = self.left
 
 
 _held: ContextVar[Held | None] = ContextVar("langchain_runtime_authz.held", default=None)
@@ -60,9 +66,9 @@ def held() -> Held | None:
 
 
 def holds() -> bool:
-    """Whether a gate in front has decided the call that is being made."""
+    """Whether a gate in front has seen to the call that is being made."""
     one = _held.get()
-    return one is not None and not one.used
+    return one is not None and (one.left or not one.used)
 
 
 def current_passage() -> Passage | None:

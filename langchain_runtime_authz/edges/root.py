@@ -9,11 +9,11 @@ protected, since nodes and class go with it.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from langgraph.graph import StateGraph
 
@@ -30,12 +30,12 @@ from langchain_runtime_authz.edges._private import (
     reset_node,
 )
 from langchain_runtime_authz.edges.entry import AtCall, Entrance
-from langchain_runtime_authz.edges.handle import HANDLE_KEY, running
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, find_run, run_scope, running
 from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
-from langchain_runtime_authz.enforce.engine import adrive, drive
+from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 
 __all__ = ["Protection", "owner_of", "protect"]
@@ -119,22 +119,47 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
     return builder
 
 
+def stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
+    """A graph's stream, in each of whose steps its run is the current one, and in none of its consumer's.
+
+    What the graph's own loop calls between nodes (reducers, validators, retry policies, cache keys, callback handlers)
+    has no config of a task and no gate around it: by this the ambient hook hears of the tools that it starts.
+    """
+    run, counts = cast("Run", find_run(config)), dict[str, int]()
+    try:
+        while True:
+            with run_scope(run, counts=counts):
+                try:
+                    chunk = next(chunks)
+                except StopIteration:
+                    return
+            yield chunk
+    finally:
+        with run_scope(run, counts=counts):
+            chunks.close()
+
+
 class _Owned:
     """A graph's stream that only its holder closes.
 
     An event loop that ends closes every generator that it knows, this one while its holder does. So
-    the loop does not learn of it.
+    the loop does not learn of it. As for `stepping`, the run is the current one in each of its steps.
     """
 
-    __slots__ = ("_begun", "_chunks")
+    __slots__ = ("_begun", "_chunks", "_counts", "_run")
 
-    def __init__(self, chunks: AsyncGenerator[Any, None]) -> None:
-        self._chunks, self._begun = chunks, False
+    def __init__(self, chunks: AsyncGenerator[Any, None], config: Mapping[str, Any]) -> None:
+        self._chunks, self._begun, self._run = chunks, False, cast("Run", find_run(config))
+        self._counts: dict[str, int] = {}
 
     def __aiter__(self) -> _Owned:
         return self
 
-    def __anext__(self) -> Awaitable[Any]:
+    async def __anext__(self) -> Any:
+        with run_scope(self._run, counts=self._counts):
+            return await self._next()
+
+    def _next(self) -> Awaitable[Any]:
         if self._begun:
             return self._chunks.__anext__()
         self._begun = True
@@ -146,7 +171,8 @@ class _Owned:
             sys.set_asyncgen_hooks(*hooks)
 
     async def aclose(self) -> None:
-        await self._chunks.aclose()
+        with run_scope(self._run, counts=self._counts):
+            await self._chunks.aclose()
 
 
 def _entry_class(base: Any, protection: Protection) -> Any:
@@ -161,13 +187,14 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
         if at_call.parent is not None:
             with entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
-                yield from base.stream(self, input, entered, **options)
+                yield from stepping(entered, base.stream(self, input, entered, **options))
             return
         if _lacks_thread(self, config):
             yield from base.stream(self, input, without_handle(config), **options)
             return
         with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            for chunk in base.stream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)):
+            chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, entrance, options))
+            for chunk in stepping(entered, chunks):
                 yield without_handle(chunk)
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -184,7 +211,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if at_call.parent is not None:
             async with (
                 entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered,
-                aclosing(_Owned(base.astream(self, input, entered, **options))) as chunks,
+                aclosing(_Owned(base.astream(self, input, entered, **options), entered)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
@@ -197,7 +224,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         async with (
             entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
             aclosing(
-                _Owned(base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)))
+                _Owned(
+                    base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)), entered
+                )
             ) as chunks,
         ):
             async for chunk in chunks:

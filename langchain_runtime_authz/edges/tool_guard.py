@@ -15,7 +15,7 @@ import functools
 import inspect
 import operator
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, cast, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -24,14 +24,13 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges._private import config_parameter, injected_names
-from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival, arrival_by_hand
-from langchain_runtime_authz.edges.calls import Malformed, supplied, without
-from langchain_runtime_authz.edges.passage import FUNCTION, Passage, Stage, answer, current_passage
+from langchain_runtime_authz.edges.arrival import arrival, arrival_by_hand
+from langchain_runtime_authz.edges.calls import Malformed
+from langchain_runtime_authz.edges.passage import FUNCTION, Stage, current_passage
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
-from langchain_runtime_authz.enforce.engine import adrive, drive
-from langchain_runtime_authz.errors import AlreadyProtected, Code
+from langchain_runtime_authz.edges.way_in import WayIn
+from langchain_runtime_authz.errors import AlreadyProtected
 
 __all__ = ["facts_of", "guard_tool", "is_guarded"]
 
@@ -126,17 +125,13 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         tool_call_id: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        config, facts, parser = ensure_config(config), facts_of(self), functools.partial(base._parse_input, self)
-        arrived = arrival(self, facts, tool_input, config, tool_call_id, parser)
-        decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
-        passage = _passage(self, facts, decided, config, tool_call_id, parser, tool_input)
-        if passage is None:
-            return answer(decided.verdict, tool_call_id)
-        with passage:
-            passage.output = base.run(
-                self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **kwargs
-            )
-        return passage.output
+        way = _arrived(self, base, tool_input, config, tool_call_id)
+        with way as passage:
+            if passage is not None:
+                passage.output = base.run(
+                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **kwargs
+                )
+        return way.output
 
     async def arun(
         self: Any,
@@ -146,17 +141,13 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         tool_call_id: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        config, facts, parser = ensure_config(config), facts_of(self), functools.partial(base._parse_input, self)
-        arrived = arrival(self, facts, tool_input, config, tool_call_id, parser)
-        decided = arrived if isinstance(arrived, Decided) else await adrive(arrived.engine, arrived.decide())
-        passage = _passage(self, facts, decided, config, tool_call_id, parser, tool_input)
-        if passage is None:
-            return answer(decided.verdict, tool_call_id)
-        async with passage:
-            passage.output = await base.arun(
-                self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **kwargs
-            )
-        return passage.output
+        way = _arrived(self, base, tool_input, config, tool_call_id)
+        async with way as passage:
+            if passage is not None:
+                passage.output = await base.arun(
+                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **kwargs
+                )
+        return way.output
 
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         passage = current_passage()
@@ -202,33 +193,11 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     return made
 
 
-def _passage(
-    tool: BaseTool,
-    facts: ToolFacts,
-    decided: Decided,
-    config: Mapping[str, Any],
-    call_id: str | None = None,
-    parser: Callable[..., Any] | None = None,
-    given: Any = None,
-) -> Passage | None:
-    """The passage that a verdict opens, or `None` where there is only an answer.
-
-    `parser` makes arguments of what `run` was given: injected arguments are this very call's, what was decided stays
-    what was decided. Malformed arguments go the stock road: the tool's own parsing raises the stored
-    error before the tool runs, and there is no ticket.
-    """
-    run, call, verdict, settled = decided
-    ticket = verdict if isinstance(verdict, Ticket) else None
-    if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
-        return None
-    parsed, injected = call.parsed[0], facts.injected
-    if ticket is not None and parser is not None and isinstance(parsed, dict):
-        sent = given if isinstance(given, dict) else {}
-        if any(supplied(k, v, injected) for k, v in (*sent.items(), *parsed.items())):
-            now = parser(dict(sent), call_id)
-            own = now if isinstance(now, dict) else {}
-            parsed = without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
-    return Passage(_guard_of(tool), run, call, ticket, parsed=parsed, config=config, call_id=call_id, settled=settled)
+def _arrived(tool: BaseTool, base: type[BaseTool], tool_input: Any, config: Any, call_id: str | None) -> WayIn:
+    """A call of `run` or `arun`."""
+    config, facts, parser = ensure_config(config), facts_of(tool), functools.partial(base._parse_input, tool)
+    arrived = arrival(tool, facts, tool_input, config, call_id, parser)
+    return WayIn(_guard_of(tool), facts, arrived, config, call_id, parser, tool_input)
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -276,14 +245,11 @@ def _decided_function(tool: BaseTool, guard: _Guard, raw: Callable[..., Any], na
 def _called(tool: BaseTool, guard: _Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     passage = current_passage()
     if passage is None or passage.of is not guard or not passage.admits(stage):
-        arrived, facts, config = _by_hand(tool, guard, stage, code, args, kwargs)
-        decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
-        opened = _passage(tool, facts, decided, config)
-        if opened is None:
-            return answer(decided.verdict, None)
-        with opened:
-            opened.output = _called(tool, guard, stage, code, args, kwargs)
-        return opened.output
+        way = _by_hand(tool, guard, stage, code, args, kwargs)
+        with way as opened:
+            if opened is not None:
+                opened.output = _called(tool, guard, stage, code, args, kwargs)
+        return way.output
     if not passage.outermost:
         return code(*args, **kwargs)
     try:
@@ -297,14 +263,11 @@ async def _acalled(
 ) -> Any:
     passage = current_passage()
     if passage is None or passage.of is not guard or not passage.admits(stage):
-        arrived, facts, config = _by_hand(tool, guard, stage, code, args, kwargs)
-        decided = arrived if isinstance(arrived, Decided) else await adrive(arrived.engine, arrived.decide())
-        opened = _passage(tool, facts, decided, config)
-        if opened is None:
-            return answer(decided.verdict, None)
-        async with opened:
-            opened.output = await _acalled(tool, guard, stage, code, args, kwargs)
-        return opened.output
+        way = _by_hand(tool, guard, stage, code, args, kwargs)
+        async with way as opened:
+            if opened is not None:
+                opened.output = await _acalled(tool, guard, stage, code, args, kwargs)
+        return way.output
     if not passage.outermost:
         return await code(*args, **kwargs)
     try:
@@ -320,7 +283,7 @@ def _by_hand(
     code: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Arrival | Decided, ToolFacts, Mapping[str, Any]]:
+) -> WayIn:
     """The call as its code receives it: every argument by its name, but what the framework supplies."""
     given = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(given.pop(config_parameter(code) or "", None))
@@ -333,4 +296,4 @@ def _by_hand(
         else:
             given[name] = value
     facts = guard.facts(tool)
-    return arrival_by_hand(tool, facts, given, config), facts, config
+    return WayIn(guard, facts, arrival_by_hand(tool, facts, given, config), config)

@@ -199,11 +199,16 @@ def _asks_of(run: Run) -> Scope:
     return Scope(run.scope.tenant, run.scope.issuer, "asks:", f"{run.subject.type}:{run.subject.id}")
 
 
-def reviews(run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str) -> list[Change]:
+def reviews(
+    run: Run,
+    asked: Sequence[tuple[str, str, Call, tuple[str, ...]]],
+    interrupt_id: str,
+    task_id: str = "",
+) -> list[Change]:
     """The changes that note what a review beside our own gates asks a human: LangChain's HITL middleware.
 
     `asked` has for each call the review's key, the digest of its arguments as written, the call and
-    the decisions that the review takes.
+    the decisions that the review takes; `task_id` is the task that makes the call, where the review asks in it.
     """
     return [
         AskApproval(
@@ -211,6 +216,7 @@ def reviews(run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], i
                 call_key=key,
                 args_digest=digest,
                 epoch=run.epoch,
+                task_id=task_id,
                 position=i,
                 source="hitl",
                 interrupt_id=interrupt_id,

@@ -35,7 +35,8 @@ class Call:
     nothing to decide because the call can not run at all. `plan_id` and `position` are `None` where
     the gate did not see the message; `place` then says which of several equal calls this is.
     `amend` gives the call that a human put in this one's place (tool, arguments), `amends` is the
-    key of the approval that says so.
+    key of the approval that says so. `reviewed`: between the gate and the tool stands a review that
+    asks a human about calls of this tool by itself.
     """
 
     tool: str
@@ -54,6 +55,7 @@ class Call:
     place: str = ""
     amend: Callable[[str, dict[str, Any]], Call] | None = None
     amends: str = ""
+    reviewed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

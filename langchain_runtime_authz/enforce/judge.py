@@ -190,12 +190,24 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
         own = snapshot.approvals.get(call.amends)
     if own is None and call.plan_id is not None:
         review = snapshot.approvals.get(review_key(run, call, origin))
-        # By the arguments as written: whatever they parse to, they are what the human saw.
-        if review is not None and review.tool == call.tool and review.args_digest == plan.raw_digest(call.raw):
+        if review is not None and _reviewed(review, call):
             own = review
     if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
         return None  # said under the old task, of a plan that nobody carried into this one
     return own
+
+
+def _reviewed(review: Approval, call: Call) -> bool:
+    """Whether a review's answer is about this call, as the human saw it or, where it was changed since, as the human wrote it.
+
+    By the arguments as written: whatever they parse to, they are what the human saw.
+    """
+    digest = plan.raw_digest(call.raw)
+    if review.edited:
+        name, args = edited_action(review.edited)
+        if call.tool == name and digest == plan.raw_digest(args):
+            return True
+    return review.tool == call.tool and review.args_digest == digest
 
 
 def _amended(call: Call, approval: Approval | None) -> Call:

@@ -631,3 +631,60 @@ def test_loop_that_ends_with_an_open_stream(kind: str) -> None:
     assert reported == []
     jtis = {r.context.lease.jti for r in pdp.requests}
     assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+
+
+def _reducing(spoke: list[Any]) -> Any:
+    """A graph of three steps whose reducer calls a tool, which nobody guarded."""
+    from typing import Annotated, TypedDict
+
+    from langgraph.graph import START, StateGraph
+
+    note = _speaking(spoke)
+
+    def reduce(old: str, new: str) -> str:
+        if new.startswith("of "):
+            note.invoke({"user": new})
+        return new
+
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    builder = StateGraph(state_with)
+    before = START
+    for name in ("one", "two", "three"):
+        builder.add_node(name, lambda state: {"said": f"of {state['said'].removeprefix('of ')}"})
+        builder.add_edge(before, name)
+        before = name
+    return builder.compile()
+
+
+@pytest.mark.parametrize("go", ["sync", "async"])
+def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str) -> None:
+    """Two streams consumed in turn: each one's reducers under its own subject, and the consumer under nobody's."""
+    from langchain_runtime_authz.edges.handle import running
+
+    spoke: list[Any] = []
+    pdp = StaticPDP(True)
+    authz = RuntimeAuthz(pdp=pdp, profiles={"who": ToolProfile(effect="read")})
+    graph = authz.protect(_reducing(spoke))
+    runs = {user: authz.run(subject=user) for user in USERS}
+    with contextlib.ExitStack() as stack:
+        for run in runs.values():
+            stack.enter_context(run)
+        configs = {u: run.config() for u, run in runs.items()}
+        given = {u: {"said": u} for u in USERS}
+        if go == "sync":
+            streams = [graph.stream(given[u], configs[u]) for u in USERS]
+            while streams:
+                streams = [s for s in streams if next(s, None) is not None]
+                assert running() is None
+        else:
+
+            async def _go() -> None:
+                open_ones: list[AsyncIterator[Any]] = [graph.astream(given[u], configs[u]) for u in USERS]
+                while open_ones:
+                    open_ones = [s for s in open_ones if await anext(s, None) is not None]
+                    assert running() is None
+
+            asyncio.run(_go())
+    assert sorted(spoke) == ["of alice"] * 3 + ["of bob"] * 3
+    decided = [(r.subject.id, r.context.call.args["user"]) for r in calls_of(pdp)]
+    assert sorted(decided) == [("alice", "of alice")] * 3 + [("bob", "of bob")] * 3

@@ -21,6 +21,7 @@ from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 from ._approvals import ANN, APPROVE, EVE, FIVE, FOUR, REJECT, THREAD, TWO, edit, resume
 from ._graphs import (
+    ASK,
     PAID,
     PAY,
     PROFILES,
@@ -286,27 +287,192 @@ def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str) -> None:
     assert ran == []
 
 
-@pytest.mark.parametrize("first", ["review", "ours"])
+MODES = ("batched", "per_call")
+
+
+def paying_tool(ran: list[Any]) -> Any:
+    """A tool that pays; without aliases, which the schema of LangChain's question per call has by another name."""
+
+    @tool
+    def pay(recipient: str, amount: float, currency: str = "USD") -> str:
+        """Pay somebody."""
+        ran.append((recipient, amount, currency))
+        return "paid"
+
+    return pay
+
+
+def plain(action: dict[str, Any]) -> dict[str, Any]:
+    """A call, or a human's edit, with the payee by the name that the schema has."""
+    inner = action.get("edited_action", action)
+    args = {"recipient" if k == "to" else k: v for k, v in inner["args"].items()}
+    return {**action, "edited_action": {**inner, "args": args}} if inner is not action else {**action, "args": args}
+
+
+def quietly(*args: Any) -> Any:
+    """`said`, where ours may not be the innermost on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="AuthzMiddleware is not")
+        return said(*args)
+
+
+def reviewing(stack: str, mode: Any, first: str, authz: RuntimeAuthz, model: Any, ran: list[Any], review: Any = None) -> Any:
+    """An agent with LangChain's review of payments, before ours in the list or after it."""
+    reviews = [HumanInTheLoopMiddleware(review or {"pay": True}, interrupt_mode=mode)]
+    order = {"before": reviews} if first == "review" else {"after": reviews}
+    return built(stack, authz, model, [paying_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver(), **order)
+
+
+def answering(asked: Any, decisions: dict[str, Any]) -> Any:
+    """One resume value for all that was asked: by id where each call was asked about by itself."""
+    if "action_requests" in asked[0].value:
+        return resume(*decisions.values())
+    return Command(resume={i.id: decisions[i.value["tool_call_id"]] for i in asked})
+
+
+reviewed = pytest.mark.parametrize("first", ["review", "ours"])
+modes = pytest.mark.parametrize("mode", MODES)
+
+
+@stacks
+@reviewed
+@modes
 @ways
-def test_both_orders_of_langchains_review_and_ours(first: str, go: str) -> None:
-    """In a protected graph nobody is asked twice, and an edit is decided once, as what it became."""
+def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, go: str) -> None:
+    """In each order and mode one answer does: approved runs, edited runs as edited, rejected and answered never.
+
+    What is edited is decided as what it became, under the plan that the human made of it.
+    """
     ran: list[Any] = []
     pdp = asking("pay")
     authz = authz_with(pdp)
-    review = [HumanInTheLoopMiddleware({"pay": True})]
-    order = {"before": review} if first == "review" else {"after": review}
-    graph = built(
-        "both", authz, replying(FIVE), [pay_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver(), **order,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        said(go, authz, graph, human(), THREAD)
-        state = said(go, authz, graph, resume(APPROVE, edit("bob", "2"), REJECT), THREAD)
+    plan = [*map(plain, FIVE), plain(call("pay", {"to": "zoe", "amount": "50"}, "c6"))]
+    graph = reviewing(stack, mode, first, authz, replying(plan), ran)
+    asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    assert len(asked) == (1 if mode == "batched" else 4)
+    assert [r for r in ran if r[0] != "write"] == []
+    decisions = {"c1": APPROVE, "c3": plain(edit("bob", "2")), "c5": REJECT, "c6": {"type": "respond", "message": "zoe was paid"}}
+    state = quietly(go, authz, graph, answering(asked, decisions), THREAD)
     assert "__interrupt__" not in state
     assert sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
-    decided = [(r.context.call.id, r.context.call.args["recipient"]) for r in calls_of(pdp, "pay") if r.context.call]
-    assert decided == [("c1", "ann"), ("c3", "bob")]
+    final = {r.context.call.id: r.context for r in calls_of(pdp, "pay") if r.context.approval is not None}
+    assert {i: (c.call.args["recipient"], c.approval.source, c.plan.planned) for i, c in final.items()} == {
+        "c1": ("ann", "hitl", True),
+        "c3": ("bob", "hitl", True),
+    }
+    assert final["c3"].approval.edited_from == "pay"
+    assert {c.task.epoch for c in final.values()} == {2}
+    assert answer_to(state["messages"], "c3").text.count("human reviewer replaced") == 1
+    assert "the user replaced" not in answer_to(state["messages"], "c3").text
+    assert answer_to(state["messages"], "c5").status == "error"
+    assert answer_to(state["messages"], "c6").text == "zoe was paid"
     assert_went_on(state)
+
+
+@reviewed
+@modes
+@ways
+def test_the_unenforced_twin_of_a_review_asks_and_pays(first: str, mode: Any, go: str) -> None:
+    """LangChain's review alone: what the human edits runs under nobody's policy."""
+    ran: list[Any] = []
+    graph = create_agent(
+        replying([plain(c) for c in FIVE]), [paying_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver(),
+        middleware=[HumanInTheLoopMiddleware({"pay": True}, interrupt_mode=mode)],
+    )  # fmt: skip
+    asked = graph.invoke(human(), THREAD)["__interrupt__"]
+    graph.invoke(answering(asked, {"c1": APPROVE, "c3": plain(edit("mallory", "9999")), "c5": REJECT}), THREAD)
+    assert ("mallory", 9999.0, "USD") in ran
+
+
+@stacks
+@reviewed
+@modes
+@ways
+def test_an_edit_in_a_review_meets_the_policy(stack: str, first: str, mode: str, go: str) -> None:
+    """A human may put another payment in the call's place; whether it runs is the policy's."""
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args.get("recipient") != "eve"))
+    graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran)
+    asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    state = quietly(go, authz, graph, answering(asked, {PAY["id"]: plain(edit("eve", 9))}), THREAD)
+    assert ran == []
+    assert_went_on(state)
+
+
+@stacks
+@reviewed
+@ways
+def test_each_call_of_a_review_may_be_answered_by_itself(stack: str, first: str, go: str) -> None:
+    """What is not answered stays open, and is answered later; an edit in between changes the task and voids no question."""
+    ran: list[Any] = []
+    authz = authz_with(asking("pay"))
+    graph = reviewing(stack, "per_call", first, authz, replying([plain(c) for c in FIVE]), ran)
+    asked = {i.value["tool_call_id"]: i.id for i in quietly(go, authz, graph, human(), THREAD)["__interrupt__"]}
+    for ident, decision, left in (("c3", plain(edit("bob", 2)), 2), ("c1", APPROVE, 1), ("c5", REJECT, 0)):
+        state = quietly(go, authz, graph, Command(resume={asked[ident]: decision}), THREAD)
+        assert len(state.get("__interrupt__", ())) == left
+    assert sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
+    assert_went_on(state)
+
+
+@stacks
+@reviewed
+@modes
+@ways
+def test_a_review_that_does_not_suffice(stack: str, first: str, mode: str, go: str) -> None:
+    """A policy that takes no approval of that source asks by itself, once, after it."""
+
+    def decide(request: Any) -> object:
+        if request.action.name != "tools/call" or request.resource.id != "pay":
+            return True
+        approval = request.context.approval
+        return True if approval is not None and approval.source == "interrupt" else ASK
+
+    ran: list[Any] = []
+    authz = authz_with(StaticPDP(decide))
+    graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran)
+    first_asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    second = quietly(go, authz, graph, answering(first_asked, {PAY["id"]: APPROVE}), THREAD)["__interrupt__"]
+    assert [a["approval_id"] != "" for i in second for a in i.value["action_requests"]] == [True]
+    assert ran == []
+    assert_went_on(quietly(go, authz, graph, resume(APPROVE), THREAD))
+    assert ran == [PAID]
+
+
+@stacks
+@reviewed
+@ways
+def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: str, go: str) -> None:
+    """The review's own `when` says that it need not be asked about: the policy says otherwise."""
+    ran: list[Any] = []
+    authz = authz_with(asking("pay"))
+    review = {"pay": {"allowed_decisions": ["approve"], "when": lambda request: False}}
+    graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran, review)
+    (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    assert asked.value["action_requests"][0]["type"] == "tool_approval"
+    assert ran == []
+    assert_went_on(quietly(go, authz, graph, resume(APPROVE), THREAD))
+    assert ran == [PAID]
+
+
+@stacks
+@reviewed
+@ways
+def test_an_answer_that_a_review_does_not_take(stack: str, first: str, go: str) -> None:
+    """LangGraph refuses it and the question stays open; we take nothing of it either."""
+    ran: list[Any] = []
+    pdp = asking("pay")
+    authz = authz_with(pdp)
+    review = {"pay": {"allowed_decisions": ["approve", "reject"]}}
+    graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran, review)
+    (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    for bad in ({"type": "respond", "message": "x"}, plain(edit("eve", 9))):
+        with pytest.raises(ValueError, match="expected tags"):
+            quietly(go, authz, graph, Command(resume={asked.id: bad}), THREAD)
+    assert ran == []
+    assert_went_on(quietly(go, authz, graph, Command(resume={asked.id: APPROVE}), THREAD))
+    assert ran == [PAID]
+    assert {r.context.task.epoch for r in pdp.requests} == {1}
 
 
 # --- the model's request ------------------------------------------------------------------------------

@@ -389,6 +389,43 @@ def test_a_resumed_task_sees_the_answer_of_its_invocation() -> None:
     assert seen == [None, "plain", None, {asked.id: "by id"}]
 
 
+def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
+    """The value and the checkpoint that was named stand in the frame of `stream` and `astream`; of nothing else."""
+    import asyncio
+
+    from langchain_core.tracers import context
+
+    seen: list[object] = []
+
+    class Hook:
+        def get(self) -> None:
+            self._look()
+
+        def _look(self) -> None:
+            seen.append(private.resumed_graph())
+
+    hook: Any = Hook()
+    context.register_configure_hook(hook, inheritable=False)
+
+    def node(state: Any) -> Any:
+        interrupt("question")
+        return {}
+
+    graph = _graph(node)
+    for go in (graph.invoke, lambda *args: asyncio.run(graph.ainvoke(*args))):
+        seen.clear()
+        config = {"configurable": {"thread_id": str(go)}}
+        go({"messages": []}, config)
+        assert set(seen) == {None}
+        place = graph.get_state(config).config
+        seen.clear()
+        go(Command(resume="plain"), config)
+        go(Command(resume="plain"), place)
+        found = [s for s in seen if s is not None]
+        assert found == [("plain", None), ("plain", place["configurable"]["checkpoint_id"])], "repair edges/alone.py"
+    context._configure_hooks.pop()
+
+
 def test_the_innermost_handler_is_known_by_its_name() -> None:
     """`create_agent` hands the tool node's own function to the last middleware, a composed one to the others."""
     from langchain.agents import create_agent

@@ -2,7 +2,8 @@
 
 `python -m tests.upstream --tier ci|long`, or `--suite NAME`, and `--variant NAME`. Fails where a test
 that passes stock does not pass with us and is not listed in `suites.toml` (or is listed and passes),
-and unless each decision belongs to one execution or one unused ticket, and there are some.
+and unless each decision belongs to one execution, one unused ticket or a review that is to ask first, and
+there are some.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def main() -> int:
                 f"({skipped} skipped), ours {len(ours.passed())} passed"
                 f"{f' ({len(worse & listed)} listed)' if listed else ''}; "
                 f"tool calls decided {counts['decided tools/call']}, ran {counts['ran tools/call']}, "
-                f"unused tickets {counts['unused tools/call']}; "
+                f"unused tickets {counts['unused tools/call']}, left to a review {counts['left tools/call']}; "
                 f"nodes decided {counts['decided node/enter']}, ran {counts['ran node/enter']}"
                 f"{'  << WRONG' if wrong else ''}",
                 flush=True,

@@ -30,6 +30,7 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 
 from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.lease import Ticket
+from langchain_runtime_authz.edges.passage import Held
 from langchain_runtime_authz.edges.root import protect
 from langchain_runtime_authz.testing import StaticPDP
 
@@ -108,6 +109,14 @@ def _count_tickets() -> None:
         conclude(self)
 
     Ticket.redeem, Ticket.conclude = counted_redeem, counted_conclude
+    made = Held.__init__
+
+    def counted_held(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        if self.left:
+            _count("left tools/call")
+
+    Held.__init__ = counted_held
 
 
 def _counted(inner):
@@ -214,7 +223,9 @@ _uneven: dict[str, dict[str, int]] = {}
 
 def unbalanced(counts) -> bool:
     """Whether a decision has no execution, or an execution no decision."""
-    tools = counts["decided tools/call"] == counts["ran tools/call"] + counts["unused tools/call"]
+    met = counts["ran tools/call"] + counts["unused tools/call"]
+    # What a human rejected in a review is refused without a question to the policy.
+    tools = met <= counts["decided tools/call"] <= met + counts["left tools/call"]
     return not tools or counts["decided node/enter"] != counts["ran node/enter"]
 
 
