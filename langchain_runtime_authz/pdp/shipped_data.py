@@ -54,6 +54,7 @@ class _Closed(BaseModel):
 class _Plan(_Closed):
     stale: list[Effect]
     unplanned_permitted: list[Effect]
+    unlisted: Verdict = "permit"
 
 
 class _Anonymous(_Closed):
