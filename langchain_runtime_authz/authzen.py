@@ -1,7 +1,8 @@
 """The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
 
 Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a
-default; a field is never renamed, never changes its type or meaning, and is never removed. A
+default, and a closed list of names may get another one; a field is never renamed, never changes its
+type or meaning, and is never removed. A
 policy written for an older version therefore keeps its meaning. `tests/unit_tests/test_authzen.py`
 pins the field list.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -139,7 +140,7 @@ def test_a_mention_is_never_an_assertion(value: str, around: str, kind: str) -> 
 @given(value=values, kind=st.sampled_from(KINDS[:7]))
 def test_what_is_said_is_told_and_what_a_system_asserts_is_known(value: str | float, kind: str) -> None:
     """The twin: trust is reached, by the human's words and by a system's field."""
-    assert standing(value, kind, words=HumanWords([f"Use {value} for it"])) == "told"
+    assert standing(value, kind, words=HumanWords([f"Give it to {value} for that"])) == "told"
     words = HumanWords(["do it"])
     found = harvest("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
     assert standing(value, kind, found, words=words) == "known"
@@ -184,6 +185,7 @@ def _pairs() -> list[tuple[Any, Any, bool]]:
 
 def _noticed() -> bool:
     """Whether the tables of equal and different values, the mentions or the human's words disagree."""
+    from tests.unit_tests.test_provenance import NAMES
     from tests.unit_tests.test_provenance_forms import SAID
 
     if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
@@ -191,6 +193,8 @@ def _noticed() -> bool:
     if any(forms_module.forms(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
         return True
     if any(HumanWords([t]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
+        return True
+    if any(HumanWords([t]).names(forms_module.forms(v)) is not named for t, v, named in NAMES):
         return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
     expected = {
@@ -204,6 +208,7 @@ class _Never:
 
     def fullmatch(self, *_: Any) -> None: ...
     def match(self, *_: Any) -> None: ...
+    def search(self, *_: Any) -> None: ...
     def finditer(self, *_: Any) -> list[Any]:
         return []
 
@@ -228,6 +233,11 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "parts of words": (words_module, "_joined", lambda *_: False),
     "pasted text is said": (words_module, "own_words", str),
     "list numbers are said": (words_module, "_unnumbered", str),
+    "every word is a name": (words_module, "_ROLE", re.compile("")),
+    "no roles": (words_module, "_ROLE", _Never()),
+    "no identifiers": (words_module, "_IDENTIFIER", _Never()),
+    "no subjects of a sentence": (words_module, "_FOLLOWING", _Never()),
+    "no quoted names": (words_module, "_QUOTES", ""),
     "empty words count": (words_module, "_EMPTY", frozenset()),
 }
 
