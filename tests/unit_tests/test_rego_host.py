@@ -96,6 +96,29 @@ def test_no_input_is_written_outside(heap: str) -> None:
     policy.close()
 
 
+def test_an_answer_is_found_where_the_memory_grew() -> None:
+    """It may lie elsewhere in this process after an evaluation than before."""
+    policy = program(module("(drop (memory.grow (i32.const 600))) (i32.const 4096)"))
+    for _ in range(3):
+        assert policy.evaluate(b"x", "a/b") == {"decision": True}
+    policy.close()
+
+
+def test_what_opa_is_handed() -> None:
+    """`opa_eval`'s seven numbers: reserved, entrypoint, data, the input's address and length, the heap behind it, JSON."""
+    given = " ".join(f"(i32.store offset={4 * i} (i32.const 9000) (local.get {i}))" for i in range(7))
+    held = """(i32.and (i32.and
+        (i32.eq (i32.load (i32.const 9000)) (i32.load offset=24 (i32.const 9000)))
+        (i32.eq (i32.load offset=20 (i32.const 9000))
+                (i32.add (i32.load offset=12 (i32.const 9000)) (i32.load offset=16 (i32.const 9000)))))
+      (i32.and
+        (i32.eq (i32.load8_u (i32.load offset=12 (i32.const 9000))) (i32.const 120))
+        (i32.eq (i32.load offset=8 (i32.const 9000)) (i32.const 60000))))"""
+    policy = program(module(f"{given} (if (result i32) {held} (then (i32.const 4096)) (else unreachable))"))
+    assert policy.evaluate(b"xyz", "a/b") == {"decision": True}
+    policy.close()
+
+
 @pytest.mark.parametrize("text", ["", "null", "{}", "[1]", '[{"result": 1}, {"result": 2}]', '[{"value": 1}]', '[{"result": 1}', "[" * 3000])
 def test_what_is_no_result_set_fails(text: str) -> None:
     """Only one result is a result."""
