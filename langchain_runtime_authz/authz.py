@@ -63,6 +63,13 @@ class _Revised(Protocol):
     def grants(self) -> Mapping[str, Grant]: ...
 
 
+def _revised(pdp: PDP) -> list[_Revised]:
+    """Those behind a PDP whose policy brings profiles and grants: an observer or a breaker must not hide them."""
+    if isinstance(pdp, _Revised):
+        return [pdp]
+    return [found for behind in getattr(pdp, "behind", ()) for found in _revised(behind)]
+
+
 class RuntimeAuthz:
     """Runtime authorization for LangGraph graphs.
 
@@ -154,7 +161,13 @@ class RuntimeAuthz:
         self.tenant = tenant
         self.approvers = approvers if approvers is not None else Approvers()
         _refuse_older(self.ledger, self.audit, tenant)
-        self.profiles = Profiles((lambda: pdp.profiles) if profiles is None and isinstance(pdp, _Revised) else declared)
+        revised = _revised(pdp)
+        if len(revised) > 1 and profiles is None:
+            msg = "several policies of the `pdp` bring profiles and grants; say which profiles count with `profiles=`"
+            raise ConfigError(msg)
+        self._revised = revised[0] if len(revised) == 1 else None
+        brought = self._revised if profiles is None else None
+        self.profiles = Profiles(declared if brought is None else lambda: brought.profiles)
         self._engine = Engine(
             ledger=self.ledger,
             evaluator=Evaluator(pdp, deadline=deadline),
@@ -417,7 +430,7 @@ class RuntimeAuthz:
     def _granted(self, grant: Grant | str | None) -> Grant | None:
         if not isinstance(grant, str):
             return grant
-        grants = self.pdp.grants if isinstance(self.pdp, _Revised) else {}
+        grants = self._revised.grants if self._revised is not None else {}
         if grant not in grants:
             msg = f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}"
             raise ConfigError(msg)

@@ -304,6 +304,11 @@ class ObserveOnly:
         """The observed policy's revision."""
         return self.real.revision
 
+    @property
+    def behind(self) -> tuple[PDP, ...]:
+        """The PDPs that decide."""
+        return (self.real,)
+
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
         return self._all.evaluate([request], [body])[0]
@@ -323,6 +328,18 @@ class ObserveOnly:
     ) -> Sequence[object]:
         """Permit each, with the real decision's outcome as the reason."""
         return await self._all.aevaluate(requests, bodies)
+
+    def close(self) -> None:
+        """Close the real PDP if it can be closed."""
+        close_all(self.real)
+
+
+def close_all(*pdps: PDP) -> None:
+    """Close every PDP that can be closed."""
+    for pdp in pdps:
+        close = getattr(pdp, "close", None)
+        if close is not None:
+            close()
 
 
 def _observed(real: Decision) -> Decision:

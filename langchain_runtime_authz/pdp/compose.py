@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Literal
@@ -22,7 +23,7 @@ from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligat
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp._settings import checked_callable, checked_count, checked_seconds
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator, close_all
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
 
@@ -83,6 +84,11 @@ class DenyOverrides(_Composed):
         """Of all of them, named."""
         return _joined((e.pdp.name, e.pdp.revision) for e in self._all)
 
+    @property
+    def behind(self) -> tuple[PDP, ...]:
+        """The PDPs that decide."""
+        return tuple(e.pdp for e in self._all)
+
     def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests."""
         until = time.monotonic() + self._deadline
@@ -100,7 +106,7 @@ class DenyOverrides(_Composed):
 
     def close(self) -> None:
         """Close every PDP that can be closed."""
-        _close(*(e.pdp for e in self._all))
+        close_all(*(e.pdp for e in self._all))
 
     def _combined(self, decisions: Sequence[Decision]) -> Decision:
         gravest = max(decisions, key=lambda d: _SEVERITY[d.outcome])  # the first of equals
@@ -164,6 +170,11 @@ class CandidatePDP(_Composed):
         """The real policy's revision."""
         return self._real.pdp.revision
 
+    @property
+    def behind(self) -> tuple[PDP, ...]:
+        """The PDPs that decide."""
+        return (self._real.pdp,)
+
     def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests by the real PDP."""
         decisions = self._real.evaluate(requests, bodies)
@@ -200,15 +211,10 @@ class CandidatePDP(_Composed):
             if first and self._pending:
                 self._add("dropped", self._pending)
         if first:
-            with suppress(queue.Empty):
-                while True:
-                    waiting.get_nowait()
-                    waiting.task_done()
-            if thread is not None:
-                waiting.put(None)  # there is room: nothing is taken in any more
+            _end(waiting, awaited=thread is not None)
             if self.counts.get("dropped"):
                 _log.warning("%s: closed, %d requests were not compared", self.name, self.counts["dropped"])
-        _close(self._real.pdp, self._candidate.pdp)
+        close_all(self._real.pdp, self._candidate.pdp)
         if thread is not None and thread is not threading.current_thread():  # `on_difference` may close
             thread.join(CLOSING)
         return self.counts.get("dropped", 0)
@@ -224,27 +230,26 @@ class CandidatePDP(_Composed):
             if self._closed:
                 return
             if self._thread is None:
-                arguments = (self._waiting,)
+                arguments = (weakref.ref(self), self._waiting)
                 name = "runtime-authz-candidate"
-                self._thread = threading.Thread(target=self._compare, args=arguments, name=name, daemon=True)
+                self._thread = threading.Thread(target=_compare, args=arguments, name=name, daemon=True)
                 self._thread.start()
+                # One that is forgotten ends its thread.
+                weakref.finalize(self, _forgotten, self._waiting, self._pid).atexit = False
             try:
                 self._waiting.put_nowait((list(requests), list(bodies), list(decisions)))
                 self._pending += len(requests)
             except queue.Full:
                 self._add("skipped", len(requests))
 
-    def _compare(self, waiting: queue.Queue[_Compared | None]) -> None:
-        while (work := waiting.get()) is not None:
-            requests, bodies, decisions = work
-            candidates = self._candidate.evaluate(requests, bodies)
-            for request, ours, theirs in zip(requests, decisions, candidates, strict=True):
-                try:
-                    self._tell(request, ours, theirs)
-                except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
-                    _log.exception("a candidate's difference could not be told")
-            waiting.task_done()
-        waiting.task_done()
+    def _compare(self, work: _Compared) -> None:
+        requests, bodies, decisions = work
+        candidates = self._candidate.evaluate(requests, bodies)
+        for request, ours, theirs in zip(requests, decisions, candidates, strict=True):
+            try:
+                self._tell(request, ours, theirs)
+            except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
+                _log.exception("a candidate's difference could not be told")
 
     def _tell(self, request: EvaluationRequest, ours: Decision, theirs: Decision) -> None:
         flips = ours.outcome != theirs.outcome
@@ -283,6 +288,31 @@ class CandidatePDP(_Composed):
 
     def _add(self, what: str, n: int) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
+
+
+def _compare(of: weakref.ref[CandidatePDP], waiting: queue.Queue[_Compared | None]) -> None:
+    """What the comparing thread does, without keeping its PDP alive while it waits."""
+    while (work := waiting.get()) is not None:
+        if (pdp := of()) is not None:
+            pdp._compare(work)  # noqa: SLF001  (its own thread)
+        del pdp, work
+        waiting.task_done()
+    waiting.task_done()
+
+
+def _forgotten(waiting: queue.Queue[_Compared | None], pid: int) -> None:
+    if pid == os.getpid():  # a fork's child has no such thread, and perhaps a lock that nobody gives back
+        _end(waiting)
+
+
+def _end(waiting: queue.Queue[_Compared | None], *, awaited: bool = True) -> None:
+    """Drop what waits; nothing is taken in any more, so there is room for the last word."""
+    with suppress(queue.Empty):
+        while True:
+            waiting.get_nowait()
+            waiting.task_done()
+    if awaited:
+        waiting.put(None)
 
 
 State = Literal["closed", "open", "half-open"]
@@ -327,6 +357,11 @@ class CircuitBreaker(_Composed):
         return self._real.pdp.revision
 
     @property
+    def behind(self) -> tuple[PDP, ...]:
+        """The PDPs that decide."""
+        return (self._real.pdp,)
+
+    @property
     def state(self) -> State:
         """Whether it asks (`closed`), denies (`open`), or is about to try (`half-open`)."""
         with self._lock:
@@ -360,7 +395,7 @@ class CircuitBreaker(_Composed):
 
     def close(self) -> None:
         """Close the PDP if it can be closed."""
-        _close(self._real.pdp)
+        close_all(self._real.pdp)
 
     def _enter(self) -> bool:
         with self._lock:
@@ -401,10 +436,3 @@ def _joined(named: Iterable[tuple[str, str]]) -> str:
 
 
 MAX_REVISION: Final = 256
-
-
-def _close(*pdps: PDP) -> None:
-    for pdp in pdps:
-        close = getattr(pdp, "close", None)
-        if close is not None:
-            close()

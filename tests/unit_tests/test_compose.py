@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import threading
@@ -226,6 +227,17 @@ def test_after_close_nothing_is_compared_and_the_real_one_still_counts() -> None
     pdp.drain()
     assert (candidate.requests, pdp.counts) == ([], {})
     assert "runtime-authz-candidate" not in [t.name for t in threading.enumerate()]
+
+
+def test_one_that_is_forgotten_ends_its_thread() -> None:
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"))
+    Evaluator(pdp).evaluate([REQUEST])
+    pdp.drain()
+    (thread,) = [t for t in threading.enumerate() if t.name == "runtime-authz-candidate"]
+    del pdp
+    gc.collect()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_the_callback_may_close() -> None:

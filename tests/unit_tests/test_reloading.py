@@ -19,10 +19,12 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator
+from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
+from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.highest import HighestRevision
 from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.testing.requests import example_request
+from langchain_runtime_authz.testing.static import StaticPDP
 from tests.bundles import Key, files, mount, put
 
 KEY = Key()
@@ -223,6 +225,35 @@ def test_profiles_and_grants_are_of_the_revision(source: Path, following: Callab
     assert authz.profiles.declared["book_invoice"].effect == "read"
     denied = ask(pdp)
     assert (denied.reasons, denied.failure) == ((Code.POLICY_CHANGED,), "pdp")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        ObserveOnly,
+        CircuitBreaker,
+        lambda pdp: CandidatePDP(pdp, StaticPDP(True)),
+        lambda pdp: DenyOverrides(StaticPDP(True), CircuitBreaker(pdp)),
+    ],
+    ids=["observe", "breaker", "candidate", "deny-overrides"],
+)
+def test_what_stands_before_a_policy_hides_none_of_it(
+    source: Path, following: Callable[..., ReloadingPDP], wrap: Callable[[PDP], PDP],
+) -> None:
+    """Observed without its profiles it would be another policy."""
+    profiles = {"book_invoice": {"effect": "write", "sink": "internal", "class": "confidential"}}
+    put(source, files(2, profiles=profiles, grants={"clerk": {"tools": ["book_invoice"]}}))
+    pdp = following()
+    wrapped = wrap(pdp)
+    authz = RuntimeAuthz(pdp=wrapped)
+    assert authz.profiles.declared["book_invoice"].effect == "write"
+    with authz.session(subject="alice", task="t", grant="clerk") as session:
+        assert session.decide("book_invoice", {}).reason != Code.UNPROFILED
+    with pytest.raises(ConfigError, match="`profiles=`"):
+        RuntimeAuthz(pdp=DenyOverrides(pdp, ObserveOnly(pdp)))
+    assert RuntimeAuthz(pdp=DenyOverrides(pdp, ObserveOnly(pdp)), profiles={}).profiles.declared == {}
+    wrapped.close()  # type: ignore[attr-defined]
+    assert not ask(pdp).permit  # closed with it
 
 
 # --- the highest revision, over restarts ------------------------------------------------------------
