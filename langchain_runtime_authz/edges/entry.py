@@ -124,8 +124,10 @@ class Entrance:
         texts = human_texts(update) if handle.human else []
         edited = handle.human and any(writes(update, name) for name in others(channels))
         removes = bool(removals(update)) and handle.human
-        if edited or (head is not None and (removes or any(t.key is not None for t in texts))):
+        standing: frozenset[str] = frozenset()
+        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield ReadState(graph, config)).values if head is not None else {}
+            standing = frozenset(t.digest for t in human_texts(state))
             texts = unheard(texts, state)
             edits = brought(update, state, channels) if edited else []
             edits += taken_out(update, state) if removes else []
@@ -143,6 +145,7 @@ class Entrance:
             task=handle.pinned_task(),
             given=Given(
                 texts=texts,
+                standing=standing,
                 resume=resume,
                 kept=saver is not None and thread is not None,
                 head=head,
