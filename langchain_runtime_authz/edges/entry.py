@@ -28,13 +28,14 @@ from langchain_runtime_authz.edges.outside import (
     ReadState,
     brought,
     differ,
-    held,
     is_below,
     others,
     removals,
+    said_by,
     saver_of,
     taken_out,
     thread_config,
+    writes,
 )
 from langchain_runtime_authz.edges.plans import foreign_plans
 from langchain_runtime_authz.edges.resume import delivered, resumed, settled_beside, unheard
@@ -44,6 +45,7 @@ from langchain_runtime_authz.enforce.engine import Commit, Engine, Flow, Record,
 from langchain_runtime_authz.enforce.entry import Entry, Given, Left, close, open_child, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
+from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import claimed_identities
 from langchain_runtime_authz.ledger.base import Mark, Scope
@@ -120,15 +122,20 @@ class Entrance:
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
         texts = human_texts(update) if handle.human else []
-        edited = handle.human and any(held(update, name) is not None for name in others(channels))
+        edited = handle.human and any(writes(update, name) for name in others(channels))
         removes = bool(removals(update)) and handle.human
-        if edited or (head is not None and (removes or any(t.key is not None for t in texts))):
+        standing: frozenset[str] = frozenset()
+        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield ReadState(graph, config)).values if head is not None else {}
+            standing = frozenset(t.digest for t in human_texts(state))
             texts = unheard(texts, state)
             edits = brought(update, state, channels) if edited else []
             edits += taken_out(update, state) if removes else []
             # On a new thread only what the human declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
+        if handle.human and not texts and update is not None and not self._speaks(graph):
+            # Whatever it is, it may change the task; no word of it is known to be the human's.
+            texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
         entry: Entry = yield from open_entry(
             self.engine,
             scope=scope,
@@ -138,12 +145,13 @@ class Entrance:
             task=handle.pinned_task(),
             given=Given(
                 texts=texts,
+                standing=standing,
                 resume=resume,
                 kept=saver is not None and thread is not None,
                 head=head,
                 memory=(yield self.memory(graph, handle.subject)) if saver is not None else None,
-                below=ReadBelow(graph, place, channels) if head is not None else None,
-                moved=lambda left: Moved(graph, place, head.id if head is not None else "", left, channels),
+                below=ReadBelow(graph, place, self.watch(graph)) if head is not None else None,
+                moved=lambda left: Moved(graph, place, head.id if head is not None else "", left, self.watch(graph)),
             ),
             grant=handle.grant,
         )
@@ -165,6 +173,14 @@ class Entrance:
         self.engine.tally.decided(entry.run, "entry", name, "root entry")
         self.engine.tally.ran(entry.run, "entry", name, "root entry")
         return entry.run, entry
+
+    def _speaks(self, graph: Any) -> bool:
+        """Whether a graph has a channel in which a human says what the task is."""
+        return graph is None or any(name in graph.channels for name in self._channels)
+
+    def watch(self, graph: Any) -> tuple[str, ...]:
+        """The channels whose edit changes a graph's task: the declared ones, or all where it has none of those."""
+        return self._channels if self._speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
 
     def memory(self, graph: Any, subject: Subject) -> ReadMemory:
         """An effect: digest of what the store remembers for a subject, as far as it counts as the task."""
@@ -207,7 +223,7 @@ class Entrance:
         """`update_state` from outside every run: a correction where it alters what a task is made of."""
         before = graph.get_state(config)
         place = update()
-        if differ(before, graph.get_state(place), self._channels):
+        if differ(before, graph.get_state(place), self.watch(graph)):
             drive(self.engine, self._altered(graph, place, config, supersteps))
         return place
 
@@ -215,7 +231,7 @@ class Entrance:
         """Like `update`."""
         before = await graph.aget_state(config)
         place = await update()
-        if differ(before, await graph.aget_state(place), self._channels):
+        if differ(before, await graph.aget_state(place), self.watch(graph)):
             await adrive(self.engine, self._altered(graph, place, config, supersteps))
         return place
 
@@ -228,7 +244,7 @@ class Entrance:
         by = f"{handle.subject.type}:{handle.subject.id}" if handle is not None else ""
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
-        below = yield ReadBelow(graph, place, self._channels)
+        below = yield ReadBelow(graph, place, self.watch(graph))
         yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
 
 
@@ -327,7 +343,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 head = yield ReadHead(saver, place)
                 memory = yield self.entrance.memory(self.graph, run.subject)
                 # A tool's child waits only where a human is asked; after a failure its own mark tells.
-                below = yield ReadBelow(self.graph, place, self.entrance._channels, nodes_only=not run.paused)
+                below = yield ReadBelow(self.graph, place, self.entrance.watch(self.graph), nodes_only=not run.paused)
                 left = Left(head.id if head is not None else None, memory, below.digest if below is not None else None)
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
@@ -353,7 +369,7 @@ class _Child(Entering[Any]):
 
     def _held(self) -> Flow[None]:
         if self.place is not None:
-            yield from held_against(self.parent, self.graph, self.place, self.entrance._channels)
+            yield from held_against(self.parent, self.graph, self.place, self.entrance.watch(self.graph))
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         marks: list[Mark] = []

@@ -10,9 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    RemoveMessage,
+    ToolMessage,
+    convert_to_messages,
+)
 from langchain_core.tools import BaseTool
-from langgraph.types import Command, Send
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.types import Command, Overwrite, Send
 
 from langchain_runtime_authz.enforce.call import Call, Denial, Replay
 from langchain_runtime_authz.errors import Code
@@ -21,16 +30,21 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest, conten
 __all__ = [
     "ai_messages",
     "answers_had",
+    "as_message",
     "denial_message",
     "edit_note",
     "human_texts",
+    "is_human",
     "messages_in",
     "only_asked",
+    "overwritten",
     "planned_message",
     "recorded",
+    "removed_by",
     "replay_message",
     "said",
     "unanswered",
+    "with_messages",
     "with_note",
     "written",
 ]
@@ -44,6 +58,8 @@ _SPOKEN: Mapping[str, str] = {
     Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
+_USER = ("user", "human")
+_OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _DENIED = "This action is not permitted. Do not repeat it."
@@ -162,8 +178,11 @@ def written(given: object) -> object:
         return update
     found: dict[str, Any] = {}
     for name, value in pairs:  # one channel may be written twice
-        before = found.get(name)
-        found[name] = [*_listed(before), *_listed(value)] if before is not None else value
+        if name in found:
+            (replaces, before), (again, value) = overwritten(found[name]), overwritten(value)  # noqa: PLW2901
+            value = [*_listed(before), *_listed(value)]  # noqa: PLW2901
+            value = Overwrite(value) if replaces or again else value  # noqa: PLW2901
+        found[name] = value
     return found
 
 
@@ -171,36 +190,81 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
+def overwritten(value: Any) -> tuple[bool, Any]:
+    """Whether a write replaces its channel past the reducer (`Overwrite`, in each of its forms), and by what."""
+    if isinstance(value, Overwrite):
+        return True, value.value
+    if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
+        return True, value[_OVERWRITE]
+    if isinstance(value, dict) and value.get("type") == _OVERWRITE and "value" in value:
+        return True, value["value"]
+    return False, value
+
+
 def messages_in(value: Any) -> list[Any]:
     """The messages of a state or an input, as a list."""
     state = written(value)
     found = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
-    return list(found) if isinstance(found, list | tuple) else [] if found is None else [found]
+    _, found = overwritten(found)
+    if isinstance(found, list) or (isinstance(found, tuple) and not _is_pair(found)):
+        return list(found)
+    return [] if found is None else [found]
+
+
+def _is_pair(entry: Sequence[Any]) -> bool:
+    return len(entry) == _PAIR and all(isinstance(part, str) for part in entry)
+
+
+def as_message(entry: object) -> BaseMessage | None:
+    """What LangChain makes of one entry, in whatever form it came; `None` for what is no message."""
+    if isinstance(entry, BaseMessage):
+        return entry
+    try:
+        (message,) = convert_to_messages([cast("Any", entry)])
+    except Exception:  # noqa: BLE001  (LangChain's own errors are of many kinds; the graph will raise it)
+        return None
+    return message
+
+
+def is_human(message: object) -> bool:
+    """Whether a message stands in the user's role."""
+    return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in _USER)
+
+
+def removed_by(entry: object) -> str | None:
+    """The id of the message that an entry removes."""
+    message = as_message(entry)
+    if isinstance(message, RemoveMessage):
+        return message.id
+    named = isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) == "remove"
+    ident = entry.get("id") if named and isinstance(entry, Mapping) else None
+    return ident if isinstance(ident, str) else None
+
+
+def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
+    """An update that says `first` before its own messages, and after whatever it removes all by."""
+    own = messages_in(update)
+    at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
+    merged = [*own[:at], *first, *own[at:]]
+    replaces, _ = overwritten((update or {}).get("messages"))
+    return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
 
 
 def human_texts(value: object) -> list[HumanText]:
     """The `user`-role entries of a root input, in order, in any form that LangChain accepts."""
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(written(entry))]
-    if isinstance(value, list):
-        entries: Sequence[object] = value
-    else:
-        held = value.get("messages") if isinstance(value, Mapping) else getattr(value, "messages", None)
-        entries = held if isinstance(held, list | tuple) else [held] if held is not None else []
+    entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     return [text for entry in entries if (text := _human_text(entry)) is not None]
 
 
 def _human_text(entry: object) -> HumanText | None:
-    key: object = None
-    if isinstance(entry, HumanMessage):
-        content, key = entry.content, entry.id
-    elif isinstance(entry, BaseMessage):
+    message, key = as_message(entry), None
+    if message is not None and is_human(message):
+        content, key = message.content, message.id
+    elif message is not None:
         return None
-    elif isinstance(entry, str):
-        content = entry
-    elif isinstance(entry, tuple) and len(entry) == _PAIR and entry[0] in ("user", "human"):
-        content = entry[1]
-    elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in ("user", "human"):
+    elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in _USER:
         content, key = entry.get("content", ""), entry.get("id")
     else:
         return None
@@ -210,7 +274,7 @@ def _human_text(entry: object) -> HumanText | None:
 def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
     """The AI messages with tool calls in what a node returned or was given.
 
-    Walks messages, lists, mappings, state objects, `Command.update` and `Send.arg`.
+    Walks messages, lists, mappings, state objects, `Command.update`, `Overwrite` and `Send.arg`.
     """
     if depth < 0:
         return
@@ -222,6 +286,8 @@ def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
     elif isinstance(value, Command):
         yield from ai_messages(value.update, depth - 1)
         yield from ai_messages(value.goto, depth - 1)
+    elif isinstance(value, Overwrite):
+        yield from ai_messages(value.value, depth)
     elif isinstance(value, Send):
         yield from ai_messages(value.arg, depth - 1)
     elif isinstance(value, Mapping):

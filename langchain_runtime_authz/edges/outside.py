@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.store.base import BaseStore, SearchItem
@@ -19,7 +19,14 @@ from langgraph.types import StateSnapshot
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.edges._private import lent
-from langchain_runtime_authz.edges.messages import human_texts, messages_in
+from langchain_runtime_authz.edges.messages import (
+    as_message,
+    human_texts,
+    is_human,
+    messages_in,
+    overwritten,
+    removed_by,
+)
 from langchain_runtime_authz.enforce.engine import Engine
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
@@ -38,10 +45,12 @@ __all__ = [
     "is_below",
     "others",
     "removals",
+    "said_by",
     "saver_of",
     "taken_out",
     "thread_config",
     "watched",
+    "writes",
 ]
 
 WATCHED: Final = ("messages", "todos", "files")
@@ -188,12 +197,33 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
     """
     edits: list[HumanText] = []
     for name in others(channels):
-        new, old = held(given, name), held(values, name)
-        if isinstance(new, Mapping) and isinstance(old, Mapping):  # an entry that is left out stays
+        if not writes(given, name):
+            continue
+        (replaces, new), old = overwritten(held(given, name)), held(values, name)
+        if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # an entry that is left out stays
             old = {key: old.get(key) for key in new}
-        if new is not None and _digest(new) != _digest(old):
-            edits.append(HumanText(_digest(new), content_text(new) if name in channels else "", f"channel:{name}"))
+        if (new or old) and _digest(new) != _digest(old):
+            words = _words(new, old) if name in channels and new is not None else ""
+            edits.append(HumanText(_digest(new), words, f"channel:{name}"))
     return edits
+
+
+def _words(new: object, old: object) -> str:
+    """What a human says by what he puts into a declared channel; of messages his own, and not those that stood there."""
+    if not isinstance(new, list) or not any(not isinstance(m, str) and as_message(m) for m in new):
+        return content_text(new)
+    before = {(t.key, t.digest) for t in human_texts(old)} if isinstance(old, list) else set()
+    return "\n".join(t.text for t in human_texts(new) if (t.key, t.digest) not in before)
+
+
+def said_by(given: object) -> object:
+    """An input as something that equals what says the same."""
+    return {str(k): _digest(v) for k, v in given.items()} if isinstance(given, Mapping) else _digest(given)
+
+
+def writes(given: object, name: str) -> bool:
+    """Whether an input says something of a channel. In a mapping `None` does: what stood there goes."""
+    return name in given if isinstance(given, Mapping) else getattr(given, name, None) is not None
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
@@ -201,13 +231,13 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 
     What is sent along again under other ids is not taken out: clients send a whole history anew.
     """
-    gone, sent = removals(given), messages_in(given)
+    gone, sent = removals(given), [as_message(m) for m in messages_in(given)]
     before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {_digest(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in human_texts(given)}
     lost = [
         _digest(m)
         for m in before
-        if (isinstance(m, HumanMessage) and content_digest(m.content) not in back)
+        if (is_human(m) and content_digest(m.content) not in back)
         or (isinstance(m, AIMessage) and m.tool_calls and _digest(m) not in back)
     ]
     return [HumanText(raw_digest(lost), "", "channel:messages")] if lost else []
@@ -215,15 +245,9 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 
 def removals(given: object) -> set[str]:
     """Ids of the messages that an input removes."""
-    return {i for m in messages_in(given) if (i := _removes(m)) is not None}
-
-
-def _removes(message: object) -> str | None:
-    if isinstance(message, RemoveMessage):
-        return message.id
-    is_mapping = isinstance(message, Mapping) and (message.get("role") or message.get("type")) == "remove"
-    ident = message.get("id") if is_mapping and isinstance(message, Mapping) else None
-    return ident if isinstance(ident, str) else None
+    replaces, _ = overwritten(held(given, "messages"))
+    gone = {i for m in messages_in(given) if (i := removed_by(m)) is not None}
+    return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
 
 
 def others(channels: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
-from langchain_runtime_authz.edges.messages import ai_messages
+from langchain_runtime_authz.edges.messages import ai_messages, as_message, messages_in
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Run
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
@@ -44,7 +44,8 @@ def note_model_output(run: Run, message: AIMessage, ident: object) -> None:
 
 def foreign_plans(run: Run, value: object) -> None:
     """Remember the calls in AI messages that a client sent: they are never a plan."""
-    for message in ai_messages(value):
+    sent = [m for entry in messages_in(value) if isinstance(m := as_message(entry), AIMessage) and m.tool_calls]
+    for message in (*ai_messages(value), *sent):
         run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
 
 

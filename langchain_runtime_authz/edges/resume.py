@@ -10,7 +10,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges._private import is_resume_map
-from langchain_runtime_authz.edges.messages import human_texts, messages_in, unanswered
+from langchain_runtime_authz.edges.messages import human_texts, messages_in, unanswered, with_messages
 from langchain_runtime_authz.enforce.approval import is_ours, remaining
 from langchain_runtime_authz.enforce.correction import answer, reply
 from langchain_runtime_authz.enforce.engine import Flow, new_id
@@ -82,12 +82,12 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
     # An id of its own from the first: a pending write gets another one each time that a state is read.
     messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
-        return {**input, "messages": [*messages, *messages_in(input)]}
+        return with_messages(input, messages)
     update = input.update if isinstance(input, Command) else None
     if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
         entry.run.undelivered = tuple(t.text for t in texts)
         return input
-    merged = {**(update or {}), "messages": [*messages, *messages_in(update)]}
+    merged = with_messages(update, messages)
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
 
 

@@ -76,7 +76,8 @@ class Entry:
 class Given(NamedTuple):
     """What a root entry is given: a new input or a resume, and the state that it will load.
 
-    `texts` are the human-origin texts of the input. `kept`: the graph keeps its state, so that
+    `texts` are the human-origin texts of the input, `standing` the digests of what stands in the user's role in
+    the state already, whoever wrote it there. `kept`: the graph keeps its state, so that
     another writer can erase them from it; `head` is what it kept of this thread, if anything.
     `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
     altered anything that a task or a plan is made of. `memory` is the digest of what the store
@@ -85,6 +86,7 @@ class Given(NamedTuple):
     """
 
     texts: Sequence[HumanText] = ()
+    standing: frozenset[str] = frozenset()
     resume: bool = False
     kept: bool = False
     head: Head | None = None
@@ -185,6 +187,9 @@ def _take_lease(
     for _ in range(8):
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
         said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
+        # A client that sends a history without its ids sends back what machines wrote, too: no word of the human's.
+        own = {t.digest for t in snapshot.log if t.own}
+        said = tuple(replace(t, own=False) if t.digest in given.standing - own else t for t in said)
         done_outside = yield from _outside(snapshot, given, jti)
         fresh = (*done_outside, *said)
         first = not snapshot.log and not done_outside

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Annotated, Any
 
 import pytest
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.load import dumpd
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    ChatMessage,
+    HumanMessage,
+    HumanMessageChunk,
+    RemoveMessage,
+    ToolMessage,
+)
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
+from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
 from langgraph.prebuilt import ToolNode
-from langgraph.types import Command
+from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
 from langchain_runtime_authz.errors import AuthzDenied
@@ -19,8 +30,10 @@ from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import PAID, asking, authz_with, calls_of, human, pay_tool, reasons
+from ._graphs import PAID, asking, authz_with, call, calls_of, human, pay_tool, reasons, replying
+from .emitters import Scene
 from .test_corrections import THREAD, builders, built, obedient, ways
+from .test_outside import House
 
 
 def epoch(authz: Any, name: str) -> int:
@@ -56,6 +69,127 @@ def test_regenerated_ids_of_a_history_are_no_correction(kind: str) -> None:
         with authz.run(subject="alice"):
             graph.invoke({"messages": said}, THREAD)
     assert epoch(authz, graph.get_name()) == 1
+
+
+# --- forms of a message --------------------------------------------------------------------------------
+
+FORMS = {
+    "text": "STOP",
+    "message": HumanMessage("STOP"),
+    "tuple": ("user", "STOP"),
+    "pair as JSON has it": [["user", "STOP"]],
+    "mapping": [{"type": "human", "content": "STOP"}],
+    "blocks": [{"role": "user", "content": [{"type": "text", "text": "STOP"}]}],
+    "role": [ChatMessage("STOP", role="user")],
+    "chunk": [HumanMessageChunk("STOP")],
+    "serialised": [dumpd(HumanMessage("STOP"))],
+}
+OVERWRITES = {
+    "object": Overwrite([HumanMessage("STOP")]),
+    "sentinel": {"__overwrite__": [{"role": "user", "content": "STOP"}]},
+    "as JSON has it": {"type": "__overwrite__", "value": [["human", "STOP"]]},
+}
+
+
+@pytest.mark.parametrize("form", [*FORMS, *OVERWRITES])
+@pytest.mark.parametrize("by", ["input", "update"])
+def test_a_correction_is_heard_in_every_form(form: str, by: str) -> None:
+    """Whatever LangChain or LangGraph make a human's message of; the words count as the human's."""
+    house, said = House(), {**FORMS, **OVERWRITES}[form]
+    house.go(human())
+    given: Any = {"messages": said} if by == "input" else Command(update={"messages": said})
+    with contextlib.suppress(ValueError):  # a plan that was overwritten can not be answered
+        house.go(given)
+    assert (house.epoch, house.ran) == (2, [])
+    texts = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), Query(log=True)).log
+    assert "STOP" in [t.text for t in texts if t.own]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unenforced_a_correction_beside_a_plan_that_waits_is_in_vain(form: str) -> None:
+    house = House(protected=False)
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(Command(update={"messages": FORMS[form]}), THREAD)
+    assert house.ran == [PAID]
+
+
+@pytest.mark.parametrize("value", [None, []])
+def test_to_empty_a_list_is_an_edit(value: Any) -> None:
+    """To-dos that a client clears; what was empty before says nothing."""
+    scene = Scene(InMemorySaver(), forms=("invoke",))
+    scene.go({"messages": [], "todos": value})
+    assert scene.epoch == 1
+    scene.go({"messages": []}, lambda state: {"todos": [{"content": "pay"}]})
+    scene.go({"messages": [], "todos": value})
+    assert scene.epoch == 2
+
+
+def test_what_a_client_overwrites_is_removed() -> None:
+    """Past the reducer: of what stood there the human's words and the plan are gone."""
+    house = House()
+    house.go(human("Pay the bill", id="1"))
+    house.go({"messages": Overwrite([HumanMessage("Pay the bill", id="1")])})
+    assert house.epoch == 2
+
+
+def test_a_correction_that_waits_is_told_after_a_history_is_removed() -> None:
+    """Put before what removes all, it would be removed as well."""
+    house = House()
+    house.go(human())
+    house.authz.correct("t", "STOP", graph=house.graph)
+    house.go({"messages": [RemoveMessage(REMOVE_ALL_MESSAGES), HumanMessage("Go on")]})
+    assert [m.text for m in house.raw.get_state(THREAD).values["messages"]][:2] == ["STOP", "Go on"]
+
+
+class Chat(TypedDict):
+    """No channel that anybody declared."""
+
+    chat: Annotated[list[AnyMessage], add_messages]
+
+
+@pytest.mark.parametrize("channels", [(), ("chat",)])
+@pytest.mark.parametrize("by", ["update", "edit"])
+def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str, ...], by: str) -> None:
+    """Whatever goes in changes the task; only in a declared channel are words the human's, and only his messages."""
+    ran: list[Any] = []
+    model = replying([call("pay", {"to": "bob", "amount": "5"}, "c1")])
+    builder = StateGraph(Chat)
+    builder.add_node("agent", lambda state: {"chat": [model.invoke(state["chat"])]})
+    builder.add_node("tools", ToolNode([pay_tool(ran)], messages_key="chat"))
+    builder.add_edge(START, "agent")
+    plan = lambda s: next(m for m in reversed(s["chat"]) if isinstance(m, AIMessage))
+    builder.add_conditional_edges("agent", lambda s: "tools" if plan(s).tool_calls else END, ["tools", END])
+    builder.add_edge("tools", "agent")
+    authz = authz_with(StaticPDP(True), **({"task_channels": channels} if channels else {}))
+    graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
+    with authz.run(subject="alice"):
+        graph.invoke({"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)
+    with authz.run(subject="alice"):
+        if by == "update":
+            graph.invoke(Command(update={"chat": [HumanMessage("STOP")]}), THREAD)
+        else:
+            graph.update_state(THREAD, {"chat": [HumanMessage("STOP")]}, as_node="agent")
+            graph.invoke(None, THREAD)
+    assert ran == []
+    assert epoch(authz, "g") == 2
+    told = authz._engine.evaluator.pdp.requests[0].context.task.text  # type: ignore[attr-defined]
+    assert told == ("Pay" if channels else "")
+
+
+@pytest.mark.parametrize("said", [lambda t: t, lambda t: {"question": t}], ids=["text", "mapping"])
+def test_what_a_workflow_is_given_anew_is_a_correction(said: Any) -> None:
+    """A functional workflow has no channels at all; the same once more is none."""
+    authz = authz_with(StaticPDP(True))
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def flow(given: Any) -> str:
+        return "done"
+
+    authz.protect(flow)
+    for text, expected in (("pay", 1), ("pay", 1), ("STOP", 2), ("pay", 3)):
+        with authz.run(subject="alice"):
+            flow.invoke(said(text), THREAD)
+        assert epoch(authz, flow.get_name()) == expected, text
 
 
 # --- reducers ------------------------------------------------------------------------------------------
