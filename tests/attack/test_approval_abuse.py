@@ -347,6 +347,19 @@ def test_what_is_no_statement_is_refused(raw: Any) -> None:
     assert refused.value.code == "approval_statement"
 
 
+@pytest.mark.parametrize("approver", ["agent:x", "service:idp", "user:", "bob", "", 7, None, ["user:bob"]])
+def test_a_service_speaks_for_people_only(approver: Any) -> None:
+    """Whomever it names otherwise, with its own good signature, approves nothing."""
+    ring = KeyRing()
+    approvers = Approvers(services={"https://idp.example": ring})
+    question = Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    options: dict[str, Any] = {"verdict": "approve", "question": question, "jti": "j", "issuer": "https://idp.example"}
+    assert approvers.verify(sign_statement(ring.active, approver="user:bob", **options), question).approver == "user:bob"
+    with pytest.raises(CredentialError) as refused:
+        approvers.verify(sign_statement(ring.active, approver=approver, **options), question)
+    assert refused.value.code == "approval_approver"
+
+
 @pytest.mark.parametrize("kid", [[], {}, 7, None, ["a"]])
 def test_a_key_has_a_name_that_is_text(kid: Any) -> None:
     """Whatever stands in its place is refused, and looked for nowhere."""
