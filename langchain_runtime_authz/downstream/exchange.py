@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url, is_loopback
+from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
 from langchain_runtime_authz.credential.lease import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
 from langchain_runtime_authz.downstream.httpx_auth import bearing, is_under, origin_of
@@ -208,8 +208,7 @@ class ExchangeAuth(httpx.Auth):
         yield _bearing(request, ticket, await self._exchange.aexchange(own.token, **self._options()))
 
     def _is_meant(self, request: httpx.Request) -> bool:
-        secure = request.url.scheme == "https" or is_loopback(request.url.host)
-        return secure and is_under(str(request.url), self._resource)
+        return is_under(str(request.url), self._resource)  # so of its scheme too, which was checked
 
     def _elsewhere(self, request: httpx.Request) -> CredentialError:
         return CredentialError(Code.AUDIENCE, f"{request.url.host} is not the resource of the exchange")

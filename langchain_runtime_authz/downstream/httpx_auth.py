@@ -16,6 +16,7 @@ and nowhere else; a redirect that the client follows goes on without it.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -34,6 +35,7 @@ __all__ = ["CallAuth", "bearing", "is_under", "origin_of"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
+_SLASH: Final = re.compile(r"/|\\|%2F|%5C")  # as `normal_target` writes them
 UNAUTHORIZED: Final = 401
 
 
@@ -181,7 +183,7 @@ def is_under(url: str, place: str) -> bool:
     target, root = normal_target(url), normal_target(place)
     if target is None or root is None:
         return False
-    # Dot segments are the server's to resolve, and might lead out again.
-    if any(segment in (".", "..") for segment in target.split("/")):
+    # Dot segments are the server's to resolve, and might lead out again; some see them behind other slashes too.
+    if any(segment.partition(";")[0] in (".", "..") for segment in _SLASH.split(target)):
         return False
     return target == root or target.startswith(root if root.endswith("/") else root + "/")

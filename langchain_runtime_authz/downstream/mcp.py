@@ -132,7 +132,7 @@ class ProtectedMcp(ProtectedApp):
 
 
 async def _body(receive: Receive) -> bytes | None:
-    body, more = b"", True
+    body, more = bytearray(), True  # one that grows in place: a byte at a time would cost its square
     while more:
         message = await receive()
         if message["type"] != "http.request":
@@ -141,7 +141,7 @@ async def _body(receive: Receive) -> bytes | None:
         more = message.get("more_body", False)
         if len(body) > MAX_BODY:
             return None
-    return body
+    return bytes(body)
 
 
 def _message(body: bytes | None) -> dict[str, Any] | None:

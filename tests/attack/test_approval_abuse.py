@@ -25,16 +25,17 @@ from langgraph.types import Command, interrupt
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from langchain_runtime_authz.credential.approver import Approvers, Question, sign_statement
+from langchain_runtime_authz.credential.approver import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.errors import AuthzDenied, AuthzError, CredentialError
+from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, CredentialError
 from langchain_runtime_authz.facts.inert import inert, quoted
 from langchain_runtime_authz.ledger.base import Approval, Query, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 
+from ..unit_tests.tokens import b64
 from ._approvals import ANN, APPROVE, BOB, REJECT, THREAD, Scene, edit, human, payment, resume
 from ._graphs import ASK, answer_to, assert_went_on, node_graph, reasons
 
@@ -344,6 +345,44 @@ def test_what_is_no_statement_is_refused(raw: Any) -> None:
     with pytest.raises(CredentialError) as refused:
         approvers.verify(raw, Question("i", "iss", "t", "g", "th", 1, "pay", "d"))
     assert refused.value.code == "approval_statement"
+
+
+@pytest.mark.parametrize("approver", ["agent:x", "service:idp", "user:", "bob", "", 7, None, ["user:bob"]])
+def test_a_service_speaks_for_people_only(approver: Any) -> None:
+    """Whomever it names otherwise, with its own good signature, approves nothing."""
+    ring = KeyRing()
+    approvers = Approvers(services={"https://idp.example": ring})
+    question = Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    options: dict[str, Any] = {"verdict": "approve", "question": question, "jti": "j", "issuer": "https://idp.example"}
+    assert approvers.verify(sign_statement(ring.active, approver="user:bob", **options), question).approver == "user:bob"
+    with pytest.raises(CredentialError) as refused:
+        approvers.verify(sign_statement(ring.active, approver=approver, **options), question)
+    assert refused.value.code == "approval_approver"
+
+
+@pytest.mark.parametrize("kid", [[], {}, 7, None, ["a"]])
+def test_a_key_has_a_name_that_is_text(kid: Any) -> None:
+    """Whatever stands in its place is refused, and looked for nowhere."""
+    approvers = Approvers({"user:bob": BOBS.jwks()}, services={"https://idp.example": KeyRing()})
+    for issuer in ("user:bob", "https://idp.example"):
+        head = {"typ": "runtime-authz-approval+jwt", "alg": BOBS.alg, "kid": kid}
+        body = f"{b64(json.dumps(head))}.{b64(json.dumps({'iss': issuer, 'sub': 'user:bob'}))}"
+        with pytest.raises(CredentialError) as refused:
+            approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", Question("i", "iss", "t", "g", "th", 1, "pay", "d"))
+        assert refused.value.code == "approval_statement"
+
+
+@pytest.mark.parametrize(
+    ("people", "services"),
+    [
+        (["bob"], []), (["user:"], []), (["agent:bob"], []), (["service:idp"], []), (["user:bob", "carol"], []),
+        (["user:bob"], ["user:bob"]), ([], [HERE]),
+    ],
+)  # fmt: skip
+def test_who_is_believed_is_a_person_or_a_service_of_its_own_name(people: list[str], services: list[str]) -> None:
+    """No agent among the people, nobody under two roofs, and no service that speaks as this process."""
+    with pytest.raises(ConfigError):
+        Approvers(dict.fromkeys(people, BOBS.jwks()), services=dict.fromkeys(services, BOBS.jwks()))
 
 
 def test_a_statement_is_not_used_twice() -> None:

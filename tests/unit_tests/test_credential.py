@@ -188,10 +188,13 @@ def test_a_missing_claim_is_refused(name: str) -> None:
         changed(act="payer"),
         changed(act={"iss": "x"}),
         changed(task={"id": "t", "digest": "d"}),
+        changed(task={"id": 1, "digest": "d", "epoch": 1}),
+        changed(task={"id": "t", "digest": 1, "epoch": 1}),
         changed(task={"id": "t", "digest": "d", "epoch": True}),
         changed(task={"id": "t", "digest": "d", "epoch": -1}),
         changed(task=[]),
         changed(authorization_details=[]),
+        changed(authorization_details=5),
         changed(authorization_details={"type": "x"}),
         changed(authorization_details=[{"actions": []}]),
         changed(cnf="thumb"),
@@ -245,6 +248,8 @@ def test_leeway_is_five_seconds() -> None:
     assert verifier().verify(token, audience=BANK, now=NOW - 5).jti == "j-1"
     assert refused(token, now=NOW - 6) == "credential_not_yet_valid"
     assert refused(token, now=NOW + 60, leeway=0) == "credential_expired"
+    early = forged(changed(iat=NOW + 6, exp=NOW + 60, nbf=NOW - 60))
+    assert refused(early, now=NOW) == "credential_not_yet_valid"
     assert refused(forged(changed(nbf=NOW + 30))) == "credential_not_yet_valid"
     assert verifier().verify(forged(changed(nbf=NOW)), audience=BANK, now=NOW).jti == "j-1"
 
@@ -446,6 +451,9 @@ def test_a_token_fits_its_reader() -> None:
         lambda: verifier(leeway=6),
         lambda: verifier(leeway=-1),
         lambda: verifier(algorithms=()),
+        lambda: verifier(leeway=True),
+        lambda: verifier(leeway=2.5),
+        lambda: verifier(issuer=7),
         lambda: verifier(algorithms="ES256"),
         lambda: verifier(issuer=""),
     ],

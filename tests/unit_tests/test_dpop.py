@@ -120,6 +120,26 @@ def test_a_proof_is_for_one_request(claims: dict[str, Any]) -> None:
     assert refused(made(claims)) == "proof_invalid"
 
 
+def test_a_proof_is_made_with_the_key_that_it_shows() -> None:
+    """The public key of a token's holder is no secret: shown under another's signature it proves nothing."""
+    assert believed(made()).jkt == KEY.kid
+    for jkt in (KEY.kid, None):
+        assert refused(made(key=SigningKey.generate()), jkt=jkt) == "proof_invalid"
+        assert refused(made(header={"jwk": PRIVATE}), jkt=jkt) == "proof_invalid"
+
+
+def test_a_proof_without_a_token_is_one_for_a_token_endpoint() -> None:
+    """RFC 9449 §5: no token yet, so no `ath`; and a key that is bound to nothing yet."""
+    assert believed(made({"ath": ...}), token=None, jkt=None).jkt == KEY.kid
+    assert refused(made({"ath": ...}), jkt=None) == "proof_invalid"
+
+
+def test_what_is_no_url_is_nobodys() -> None:
+    """Also where the server's own is none."""
+    for url in ("", "/payments", "urn:x"):
+        assert refused(made({"htu": url}), htu=url) == "proof_invalid"
+
+
 PRIVATE = {**JWK, "d": "AAAA"}
 
 
@@ -249,6 +269,15 @@ def test_a_full_memory_refuses_new_proofs_not_old_ones() -> None:
     assert check(server, made({"jti": "p-4", "iat": NOW + 36})).jti == "p-4"
 
 
+def test_an_id_that_is_too_old_to_matter_may_come_again() -> None:
+    """By then the proof itself is refused for its age."""
+    replays = MemoryReplays()
+    assert replays.first("a", 35.0, 0.0)
+    assert not replays.first("a", 60.0, 34.9)
+    assert replays.first("a", 95.0, 60.0)
+    assert not replays.first("a", 95.0, 60.0)
+
+
 def test_a_failing_memory_refuses() -> None:
     """Where nobody can tell whether it was used, it was."""
 
@@ -280,7 +309,8 @@ def test_a_nonce_is_the_servers_and_fresh() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: verifier(origin="bank.example"), lambda: verifier(origin="https://bank.example/a"), lambda: verifier(origin=""),
+        lambda: verifier(origin="bank.example"), lambda: verifier(origin="https://bank.example/a"),
+        lambda: verifier(origin="https://bank.example/a/"), lambda: verifier(origin=""),
         lambda: verifier(max_age=0), lambda: verifier(max_age=301), lambda: verifier(algorithms=()),
         lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: Nonces(max_age=0), lambda: MemoryReplays(0),
     ],

@@ -140,6 +140,22 @@ async def test_an_exchanged_token_is_not_redirected(road: str) -> None:
 
 
 @ROADS
+async def test_a_call_that_ends_while_it_exchanges_sends_nothing(road: str) -> None:
+    """What came back too late is tracked, and goes nowhere."""
+    ticket, crm = a_ticket(STS), Service()
+
+    def late(_: httpx.Request) -> httpx.Response:
+        ticket.conclude()
+        return httpx.Response(200, json=ISSUED)
+
+    with ticket_scope(ticket), pytest.raises(CredentialError) as caught:
+        await sent(road, crm, ExchangeAuth(exchange_with(late), resource=CRM), CRM)
+    assert caught.value.code == "credential_unavailable"
+    assert crm.got == []
+    assert ISSUED["access_token"] in ticket.minted_tokens()
+
+
+@ROADS
 async def test_the_credential_of_a_request_replaces_an_own_header(road: str) -> None:
     """One `Authorization`, whatever the client was given."""
     service, ticket = Service(), a_ticket(BANK)
@@ -229,6 +245,39 @@ async def test_a_server_that_wants_a_nonce_is_asked_once_more(road: str) -> None
     assert all(r.headers["Authorization"].startswith("DPoP ") for r in service.got)
 
 
+@ROADS
+async def test_a_nonce_is_heeded_where_it_is_asked_for_by_the_server_itself(road: str) -> None:
+    """Not for a bearer token, not for an endless one, not with a success, and not from where a redirect led."""
+    wanted = {"DPoP-Nonce": "n-1", "WWW-Authenticate": 'DPoP error="use_dpop_nonce"'}
+    ask, away = httpx.Response(401, headers=wanted), httpx.Response(307, headers={"Location": "/other"})
+    cases: list[tuple[bool, list[httpx.Response], int]] = [
+        (False, [ask], 1),
+        (True, [httpx.Response(401, headers={**wanted, "DPoP-Nonce": "n" * 513})], 1),
+        (True, [httpx.Response(200, headers=wanted)], 1),
+        (True, [away, ask], 2),
+        (True, [ask], 2),
+    ]
+    for dpop, answers, requests in cases:
+        service = Service(*answers)
+        with ticket_scope(a_ticket(BANK)):
+            await sent(road, service, CallAuth(dpop=dpop), BANK + "/a", follow_redirects=True)
+        assert len(service.got) == requests, (dpop, answers)
+
+
+@ROADS
+async def test_a_token_is_never_sent_in_the_clear(road: str) -> None:
+    """Though an audience names such a place; on this machine alone there is nobody between."""
+    for url, sends in (("http://bank.example", False), ("http://127.0.0.1:80/x", True), ("http://localhost/x", True)):
+        service = Service()
+        with ticket_scope(a_ticket(url)):
+            if sends:
+                await sent(road, service, CallAuth(), url)
+            else:
+                with pytest.raises(CredentialError, match="plain HTTP"):
+                    await sent(road, service, CallAuth(), url)
+        assert len(service.got) == sends
+
+
 async def test_an_audience_may_live_elsewhere() -> None:
     """An audience that is no URL has its place named; the longest of two places counts."""
     service = Service()
@@ -261,6 +310,11 @@ def httpx_token(request: httpx.Request) -> str:
         ("https://a.example/xy", "https://a.example/x", False),
         ("https://a.example/x/../y", "https://a.example/x", False),
         ("https://a.example/x/%2e%2e/y", "https://a.example/x", False),
+        ("https://a.example/x/%2f../%2e%2e%2fy", "https://a.example/x", False),
+        ("https://a.example/x/y%2F..%2f..%2Fz", "https://a.example/x", False),
+        ("https://a.example/x/..%5cy", "https://a.example/x", False),
+        ("https://a.example/x/..;a=b/y", "https://a.example/x", False),
+        ("https://a.example/x/a%2Fb;c/..y", "https://a.example/x", True),
         ("https://a.example/", "https://a.example/x", False),
         ("https://a.example/x", "urn:a", False),
         ("https://a.example/x", "", False),

@@ -176,6 +176,16 @@ def test_a_bound_token_with_its_proof_is_still_no_bearer_token() -> None:
     assert asked(app, {**headers, "Authorization": f"DPoP {bound}"}).status_code == 200
 
 
+def test_a_bound_token_needs_a_proof_and_somebody_who_reads_it() -> None:
+    """Under its own scheme, but without a proof, or at a service that knows none: refused, and no error of the service's."""
+    key = ProofKey()
+    bound = token(cnf_jkt=key.jkt)
+    headers = {"Authorization": f"DPoP {bound}"}
+    assert asked(app_of(server()), headers).json() == {"detail": "proof_missing"}
+    headers["DPoP"] = key.proof("POST", BANK + "/pay", token=bound)
+    assert asked(app_of(server(proofs=None)), headers).json() == {"detail": "proof_missing"}
+
+
 def test_an_unbound_token_is_not_made_better_by_a_proof() -> None:
     """Under the scheme of bound tokens it is refused, with a proof of whatever key."""
     plain, key = token(), ProofKey()
@@ -248,7 +258,8 @@ def test_the_guard_in_front_of_an_application() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}, {"realm": 'a"b'}, {"realm": "a\nb"}],
+    [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}, {"realm": 'a"b'}, {"realm": "a\nb"},
+     {"realm": "é"}, {"realm": "a\\b"}],
     ids=str,
 )
 def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
