@@ -30,11 +30,11 @@ from langchain_runtime_authz.edges._private import (
     reset_node,
 )
 from langchain_runtime_authz.edges.entry import AtCall, Entrance
-from langchain_runtime_authz.edges.handle import HANDLE_KEY, find_run, run_scope, running
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, beside_scope, find_run, run_scope, running
 from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
-from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in
-from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
+from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in, roots_of, walk
+from langchain_runtime_authz.edges.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.enforce.engine import Run
 from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 
@@ -98,6 +98,9 @@ def _gate_node(name: str, node: PregelNode, protection: Protection) -> None:
         return
     if isinstance(bound, ToolNode) and not is_gated_tool_node(bound):
         bound = gate_tool_node(bound, protection.profiles)
+    for held in walk(roots_of(node)):
+        if isinstance(held, ToolNode) and held is not node.bound:
+            guard_held(held, protection.profiles)
     node.bound = gate_bound(bound, name)
     reset_node(node)
 
@@ -236,12 +239,22 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # `update_state` comes down to this.
         update = partial(base.bulk_update_state, self, config, supersteps)
         own = running() is not None or is_handed_down(config)
-        return update() if own else entrance.update(self, config, supersteps, update)
+        with beside_scope():
+            return update() if own else entrance.update(self, config, supersteps, update)
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         update = partial(base.abulk_update_state, self, config, supersteps)
         own = running() is not None or is_handed_down(config)
-        return await (update() if own else entrance.aupdate(self, config, supersteps, update))
+        with beside_scope():
+            return await (update() if own else entrance.aupdate(self, config, supersteps, update))
+
+    def get_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with beside_scope():
+            return base.get_state(self, *args, **kwargs)
+
+    async def aget_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with beside_scope():
+            return await base.aget_state(self, *args, **kwargs)
 
     namespace = {
         "__module__": base.__module__,
@@ -252,6 +265,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "astream": astream,
         "bulk_update_state": bulk_update_state,
         "abulk_update_state": abulk_update_state,
+        "get_state": get_state,
+        "aget_state": aget_state,
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)
