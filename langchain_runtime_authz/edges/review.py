@@ -120,7 +120,8 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
             return
         key = review_key(run, call, record.origin or record.epoch)
         snapshot = yield Load(run.scope, Query(calls=(key,)))
-        if (asked := snapshot.approvals.get(key)) is not None:
+        asked = snapshot.approvals.get(key)
+        if asked is not None and asked.state != "spent":  # else the review took it, and it is the tool that did not
             fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
             yield Commit(run.scope, run.guard, [AskApproval(fresh)])
     except Exception as exc:  # noqa: BLE001  (as in `note_question`)
