@@ -44,7 +44,7 @@ from langchain_runtime_authz.edges._private import StartingTool, ensure_config, 
 from langchain_runtime_authz.edges.alone import hear
 from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival_unguarded
 from langchain_runtime_authz.edges.calls import unknown
-from langchain_runtime_authz.edges.handle import running
+from langchain_runtime_authz.edges.handle import beside, running
 from langchain_runtime_authz.edges.models import decide_shown
 from langchain_runtime_authz.edges.passage import Passage, answer, current_passage
 from langchain_runtime_authz.edges.plans import note_model_call, note_model_output
@@ -161,7 +161,7 @@ class _Hook:
         """The backstop, or nothing outside protected runs."""
         if self.listening and running() is None and (heard := hear()) is not None:
             return heard
-        return _BACKSTOP if self.everywhere or running() is not None else None
+        return _BACKSTOP if self.everywhere or running() is not None or beside() else None
 
 
 _lock = threading.Lock()

@@ -28,6 +28,7 @@ from langchain_runtime_authz.edges._private import (
 )
 from langchain_runtime_authz.edges.coverage import AT_RUN_TIME, CoverageReport, Row
 from langchain_runtime_authz.edges.node_gate import is_gated
+from langchain_runtime_authz.edges.own_invoke import acts_by_itself
 from langchain_runtime_authz.edges.reach import MAX_WALKED, Found, functions_of, graphs_in, loaded, roots_of, walk
 from langchain_runtime_authz.edges.root import owner_of
 from langchain_runtime_authz.edges.secrets import secrets_of
@@ -273,9 +274,12 @@ class _Look:
         """`node`: the gates of the tool node that runs it; `None` where plain code holds it."""
         guarded = is_guarded(tool)
         layers = (*(node or ()), *(("tool guard",) if guarded else ()))
-        if not layers and self.hooked:
+        unheard = not guarded and acts_by_itself(tool)
+        if not layers and self.hooked and not unheard:
             layers = ("ambient hook",)
-        if layers == ("ambient hook",):
+        if not layers and self.hooked:
+            note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
+        elif layers == ("ambient hook",):
             note = "held by plain code, and a bare thread or a call of its function passes: `authz.guard` it"
         elif layers:
             profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)

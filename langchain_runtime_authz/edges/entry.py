@@ -19,7 +19,7 @@ from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges._private import place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
 from langchain_runtime_authz.edges.halt import AuthzHalt
-from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, running
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
 from langchain_runtime_authz.edges.messages import human_texts, written
 from langchain_runtime_authz.edges.outside import (
     Moved,
@@ -301,18 +301,22 @@ class _Root(Entering[tuple[Any, Any]]):
         self.name, self.input, self.config, self.at_call, self.graph = name, input, config, at_call, graph
 
     def __enter__(self) -> tuple[Any, Any]:
-        self.run, entry = drive(self.engine, self._open())
+        run, entry = drive(self.engine, self._open())
+        self.run = run
         try:
-            self.input = drive(self.engine, self._told(entry))
+            with run_scope(run):  # what reads the graph's state runs its reducers
+                self.input = drive(self.engine, self._told(entry))
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self.input, with_run(self.config, entry.run)
 
     async def __aenter__(self) -> tuple[Any, Any]:
-        self.run, entry = await adrive(self.engine, self._open())
+        run, entry = await adrive(self.engine, self._open())
+        self.run = run
         try:
-            self.input = await adrive(self.engine, self._told(entry))
+            with run_scope(run):
+                self.input = await adrive(self.engine, self._told(entry))
         except BaseException:
             await self.__aexit__(None, None, None)
             raise

@@ -11,7 +11,8 @@ under the key counts as no handle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,18 @@ from langchain_runtime_authz.enforce.engine import Run
 if TYPE_CHECKING:
     from langchain_runtime_authz.edges.run import RunHandle
 
-__all__ = ["HANDLE_KEY", "Handle", "find_run", "gated_task", "handle_in", "run_scope", "running", "settled"]
+__all__ = [
+    "HANDLE_KEY",
+    "Handle",
+    "beside",
+    "beside_scope",
+    "find_run",
+    "gated_task",
+    "handle_in",
+    "run_scope",
+    "running",
+    "settled",
+]
 
 HANDLE_KEY: Final = "__authz"
 _PLACEHOLDER: Final = "runtime-authz-run"
@@ -88,6 +100,9 @@ def running() -> Run | None:
     return _running.get()
 
 
+# Set where code of a protected graph runs and no run is open: what it starts is not permitted by nobody.
+_beside: ContextVar[bool] = ContextVar("langchain_runtime_authz.beside", default=False)
+
 # The Pregel task that a node gate stands around: a graph that is called inside it is not gated by that.
 _gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default="")
 
@@ -119,6 +134,22 @@ class run_scope:
         _running.set(self._previous)
         _settled.set(self._counted)
         _gated.set(self._gated)
+
+
+@contextmanager
+def beside_scope() -> Iterator[None]:
+    """Around what of a protected graph runs beside every entry: reducers and edges, as its state is read or edited."""
+    previous = _beside.get()
+    _beside.set(True)
+    try:
+        yield
+    finally:
+        _beside.set(previous)
+
+
+def beside() -> bool:
+    """Whether the current code belongs to a protected graph."""
+    return _beside.get()
 
 
 def gated_task() -> str:

@@ -35,7 +35,7 @@ from langchain_runtime_authz.telemetry import execute_tool_span
 __all__ = ["FUNCTION", "Held", "Passage", "Stage", "answer", "current_passage", "denied", "held", "held_scope", "holds"]
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]
-Stage = Literal["_run", "_arun", "function"]
+Stage = Literal["invoke", "run", "_run", "_arun", "function"]
 FUNCTION: Final[Stage] = "function"
 
 
@@ -158,6 +158,11 @@ class Passage:
     def started(self) -> bool:
         """Whether any of the tool's own code has run: it has parsed its arguments by then."""
         return bool(self._stages)
+
+    @property
+    def invoked(self) -> bool:
+        """Whether the tool's own `invoke` is all of its code that has started."""
+        return self._stages == ["invoke"]
 
     @property
     def outermost(self) -> bool:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import FunctionType, MethodType, TracebackType
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage
-from langgraph.errors import GraphInterrupt
+from langgraph.errors import GraphInterrupt, is_invalid_resume
 
 from langchain_runtime_authz.edges._private import interrupt_id, task_id
 from langchain_runtime_authz.edges.calls import unknown
@@ -30,7 +31,7 @@ from langchain_runtime_authz.enforce.call import Call
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Run, adrive, drive
 from langchain_runtime_authz.enforce.judge import review_key
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.ledger.base import Query, Snapshot
+from langchain_runtime_authz.ledger.base import AskApproval, Query, Snapshot
 
 __all__ = ["NotingReview", "newest_plan", "note_question", "note_review", "reviewed_tools"]
 
@@ -70,7 +71,10 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 
 
 class NotingReview:
-    """Around a call that is left to a review and the guard: what the review asks is noted as it pauses."""
+    """Around a call that is left to a review and the guard: what the review asks is noted as it pauses.
+
+    An answer that the review then does not take (arguments that the tool's schema refuses) was none: it may be given anew.
+    """
 
     __slots__ = ("_config", "_held")
 
@@ -82,18 +86,20 @@ class NotingReview:
     async def __aenter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if self._held is not None and self._held.left and isinstance(exc, GraphInterrupt):
+        if self._held is not None and self._held.left and isinstance(exc, Exception):
             drive(self._held.run.engine, self._note(self._held, exc))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if self._held is not None and self._held.left and isinstance(exc, GraphInterrupt):
+        if self._held is not None and self._held.left and isinstance(exc, Exception):
             await adrive(self._held.run.engine, self._note(self._held, exc))
 
-    def _note(self, held: Held, paused: GraphInterrupt) -> Flow[None]:
+    def _note(self, held: Held, exc: Exception) -> Flow[None]:
         call = held.call
-        asked = list(paused.args[0]) if paused.args else []
+        if is_invalid_resume(exc):
+            yield from _reopened(held.run, call)
+        asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
         if call.plan_id is None or call.position is None or len(asked) != 1:
             return
         # The message as this call stands in it: the others are not asked about.
@@ -101,6 +107,25 @@ class NotingReview:
         calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
         message = AIMessage("", id=call.plan_id, tool_calls=calls)
         yield from note_question(held.run, message, asked[0], task_id(self._config))
+
+
+def _reopened(run: Run, call: Call) -> Flow[None]:
+    """The review's question about a call, put as if it had not been answered."""
+    if call.plan_id is None:
+        return
+    try:
+        snapshot: Snapshot = yield Load(run.scope, Query(plan=(run.agent, call.plan_id)))
+        record = snapshot.plan
+        if record is None:
+            return
+        key = review_key(run, call, record.origin or record.epoch)
+        snapshot = yield Load(run.scope, Query(calls=(key,)))
+        asked = snapshot.approvals.get(key)
+        if asked is not None and asked.state != "spent":  # else the review took it, and it is the tool that did not
+            fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
+            yield Commit(run.scope, run.guard, [AskApproval(fresh)])
+    except Exception as exc:  # noqa: BLE001  (as in `note_question`)
+        _log.error("a review was not noted: %s", type(exc).__name__)
 
 
 def newest_plan(given: object) -> AIMessage | None:

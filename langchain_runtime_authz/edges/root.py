@@ -30,11 +30,11 @@ from langchain_runtime_authz.edges._private import (
     reset_node,
 )
 from langchain_runtime_authz.edges.entry import AtCall, Entrance
-from langchain_runtime_authz.edges.handle import HANDLE_KEY, find_run, run_scope, running
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, beside_scope, find_run, run_scope, running
 from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
-from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in
-from langchain_runtime_authz.edges.tool_node import gate_tool_node, is_gated_tool_node
+from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in, roots_of, walk
+from langchain_runtime_authz.edges.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 
@@ -98,6 +98,9 @@ def _gate_node(name: str, node: PregelNode, protection: Protection) -> None:
         return
     if isinstance(bound, ToolNode) and not is_gated_tool_node(bound):
         bound = gate_tool_node(bound, protection.profiles)
+    for held in walk(roots_of(node)):
+        if isinstance(held, ToolNode) and held is not node.bound:
+            guard_held(held, protection.profiles)
     node.bound = gate_bound(bound, name)
     reset_node(node)
 
@@ -235,19 +238,31 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         # `update_state` comes down to this.
         update = partial(base.bulk_update_state, self, config, supersteps)
-        if running() is None and not is_handed_down(config):
-            return entrance.update(self, config, supersteps, update)
-        place = update()
-        drive(entrance.engine, entrance.updated_inside(self, config, place))
-        return place
+        own = running() is not None or is_handed_down(config)
+        with beside_scope():
+            if not own:
+                return entrance.update(self, config, supersteps, update)
+            place = update()
+            drive(entrance.engine, entrance.updated_inside(self, config, place))
+            return place
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         update = partial(base.abulk_update_state, self, config, supersteps)
-        if running() is None and not is_handed_down(config):
-            return await entrance.aupdate(self, config, supersteps, update)
-        place = await update()
-        await adrive(entrance.engine, entrance.updated_inside(self, config, place))
-        return place
+        own = running() is not None or is_handed_down(config)
+        with beside_scope():
+            if not own:
+                return await entrance.aupdate(self, config, supersteps, update)
+            place = await update()
+            await adrive(entrance.engine, entrance.updated_inside(self, config, place))
+            return place
+
+    def get_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with beside_scope():
+            return base.get_state(self, *args, **kwargs)
+
+    async def aget_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with beside_scope():
+            return await base.aget_state(self, *args, **kwargs)
 
     namespace = {
         "__module__": base.__module__,
@@ -258,6 +273,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "astream": astream,
         "bulk_update_state": bulk_update_state,
         "abulk_update_state": abulk_update_state,
+        "get_state": get_state,
+        "aget_state": aget_state,
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)

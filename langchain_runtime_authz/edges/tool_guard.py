@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, cast, get_type_hints
@@ -24,53 +23,19 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from langchain_runtime_authz.edges._private import config_parameter, injected_names
-from langchain_runtime_authz.edges.arrival import arrival, arrival_by_hand
+from langchain_runtime_authz.edges._private import config_parameter
+from langchain_runtime_authz.edges.arrival import arrival_by_hand
 from langchain_runtime_authz.edges.calls import Malformed
+from langchain_runtime_authz.edges.guarded import Guard, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.edges.own_invoke import own_ways, within_own_invoke
 from langchain_runtime_authz.edges.passage import FUNCTION, Stage, current_passage
-from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
-from langchain_runtime_authz.edges.way_in import WayIn
+from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.edges.way_in import WayIn, arrived
 from langchain_runtime_authz.errors import AlreadyProtected
 
 __all__ = ["facts_of", "guard_tool", "is_guarded"]
 
 _FUNCTIONS: Final = ("func", "coroutine")
-
-
-class _Guard:
-    """What a guarded tool knows: where its profile comes from. Shared by its copies."""
-
-    __slots__ = ("functions", "profiles", "seen")
-
-    def __init__(self, profiles: Profiles, tool: BaseTool) -> None:
-        self.profiles = profiles
-        self.functions = _functions(tool)
-        self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
-
-    def facts(self, tool: BaseTool) -> ToolFacts:
-        # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
-        key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared, *_functions(tool))
-        if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
-            return self.seen[1]
-        profiled = self.profiles.of(tool)
-        if profiled.declared and key[-2:] != self.functions:
-            profiled = self.profiles.unprofiled(tool, "its function was replaced")
-        found = ToolFacts(profiled, injected_names(tool))
-        self.seen = (key, found)
-        return found
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Guard:
-        return self
-
-
-def is_guarded(tool: object) -> bool:
-    """Whether the tool is a guarded one."""
-    return getattr(type(tool), "__runtime_authz_guarded__", False) is True
-
-
-def facts_of(tool: BaseTool) -> ToolFacts:
-    """What is known of a guarded tool as it is now."""
-    return _guard_of(tool).facts(tool)
 
 
 def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
@@ -80,11 +45,11 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         AlreadyProtected: another `RuntimeAuthz` guards it.
     """
     if is_guarded(tool):
-        if _guard_of(tool).profiles is not profiles:
+        if guard_of(tool).profiles is not profiles:
             raise AlreadyProtected(tool.name)
         return tool
     copy = tool.model_copy()
-    guard = _Guard(profiles, copy)
+    guard = Guard(profiles, copy)
     guard.facts(copy)  # pins the digest to the tool as it is now
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(type(tool)))
@@ -93,17 +58,6 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         if callable(raw := copy.__dict__.get(name)):
             copy.__dict__[name] = _decided_function(copy, guard, raw, name)
     return copy
-
-
-def _guard_of(tool: BaseTool) -> _Guard:
-    return cast("_Guard", (tool.__pydantic_private__ or {})["_authz_guard"])
-
-
-def _functions(tool: BaseTool) -> tuple[object, object]:
-    """The functions that a tool was made of, without ours around them."""
-    held = tool.__dict__
-    func, coroutine = held.get("func"), held.get("coroutine")
-    return getattr(func, "__runtime_authz_of__", func), getattr(coroutine, "__runtime_authz_of__", coroutine)
 
 
 _classes: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.WeakKeyDictionary()
@@ -125,7 +79,9 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         tool_call_id: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        way = _arrived(self, base, tool_input, config, tool_call_id)
+        if within_own_invoke(self):
+            return base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
+        way = arrived(self, base, tool_input, config, tool_call_id)
         with way as passage:
             if passage is not None:
                 passage.output = base.run(
@@ -141,7 +97,9 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         tool_call_id: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        way = _arrived(self, base, tool_input, config, tool_call_id)
+        if within_own_invoke(self):
+            return await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
+        way = arrived(self, base, tool_input, config, tool_call_id)
         async with way as passage:
             if passage is not None:
                 passage.output = await base.arun(
@@ -159,11 +117,11 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
 
     @_wraps(base._run)
     def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _called(self, _guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
+        return _called(self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         if name in _FUNCTIONS and callable(value):
-            value = _decided_function(self, _guard_of(self), value, name)
+            value = _decided_function(self, guard_of(self), value, name)
         base.__setattr__(self, name, value)
 
     namespace: dict[str, Any] = {
@@ -186,18 +144,12 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             # A tool without a coroutine of its own goes on to `_run`, which is asked for its passage.
             if getattr(self, "coroutine", True) is None:
                 return await base._arun(self, *args, **kwargs)
-            return await _acalled(self, _guard_of(self), "_arun", functools.partial(base._arun, self), args, kwargs)
+            return await _acalled(self, guard_of(self), "_arun", functools.partial(base._arun, self), args, kwargs)
 
         namespace["_arun"] = _arun
+    namespace |= own_ways(base)
     made: type[BaseTool] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]  # its own metaclass
     return made
-
-
-def _arrived(tool: BaseTool, base: type[BaseTool], tool_input: Any, config: Any, call_id: str | None) -> WayIn:
-    """A call of `run` or `arun`."""
-    config, facts, parser = ensure_config(config), facts_of(tool), functools.partial(base._parse_input, tool)
-    arrived = arrival(tool, facts, tool_input, config, call_id, parser)
-    return WayIn(_guard_of(tool), facts, arrived, config, call_id, parser, tool_input)
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -222,7 +174,7 @@ def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 # --- a tool's own code, called by `run` or by hand ------------------------------------------------
 
 
-def _decided_function(tool: BaseTool, guard: _Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A tool's `func` or `coroutine`: under the passage that `run` opened, or decided where it is called by hand."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
     wrapped: Any
@@ -242,7 +194,7 @@ def _decided_function(tool: BaseTool, guard: _Guard, raw: Callable[..., Any], na
     return cast("Callable[..., Any]", wrapped)
 
 
-def _called(tool: BaseTool, guard: _Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     passage = current_passage()
     if passage is None or passage.of is not guard or not passage.admits(stage):
         way = _by_hand(tool, guard, stage, code, args, kwargs)
@@ -258,9 +210,7 @@ def _called(tool: BaseTool, guard: _Guard, stage: Stage, code: Callable[..., Any
         raise passage.clean_error(exc)  # noqa: B904  (its own context is what must not leak)
 
 
-async def _acalled(
-    tool: BaseTool, guard: _Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
+async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     passage = current_passage()
     if passage is None or passage.of is not guard or not passage.admits(stage):
         way = _by_hand(tool, guard, stage, code, args, kwargs)
@@ -278,7 +228,7 @@ async def _acalled(
 
 def _by_hand(
     tool: BaseTool,
-    guard: _Guard,
+    guard: Guard,
     stage: Stage,
     code: Callable[..., Any],
     args: tuple[Any, ...],

@@ -28,7 +28,7 @@ from langchain_runtime_authz.edges.turns import Turns, current_turns, turns_scop
 from langchain_runtime_authz.enforce.engine import Run
 from langchain_runtime_authz.errors import AuthzDenied, Code
 
-__all__ = ["AuthzToolNode", "gate_tool_node", "is_gated_tool_node"]
+__all__ = ["AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
 
 
 class _Gate(ToolNode):
@@ -112,6 +112,13 @@ def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
     gated = copy.copy(node)
     gated.__class__ = type(base.__name__, (_Gate, base), {"__module__": base.__module__, "__doc__": base.__doc__})
     return _equip(cast("_Gate", gated), profiles)
+
+
+def guard_held(node: ToolNode, profiles: Profiles) -> None:
+    """Guard the tools of a tool node that is a part of a node, in place: its own dictionary has them."""
+    for name, tool in list(node._tools_by_name.items()):
+        if not is_guarded(tool):
+            node._tools_by_name[name] = guard_tool(tool, profiles)
 
 
 def _equip(node: _Gate, profiles: Profiles) -> ToolNode:

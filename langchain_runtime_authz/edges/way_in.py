@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from langchain_core.runnables.config import ensure_config
+from langchain_core.tools import BaseTool
+
 from langchain_runtime_authz.credential.lease import Ticket
-from langchain_runtime_authz.edges.arrival import Arrival, Decided
+from langchain_runtime_authz.edges.arrival import Arrival, Decided, arrival
 from langchain_runtime_authz.edges.calls import supplied, without
+from langchain_runtime_authz.edges.guarded import facts_of, guard_of
 from langchain_runtime_authz.edges.passage import Passage, answer
 from langchain_runtime_authz.edges.profiles import ToolFacts
 from langchain_runtime_authz.enforce.engine import adrive, drive
 from langchain_runtime_authz.errors import Code
 
-__all__ = ["WayIn"]
+__all__ = ["WayIn", "arrived"]
 
 
 class WayIn:
@@ -87,3 +92,10 @@ class WayIn:
         now = self._parser(dict(sent), self._call_id)
         own = now if isinstance(now, dict) else {}
         return without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
+
+
+def arrived(tool: BaseTool, base: type[BaseTool], tool_input: Any, config: Any, call_id: str | None) -> WayIn:
+    """A call of `run` or `arun`."""
+    config, facts, parser = ensure_config(config), facts_of(tool), functools.partial(base._parse_input, tool)
+    found = arrival(tool, facts, tool_input, config, call_id, parser)
+    return WayIn(guard_of(tool), facts, found, config, call_id, parser, tool_input)

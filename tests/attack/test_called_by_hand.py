@@ -19,7 +19,10 @@ from ._graphs import (
     PAID,
     PAY,
     PROFILES,
+    agent_graph,
+    answer_to,
     authz_with,
+    call,
     calls_of,
     deny_only,
     human,
@@ -27,6 +30,7 @@ from ._graphs import (
     node_graph,
     pay_tool,
     reasons,
+    replying,
     rules_that_permit,
 )
 
@@ -405,3 +409,82 @@ def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permi
     planned = {r.resource.id: r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None}
     assert planned == {"read": True, "pay": False}
     assert len(calls_of(pdp)) == 2
+
+
+# --- a tool class with an `invoke` of its own -------------------------------------------------------
+
+
+PLAIN = call("pay", {"recipient": "bob", "amount": 5}, "p")
+
+
+class OwnInvoke(BaseTool):
+    """Acts before LangChain's `invoke`, and, where `onward`, goes on to it."""
+
+    name: str = "pay"
+    description: str = "Pay somebody."
+    onward: bool = False
+    ran: Any = None
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        self.ran.append("invoke")
+        return super().invoke(input, config, **kwargs) if self.onward else "paid"
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        self.ran.append("invoke")
+        return await super().ainvoke(input, config, **kwargs) if self.onward else "paid"
+
+    def _run(self, recipient: str, amount: float) -> str:
+        self.ran.append("run")
+        return "paid"
+
+
+async def _whole(tool: BaseTool, go: str, given: Any) -> Any:
+    return tool.invoke(given) if go == "sync" else await tool.ainvoke(given)
+
+
+@pytest.mark.parametrize("onward", [False, True])
+@pytest.mark.parametrize("go", ["sync", "async"])
+def test_an_invoke_of_ones_own_is_one_decision(onward: bool, go: str) -> None:
+    """It is decided before any of its code runs, and what it goes on to is the same call; called again it is another."""
+    ran: list[str] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=BARE)
+    pay = authz.guard(OwnInvoke(onward=onward, ran=ran))
+    given = {"recipient": "bob", "amount": 5}
+    with authz.run(subject="alice"):
+        assert [asyncio.run(_whole(pay, go, given)) for _ in range(2)] == ["paid", "paid"]
+    assert ran == (["invoke", "run"] if onward else ["invoke"]) * 2
+    assert [r.context.call.args for r in calls_of(pdp)] == [given] * 2
+    assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["done"] * 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("go", ["sync", "async"])
+def test_an_invoke_of_ones_own_that_is_denied_does_nothing(go: str) -> None:
+    """Nor outside every run; the unguarded one is the twin, in which it acts."""
+    ran: list[str] = []
+    plain = OwnInvoke(onward=True, ran=ran)
+    authz = authz_with(deny_only("pay"), profiles=BARE)
+    pay = authz.guard(plain)
+    given = {"recipient": "bob", "amount": 5}
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        asyncio.run(_whole(pay, go, given))
+    with pytest.raises(AuthzDenied) as outside:
+        asyncio.run(_whole(pay, go, given))
+    assert outside.value.code == "no_run"
+    assert ran == []
+    asyncio.run(_whole(plain, go, given))
+    assert ran == ["invoke", "run"]
+
+
+@pytest.mark.parametrize("go", ["sync", "async"])
+def test_an_invoke_of_ones_own_in_a_tool_node(go: str) -> None:
+    """The gate's ticket is the one that it runs by: asked once, answered by a message."""
+    ran: list[str] = []
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp, profiles=BARE)
+    graph = authz.protect(agent_graph(replying([PLAIN]), [OwnInvoke(onward=True, ran=ran)]))
+    with authz.run(subject="alice"):
+        state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
+    assert ran == ["invoke", "run"]
+    assert len(calls_of(pdp)) == 1
+    assert answer_to(state["messages"], "p").text == "paid"

@@ -64,6 +64,23 @@ def test_what_langchains_review_approved_is_not_asked_again(go: str, restart: bo
 
 
 @ways
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_review_per_call_survives_a_restart(go: str, restart: bool) -> None:
+    """Its questions stand in the ledger: another process answers some now and some later, and nobody is asked by us."""
+    s = Reviewed(middleware=lambda: [HumanInTheLoopMiddleware({"pay": True}, interrupt_mode="per_call")])
+    asked = {i.value["tool_call_id"]: i.id for i in s.both(go)(human())["__interrupt__"]}
+    for answered in ({"c1": APPROVE, "c5": REJECT}, {"c3": APPROVE}):
+        if restart:
+            s.start()
+        state = s.both(go)(Command(resume={asked[i]: d for i, d in answered.items()}))
+    assert "__interrupt__" not in state
+    assert sorted(s.ran) == sorted([ANN, BOB, TWO, FOUR])
+    assert_went_on(state)
+    approvals = {r.context.call.id: r.context.approval for r in calls_of(s.pdp, "pay") if r.context.approval}
+    assert {i: a.source for i, a in approvals.items()} == {"c1": "hitl", "c3": "hitl"}
+
+
+@ways
 def test_the_unenforced_twin_runs_an_edit_to_anything(go: str) -> None:
     """LangChain's review alone runs whatever tool the edit names, under nobody's policy."""
     s = Reviewed(plan=[payment("ann", 10, "c1")])

@@ -458,6 +458,24 @@ def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: 
 @stacks
 @reviewed
 @ways
+def test_an_edit_that_the_tools_schema_refuses_may_be_given_anew(stack: str, first: str, go: str) -> None:
+    """LangGraph keeps the question open: so do we, and the next edit is the one that runs."""
+    ran: list[Any] = []
+    authz = authz_with(asking("pay"))
+    graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran)
+    (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    bad = plain(edit("bob", "many"))
+    with pytest.raises(ValueError, match="amount"):
+        quietly(go, authz, graph, Command(resume={asked.id: bad}), THREAD)
+    assert ran == []
+    state = quietly(go, authz, graph, Command(resume={asked.id: plain(edit("bob", 2))}), THREAD)
+    assert ran == [("bob", 2.0, "USD")]
+    assert_went_on(state)
+
+
+@stacks
+@reviewed
+@ways
 def test_an_answer_that_a_review_does_not_take(stack: str, first: str, go: str) -> None:
     """LangGraph refuses it and the question stays open; we take nothing of it either."""
     ran: list[Any] = []

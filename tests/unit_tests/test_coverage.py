@@ -330,6 +330,33 @@ def test_remote_graphs_are_named() -> None:
     assert findings(node_graph(lambda s: remote.invoke(s))) == [("remote graph", "far", "step")]
 
 
+def test_tools_that_act_in_a_way_of_their_own_are_no_ambient_hooks() -> None:
+    """A class with an `invoke` or `run` of its own announces nothing: held by plain code it is not governed at all."""
+
+    class Own(BaseTool):
+        name: str = "pay"
+        description: str = "Pay."
+
+        def _run(self, to: str) -> str:
+            return to
+
+    class OwnInvoke(Own):
+        def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+            return "paid"
+
+    class OwnRun(Own):
+        def run(self, *args: Any, **kwargs: Any) -> Any:
+            return "paid"
+
+    for kind, named in ((Own, False), (OwnInvoke, True), (OwnRun, True)):
+        pay = kind()
+        authz = authz_with(StaticPDP(True), profiles={})
+        graph = authz.protect(node_graph(lambda state, pay=pay: pay.invoke({"to": "x"})))
+        (row,) = [r for r in authz.coverage(graph).rows if r.kind == "tool"]
+        assert row.governed is not named
+        assert ("nothing announces" in row.note) is named
+
+
 def test_functions_of_tools_that_code_holds_are_named() -> None:
     """The function under a tool, called by a node or another tool, runs undecided: it is named."""
     ran: list[Any] = []

@@ -8,12 +8,16 @@ from typing import Annotated, Any, TypedDict
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.tools import BaseTool
 from langgraph.cache.memory import InMemoryCache
-from langgraph.graph import START, StateGraph
-from langgraph.types import CachePolicy, RetryPolicy
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_store
+from langgraph.graph import END, START, StateGraph
+from langgraph.store.memory import InMemoryStore
+from langgraph.types import CachePolicy, RetryPolicy, interrupt
 from pydantic import BaseModel, field_validator
 
 from . import Bank, Kit, Play, Route, graph_play
 
+THREAD: Any = {"configurable": {"thread_id": "t"}}
 SENT = {"recipient": "mallory", "amount": 5.0}
 
 
@@ -132,6 +136,101 @@ def _given_callback(kit: Kit, bank: Bank) -> Play:
     return Play(lambda: graph.invoke(given, {"callbacks": [Handler()]}), asynchronous, graph)
 
 
+def _edge(kit: Kit, bank: Bank) -> Play:
+    graph = _with_edge(kit, bank)
+    return graph_play(graph, {"said": "x"})
+
+
+def _with_edge(kit: Kit, bank: Bank, **options: Any) -> Any:
+    pay: BaseTool = kit.tool(bank.tool())
+
+    def onward(state: Any) -> str:
+        pay.invoke(SENT)
+        return END
+
+    builder = StateGraph(_Plain)
+    builder.add_node("step", lambda state: {})
+    builder.add_edge(START, "step")
+    builder.add_conditional_edges("step", onward, [END])
+    return kit.graph(builder.compile(**options))
+
+
+def _update_state(kit: Kit, bank: Bank) -> Play:
+    """The edges that leave the node in whose name a state is edited are gone along, beside every run."""
+    graph = _with_edge(kit, bank, checkpointer=InMemorySaver())
+    given = {"said": "x"}
+    return Play(
+        lambda: graph.update_state(THREAD, given, as_node="step"),
+        lambda: graph.aupdate_state(THREAD, given, as_node="step"),
+        graph,
+    )
+
+
+def _read_state(kit: Kit, bank: Bank) -> Play:
+    """What a paused step has written already is put into the state that is shown, by the reducer."""
+    pay: BaseTool = kit.tool(bank.tool())
+    shown: list[bool] = []
+
+    def reduce(old: str, new: str) -> str:
+        if shown:
+            pay.invoke(SENT)
+        return new
+
+    def ask(state: Any) -> Any:
+        interrupt("?")
+
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    builder = StateGraph(state_with)
+    builder.add_node("done", lambda state: {"said": "y"})
+    builder.add_node("asks", ask)
+    builder.add_edge(START, "done")
+    builder.add_edge(START, "asks")
+    graph = kit.graph(builder.compile(checkpointer=InMemorySaver()))
+
+    def sync() -> Any:
+        graph.invoke({"said": "x"}, THREAD)
+        shown.append(True)
+        return graph.get_state(THREAD)
+
+    async def asynchronous() -> Any:
+        await graph.ainvoke({"said": "x"}, THREAD)
+        shown.append(True)
+        return await graph.aget_state(THREAD)
+
+    return Play(sync, asynchronous, graph)
+
+
+def _error_handler(kit: Kit, bank: Bank) -> Play:
+    pay: BaseTool = kit.tool(bank.tool())
+
+    def step(state: Any) -> Any:
+        raise ConnectionError
+
+    def handle(state: Any) -> dict[str, Any]:
+        pay.invoke(SENT)
+        return {}
+
+    return _graph(kit, _Plain, step, {"said": "x"}, error_handler=handle)
+
+
+def _embedding(kit: Kit, bank: Bank) -> Play:
+    pay: BaseTool = kit.tool(bank.tool())
+
+    def embed(texts: Any) -> Any:
+        pay.invoke(SENT)
+        return [[0.0, 0.0] for _ in texts]
+
+    def step(state: Any) -> dict[str, Any]:
+        get_store().put(("x",), "key", {"text": "x"})
+        return {}
+
+    builder = StateGraph(_Plain)
+    builder.add_node("step", step)
+    builder.add_edge(START, "step")
+    store = InMemoryStore(index={"embed": embed, "dims": 2})
+    return graph_play(kit.graph(builder.compile(store=store)), {"said": "x"})
+
+
 BOTH = ("entry", "guard")
 
 ROUTES = [
@@ -140,5 +239,10 @@ ROUTES = [
     Route("retry_on", "a tool called by a retry policy's `retry_on`", _retry, closed_by=BOTH),
     Route("cache_key", "a tool called by a cache policy's `key_func`", _cache_key, closed_by=BOTH),
     Route("callback", "a tool called by a callback handler that the graph was made with", _callback, closed_by=BOTH),
+    Route("edge", "a tool called by the function of a conditional edge", _edge, closed_by=BOTH),
+    Route("update_state", "the same, as `update_state` goes along the edge", _update_state, closed_by=BOTH),
+    Route("read_state", "a tool called by a channel's reducer, as `get_state` shows a paused step", _read_state, closed_by=BOTH),
+    Route("error_handler", "a tool called by a node's `error_handler`", _error_handler, closed_by=BOTH),
+    Route("embedding", "a tool called by the embedding function of the graph's store", _embedding, closed_by=BOTH),
     Route("given_callback", "a tool called by a callback handler that comes with a call", _given_callback, closed_by=BOTH),
 ]

@@ -7,14 +7,16 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypedDict
 
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.func import entrypoint, task
+from langgraph.graph import START, MessagesState, StateGraph
 
-from . import Bank, Kit, Play, Route
+from . import Bank, Kit, Play, Route, graph_play
 from .parts import ARGS, CALL, in_node
 
 Act = Callable[[BaseTool, Any], Any]
@@ -161,6 +163,67 @@ def _functional(kit: Kit, bank: Bank) -> Play:
     return Play(lambda: graph.invoke(given), lambda: agraph.ainvoke(given), graph)
 
 
+class _OwnInvoke(BaseTool):
+    """A tool class that acts in an `invoke` of its own: nothing comes down to `run`."""
+
+    name: str = "pay"
+    description: str = "Pay somebody."
+    bank: Any = None
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        self.bank.ran.append((self.name, 5.0))
+        called = isinstance(input, dict) and input.get("type") == "tool_call"
+        return ToolMessage("paid", tool_call_id=input["id"]) if called else "paid"
+
+    async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return self.invoke(input, config)
+
+    def stream(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        yield _OwnInvoke.invoke(self, input)
+
+    async def astream(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        yield _OwnInvoke.invoke(self, input)
+
+    def _run(self, recipient: str, amount: float) -> str:
+        return "never"
+
+
+def _own_invoke(act: Act, aact: Aact) -> Callable[[Kit, Bank], Play]:
+    def build(kit: Kit, bank: Bank) -> Play:
+        pay = kit.tool(_OwnInvoke(bank=bank))
+        return in_node(kit, lambda _: act(pay, None), lambda _: aact(pay, None))
+
+    return build
+
+
+async def _astream(pay: BaseTool, _: Any) -> Any:
+    return [chunk async for chunk in pay.astream(ARGS)]
+
+
+def _tool_as_node(kit: Kit, bank: Bank) -> Play:
+    state_of = TypedDict("state_of", {"recipient": str, "amount": float})  # noqa: UP013  (two plain keys)
+    builder = StateGraph(state_of)
+    builder.add_node("step", kit.tool(bank.tool()) | RunnableLambda(lambda _: {}))
+    builder.add_edge(START, "step")
+    return graph_play(kit.graph(builder.compile()), ARGS)
+
+
+def _part(kit: Kit, bank: Bank, tool: BaseTool | None = None) -> Play:
+    """A tool node behind another step, in one node of the graph."""
+    builder = StateGraph(MessagesState)
+    tools = kit.tool_node(kit.tools(tool or bank.tool()))
+    builder.add_node("step", RunnableLambda(lambda state: state) | tools)
+    builder.add_edge(START, "step")
+    graph = kit.graph(builder.compile())
+    given = {"messages": [HumanMessage("x", id="h"), AIMessage("", tool_calls=[CALL], id="m")]}
+    return graph_play(graph, given)
+
+
+def _own_in_part(kit: Kit, bank: Bank) -> Play:
+    return _part(kit, bank, _OwnInvoke(bank=bank))
+
+
+OWN = "its `invoke` comes down to no `run`, so that nothing announces it"
 BOTH = ("entry", "guard")
 ONLY_GUARD = ("guard",)
 
@@ -292,6 +355,23 @@ ROUTES = [
         closed_by=(),
         open="the process's own code that goes round its own guard",
     ),
+    Route(
+        "own_invoke",
+        "a tool class with an `invoke` of its own",
+        _own_invoke(lambda pay, _: pay.invoke(ARGS), lambda pay, _: pay.ainvoke(ARGS)),
+        closed_by=ONLY_GUARD,
+        open=OWN,
+    ),
+    Route(
+        "own_stream",
+        "the same class, streamed",
+        _own_invoke(lambda pay, _: list(pay.stream(ARGS)), _astream),
+        closed_by=ONLY_GUARD,
+        open=OWN,
+    ),
+    Route("tool_node_part", "a ToolNode that is a part of a node", _part, closed_by=(*BOTH, "tool_node")),
+    Route("own_invoke_part", "the same, with a tool class that has an `invoke` of its own", _own_in_part, closed_by=(*BOTH, "tool_node")),
+    Route("tool_as_node", "a tool that is a node, or a part of one", _tool_as_node, closed_by=BOTH),
     Route("outliving", "a task or thread that outlives the run", _outliving, closed_by=BOTH),
     Route("functional", "a `@task` of the functional API", _functional, closed_by=BOTH),
 ]
