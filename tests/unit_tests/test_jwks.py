@@ -187,6 +187,27 @@ async def test_what_is_refused_by_its_headers_is_not_read(road: str, status: int
     assert (read, asked) == ([], ["identity"])
 
 
+@pytest.mark.parametrize("road", ["sync", "async"])
+async def test_a_body_of_unsaid_length_is_bounded(road: str) -> None:
+    """What goes on past the limit is dropped there, though it would have been a key set in the end."""
+    sent = []
+
+    class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Any:
+            for piece in [b'{"keys":[]'] + [b" " * 1000] * 1000 + [b"}"]:
+                sent.append(len(piece))
+                yield piece
+
+        async def __aiter__(self) -> Any:
+            for piece in self:
+                yield piece
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Body()))
+    fetcher = fetch.Fetcher(max_bytes=5000, client=httpx.Client(transport=transport), async_client=httpx.AsyncClient(transport=transport))
+    assert (fetcher.send("GET", URL, headers={}) if road == "sync" else await fetcher.asend("GET", URL, headers={})) is None
+    assert sum(sent) <= 6010
+
+
 def test_only_public_signing_keys_are_keys() -> None:
     """Private, symmetric, weak, encryption and twin keys are left out; the others of the set stay."""
     good, twin = SigningKey.generate().public_jwk(), SigningKey.generate().public_jwk()
