@@ -6,6 +6,7 @@ The twins show what happens to who does without: the harm that each rule is ther
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -358,6 +359,23 @@ def test_a_service_speaks_for_people_only(approver: Any) -> None:
     with pytest.raises(CredentialError) as refused:
         approvers.verify(sign_statement(ring.active, approver=approver, **options), question)
     assert refused.value.code == "approval_approver"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"jti": ""}, {"jti": 7}, {"jti": None}, {"jti": ["j"]}, {"iat": 1e9}, {"iat": True}, {"iat": None}, {"exp": 1e9 + 60}, {"exp": "x"}],
+    ids=str,
+)
+def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
+    """Whole seconds, and an id of its own that is text: else it could live long, or be used twice."""
+    approvers, question = Approvers({"user:bob": BOBS.jwks()}), Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    good = sign_statement(BOBS, approver="user:bob", verdict="approve", question=question, jti="j", now=1e9, expires_in=60)
+    assert approvers.verify(good, question, now=1e9).jti == "j"
+    head, claims, _ = good.split(".")
+    body = f"{head}.{b64(json.dumps({**json.loads(base64.urlsafe_b64decode(claims + '==')), **changed}))}"
+    with pytest.raises(CredentialError) as refused:
+        approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", question, now=1e9)
+    assert refused.value.code == "approval_statement"
 
 
 @pytest.mark.parametrize("kid", [[], {}, 7, None, ["a"]])

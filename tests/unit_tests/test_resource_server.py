@@ -30,7 +30,7 @@ from langchain_runtime_authz.downstream.introspection import (
 from langchain_runtime_authz.downstream.mcp import ProtectedMcp
 from langchain_runtime_authz.downstream.resource_server import ProtectedApp, ResourceServer
 from langchain_runtime_authz.downstream.status import LedgerStatus, Offline, Status
-from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from tests.unit_tests.tokens import BANK, a_request
 
@@ -382,8 +382,9 @@ def test_who_may_not_ask_is_told_nothing(headers: Any, options: Any, status: int
 
 def test_an_endpoint_that_can_not_tell_says_so() -> None:
     """A failing ledger is 503, never `active`, and the endpoint stays up."""
-    made = endpoint(Says(OSError()))
-    assert asked(made, BASIC, "/", data={"token": token()}).status_code == 503
+    for failure in (CredentialError(Code.STATUS_UNAVAILABLE), OSError()):
+        made = endpoint(Says(failure))
+        assert asked(made, BASIC, "/", data={"token": token()}).status_code == 503
 
     async def get() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url=BANK) as client:
