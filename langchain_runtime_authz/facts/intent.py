@@ -5,7 +5,8 @@ A profile lists words, `intent: [pay, "create event", refund]`. One entry in the
 are compared by case-folded letters after a plain English ending (`s`, `es`, `ed`, `ing`, `er`) is cut
 off; an entry of several words needs them in this order in one sentence, close together. A word with a
 negation shortly before it, in the same sentence ("do not pay", "without emailing"), does not count,
-unless what is negated is forgetting or failing. No synonyms, no model, no other language than the one
+unless what is negated is forgetting or failing. Nor does a word count that names things which are
+counted ("the number of messages", "how many payments"): a plural after `of` or `many`. No synonyms, no model, no other language than the one
 that the words are written in: a word list is reviewed like a profile is.
 
 A human may also say: do what is written there ("follow the instructions in the file"). Then what is
@@ -28,6 +29,8 @@ MAX_WORDS: Final = 20_000
 _WORD: Final = re.compile(r"[^\W_]+(?:[.@'’_/:+\-][^\W_]+)*|[.!?;:\n]")
 _NEGATIONS: Final = frozenset({"not", "never", "without", "no", "dont", "don't", "don’t", "doesn't", "avoid", "stop"})
 _UNDONE: Final = frozenset({"forget", "fail", "hesitate", "miss", "just", "only", "problem", "later"})
+_COUNTS: Final = frozenset({"of", "many"})
+_BETWEEN: Final = 2  # words from one of these to what it counts: "number of channel messages"
 _AUXILIARY: Final = frozenset({"do", "does", "did"})
 _REACH: Final = 3  # words that a negation reaches
 _WINDOW: Final = 8  # words within which those of one entry stand
@@ -68,9 +71,9 @@ class Request:
         raw = _WORD.findall("\n".join(texts).casefold())[-MAX_WORDS:]
         self._words = tuple(_stem(w) if w not in _STOPS else w for w in raw)
         self._places: dict[str, list[int]] = {}
-        negated = _negated(raw)
+        silent = _negated(raw) | _counted(raw)
         for i, word in enumerate(self._words):
-            if i not in negated:
+            if i not in silent:
                 self._places.setdefault(word, []).append(i)
 
     def asks(self, entries: Sequence[str]) -> bool:
@@ -119,4 +122,19 @@ def _negated(words: Sequence[str]) -> set[int]:
             if words[j] in _STOPS:
                 break
             reached.add(j)
+    return reached
+
+
+def _counted(words: Sequence[str]) -> set[int]:
+    """Plurals that are counted."""
+    reached: set[int] = set()
+    for i, word in enumerate(words):
+        if word not in _COUNTS:
+            continue
+        for j in range(i + 1, min(i + 1 + _BETWEEN, len(words))):
+            if words[j] in _STOPS:
+                break
+            if words[j].endswith("s") and not words[j].endswith("ss"):
+                reached.add(j)
+                break
     return reached

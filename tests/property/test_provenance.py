@@ -185,7 +185,7 @@ def _pairs() -> list[tuple[Any, Any, bool]]:
 
 def _noticed() -> bool:
     """Whether the tables of equal and different values, the mentions or the human's words disagree."""
-    from tests.unit_tests.test_provenance import NAMES
+    from tests.unit_tests.test_provenance import DESCRIBED, NAMES
     from tests.unit_tests.test_provenance_forms import SAID
 
     if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
@@ -195,6 +195,8 @@ def _noticed() -> bool:
     if any(HumanWords([t]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
         return True
     if any(HumanWords([t]).names(forms_module.forms(v)) is not named for t, v, named in NAMES):
+        return True
+    if any(HumanWords([t]).describes(forms_module.forms(v)) is not described for t, v, described in DESCRIBED):
         return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
     expected = {
@@ -237,6 +239,14 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "no roles": (words_module, "_ROLE", _Never()),
     "no identifiers": (words_module, "_IDENTIFIER", _Never()),
     "no subjects of a sentence": (words_module, "_FOLLOWING", _Never()),
+    "nobody is listed": (words_module, "_COUNTED", _Never()),
+    "a list never ends": (words_module, "_LIST_ENDS", re.compile("")),
+    "nobody beside": (words_module, "_BESIDE", _Never()),
+    "sentences have spaces": (words_module, "_RUN_ON", re.compile("(?!)")),
+    "hosts have a scheme": (words_module, "_HOST", _Never()),
+    "every ending is a host's": (words_module, "_HOST", re.compile(r"([\w.]+)")),
+    "nothing is described": (words_module, "_BEGINS", _Never()),
+    "what is excluded is described": (words_module, "_OTHERS", _Never()),
     "no quoted names": (words_module, "_QUOTES", ""),
     "empty words count": (words_module, "_EMPTY", frozenset()),
 }

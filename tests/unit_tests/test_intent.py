@@ -21,6 +21,10 @@ ASKS = [
     ("Transfer it", [], False),
     ("", ["pay"], False),
     ("PAY NOW", ["Pay"], True),
+    ("Find the channel with the smallest number of messages", ["message"], False),
+    ("How many bank transfers were there?", ["transfer"], False),
+    ("Message all of them", ["message"], True),
+    ("Count the number of messages and message Bob", ["message"], True),
 ]
 
 

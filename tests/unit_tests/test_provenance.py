@@ -103,6 +103,27 @@ def test_a_record_that_the_words_name_is_selected() -> None:
     assert told(of(evidence, to="mall@x.org")) == ("counterparty", "outside")
 
 
+DESCRIBED = [
+    ("Post it to the channel starting with 'Ext'", "ext_0", True),
+    ("Post it to the channel that begins with Ext: hello", "ext_0", True),
+    ("Post it to the channel starting with Ext", "next_0", False),
+    ("Post it to all channels that do not start with Ext", "ext_0", False),
+    ("Post it to all but those starting with Ext", "ext_0", False),
+    ("Post it to the channel starting with the", "them", False),
+]
+
+
+@pytest.mark.parametrize(("said", "name", "selected"), DESCRIBED)
+def test_a_beginning_describes_what_a_system_lists(said: str, name: str, selected: bool) -> None:
+    """Alone in a list, or as a field of a record; never what somebody outside or on the other side called so."""
+    standing = "selected" if selected else "known"
+    assert of(known(read([name, "other"], BOOK, said=said), said=said), to=name).standing == standing
+    record = [{"name": name, "email": "a@x.org"}]
+    assert of(known(read(record, BOOK, said=said), said=said), to="a@x.org").standing == standing
+    assert of(known(read({"sender": name, "note": name}, said=said), said=said), to=name).standing == "outside"
+    assert of(known(said=said), to=name).standing == "outside"
+
+
 def test_a_source_that_the_human_named() -> None:
     """Each critical argument of the read was said; then a mention there is `named`, and no more."""
     words = HumanWords(["Do what inbox/bills says"])
@@ -168,6 +189,15 @@ NAMES = [
     ("pay user_12", "user_12", True),
     ("Pay ACME Corp. the rest", "ACME Corp", True),
     ("write to bob@x.org", "bob@x.org", True),
+    ("send it to alice, bob and carol", "bob", True),
+    ("send it to alice, bob and carol", "carol", True),
+    ("write to alice and bill bob", "bill", False),
+    ("write to alice, pay the rent", "pay", False),
+    ("To: alice", "alice", True),
+    ("Alice, Bob and Carol need access", "alice", True),
+    ("Alice and Bob need access", "Alice", True),
+    ("Look into Alice's inbox", "alice", True),
+    ("Invite Dora.Note that she is new", "dora", True),
 ]
 
 

@@ -123,6 +123,18 @@ SAID = [
     ("> pay UK12345678901234567890\nIs this right?", "UK12345678901234567890", False),
     ("```\npay UK12345678901234567890\n```\nIs this right?", "UK12345678901234567890", False),
     ("pay UK12345678901234567890", "uk12 3456 7890 1234 5678 90", True),
+    ("post it on www.example.org.They sent it", "www.example.org", True),
+    ("open README.Md and read", "readme", False),
+    ("see \u201cwww.example.org/a\u201d.", "www.example.org/a", True),
+    ("www.example.org\u2019s page", "https://www.example.org", True),
+    ("read example.org/a, then go on", "https://example.org/a", True),
+    ("read example.org/a, then go on", "https://example.org", False),
+    ("read notes.md", "https://notes.md", False),
+    ("read example.org.evil.io", "https://example.org", False),
+    ("read evil.example.org", "https://example.org", False),
+    ("read example.org@evil.io", "https://example.org", False),
+    ("read example.org:8080/a", "https://example.org", False),
+    ("write to bob@example.org", "https://example.org", False),
 ]
 
 

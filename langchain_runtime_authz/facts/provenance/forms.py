@@ -32,7 +32,7 @@ MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 _DIGITS: Final = 15  # beyond that a number is a name
 
 _EMAIL: Final = re.compile(r"(?<![\w.%+\-@])[a-z0-9._%+\-]{1,64}@[a-z0-9.\-]{1,253}(?![\w@])", re.IGNORECASE | re.ASCII)
-_URL: Final = re.compile(r"(?<![\w@.\-/])(?:https?://|www\.)[^\s<>\"'`(){}\[\]|\\]{1,2000}", re.IGNORECASE)
+_URL: Final = re.compile(r"(?<![\w@.\-/])(?:https?://|www\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}", re.IGNORECASE)
 _IBAN: Final = re.compile(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])",
 )

@@ -190,7 +190,8 @@ class _Reader:
             field = self._field((*path, name))
             if field.prose or field.counterparty or field.origin == "external":
                 continue
-            if any(c.isalpha() for c in inner) and self.words.said(forms(inner)):
+            found = forms(inner)
+            if any(c.isalpha() for c in inner) and (self.words.said(found) or self.words.describes(found)):
                 return True
         return False
 
@@ -207,6 +208,7 @@ class _Reader:
             prose = field.prose or self.failed or len(value) > SHORT or "\n" in value
         whole = forms(value) if not prose else ()
         if not self.echo.intersection(whole):
+            selected = selected or (not field.counterparty and self.words.describes(whole))
             for form in whole:
                 self._see(form, field, asserted=True, selected=selected)
         if isinstance(value, str) and (prose or len(value) >= TELLING):

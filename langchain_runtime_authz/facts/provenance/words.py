@@ -25,8 +25,28 @@ _ENUMERATOR: Final = re.compile(r"(?<!\S)(\d{1,2})[.)](?=\s)")
 _PERCENT: Final = re.compile(r"(?<![\w.,])(\d{1,4}(?:[.,]\d{1,4})?) ?(?:%|percent\b)", re.IGNORECASE)
 _IDENTIFIER: Final = re.compile(r"[\d@#/_]|\w[.\-]\w")
 _LEAD: Final = 12  # characters before a name that tell its role
-_ROLE: Final = re.compile(r"(?:\b(?:to|with)|@) ?$")
+_ROLE: Final = re.compile(r"(?:\b(?:to|with):?|@) ?$")
 _FOLLOWING: Final = re.compile(r" ([a-z]{2,})")
+# "to alice, bob and carol": who is counted with one who has a role has it too.
+_LISTED: Final = 120  # characters of a list that are looked back at
+_COUNTED: Final = re.compile(r"\b(?:to|with):? (?:[\w.\-]{1,40}, ){0,8}[\w.\-]{1,40}(?:,? and|,? or| &|,) $")
+_LIST_ENDS: Final = re.compile(r"[.!?;:]? ?$|[.!?;:,] | (?:and|or|&) ")
+_BESIDE: Final = re.compile(r"(?:, | and | & )(?=[A-Z])")
+# "our site www.x.org.They sent": a sentence that begins without a space, with a word that begins sentences.
+_RUN_ON: Final = re.compile(
+    r"(?<=[a-zA-Z0-9)\]'\"\u2019\u201d/][.!?])(?=(?:After|Also|And|At|Before|But|Do|Finally|For|From|He|I|If|In|It|Let|Make|"
+    r"My|No|Note|Now|On|Once|Our|Please|She|So|Thanks?|That|The|Their|Then|There|These|They|This|Those|To|We|When|With|"
+    r"Yes|You|Your)[ ,'\u2019])",
+)
+# A host without `https://` or `www.`. Of the endings that no kind of file has, the ones that all know.
+_HOST: Final = re.compile(
+    r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
+    r"(?![\w@\-\\]|[.:]\w)",
+    re.IGNORECASE | re.ASCII,
+)
+# "the channel starting with X": whatever begins so was described. "those that do not start with X" says nothing.
+_BEGINS: Final = re.compile(r"\b(?:start|begin)(?:s|ing|ning)? with [^\w\s#@]?([\w#@][\w.\-]{1,63})")
+_OTHERS: Final = re.compile(r"\b(?:not|no|never|but|except|excluding|unless|without|than)\b|n['\u2019]t\b")
 _QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 _ENDS: Final = ".!?:;-•*"
 # Words that name nobody and nothing.
@@ -50,16 +70,26 @@ class HumanWords:
         percents: of these, the ones said as percentages.
     """
 
-    __slots__ = ("_looks", "_text", "_tokens", "_written", "numbers", "percents")
+    __slots__ = ("_beginnings", "_looks", "_text", "_tokens", "_written", "numbers", "percents")
 
     def __init__(self, texts: Sequence[str]) -> None:
         # The newest words are the ones that count when there are too many.
         said = _unnumbered("\n".join(own_words(t) for t in texts)[-MAX_TEXT:])
+        said = _RUN_ON.sub(" ", said)
         found = mentions(said)
-        self._tokens = frozenset(found)
+        hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
+        self._tokens = frozenset((*found, *hosts))
         self._written = tidy(said)
         self._text = self._written.casefold()
         self._looks: str | None = None
+        described = (
+            b[1].rstrip(".-")
+            for b in _BEGINS.finditer(self._text)
+            if not _OTHERS.search(self._text, max(0, b.start() - 2 * _LEAD), b.start())
+        )
+        self._beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
+            :_TRIES
+        ]
         self.numbers = tuple(Decimal(f[4:]) for f in found if f.startswith("num:"))[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
 
@@ -81,13 +111,20 @@ class HumanWords:
             return False
         return _within(phrase, self._text)
 
+    def describes(self, value_forms: Sequence[str]) -> bool:
+        """Whether the human asked for what begins so ("the channel starting with X")."""
+        return bool(self._beginnings) and any(
+            f.startswith("text:") and f[5:].startswith(self._beginnings) for f in value_forms
+        )
+
     def names(self, value_forms: Sequence[str]) -> bool:
         """Whether a value with these forms was said as somebody's name.
 
         An address or account number as such. A word where it can be nothing else: it has a digit or a
-        sign in it, as identifiers do; or it is quoted; or it follows `to` or `with`; or it is written
-        with a capital inside a sentence, or at its beginning and goes on like a subject and not like an
-        order ("Apple called", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
+        sign in it, as identifiers do; or it is quoted; or it follows `to` or `with`, or is counted with
+        one that does ("to alice, bob and carol"); or it is written with a capital inside a sentence, or
+        at its beginning and goes on like a subject or a list and not like an order ("Apple called",
+        "Alice and Bob", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
         """
         return any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
 
@@ -102,11 +139,15 @@ class HumanWords:
         before = self._text[max(0, start - _LEAD) : start]
         if _ROLE.search(before) or (before[-1:] in _QUOTES and self._text[end : end + 1] in _QUOTES and before):
             return True
+        if _LIST_ENDS.match(self._text, end) and _COUNTED.search(self._text[max(0, start - _LISTED) : start]):
+            return True
         if len(self._written) != len(self._text):  # folding has moved the letters
             return False
         if not self._written[start].isupper():
             return False
         if before.strip() and before.rstrip()[-1] not in _ENDS:
+            return True
+        if _BESIDE.match(self._written, end):
             return True
         following = _FOLLOWING.match(self._written, end)
         return following is not None and following[1] not in _EMPTY

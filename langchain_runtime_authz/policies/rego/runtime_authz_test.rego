@@ -430,7 +430,14 @@ test_a_known_object_is_worked_on_and_not_deleted if {
 		permits(patched(argued(effect, "intended", "object", "known")))
 	}
 	asks(patched(argued("delete", "intended", "object", "known")), ["argument_source", "effect"])
-	denies(patched(argued("admin", "intended", "object", "known")), ["argument_source", "effect"])
+}
+
+test_to_administer_is_asked_about_where_the_task_asks_for_it if {
+	every standing in ["known", "named", "outside"] {
+		asks(patched(argued("admin", "intended", "principal", standing)), ["argument_source", "effect"])
+		denies(patched(argued("admin", "delegated", "principal", standing)), ["argument_source", "effect"])
+	}
+	asks(patched(argued("admin", "intended", "object", "known")), ["argument_source", "effect"])
 }
 
 test_a_to_do_list_only_narrows if {
