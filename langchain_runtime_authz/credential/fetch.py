@@ -1,8 +1,9 @@
 """One bounded HTTP exchange: for key sets, introspection and token exchange.
 
 A server that is slow, endless, lying or elsewhere costs a few seconds and a few kilobytes: one clock
-runs for the whole exchange, whatever drips, and what is compressed is refused unread. Redirects are not followed, and nothing is read from the environment (proxies, `.netrc`) unless the application
-brings a client of its own.
+runs for the whole exchange, whatever drips, and what is compressed is refused unread. Redirects are
+not followed, and nothing is read from the environment (proxies, `.netrc`) unless the application brings
+a client of its own.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class Fetcher:
             return await self._athrough(client, request)
 
 
+_DIGITS: Final = 18  # of a length; what is longer may be no number for Python
 _PLAIN: Final = {"Accept-Encoding": "identity"}
 _FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, TimeoutError)
 
@@ -178,9 +180,9 @@ class _Request(NamedTuple):
 
 def _unfit(response: httpx.Response, limit: int) -> bool:
     """Whether an answer is refused by its headers: what is compressed may be a thousand times as large."""
-    length = response.headers.get("Content-Length", "")
+    length = response.headers.get("Content-Length", "").lstrip("0")
     encoded = response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
-    return response.is_redirect or encoded or (length.isdecimal() and int(length) > limit)
+    return response.is_redirect or encoded or (length.isdecimal() and (len(length) > _DIGITS or int(length) > limit))
 
 
 def _answer(response: httpx.Response, body: bytes) -> Answer | None:

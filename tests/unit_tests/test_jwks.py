@@ -161,6 +161,7 @@ async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
     ("status", "headers"),
     [
         (200, {"Content-Encoding": "gzip"}), (200, {"Content-Encoding": "identity, br"}), (200, {"Content-Length": "65537"}),
+        (200, {"Content-Length": "9" * 5000}),
         (302, {"Location": "https://evil.example/"}), (307, {"Location": "/other"}),
     ],
 )  # fmt: skip
