@@ -9,6 +9,7 @@ a client of its own.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 import time
@@ -65,7 +66,7 @@ class Fetcher:
             raise ConfigError(msg)
         self._timeout, self._max = timeout, max_bytes
         self._client, self._async_client = client, async_client
-        self._places = threading.BoundedSemaphore(MAX_OPEN)
+        self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
         # Made once: it costs tens of milliseconds, and a client of ours is made for each exchange.
         self._tls = (
             None if client is not None and async_client is not None else httpx.create_ssl_context(trust_env=False)
@@ -105,6 +106,9 @@ class Fetcher:
 
         How many are left so is bounded; who comes then waits for a place, until the deadline.
         """
+        if self._pid != os.getpid():  # a fork's child has none of the threads that would give a place back
+            self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
+        places = self._places
         ends, result = time.monotonic() + self._timeout, Future[Answer | None]()
 
         def run() -> None:
@@ -113,15 +117,15 @@ class Fetcher:
             except BaseException as exc:  # noqa: BLE001  (handed to whoever waits)
                 result.set_exception(exc)
             finally:
-                self._places.release()
+                places.release()
 
         context = copy_context()
-        if not self._places.acquire(timeout=self._timeout):
+        if not places.acquire(timeout=self._timeout):
             return None
         try:
             threading.Thread(target=run, name="runtime-authz-fetch", daemon=True).start()
         except RuntimeError:  # no thread to be had
-            self._places.release()
+            places.release()
             return None
         try:
             return result.result(max(0.0, ends - time.monotonic()))
