@@ -1,6 +1,6 @@
 """Locks that a process may be forked under: servers fork workers after they have loaded an application.
 
-A lock that another thread holds at the fork is never released in the child, and what it guards may be
+A lock of threads that another thread holds at the fork is never released in the child, and what it guards may be
 half written. So the forking thread takes all of them first, and both processes give them back.
 """
 
@@ -9,8 +9,16 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["forkable_lock"]
+try:
+    import fcntl
+except ImportError:  # no such locks there: one process only
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["file_lock", "forkable_lock"]
 
 _registry = threading.Lock()
 _locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
@@ -23,6 +31,25 @@ def forkable_lock() -> threading.Lock:
     with _registry:
         _locks.add(lock)
     return lock
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; the file is made where there is none.
+
+    Raises:
+        OSError: it can not be opened or locked.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if fcntl is not None:
+            # Not by closing alone: a child that was forked meanwhile holds the same lock open.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def _before() -> None:

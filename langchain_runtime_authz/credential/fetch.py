@@ -1,13 +1,15 @@
 """One bounded HTTP exchange: for key sets, introspection and token exchange.
 
 A server that is slow, endless, lying or elsewhere costs a few seconds and a few kilobytes: one clock
-runs for the whole exchange, whatever drips, and what is compressed is refused unread. Redirects are not followed, and nothing is read from the environment (proxies, `.netrc`) unless the application
-brings a client of its own.
+runs for the whole exchange, whatever drips, and what is compressed is refused unread. Redirects are
+not followed, and nothing is read from the environment (proxies, `.netrc`) unless the application brings
+a client of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 import time
@@ -64,7 +66,7 @@ class Fetcher:
             raise ConfigError(msg)
         self._timeout, self._max = timeout, max_bytes
         self._client, self._async_client = client, async_client
-        self._places = threading.BoundedSemaphore(MAX_OPEN)
+        self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
         # Made once: it costs tens of milliseconds, and a client of ours is made for each exchange.
         self._tls = (
             None if client is not None and async_client is not None else httpx.create_ssl_context(trust_env=False)
@@ -104,6 +106,9 @@ class Fetcher:
 
         How many are left so is bounded; who comes then waits for a place, until the deadline.
         """
+        if self._pid != os.getpid():  # a fork's child has none of the threads that would give a place back
+            self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
+        places = self._places
         ends, result = time.monotonic() + self._timeout, Future[Answer | None]()
 
         def run() -> None:
@@ -112,15 +117,15 @@ class Fetcher:
             except BaseException as exc:  # noqa: BLE001  (handed to whoever waits)
                 result.set_exception(exc)
             finally:
-                self._places.release()
+                places.release()
 
         context = copy_context()
-        if not self._places.acquire(timeout=self._timeout):
+        if not places.acquire(timeout=self._timeout):
             return None
         try:
             threading.Thread(target=run, name="runtime-authz-fetch", daemon=True).start()
         except RuntimeError:  # no thread to be had
-            self._places.release()
+            places.release()
             return None
         try:
             return result.result(max(0.0, ends - time.monotonic()))
@@ -161,6 +166,7 @@ class Fetcher:
             return await self._athrough(client, request)
 
 
+_DIGITS: Final = 18  # of a length; what is longer may be no number for Python
 _PLAIN: Final = {"Accept-Encoding": "identity"}
 _FAILURES: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, TimeoutError)
 
@@ -178,9 +184,9 @@ class _Request(NamedTuple):
 
 def _unfit(response: httpx.Response, limit: int) -> bool:
     """Whether an answer is refused by its headers: what is compressed may be a thousand times as large."""
-    length = response.headers.get("Content-Length", "")
+    length = response.headers.get("Content-Length", "").lstrip("0")
     encoded = response.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
-    return response.is_redirect or encoded or (length.isdecimal() and int(length) > limit)
+    return response.is_redirect or encoded or (length.isdecimal() and (len(length) > _DIGITS or int(length) > limit))
 
 
 def _answer(response: httpx.Response, body: bytes) -> Answer | None:

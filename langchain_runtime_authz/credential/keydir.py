@@ -16,17 +16,14 @@ from langchain_runtime_authz.credential.keyring import CACHE_AGE, Held, KeyInfo,
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, SigningKey
 from langchain_runtime_authz.credential.token import parse_object
 from langchain_runtime_authz.errors import ConfigError
-
-try:
-    import fcntl
-except ImportError:  # no file locks here: rotate from one process only
-    fcntl = None  # type: ignore[assignment]
+from langchain_runtime_authz.fork import file_lock
 
 __all__ = ["KeyDirectory"]
 
 LOOK_AGAIN: Final = 1.0  # seconds between looks at a directory
 VERSION: Final = 1
 RING: Final = "ring.json"
+LOCK: Final = "ring.lock"
 
 
 class KeyDirectory(KeyRing):
@@ -79,7 +76,7 @@ class KeyDirectory(KeyRing):
             msg = f"the algorithm is one of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(path):
+        with file_lock(path / LOCK):
             if (path / RING).exists():
                 msg = f"{path.name} holds a key ring already; rotate it"
                 raise ConfigError(msg)
@@ -130,7 +127,7 @@ class KeyDirectory(KeyRing):
 
     @contextmanager
     def _changing(self) -> Iterator[float]:
-        with self._lock, _locked(self._path):
+        with self._lock, file_lock(self._path / LOCK):
             self._load()
             with super()._changing() as now:
                 yield now
@@ -139,17 +136,6 @@ class KeyDirectory(KeyRing):
         _write(self._path, self._held, self._password)
         stat = (self._path / RING).stat()
         self._stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path / "ring.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, keys: tuple[Held, ...], password: bytes | None) -> None:

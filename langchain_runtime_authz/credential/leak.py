@@ -70,6 +70,7 @@ class Search:
 
     def clean(self, value: _T) -> _T:
         """`value` without the tokens."""
+        self._nodes = 0  # each value has its own limit: a message is searched part by part, and then whole
         return self._walk(value, 0) if self._forms else value
 
     def _walk(self, value: Any, depth: int) -> Any:

@@ -78,7 +78,7 @@ class WebhookNotifier:
 
     Args:
         url: `http://` or `https://`.
-        headers: sent along, like `Authorization`.
+        headers: sent along, like `Authorization`; not in the clear, as any of them may be a secret.
         timeout: seconds for one delivery, everything included.
         capacity: notifications that may wait.
         max_lag: seconds that the oldest may wait before nothing more is accepted.
@@ -107,6 +107,8 @@ class WebhookNotifier:
         self._capacity, self._max_lag = checked_count("capacity", capacity), checked_seconds("max_lag", max_lag)
         # What holds for a PDP holds for whoever is told: one deadline, no redirect, nothing of the environment.
         self._link = Link(f"{parts.scheme}://{parts.netloc}", timeout=timeout, ca_file=ca_file)
+        if headers and not self._link.private:
+            raise ConfigError("`headers` are not sent in the clear: use https or a loopback address")
         self._url = self._link.below("url", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
         self._host = parts.hostname
         self._lock = forkable_lock()

@@ -106,8 +106,9 @@ class Evaluator:
         self.pdp = pdp
         self.deadline = checked_seconds("deadline", deadline)
         # Observing is done here and not in the observer: within the one deadline, what comes late is observed too.
-        self._observes = isinstance(pdp, ObserveOnly)
-        while isinstance(pdp, ObserveOnly):
+        # By exactly this class: one that is derived from it may permit less, and is asked.
+        self._observes = type(pdp) is ObserveOnly
+        while type(pdp) is ObserveOnly:
             pdp = pdp.real
         self._asked = pdp
         self._batch = pdp if isinstance(pdp, BatchPDP) else None
@@ -294,10 +295,9 @@ class ObserveOnly:
     """
 
     def __init__(self, real: PDP) -> None:
-        Evaluator(real)  # refuses what is no PDP
+        self._real = Evaluator(real)
         self.real = real
         self.name = f"observe-only({real.name})"
-        self._all = Evaluator(self)
 
     @property
     def revision(self) -> str:
@@ -311,15 +311,15 @@ class ObserveOnly:
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return self._all.evaluate([request], [body])[0]
+        return _observed(self._real.evaluate([request], [body])[0])
 
     async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
         """Permit, with the real decision's outcome as the reason."""
-        return (await self._all.aevaluate([request], [body]))[0]
+        return _observed((await self._real.aevaluate([request], [body]))[0])
 
     def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
         """Permit each, with the real decision's outcome as the reason."""
-        return self._all.evaluate(requests, bodies)
+        return [_observed(d) for d in self._real.evaluate(requests, bodies)]
 
     async def aevaluate_batch(
         self,
@@ -327,7 +327,7 @@ class ObserveOnly:
         bodies: Sequence[bytes],
     ) -> Sequence[object]:
         """Permit each, with the real decision's outcome as the reason."""
-        return await self._all.aevaluate(requests, bodies)
+        return [_observed(d) for d in await self._real.aevaluate(requests, bodies)]
 
     def close(self) -> None:
         """Close the real PDP if it can be closed."""

@@ -18,12 +18,8 @@ from typing import Final, NamedTuple
 
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.fork import file_lock
 from langchain_runtime_authz.pdp.bundle import Bundle
-
-try:
-    import fcntl
-except ImportError:  # no such locks there: one process only
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["HighestRevision"]
 
@@ -104,16 +100,8 @@ class HighestRevision:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            lock = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                if fcntl is not None:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+            with file_lock(self.path.with_name(self.path.name + ".lock")):
                 yield
-            finally:
-                if fcntl is not None:
-                    # Not by closing alone: a child that was forked meanwhile holds the same lock open.
-                    fcntl.flock(lock, fcntl.LOCK_UN)
-                os.close(lock)
         except OSError as exc:
             raise self._unkept(exc) from exc
 

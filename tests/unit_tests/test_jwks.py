@@ -6,6 +6,8 @@ import asyncio
 import base64
 import gzip
 import json
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -161,6 +163,7 @@ async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
     ("status", "headers"),
     [
         (200, {"Content-Encoding": "gzip"}), (200, {"Content-Encoding": "identity, br"}), (200, {"Content-Length": "65537"}),
+        (200, {"Content-Length": "9" * 5000}),
         (302, {"Location": "https://evil.example/"}), (307, {"Location": "/other"}),
     ],
 )  # fmt: skip
@@ -444,6 +447,18 @@ def test_exchanges_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     while (answer := fetcher.send("GET", URL, headers={})) is None:
         pass
     assert answer.body == {}
+
+
+def test_a_forked_child_has_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hung in the parent as it forked is no thread of the child's, and would never give its place back."""
+    monkeypatch.setattr(fetch, "MAX_OPEN", 1)
+    fetcher = fetch.Fetcher(client=httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json={}))))
+    fetcher._places.acquire()  # as another thread would have
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        os._exit(fetcher.send("GET", URL, headers={}) is None)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 async def test_a_dripping_endpoint_ends() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import os
 import pickle
+import signal
 import threading
 import time
 from pathlib import Path
@@ -208,6 +210,25 @@ def test_a_directory_is_the_same_ring_in_every_process(tmp_path: Path, alg: Any,
     if password is not None:
         with pytest.raises(ConfigError):
             KeyDirectory(tmp_path / "keys", b"wrong")
+
+
+def test_a_child_forked_under_a_change_keeps_no_lock(directory: Path) -> None:
+    """Another process may rotate as soon as this one is done, though the child lives on."""
+    read, write = os.pipe()
+    with opened(directory)._changing():
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            os.read(read, 1)
+            os._exit(0)
+    other = os.open(directory / "ring.lock", os.O_RDWR)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.write(write, b"x")
+        for descriptor in (other, read, write):
+            os.close(descriptor)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_rotation_elsewhere_is_seen(directory: Path) -> None:

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
+from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, PrivateAttr, SecretBytes, SecretStr, computed_field, model_serializer
 
 from langchain_runtime_authz.credential import leak
 from langchain_runtime_authz.credential.leak import REDACTED, UNSEARCHED, Search, scrub
+from langchain_runtime_authz.edges.cleaning import Cleaner
 
 HEADER = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"runtime-authz+jwt"}').decode().rstrip("=")
 PAYLOAD = base64.urlsafe_b64encode(b'{"sub":"alice","jti":"j-1"}').decode().rstrip("=")
@@ -428,6 +430,16 @@ def test_what_can_not_be_taken_apart_is_withheld(value: Any, monkeypatch: pytest
     assert search.clean({"a": value, "b": "x"}) == {"a": UNSEARCHED, "b": "x"}
     assert search.withheld
     assert not search.found
+
+
+def test_the_limit_is_of_each_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large message is searched part by part and then whole: that takes none of it away."""
+    monkeypatch.setattr(leak, "MAX_NODES", 1000)
+    message = ToolMessage(content="400 rows", artifact=[f"n{i}" for i in range(400)], tool_call_id="c")
+    cleaner = Cleaner(frozenset(), (TOKEN,))
+    clean = cleaner.output(message)
+    assert (clean.content, clean.artifact) == (message.content, message.artifact)
+    assert not cleaner.withheld
 
 
 def test_harmless_objects_pass() -> None:

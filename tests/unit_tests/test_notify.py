@@ -145,13 +145,19 @@ def test_unknown_beside_known_denies_and_still_tells() -> None:
         {"url": "http://h", "max_lag": float("inf")}, {"url": "https://h", "ca_file": "/none"},
         {"url": None}, {"url": "http://h/a b"}, {"url": "http://h\n/"}, {"url": "http://h", "ca_file": "/none"},
         {"url": "http://h", "timeout": "1"}, {"url": "http://h", "capacity": True},
-        {"url": "http://h", "headers": {"A": "b\r\nC: d"}}, {"url": "http://h", "headers": {"A": 1}},
+        {"url": "https://h", "headers": {"A": "b\r\nC: d"}}, {"url": "https://h", "headers": {"A": 1}},
+        {"url": "http://h", "headers": {"Authorization": "Bearer t"}},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_notifier_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         WebhookNotifier(**options)
+
+
+@pytest.mark.parametrize("url", ["https://desk.invalid/hook", "http://127.0.0.1:9/hook"])
+def test_a_notifier_takes_headers_where_nobody_reads_along(url: str) -> None:
+    WebhookNotifier(url, headers={"Authorization": "Bearer t"}).close(0)
 
 
 def test_a_webhook_that_nobody_answers_is_full_sooner_or_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,3 +401,17 @@ def test_observe_only_keeps_the_obligations_of_a_permit() -> None:
     obliged = context(obligations=[{"id": "1", "type": "redact", "properties": {"fields": ["iban"]}}])
     (obligation,) = decide(ObserveOnly(StaticPDP(lambda _: obliged))).obligations
     assert (obligation.type, obligation.properties) == ("redact", {"fields": ["iban"]})
+
+
+def test_an_observer_of_ones_own_is_asked() -> None:
+    """A class that is derived from `ObserveOnly` and lets denials stand is no plain observer."""
+
+    class DeniesAll(ObserveOnly):
+        def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+            return self.real.evaluate(request, body)
+
+        async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+            return await self.real.aevaluate(request, body)
+
+    assert decide(ObserveOnly(StaticPDP(False))).permit
+    assert not decide(DeniesAll(StaticPDP(False))).permit
