@@ -339,7 +339,8 @@ def split_url(name: str, url: object) -> SplitResult:
             return parts
     except ValueError:
         pass
-    raise wrong(name, "a URL", url)
+    # It is not shown: it may hold a password.
+    raise ConfigError(f"`{name}` must be a URL; percent-encode in it what is no printable ASCII, spaces and quotes")
 
 
 def _by_status(status: int) -> Code:

@@ -327,6 +327,15 @@ def test_a_url_that_is_read_in_two_ways_is_refused(url: str) -> None:
         OpaPDP(proxy=url)
 
 
+@pytest.mark.parametrize("url", ["http://u:S3CRET word@p.example", "http://u:S3CRET@p.example:x", "ftp://u:S3CRET@p.example"])
+def test_a_refused_url_is_not_shown(url: str) -> None:
+    """A password in it would stand in whatever keeps the error."""
+    for options in ({"url": url}, {"url": "http://h", "proxy": url}):
+        with pytest.raises(ConfigError) as caught:
+            OpaPDP(**options)
+        assert "S3CRET" not in str(caught.value)
+
+
 def test_a_token_is_not_sent_in_the_clear_to_a_proxy() -> None:
     """An address of this machine is none once a proxy stands between."""
     with pytest.raises(ConfigError, match="in the clear"):
