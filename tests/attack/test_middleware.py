@@ -55,9 +55,12 @@ def _order_matters() -> Iterator[None]:
         yield
 
 
-def built(stack: str, authz: RuntimeAuthz, model: Any, tools: Any, *, before: Any = (), after: Any = (), **options: Any) -> Any:
+def built(
+    stack: str, authz: RuntimeAuthz, model: Any, tools: Any, *,
+    before: Any = (), after: Any = (), named: str = "agent", **options: Any,
+) -> Any:  # fmt: skip
     ours = [AuthzMiddleware(authz)] if stack != "protect" else []
-    graph = create_agent(model, list(tools), middleware=[*before, *ours, *after], name="agent", **options)
+    graph = create_agent(model, list(tools), middleware=[*before, *ours, *after], name=named, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return authz.protect(graph) if stack != "middleware" else graph
@@ -367,6 +370,32 @@ def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, 
     assert answer_to(state["messages"], "c5").status == "error"
     assert answer_to(state["messages"], "c6").text == "zoe was paid"
     assert_went_on(state)
+
+
+@ways
+def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str) -> None:
+    """Both under the middleware alone: what resumed the outer agent approves nothing in a thread of the inner one's."""
+    ran: list[Any] = []
+    pdp = asking("pay", "ask_agent")
+    authz = authz_with(pdp)
+
+    def agent(name: str, first: Any, tools: Any) -> Any:
+        return built("middleware", authz, replying([first]), tools, checkpointer=InMemorySaver(), named=name)
+
+    inner = agent("inner", PAY, [pay_tool(ran)])
+    own = {"configurable": {"thread_id": "own"}}
+
+    @tool
+    def ask_agent(request: str) -> str:
+        """Hand work to another agent."""
+        assert "__interrupt__" in inner.invoke(human(), own)
+        return str(inner.invoke(resume(REJECT), own)["messages"][-1].text)
+
+    outer = agent("outer", call("ask_agent", {"request": "pay"}, "c1"), [ask_agent])
+    assert "__interrupt__" in said(go, authz, outer, human(), THREAD)
+    assert_went_on(said(go, authz, outer, resume(APPROVE), THREAD))
+    assert ran == []
+    assert {r.context.approval for r in calls_of(pdp, "pay")} == {None}
 
 
 @reviewed
