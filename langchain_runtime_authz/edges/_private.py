@@ -325,10 +325,10 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
 
-def resumed_graph() -> tuple[Any, str | None] | None:
+def resumed_graph() -> tuple[Any, str | None, str | None] | None:
     """Of a graph for which callbacks are set up by the code that called our caller: what it is resumed with.
 
-    With the id of the checkpoint that the call names, if any. `None` for what is no graph, and for one that is not resumed.
+    With the thread and the id of the checkpoint that the call names, if any. `None` for what is no graph, and for one that is not resumed.
     """
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
@@ -340,7 +340,8 @@ def resumed_graph() -> tuple[Any, str | None] | None:
     given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}
     if not isinstance(given, Command) or given.resume is None:
         return None
-    return given.resume, (config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_ID)
+    configurable = config.get("configurable") or {}
+    return given.resume, configurable.get("thread_id"), configurable.get(CONFIG_KEY_CHECKPOINT_ID)
 
 
 def _announcing() -> FrameType | None:

@@ -34,13 +34,13 @@ MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when t
 
 
 class _Heard(BaseCallbackHandler):
-    """What an invocation was resumed with, and the checkpoint that it named, if it did."""
+    """What an invocation of a thread was resumed with, and the checkpoint that it named, if it did."""
 
     ignore_llm = ignore_chain = ignore_agent = ignore_retriever = True
     ignore_chat_model = ignore_retry = ignore_custom_event = True
 
-    def __init__(self, value: object, checkpoint: str | None) -> None:
-        self.value, self.checkpoint = value, checkpoint
+    def __init__(self, value: object, thread: str | None, checkpoint: str | None) -> None:
+        self.value, self.thread, self.checkpoint = value, thread, checkpoint
 
 
 def hear() -> BaseCallbackHandler | None:
@@ -53,7 +53,9 @@ def answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     """Put what the graph was resumed with into the ledger, as a protected root entry does before its tasks."""
     callbacks = config.get("callbacks")
     handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
-    heard = next((h for h in handlers if type(h) is _Heard), None)
+    # A graph that a tool calls on a thread of its own inherits the handler, and was not resumed with that.
+    thread = (config.get("configurable") or {}).get("thread_id")
+    heard = next((h for h in handlers if type(h) is _Heard and h.thread == thread), None)
     value = heard.value if heard is not None else answer_given(config)
     if value is None:
         return

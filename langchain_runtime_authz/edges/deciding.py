@@ -54,8 +54,10 @@ class Interrupt:
 class Settled(NamedTuple):
     """A verdict, and what an earlier execution of the task knows of the tool's own questions.
 
-    No verdict: the call is left to the guard, which decides after a review on the way has asked a human. `call` is what the verdict is on: the given one, or the one that a human put in its place;
-    `replaced` then is that human's note. `answers` a human gave to the tool, which has run; `paused`: the tool has asked and not run.
+    No verdict: the call is left to the guard, which decides after a review on the way has asked a human. `call` is
+    what the verdict is on: the given one, or the one that a human put in its place; `replaced` then is that human's
+    note. `answers` a human gave to the tool, which has run, and to a review before it; `paused`: the tool has asked
+    and not run.
     """
 
     call: Call
@@ -74,6 +76,8 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
         verdict = None if _left(one) else (yield from claim(run, one))
         row = one.row
         answered = answers_had(row.result) if row is not None else 0
+        if one.replay and one.call.reviewed and _by_review(one, task_id(config)):
+            answered += 1  # the review is passed by, with its tool
         paused = row is not None and row.state == "suspended"
         settled.append(Settled(one.call, verdict, answered, paused, _replaced(one)))
     return settled
@@ -218,8 +222,13 @@ def _by(ask: Approval, me: str) -> bool:
 
 def _reviewed_by(judged: Judged, me: str) -> bool:
     """Whether a review in this task has had an answer about the call, before the code that asks now."""
+    return _by_review(judged, me) and not judged.call.reviewed
+
+
+def _by_review(judged: Judged, me: str) -> bool:
+    """Whether a review asked about the call, in this task."""
     ask = judged.approval
-    return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me and not judged.call.reviewed
+    return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me
 
 
 def _left(judged: Judged) -> bool:

@@ -74,12 +74,13 @@ class NotingReview:
     """Around a call that is left to a review and the guard: what the review asks is noted as it pauses.
 
     An answer that the review then does not take (arguments that the tool's schema refuses) was none: it may be given anew.
+    `heard` is whether its question reaches a human: not where another call of the task has asked before it.
     """
 
-    __slots__ = ("_config", "_held")
+    __slots__ = ("_config", "_heard", "_held")
 
-    def __init__(self, held: Held | None, config: Mapping[str, Any]) -> None:
-        self._held, self._config = held, config
+    def __init__(self, held: Held | None, config: Mapping[str, Any], *, heard: bool = True) -> None:
+        self._held, self._config, self._heard = held, config, heard
 
     def __enter__(self) -> None: ...
 
@@ -100,7 +101,7 @@ class NotingReview:
         if is_invalid_resume(exc):
             yield from _reopened(held.run, call)
         asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
-        if call.plan_id is None or call.position is None or len(asked) != 1:
+        if not self._heard or call.plan_id is None or call.position is None or len(asked) != 1:
             return
         # The message as this call stands in it: the others are not asked about.
         calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]

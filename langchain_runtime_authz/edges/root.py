@@ -264,6 +264,26 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         with beside_scope():
             return await base.aget_state(self, *args, **kwargs)
 
+    def get_state_history(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        states = base.get_state_history(self, *args, **kwargs)
+        while True:
+            with beside_scope():  # not around what is done with a state
+                try:
+                    state = next(states)
+                except StopIteration:
+                    return
+            yield state
+
+    async def aget_state_history(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        states = base.aget_state_history(self, *args, **kwargs)
+        while True:
+            with beside_scope():
+                try:
+                    state = await anext(states)
+                except StopAsyncIteration:
+                    return
+            yield state
+
     namespace = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -275,6 +295,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "abulk_update_state": abulk_update_state,
         "get_state": get_state,
         "aget_state": aget_state,
+        "get_state_history": get_state_history,
+        "aget_state_history": aget_state_history,
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)

@@ -72,7 +72,7 @@ class _Gate(ToolNode):
             held = turns.of(call)
             if (answer := answered(held, call, turns.config)) is not None:
                 return answer
-            with held_scope(held), NotingReview(held, turns.config):
+            with held_scope(held), NotingReview(held, turns.config, heard=not turns.asked):
                 return told(held, super()._run_one(instead(held, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
@@ -84,7 +84,7 @@ class _Gate(ToolNode):
             if (answer := answered(held, call, turns.config)) is not None:
                 return answer
             with held_scope(held):
-                async with NotingReview(held, turns.config):
+                async with NotingReview(held, turns.config, heard=not turns.asked):
                     return told(held, await super()._arun_one(instead(held, call), input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:

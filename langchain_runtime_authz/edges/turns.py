@@ -21,9 +21,12 @@ class Turns:
 
     Tools run side by side until one asks a human by itself. LangGraph gives a task's answers out by
     number, so from then on they take turns, and of several that ask, the first in order is heard.
+
+    Attributes:
+        asked: one of them has asked.
     """
 
-    __slots__ = ("_adone", "_done", "_held", "_order", "config", "serial")
+    __slots__ = ("_adone", "_done", "_held", "_order", "asked", "config", "serial")
 
     def __init__(self, config: Any, calls: Sequence[Any], held: Sequence[Held]) -> None:
         self.config = config
@@ -32,6 +35,7 @@ class Turns:
         for call, one in zip(calls, held, strict=True):  # a node may send one call twice: the first is it
             self._held.setdefault(id(call), one)
             self._order.setdefault(id(call), len(self._order))
+        self.asked = False
         self.serial = any(h.paused or h.answers or h.left for h in held)
         self._done = [threading.Event() for _ in self._order] if self.serial else []
         self._adone = [asyncio.Event() for _ in self._order] if len(self._order) > 1 else []
@@ -49,6 +53,9 @@ class Turns:
                 for before in self._done[:place]:
                     before.wait()
             yield
+        except GraphInterrupt:
+            self.asked = True
+            raise
         finally:
             if self.serial:
                 self._done[place].set()
@@ -62,6 +69,7 @@ class Turns:
                 await self._before(place)
             yield
         except GraphInterrupt:
+            self.asked = True
             await self._before(place)
             raise
         finally:

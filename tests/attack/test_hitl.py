@@ -8,6 +8,7 @@ import pytest
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, Send, interrupt
 
 from langchain_runtime_authz.testing import StaticPDP
@@ -19,6 +20,7 @@ from ._graphs import (
     answer_to,
     assert_went_on,
     calls_of,
+    hand_written,
     pay_tool,
     reasons,
     replying,
@@ -78,6 +80,30 @@ def test_a_review_per_call_survives_a_restart(go: str, restart: bool) -> None:
     assert_went_on(state)
     approvals = {r.context.call.id: r.context.approval for r in calls_of(s.pdp, "pay") if r.context.approval}
     assert {i: a.source for i, a in approvals.items()} == {"c1": "hitl", "c3": "hitl"}
+
+
+class Wrapped(Reviewed):
+    """A ToolNode of one's own, with LangChain's review as its wrapper: all calls are one task."""
+
+    def build(self) -> Any:
+        review = HumanInTheLoopMiddleware({"pay": True}, interrupt_mode="per_call")
+        wrappers: dict[str, Any] = {"wrap_tool_call": review.wrap_tool_call, "awrap_tool_call": review.awrap_tool_call}
+        return hand_written(replying(self.plan), ToolNode([pay_tool(self.ran)], **wrappers), checkpointer=self.saver())
+
+
+@ways
+def test_of_calls_in_one_task_a_review_is_heard_one_by_one(go: str) -> None:
+    """Each answer is for the call that was asked about, and nobody is asked by us."""
+    s = Wrapped(plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")])
+    state = s.both(go)(human())
+    asked = []
+    for decision in (APPROVE, REJECT, APPROVE):
+        (question,) = state["__interrupt__"]
+        asked.append(question.value.get("tool_call_id"))
+        state = s.both(go)(Command(resume=decision))
+    assert asked == ["c1", "c2", "c3"]
+    assert sorted(s.ran) == [ANN, EVE]
+    assert_went_on(state)
 
 
 @ways

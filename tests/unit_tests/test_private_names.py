@@ -422,7 +422,8 @@ def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
         go(Command(resume="plain"), config)
         go(Command(resume="plain"), place)
         found = [s for s in seen if s is not None]
-        assert found == [("plain", None), ("plain", place["configurable"]["checkpoint_id"])], "repair edges/alone.py"
+        ident = place["configurable"]["checkpoint_id"]
+        assert found == [("plain", str(go), None), ("plain", str(go), ident)], "repair edges/alone.py"
     context._configure_hooks.pop()
 
 

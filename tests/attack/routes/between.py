@@ -166,6 +166,39 @@ def _update_state(kit: Kit, bank: Bank) -> Play:
     )
 
 
+def _read_history(kit: Kit, bank: Bank) -> Play:
+    """A state that is shown is held against its schema."""
+    pay: BaseTool = kit.tool(bank.tool())
+    shown: list[bool] = []
+
+    class State(BaseModel):
+        said: str = ""
+
+        @field_validator("said")
+        @classmethod
+        def check(cls, value: str) -> str:
+            if shown:
+                pay.invoke(SENT)
+            return value
+
+    builder = StateGraph(State)
+    builder.add_node("step", lambda state: {})
+    builder.add_edge(START, "step")
+    graph = kit.graph(builder.compile(checkpointer=InMemorySaver(), interrupt_before=["step"]))
+
+    def sync() -> Any:
+        graph.invoke({"said": "x"}, THREAD)
+        shown.append(True)
+        return list(graph.get_state_history(THREAD))
+
+    async def asynchronous() -> Any:
+        await graph.ainvoke({"said": "x"}, THREAD)
+        shown.append(True)
+        return [state async for state in graph.aget_state_history(THREAD)]
+
+    return Play(sync, asynchronous, graph)
+
+
 def _read_state(kit: Kit, bank: Bank) -> Play:
     """What a paused step has written already is put into the state that is shown, by the reducer."""
     pay: BaseTool = kit.tool(bank.tool())
@@ -242,6 +275,7 @@ ROUTES = [
     Route("edge", "a tool called by the function of a conditional edge", _edge, closed_by=BOTH),
     Route("update_state", "the same, as `update_state` goes along the edge", _update_state, closed_by=BOTH),
     Route("read_state", "a tool called by a channel's reducer, as `get_state` shows a paused step", _read_state, closed_by=BOTH),
+    Route("read_history", "a tool called by a validator of the state's schema, as `get_state_history` shows it", _read_history, closed_by=BOTH),
     Route("error_handler", "a tool called by a node's `error_handler`", _error_handler, closed_by=BOTH),
     Route("embedding", "a tool called by the embedding function of the graph's store", _embedding, closed_by=BOTH),
     Route("given_callback", "a tool called by a callback handler that comes with a call", _given_callback, closed_by=BOTH),
