@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing.requests import example_request
 from tests.integration_tests.fault_server import FAULTS, FaultServer, whole
 from tests.integration_tests.faulted_graph import run_graph
-from tests.integration_tests.services import Authority, free_port
+from tests.integration_tests.services import Authority, free_port, our_threads
 
 CLIENTS = {"opa": OpaPDP, "authzen": AuthzenPDP}
 TIMEOUT = 0.4  # for servers that are late; one that answers at once has its own fault's code however busy the machine
@@ -39,6 +38,7 @@ def server() -> Iterator[FaultServer]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_tool_runs_and_the_denial_says_why(server: FaultServer, fault: str, client: str, asynchronous: bool) -> None:
     """For one call (one decision) and for two (a batch), in time, with the fault's own code."""
+    before = our_threads()
     _, code, other = FAULTS[fault]
     expected = other if client == "authzen" and other else code
     followed = server.asked["/permits"]
@@ -53,7 +53,7 @@ def test_no_tool_runs_and_the_denial_says_why(server: FaultServer, fault: str, c
         assert seconds < timeout + LATE
     assert server.asked["/permits"] == followed  # no redirect was followed
     assert server.closed()
-    assert not [t for t in threading.enumerate() if t.name.startswith("runtime-authz")]
+    assert our_threads() <= before
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -209,6 +209,7 @@ def test_an_answer_nobody_asked_for_answers_nothing(client: str, delay: float) -
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_thousand_faults_leak_nothing(server: FaultServer, client: str) -> None:
     """Hanging and broken exchanges one after another, some cancelled by the caller: no socket, task or thread stays."""
+    before = our_threads()
     pdp = CLIENTS[client](f"{server.url}/hangs", timeout=0.05)
     evaluator = Evaluator(pdp, deadline=0.03)
 
@@ -224,4 +225,4 @@ def test_a_thousand_faults_leak_nothing(server: FaultServer, client: str) -> Non
     assert server.closed()  # before either is closed
     broken.close()
     pdp.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("runtime-authz")]
+    assert our_threads() <= before

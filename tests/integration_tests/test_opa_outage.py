@@ -18,7 +18,7 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.compose import CircuitBreaker
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing.requests import example_request
-from tests.integration_tests.services import OpaServer
+from tests.integration_tests.services import OpaServer, our_threads
 
 SECONDS = float(os.environ.get("LRA_OUTAGE_SECONDS", "5"))
 TIMEOUT = 0.3
@@ -93,6 +93,7 @@ def wait_until(check, seconds: float = 15) -> None:
 @pytest.mark.parametrize("breaker", [False, True], ids=["plain", "breaker"])
 def test_no_permit_while_down_and_recovery_by_itself(breaker: bool) -> None:
     """Killed, started again, paused, resumed, for as long as it takes, with eight threads asking."""
+    before = our_threads()
     windows: list[tuple[float, float]] = []
     recoveries: list[float] = []
     with OpaServer() as server:
@@ -128,4 +129,4 @@ def test_no_permit_while_down_and_recovery_by_itself(breaker: bool) -> None:
         f"denied {dict(denied)}; slowest {late:.2f} s; recovered within {max(recoveries):.2f} s",
     )
     assert late < TIMEOUT + 3  # eight threads on a machine that does other things too
-    assert not [t for t in threading.enumerate() if t.name.startswith("runtime-authz")]
+    assert our_threads() <= before
