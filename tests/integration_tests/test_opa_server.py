@@ -26,7 +26,7 @@ from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from langchain_runtime_authz.testing.requests import example_request
 from tests.integration_tests.faulted_graph import run_graph
-from tests.integration_tests.services import SHIPPED, Authority, OpaServer, free_port, opa_binary
+from tests.integration_tests.services import SHIPPED, Authority, OpaServer, free_port, opa_binary, our_threads
 
 REQUEST = example_request()
 DENIED = example_request({"context.lease.exp": 1})
@@ -293,6 +293,7 @@ def test_a_fork_makes_its_own_connections(pdp: OpaPDP) -> None:
 
 def test_nothing_is_left_after_close_or_collection(server: OpaServer) -> None:
     """No thread, whether it was closed or forgotten; a closed one denies."""
+    before = our_threads()
     closed = OpaPDP(server.url, timeout=5)
     assert ask(closed).permit
     closed.close()
@@ -301,7 +302,7 @@ def test_nothing_is_left_after_close_or_collection(server: OpaServer) -> None:
     forgotten = OpaPDP(server.url, timeout=5)
     assert ask(forgotten).permit
     del forgotten
-    assert "runtime-authz-pdp" not in [t.name for t in threading.enumerate()]
+    assert our_threads() <= before
 
 
 # --- bundles ----------------------------------------------------------------------------------------
