@@ -72,6 +72,7 @@ __all__ = [
     "counting_questions",
     "ensure_config",
     "ensure_graph_config",
+    "graph_at",
     "imports_anything",
     "injected_names",
     "interrupt_id",
@@ -166,6 +167,13 @@ def place_below(graph: Any, config: Mapping[str, Any]) -> Place | None:
         namespace = recast_checkpoint_ns(namespace)
     place = {"thread_id": configurable["thread_id"], CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
     return Place(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
+
+
+def graph_at(graph: Any, config: Any) -> Any:
+    """Whose state a place of a root's thread holds: the root's, or that of a graph that is one of its nodes."""
+    namespace = recast_checkpoint_ns(((config or {}).get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
+    return next((child for name, child in found if name == namespace), graph)
 
 
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:

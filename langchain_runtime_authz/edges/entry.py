@@ -16,7 +16,7 @@ from langgraph.types import Command
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
-from langchain_runtime_authz.edges._private import place_below
+from langchain_runtime_authz.edges._private import graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
@@ -223,7 +223,7 @@ class Entrance:
         """`update_state` from outside every run: a correction where it alters what a task is made of."""
         before = graph.get_state(config)
         place = update()
-        if differ(before, graph.get_state(place), self.watch(graph)):
+        if differ(before, graph.get_state(place), self.watch(graph_at(graph, place))):
             drive(self.engine, self._altered(graph, place, config, supersteps))
         return place
 
@@ -231,7 +231,7 @@ class Entrance:
         """Like `update`."""
         before = await graph.aget_state(config)
         place = await update()
-        if differ(before, await graph.aget_state(place), self.watch(graph)):
+        if differ(before, await graph.aget_state(place), self.watch(graph_at(graph, place))):
             await adrive(self.engine, self._altered(graph, place, config, supersteps))
         return place
 

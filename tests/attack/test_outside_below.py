@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import operator
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -164,3 +165,45 @@ def test_what_the_agents_own_code_edits_is_no_correction() -> None:
     assert family.epoch == 2
     family.on()
     assert (family.epoch, len(family.ran)) == (2, 2)
+
+
+class Outer(TypedDict):
+    told: Annotated[list[str], operator.add]
+
+
+class Inner(Outer):
+    subject: str
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
+    """Of a graph whose channels are its own: the next epoch is open at once, and the next run goes through."""
+    child = StateGraph(Inner, output_schema=Outer)
+    child.add_node("think", lambda _: {"subject": "cats"})
+    child.add_node("tell", lambda state: {"told": [state["subject"]]})
+    child.add_edge(START, "think")
+    child.add_edge("think", "tell")
+    graph = StateGraph(Outer).add_node("child", child.compile(interrupt_before=["tell"])).add_edge(START, "child")
+    graph = graph.compile(checkpointer=InMemorySaver())
+    authz = authz_with(StaticPDP(True))
+    authz.protect(graph)
+
+    async def ago() -> None:
+        async with authz.run(subject="alice"):
+            await graph.ainvoke({"told": []}, THREAD)
+        (task,) = (await graph.aget_state(THREAD)).tasks
+        await graph.aupdate_state(task.state, {"subject": "turtles"})
+        async with authz.run(subject="alice"):
+            assert (await graph.ainvoke(None, THREAD))["told"] == ["turtles"]
+
+    if how == "async":
+        asyncio.run(ago())
+    else:
+        with authz.run(subject="alice"):
+            graph.invoke({"told": []}, THREAD)
+        (task,) = graph.get_state(THREAD).tasks
+        graph.update_state(task.state, {"subject": "turtles"})
+        with authz.run(subject="alice"):
+            assert graph.invoke(None, THREAD)["told"] == ["turtles"]
+    (corrected,) = [r for r in authz.audit.records if r.get("event") == "corrected"]
+    assert corrected["epoch"] == 2
