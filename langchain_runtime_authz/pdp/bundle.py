@@ -141,16 +141,17 @@ def read_files(source: str | Path) -> dict[str, bytes]:
         if not path.is_dir():
             return _archive(_content(path, path.name), path.name)
         for _ in range(_SWAPS):
-            root, failed = real_root(path), None
+            root = real_root(path)
+            failed: Exception | None = None
             try:
                 found = _directory(root, path.name)
-            except FileNotFoundError as exc:
+            except (FileNotFoundError, ConfigError) as exc:
                 failed = exc
             if root == real_root(path):
                 if failed is not None:
                     raise failed
                 return found
-            # Swapped while it was read, and perhaps removed: what is there now is whole.
+            # Swapped while it was read, and perhaps removed under its links: what is there now is whole.
         raise _invalid(f"`{path.name}` is swapped faster than it can be read")
     except OSError as exc:
         raise _invalid(f"`{path.name}` can not be read ({exc.strerror or type(exc).__name__})") from exc
@@ -166,8 +167,11 @@ def real_root(path: Path) -> Path:
     """
     root = path.resolve()
     mounted = root / MOUNTED
-    inner = mounted.resolve()
-    return inner if mounted.is_symlink() and inner.is_dir() and inner.is_relative_to(root) else root
+    for _ in range(_SWAPS):  # between two looks it may be swapped, and what it led to removed
+        inner = mounted.resolve()
+        if mounted.is_symlink() and inner.is_dir() and inner.is_relative_to(root):
+            return inner
+    return root
 
 
 def files_below(root: Path, name: str) -> list[Path]:

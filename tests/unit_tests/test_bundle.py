@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp import bundle
 from langchain_runtime_authz.pdp.bundle import Case, pack, parse_bundle, read_bundle, read_files, sign
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.requests import example_request
@@ -190,6 +192,28 @@ def test_no_read_is_torn_by_a_swap(tmp_path: Path) -> None:
         job.result()
     assert seen == sorted(seen)
     assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize("step", ["followed", "walked", "read"])
+def test_a_swap_at_any_step_of_a_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """What it leaves behind (links that lead nowhere, files that are gone) is no fault of the bundle."""
+    policies = mount(tmp_path / "policies", {**files(1), "rego/a.rego": b"package a"}, "1")
+    name = {"followed": "real_root", "walked": "files_below", "read": "_content"}[step]
+    asked = getattr(bundle, name)
+
+    def swapped(*arguments: Any) -> Any:
+        monkeypatch.setattr(bundle, name, asked)
+        found = asked(*arguments)
+        mount(policies, {**files(2), "rego/a.rego": b"package a"}, "2")
+        # Between the look at the link and the look at what it led to, a mount looks like a plain directory.
+        return policies if step == "followed" else found
+
+    monkeypatch.setattr(bundle, name, swapped)
+    found = read_files(policies)
+    assert sorted(found) == [".manifest", "data.json", "policy.wasm", "rego/a.rego"]
+    assert json.loads(found[".manifest"])["revision"] == "2"
 
 
 @pytest.mark.parametrize("link", ["/etc/passwd", "../secret", "absent", ".", "..", "/"])
