@@ -16,7 +16,7 @@ from langgraph.types import Command
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
-from langchain_runtime_authz.edges._private import graph_at, place_below
+from langchain_runtime_authz.edges._private import Place, counted_graph, graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
@@ -358,7 +358,10 @@ class _Child(Entering[Any]):
     def __init__(self, entrance: Entrance, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(entrance)
         self.parent, self.name, self.config, self.graph = parent, name, config, graph
-        self.place = place_below(graph, config) if graph is not None else None
+        self.place: Place | None = None
+        if graph is not None:
+            self.config, number = counted_graph(config)
+            self.place = place_below(graph, config, number)
 
     def __enter__(self) -> Any:
         self.run = drive(self.engine, self._enter())

@@ -22,8 +22,9 @@ from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, read_t
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
 
 OWN = {"configurable": {"thread_id": "own"}}
-# Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own.
-KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory")
+# Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own. With
+# a 2 it is the second that its task calls.
+KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory", "tool-task-2", "tool-memory-2", "code-task-2", "code-memory-2")
 
 
 class Family(House):
@@ -40,13 +41,20 @@ class Family(House):
             self.authz.protect(self.graph)
 
     def child(self) -> Any:
-        kept = {"tool-task": None, "tool-own": self.own}.get(self.kind, True)
+        kept = {"task": None, "own": self.own, "memory": True}[self.kind.split("-")[1]]
         self.children.append(super().build(checkpointer=kept, name="child"))
         return self.children[-1]
 
     def build(self, **options: Any) -> Any:
         child = self.child()
         begin = {"messages": [HumanMessage("Pay the bill")]}
+        scout = StateGraph(MessagesState).add_node("scout", lambda _: {"messages": [AIMessage("all clear")]})
+        scout = scout.add_edge(START, "scout").compile(name="scout")
+
+        def work(config: RunnableConfig) -> Any:
+            if self.kind.endswith("-2"):
+                scout.invoke(begin, config)
+            return child.invoke(begin, config)
 
         @tool
         def delegate(config: RunnableConfig) -> str:
@@ -55,7 +63,7 @@ class Family(House):
                 state = child.get_state(OWN)
                 said = child.invoke(None if state.next else begin, OWN)
             else:
-                said = child.invoke(begin, config)
+                said = work(config)
             return str(said["messages"][-1].text)
 
         def agent(state: MessagesState) -> dict[str, Any]:
@@ -68,6 +76,8 @@ class Family(House):
             builder.add_node("agent", lambda state: self.inside(child) if self.inside else {})
             builder.add_node("child", child)
             builder.add_edge("agent", "child")
+        elif self.kind.startswith("code"):
+            builder.add_node("agent", lambda state, config: {"messages": work(config)["messages"][-1:]})
         else:
             builder.add_node("agent", agent)
             builder.add_node("tools", ToolNode([delegate, read_tool(self.ran)]))
@@ -87,7 +97,8 @@ class Family(House):
         elif self.kind == "tool-own":
             place, writer = OWN, child
         else:  # LangGraph finds such a child by no road of its own: by its namespace, as who writes to the store does
-            (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept]
+            second = self.kind.endswith("-2")
+            (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept and second == n.endswith("|1")]
             lent = {"__pregel_checkpointer": self.saver}
             place, writer = {"configurable": {"thread_id": "t", "checkpoint_ns": name, **lent}}, child
         held = writer.get_state(place).values["messages"]
