@@ -80,6 +80,7 @@ __all__ = [
     "interrupt_id",
     "is_handed_down",
     "is_innermost",
+    "is_of_task",
     "is_resume_map",
     "is_task",
     "is_task_function",
@@ -200,6 +201,11 @@ def graph_at(graph: Any, config: Any) -> Any:
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
     """Where the graphs that a root's task calls keep their state: for this task, and over all tasks of the node."""
     return f"{name}{NS_END}{ident}", name
+
+
+def is_of_task(namespace: str) -> bool:
+    """Whether a namespace is one task's."""
+    return NS_END in namespace
 
 
 def namespace_of_graph(namespace: str, number: int) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.types import StateSnapshot
 
-from langchain_runtime_authz.edges._private import Place, Pregel, namespace_of_graph, namespaces_of_task
+from langchain_runtime_authz.edges._private import Place, Pregel, is_of_task, namespace_of_graph, namespaces_of_task
 from langchain_runtime_authz.edges.outside import Moved, ReadHead, saver_of, watched
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run
 from langchain_runtime_authz.enforce.entry import edited
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.facts.state import UNKNOWN, Below, Head, child_key
-from langchain_runtime_authz.ledger.base import Mark
+from langchain_runtime_authz.facts.state import Below, ChildMark, Head
+from langchain_runtime_authz.ledger.base import Change, Mark, Unmark
 
 __all__ = ["ReadBelow", "held_against", "left_at", "mark_of"]
 
@@ -109,18 +109,19 @@ def _note(updates: list[str], metadata: Any, checkpoint: str | None) -> None:
         updates.append(checkpoint)
 
 
-def mark_of(place: Mapping[str, Any], graph: str) -> str:
+def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
     """The mark that holds the checkpoint which a child's run left at a place.
 
     A child on a thread of its own may have a checkpointer of its own: there its name tells it apart.
     """
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
-    return child_key(raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace]))
+    where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
+    return ChildMark(where, lasting=not is_of_task(namespace))
 
 
-def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[None]:
-    """What a child is about to load against what its last run in the thread of `run` left there.
+def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[bool]:
+    """What a child is about to load against what its last run in the thread of `run` left there, if it is known.
 
     Raises:
         AuthzDenied: `stale_epoch`: somebody edited it meanwhile. The next epoch is open.
@@ -129,10 +130,14 @@ def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) ->
     def moved(head: str, left: str) -> Moved:
         return Moved(graph, place.config, head, left, channels)
 
-    yield from edited(run, mark_of(place.config, graph.get_name()), ReadHead(place.saver, place.config), moved)
+    mark = mark_of(place.config, graph.get_name())
+    return (yield from edited(run, mark, ReadHead(place.saver, place.config), moved))
 
 
-def left_at(graph: Any, place: Place) -> Flow[list[Mark]]:
-    """The mark of what a child's run leaves."""
-    head: Head | None = yield ReadHead(place.saver, place.config)
-    return [Mark(mark_of(place.config, graph.get_name()), head.id if head is not None else UNKNOWN)]
+def left_at(graph: Any, place: Place, *, known: bool, again: bool) -> Flow[list[Change]]:
+    """How the mark changes of what a child's run leaves: `known`, there is one; `again`, its task has not ended."""
+    mark = mark_of(place.config, graph.get_name())
+    if place.lasting or again:
+        head: Head | None = yield ReadHead(place.saver, place.config)
+        return [Mark(mark.name, mark.value(head.id if head is not None else None))]
+    return [Unmark(mark.name)] if known else []

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import operator
+import sqlite3
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -17,6 +21,9 @@ from langgraph.prebuilt import ToolNode
 from langchain_runtime_authz import ToolProfile
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.facts import state
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, read_tool, says
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
@@ -30,13 +37,15 @@ KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory", "tool-task-2", "
 class Family(House):
     """A root whose tool or node calls a paying child, which stops before its own tools."""
 
-    def __init__(self, kind: str, *, protected: bool = True) -> None:
+    def __init__(self, kind: str, *, protected: bool = True, ledger: Any = None) -> None:
         self.kind = kind
         self.own = InMemorySaver()
+        self.fails = False
         self.inside: Any = None  # what a node of the root does with the child before it calls it
         self.children: list[Any] = []
         super().__init__(protected=False)
-        self.authz = authz_with(StaticPDP(True), profiles={**PROFILES, "delegate": ToolProfile(effect="read", sink="none")})
+        profiles = {**PROFILES, "delegate": ToolProfile(effect="read", sink="none")}
+        self.authz = authz_with(StaticPDP(True), profiles=profiles, ledger=ledger)
         if protected:
             self.authz.protect(self.graph)
 
@@ -52,6 +61,8 @@ class Family(House):
         scout = scout.add_edge(START, "scout").compile(name="scout")
 
         def work(config: RunnableConfig) -> Any:
+            if self.fails:
+                raise OSError
             if self.kind.endswith("-2"):
                 scout.invoke(begin, config)
             return child.invoke(begin, config)
@@ -176,6 +187,58 @@ def test_what_the_agents_own_code_edits_is_no_correction() -> None:
     assert family.epoch == 2
     family.on()
     assert (family.epoch, len(family.ran)) == (2, 2)
+
+
+# --- how long the ledger remembers what a child left ---
+
+
+def marks(path: Path) -> list[str]:
+    """The names of the marks that concern children."""
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        names = [json.loads(name) for (name,) in ledger.execute("SELECT name FROM mark")]
+    return sorted(n.partition(":")[0] for n in names if n.startswith(("task:", "child:")))
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "task" in k])
+def test_what_waited_for_one_task_is_forgotten_with_it(kind: str, tmp_path: Path) -> None:
+    """Whether the child goes on to its end, or another word of the human's leaves it behind for ever."""
+    family = Family(kind, ledger=SqliteLedger(tmp_path / "ledger.db"))
+    for said in ("Pay the bill", "And the other one"):
+        family.go(human(said))
+        assert marks(tmp_path / "ledger.db") == ["task"]
+        family.on()
+        assert marks(tmp_path / "ledger.db") == []
+    family.go(human("And a third"))
+    family.go(human("Rather a fourth"))
+    assert marks(tmp_path / "ledger.db") == ["task"] * 2
+    family.on()
+    assert marks(tmp_path / "ledger.db") == []
+    assert len(family.ran) == 3
+
+
+def test_what_waits_is_remembered_over_a_run_that_fails(tmp_path: Path) -> None:
+    """The task is tried again, and finds the child as it was: an edit meanwhile counts."""
+    family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
+    family.go(human())
+    family.fails = True
+    with pytest.raises(OSError):
+        family.go(None)
+    assert marks(tmp_path / "ledger.db") == ["task"]
+    family.change(to_eve)
+    family.fails = False
+    family.on()
+    assert (family.epoch, family.ran) == (2, [])
+
+
+def test_children_on_ever_new_threads_share_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there is a bound; of two that meet in one the newer is remembered, and never the one for the other."""
+    monkeypatch.setattr(state, "SLOTS", 2)
+    kept: dict[str, str] = {}
+    made = [state.ChildMark(raw_digest(str(n)), lasting=True) for n in range(100)]
+    for number, mark in enumerate(made):
+        kept[mark.name] = mark.value(str(number))
+        assert mark.left(kept) == str(number)
+    assert len(kept) == sum(mark.left(kept) is not None for mark in made) == 2
 
 
 class Outer(TypedDict):
