@@ -6,6 +6,8 @@ not at all. What runs is what was decided because both sides compare `digest(pro
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -13,7 +15,9 @@ import enum
 import hashlib
 import math
 import pathlib
+import types
 import uuid
+import zoneinfo
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,11 +27,18 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES
 from langchain_runtime_authz.errors import Code, MappingError
 
-__all__ = ["MAX_STRING", "abbreviate", "digest", "project"]
+__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "project"]
 
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: beyond it two integers may look alike
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each takes two bytes of JSON at least
 MAX_STRING: Final = 4096  # longer free text travels as digest and length
+MAX_LOOKED: Final = 500_000  # objects that one fingerprint is made of
+_LISTS: Final = (list, tuple, collections.deque)
+_SETS: Final = (set, frozenset)
+_TOLD: Final = (  # whose own words are short and say all
+    *(datetime.timedelta, datetime.timezone, zoneinfo.ZoneInfo, decimal.Decimal, complex),
+    *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
+)
 
 
 def digest(value: Any) -> str:
@@ -154,3 +165,104 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
     if isinstance(value, list):
         return [abbreviate(v, limit) for v in value]
     return value
+
+
+def fingerprint(value: object) -> str:
+    """`sha256:<hex>` of what any value holds, JSON or not, to tell whether somebody exchanged it.
+
+    What a serialiser brings back has the fingerprint of what it was given: lists, tuples and sets count by their items,
+    mappings and objects by their entries and attributes (an object may come back as a mapping), arrays by their bytes. No
+    `__eq__`, `__hash__` or `__repr__` of an object's own runs, and the cost is linear. What lies beyond `MAX_LOOKED`
+    objects or deeper than `2 * MAX_DEPTH` is not looked at, nor is what Python can not read in an object (a data frame's
+    columns), nor what raises: of these only the class counts.
+    """
+    return "sha256:" + _Look().at(value, 0).hex()
+
+
+class _Look:
+    """One walk: each object is looked at once, however often it is held, and even if it holds itself."""
+
+    __slots__ = ("_left", "_seen")
+
+    def __init__(self) -> None:
+        self._left = MAX_LOOKED
+        self._seen: dict[int, tuple[object, bytes]] = {}  # with the object, so that no other one gets its id
+
+    def at(self, value: object, depth: int) -> bytes:
+        if (seen := self._seen.get(id(value))) is not None:
+            return seen[1]
+        try:
+            if isinstance(value, enum.Enum):
+                value = value._value_
+            held = _plain(value)
+            if held is None:
+                self._seen[id(value)] = value, b"itself"
+                held = self._within(value, depth + 1)
+        except Exception:  # noqa: BLE001  (code of the object's own that `isinstance` or a time zone runs)
+            held = _class(value)
+        found = hashlib.sha256(held).digest()
+        if id(value) in self._seen:
+            self._seen[id(value)] = value, found
+        return found
+
+    def _within(self, value: object, depth: int) -> bytes:
+        for tag, kinds in ((b"list", _LISTS), (b"set", _SETS)):
+            kind: Any = next((k for k in kinds if isinstance(value, k)), None)
+            if kind is not None and self._may(kind.__len__(value), depth):
+                items = [self.at(item, depth) for item in kind.__iter__(value)]
+                return tag + b"".join(items if kinds is _LISTS else sorted(items))
+        held = list(dict.items(value)) if isinstance(value, dict) else _attributes(value)
+        if (held or isinstance(value, dict)) and self._may(len(held), depth):
+            return b"map" + b"".join(sorted(self.at(k, depth) + self.at(v, depth) for k, v in held))
+        return _class(value)
+
+    def _may(self, items: int, depth: int) -> bool:
+        if depth > 2 * MAX_DEPTH or items > self._left:
+            return False
+        self._left -= items
+        return True
+
+
+def _class(value: object) -> bytes:
+    kind: Any = value if issubclass(type(value), type | types.FunctionType) else type(value)
+    return f"class {kind.__module__}.{kind.__qualname__}".encode()
+
+
+def _plain(value: object) -> bytes | None:
+    """The bytes that stand for a scalar, a text, an array; `None` for what holds other objects."""
+    if value is None or isinstance(value, bool):
+        return repr(value).encode()
+    if isinstance(value, float) and not float.is_integer(value):
+        return b"number" + float.__repr__(value).encode()
+    if isinstance(value, int | float):  # 1.0 may come back as 1; in hexadecimal, since decimals have a limit
+        whole = int.__int__(value) if isinstance(value, int) else float.__int__(value)
+        return b"number" + format(whole, "x").encode()
+    if isinstance(value, str):
+        return b"text" + str.encode(value, "utf-8", "surrogatepass")
+    if isinstance(value, datetime.date | datetime.time):
+        kind = next(k for k in (datetime.datetime, datetime.date, datetime.time) if isinstance(value, k))
+        return b"time" + kind.isoformat(value).encode()  # type: ignore[arg-type]
+    if type(value) in _TOLD:
+        return b"told" + repr(value).encode()
+    with contextlib.suppress(Exception):  # of whatever kind an object's own `__buffer__` raises
+        view = memoryview(value)  # type: ignore[arg-type]
+        if "O" not in view.format:
+            return f"bytes {view.format} {view.shape}".encode() + view.tobytes()
+    return None
+
+
+def _attributes(value: object) -> list[tuple[Any, Any]]:
+    """What an object holds under names, in slots and in its dictionary."""
+    if isinstance(value, type | types.ModuleType):
+        return []
+    held: list[tuple[Any, Any]] = []
+    for kind in type(value).__mro__:
+        for name, slot in kind.__dict__.items():
+            if type(slot) is types.MemberDescriptorType and not name.startswith("__"):
+                with contextlib.suppress(AttributeError):  # nothing stands in it
+                    held.append((name, slot.__get__(value)))
+    with contextlib.suppress(AttributeError):  # it has no dictionary
+        held += dict.items(object.__getattribute__(value, "__dict__"))
+    if isinstance(value, BaseModel):
+        held += dict.items(value.__pydantic_extra__ or {})
+    return held

@@ -38,6 +38,7 @@ from langgraph._internal._constants import (
     CONFIG_KEY_TASK_ID,
     INTERRUPT,
     NS_END,
+    NS_SEP,
     RESUME,
 )
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq
@@ -69,6 +70,7 @@ __all__ = [
     "can_ask",
     "checkpointer_of",
     "config_parameter",
+    "counted_graph",
     "counting_questions",
     "ensure_config",
     "ensure_graph_config",
@@ -78,11 +80,13 @@ __all__ = [
     "interrupt_id",
     "is_handed_down",
     "is_innermost",
+    "is_of_task",
     "is_resume_map",
     "is_task",
     "is_task_function",
     "lent",
     "model_params",
+    "namespace_of_graph",
     "namespaces_of_task",
     "node_of_task",
     "place_below",
@@ -155,16 +159,34 @@ class Place(NamedTuple):
     lasting: bool
 
 
-def place_below(graph: Any, config: Mapping[str, Any]) -> Place | None:
-    """The place of a graph that is called by another one, as LangGraph chooses it; `None` where it keeps nothing."""
+def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """`config` for one graph, and the how manieth it is that its task calls, from 0.
+
+    LangGraph counts when a graph starts, and each finds its checkpoints under its number.
+    """
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None:
+        return dict(config), 0
+    number = scratchpad.subgraph_counter()
+    own = dataclasses.replace(scratchpad, subgraph_counter=lambda: number)
+    return {**config, "configurable": {**configurable, CONFIG_KEY_SCRATCHPAD: own}}, number
+
+
+def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
+    """The place of a graph that is called by another one, as LangGraph chooses it; `None` where it keeps nothing.
+
+    `number`: the how manieth graph of its task it is.
+    """
     configurable = config.get("configurable") or {}
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
     if not isinstance(saver, BaseCheckpointSaver) or configurable.get("thread_id") is None:
         return None
-    namespace = configurable.get(CONFIG_KEY_CHECKPOINT_NS, "")
+    namespace = configurable.get(CONFIG_KEY_CHECKPOINT_NS, "") if is_task(config) else ""
     if graph.checkpointer is True:
-        namespace = recast_checkpoint_ns(namespace)
+        namespace = NS_SEP.join(part.split(NS_END)[0] for part in namespace.split(NS_SEP))
+    namespace = namespace_of_graph(namespace, number) if is_task(config) else namespace
     place = {"thread_id": configurable["thread_id"], CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
     return Place(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
 
@@ -179,6 +201,16 @@ def graph_at(graph: Any, config: Any) -> Any:
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
     """Where the graphs that a root's task calls keep their state: for this task, and over all tasks of the node."""
     return f"{name}{NS_END}{ident}", name
+
+
+def is_of_task(namespace: str) -> bool:
+    """Whether a namespace is one task's."""
+    return NS_END in namespace
+
+
+def namespace_of_graph(namespace: str, number: int) -> str:
+    """Where the graph keeps its state that is the `number`th, from 0, of those that one task calls."""
+    return f"{namespace}{NS_SEP}{number}" if number else namespace
 
 
 def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:

@@ -7,20 +7,21 @@ called again (`held_against`, `left_at`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.types import StateSnapshot
 
-from langchain_runtime_authz.edges._private import Place, namespaces_of_task
+from langchain_runtime_authz.edges._private import Place, Pregel, is_of_task, namespace_of_graph, namespaces_of_task
 from langchain_runtime_authz.edges.outside import Moved, ReadHead, saver_of, watched
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run
 from langchain_runtime_authz.enforce.entry import edited
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.facts.state import UNKNOWN, Below, Head, child_key
-from langchain_runtime_authz.ledger.base import Mark
+from langchain_runtime_authz.facts.state import Below, ChildMark, Head
+from langchain_runtime_authz.ledger.base import Change, Mark, Unmark
 
 __all__ = ["ReadBelow", "held_against", "left_at", "mark_of"]
 
@@ -43,16 +44,28 @@ class ReadBelow:
         if self._needless():
             return None
         state = self.graph.get_state(self._place(), subgraphs=True)
-        saver = saver_of(self.graph)
-        return self._said(state, [saver.get_tuple(p) for p in self._called(state)] if saver is not None else [])
+        called: list[CheckpointTuple] = []
+        if (saver := saver_of(self.graph)) is not None:
+            for places in self._called(state):
+                for place in places:
+                    if (kept := saver.get_tuple(place)) is None:
+                        break
+                    called.append(kept)
+        return self._said(state, called)
 
     async def arun(self, engine: Engine) -> Below | None:
         """Read it."""
         if self._needless():
             return None
         state = await self.graph.aget_state(self._place(), subgraphs=True)
-        saver = saver_of(self.graph)
-        return self._said(state, [await saver.aget_tuple(p) for p in self._called(state)] if saver is not None else [])
+        called: list[CheckpointTuple] = []
+        if (saver := saver_of(self.graph)) is not None:
+            for places in self._called(state):
+                for place in places:
+                    if (kept := await saver.aget_tuple(place)) is None:
+                        break
+                    called.append(kept)
+        return self._said(state, called)
 
     def _needless(self) -> bool:
         return self.nodes_only and not any(True for _ in self.graph.get_subgraphs())
@@ -60,21 +73,25 @@ class ReadBelow:
     def _place(self) -> Any:
         return {"configurable": {"thread_id": (self.config.get("configurable") or {}).get("thread_id")}}
 
-    def _called(self, state: StateSnapshot) -> list[Any]:
+    def _called(self, state: StateSnapshot) -> Iterator[Iterator[Any]]:
+        """Where each task's graphs keep their state, one place after the other: it ends where nothing stands."""
         thread = self._place()["configurable"]
-        unknown = [t for t in state.tasks if t.state is None]
-        return [
-            {"configurable": {**thread, "checkpoint_ns": name}}
-            for name in dict.fromkeys(n for t in unknown for n in namespaces_of_task(t.name, t.id))
-        ]
+        named: dict[str, int] = {}
+        for task in state.tasks:
+            node = self.graph.nodes.get(task.name)
+            if node is None or not isinstance(node.bound, Pregel):  # which is the only one of its task
+                found = 1 if isinstance(task.state, StateSnapshot) else 0  # of a function LangGraph knows the first one
+                named |= dict.fromkeys(namespaces_of_task(task.name, task.id), found)
+        for name, first in named.items():
+            numbered = (namespace_of_graph(name, number) for number in count(first))
+            yield ({"configurable": {**thread, "checkpoint_ns": namespace}} for namespace in numbered)
 
-    def _said(self, state: StateSnapshot, called: Sequence[CheckpointTuple | None]) -> Below | None:
+    def _said(self, state: StateSnapshot, called: Sequence[CheckpointTuple]) -> Below | None:
         updates: list[str] = []
         found = self._waiting(state, updates)
         for kept in called:
-            if kept is not None:
-                found.append(watched(kept.checkpoint["channel_values"], self.channels))
-                _note(updates, kept.metadata, kept.checkpoint["id"])
+            found.append(watched(kept.checkpoint["channel_values"], self.channels))
+            _note(updates, kept.metadata, kept.checkpoint["id"])
         return Below(raw_digest(found), tuple(updates)) if found else None
 
     def _waiting(self, state: StateSnapshot, updates: list[str]) -> list[Any]:
@@ -92,18 +109,19 @@ def _note(updates: list[str], metadata: Any, checkpoint: str | None) -> None:
         updates.append(checkpoint)
 
 
-def mark_of(place: Mapping[str, Any], graph: str) -> str:
+def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
     """The mark that holds the checkpoint which a child's run left at a place.
 
     A child on a thread of its own may have a checkpointer of its own: there its name tells it apart.
     """
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
-    return child_key(raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace]))
+    where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
+    return ChildMark(where, lasting=not is_of_task(namespace))
 
 
-def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[None]:
-    """What a child is about to load against what its last run in the thread of `run` left there.
+def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[bool]:
+    """What a child is about to load against what its last run in the thread of `run` left there, if it is known.
 
     Raises:
         AuthzDenied: `stale_epoch`: somebody edited it meanwhile. The next epoch is open.
@@ -112,10 +130,14 @@ def held_against(run: Run, graph: Any, place: Place, channels: Sequence[str]) ->
     def moved(head: str, left: str) -> Moved:
         return Moved(graph, place.config, head, left, channels)
 
-    yield from edited(run, mark_of(place.config, graph.get_name()), ReadHead(place.saver, place.config), moved)
+    mark = mark_of(place.config, graph.get_name())
+    return (yield from edited(run, mark, ReadHead(place.saver, place.config), moved))
 
 
-def left_at(graph: Any, place: Place) -> Flow[list[Mark]]:
-    """The mark of what a child's run leaves."""
-    head: Head | None = yield ReadHead(place.saver, place.config)
-    return [Mark(mark_of(place.config, graph.get_name()), head.id if head is not None else UNKNOWN)]
+def left_at(graph: Any, place: Place, *, known: bool, again: bool) -> Flow[list[Change]]:
+    """How the mark changes of what a child's run leaves: `known`, there is one; `again`, its task has not ended."""
+    mark = mark_of(place.config, graph.get_name())
+    if place.lasting or again:
+        head: Head | None = yield ReadHead(place.saver, place.config)
+        return [Mark(mark.name, mark.value(head.id if head is not None else None))]
+    return [Unmark(mark.name)] if known else []

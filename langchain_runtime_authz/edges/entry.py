@@ -16,7 +16,7 @@ from langgraph.types import Command
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
-from langchain_runtime_authz.edges._private import graph_at, place_below
+from langchain_runtime_authz.edges._private import Place, counted_graph, graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
@@ -46,9 +46,10 @@ from langchain_runtime_authz.enforce.entry import Entry, Given, Left, close, ope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.facts.state import OF_TASK
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import claimed_identities
-from langchain_runtime_authz.ledger.base import Mark, Scope
+from langchain_runtime_authz.ledger.base import Change, Mark, Scope, Unmark
 
 __all__ = ["Entering", "Entrance", "with_run"]
 
@@ -216,8 +217,8 @@ class Entrance:
         handle = handle_in(config)
         run = handle.run if handle is not None else running()
         if run is not None:
-            mark = Mark(mark_of(place, graph.get_name()), place["configurable"]["checkpoint_id"])
-            yield Commit(run.scope, None, [mark])
+            mark = mark_of(place, graph.get_name())
+            yield Commit(run.scope, None, [Mark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
 
     def update(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Any]) -> Any:
         """`update_state` from outside every run: a correction where it alters what a task is made of."""
@@ -342,6 +343,7 @@ class _Root(Entering[tuple[Any, Any]]):
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         left, saver = Left(), saver_of(self.graph)
+        over: list[Change] = []
         if not cut and saver is not None and (place := thread_config(self.config)) is not None:
             try:
                 head = yield ReadHead(saver, place)
@@ -349,16 +351,22 @@ class _Root(Entering[tuple[Any, Any]]):
                 # A tool's child waits only where a human is asked; after a failure its own mark tells.
                 below = yield ReadBelow(self.graph, place, self.entrance.watch(self.graph), nodes_only=not run.paused)
                 left = Left(head.id if head is not None else None, memory, below.digest if below is not None else None)
+                # Every task has ended, and with it what marks of tasks' children are for.
+                over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), left)
+        yield from close(run, _ending(run), left, over)
 
 
 class _Child(Entering[Any]):
     def __init__(self, entrance: Entrance, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(entrance)
         self.parent, self.name, self.config, self.graph = parent, name, config, graph
-        self.place = place_below(graph, config) if graph is not None else None
+        self.place: Place | None = None
+        self.marked = False
+        if graph is not None:
+            self.config, number = counted_graph(config)
+            self.place = place_below(graph, config, number)
 
     def __enter__(self) -> Any:
         self.run = drive(self.engine, self._enter())
@@ -373,13 +381,13 @@ class _Child(Entering[Any]):
 
     def _held(self) -> Flow[None]:
         if self.place is not None:
-            yield from held_against(self.parent, self.graph, self.place, self.entrance.watch(self.graph))
+            self.marked = yield from held_against(self.parent, self.graph, self.place, self.entrance.watch(self.graph))
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
-        marks: list[Mark] = []
-        if self.place is not None and not cut and (self.place.lasting or self.raised):
+        marks: list[Change] = []
+        if self.place is not None and not cut:
             try:
-                marks = yield from left_at(self.graph, self.place)
+                marks = yield from left_at(self.graph, self.place, known=self.marked, again=self.raised)
             except Exception as exc:  # noqa: BLE001  (as of a root's)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
         yield from close(run, _ending(run), also=marks)

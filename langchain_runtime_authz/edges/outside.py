@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import StateSnapshot
 
-from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.edges._private import lent
 from langchain_runtime_authz.edges.messages import (
     as_message,
@@ -271,11 +271,16 @@ def _digest(value: object) -> str:
     if isinstance(value, list | tuple):
         return raw_digest([_digest(v) for v in value])
     if isinstance(value, BaseMessage):
-        said: list[Any] = [value.type, content_digest(value.content)]
+        said: list[Any] = [value.type.removesuffix("MessageChunk").lower(), content_digest(value.content)]
         if isinstance(value, AIMessage):
             said += [[call["name"], raw_digest(call["args"])] for call in value.tool_calls]
         if isinstance(value, ToolMessage):
             said.append(value.tool_call_id)
+            # A model reads whether it failed, and code what it brought beside the text.
+            said += [value.status] if value.status != "success" else []
+            said += [fingerprint(value.artifact)] if value.artifact is not None else []
+        if isinstance(value, ChatMessage):
+            said.append(value.role)
         return raw_digest(said)
     try:
         return digest(project(value))

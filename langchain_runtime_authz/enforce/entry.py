@@ -26,6 +26,7 @@ from langchain_runtime_authz.facts.state import (
     MEMORY,
     UNKNOWN,
     Below,
+    ChildMark,
     Head,
     below_key,
     fork_key,
@@ -265,28 +266,27 @@ def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[Hum
     return ()
 
 
-def edited(run: Run, mark: str, read: Effect, moved: Callable[[str, str], Effect]) -> Flow[None]:
+def edited(run: Run, mark: ChildMark, read: Effect, moved: Callable[[str, str], Effect]) -> Flow[bool]:
     """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
 
     `read` is an effect of the newest checkpoint (`Head`), `moved` makes one of whether it says something else
     than the one that was left. Only what an `update` left was done from outside: this run may be in the middle
-    of its own writing.
+    of its own writing. Returns whether there is such a mark.
 
     Raises:
         AuthzDenied: `stale_epoch`: it was edited, so that the task is another one. The run drains.
     """
-    snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark,)))
-    left = snapshot.marks.get(mark, UNKNOWN)
-    if left == UNKNOWN:
-        return
+    snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
+    if not (left := mark.left(snapshot.marks)):
+        return left is not None
     head: Head | None = yield read
     if head is None or head.id == left or head.source != "update" or not (yield moved(head.id, left)):
-        return
+        return True
     text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
     for _ in range(8):
         snapshot = yield Load(run.scope, Query(log=True))
         if text.key in {t.key for t in snapshot.log}:
-            return
+            return True
         done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, (text,))])
         if not isinstance(done, Conflict):
             yield run_event(run, "corrected", done.now, texts=1)
@@ -388,7 +388,7 @@ def close(
     run: Run,
     state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
-    also: Sequence[Mark] = (),
+    also: Sequence[Change] = (),
 ) -> Flow[None]:
     """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns."""
     if run.closed and left.head is None and not also:

@@ -16,12 +16,13 @@ __all__ = [
     "BELOW",
     "HEAD",
     "MEMORY",
+    "OF_TASK",
     "UNKNOWN",
     "Below",
+    "ChildMark",
     "Head",
     "Standing",
     "below_key",
-    "child_key",
     "fork_key",
     "memory_key",
     "outside_key",
@@ -32,6 +33,8 @@ HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread
 
 MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
 BELOW: Final = "below"  # the mark that holds the digest of what the waiting children of a thread's runs held
+OF_TASK: Final = "task:"  # how the marks begin that are of no use once their root's tasks have ended
+SLOTS: Final = 2**16
 UNKNOWN: Final = ""  # its value after a run that may still have been writing when it ended
 
 Standing = Literal["ours", "outside", "fork"]
@@ -77,9 +80,31 @@ def below_key(digest: str) -> str:
     return f"below:{digest}"
 
 
-def child_key(place: str) -> str:
-    """The mark that holds the checkpoint which the run of a child left at a place."""
-    return f"child:{place}"
+@dataclass(frozen=True, slots=True)
+class ChildMark:
+    """Where the ledger holds the checkpoint which the run of a child left at a `place` (a digest).
+
+    `lasting`: other tasks than the one that called it find the child's state there. Such places may be ever new ones,
+    as of a child that works on a thread of its own for each question: so they share `SLOTS` marks, and of two that meet
+    in one the newer is remembered.
+    """
+
+    place: str
+    lasting: bool
+
+    @property
+    def name(self) -> str:
+        """The mark's name."""
+        return f"child:{int(self.place, 16) % SLOTS}" if self.lasting else f"{OF_TASK}{self.place}"
+
+    def value(self, checkpoint: str | None) -> str:
+        """What stands in it."""
+        return f"{self.place} {checkpoint or UNKNOWN}"
+
+    def left(self, marks: Mapping[str, str]) -> str | None:
+        """The checkpoint, `UNKNOWN`, or `None` where the place has no mark."""
+        place, _, checkpoint = marks.get(self.name, "").partition(" ")
+        return checkpoint if place == self.place else None
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:

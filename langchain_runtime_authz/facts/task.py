@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from langchain_runtime_authz.digest import fingerprint
+
 __all__ = ["ANSWER", "HumanText", "Task", "changed", "content_digest", "content_text", "extend"]
 
 ANSWER: Final = "answer:"  # keys of texts that a human said in answer to a question
@@ -78,7 +80,7 @@ def _canonical(content: object) -> str:
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
-        return repr(content)
+        return fingerprint(content)
 
 
 def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:

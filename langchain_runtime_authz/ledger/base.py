@@ -69,6 +69,7 @@ __all__ = [
     "TakeLease",
     "TakePending",
     "TokenStatus",
+    "Unmark",
 ]
 
 PROTOCOL_VERSION: Final = 1
@@ -284,6 +285,13 @@ class Mark(Change):
     name: str
     value: str
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmark(Change):
+    """Forget the marks whose names begin with `prefix`."""
+
+    prefix: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,9 @@ class Fetch:
         if n.marks:
             names = [_text(m) for m in n.marks]
             add(self._marks, f"SELECT name, value FROM mark WHERE {_OF} AND name IN {_in(names)}", *names)
+        for prefix in n.unmarked:
+            begin = _text(prefix)[:-1]  # names are JSON
+            add(self._marks, f"SELECT name, value FROM mark WHERE {_OF} AND substr(name, 1, ?) = ?", len(begin), begin)
         for some in _chunks(sorted(n.values)):
             sql = f"SELECT body FROM value WHERE {_OF} AND key IN {_in(some)}"
             add(self._values, sql, *map(_text, some))
@@ -316,7 +319,10 @@ def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> l
     for counter, span in _touched(t.rates):
         add(_PUT_RATE, *of, _text(counter), span, _text(t.rates[counter, span]))
     for name in _touched(t.marks):
-        add(_PUT_MARK, *of, _text(name), _text(t.marks[name]))
+        if name in t.marks:
+            add(_PUT_MARK, *of, _text(name), _text(t.marks[name]))
+        else:
+            add(f"DELETE FROM mark WHERE {_OF} AND name = ?", *of, _text(name))
     for some in _chunks(sorted(_touched(t.values))):
         add(_put("value", ("tenant", "thread", "key"), "body", rows=len(some)), *_flat(of, some, t.values))
     for message in _touched(t.plans):

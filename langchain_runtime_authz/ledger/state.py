@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
@@ -87,6 +87,7 @@ class Needs:
     log: bool = False
     pending: bool = False
     marks: set[str] = field(default_factory=set)
+    unmarked: set[str] = field(default_factory=set)
     values: set[str] = field(default_factory=set)
 
 
@@ -120,6 +121,8 @@ def needs(guard: b.Guard | None, changes: Sequence[b.Change]) -> Needs:
                 n.pending = True
             case b.Mark(name):
                 n.marks.add(name)
+            case b.Unmark(prefix):
+                n.unmarked.add(prefix)
             case b.RecordValues(values):
                 n.values |= {seen.key for seen in values}
             case b.TakeLease(lease):
@@ -401,6 +404,9 @@ def _effect(t: Thread, change: b.Change, now: float, spent: _Spent) -> Callable[
 
             return mark
 
+        case b.Unmark(prefix):
+            return lambda: _drop(t.marks, *[name for name in t.marks if name.startswith(prefix)])
+
         case b.TakeLease(lease):
             if _is_revoked(t, lease.agent):
                 raise _Refused(Code.REVOKED)
@@ -554,8 +560,9 @@ def _name(principal: str) -> str:
     return principal.partition(":")[2] or principal
 
 
-def _drop(rows: dict[str, b.CallRow], key: str) -> None:
-    rows.pop(key, None)
+def _drop(rows: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        rows.pop(key, None)
 
 
 def _record_plan(t: Thread, plan: PlanRecord) -> None:

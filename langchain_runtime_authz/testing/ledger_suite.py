@@ -67,6 +67,7 @@ from langchain_runtime_authz.ledger.base import (
     SpendRate,
     TakeLease,
     TakePending,
+    Unmark,
 )
 from langchain_runtime_authz.testing.clock import FrozenClock
 
@@ -424,6 +425,16 @@ class LedgerContract:
             assert b.load().marks == {}
             with self._bench() as other:
                 assert other.load(marks=("head",)).marks == {}
+
+    def test_marks_are_forgotten_by_how_their_names_begin(self) -> None:
+        """Theirs alone: letters count, nothing in a name is special, and what is set after it stays."""
+        with self._bench() as b:
+            b.do(*(Mark(name, "x") for name in ("task:1", "task:2", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")))
+            b.do(Unmark("task:"), Unmark('a"%_'), Mark("task:3", "y"), Unmark("missing"))
+            names = ("task:1", "task:2", "task:3", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")
+            assert set(b.load(marks=names).marks) == {"tas", "Task:1", "head", "task:3", "a'%_", "aXX"}
+            b.do(Unmark(""))
+            assert b.load(marks=names).marks == {}
 
     def test_a_root_entry_is_under_way_until_it_ends(self) -> None:
         """Or until its lease lapsed long ago; children's leases don't count, nor what a correction ended."""

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.store.memory import InMemoryStore
@@ -522,6 +524,101 @@ def test_an_update_without_a_word_drops_nothing(by: str) -> None:
     house = House()
     house.go(human())
     (house.graph if by == "protected" else house.raw).update_state(THREAD, {}, as_node="agent")
+    house.go(None)
+    assert (house.epoch, house.ran) == (1, [PAID])
+
+
+# --- what a tool brought, beside its words ---
+
+
+class Found:
+    """An object as a tool may bring it: it equals all others and prints alike."""
+
+    def __init__(self, *rows: Any) -> None:
+        self.rows = rows
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Reading(House):
+    """Reads a bill before it plans the payment; the bill itself is the message's artifact."""
+
+    def __init__(self, bill: Any, *, protected: bool = True) -> None:
+        self.bill = bill
+        super().__init__(protected=protected)
+        self.saver.serde = JsonPlusSerializer(pickle_fallback=True, allowed_msgpack_modules=True)
+
+    def build(self, **options: Any) -> Any:
+        @tool(response_format="content_and_artifact")
+        def read(path: str) -> tuple[str, Any]:
+            """Read a file."""
+            return "the bill of bob", self.bill
+
+        def agent(state: MessagesState) -> dict[str, Any]:
+            number = sum(isinstance(m, AIMessage) for m in state["messages"])
+            turns = [[call("read", {"path": "a"}, "r")], [call("pay", {"to": "bob", "amount": 5}, "p")], []]
+            return {"messages": [says(*turns[min(number, 2)], text=f"turn {number}")]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("agent", agent)
+        builder.add_node("tools", ToolNode([pay_tool(self.ran), read]))
+        builder.add_edge(START, "agent")
+        builder.add_conditional_edges("agent", by_the_plan)
+        builder.add_edge("tools", "agent")
+        return builder.compile(checkpointer=self.saver, name="hand", interrupt_before=["tools"])
+
+    def edit(self, writer: Any, **fields: Any) -> None:
+        (result,) = [m for m in writer.get_state(THREAD).values["messages"] if isinstance(m, ToolMessage)]
+        writer.update_state(THREAD, {"messages": [result.model_copy(update=fields)]}, as_node="agent")
+
+
+RESULTS = pytest.mark.parametrize(
+    ("bill", "edit"),
+    [
+        (None, {"status": "error"}),
+        (None, {"artifact": {"to": "eve"}}),
+        ({"to": "bob"}, {"artifact": {"to": "eve"}}),
+        ({"to": "bob"}, {"artifact": None}),
+        (Found("bob"), {"artifact": Found("eve")}),
+        ({"rows": {b"bob", "bob"}}, {"artifact": {"rows": {b"eve", "bob"}}}),
+    ],
+    ids=["status", "brought", "changed", "taken", "object", "set"],
+)
+
+
+@RESULTS
+@WRITERS
+def test_an_edit_of_what_a_tool_brought_voids_the_plan(bill: Any, edit: dict[str, Any], by: str) -> None:
+    """Its status a model reads, its artifact the code does that comes after; its text is as it was."""
+    house = Reading(bill)
+    house.go(human())
+    house.go(None)
+    house.edit(house.graph if by == "protected" else house.raw, **edit)
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+
+
+@RESULTS
+def test_unenforced_an_edit_of_what_a_tool_brought_stops_nothing(bill: Any, edit: dict[str, Any]) -> None:
+    house = Reading(bill, protected=False)
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(None, THREAD)
+    house.edit(house.raw, **edit)
+    house.raw.invoke(None, THREAD)
+    assert house.ran == [PAID]
+
+
+@pytest.mark.parametrize("bill", [{"to": "bob", "rows": [1, (2.0, None)]}, Found("bob", {"a", "b", "c"}), b"bob"])
+@WRITERS
+def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
+    """As it came out of the checkpointer, under another name: the plan that waited still runs."""
+    house = Reading(bill)
+    house.go(human())
+    house.go(None)
+    house.edit(house.graph if by == "protected" else house.raw, name="reader", additional_kwargs={"seen": True})
     house.go(None)
     assert (house.epoch, house.ran) == (1, [PAID])
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import operator
+import sqlite3
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -17,36 +21,51 @@ from langgraph.prebuilt import ToolNode
 from langchain_runtime_authz import ToolProfile
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.facts import state
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, read_tool, says
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
 
 OWN = {"configurable": {"thread_id": "own"}}
-# Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own.
-KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory")
+# Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own. With
+# a 2 it is the second that its task calls.
+KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory", "tool-task-2", "tool-memory-2", "code-task-2", "code-memory-2")
 
 
 class Family(House):
     """A root whose tool or node calls a paying child, which stops before its own tools."""
 
-    def __init__(self, kind: str, *, protected: bool = True) -> None:
+    def __init__(self, kind: str, *, protected: bool = True, ledger: Any = None) -> None:
         self.kind = kind
         self.own = InMemorySaver()
+        self.fails = False
         self.inside: Any = None  # what a node of the root does with the child before it calls it
         self.children: list[Any] = []
         super().__init__(protected=False)
-        self.authz = authz_with(StaticPDP(True), profiles={**PROFILES, "delegate": ToolProfile(effect="read", sink="none")})
+        profiles = {**PROFILES, "delegate": ToolProfile(effect="read", sink="none")}
+        self.authz = authz_with(StaticPDP(True), profiles=profiles, ledger=ledger)
         if protected:
             self.authz.protect(self.graph)
 
     def child(self) -> Any:
-        kept = {"tool-task": None, "tool-own": self.own}.get(self.kind, True)
+        kept = {"task": None, "own": self.own, "memory": True}[self.kind.split("-")[1]]
         self.children.append(super().build(checkpointer=kept, name="child"))
         return self.children[-1]
 
     def build(self, **options: Any) -> Any:
         child = self.child()
         begin = {"messages": [HumanMessage("Pay the bill")]}
+        scout = StateGraph(MessagesState).add_node("scout", lambda _: {"messages": [AIMessage("all clear")]})
+        scout = scout.add_edge(START, "scout").compile(name="scout")
+
+        def work(config: RunnableConfig) -> Any:
+            if self.fails:
+                raise OSError
+            if self.kind.endswith("-2"):
+                scout.invoke(begin, config)
+            return child.invoke(begin, config)
 
         @tool
         def delegate(config: RunnableConfig) -> str:
@@ -55,7 +74,7 @@ class Family(House):
                 state = child.get_state(OWN)
                 said = child.invoke(None if state.next else begin, OWN)
             else:
-                said = child.invoke(begin, config)
+                said = work(config)
             return str(said["messages"][-1].text)
 
         def agent(state: MessagesState) -> dict[str, Any]:
@@ -68,6 +87,8 @@ class Family(House):
             builder.add_node("agent", lambda state: self.inside(child) if self.inside else {})
             builder.add_node("child", child)
             builder.add_edge("agent", "child")
+        elif self.kind.startswith("code"):
+            builder.add_node("agent", lambda state, config: {"messages": work(config)["messages"][-1:]})
         else:
             builder.add_node("agent", agent)
             builder.add_node("tools", ToolNode([delegate, read_tool(self.ran)]))
@@ -87,7 +108,8 @@ class Family(House):
         elif self.kind == "tool-own":
             place, writer = OWN, child
         else:  # LangGraph finds such a child by no road of its own: by its namespace, as who writes to the store does
-            (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept]
+            second = self.kind.endswith("-2")
+            (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept and second == n.endswith("|1")]
             lent = {"__pregel_checkpointer": self.saver}
             place, writer = {"configurable": {"thread_id": "t", "checkpoint_ns": name, **lent}}, child
         held = writer.get_state(place).values["messages"]
@@ -165,6 +187,58 @@ def test_what_the_agents_own_code_edits_is_no_correction() -> None:
     assert family.epoch == 2
     family.on()
     assert (family.epoch, len(family.ran)) == (2, 2)
+
+
+# --- how long the ledger remembers what a child left ---
+
+
+def marks(path: Path) -> list[str]:
+    """The names of the marks that concern children."""
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        names = [json.loads(name) for (name,) in ledger.execute("SELECT name FROM mark")]
+    return sorted(n.partition(":")[0] for n in names if n.startswith(("task:", "child:")))
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "task" in k])
+def test_what_waited_for_one_task_is_forgotten_with_it(kind: str, tmp_path: Path) -> None:
+    """Whether the child goes on to its end, or another word of the human's leaves it behind for ever."""
+    family = Family(kind, ledger=SqliteLedger(tmp_path / "ledger.db"))
+    for said in ("Pay the bill", "And the other one"):
+        family.go(human(said))
+        assert marks(tmp_path / "ledger.db") == ["task"]
+        family.on()
+        assert marks(tmp_path / "ledger.db") == []
+    family.go(human("And a third"))
+    family.go(human("Rather a fourth"))
+    assert marks(tmp_path / "ledger.db") == ["task"] * 2
+    family.on()
+    assert marks(tmp_path / "ledger.db") == []
+    assert len(family.ran) == 3
+
+
+def test_what_waits_is_remembered_over_a_run_that_fails(tmp_path: Path) -> None:
+    """The task is tried again, and finds the child as it was: an edit meanwhile counts."""
+    family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
+    family.go(human())
+    family.fails = True
+    with pytest.raises(OSError):
+        family.go(None)
+    assert marks(tmp_path / "ledger.db") == ["task"]
+    family.change(to_eve)
+    family.fails = False
+    family.on()
+    assert (family.epoch, family.ran) == (2, [])
+
+
+def test_children_on_ever_new_threads_share_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that there is a bound; of two that meet in one the newer is remembered, and never the one for the other."""
+    monkeypatch.setattr(state, "SLOTS", 2)
+    kept: dict[str, str] = {}
+    made = [state.ChildMark(raw_digest(str(n)), lasting=True) for n in range(100)]
+    for number, mark in enumerate(made):
+        kept[mark.name] = mark.value(str(number))
+        assert mark.left(kept) == str(number)
+    assert len(kept) == sum(mark.left(kept) is not None for mark in made) == 2
 
 
 class Outer(TypedDict):

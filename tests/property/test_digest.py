@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import datetime as dt
@@ -10,6 +11,8 @@ import enum
 import json
 import math
 import pathlib
+import pickle
+import re
 import types
 import uuid
 from typing import Any, NamedTuple
@@ -17,10 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from langchain_core.documents import Document
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES
-from langchain_runtime_authz.digest import MAX_INT, MAX_STRING, abbreviate, digest, project
+from langchain_runtime_authz.digest import MAX_INT, MAX_LOOKED, MAX_STRING, abbreviate, digest, fingerprint, project
 from langchain_runtime_authz.errors import Code, MappingError
 
 MANY = settings(deadline=None, max_examples=300)
@@ -434,3 +439,99 @@ def test_abbreviations_tell_texts_apart(a: str, b: str) -> None:
     """Two different texts have two digests."""
     assume(a != b)
     assert abbreviate(a + "x" * 10, 1) != abbreviate(b + "x" * 10, 1)
+
+
+# --- a fingerprint of any object ---
+
+
+@MANY
+@given(a=close_values, b=close_values)
+def test_fingerprints_tell_json_values_apart(a: Any, b: Any) -> None:
+    """Two values have one fingerprint exactly if they are the same in JSON."""
+    assert (fingerprint(a) == fingerprint(b)) == same(a, b)
+
+
+@MANY
+@given(value=anything)
+def test_any_object_has_a_fingerprint(value: object) -> None:
+    """Also one that raises when it is looked at; the same each time."""
+    assert fingerprint(value) == fingerprint(value)
+
+
+names = st.integers(-MAX_INT, MAX_INT) | text
+leaves = st.one_of(
+    scalars, st.binary(max_size=4), st.dates(), st.datetimes(timezones=st.none() | st.just(dt.UTC)), st.timedeltas(),
+    st.decimals(allow_nan=False), st.uuids(), st.sampled_from([*Color, *Level, *Word, math.inf]),
+    st.sampled_from([pathlib.Path("a/b"), re.compile("a+", re.IGNORECASE)]),
+)  # fmt: skip
+kept = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=3), st.tuples(inner, inner),
+        st.sets(numbers | text, max_size=4), st.builds(collections.deque, st.lists(inner, max_size=3)),
+        st.builds(Point, inner, inner), st.builds(Data, inner, inner), st.builds(Document, text),
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@MANY
+@given(value=kept)
+def test_a_checkpointer_changes_no_fingerprint(value: object) -> None:
+    """Twice through LangGraph's serialiser and through pickle: what comes back was never exchanged."""
+    serde, again = JsonPlusSerializer(allowed_msgpack_modules=True), value
+    for _ in range(2):
+        again = serde.loads_typed(serde.dumps_typed(again))
+        assert fingerprint(again) == fingerprint(value)
+        assert fingerprint(pickle.loads(pickle.dumps(again))) == fingerprint(value)
+
+
+class Plain:
+    """An object like any other. That it equals everything and prints alike says nothing."""
+
+    def __init__(self, *held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Plain(1), Plain(2)),
+        ({"a": {1}}, {"a": {2}}),
+        (b"a", b"b"),
+        (b"a", "a"),
+        (array.array("h", [1]), array.array("h", [2])),
+        (array.array("h", [1]), array.array("b", [1, 0])),
+        (Slotted, Plain),
+        (Open(inner=1, more=2), Open(inner=1, more=3)),
+        (dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)),
+        ([10**5000], [10**5000 + 1]),
+        (lambda: 1, Plain),
+        (Plain({1: "a"}), Plain({"1": "a"})),
+        ([1, [2]], [[1], 2]),
+    ],
+)
+def test_what_is_exchanged_in_an_object_is_seen(one: object, other: object) -> None:
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) == fingerprint(one)
+
+
+def test_a_fingerprint_has_bounded_cost() -> None:
+    """Lists that hold each other many times, or themselves, and what goes deeper than a stack, have one too."""
+    wide: list[Any] = []
+    for _ in range(100):
+        wide = [wide, wide]
+    turning = Plain()
+    turning.held = (turning, {"me": turning})
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert len({fingerprint(v) for v in (wide, turning, deep)}) == 3
+    half = MAX_LOOKED // 2
+    assert fingerprint([[1] * half, [2] * half]) == fingerprint([[1] * half, [3] * half])
+    assert fingerprint([1] * (MAX_LOOKED + 1)) == fingerprint([2] * (MAX_LOOKED + 2))

@@ -46,6 +46,7 @@ IMPORTED = {
     "langgraph._internal._config": ["ensure_config", "recast_checkpoint_ns"],
     "langgraph._internal._constants": [
         "NS_END",
+        "NS_SEP",
         "CONFIG_KEY_CHECKPOINT_NS",
         "CONFIG_KEY_CHECKPOINTER",
         "CONFIG_KEY_RUNTIME",
@@ -503,11 +504,13 @@ def test_without_a_checkpointer_nobody_can_be_asked() -> None:
 def test_where_a_child_keeps_its_state() -> None:
     """By the task that calls it; with a memory of its own, by the node alone."""
     lender = InMemorySaver()
-    lent = {"thread_id": "t", "checkpoint_ns": "tools:1|pay:2", "__pregel_checkpointer": lender}
+    lent = {"thread_id": "t", "checkpoint_ns": "tools:1|pay:2", "__pregel_checkpointer": lender, "__pregel_task_id": "2"}
     builder = StateGraph(MessagesState).add_node("a", lambda state: {}).add_edge(START, "a")
     for own, namespace, lasting in ((None, "tools:1|pay:2", False), (True, "tools|pay", True)):
-        place = private.place_below(builder.compile(checkpointer=own), {"configurable": lent})
-        assert place == (lender, {"configurable": {**lent, "checkpoint_ns": namespace}}, lasting)
+        child, kept = builder.compile(checkpointer=own), {n: lent[n] for n in ("thread_id", "__pregel_checkpointer")}
+        for number, there in enumerate((namespace, f"{namespace}|1")):
+            place = private.place_below(child, {"configurable": lent}, number)
+            assert place == (lender, {"configurable": {**kept, "checkpoint_ns": there}}, lasting)
     assert private.place_below(builder.compile(checkpointer=False), {"configurable": lent}) is None
     assert private.namespaces_of_task("tools", "1") == ("tools:1", "tools")
 
