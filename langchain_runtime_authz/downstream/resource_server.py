@@ -180,6 +180,8 @@ class ResourceServer:
         extra = (("Cache-Control", "no-store"), *((("DPoP-Nonce", nonce),) if nonce is not None else ()))
         if code in _UNAVAILABLE:
             return Refusal(503, (*extra, ("Retry-After", "1")), code)
+        if code == Code.PROOF_LIMIT:
+            return Refusal(429, (*extra, ("Retry-After", "1")), code)  # RFC 6585 §4
         if code == Code.CREDENTIAL_MISSING:
             status, error = 401, None
         elif code == BAD_REQUEST:
