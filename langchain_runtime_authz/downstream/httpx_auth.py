@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -35,7 +36,8 @@ __all__ = ["CallAuth", "bearing", "is_under", "origin_of"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
-_SLASH: Final = re.compile(r"/|\\|%2F|%5C")  # as `normal_target` writes them
+_SLASH: Final = re.compile(r"[/\\]")
+_AFTER: Final = re.compile(r"[;?#]")  # what some cut off a segment
 UNAUTHORIZED: Final = 401
 
 
@@ -183,7 +185,21 @@ def is_under(url: str, place: str) -> bool:
     target, root = normal_target(url), normal_target(place)
     if target is None or root is None:
         return False
-    # Dot segments are the server's to resolve, and might lead out again; some see them behind other slashes too.
-    if any(segment.partition(";")[0] in (".", "..") for segment in _SLASH.split(target)):
+    if not _is_plain(urlsplit(target).path):
         return False
     return target == root or target.startswith(root if root.endswith("/") else root + "/")
+
+
+def _is_plain(path: str) -> bool:
+    """Whether every server reads the same path in it, and nothing in it leads up.
+
+    They differ in how often they decode, what they make of broken or overlong UTF-8, of backslashes, parameters and
+    compatibility characters, and in which of that comes before dot segments are resolved. What any of them may
+    resolve might lead out again of where it seems to lie.
+    """
+    try:
+        read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
+    except UnicodeDecodeError:
+        return False
+    heads = (_AFTER.split(segment, 1)[0] for segment in _SLASH.split(read))
+    return read.isprintable() and "%" not in read and not any(head and not head.strip(". ") for head in heads)
