@@ -177,6 +177,9 @@ class ProofVerifier:
             CredentialError: `proof_invalid`, `proof_nonce`, `proof_replayed`, `proof_limit`, or `status_unavailable`
                 where the store of used proofs fails.
         """
+        # A request target may be anything (RFC 9112 §3.2); without the slash it would be the end of another host's name.
+        if not path.startswith("/"):
+            raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
         now = self._clock()
         nonces = self._nonces
         found = read_proof(

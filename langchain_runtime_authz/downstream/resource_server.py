@@ -162,7 +162,8 @@ class ResourceServer:
             return
         if scheme != "dpop" or not shown or self._proofs is None:
             raise CredentialError(Code.PROOF_MISSING)
-        self._proofs.verify(shown[0], method=method, path=self._prefix + path, token=credential.token, jkt=jkt)
+        sent = self._prefix + path if path.startswith("/") else path  # what is no path becomes none by a prefix
+        self._proofs.verify(shown[0], method=method, path=sent, token=credential.token, jkt=jkt)
 
     async def _check_alive(self, credential: Credential) -> None:
         try:

@@ -237,6 +237,22 @@ def test_a_proof_is_believed_once() -> None:
     assert code_of(server, made()) == "proof_invalid"
 
 
+@pytest.mark.parametrize(
+    ("path", "htu"),
+    [
+        (".evil.example/payments", "https://bank.example.evil.example/payments"),
+        ("", "https://bank.example/"),
+        ("-evil.example/", "https://bank.example-evil.example/"),
+        (":8443/payments", "https://bank.example:8443/payments"),
+        ("https://evil.example/", "https://evil.example/"),
+        ("*", "https://bank.example*"),
+    ],
+)
+def test_a_request_target_without_a_slash_is_no_path_of_the_service(path: str, htu: str) -> None:
+    """It would be read as the rest of another host's name, for which its proof was made."""
+    assert code_of(verifier(), made({"htu": htu}), path=path) == "proof_invalid"
+
+
 def test_one_of_many_threads_uses_a_proof() -> None:
     """Of racing requests with one proof exactly one is served."""
     server, start, won = verifier(), threading.Barrier(8), []

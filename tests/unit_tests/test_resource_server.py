@@ -560,6 +560,24 @@ def test_a_mounted_application_is_where_it_is_mounted(public: str | None) -> Non
 
 
 @pytest.mark.parametrize(
+    ("public", "arrives", "proven"),
+    [("/api", "-keys/pay", "/api-keys/pay"), ("/api", "/pay", "/api/pay"), ("", ".evil.example/pay", ".evil.example/pay")],
+)
+async def test_what_is_no_path_becomes_none_by_a_prefix(public: str, arrives: str, proven: str) -> None:
+    """A request target that lacks its slash is refused, though its proof is for what it would become."""
+    made, key = server(public_url=BANK + public), ProofKey()
+    bound = token(cnf_jkt=key.jkt)
+    proof = key.proof("POST", BANK + proven, token=bound)
+    headers = [("authorization", f"DPoP {bound}"), ("dpop", proof)]
+    if arrives.startswith("/"):
+        assert (await made.authenticate(method="POST", path=arrives, headers=headers)).jkt == key.jkt
+        return
+    with pytest.raises(CredentialError) as caught:
+        await made.authenticate(method="POST", path=arrives, headers=headers)
+    assert caught.value.code == "proof_invalid"
+
+
+@pytest.mark.parametrize(
     "url", ["", "/api", "bank.example/api", "https://evil.example/api", f"{BANK}/api?x=1", f"{BANK}/api#x", "https://u@bank.example/api", BANK + "x"],
 )  # fmt: skip
 def test_a_public_url_is_the_services_own(url: str) -> None:
