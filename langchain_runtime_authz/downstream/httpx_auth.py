@@ -11,7 +11,8 @@ def pay(recipient: str, amount: float) -> str:
 ```
 
 The client holds no token: each request asks the call that makes it. A token goes to its own audience
-and nowhere else; a redirect that the client follows goes on without it.
+and nowhere else; a redirect that the client follows goes on without it, and so does the request
+that a response or an error keeps.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
 from langchain_runtime_authz.credential.lease import CallCredential, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["CallAuth", "bearing", "is_under", "origin_of"]
+__all__ = ["CallAuth", "bare", "bearing", "is_under", "origin_of"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
@@ -86,9 +87,12 @@ class CallAuth(httpx.Auth):
             except CredentialError as exc:
                 raise ticket.refused(exc, origin_of(request)) from None
             credential = ticket.credential(audience, dpop=self._dpop)
-        response = yield self._signed(request, credential)
-        if self._wants_nonce(request, response) and credential is not None:
-            yield self._signed(request, credential)
+        try:
+            response = yield self._signed(request, credential)
+            if self._wants_nonce(request, response) and credential is not None:
+                yield self._signed(request, credential)
+        finally:
+            bare(request)
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
@@ -102,9 +106,12 @@ class CallAuth(httpx.Auth):
             except CredentialError as exc:
                 raise await ticket.arefused(exc, origin_of(request)) from None
             credential = await ticket.acredential(audience, dpop=self._dpop)
-        response = yield self._signed(request, credential)
-        if self._wants_nonce(request, response) and credential is not None:
-            yield self._signed(request, credential)
+        try:
+            response = yield self._signed(request, credential)
+            if self._wants_nonce(request, response) and credential is not None:
+                yield self._signed(request, credential)
+        finally:
+            bare(request)
 
     def _audience(self, url: str, audiences: tuple[str, ...]) -> str:
         parts = urlsplit(url)
@@ -173,6 +180,12 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
     request.headers.update(credential)
     request.__class__ = _Bearing
     return request
+
+
+def bare(request: httpx.Request) -> None:
+    """Take the credential off a request that was sent: its response and its errors keep it, and are kept themselves."""
+    if isinstance(request, _Bearing):
+        request.headers = httpx.Headers([(k, v) for k, v in request.headers.raw if k.lower() not in _CREDENTIAL])
 
 
 def origin_of(request: httpx.Request) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import traceback
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -129,6 +130,29 @@ class Place:
             raise RuntimeError(f"refused {self.mine()}")
 
         return careless
+
+    def raises_what_is_written_of_its_own(self) -> BaseTool:
+        @tool
+        def careless() -> str:
+            """Raise an error whose text is made of what none of its attributes' names says."""
+            raise FileNotFoundError(2, "no such key", self.mine())
+
+        return careless
+
+    def raises_from_an_invoke_of_its_own(self) -> BaseTool:
+        place = self
+
+        class Careless(BaseTool):
+            name: str = "careless"
+            description: str = "Raise before `_run`."
+
+            def invoke(self, *_: Any, **__: Any) -> Any:
+                raise FileNotFoundError(2, "no such key", place.mine())
+
+            def _run(self) -> str:
+                return "done"
+
+        return Careless()
 
     def updates_state(self) -> BaseTool:
         @tool
@@ -274,7 +298,10 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
             else:
                 left.extend(graph.stream(human(), THREAD, stream_mode=["values", "custom", "updates", "messages"]))
         except Exception as exc:
-            left.append(repr(exc))
+            linked: BaseException | None = exc
+            while linked is not None:  # also what a traceback would not show
+                left.extend((repr(linked), str(linked), repr(traceback.format_exception(linked, chain=False))))
+                linked = linked.__cause__ or linked.__context__
 
     if protected:
         with authz.run(subject="alice", task="Pay"):
