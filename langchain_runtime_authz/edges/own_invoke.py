@@ -39,7 +39,8 @@ def own_ways(base: type[BaseTool]) -> dict[str, Any]:
                 passage.admits("invoke")
                 failed: BaseException | None = None
                 try:
-                    passage.output = passage.clean(base.invoke(self, input, passage.config, **kwargs))
+                    with passage.outlets():
+                        passage.output = passage.clean(base.invoke(self, input, passage.config, **kwargs))
                 except BaseException as exc:  # noqa: BLE001
                     failed = passage.clean_error(exc)
                 try:
@@ -56,7 +57,8 @@ def own_ways(base: type[BaseTool]) -> dict[str, Any]:
                 passage.admits("invoke")
                 failed: BaseException | None = None
                 try:
-                    passage.output = passage.clean(await base.ainvoke(self, input, passage.config, **kwargs))
+                    with passage.outlets():
+                        passage.output = passage.clean(await base.ainvoke(self, input, passage.config, **kwargs))
                 except BaseException as exc:  # noqa: BLE001
                     failed = passage.clean_error(exc)
                 try:

@@ -205,7 +205,8 @@ def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any]
     if not passage.outermost:
         return code(*args, **kwargs)
     try:
-        return passage.clean(code(*args, **kwargs))
+        with passage.outlets():
+            return passage.clean(code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
         failed = passage.clean_error(exc)
     try:
@@ -225,7 +226,8 @@ async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..
     if not passage.outermost:
         return await code(*args, **kwargs)
     try:
-        return passage.clean(await code(*args, **kwargs))
+        with passage.outlets():
+            return passage.clean(await code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
         failed = passage.clean_error(exc)
     try:

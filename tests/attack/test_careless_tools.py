@@ -244,6 +244,26 @@ class Place:
 
         return careless
 
+    def streams_its_output(self) -> BaseTool:
+        @tool
+        def careless(runtime: ToolRuntime) -> str:
+            """Stream a part of the output."""
+            runtime.emit_output_delta({"so far": self.mine()})
+            return "done"
+
+        return careless
+
+    def streams_its_output_async(self) -> BaseTool:
+        @tool
+        async def careless(runtime: ToolRuntime) -> str:
+            """Stream a part of the output."""
+            runtime.emit_output_delta([self.mine()])
+            await asyncio.sleep(0)
+            runtime.emit_output_delta("done")
+            return "done"
+
+        return careless
+
     def prints_async(self) -> BaseTool:
         @tool
         async def careless() -> str:
@@ -265,6 +285,7 @@ class Place:
         return careless
 
 
+MODES = ["values", "custom", "updates", "messages", "tools"]
 HOW = [name for name in vars(Place) if name not in ("mine", "tool") and not name.startswith("_")]
 
 
@@ -288,7 +309,7 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
     left: list[Any] = []
 
     async def asynchronously() -> None:
-        async for chunk in graph.astream(human(), THREAD, stream_mode=["values", "custom", "updates", "messages"]):
+        async for chunk in graph.astream(human(), THREAD, stream_mode=MODES):
             left.append(chunk)
 
     def play() -> None:
@@ -296,7 +317,7 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
             if how.endswith("_async"):
                 asyncio.run(asynchronously())
             else:
-                left.extend(graph.stream(human(), THREAD, stream_mode=["values", "custom", "updates", "messages"]))
+                left.extend(graph.stream(human(), THREAD, stream_mode=MODES))
         except Exception as exc:
             linked: BaseException | None = exc
             while linked is not None:  # also what a traceback would not show
