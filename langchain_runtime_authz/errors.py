@@ -146,6 +146,7 @@ class Code(StrEnum):
     PROOF_INVALID = "proof_invalid"
     PROOF_REPLAYED = "proof_replayed"
     PROOF_NONCE = "proof_nonce"
+    PROOF_LIMIT = "proof_limit"
     EXCHANGE_REFUSED = "exchange_refused"
     EXCHANGE_FAILED = "exchange_failed"
     IDENTITY_INVALID = "identity_invalid"
@@ -260,6 +261,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.PROOF_INVALID: "the DPoP proof is not one for this request, this token and its key",
     Code.PROOF_REPLAYED: "the DPoP proof was used before; make a new one for each request",
     Code.PROOF_NONCE: "the DPoP proof lacks the server's current nonce; repeat the request with the one that was sent",
+    Code.PROOF_LIMIT: "more requests were proven with one key than the server remembers; wait, send fewer in one call, or raise `max_per_key`",
     Code.EXCHANGE_REFUSED: "the token endpoint refused the exchange; look at its policy for this client and audience",
     Code.EXCHANGE_FAILED: "the token endpoint's answer is not what RFC 8693 asks for; look at its log",
     Code.AUDIENCE: "the audience is not in the tool's profile, or not in the grant",

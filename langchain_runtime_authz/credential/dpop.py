@@ -32,6 +32,7 @@ MAX_NAME: Final = 512  # characters of `jti` and `nonce`
 _PORTS: Final = {"http": 80, "https": 443}
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class ProofKey:
@@ -164,6 +165,8 @@ def normal_target(url: str) -> str | None:
     except ValueError:
         return None
     if scheme not in _PORTS or not host or parts.username is not None or not url.isascii() or not url.isprintable():
+        return None
+    if _BROKEN.search(parts.path):  # `%%32e` would be another URL each time that it is read
         return None
     host = f"[{host}]" if ":" in host else host
     netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"

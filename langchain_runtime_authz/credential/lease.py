@@ -32,6 +32,7 @@ __all__ = [
     "current_call",
     "current_credential",
     "current_ticket",
+    "tell_by",
     "ticket_scope",
 ]
 
@@ -52,6 +53,9 @@ class Refusals(Protocol):
 
 # Who is told where no tool runs: of a node or a model, in the run that it belongs to.
 _bystander: Final[ContextVar[Refusals | None]] = ContextVar("runtime_authz_bystander", default=None)
+# Finds who is told where no gate stands around either: whose run the code is in. It answers for itself when that run
+# is over, so that nobody need take it back.
+_finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
 
 
 class CallCredential:
@@ -535,7 +539,7 @@ async def acurrent_credential(audience: str | None = None, *, dpop: bool = False
 
 def refused_outside(audience: str | None) -> CredentialError:
     """The refusal of a credential where no permitted call runs, put on record where a run is under way."""
-    if (told := _bystander.get()) is None:
+    if (told := _told()) is None:
         return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
     told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
@@ -543,10 +547,20 @@ def refused_outside(audience: str | None) -> CredentialError:
 
 async def arefused_outside(audience: str | None) -> CredentialError:
     """Like `refused_outside`, without blocking the event loop."""
-    if (told := _bystander.get()) is None:
+    if (told := _told()) is None:
         return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
     await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
+
+
+def tell_by(finder: Callable[[], Refusals | None]) -> None:
+    """From here on, ask `finder` whose run code is in that asks for a credential where no gate stands around."""
+    _finder.set(finder)
+
+
+def _told() -> Refusals | None:
+    told, finder = _bystander.get(), _finder.get()
+    return finder() if told is None and finder is not None else told
 
 
 # No run, so no log of one either: the error says it all.

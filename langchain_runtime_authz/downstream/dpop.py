@@ -32,10 +32,11 @@ NONCE_AGE: Final = 300  # seconds
 class Replays(Protocol):
     """Which proofs were used. A service of several processes needs one that they share."""
 
-    def first(self, proof_id: str, until: float, now: float) -> bool:
+    def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
         """Whether `proof_id` is seen for the first time; it is remembered until `until` (epoch seconds).
 
-        Two calls with one id must not both be told `True`. Raises where it can not tell.
+        Two calls with one id must not both be told `True`. Raises where it can not tell, and may raise `proof_limit`
+        where `key` (thumbprint of the holder's key, of which the id is unique by itself) is used too often.
         """
         ...
 
@@ -46,29 +47,46 @@ class MemoryReplays:
     Args:
         max_entries: remembered at once. Where more are still valid, a new proof is refused rather
             than an old one forgotten.
+        max_per_key: of one holder's key; a hundredth of `max_entries` by default. `CallAuth` makes a key for each call,
+            so that it bounds the requests of one call in `max_age` seconds, and whoever wants to fill the
+            memory of all others needs a hundred permitted calls, each minted and on record.
     """
 
-    def __init__(self, max_entries: int = MAX_REPLAYS) -> None:
-        if max_entries < 1:
-            msg = "`max_entries` must be positive"
+    def __init__(self, max_entries: int = MAX_REPLAYS, max_per_key: int | None = None) -> None:
+        each = max(1, max_entries // 100) if max_per_key is None else max_per_key
+        if max_entries < 1 or not 1 <= each <= max_entries:
+            msg = "`max_entries` must be positive, and `max_per_key` between 1 and that"
             raise ConfigError(msg)
-        self._max = max_entries
+        self._max, self._max_per_key = max_entries, each
         self._lock = threading.Lock()
-        self._seen: OrderedDict[str, float] = OrderedDict()
+        self._seen: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._of_key: dict[str, int] = {}
 
-    def first(self, proof_id: str, until: float, now: float) -> bool:
+    def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
         """See `Replays.first`."""
         with self._lock:
-            if (known := self._seen.get(proof_id)) is not None and now < known:
+            known = self._seen.get(proof_id)
+            if known is not None and now < known[0]:
                 return False
             # All live equally long, so that the oldest come first.
-            while self._seen and next(iter(self._seen.values())) <= now:
-                self._seen.popitem(last=False)
+            while self._seen and next(iter(self._seen.values()))[0] <= now:
+                self._forget(next(iter(self._seen)))
+            # Its own bound first: one holder must not be able to refuse the others.
+            if self._of_key.get(key, 0) >= self._max_per_key:
+                raise CredentialError(Code.PROOF_LIMIT)
             if len(self._seen) >= self._max:
                 raise CredentialError(Code.STATUS_UNAVAILABLE, "the replay cache is full")
-            self._seen.pop(proof_id, None)
-            self._seen[proof_id] = until
+            if proof_id in self._seen:
+                self._forget(proof_id)
+            self._seen[proof_id] = (until, key)
+            self._of_key[key] = self._of_key.get(key, 0) + 1
             return True
+
+    def _forget(self, proof_id: str) -> None:
+        _, key = self._seen.pop(proof_id)
+        self._of_key[key] -= 1
+        if not self._of_key[key]:
+            del self._of_key[key]
 
 
 class Nonces:
@@ -156,9 +174,12 @@ class ProofVerifier:
         """Believe `proof` for one request, with the token and its `cnf.jkt`. The second time it is refused.
 
         Raises:
-            CredentialError: `proof_invalid`, `proof_nonce`, `proof_replayed`, or `status_unavailable`
+            CredentialError: `proof_invalid`, `proof_nonce`, `proof_replayed`, `proof_limit`, or `status_unavailable`
                 where the store of used proofs fails.
         """
+        # A request target may be anything (RFC 9112 §3.2); without the slash it would be the end of another host's name.
+        if not path.startswith("/"):
+            raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
         now = self._clock()
         nonces = self._nonces
         found = read_proof(
@@ -175,7 +196,7 @@ class ProofVerifier:
         # Last, so that only the holder of the key can fill the store. By key, so that nobody can use
         # up another's id.
         proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()
-        if not self._is_first(proof_id, now):
+        if not self._is_first(found.jkt, proof_id, now):
             raise CredentialError(Code.PROOF_REPLAYED)
         return found
 
@@ -183,9 +204,9 @@ class ProofVerifier:
         """What to send as `DPoP-Nonce`; `None` where proofs need none."""
         return None if self._nonces is None else self._nonces.issue(self._clock())
 
-    def _is_first(self, proof_id: str, now: float) -> bool:
+    def _is_first(self, key: str, proof_id: str, now: float) -> bool:
         try:
-            return self._replays.first(proof_id, now + self._max_age + LEEWAY, now)
+            return self._replays.first(key, proof_id, now + self._max_age + LEEWAY, now)
         except CredentialError:
             raise
         except Exception as exc:

@@ -22,7 +22,7 @@ import httpx
 from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
 from langchain_runtime_authz.credential.lease import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
-from langchain_runtime_authz.downstream.httpx_auth import bearing, is_under, origin_of
+from langchain_runtime_authz.downstream.httpx_auth import bare, bearing, is_under, origin_of
 from langchain_runtime_authz.downstream.introspection import basic
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -196,7 +196,11 @@ class ExchangeAuth(httpx.Auth):
         if not self._is_meant(request):
             raise ticket.refused(self._elsewhere(request), origin_of(request))
         own = ticket.credential(self._exchange.audience)
-        yield _bearing(request, ticket, self._exchange.exchange(own.token, **self._options()))
+        exchanged = self._exchange.exchange(own.token, **self._options())
+        try:
+            yield _bearing(request, ticket, exchanged)
+        finally:
+            bare(request)
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
@@ -205,7 +209,11 @@ class ExchangeAuth(httpx.Auth):
         if not self._is_meant(request):
             raise await ticket.arefused(self._elsewhere(request), origin_of(request))
         own = await ticket.acredential(self._exchange.audience)
-        yield _bearing(request, ticket, await self._exchange.aexchange(own.token, **self._options()))
+        exchanged = await self._exchange.aexchange(own.token, **self._options())
+        try:
+            yield _bearing(request, ticket, exchanged)
+        finally:
+            bare(request)
 
     def _is_meant(self, request: httpx.Request) -> bool:
         return is_under(str(request.url), self._resource)  # so of its scheme too, which was checked

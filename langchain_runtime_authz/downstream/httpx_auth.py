@@ -11,7 +11,8 @@ def pay(recipient: str, amount: float) -> str:
 ```
 
 The client holds no token: each request asks the call that makes it. A token goes to its own audience
-and nowhere else; a redirect that the client follows goes on without it.
+and nowhere else; a redirect that the client follows goes on without it, and so does the request
+that a response or an error keeps.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -31,11 +33,12 @@ from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
 from langchain_runtime_authz.credential.lease import CallCredential, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["CallAuth", "bearing", "is_under", "origin_of"]
+__all__ = ["CallAuth", "bare", "bearing", "is_under", "origin_of"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
-_SLASH: Final = re.compile(r"/|\\|%2F|%5C")  # as `normal_target` writes them
+_SLASH: Final = re.compile(r"[/\\]")
+_AFTER: Final = re.compile(r"[;?#]")  # what some cut off a segment
 UNAUTHORIZED: Final = 401
 
 
@@ -84,9 +87,12 @@ class CallAuth(httpx.Auth):
             except CredentialError as exc:
                 raise ticket.refused(exc, origin_of(request)) from None
             credential = ticket.credential(audience, dpop=self._dpop)
-        response = yield self._signed(request, credential)
-        if self._wants_nonce(request, response) and credential is not None:
-            yield self._signed(request, credential)
+        try:
+            response = yield self._signed(request, credential)
+            if self._wants_nonce(request, response) and credential is not None:
+                yield self._signed(request, credential)
+        finally:
+            bare(request)
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
@@ -100,9 +106,12 @@ class CallAuth(httpx.Auth):
             except CredentialError as exc:
                 raise await ticket.arefused(exc, origin_of(request)) from None
             credential = await ticket.acredential(audience, dpop=self._dpop)
-        response = yield self._signed(request, credential)
-        if self._wants_nonce(request, response) and credential is not None:
-            yield self._signed(request, credential)
+        try:
+            response = yield self._signed(request, credential)
+            if self._wants_nonce(request, response) and credential is not None:
+                yield self._signed(request, credential)
+        finally:
+            bare(request)
 
     def _audience(self, url: str, audiences: tuple[str, ...]) -> str:
         parts = urlsplit(url)
@@ -173,6 +182,12 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
     return request
 
 
+def bare(request: httpx.Request) -> None:
+    """Take the credential off a request that was sent: its response and its errors keep it, and are kept themselves."""
+    if isinstance(request, _Bearing):
+        request.headers = httpx.Headers([(k, v) for k, v in request.headers.raw if k.lower() not in _CREDENTIAL])
+
+
 def origin_of(request: httpx.Request) -> str:
     """Scheme and authority of where a request goes."""
     return f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
@@ -183,7 +198,21 @@ def is_under(url: str, place: str) -> bool:
     target, root = normal_target(url), normal_target(place)
     if target is None or root is None:
         return False
-    # Dot segments are the server's to resolve, and might lead out again; some see them behind other slashes too.
-    if any(segment.partition(";")[0] in (".", "..") for segment in _SLASH.split(target)):
+    if not _is_plain(urlsplit(target).path):
         return False
     return target == root or target.startswith(root if root.endswith("/") else root + "/")
+
+
+def _is_plain(path: str) -> bool:
+    """Whether every server reads the same path in it, and nothing in it leads up.
+
+    They differ in how often they decode, what they make of broken or overlong UTF-8, of backslashes, parameters and
+    compatibility characters, and in which of that comes before dot segments are resolved. What any of them may
+    resolve might lead out again of where it seems to lie.
+    """
+    try:
+        read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
+    except UnicodeDecodeError:
+        return False
+    heads = (_AFTER.split(segment, 1)[0] for segment in _SLASH.split(read))
+    return read.isprintable() and "%" not in read and not any(head and not head.strip(". ") for head in heads)

@@ -1,22 +1,27 @@
 """MCP, both ends: the client's interceptor for `langchain-mcp-adapters` (extra `mcp`), and a server's guard.
 
-Client, bearer tokens:
+Client: the connection is given the auth, which asks the call under way at each request.
 
 ```python
 client = MultiServerMCPClient(
-    {"bank": {"transport": "http", "url": "https://bank.example/mcp"}},
+    {"bank": {"transport": "http", "url": "https://bank.example/mcp", "auth": CallAuth(dpop=True, outside="anonymous")}},
+)
+```
+
+Or an interceptor, with which a call that gets no token opens no connection:
+
+```python
+client = MultiServerMCPClient(
+    {"bank": {"transport": "http", "url": "https://bank.example/mcp", "httpx_client_factory": credential_client}},
     tool_interceptors=[CredentialInterceptor({"bank": "https://bank.example/mcp"})],
 )
 ```
 
-Client, tokens that are bound to a key: every HTTP request needs a proof of its own, so that the
-connection itself is given `"auth": CallAuth(dpop=True, outside="anonymous")`, and no interceptor.
+MCP's clients follow redirects within one origin with every header that they were given. Neither road gives
+them one: a token goes to what lies under its audience, and a redirect that leads elsewhere is refused.
 
-The interceptor's header is the connection's own, which follows redirects within one origin with it. Where the
-server shares its origin with others, give the connection `CallAuth` too: its credential follows none.
-
-Each tool's profile names the server's URL as its audience. With a `session` that is kept open across
-calls the adapters send no headers: let them open one for each call, as they do by default.
+Each tool's profile names the server's URL as its audience. A `session` that is kept open belongs to the call that opened
+it: let the adapters open one for each call, as they do by default.
 """
 
 from __future__ import annotations
@@ -24,8 +29,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
+
+from langchain_runtime_authz.credential.fetch import checked_url
 from langchain_runtime_authz.credential.lease import acurrent_credential
 from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.downstream.resource_server import (
     BAD_REQUEST,
     App,
@@ -41,21 +50,29 @@ from langchain_runtime_authz.errors import ConfigError
 if TYPE_CHECKING:
     from langchain_mcp_adapters.interceptors import MCPToolCallRequest, MCPToolCallResult
 
-__all__ = ["OPEN", "CredentialInterceptor", "ProtectedMcp"]
+__all__ = ["OPEN", "CredentialInterceptor", "ProtectedMcp", "credential_client"]
 
 # What a client sends before, and beside, a call of a tool; none of it reaches a tool.
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
+TIMEOUT: Final = httpx.Timeout(30, read=300)  # as MCP's own client has it: a stream of answers may pause
 
 
 class CredentialInterceptor:
     """Sends the credential of the call under way with an MCP tool call, as a bearer token.
 
+    The connection needs `credential_client` as its `httpx_client_factory`: with another no request is sent.
+
     Args:
         audiences: server name → audience, which is the server's URL in the tools' profiles.
+
+    Raises:
+        ConfigError: an audience is no https URL, nor one of this machine.
     """
 
     def __init__(self, audiences: Mapping[str, str]) -> None:
+        for audience in audiences.values():
+            checked_url(audience, "audiences")
         self._audiences = dict(audiences)
 
     async def __call__(
@@ -66,16 +83,51 @@ class CredentialInterceptor:
         """See `langchain_mcp_adapters.interceptors.ToolCallInterceptor`.
 
         Raises:
-            ConfigError: the server is not one of `audiences`.
+            ConfigError: the server is not one of `audiences`, or its connection has another client.
             CredentialError: as `current_credential`.
         """
         audience = self._audiences.get(request.server_name)
         if audience is None:
             msg = f"no audience is named for the MCP server `{request.server_name}`"
             raise ConfigError(msg)
-        credential = await acurrent_credential(audience)
-        headers = {**(request.headers or {}), **credential.headers("POST", audience)}
-        return await handler(request.override(headers=headers))
+        await acurrent_credential(audience)  # before anything is sent, and where an error is the caller's
+        owed = _Owed(audience)
+        try:
+            return await handler(request.override(headers={**(request.headers or {}), "Authorization": owed}))
+        except (TypeError, ExceptionGroup):
+            if owed.redeemed:
+                raise
+            msg = f"the connection of `{request.server_name}` needs `httpx_client_factory`: `credential_client`"
+            raise ConfigError(msg) from None
+
+
+class _Owed:
+    """Stands for a token in the headers: no client takes it for one but `credential_client`."""
+
+    __slots__ = ("audience", "redeemed")
+
+    def __init__(self, audience: str) -> None:
+        self.audience, self.redeemed = audience, False
+
+
+def credential_client(
+    headers: Mapping[str, Any] | None = None,
+    timeout: httpx.Timeout | None = None,
+    auth: httpx.Auth | None = None,
+) -> httpx.AsyncClient:
+    """The HTTP client for connections of `CredentialInterceptor`: their `httpx_client_factory`.
+
+    Raises:
+        ConfigError: the connection has an `auth` beside the interceptor's credential.
+    """
+    kept = {name: value for name, value in (headers or {}).items() if not isinstance(value, _Owed)}
+    for owed in (value for value in (headers or {}).values() if isinstance(value, _Owed)):
+        owed.redeemed = True
+        if auth is not None:
+            msg = "an MCP connection has `auth` or the interceptor, not both"
+            raise ConfigError(msg)
+        auth = CallAuth({owed.audience: owed.audience})
+    return httpx.AsyncClient(headers=kept, timeout=timeout or TIMEOUT, auth=auth)
 
 
 class ProtectedMcp(ProtectedApp):

@@ -162,7 +162,8 @@ class ResourceServer:
             return
         if scheme != "dpop" or not shown or self._proofs is None:
             raise CredentialError(Code.PROOF_MISSING)
-        self._proofs.verify(shown[0], method=method, path=self._prefix + path, token=credential.token, jkt=jkt)
+        sent = self._prefix + path if path.startswith("/") else path  # what is no path becomes none by a prefix
+        self._proofs.verify(shown[0], method=method, path=sent, token=credential.token, jkt=jkt)
 
     async def _check_alive(self, credential: Credential) -> None:
         try:
@@ -180,6 +181,8 @@ class ResourceServer:
         extra = (("Cache-Control", "no-store"), *((("DPoP-Nonce", nonce),) if nonce is not None else ()))
         if code in _UNAVAILABLE:
             return Refusal(503, (*extra, ("Retry-After", "1")), code)
+        if code == Code.PROOF_LIMIT:
+            return Refusal(429, (*extra, ("Retry-After", "1")), code)  # RFC 6585 §4
         if code == Code.CREDENTIAL_MISSING:
             status, error = 401, None
         elif code == BAD_REQUEST:

@@ -10,7 +10,9 @@ import dataclasses
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, Final, NamedTuple, TypeGuard
 
@@ -45,6 +47,7 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
+from langgraph.prebuilt import tool_node
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
@@ -97,6 +100,7 @@ __all__ = [
     "starting_tool",
     "takes_no_arguments",
     "task_id",
+    "with_deltas",
     "with_outlets",
 ]
 
@@ -291,6 +295,25 @@ def with_outlets(
         return config
     own = runtime.override(store=store(runtime.store), stream_writer=writer(runtime.stream_writer))
     return {**config, "configurable": {**configurable, CONFIG_KEY_RUNTIME: own}}
+
+
+# Where a running tool's `emit_output_delta` writes: the `tools` stream. older versions have none.
+_DELTAS: Final[ContextVar[Callable[[Any], None] | None] | None] = getattr(tool_node, "_tool_call_writer", None)
+
+
+@contextmanager
+def with_deltas(clean: Callable[[Any], Any]) -> Iterator[None]:
+    """What the tool that runs inside streams of its output is made `clean` first."""
+    writer = _DELTAS.get() if _DELTAS is not None else None
+    if _DELTAS is None or writer is None:
+        yield
+        return
+    wrapped = writer
+    _DELTAS.set(lambda delta: wrapped(clean(delta)))
+    try:
+        yield
+    finally:
+        _DELTAS.set(writer)
 
 
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:

@@ -37,10 +37,17 @@ def own_ways(base: type[BaseTool]) -> dict[str, Any]:
         with way as passage:
             if passage is not None:
                 passage.admits("invoke")
+                failed: BaseException | None = None
                 try:
-                    passage.output = passage.clean(base.invoke(self, input, passage.config, **kwargs))
+                    with passage.outlets():
+                        passage.output = passage.clean(base.invoke(self, input, passage.config, **kwargs))
                 except BaseException as exc:  # noqa: BLE001
-                    raise passage.clean_error(exc)  # noqa: B904  (its own context is what must not leak)
+                    failed = passage.clean_error(exc)
+                try:
+                    if failed is not None:
+                        raise failed  # here, where what was cleaned does not become its context
+                finally:
+                    del failed  # its traceback holds this frame
         return way.output
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -48,10 +55,17 @@ def own_ways(base: type[BaseTool]) -> dict[str, Any]:
         async with way as passage:
             if passage is not None:
                 passage.admits("invoke")
+                failed: BaseException | None = None
                 try:
-                    passage.output = passage.clean(await base.ainvoke(self, input, passage.config, **kwargs))
+                    with passage.outlets():
+                        passage.output = passage.clean(await base.ainvoke(self, input, passage.config, **kwargs))
                 except BaseException as exc:  # noqa: BLE001
-                    raise passage.clean_error(exc)  # noqa: B904
+                    failed = passage.clean_error(exc)
+                try:
+                    if failed is not None:
+                        raise failed
+                finally:
+                    del failed
         return way.output
 
     own: dict[str, Any] = {name: getattr(BaseTool, name) for name in _FORMS if _is_own(base, name)}

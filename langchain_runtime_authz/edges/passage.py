@@ -19,7 +19,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
-from langchain_runtime_authz.edges._private import counting_questions
+from langchain_runtime_authz.edges._private import counting_questions, with_deltas
 from langchain_runtime_authz.edges.cleaning import Cleaner
 from langchain_runtime_authz.edges.deciding import Settled
 from langchain_runtime_authz.edges.handle import run_scope
@@ -168,6 +168,10 @@ class Passage:
     def outermost(self) -> bool:
         """Whether the stage that was admitted last is the first of the passage: what it gives is given out."""
         return len(self._stages) == 1
+
+    def outlets(self) -> AbstractContextManager[None]:
+        """Around the tool's own code: what it streams of its output is searched like the result."""
+        return with_deltas(self._outlet)
 
     def clean(self, value: Any) -> Any:
         """What the tool returned, fit to be given out."""

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Subject, deny
+from langchain_runtime_authz.credential.lease import tell_by
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in
+from langchain_runtime_authz.enforce.credentials import RefusedMints
 from langchain_runtime_authz.enforce.engine import Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.enforce.entry import Entry, Given, close, open_entry
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
@@ -145,6 +147,7 @@ class RunHandle:
         self._place = _place()
         self._previous = _opened.get()
         _opened.set(self)
+        tell_by(_refusals)
 
     def __enter__(self) -> RunHandle:
         self._open(sys._getframe(1))
@@ -202,6 +205,24 @@ def _around() -> RunHandle | None:
         msg = "several generators have a run open here; pass `run.config()` to say which one the call is in"
         raise ConfigError(msg)
     return elsewhere[0] if elsewhere else None
+
+
+class _Beside(NamedTuple):
+    """A run, for what its code asks for beside every agent; the epoch is 0 before its first root entry."""
+
+    engine: Engine
+    run_id: str
+    epoch: int
+    agent: tuple[str, ...] = ()
+
+
+def _refusals() -> RefusedMints | None:
+    """Where it goes on record that code beside every agent asked for a credential."""
+    try:
+        handle = _around()
+    except ConfigError:  # one of several; the record of another would be wrong
+        return None
+    return None if handle is None else RefusedMints(_Beside(handle.engine, handle.run_id, handle.epoch or 0))
 
 
 def _place() -> tuple[int, int]:

@@ -205,9 +205,14 @@ def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any]
     if not passage.outermost:
         return code(*args, **kwargs)
     try:
-        return passage.clean(code(*args, **kwargs))
+        with passage.outlets():
+            return passage.clean(code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
-        raise passage.clean_error(exc)  # noqa: B904  (its own context is what must not leak)
+        failed = passage.clean_error(exc)
+    try:
+        raise failed  # here, where what was cleaned does not become its context
+    finally:
+        del failed  # its traceback holds this frame
 
 
 async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -221,9 +226,14 @@ async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..
     if not passage.outermost:
         return await code(*args, **kwargs)
     try:
-        return passage.clean(await code(*args, **kwargs))
+        with passage.outlets():
+            return passage.clean(await code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
-        raise passage.clean_error(exc)  # noqa: B904
+        failed = passage.clean_error(exc)
+    try:
+        raise failed
+    finally:
+        del failed
 
 
 def _by_hand(

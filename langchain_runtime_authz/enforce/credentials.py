@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
@@ -58,6 +58,19 @@ class Minter(NamedTuple):
     amint: Callable[[str, str | None], Awaitable[Credential]]
 
 
+class Asking(Protocol):
+    """Whose code asks for a token: an agent's place (`Run`), or a run beside every agent."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def agent(self) -> tuple[str, ...]: ...
+
+
 class RefusedMints:
     """Puts on record what was asked for and not minted, by a call or, without one, by whatever else runs.
 
@@ -66,7 +79,7 @@ class RefusedMints:
 
     __slots__ = ("_call", "_declared", "_offset", "_run")
 
-    def __init__(self, run: Run, judged: Judged | None = None, claimed_at: float | None = None) -> None:
+    def __init__(self, run: Asking, judged: Judged | None = None, claimed_at: float | None = None) -> None:
         self._run = run
         self._offset = None if claimed_at is None else claimed_at - time.monotonic()
         self._call = (judged.call.tool, judged.decision.decision_id) if judged is not None else ("", "")

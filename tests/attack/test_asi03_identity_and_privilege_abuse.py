@@ -8,6 +8,7 @@ get: one bearer token for the whole task.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 from typing import Any
 
@@ -149,6 +150,41 @@ def test_what_is_refused_is_on_record(form: str) -> None:
     assert [len(r["agent"]) for r in refusals(authz)] == [1, 1, 2, 1]
     assert secret not in json.dumps(refusals(authz))
     assert not [r for r in authz.audit.records if r["kind"] == "mint"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["sync", "async"])
+def test_code_beside_the_graph_is_on_record_too(form: str) -> None:
+    """Within `authz.run()` and in no graph: before, after and in another thread of it; not when it is over, nor in another's."""
+    authz, other = authz_of(), authz_of()
+    told: list[str] = []
+    graph = authz.protect(node_graph(lambda _: {}))
+
+    async def asked(audience: str) -> None:
+        with pytest.raises(CredentialError) as caught:
+            await acurrent_credential(audience) if form == "async" else current_credential(audience)
+        assert caught.value.code == "credential_unavailable"
+        told.append(str(caught.value))
+
+    def ask(audience: str = BANK) -> None:
+        off_loop(lambda context=contextvars.copy_context(): context.run(lambda: asyncio.run(asked(audience))))
+
+    with authz.run(subject="alice", task="Pay") as run:
+        ask()
+        graph.invoke(human())
+        ask(MAIL)
+        with other.run(subject="bob", task="Pay"):
+            ask()
+        kept = contextvars.copy_context()
+    ask()
+    off_loop(lambda: kept.run(lambda: asyncio.run(asked(BANK))))
+    assert [(r["reason"], r["tool"], r["audience"], r["agent"]) for r in refusals(authz)] == [
+        ("credential_unavailable", "", None, []),
+    ] * 2
+    assert [r["run_id"] for r in refusals(authz)] == [run.run_id] * 2
+    assert [r["epoch"] for r in refusals(authz)] == [0, run.epoch]
+    assert len(refusals(other)) == 1
+    assert ["no run is under way here" in text for text in told] == [False, False, False, True, True]
+    assert "example" not in json.dumps(refusals(authz))
 
 
 @forms

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import traceback
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -130,6 +131,29 @@ class Place:
 
         return careless
 
+    def raises_what_is_written_of_its_own(self) -> BaseTool:
+        @tool
+        def careless() -> str:
+            """Raise an error whose text is made of what none of its attributes' names says."""
+            raise FileNotFoundError(2, "no such key", self.mine())
+
+        return careless
+
+    def raises_from_an_invoke_of_its_own(self) -> BaseTool:
+        place = self
+
+        class Careless(BaseTool):
+            name: str = "careless"
+            description: str = "Raise before `_run`."
+
+            def invoke(self, *_: Any, **__: Any) -> Any:
+                raise FileNotFoundError(2, "no such key", place.mine())
+
+            def _run(self) -> str:
+                return "done"
+
+        return Careless()
+
     def updates_state(self) -> BaseTool:
         @tool
         def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
@@ -220,6 +244,26 @@ class Place:
 
         return careless
 
+    def streams_its_output(self) -> BaseTool:
+        @tool
+        def careless(runtime: ToolRuntime) -> str:
+            """Stream a part of the output."""
+            runtime.emit_output_delta({"so far": self.mine()})
+            return "done"
+
+        return careless
+
+    def streams_its_output_async(self) -> BaseTool:
+        @tool
+        async def careless(runtime: ToolRuntime) -> str:
+            """Stream a part of the output."""
+            runtime.emit_output_delta([self.mine()])
+            await asyncio.sleep(0)
+            runtime.emit_output_delta("done")
+            return "done"
+
+        return careless
+
     def prints_async(self) -> BaseTool:
         @tool
         async def careless() -> str:
@@ -241,6 +285,7 @@ class Place:
         return careless
 
 
+MODES = ["values", "custom", "updates", "messages", "tools"]
 HOW = [name for name in vars(Place) if name not in ("mine", "tool") and not name.startswith("_")]
 
 
@@ -264,7 +309,7 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
     left: list[Any] = []
 
     async def asynchronously() -> None:
-        async for chunk in graph.astream(human(), THREAD, stream_mode=["values", "custom", "updates", "messages"]):
+        async for chunk in graph.astream(human(), THREAD, stream_mode=MODES):
             left.append(chunk)
 
     def play() -> None:
@@ -272,9 +317,12 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
             if how.endswith("_async"):
                 asyncio.run(asynchronously())
             else:
-                left.extend(graph.stream(human(), THREAD, stream_mode=["values", "custom", "updates", "messages"]))
+                left.extend(graph.stream(human(), THREAD, stream_mode=MODES))
         except Exception as exc:
-            left.append(repr(exc))
+            linked: BaseException | None = exc
+            while linked is not None:  # also what a traceback would not show
+                left.extend((repr(linked), str(linked), repr(traceback.format_exception(linked, chain=False))))
+                linked = linked.__cause__ or linked.__context__
 
     if protected:
         with authz.run(subject="alice", task="Pay"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import posixpath
+import re
+import unicodedata
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.credential.dpop import normal_target, read_proof
@@ -76,6 +79,47 @@ def test_under_never_crosses_an_origin(url: str, place: str) -> None:
         a, b = urlsplit(normal_target(url) or ""), urlsplit(normal_target(place) or "")
         assert (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
         assert a.path.startswith(b.path)
+
+
+PIECES = (
+    "a", "x", "..", ".", "%2e", "%2E", "%252e", "%25%32%65", "%25252e", "/", "%2f", "%252f", "\\", "%5c", "%255c", ";", ";p=1",
+    "%3b", "%00", "%09", "%20", " ", "%c0%ae", "%c0%af", "%ef%bc%8e", "%ef%bc%8f", "%e2%80%a5", "%u002e", "%", "%2", "25", "2e", "%3f", "%23",
+)  # fmt: skip
+
+
+def readings(path: str) -> set[str]:
+    """What servers make of a path: decoded up to four times, in several ways, then resolved."""
+    found = {path}
+    for _ in range(4):
+        for text in tuple(found):
+            raw = unquote_to_bytes(text)
+            overlong = raw.replace(b"\xc0\xae", b".").replace(b"\xc0\xaf", b"/")
+            found |= {raw.decode("utf-8", "ignore"), raw.decode("latin-1"), overlong.decode("utf-8", "replace")}
+            found.add(re.sub(r"%u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), text))
+    found |= {unicodedata.normalize("NFKC", text) for text in found}
+    found |= {text.replace("\\", "/") for text in found}
+    found |= {re.sub(r"[;?#][^/]*", "", text) for text in found}
+    found |= {re.sub(r"[?#].*", "", text) for text in found} | {text.partition("\0")[0] for text in found}
+    found |= {re.sub(r"(?<=\.)[\s\0]+(?=/|$)", "", text) for text in found}
+    return {posixpath.normpath(text) for text in found}
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+@example("..%252f..%252fadmin")
+@settings(max_examples=1_000, deadline=None)
+def test_what_is_under_a_path_stays_there_however_it_is_read(rest: str) -> None:
+    """No number or manner of decoding leads out of the path that the audience names."""
+    if is_under(f"https://a.example/x/{rest}", "https://a.example/x"):
+        for read in readings(f"/x/{rest}"):
+            assert read == "/x" or read.startswith("/x/"), read
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_a_path_of_escapes_has_one_spelling_too(rest: str) -> None:
+    """A URL that would be another one each time that it is read is none."""
+    target = normal_target(f"https://a.example/{rest}")
+    assert target is None or normal_target(target) == target
 
 
 def proofs_of(header: Any, claims: Any) -> str:

@@ -237,6 +237,22 @@ def test_a_proof_is_believed_once() -> None:
     assert code_of(server, made()) == "proof_invalid"
 
 
+@pytest.mark.parametrize(
+    ("path", "htu"),
+    [
+        (".evil.example/payments", "https://bank.example.evil.example/payments"),
+        ("", "https://bank.example/"),
+        ("-evil.example/", "https://bank.example-evil.example/"),
+        (":8443/payments", "https://bank.example:8443/payments"),
+        ("https://evil.example/", "https://evil.example/"),
+        ("*", "https://bank.example*"),
+    ],
+)
+def test_a_request_target_without_a_slash_is_no_path_of_the_service(path: str, htu: str) -> None:
+    """It would be read as the rest of another host's name, for which its proof was made."""
+    assert code_of(verifier(), made({"htu": htu}), path=path) == "proof_invalid"
+
+
 def test_one_of_many_threads_uses_a_proof() -> None:
     """Of racing requests with one proof exactly one is served."""
     server, start, won = verifier(), threading.Barrier(8), []
@@ -260,29 +276,65 @@ def test_one_of_many_threads_uses_a_proof() -> None:
 def test_a_full_memory_refuses_new_proofs_not_old_ones() -> None:
     """Nobody can make it forget a used proof; when those are too old there is room again."""
     clock = Clock()
-    server = verifier(clock, replays=MemoryReplays(3))
+    server = verifier(clock, replays=MemoryReplays(3, max_per_key=3))
+    stranger = SigningKey.generate()
     for i in range(3):
         check(server, made({"jti": f"p-{i}"}))
-    assert code_of(server, made({"jti": "p-3"})) == "status_unavailable"
+    assert code_of(server, of(stranger, "p-3"), jkt=stranger.kid) == "status_unavailable"
     assert code_of(server, made({"jti": "p-0"})) == "proof_replayed"
     clock.now += 36
     assert check(server, made({"jti": "p-4", "iat": NOW + 36})).jti == "p-4"
 
 
+def of(key: SigningKey, jti: str, **claims: Any) -> str:
+    jwk = {k: v for k, v in key.public_jwk().items() if k in ("kty", "crv", "x", "y")}
+    return made({"jti": jti, **claims}, {"jwk": jwk}, key)
+
+
+def test_one_holder_can_not_use_up_the_memory_of_the_others() -> None:
+    """A key that was used as often as it may be is refused by itself, and forgotten with its proofs."""
+    clock, stranger = Clock(), SigningKey.generate()
+    replays = MemoryReplays(200)
+    server = verifier(clock, replays=replays)
+    for i in range(2):
+        check(server, made({"jti": f"p-{i}"}))
+    clock.now += 20
+    for i in range(2, 50):
+        assert code_of(server, made({"jti": f"p-{i}", "iat": NOW + 20})) == "proof_limit"
+    assert code_of(server, made({"jti": "p-0"})) == "proof_replayed"
+    assert check(server, of(stranger, "p-2", iat=NOW + 20), jkt=stranger.kid).jti == "p-2"
+    clock.now += 16  # its own are too old, the other's is not
+    assert check(server, made({"jti": "p-50", "iat": NOW + 36})).jti == "p-50"
+    assert check(server, of(stranger, "p-3", iat=NOW + 36), jkt=stranger.kid).jti == "p-3"
+    assert code_of(server, of(stranger, "p-4", iat=NOW + 36), jkt=stranger.kid) == "proof_limit"
+    clock.now += 36
+    assert check(server, made({"jti": "p-51", "iat": NOW + 72})).jti == "p-51"
+    assert len(replays._of_key) == len(replays._seen) == 1
+
+
+def test_unenforced_one_holder_refuses_everybody() -> None:
+    """The twin: bounded in total alone, one key is enough."""
+    stranger = SigningKey.generate()
+    server = verifier(replays=MemoryReplays(200, max_per_key=200))
+    for i in range(200):
+        check(server, made({"jti": f"p-{i}"}))
+    assert code_of(server, of(stranger, "p-2"), jkt=stranger.kid) == "status_unavailable"
+
+
 def test_an_id_that_is_too_old_to_matter_may_come_again() -> None:
     """By then the proof itself is refused for its age."""
-    replays = MemoryReplays()
-    assert replays.first("a", 35.0, 0.0)
-    assert not replays.first("a", 60.0, 34.9)
-    assert replays.first("a", 95.0, 60.0)
-    assert not replays.first("a", 95.0, 60.0)
+    replays = MemoryReplays(100)
+    assert replays.first("k", "a", 35.0, 0.0)
+    assert not replays.first("k", "a", 60.0, 34.9)
+    assert replays.first("k", "a", 95.0, 60.0)
+    assert not replays.first("k", "a", 95.0, 60.0)
 
 
 def test_a_failing_memory_refuses() -> None:
     """Where nobody can tell whether it was used, it was."""
 
     class Broken:
-        def first(self, proof_id: str, until: float, now: float) -> bool:
+        def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
             raise OSError
 
     assert code_of(verifier(replays=Broken()), made()) == "status_unavailable"
@@ -313,6 +365,7 @@ def test_a_nonce_is_the_servers_and_fresh() -> None:
         lambda: verifier(origin="https://bank.example/a/"), lambda: verifier(origin=""),
         lambda: verifier(max_age=0), lambda: verifier(max_age=301), lambda: verifier(algorithms=()),
         lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: Nonces(max_age=0), lambda: MemoryReplays(0),
+        lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
     ],
 )  # fmt: skip
 def test_settings_can_not_weaken(make: Any) -> None:

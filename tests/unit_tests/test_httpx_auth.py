@@ -182,6 +182,48 @@ async def test_what_stands_in_between_sees_the_credential(road: str) -> None:
     assert {r.headers["traceparent"] for r in service.got} == {"00-1"}
 
 
+@ROADS
+@pytest.mark.parametrize("how", ["bearer", "dpop", "exchange"])
+@pytest.mark.parametrize("answers", [200, 500, 307, 401, None], ids=str)
+async def test_what_is_left_of_a_request_holds_no_credential(road: str, how: str, answers: int | None) -> None:
+    """Its response and its errors keep it, and are returned, raised, pickled and logged; only what was sent had it."""
+    headers = {"Location": "/v1/b", "DPoP-Nonce": "n", "WWW-Authenticate": 'DPoP error="use_dpop_nonce"'}
+    service = Service(*([httpx.Response(answers, headers=headers)] * 2 if answers else ()))
+    issued = httpx.Response(200, json={**ISSUED, "access_token": "t" * 40})
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        answer = service(request)
+        if answers is None:
+            raise httpx.ReadTimeout("slow", request=request)
+        return answer
+
+    auth = ExchangeAuth(exchange_with(lambda _: issued), resource=CRM) if how == "exchange" else CallAuth(dpop=how == "dpop")
+    url, ticket = (CRM, a_ticket(STS)) if how == "exchange" else (BANK, a_ticket(BANK))
+    with ticket_scope(ticket):
+        try:
+            response = await sent(road, serve, auth, url + "/v1/a", headers={"X-Other": "kept"}, follow_redirects=True)
+            kept = [response.request, *(r.request for r in response.history)]
+            response.raise_for_status()
+        except httpx.ReadTimeout as exc:
+            kept = [exc.request]
+        except httpx.HTTPStatusError as exc:
+            assert not any(token.encode() in pickle.dumps(exc) for token in ticket.minted_tokens())
+    assert "authorization" in service.got[0].headers
+    for request in kept:
+        assert request.headers["X-Other"] == "kept"
+        assert not {"authorization", "dpop"} & set(request.headers)
+        assert not any(token.encode() in pickle.dumps(request) for token in ticket.minted_tokens())
+
+
+@ROADS
+async def test_unenforced_what_is_left_of_a_request_holds_its_token(road: str) -> None:
+    """The twin: an error that is pickled takes an ordinary header along."""
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        headers = {"Authorization": "Bearer static"}
+        (await sent(road, Service(httpx.Response(500)), None, BANK, headers=headers)).raise_for_status()
+    assert b"Bearer static" in pickle.dumps(caught.value)
+
+
 class Told:
     """Refusals that were put on record."""
 
@@ -315,6 +357,20 @@ def httpx_token(request: httpx.Request) -> str:
         ("https://a.example/x/..%5cy", "https://a.example/x", False),
         ("https://a.example/x/..;a=b/y", "https://a.example/x", False),
         ("https://a.example/x/a%2Fb;c/..y", "https://a.example/x", True),
+        ("https://a.example/x/%252e%252e/y", "https://a.example/x", False),
+        ("https://a.example/x/%25252e%25252e/y", "https://a.example/x", False),
+        ("https://a.example/x/%25%32%65%25%32%65/y", "https://a.example/x", False),
+        ("https://a.example/x/..%252fy", "https://a.example/x", False),
+        ("https://a.example/x/%%32e%%32e/y", "https://a.example/x", False),
+        ("https://a.example/x/%u002e%u002e/y", "https://a.example/x", False),
+        ("https://a.example/x/%c0%ae%c0%ae/y", "https://a.example/x", False),
+        ("https://a.example/x/%ef%bc%8e%ef%bc%8e/y", "https://a.example/x", False),
+        ("https://a.example/x/..%3ba/y", "https://a.example/x", False),
+        ("https://a.example/x/..%3f/y", "https://a.example/x", False),
+        ("https://a.example/x/..%00/y", "https://a.example/x", False),
+        ("https://a.example/x/..%20/y", "https://a.example/x", False),
+        ("https://a.example/x/.../y", "https://a.example/x", False),
+        ("https://a.example/x/.well-known/a..b/v1.2/caf%C3%A9%20%26//c", "https://a.example/x", True),
         ("https://a.example/", "https://a.example/x", False),
         ("https://a.example/x", "urn:a", False),
         ("https://a.example/x", "", False),

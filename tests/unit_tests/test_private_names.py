@@ -820,3 +820,21 @@ def test_a_serializer_says_whether_it_imports_anything() -> None:
     given = permissive.dumps_typed(_Custom("x"))
     assert isinstance(permissive.loads_typed(given), _Custom)
     assert not isinstance(strict.loads_typed(given), _Custom)
+
+
+def test_a_tools_output_deltas_go_through_what_stands_around_it() -> None:
+    """`emit_output_delta` writes where `with_deltas` has put its own, and nowhere once that is over."""
+    from langgraph.pregel._tools import _tool_call_writer
+
+    runtime = ToolRuntime(
+        state={}, context=None, config={}, stream_writer=lambda _: None, tool_call_id="c", store=None
+    )
+    written: list[Any] = []
+    token = _tool_call_writer.set(written.append)
+    try:
+        with private.with_deltas(lambda delta: f"clean {delta}"):
+            runtime.emit_output_delta("a")
+        runtime.emit_output_delta("b")
+    finally:
+        _tool_call_writer.reset(token)
+    assert written == ["clean a", "b"]

@@ -20,7 +20,7 @@ from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.dpop import Nonces, ProofVerifier
+from langchain_runtime_authz.downstream.dpop import MemoryReplays, Nonces, ProofVerifier
 from langchain_runtime_authz.downstream.introspection import (
     Introspection,
     IntrospectionClient,
@@ -174,6 +174,20 @@ def test_a_bound_token_with_its_proof_is_still_no_bearer_token() -> None:
     answer = asked(app, headers)
     assert (answer.status_code, answer.json()) == (401, {"detail": "proof_missing"})
     assert asked(app, {**headers, "Authorization": f"DPoP {bound}"}).status_code == 200
+
+
+def test_too_many_proofs_of_one_key_are_one_callers_trouble() -> None:
+    """RFC 6585 §4: that caller waits, and no challenge tells it to try another credential; others are served."""
+    app, keys = app_of(server(proofs=ProofVerifier(origin=BANK, replays=MemoryReplays(100)))), [ProofKey(), ProofKey()]
+    answers = []
+    for key in (keys[0], keys[0], keys[1]):
+        bound = token(cnf_jkt=key.jkt)
+        proof = key.proof("POST", BANK + "/pay", token=bound)
+        answers.append(asked(app, {"Authorization": f"DPoP {bound}", "DPoP": proof}))
+    assert [a.status_code for a in answers] == [200, 429, 200]
+    assert answers[1].json() == {"detail": "proof_limit"}
+    assert answers[1].headers["retry-after"] == "1"
+    assert "www-authenticate" not in answers[1].headers
 
 
 def test_a_bound_token_needs_a_proof_and_somebody_who_reads_it() -> None:
@@ -543,6 +557,24 @@ def test_a_mounted_application_is_where_it_is_mounted(public: str | None) -> Non
     assert proven(made, app, "/v1/pay", f"{BANK}/pay") == "proof_invalid"
     outer = Starlette(routes=[Mount("/v1", app=app_of(made))])
     assert proven(made, outer, "/v1/pay", f"{prefix}/pay") == "200"
+
+
+@pytest.mark.parametrize(
+    ("public", "arrives", "proven"),
+    [("/api", "-keys/pay", "/api-keys/pay"), ("/api", "/pay", "/api/pay"), ("", ".evil.example/pay", ".evil.example/pay")],
+)
+async def test_what_is_no_path_becomes_none_by_a_prefix(public: str, arrives: str, proven: str) -> None:
+    """A request target that lacks its slash is refused, though its proof is for what it would become."""
+    made, key = server(public_url=BANK + public), ProofKey()
+    bound = token(cnf_jkt=key.jkt)
+    proof = key.proof("POST", BANK + proven, token=bound)
+    headers = [("authorization", f"DPoP {bound}"), ("dpop", proof)]
+    if arrives.startswith("/"):
+        assert (await made.authenticate(method="POST", path=arrives, headers=headers)).jkt == key.jkt
+        return
+    with pytest.raises(CredentialError) as caught:
+        await made.authenticate(method="POST", path=arrives, headers=headers)
+    assert caught.value.code == "proof_invalid"
 
 
 @pytest.mark.parametrize(
