@@ -240,6 +240,28 @@ def test_one_that_is_forgotten_ends_its_thread() -> None:
     assert not thread.is_alive()
 
 
+def test_one_that_is_forgotten_while_it_compares_ends_its_thread() -> None:
+    """The last reference is then the thread's own, and the finaliser runs in it; what waits is not compared."""
+    hold, asked = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def slow(_: object) -> bool:
+        threads.append(threading.current_thread())
+        asked.set()
+        return hold.wait(30)
+
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), deadline=60)
+    for _ in range(3):
+        Evaluator(pdp).evaluate([REQUEST])
+    assert asked.wait(30)
+    del pdp
+    gc.collect()
+    hold.set()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+    assert len(threads) == 1
+
+
 def test_the_callback_may_close() -> None:
     """From the comparing thread itself."""
     closed = threading.Event()

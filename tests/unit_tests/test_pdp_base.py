@@ -14,6 +14,7 @@ import pytest
 
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.pdp import authzen, opa
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -223,6 +224,35 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: context(policy={"revision": "r9"}))).policy_revision == "r9"
     assert decide(StaticPDP(True)).policy_revision == "static"
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
+
+
+def opa_says(*revisions: object) -> Any:
+    """What OPA tells of bundles with these revisions."""
+    bundles = {f"bundle-{i:0>99}": {"revision": r} for i, r in enumerate(revisions)}
+    return opa._opened(json.dumps({"result": {"decision": True}, "provenance": {"bundles": bundles}}).encode())
+
+
+def test_long_revisions_that_differ_at_their_ends_are_two() -> None:
+    """Cut to a length they would be one, and what was permitted under it would outlast the policy."""
+    by_opa = [opa._decision(*opa_says("r", "r", "r", last)) for last in ("r1", "r2")]
+    by_authzen = [
+        authzen._decision({"decision": True, "context": {"policy": {"revision": "r" * 300 + last}}}, "") for last in "12"
+    ]
+    for one, other in (by_opa, by_authzen):
+        assert one is not None
+        assert other is not None
+        assert one.permit
+        assert other.permit
+        assert one.policy_revision != other.policy_revision
+
+
+@pytest.mark.parametrize("missing", ["", None])
+def test_a_bundle_without_a_revision_names_no_policy(missing: object) -> None:
+    """The record says what OPA said; nobody could tell from it that the policy is another."""
+    result, told = opa_says("r1", missing)
+    assert not told.named
+    assert opa._decision(result, told).policy_revision.endswith("@")  # type: ignore[union-attr]
+    assert opa_says("r1", "r2")[1].named
 
 
 @pytest.mark.parametrize("revision", [RuntimeError("gone"), 5, None])
