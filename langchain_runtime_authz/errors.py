@@ -293,10 +293,12 @@ class AuthzError(Exception):
 
     Attributes:
         code: a stable reason code (`Code`, or a policy's own).
+        detail: what it is about; `None` where the code says all.
     """
 
     def __init__(self, code: str, detail: str | None = None) -> None:
         self.code = str(code)
+        self.detail = detail
         text = sentence(code)
         super().__init__(f"{self.code}: {detail}: {text}" if detail else f"{self.code}: {text}")
 

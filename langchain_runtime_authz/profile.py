@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -248,18 +248,44 @@ def argument(args: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def check_arguments(name: str, declared: ToolProfile, arguments: Iterable[str]) -> None:
-    """Hold a profile against a tool's schema.
+def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
+    """Hold a profile against a tool's schema: what it names must be there, or it would count as not given.
+
+    Args:
+        name: of the tool.
+        declared: its profile.
+        arguments: argument → its JSON schema, references resolved. Where that says nothing of what is inside,
+            every path may lead somewhere.
 
     Raises:
         ConfigError: `profile_invalid`: it names an argument that the tool does not take.
     """
-    known = set(arguments)
     facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text")}
     for fact, named in {**facts, "resource": declared._arguments_of_resource()}.items():  # noqa: SLF001
-        if unknown := sorted(n for n in named if n.split(".")[0] not in known):
-            msg = f"{name}: `{fact}` names `{unknown[0]}`, and the tool takes {', '.join(sorted(known)) or 'nothing'}"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+        for path in sorted(named):
+            first, *inner = path.split(".")
+            if first not in arguments:
+                takes = ", ".join(sorted(arguments)) or "nothing"
+                msg = f"{name}: `{fact}` names `{path}`, and the tool takes {takes}"
+                raise ConfigError(msg, Code.PROFILE_INVALID)
+            if not _leads(arguments[first], inner):
+                msg = f"{name}: `{fact}` names `{path}`, and by the tool's schema nothing is there"
+                raise ConfigError(msg, Code.PROFILE_INVALID)
+
+
+def _leads(schema: object, steps: Sequence[str]) -> bool:
+    """Whether a value of this schema may hold something at a path, as `argument` walks it."""
+    if not steps or not isinstance(schema, Mapping):
+        return True
+    for several in ("anyOf", "oneOf", "allOf"):
+        if isinstance(choices := schema.get(several), list):
+            return any(_leads(choice, steps) for choice in choices)
+    if isinstance(items := schema.get("items"), Mapping):
+        return _leads(items, steps)
+    if isinstance(members := schema.get("properties"), Mapping):
+        step, *further = steps
+        return _leads(members[step], further) if step in members else bool(schema.get("additionalProperties"))
+    return schema.get("type") not in ("string", "number", "integer", "boolean", "null")
 
 
 def _validate(where: str, fields: object) -> ToolProfile:

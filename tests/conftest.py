@@ -1,11 +1,16 @@
-"""Shared by every tier: `HYPOTHESIS_PROFILE=long` multiplies the examples of the property tests by ten."""
+"""Shared by every tier: `HYPOTHESIS_PROFILE=long` multiplies the examples of the property tests by ten.
+
+No property fails for its time: a machine may be slow, or do other things too.
+"""
 
 from __future__ import annotations
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 _FACTOR = 10 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
 
 

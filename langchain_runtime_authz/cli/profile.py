@@ -116,14 +116,14 @@ def check(
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
-    from langchain_runtime_authz.edges.profiles import Profiles, digest_of
+    from langchain_runtime_authz.edges.profiles import Profiles, arguments_of, digest_of
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or a tool that a library of LangGraph's made
         return [] if own.declared else [f"{tool.name}: no profile; see `runtime-authz profile suggest`"]
     found = []
     try:
-        check_arguments(tool.name, declared, tool.args)
+        check_arguments(tool.name, declared, arguments_of(tool))
     except ConfigError as exc:
         found.append(str(exc).removeprefix(f"{Code.PROFILE_INVALID}: ").rsplit(": ", 1)[0])
     if declared.digest is not None and declared.digest != digest_of(tool):

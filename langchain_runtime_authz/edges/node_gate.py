@@ -208,7 +208,7 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)
-    if holds_gate and keepable(decision):
+    if holds_gate and keepable(decision, revision):
         run.kept[key] = revision
 
 

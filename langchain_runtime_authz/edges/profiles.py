@@ -22,7 +22,7 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = ["Profiled", "Profiles", "ToolFacts", "digest_of"]
+__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -104,7 +104,7 @@ class Profiles:
         if seen is None:
             return self.unprofiled(tool, "its name, description and schema have no digest")
         if tool.name not in self._pins:
-            check_arguments(tool.name, declared, tool.args)
+            check_arguments(tool.name, declared, arguments_of(tool))
         with self._lock:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
         if seen != pinned:
@@ -115,6 +115,13 @@ class Profiles:
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
         """The tool without its profile: as risky as its hints make it, and never less than unprofiled."""
         return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
+
+
+def arguments_of(tool: BaseTool) -> dict[str, Any]:
+    """The arguments that a model gives a tool, each with its JSON schema, references resolved."""
+    schema = tool.args_schema
+    own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
+    return {**own, **convert_to_openai_tool(tool)["function"].get("parameters", {}).get("properties", {})}
 
 
 def digest_of(tool: BaseTool) -> str | None:

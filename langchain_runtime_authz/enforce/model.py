@@ -54,7 +54,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     )
     prompt = PromptContext(model=call.model, digest=call.prompt)
     decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
-    if decision.permit and keepable(decision) and len(run.models) < MAX_KEPT:
+    if decision.permit and keepable(decision, revision) and len(run.models) < MAX_KEPT:
         run.models[key] = decision
     return decision
 

@@ -205,9 +205,14 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
     )
 
 
-def keepable(permit: Decision) -> bool:
-    """Whether a permit may stand for later equal steps: not one that is to be counted or told each time."""
-    return not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
+def keepable(permit: Decision, revision: str) -> bool:
+    """Whether a permit may stand for later equal steps under `revision`, the policy that stood before it was asked.
+
+    Not where that is unknown or another than the answer names: then a policy that came meanwhile, or a replica
+    that is on another one, permitted. Nor where each step is to be counted or told.
+    """
+    named = bool(revision) and permit.policy_revision == revision
+    return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:

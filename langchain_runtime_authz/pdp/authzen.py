@@ -36,6 +36,7 @@ from langchain_runtime_authz.authzen import (
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp._http import Link
 from langchain_runtime_authz.pdp._settings import wrong
+from langchain_runtime_authz.pdp.base import bounded
 
 if TYPE_CHECKING:
     import aiohttp
@@ -306,7 +307,7 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
     if isinstance(ttl := context.get("ttl"), int):
         known["ttl"] = ttl
     if isinstance(policy := context.get("policy"), dict) and isinstance(policy.get("revision"), str):
-        known["policy"] = {"revision": policy["revision"][:256]}
+        known["policy"] = {"revision": bounded(policy["revision"])}
     return known
 
 

@@ -8,6 +8,7 @@ three failures it is. There is no other road from an engine to the enforcement s
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
@@ -25,7 +26,7 @@ from langchain_runtime_authz.authzen import (
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp._settings import checked_seconds
 
-__all__ = ["PDP", "BatchPDP", "Evaluator", "ObserveOnly", "serialise"]
+__all__ = ["PDP", "BatchPDP", "Evaluator", "ObserveOnly", "bounded", "serialise"]
 
 _log = logging.getLogger(__name__)
 
@@ -277,6 +278,16 @@ def serialise(request: EvaluationRequest) -> bytes | None:
         return request.to_json()
     except (ValueError, RecursionError):
         return None
+
+
+MAX_REVISION: Final = 256
+
+
+def bounded(revision: str) -> str:
+    """A revision; too long a one as its fingerprint, since two that differ at their ends are not the same."""
+    if len(revision) <= MAX_REVISION:
+        return revision
+    return "sha256:" + hashlib.sha256(revision.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ObserveOnly:

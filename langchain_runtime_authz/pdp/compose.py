@@ -7,7 +7,6 @@ answers that still have to be believed. None of them can permit what its real PD
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -16,14 +15,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Final, Literal
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp._settings import checked_callable, checked_count, checked_seconds
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator, close_all
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator, bounded, close_all
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
 
@@ -81,8 +79,9 @@ class DenyOverrides(_Composed):
 
     @property
     def revision(self) -> str:
-        """Of all of them, named."""
-        return _joined((e.pdp.name, e.pdp.revision) for e in self._all)
+        """Of all of them, named; empty where one does not say: then nobody could tell that it is another."""
+        revisions = [e.revision for e in self._all]
+        return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
 
     @property
     def behind(self) -> tuple[PDP, ...]:
@@ -126,7 +125,10 @@ class DenyOverrides(_Composed):
 
 MAX_WAITING: Final = 256
 CLOSING: Final = 1.0  # seconds that `close` gives the comparison under way
+_GLANCE: Final = 0.1  # seconds between looks whether the comparing thread lives
 _Compared = tuple[list[EvaluationRequest], list[bytes], list[Decision]]
+# What is to be compared; an event to set when it is reached; nothing to end.
+_Waiting = queue.SimpleQueue[_Compared | threading.Event | None]
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
 
@@ -193,10 +195,16 @@ class CandidatePDP(_Composed):
 
     def drain(self) -> None:
         """Wait until everything that waits has been compared."""
+        reached = threading.Event()
         with self._lock:
             self._own()
-            waiting = self._waiting
-        waiting.join()
+            thread = self._thread
+            if thread is not None and not self._closed:
+                self._waiting.put(reached)
+        if thread is None or thread is threading.current_thread():
+            return
+        while thread.is_alive() and not reached.wait(_GLANCE):
+            pass
 
     def close(self) -> int:
         """End the comparing, and close both PDPs where they can be closed. Idempotent.
@@ -207,13 +215,12 @@ class CandidatePDP(_Composed):
         with self._lock:
             self._own()
             first, self._closed = not self._closed, True
-            thread, waiting = self._thread, self._waiting
+            thread = self._thread
             if first and self._pending:
                 self._add("dropped", self._pending)
-        if first:
-            _end(waiting, awaited=thread is not None)
-            if self.counts.get("dropped"):
-                _log.warning("%s: closed, %d requests were not compared", self.name, self.counts["dropped"])
+            self._waiting.put(None)
+        if first and self.counts.get("dropped"):
+            _log.warning("%s: closed, %d requests were not compared", self.name, self.counts["dropped"])
         close_all(self._real.pdp, self._candidate.pdp)
         if thread is not None and thread is not threading.current_thread():  # `on_difference` may close
             thread.join(CLOSING)
@@ -234,15 +241,18 @@ class CandidatePDP(_Composed):
                 name = "runtime-authz-candidate"
                 self._thread = threading.Thread(target=_compare, args=arguments, name=name, daemon=True)
                 self._thread.start()
-                # One that is forgotten ends its thread.
-                weakref.finalize(self, _forgotten, self._waiting, self._pid).atexit = False
-            try:
-                self._waiting.put_nowait((list(requests), list(bodies), list(decisions)))
-                self._pending += len(requests)
-            except queue.Full:
+                # One that is forgotten ends its thread. A finaliser comes in anywhere, within this lock too, so it
+                # takes none: a `SimpleQueue` may be put into from within itself.
+                weakref.finalize(self, self._waiting.put, None).atexit = False
+            if self._waiting.qsize() >= MAX_WAITING:
                 self._add("skipped", len(requests))
+                return
+            self._waiting.put((list(requests), list(bodies), list(decisions)))
+            self._pending += len(requests)
 
     def _compare(self, work: _Compared) -> None:
+        if self._closed:
+            return
         requests, bodies, decisions = work
         candidates = self._candidate.evaluate(requests, bodies)
         for request, ours, theirs in zip(requests, decisions, candidates, strict=True):
@@ -276,7 +286,7 @@ class CandidatePDP(_Composed):
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._waiting: queue.Queue[_Compared | None] = queue.Queue(MAX_WAITING)
+        self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
         self._pending = 0  # requests that wait or are being compared
         self.counts: dict[str, int] = {}
@@ -290,29 +300,17 @@ class CandidatePDP(_Composed):
         self.counts[what] = self.counts.get(what, 0) + n
 
 
-def _compare(of: weakref.ref[CandidatePDP], waiting: queue.Queue[_Compared | None]) -> None:
+def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
     """What the comparing thread does, without keeping its PDP alive while it waits."""
     while (work := waiting.get()) is not None:
-        if (pdp := of()) is not None:
+        if isinstance(work, threading.Event):
+            work.set()
+        elif (pdp := of()) is None:  # what still waits is nobody's
+            return
+        else:
             pdp._compare(work)  # noqa: SLF001  (its own thread)
-        del pdp, work
-        waiting.task_done()
-    waiting.task_done()
-
-
-def _forgotten(waiting: queue.Queue[_Compared | None], pid: int) -> None:
-    if pid == os.getpid():  # a fork's child has no such thread, and perhaps a lock that nobody gives back
-        _end(waiting)
-
-
-def _end(waiting: queue.Queue[_Compared | None], *, awaited: bool = True) -> None:
-    """Drop what waits; nothing is taken in any more, so there is room for the last word."""
-    with suppress(queue.Empty):
-        while True:
-            waiting.get_nowait()
-            waiting.task_done()
-    if awaited:
-        waiting.put(None)
+            del pdp
+        del work
 
 
 State = Literal["closed", "open", "half-open"]
@@ -430,9 +428,5 @@ def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligat
 
 
 def _joined(named: Iterable[tuple[str, str]]) -> str:
-    """Revisions under their PDPs' names; too long a text as its fingerprint."""
-    text = ",".join(f"{name}={revision}" for name, revision in named)
-    return text if len(text) <= MAX_REVISION else "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-MAX_REVISION: Final = 256
+    """Revisions under their PDPs' names."""
+    return bounded(",".join(f"{name}={revision}" for name, revision in named))

@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import (
     MAX_ANSWER_BYTES,
@@ -24,6 +24,7 @@ from langchain_runtime_authz.authzen import (
 from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.pdp._http import Link, whole_body
 from langchain_runtime_authz.pdp._settings import wrong
+from langchain_runtime_authz.pdp.base import bounded
 
 if TYPE_CHECKING:
     import aiohttp
@@ -33,7 +34,6 @@ __all__ = ["OpaPDP"]
 DECISION: Final = "runtime_authz/decision"
 BATCH: Final = "runtime_authz/batch"
 _PATH: Final = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
-_MAX_REVISION: Final = 256
 _MAX_ID: Final = 128
 
 
@@ -61,7 +61,9 @@ class OpaPDP:
 
     Attributes:
         name: `opa`.
-        revision: of the bundles that made the last answer: `name@revision`, sorted, with commas.
+        revision: of the bundles that made the last answer: `name@revision`, sorted, with commas. Empty where
+            one has no revision in its manifest. What is pushed beside bundles (`PUT /v1/data`) has none, and
+            a run's kept permits (`node/enter`, `model/call`) outlast it.
     """
 
     name = "opa"
@@ -162,11 +164,22 @@ class OpaPDP:
     async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes, n: int) -> tuple[object, _Told]:
         reply = await self._link.exchange(session, "POST", url, body=body, limit=n * MAX_ANSWER_BYTES)
         result, told = _opened(reply.body)
-        self.revision = told[1]
+        self.revision = told.revision if told.named else ""
         return result, told
 
 
-_Told = tuple[str, str]  # OPA's decision id, the bundles' revision
+class _Told(NamedTuple):
+    """What OPA tells beside the result.
+
+    Attributes:
+        own_id: OPA's decision id.
+        revision: of its bundles.
+        named: whether each of them has one.
+    """
+
+    own_id: str
+    revision: str
+    named: bool
 
 
 def _opened(body: bytes) -> tuple[object, _Told]:
@@ -184,11 +197,10 @@ def _opened(body: bytes) -> tuple[object, _Told]:
 
 def _decision(result: object, told: _Told) -> Decision | None:
     """The decision, or `None` where the rule's value is no decision document."""
-    own_id, revision = told
     decision = parse_answer(result)
     if decision is None:
         return None
-    update = {"pdp_decision_id": own_id, "policy_revision": revision or decision.policy_revision}
+    update = {"pdp_decision_id": told.own_id, "policy_revision": told.revision or decision.policy_revision}
     return decision.model_copy(update=update)
 
 
@@ -196,12 +208,13 @@ def _told(document: dict[str, Any]) -> _Told:
     own_id = document.get("decision_id")
     provenance = document.get("provenance")
     bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
-    revisions = [
-        f"{name}@{bundle.get('revision', '')}"
-        for name, bundle in sorted((bundles or {}).items())
-        if isinstance(bundle, dict)
-    ]
-    return own_id[:_MAX_ID] if isinstance(own_id, str) else "", ",".join(revisions)[:_MAX_REVISION]
+    every = bundles.items() if isinstance(bundles, dict) else ()
+    each = {name: bundle.get("revision") if isinstance(bundle, dict) else None for name, bundle in every}
+    return _Told(
+        own_id[:_MAX_ID] if isinstance(own_id, str) else "",
+        bounded(",".join(f"{name}@{revision or ''}" for name, revision in sorted(each.items()))),
+        all(each.values()),
+    )
 
 
 def _client(link: Link, session: aiohttp.ClientSession) -> Any:

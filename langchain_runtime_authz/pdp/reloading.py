@@ -7,6 +7,7 @@ and tried on its own cases beside the running one; where any of it fails, the la
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import threading
@@ -32,8 +33,9 @@ __all__ = ["PolicyStatus", "ReloadingPDP"]
 
 _log = logging.getLogger(__name__)
 _UNSEEN: Final = ()
+_REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read again, if it stays as it is
 
-Seen = tuple[tuple[str, int, int, int], ...]
+Seen = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,16 @@ class PolicyStatus:
     signed_by: str
     unconfirmed: float
     refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """What was refused, as text (an exception's frames would keep the bundle)."""
+
+    seen: Seen
+    until: float
+    detail: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,7 @@ class ReloadingPDP:
         self._pool_size = checked_count("pool_size", pool_size)
         self._timeout = checked_seconds("timeout", timeout)
         self._refused = ""
+        self._rejected: _Rejected | None = None
         self._closed = False
         self._lock = threading.Lock()  # of whoever reloads
         self._seen: Seen = self._look()
@@ -156,9 +169,14 @@ class ReloadingPDP:
     def reload(self) -> bool:
         """Look at the source now. Returns whether another revision decides from here on.
 
+        The watch reads what was refused once a minute, or when it changes; this always does.
+
         Raises:
             ConfigError: what the source holds is not used, and nothing was changed.
         """
+        return self._followed(again=True)
+
+    def _followed(self, *, again: bool) -> bool:
         if self._pid != os.getpid() and not self._closed:
             self._watch()
         with self._lock:
@@ -166,7 +184,11 @@ class ReloadingPDP:
                 raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
             seen = self._look()
             known = seen == self._seen and seen and not self._refused
+            state = (*seen, *_stat(self._highest.path)) if seen else _UNSEEN
             try:
+                if not again:
+                    self._refuse_again(state)
+                self._rejected = None
                 new = self._live if known else self._loaded(self._live)
                 self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
             except ConfigError as exc:
@@ -174,6 +196,8 @@ class ReloadingPDP:
                     # As text: who keeps log records would keep the refused bundle by the traceback's frames.
                     _log.error("policy %s stays: %s", self.revision, str(exc))
                 self._refused = str(exc)
+                if state and self._rejected is None and not _may_pass(exc):
+                    self._rejected = _Rejected(state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
             changed = new is not self._live
@@ -259,12 +283,18 @@ class ReloadingPDP:
             raise
         return _Live(bundle, pdp)
 
+    def _refuse_again(self, state: Seen) -> None:
+        """Refuse what was refused, unread."""
+        was = self._rejected
+        if was is not None and was.seen == state and time.monotonic() < was.until:
+            raise ConfigError(was.detail, was.code)
+
     def _look(self) -> Seen:
         """What tells one state of the source from another; nothing where there is none."""
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
-            return tuple((str(f), s.st_ino, s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files))
+            return tuple(entry for file in files for entry in _stat(file, needed=True))
         except (OSError, ConfigError):  # told by whoever reads it
             return _UNSEEN
 
@@ -282,12 +312,33 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         if pdp is None:
             return
         try:
-            pdp.reload()
+            pdp._followed(again=False)  # noqa: SLF001  (its own thread)
         except ConfigError:
             pass  # told in `status` and in the log
         except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
             _log.exception("the policy's source could not be looked at")
         del pdp
+
+
+def _stat(file: Path, *, needed: bool = False) -> Seen:
+    """What changes where a file does; nothing where there is none.
+
+    Raises:
+        OSError: it is `needed` and can not be had.
+    """
+    try:
+        s = file.stat()
+    except OSError:
+        if needed:
+            raise
+        return _UNSEEN
+    return ((str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns),)
+
+
+def _may_pass(refusal: ConfigError) -> bool:
+    """Whether it may be otherwise at the next look though nothing changed: not read, not kept, too slow."""
+    cause = refusal.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 
 
 def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
@@ -304,7 +355,9 @@ def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
     for case in bundle.cases:
         try:
             answer = pdp.evaluate(case.request, case.request.to_json())
-        except (PDPError, RuntimeError, TimeoutError) as exc:
+        except TimeoutError as exc:
+            raise ConfigError(f"case `{case.name}`: it was not decided in time", Code.POLICY_INVALID) from exc
+        except (PDPError, RuntimeError) as exc:
             wrong = f"it could not be decided ({type(exc).__name__})"
         else:
             wrong = case.unlike(answer if isinstance(answer, Decision) else None)

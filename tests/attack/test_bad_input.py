@@ -9,6 +9,7 @@ import time
 import uuid
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -648,9 +649,20 @@ def test_defaults_that_differ_each_time_can_not_be_approved(kind: str, go: Any) 
 # --- answers of a PDP ------------------------------------------------------------------------------
 
 
+_passed = [0.0]
+
+
 def _late(_: Any) -> object:
-    time.sleep(0.3)
+    _passed[0] += 3600
     return True
+
+
+@pytest.fixture(autouse=True)
+def time_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluator's clock, on which `_late` takes an hour."""
+    real = time.monotonic
+    clock = SimpleNamespace(monotonic=lambda: real() + _passed[0])
+    monkeypatch.setattr("langchain_runtime_authz.pdp.base.time", clock)
 
 
 def _raise(_: Any) -> object:
@@ -695,7 +707,7 @@ def test_answers_that_are_no_permit(kind: str, go: Any, answer: str) -> None:
     make, code = ANSWERS[answer]
     ran: list[Any] = []
     pdp = StaticPDP(lambda r: make(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True)
-    authz = authz_with(pdp, deadline=0.2 if answer == "late" else 30)
+    authz = authz_with(pdp, deadline=60)
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]))
     with authz.run(subject="alice", task="x"):
         state = go(graph, human())
@@ -727,7 +739,7 @@ def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any) -> None:
     """The deadline is for a message: what is not answered in time is denied, and nothing of it runs."""
     ran: list[Any] = []
     pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True)
-    authz = authz_with(pdp, deadline=0.2)
+    authz = authz_with(pdp, deadline=60)
     graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
     with authz.run(subject="alice", task="x"):
         state = go(graph, human())

@@ -224,7 +224,7 @@ async def test_a_slow_key_set_holds_up_nobody_else() -> None:
         await hang.wait()
         return httpx.Response(200, json=ISSUER.jwks())
 
-    source = JwksClient("https://i.example/jwks", timeout=0.3, async_client=httpx.AsyncClient(transport=httpx.MockTransport(slow)))
+    source = JwksClient("https://i.example/jwks", timeout=2.0, async_client=httpx.AsyncClient(transport=httpx.MockTransport(slow)))
     service = Service(Verifier(issuer=ISSUER.issuer, jwks=source), Offline())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app), base_url=BANK) as client:
         waiting = [asyncio.create_task(client.post("/pay", headers=bearing(good()))) for _ in range(5)]

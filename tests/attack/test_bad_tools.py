@@ -113,7 +113,7 @@ async def test_a_tool_that_does_not_return_in_time() -> None:
     other = probing(ran.append, "other")
     alone = StructuredTool.from_function(hang, name="probe", description="Hang.")  # in a thread, on an async road
     graph = authz.protect(hand_written(replying([CALL]), [alone]))
-    graph.step_timeout = 0.3
+    graph.step_timeout = 2.0
     async with authz.run(subject="alice"):
         with pytest.raises(TimeoutError):
             await graph.ainvoke(human())

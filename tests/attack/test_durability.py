@@ -6,7 +6,7 @@ Else a process that dies in between has paid by a plan that is lost, and the nex
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,23 @@ CONFIG = {"configurable": {"thread_id": "t"}}
 
 
 class SlowSaver(InMemorySaver):
-    """Takes its time, as a database does."""
+    """Takes its time, as a database does; where nobody should wait for it, until the tool ran."""
+
+    def __init__(self, *, awaited: bool) -> None:
+        super().__init__()
+        self.ran, self.longest = threading.Event(), 0.1 if awaited else 60
 
     def put(self, *args: Any) -> Any:
-        time.sleep(0.1)
+        self.ran.wait(self.longest)
         return super().put(*args)
 
     async def aput(self, *args: Any) -> Any:
-        await asyncio.sleep(0.1)
-        return super().put(*args)
+        return await asyncio.to_thread(self.put, *args)
 
 
-def kept_when_it_ran(form: str, ledger: Any = None, **options: Any) -> list[bool]:
-    """Whether the announced call was in the checkpoint as its tool ran."""
-    saver, kept = SlowSaver(), []
+def kept_when_it_ran(form: str, ledger: Any = None, *, awaited: bool = False, **options: Any) -> list[bool]:
+    """Whether the announced call was in the checkpoint as its tool ran, where checkpoints should be `awaited` or not."""
+    saver, kept = SlowSaver(awaited=awaited), []
 
     @tool
     def write(text: str) -> str:
@@ -44,6 +47,7 @@ def kept_when_it_ran(form: str, ledger: Any = None, **options: Any) -> list[bool
         found = saver.get_tuple(CONFIG)
         messages = found.checkpoint["channel_values"].get("messages", []) if found else []
         kept.append(any(isinstance(m, AIMessage) and m.tool_calls for m in messages))
+        saver.ran.set()
         return "written"
 
     graph = hand_written(replying([call("write", {"text": "x"}, "c")]), [write], checkpointer=saver)
@@ -63,7 +67,7 @@ def kept_when_it_ran(form: str, ledger: Any = None, **options: Any) -> list[bool
 def test_a_plan_is_kept_before_its_tool_runs(form: str, tmp_path: Path) -> None:
     """By LangGraph's own default it is not, which a ledger in memory leaves as it is: both die together."""
     with SqliteLedger(tmp_path / "ledger.db") as ledger:
-        assert kept_when_it_ran(form, ledger) == [True]
+        assert kept_when_it_ran(form, ledger, awaited=True) == [True]
     assert kept_when_it_ran(form) == [False]
 
 

@@ -420,7 +420,7 @@ def test_spawned_process() -> None:
     queue = context.SimpleQueue()
     worker = context.Process(target=spawned, args=(queue,), daemon=True)
     worker.start()
-    worker.join(60)
+    worker.join(120)
     exited = worker.exitcode
     worker.kill()
     assert exited == 0

@@ -480,6 +480,7 @@ async def test_timed_out(kind: str) -> None:
     @tool
     async def who(user: str) -> str:
         """Hang."""
+        limit.reschedule(asyncio.get_running_loop().time())
         await asyncio.sleep(60)
         ran.append(user)
         return user
@@ -489,7 +490,7 @@ async def test_timed_out(kind: str) -> None:
     graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
     graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3), authz.run(subject="alice"):
+        async with asyncio.timeout(None) as limit, authz.run(subject="alice"):
             await graph.ainvoke(human("alice"))
     assert ran == []
     jtis = {r.context.lease.jti for r in pdp.requests}

@@ -554,13 +554,13 @@ def test_calls_of_one_message_run_side_by_side() -> None:
     """The gateways of agentlock and intentplane hold one lock around every decision and its execution."""
     lock = threading.Lock()
 
-    def meeting(guard: Any) -> Any:
+    def meeting(guard: Any, seconds: float) -> Any:
         together = threading.Barrier(2)
 
         @tool
         def write(text: str) -> str:
             """Wait for the other call."""
-            together.wait(timeout=1)
+            together.wait(timeout=seconds)
             return "met"
 
         return guard(write)
@@ -571,8 +571,8 @@ def test_calls_of_one_message_run_side_by_side() -> None:
 
     plan = [write_call("a"), write_call("b")]
     with pytest.raises(threading.BrokenBarrierError):
-        sync(hand_written(replying(plan), ToolNode([meeting(lambda t: t)], wrap_tool_call=submit)), human())
-    state = enforced(hand_written(replying(plan), [meeting(lambda t: t)]), authz_with(StaticPDP(True)))
+        sync(hand_written(replying(plan), ToolNode([meeting(lambda t: t, 1)], wrap_tool_call=submit)), human())
+    state = enforced(hand_written(replying(plan), [meeting(lambda t: t, 60)]), authz_with(StaticPDP(True)))
     assert [answer_to(state["messages"], c["id"]).content for c in plan] == ["met", "met"]
 
 

@@ -245,7 +245,7 @@ class FaultServer:
         else:
             connection.sendall(whole(good))
 
-    def closed(self, seconds: float = 3.0) -> bool:
+    def closed(self, seconds: float = 30.0) -> bool:
         """Whether every connection is closed, soon."""
         until = time.monotonic() + seconds
         while self.open and time.monotonic() < until:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -32,9 +34,14 @@ def opa_binary() -> str:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    """A port on loopback that nobody listens on.
+
+    Below those that a system gives to connections by itself, or another test's may have it before it is used.
+    """
+    while True:
+        port = 15_000 + secrets.randbelow(17_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class OpaServer:
@@ -61,7 +68,7 @@ class OpaServer:
         """Start it; return when it listens."""
         command = [opa_binary(), "run", "--server", "--addr", self.address, "--log-level", "error", *self._arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while wait and not self._listens():
             assert self._process.poll() is None, "OPA ended at once"
             assert time.monotonic() < until, "OPA does not listen"

@@ -65,7 +65,7 @@ class Server:
         self.process.wait(20)
         self.log.close()
 
-    def wait(self, what: Callable[[], Any], seconds: float = 30) -> Any:
+    def wait(self, what: Callable[[], Any], seconds: float = 90) -> Any:
         until = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < until, (self.folder / "log").read_text()[-4000:]

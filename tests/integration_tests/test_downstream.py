@@ -35,7 +35,6 @@ from .downstream_services import (
     SECRET,
     Codes,
     bank_app,
-    free_port,
     issuer_app,
     legacy_app,
     mcp_app,
@@ -45,6 +44,7 @@ from .downstream_services import (
     token_endpoint,
 )
 from .downstream_table import COLUMNS, ONLINE, Scene
+from .services import free_port
 
 DEAD = ("after a correction", "after the call", "after the run", "once its key is withdrawn")
 

@@ -20,7 +20,8 @@ from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 
 from ..unit_tests.tokens import BANK, a_request, forged
-from .downstream_services import free_port, serving
+from .downstream_services import serving
+from .services import free_port
 
 CACHE_AGE = 1.0  # seconds, in place of the 60 of production
 THREADS = 8
@@ -64,7 +65,7 @@ class Load:
 
 
 class Thief:
-    """Mints with a stolen key for as long as it is let, and notes when it was last believed."""
+    """Mints with a stolen key for as long as it is let, and notes when it last asked and was believed."""
 
     def __init__(self, key: SigningKey, issuer: str, verifier: Verifier) -> None:
         self.key, self.issuer, self.verifier = key, issuer, verifier
@@ -79,9 +80,10 @@ class Thief:
             claims = claims_of(a_request(issued_at=now, expires_at=now + 60), self.issuer)
             token = forged(self.key, self.issuer, claims, {"alg": self.key.alg, "kid": self.key.kid, "typ": TYP})
             self.tried += 1
+            started = time.time()
             try:
                 self.verifier.verify(token, audience=BANK, tenant="acme")
-                self.accepted.append(time.time())
+                self.accepted.append(started)
             except CredentialError as exc:
                 assert exc.code == "credential_key"
             time.sleep(0.005)

@@ -54,7 +54,7 @@ class Load:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
     def _guarded(self, asynchronous: bool) -> None:
@@ -82,7 +82,7 @@ class Load:
         return sum(a.outcome == "permit" for a in list(self.asked) if a.began > moment)
 
 
-def wait_until(check, seconds: float = 15) -> None:
+def wait_until(check, seconds: float = 60) -> None:
     """Wait for it."""
     end = time.monotonic() + seconds
     while not check():
@@ -128,5 +128,5 @@ def test_no_permit_while_down_and_recovery_by_itself(breaker: bool) -> None:
         f"{len(load.asked)} decisions, {len(windows)} outages, {len(inside)} asked inside them and none permitted; "
         f"denied {dict(denied)}; slowest {late:.2f} s; recovered within {max(recoveries):.2f} s",
     )
-    assert late < TIMEOUT + 3  # eight threads on a machine that does other things too
+    assert late < TIMEOUT + 10  # eight threads on a machine that does other things too
     assert our_threads() <= before

@@ -91,14 +91,18 @@ def ledger(dsn: str, schema: str) -> Iterator[PostgresLedger]:
         yield made
 
 
-def hang_up(conn: psycopg.Connection[Any], schema: str, *, waiting: bool = False) -> None:
-    """The server cuts the ledger's connections (those that wait for a lock), and they are gone."""
+def connections(conn: psycopg.Connection[Any], schema: str, *, waiting: bool = False) -> list[int]:
+    """The ledger's own (those that wait for a lock)."""
     which = "application_name = %s" + (" AND wait_event_type = 'Lock'" if waiting else "")
-    found = conn.execute(f"SELECT pid FROM pg_stat_activity WHERE {which}", (schema,)).fetchall()
+    return [pid for (pid,) in conn.execute(f"SELECT pid FROM pg_stat_activity WHERE {which}", (schema,))]
+
+
+def hang_up(conn: psycopg.Connection[Any], found: list[int]) -> None:
+    """The server cuts these connections, and they are gone."""
     assert found
     for pid in found:
-        conn.execute("SELECT pg_terminate_backend(%s)", pid)
-    while conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", ([p for (p,) in found],)).fetchone():
+        conn.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    while conn.execute("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", (found,)).fetchone():
         time.sleep(0.02)
 
 
@@ -207,7 +211,7 @@ def test_a_server_that_hung_up_is_called_again(ledger: PostgresLedger, dsn: str,
     """Its connections were cut between two steps: neither is lost nor denied."""
     where = filled(ledger)
     with psycopg.connect(dsn, autocommit=True) as conn:
-        hang_up(conn, schema)
+        hang_up(conn, connections(conn, schema))
     assert isinstance(ledger.commit(where, None, [Count()]), Committed)
     assert ledger.load(where, Query()).history.steps == 1
 
@@ -220,9 +224,10 @@ def test_a_commit_that_was_cut_off_denies(ledger: PostgresLedger, dsn: str, sche
 
         async def cut() -> str:
             waiting = asyncio.ensure_future(ledger.acommit(where, None, [Count()]))
-            await asyncio.sleep(0.3)
             with psycopg.connect(dsn, autocommit=True) as other:
-                hang_up(other, schema, waiting=True)
+                while not (found := connections(other, schema, waiting=True)) and not waiting.done():
+                    await asyncio.sleep(0.02)
+                hang_up(other, found)
             try:
                 await waiting
             except LedgerError as exc:
@@ -312,7 +317,7 @@ def paying(made: PostgresLedger, **options: Any) -> Iterator[Callable[[], str]]:
 
 def test_a_thread_that_somebody_holds_denies_in_time(dsn: str, own: str) -> None:
     """Until it is free: then the run goes on."""
-    with PostgresLedger(dsn, schema=own, timeout=0.5) as made, paying(made) as pay:
+    with PostgresLedger(dsn, schema=own, timeout=2) as made, paying(made) as pay:
         assert pay() == ""
         with psycopg.connect(dsn) as conn:
             conn.execute(sql.SQL("SELECT 1 FROM {}.thread FOR UPDATE").format(sql.Identifier(own)))

@@ -74,8 +74,8 @@ def test_a_receiver_that_drips_blocks_no_channel() -> None:
 
 
 def until(check: Callable[[], bool]) -> bool:
-    """Whether it came true within 20 seconds."""
-    ends = time.monotonic() + 20
+    """Whether it came true within a minute."""
+    ends = time.monotonic() + 60
     while not check() and time.monotonic() < ends:
         time.sleep(0.01)
     return check()
@@ -90,5 +90,5 @@ def test_send_does_not_wait_for_a_server_that_hangs() -> None:
         began = time.monotonic()
         for n in range(100):
             notifier.send({"decision_id": str(n)})
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10  # one attempt after another would take twenty seconds
         assert notifier.close(0.5) == 100

@@ -442,6 +442,9 @@ def test_exchanges_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
     fetcher = fetch.Fetcher(timeout=0.05, client=httpx.Client(transport=httpx.MockTransport(endless)))
     assert [fetcher.send("GET", URL, headers={}) for _ in range(5)] == [None] * 5
+    while len(begun) < 2:  # a thread may begin after its caller has given up
+        time.sleep(0.01)
+    assert fetcher.send("GET", URL, headers={}) is None
     assert len(begun) == 2
     never.set()
     while (answer := fetcher.send("GET", URL, headers={})) is None:

@@ -274,7 +274,7 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) ->
     there.compromise(first)
     assert not revoked(first)
     assert seen_again(here).active.kid == second
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not revoked(first) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert revoked(first)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
-from langchain_runtime_authz.authzen import EvaluationRequest, Resource, Subject
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Resource, Subject
 from langchain_runtime_authz.edges.models import instructions_digest, tool_names
 from langchain_runtime_authz.edges.node_gate import _enter
 from langchain_runtime_authz.enforce.engine import drive
 from langchain_runtime_authz.enforce.entry import Given, open_entry
 from langchain_runtime_authz.enforce.model import ModelCall, decide_model, shown, withheld
 from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
@@ -161,6 +163,51 @@ def test_a_node_permitted_while_the_policy_changed_is_decided_again() -> None:
     for _ in range(3):
         drive(run.engine, _enter(run, ("", "n"), True))
     assert [r.action.name for r in pdp.requests].count("node/enter") == 2
+
+
+STEPS: list[Callable[[Any], Any]] = [lambda run: decide_model(run, CALL), lambda run: _enter(run, ("", "n"), True)]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=["model", "node"])
+def test_a_permit_stands_only_under_the_revision_that_its_answer_names(step: Callable[[Any], Any]) -> None:
+    """Replicas on two revisions: what the older permits is not the newer's permit, however they take turns."""
+    turns = iter(["r1", "r2", "r1", "r2"])
+
+    def answer(request: EvaluationRequest) -> object:
+        if request.action.name not in ("model/call", "node/enter"):
+            return True
+        pdp.revision = now = next(turns)
+        return {"decision": True, "context": {"policy": {"revision": now}}}
+
+    pdp = StaticPDP(answer)
+    _, run = entered(pdp)
+
+    def asked() -> int:
+        pdp.requests.clear()
+        drive(run.engine, step(run))
+        return len(pdp.requests)
+
+    assert [asked(), asked()] == [1, 1]  # the second stood under r1 as it was asked, and r2 permitted
+    for heard in ("r1", "r2"):  # by another thread
+        pdp.revision = heard
+        assert [asked(), asked()] == [1, 0]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=["model", "node"])
+def test_a_permit_that_names_no_revision_is_not_kept_under_one(step: Callable[[Any], Any]) -> None:
+    """Of two PDPs in one, or of two replicas, the one that says nothing may have changed."""
+    told = StaticPDP(True, name="told")
+    untold = StaticPDP(True, name="untold")
+    untold.revision = ""
+    _, run = entered(DenyOverrides(told, untold))
+    for _ in range(3):
+        drive(run.engine, step(run))
+    assert len([r for r in untold.requests if r.action.name != "run/start"]) == 3
+    replica = StaticPDP(lambda _: Decision(outcome="permit", decision_id="d"))
+    _, run = entered(replica)
+    for _ in range(3):
+        drive(run.engine, step(run))
+    assert len([r for r in replica.requests if r.action.name != "run/start"]) == 3
 
 
 def test_a_model_call_of_a_corrected_task_is_refused() -> None:

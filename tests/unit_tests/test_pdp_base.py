@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.pdp import authzen, opa
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -155,15 +157,17 @@ def test_what_stops_the_process_is_not_swallowed(error: type[BaseException]) -> 
         Evaluator(StaticPDP(stop)).evaluate([REQUEST])
 
 
-def test_a_late_answer_is_thrown_away() -> None:
+def test_a_late_answer_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """A permit after the deadline is a deny, and the rest of the batch is not asked."""
+    now = [0.0]
+    monkeypatch.setattr("langchain_runtime_authz.pdp.base.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def late(_: EvaluationRequest) -> object:
-        time.sleep(0.05)
+        now[0] += 3
         return True
 
     pdp = StaticPDP(late)
-    decisions = Evaluator(pdp, deadline=0.02).evaluate([REQUEST, REQUEST])
+    decisions = Evaluator(pdp, deadline=2).evaluate([REQUEST, REQUEST])
     assert [d.reasons for d in decisions] == [(Code.PDP_TIMEOUT,)] * 2
     assert len(pdp.requests) == 1
 
@@ -191,7 +195,7 @@ def test_a_hanging_engine_is_left() -> None:
             raise
         return {"decision": True}
 
-    decisions = asyncio.run(Evaluator(AsyncPDP(hang), deadline=0.02).aevaluate([REQUEST, REQUEST]))
+    decisions = asyncio.run(Evaluator(AsyncPDP(hang), deadline=0.5).aevaluate([REQUEST, REQUEST]))
     assert [d.reason for d in decisions] == [Code.PDP_TIMEOUT] * 2
     assert cancelled == [True]
 
@@ -223,6 +227,35 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: context(policy={"revision": "r9"}))).policy_revision == "r9"
     assert decide(StaticPDP(True)).policy_revision == "static"
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
+
+
+def opa_says(*revisions: object) -> Any:
+    """What OPA tells of bundles with these revisions."""
+    bundles = {f"bundle-{i:0>99}": {"revision": r} for i, r in enumerate(revisions)}
+    return opa._opened(json.dumps({"result": {"decision": True}, "provenance": {"bundles": bundles}}).encode())
+
+
+def test_long_revisions_that_differ_at_their_ends_are_two() -> None:
+    """Cut to a length they would be one, and what was permitted under it would outlast the policy."""
+    by_opa = [opa._decision(*opa_says("r", "r", "r", last)) for last in ("r1", "r2")]
+    by_authzen = [
+        authzen._decision({"decision": True, "context": {"policy": {"revision": "r" * 300 + last}}}, "") for last in "12"
+    ]
+    for one, other in (by_opa, by_authzen):
+        assert one is not None
+        assert other is not None
+        assert one.permit
+        assert other.permit
+        assert one.policy_revision != other.policy_revision
+
+
+@pytest.mark.parametrize("missing", ["", None])
+def test_a_bundle_without_a_revision_names_no_policy(missing: object) -> None:
+    """The record says what OPA said; nobody could tell from it that the policy is another."""
+    result, told = opa_says("r1", missing)
+    assert not told.named
+    assert opa._decision(result, told).policy_revision.endswith("@")  # type: ignore[union-attr]
+    assert opa_says("r1", "r2")[1].named
 
 
 @pytest.mark.parametrize("revision", [RuntimeError("gone"), 5, None])

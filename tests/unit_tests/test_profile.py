@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.tools import BaseTool, StructuredTool, tool
+from pydantic import BaseModel
 
 from langchain_runtime_authz.edges.profiles import Profiles, digest_of
 from langchain_runtime_authz.errors import Code, ConfigError
@@ -245,6 +246,61 @@ def test_a_profile_is_for_the_tool_that_was_seen() -> None:
     assert held.of(make()).declared
     assert not held.of(make("lookup2")).declared
     assert held.of(make("search")).declared
+
+
+class Part(BaseModel):
+    """A part of an argument."""
+
+    file_id: str
+    inner: list[Part] = []
+
+
+@tool
+def mail(to: str, parts: list[Part] | None = None, extra: dict[str, Any] | None = None) -> str:
+    """Mail."""
+    return to
+
+
+PLACES: dict[str, bool] = {
+    "to": True, "parts": True, "parts.file_id": True, "parts.inner.file_id": True, "extra.anything.at.all": True,
+    "who": False, "who.name": False, "to.name": False, "parts.file_di": False, "parts.file_id.x": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PLACES)
+@pytest.mark.parametrize("fact", ["critical", "when", "text"])
+def test_what_a_profile_names_must_be_in_the_schema(path: str, fact: str) -> None:
+    """At any depth: an argument that is never there counts as not given, and then nothing is asked about it."""
+    declared = {"mail": {fact: {path: "value"} if fact == "critical" else [path]}}
+    profiles = Profiles(load_profiles(declared))
+    if PLACES[path]:
+        assert profiles.of(mail).declared
+    else:
+        with pytest.raises(ConfigError, match=f"mail: `{fact}` names `{path}`") as caught:
+            profiles.of(mail)
+        assert caught.value.code == Code.PROFILE_INVALID
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "there"),
+    [
+        ({"type": "object"}, "to", False),
+        ({"type": "object", "properties": {}}, "to", False),
+        ({"type": "object", "properties": {"a": {}}}, "a.b", True),
+        ({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {}}}}}, "a.c", False),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}}, "a.b", False),
+    ],
+    ids=str,
+)
+def test_a_server_s_schema_is_held_against_too(schema: dict[str, Any], path: str, there: bool) -> None:
+    """JSON schemas come as they are: without properties, open, or with references."""
+    sent = StructuredTool(name="mail", description="Mail.", args_schema=schema, func=lambda **_: "")
+    profiles = Profiles(load_profiles({"mail": {"critical": {path: "value"}}}))
+    if there:
+        assert profiles.of(sent).declared
+    else:
+        with pytest.raises(ConfigError, match=f"names `{path}`"):
+            profiles.of(sent)
 
 
 def test_a_tool_that_changes_in_place_is_unprofiled() -> None:

@@ -151,13 +151,13 @@ def test_memory_is_bounded() -> None:
 
 def test_a_runaway_is_stopped_in_time() -> None:
     """So are four at once, and who finds no free instance is told in time too."""
-    policy = program(module("(loop (br 0)) unreachable"), pool_size=4, timeout=0.1)
+    policy = program(module("(loop (br 0)) unreachable"), pool_size=4, timeout=0.5)
     started = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         for answer in [pool.submit(policy.evaluate, b"x", "a/b") for _ in range(8)]:
             with pytest.raises(TimeoutError):
-                answer.result(20)
-    assert time.monotonic() - started < 10
+                answer.result(60)
+    assert time.monotonic() - started < 15
     policy.close()
 
 
@@ -188,10 +188,10 @@ def test_a_runaway_is_stopped_in_time() -> None:
 )
 def test_what_is_no_policy_is_refused(code: bytes) -> None:
     """At load, and nothing keeps running."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises((PolicyFailed, TimeoutError)):
         program(code, timeout=0.2)
-    assert threading.active_count() <= before
+    assert set(threading.enumerate()) <= before
 
 
 def test_one_thread_watches_all_and_ends_with_the_last() -> None:
@@ -209,7 +209,7 @@ def test_one_thread_watches_all_and_ends_with_the_last() -> None:
     assert second.evaluate(b"x", "a/b") == {"decision": True}
     del second
     gc.collect()
-    assert watching() == before
+    assert watching() <= before
 
 
 def test_code_is_shared_and_data_is_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -20,6 +21,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
+from langchain_runtime_authz.pdp.bundle import Bundle, read_bundle
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.highest import HighestRevision
 from langchain_runtime_authz.pdp.reloading import ReloadingPDP
@@ -169,6 +171,83 @@ def test_what_is_refused_changes_nothing(tmp_path: Path, name: str) -> None:
         assert not ask(pdp).permit
     finally:
         pdp.close()
+
+
+def test_what_was_refused_is_read_again_only_where_it_changed(
+    source: Path, following: Callable[..., ReloadingPDP], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the watch; it goes on being told, makes no policy fresh, and is looked at again after a minute or when asked."""
+    reads: list[Path] = []
+
+    def read(path: Path, keys: object) -> Bundle:
+        reads.append(path)
+        return read_bundle(path)
+
+    monkeypatch.setattr("langchain_runtime_authz.pdp.reloading.read_bundle", read)
+    put(source, files(5))
+    pdp, late = following(max_staleness=600), [0.0]
+    real = time.monotonic
+    monkeypatch.setattr("langchain_runtime_authz.pdp.reloading.time.monotonic", lambda: real() + late[0])
+
+    def polled() -> tuple[str, int]:
+        reads.clear()
+        with pytest.raises(ConfigError) as caught:
+            pdp._followed(again=False)
+        assert pdp.status.refused == str(caught.value)
+        return caught.value.code, len(reads)
+
+    put(source, files(4))
+    assert [polled() for _ in range(3)] == [(Code.POLICY_OLDER, 1), (Code.POLICY_OLDER, 0), (Code.POLICY_OLDER, 0)]
+    source.write_bytes(b"not gzip")
+    assert [polled() for _ in range(2)] == [(Code.POLICY_INVALID, 1), (Code.POLICY_INVALID, 0)]
+    late[0] = 61
+    assert [polled() for _ in range(2)] == [(Code.POLICY_INVALID, 1), (Code.POLICY_INVALID, 0)]
+    with pytest.raises(ConfigError):
+        pdp.reload()
+    assert len(reads) == 1
+    late[0] = 601
+    assert ask(pdp).reasons == (Code.POLICY_STALE,)
+    put(source, files(6, DENY_WRITES))
+    assert pdp._followed(again=False)
+    assert (ask(pdp).reason, pdp.status.refused) == (Code.EFFECT, "")
+
+
+def test_what_could_not_be_read_is_read_again(
+    source: Path, following: Callable[..., ReloadingPDP], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that fails for a moment, or a machine too busy for the policy's own cases: nothing changed, and yet."""
+    case = {"name": "c", "request": json.loads(REQUEST.to_json()), "expect": "permit"}
+    put(source, files(1, cases=[case]))
+    pdp = following()
+    put(source, files(2, cases=[case]))
+
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def slow(*_: object) -> object:
+        raise TimeoutError
+
+    for place, fault in (("bundle._content", fails), ("wasm.WasmPDP.evaluate", slow)):
+        with monkeypatch.context() as broken:
+            broken.setattr(f"langchain_runtime_authz.pdp.{place}", fault)
+            with pytest.raises(ConfigError):
+                pdp._followed(again=False)
+    assert pdp._followed(again=False)
+    assert pdp.revision.startswith("2@")
+
+
+def test_a_state_that_was_restored_is_looked_at(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """The bundle is the one that was refused; what was refused about it is gone."""
+    pdp = following()
+    kept = source.with_name(source.name + ".highest")
+    good = kept.read_bytes()
+    kept.write_text("?")
+    put(source, files(2))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="restore it"):
+            pdp._followed(again=False)
+    kept.write_bytes(good)
+    assert pdp._followed(again=False)
 
 
 @pytest.mark.parametrize(

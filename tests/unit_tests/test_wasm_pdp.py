@@ -436,7 +436,7 @@ def test_what_can_not_run_is_refused(wasm: str | bytes, entrypoint: str, says: s
 
 def test_a_refused_policy_leaves_no_thread() -> None:
     """A construction that fails leaves nothing running."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for arguments in (
         {"wasm": opa_module()},
         {"data": {"x": 1}},
@@ -444,7 +444,7 @@ def test_a_refused_policy_leaves_no_thread() -> None:
     ):
         with pytest.raises(ConfigError):
             WasmPDP(**arguments)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("arguments", [{"pool_size": 0}, {"timeout": 0}, {"timeout": float("nan")}])
@@ -456,7 +456,7 @@ def test_wrong_limits_are_refused(arguments: dict[str, float]) -> None:
 
 def test_a_runaway_policy_is_stopped() -> None:
     """An evaluation that does not end is interrupted, denies, and the next one has an engine."""
-    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.05)
+    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=1.0)
     for _ in range(2):
         (decision,) = Evaluator(pdp).evaluate([example_request()])
         assert (decision.reason, decision.failure) == (Code.PDP_TIMEOUT, "pdp")
