@@ -461,6 +461,7 @@ def strict_json(text: str | bytes | bytearray) -> Any:
         RecursionError: it is nested too deeply.
     """
     if not isinstance(text, str):
+        # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
         text = text.decode()
     return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 
