@@ -105,6 +105,16 @@ class Subject(_Model):
             return cls(type="user", id=value)
         return cls.model_validate(value)
 
+    @property
+    def principal(self) -> str:
+        """`type:id`: how ledger, approvals and records name it."""
+        return f"{self.type}:{self.id}"
+
+    @property
+    def human(self) -> bool:
+        """Whether what it says is a human's word. Agents, crons and webhooks are not, whatever they write."""
+        return self.type in ("user", "anonymous")
+
 
 class Action(_Model):
     """What is attempted (AuthZEN §5.3)."""

@@ -69,6 +69,7 @@ class Code(StrEnum):
     NOT_EVALUATED = "not_evaluated"
     # Not left to policy: the PEP refuses whatever the PDP says.
     NO_RUN = "no_run"
+    NO_CALL = "no_call"
     LEASE_ENDED = "lease_ended"
     LEASE_EXPIRED = "lease_expired"
     REVOKED = "revoked"
@@ -184,6 +185,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.PDP_CIRCUIT_OPEN: "the PDP failed so often that it is not asked for a while; repair it",
     Code.NOT_EVALUATED: "the PDP ended the batch before this request; ask with `execute_all`, or ask again",
     Code.NO_RUN: "the guarded tool was called outside a run; call it inside a protected graph or `authz.run(...)`",
+    Code.NO_CALL: "no permitted call of this tool with these arguments is open; decide it first, and observe it once",
     Code.LEASE_ENDED: "the run has ended; start a new one",
     Code.LEASE_EXPIRED: "the run outlived its maximum lifetime; start a new one",
     Code.REVOKED: "the run was revoked; an operator can reinstate it",

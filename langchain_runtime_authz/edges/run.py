@@ -131,7 +131,7 @@ class RunHandle:
     @property
     def human(self) -> bool:
         """Whether what this run's subject says is a human's word."""
-        return self.subject.type in ("user", "anonymous")
+        return self.subject.human
 
     def _enter(self, run: Run) -> None:
         if self._closed:
