@@ -115,7 +115,7 @@ class ToolProfile(BaseModel):
     critical: dict[str, Kind] = {}
     when: Names = ()
     text: Names = ()
-    data_class: str = Field("internal", validation_alias=AliasChoices("data_class", "class"))
+    data_class: str = Field(default="internal", validation_alias=AliasChoices("data_class", "class"))
     trust: Trust | dict[str, Trust] = "external"
     prose: Names = ()
     counterparty: Names = ()

@@ -10,7 +10,9 @@ import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
+
+from langchain_core.runnables import RunnableConfig
 
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in
@@ -79,11 +81,11 @@ class RunHandle:
         """Whether the run was closed."""
         return self._closed
 
-    def config(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
         """`config` with this run in it, for generators and other tasks. Dies with the run."""
         given = dict(config or {})
         given["configurable"] = {**(given.get("configurable") or {}), HANDLE_KEY: Handle(self)}
-        return given
+        return cast("RunnableConfig", given)
 
     def close(self) -> None:
         """End every lease of the run. Paused threads stay resumable. Closing twice is no error."""
