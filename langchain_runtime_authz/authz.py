@@ -195,6 +195,9 @@ class RuntimeAuthz:
         self._names: set[str] = set()
         install(ambient)
 
+    def __repr__(self) -> str:
+        return f"<RuntimeAuthz {self.tenant}: decided by {self.pdp.name}, {type(self.ledger).__name__}>"
+
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder), in place, with every graph it can reach.
 

@@ -163,6 +163,9 @@ class Session:
         """Like `close`."""
         await adrive(self._run.engine, close(self._run, "ended"))
 
+    def __repr__(self) -> str:
+        return f"<Session {'/'.join(self._run.agent)} run_id={self._run.run_id} epoch={self.epoch}>"
+
     def __enter__(self) -> Self:
         return self
 
