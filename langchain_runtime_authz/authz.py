@@ -157,7 +157,7 @@ class RuntimeAuthz:
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
         self.identity: Identity = identity if identity is not None else StaticIdentity()
-        self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit or MemorySink()
+        self.audit: AuditSink = _sink(audit)
         self.tenant = tenant
         self.approvers = approvers if approvers is not None else Approvers()
         _refuse_older(self.ledger, self.audit, tenant)
@@ -194,6 +194,9 @@ class RuntimeAuthz:
         self._protection = Protection(self.entrance, self.profiles)
         self._names: set[str] = set()
         install(ambient)
+
+    def __repr__(self) -> str:
+        return f"<RuntimeAuthz {self.tenant}: decided by {self.pdp.name}, {type(self.ledger).__name__}>"
 
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder), in place, with every graph it can reach.
@@ -259,7 +262,35 @@ class RuntimeAuthz:
         agent: str = "session",
         thread: str | None = None,
     ) -> Session:
-        """The same engine room without LangGraph, for other loops and recorded traces."""
+        """The same engine room without LangGraph, for other loops and recorded traces.
+
+        Args:
+            subject: as for `run`.
+            task: as for `run`.
+            grant: as for `run`.
+            agent: the agent's name, in records and in the ledger's keys.
+            thread: of an earlier session to go on with; a new one when absent.
+
+        Raises:
+            AuthzDenied: the subject may not start here.
+        """
+        return drive(self._engine, self._session(subject, task, grant, agent, thread))
+
+    async def asession(
+        self,
+        *,
+        subject: SubjectLike,
+        task: str | None = None,
+        grant: Grant | str | None = None,
+        agent: str = "session",
+        thread: str | None = None,
+    ) -> Session:
+        """Like `session`, without blocking the event loop: `async with await authz.asession(...)`."""
+        return await adrive(self._engine, self._session(subject, task, grant, agent, thread))
+
+    def _session(
+        self, subject: SubjectLike, task: str | None, grant: Grant | str | None, agent: str, thread: str | None
+    ) -> Flow[Session]:
         return Session.open(
             self._engine,
             self.profiles.declared,
@@ -306,7 +337,7 @@ class RuntimeAuthz:
     def _correct(self, thread_id: str, text: str, graph: GraphLike, by: SubjectLike | None) -> Flow[int]:
         author = Subject.of(by) if by is not None else None
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
-        return correct(self._scope(thread_id, graph), said, f"{author.type}:{author.id}" if author else None)
+        return correct(self._scope(thread_id, graph), said, author.principal if author else None)
 
     def approvals(self) -> list[Approval]:
         """The questions of this tenant that wait for an answer, on every thread; `id` names each.
@@ -405,9 +436,17 @@ class RuntimeAuthz:
         """Revoke a thread, or an agent's subtree on it, until `reinstate`."""
         drive(self._engine, revoke(self._scope(thread_id, graph), tuple(agent)))
 
+    async def arevoke(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
+        """Like `revoke`, without blocking the event loop."""
+        await adrive(self._engine, revoke(self._scope(thread_id, graph), tuple(agent)))
+
     def reinstate(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
         """Lift a revocation."""
         drive(self._engine, reinstate(self._scope(thread_id, graph), tuple(agent)))
+
+    async def areinstate(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
+        """Like `reinstate`, without blocking the event loop."""
+        await adrive(self._engine, reinstate(self._scope(thread_id, graph), tuple(agent)))
 
     def compromise_key(self, kid: str) -> None:
         """A signing key is in the wrong hands: withdraw it, and revoke every token that it signed.
@@ -466,6 +505,12 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
         msg = f"`{parameter}` takes sequences of names, not {names!r}"
         raise ConfigError(msg)
     return tuple(names)
+
+
+def _sink(audit: AuditSink | str | Path | None) -> AuditSink:
+    if isinstance(audit, str | Path):
+        return FileSink(audit)
+    return audit if audit is not None else MemorySink()  # also one that says that it is empty
 
 
 def _refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:

@@ -105,6 +105,16 @@ class Subject(_Model):
             return cls(type="user", id=value)
         return cls.model_validate(value)
 
+    @property
+    def principal(self) -> str:
+        """`type:id`: how ledger, approvals and records name it."""
+        return f"{self.type}:{self.id}"
+
+    @property
+    def human(self) -> bool:
+        """Whether what it says is a human's word. Agents, crons and webhooks are not, whatever they write."""
+        return self.type in ("user", "anonymous")
+
 
 class Action(_Model):
     """What is attempted (AuthZEN §5.3)."""
@@ -461,6 +471,7 @@ def strict_json(text: str | bytes | bytearray) -> Any:
         RecursionError: it is nested too deeply.
     """
     if not isinstance(text, str):
+        # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
         text = text.decode()
     return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 

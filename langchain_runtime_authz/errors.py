@@ -17,6 +17,7 @@ A denial that a message can carry is a *value* (`authzen.Decision`), not an exce
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Final
 
@@ -33,6 +34,7 @@ __all__ = [
     "PDPError",
     "ledger_code",
     "sentence",
+    "unreadable",
 ]
 
 
@@ -67,6 +69,7 @@ class Code(StrEnum):
     NOT_EVALUATED = "not_evaluated"
     # Not left to policy: the PEP refuses whatever the PDP says.
     NO_RUN = "no_run"
+    NO_CALL = "no_call"
     LEASE_ENDED = "lease_ended"
     LEASE_EXPIRED = "lease_expired"
     REVOKED = "revoked"
@@ -183,6 +186,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.PDP_CIRCUIT_OPEN: "the PDP failed so often that it is not asked for a while; repair it",
     Code.NOT_EVALUATED: "the PDP ended the batch before this request; ask with `execute_all`, or ask again",
     Code.NO_RUN: "the guarded tool was called outside a run; call it inside a protected graph or `authz.run(...)`",
+    Code.NO_CALL: "no permitted call of this tool with these arguments is open; decide it first, and observe it once",
     Code.LEASE_ENDED: "the run has ended; start a new one",
     Code.LEASE_EXPIRED: "the run outlived its maximum lifetime; start a new one",
     Code.REVOKED: "the run was revoked; an operator can reinstate it",
@@ -265,15 +269,15 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.EXCHANGE_REFUSED: "the token endpoint refused the exchange; look at its policy for this client and audience",
     Code.EXCHANGE_FAILED: "the token endpoint's answer is not what RFC 8693 asks for; look at its log",
     Code.AUDIENCE: "the audience is not in the tool's profile, or not in the grant",
-    Code.CHAIN_BROKEN: "the audit chain does not verify",
+    Code.CHAIN_BROKEN: "the audit chain does not verify; keep it as evidence and compare it with a copy",
     Code.CONFIG: "a setting is wrong",
-    Code.POLICY_INVALID: "the policy can not be loaded",
+    Code.POLICY_INVALID: "the policy can not be loaded; correct what is named",
     Code.POLICY_UNSIGNED: "no trusted key signed the policy; sign it with `runtime-authz policy build --key`",
     Code.POLICY_OLDER: "a policy never goes back; to undo a change release the old content under a new number",
     Code.POLICY_STALE: "the policy's source could not be confirmed for too long; look at where its bundle comes from",
     Code.POLICY_CHANGED: "the tool's profile is another revision's than the policy; decide the call again",
     Code.NOTIFY_UNAVAILABLE: "a notification that the policy demands could not be sent; look at the notifier",
-    Code.PROFILE_INVALID: "a tool profile is wrong",
+    Code.PROFILE_INVALID: "a tool profile is wrong; correct what is named",
     Code.UNGOVERNED: "no gate stands in front of it; govern it as its note says, or accept it in a baseline",
     Code.BASELINE_INVALID: "the baseline can not be used; write it anew with `runtime-authz inspect --write-baseline`",
     Code.ALREADY_PROTECTED: "another RuntimeAuthz protects this graph; use that one or build the graph anew",
@@ -286,6 +290,21 @@ def sentence(code: str) -> str:
         return _SENTENCES[Code(code)]
     except ValueError:
         return f"the policy gave the reason `{code}`"
+
+
+def unreadable(exc: Exception) -> str:
+    """Why a file of text, JSON or YAML can not be used: the place and the reason, in nobody's internal words."""
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    if isinstance(exc, UnicodeDecodeError):
+        return f"byte {exc.start} is not UTF-8"
+    if isinstance(exc, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(exc, json.JSONDecodeError):
+        return f"line {exc.lineno}, column {exc.colno}: {exc.msg}"
+    if (mark := getattr(exc, "problem_mark", None)) is not None:  # a `yaml.MarkedYAMLError`, known without PyYAML
+        return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(exc, 'problem', None)}"
+    return str(exc) or type(exc).__name__
 
 
 class AuthzError(Exception):

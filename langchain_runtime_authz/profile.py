@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from langchain_runtime_authz.digest import digest, project
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 
 __all__ = [
     "EFFECTS",
@@ -115,7 +115,7 @@ class ToolProfile(BaseModel):
     critical: dict[str, Kind] = {}
     when: Names = ()
     text: Names = ()
-    data_class: str = Field("internal", validation_alias=AliasChoices("data_class", "class"))
+    data_class: str = Field(default="internal", validation_alias=AliasChoices("data_class", "class"))
     trust: Trust | dict[str, Trust] = "external"
     prose: Names = ()
     counterparty: Names = ()
@@ -215,7 +215,7 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         try:
             loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-            msg = f"{where} can not be read: {exc}"
+            msg = f"{where} can not be read: {unreadable(exc)}"
             raise ConfigError(msg, Code.PROFILE_INVALID) from exc
         source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
         if not isinstance(source, dict):

@@ -17,7 +17,9 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
+
+from langchain_runtime_authz.authzen import strict_json
 
 __all__ = ["GENESIS", "TORN", "ChainReport", "line_hash", "make_line", "parse_line", "verify_chain"]
 
@@ -65,7 +67,7 @@ def line_hash(line: bytes) -> str:
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record in a line, or `None` where it holds none. Strict: no duplicate members, no NaN."""
     try:
-        record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse)
+        record = strict_json(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or type(record.get("seq")) is not int or not isinstance(record.get("prev"), str):
@@ -134,15 +136,3 @@ def _whole(file: Iterable[bytes]) -> Iterator[bytes]:
     """The lines of a file; one without its newline is a fragment, even where it parses."""
     for line in file:
         yield line if line.endswith(b"\n") else b"\0" + line
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        msg = "duplicate member"
-        raise ValueError(msg)
-    return found
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(name)

@@ -31,13 +31,12 @@ ANCHOR: Final = "ledger"  # the member of a record that holds the ledger's ancho
 
 @runtime_checkable
 class AuditSink(Protocol):
-    """Keeps records (`audit.record`).
+    """Keeps records (`audit.record`)."""
 
-    Attributes:
-        content: whether it wants arguments, targets and task texts.
-    """
-
-    content: bool
+    @property
+    def content(self) -> bool:
+        """Whether it wants arguments, targets and task texts."""
+        ...
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep one record; it is not changed. Returns when it is kept.

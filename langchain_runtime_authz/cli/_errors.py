@@ -26,13 +26,15 @@ def reporting() -> Iterator[None]:
         yield
     except AuthzError as exc:
         fail(exc)
+    except FileExistsError as exc:
+        fail(ConfigError(f"{exc.filename}: it exists already; name a new one"))
     except OSError as exc:
         fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
 
 
-def fail(exc: AuthzError, code: int = UNUSABLE, advice: str = "") -> NoReturn:
+def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     """Print `error: <stable code>: …` on one line and leave with `code`."""
     # "a setting is wrong" says nothing that the detail before it does not.
     text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")
-    typer.echo(f"error: {' '.join(text.split())}{advice and f'; {advice}'}", err=True)
+    typer.echo(f"error: {' '.join(text.split())}", err=True)
     raise typer.Exit(code)

@@ -14,7 +14,7 @@ import typer
 
 from langchain_runtime_authz.cli._errors import reporting
 from langchain_runtime_authz.cli.ledger import opened
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
@@ -174,7 +174,7 @@ def _authz(
     try:
         people: dict[str, Any] = parse_object(approvers.read_bytes())
     except ValueError as exc:
-        msg = f"{approvers}: not JSON"
+        msg = f"{approvers} must hold a JSON object, `user:<name>` to JWK set: {unreadable(exc)}"
         raise ConfigError(msg) from exc
     with opened(where, schema, role) as ledger:
         yield RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)

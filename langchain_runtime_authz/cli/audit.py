@@ -52,5 +52,4 @@ def verify(
         typer.echo(f"result   whole, {pinned}")
         return
     typer.echo(f"result   BROKEN at line {report.error_line}")
-    advice = f"lines before it verify; keep {file.name} as evidence and compare it with a copy"
-    fail(AuditError(Code.CHAIN_BROKEN, f"line {report.error_line}: {report.error}"), FINDING, advice)
+    fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, line {report.error_line}: {report.error}"), FINDING)

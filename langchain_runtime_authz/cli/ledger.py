@@ -201,9 +201,16 @@ def _needing_postgres() -> Iterator[None]:
         raise ConfigError(msg) from exc
 
 
+def _must_be_there(where: str) -> None:
+    """A mistyped path must not make a ledger; SQLite takes an empty file for one."""
+    if not Path(where).is_file() or not Path(where).stat().st_size:
+        msg = f"there is no ledger at {where or 'an empty path'}; `runtime-authz ledger migrate` makes one"
+        raise ConfigError(msg)
+
+
 @contextmanager
 def opened(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
-    """The ledger at `where`, which must be there: a mistyped path must not make one."""
+    """The ledger at `where`, which must be there."""
     ledger: SqlLedger
     if _is_postgres(where):
         with _needing_postgres():
@@ -212,9 +219,7 @@ def opened(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
     else:
         from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
-        if not Path(where).is_file():
-            msg = f"there is no ledger at {where}"
-            raise ConfigError(msg)
+        _must_be_there(where)
         ledger = SqliteLedger(where)
     with ledger:
         yield ledger
@@ -230,5 +235,7 @@ def _admin(where: str, schema: str, role: str, *, create: bool = False) -> Itera
         return
     from langchain_runtime_authz.ledger import sqlite
 
+    if not create:
+        _must_be_there(where)
     with sqlite.administer(where, create=create) as admin:
         yield admin

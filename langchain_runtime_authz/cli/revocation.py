@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from langchain_runtime_authz.cli._errors import reporting
 from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import ConfigError, LedgerError
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.ledger.base import Ledger, Scope
+    from langchain_runtime_authz.ledger.base import Reinstate, Revoke
 
 __all__ = ["reinstate", "revoke"]
 
@@ -22,6 +22,9 @@ Graph = Annotated[str, typer.Option("--graph", help="The graph's name, as audit 
 Agent = Annotated[str, typer.Option("--agent", help="Only this agent and those below it: a path, like root/payer.")]
 Tenant = Annotated[str, typer.Option("--tenant", help="As in RuntimeAuthz(tenant=...).")]
 Issuer = Annotated[str, typer.Option("--issuer", help="Of the application's tokens.")]
+Audit = Annotated[
+    Path | None, typer.Option("--audit", metavar="FILE", help="A hash-chained file to record it in: the application's.")
+]
 _LOCAL = "urn:langchain-runtime-authz:local"
 
 
@@ -32,6 +35,7 @@ def revoke(
     agent: Agent = "",
     tenant: Tenant = "default",
     issuer: Issuer = _LOCAL,
+    audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
@@ -46,8 +50,8 @@ def revoke(
     """  # noqa: D301  (`\b` is what keeps the lines apart)
     from langchain_runtime_authz.ledger.base import Revoke
 
-    with reporting(), _known(where, schema, role, thread, graph, tenant, issuer) as (ledger, scope):
-        ledger.commit(scope, None, [Revoke(_path(agent))])
+    with reporting():
+        _commit(Revoke(_path(agent)), "revoked", where, schema, role, thread, graph, tenant, issuer, audit)
     typer.echo(f"revoked     {thread} {agent}".rstrip())
 
 
@@ -58,6 +62,7 @@ def reinstate(
     agent: Agent = "",
     tenant: Tenant = "default",
     issuer: Issuer = _LOCAL,
+    audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
@@ -71,8 +76,8 @@ def reinstate(
     """  # noqa: D301
     from langchain_runtime_authz.ledger.base import Reinstate
 
-    with reporting(), _known(where, schema, role, thread, graph, tenant, issuer) as (ledger, scope):
-        ledger.commit(scope, None, [Reinstate(_path(agent))])
+    with reporting():
+        _commit(Reinstate(_path(agent)), "reinstated", where, schema, role, thread, graph, tenant, issuer, audit)
     typer.echo(f"reinstated  {thread} {agent}".rstrip())
 
 
@@ -80,16 +85,34 @@ def _path(agent: str) -> tuple[str, ...]:
     return tuple(agent.split("/")) if agent else ()
 
 
-@contextmanager
-def _known(
-    where: str, schema: str, role: str, thread: str, graph: str, tenant: str, issuer: str
-) -> Iterator[tuple[Ledger, Scope]]:
-    """The ledger and a thread that it knows: a mistyped name must not look like a stop."""
-    from langchain_runtime_authz.ledger.base import Query, Scope
+def _commit(
+    change: Revoke | Reinstate,
+    event: str,
+    where: str,
+    schema: str,
+    role: str,
+    thread: str,
+    graph: str,
+    tenant: str,
+    issuer: str,
+    audit: Path | None,
+) -> None:
+    """Commit it to a thread that the ledger knows: a mistyped name must not look like a stop."""
+    from langchain_runtime_authz.audit.record import run_record
+    from langchain_runtime_authz.audit.sinks import FileSink
+    from langchain_runtime_authz.enforce.engine import anchored
+    from langchain_runtime_authz.ledger.base import Conflict, Query, Scope
 
+    scope = Scope(tenant, issuer, graph, thread)
     with opened(where, schema, role) as ledger:
-        scope = Scope(tenant, issuer, graph, thread)
         if not ledger.load(scope, Query()).exists:
             msg = f"the ledger knows no thread {thread!r} of graph {graph!r} (tenant {tenant!r}, issuer {issuer!r})"
             raise ConfigError(msg)
-        yield ledger, scope
+        # The file is opened first: where it can not be written, nothing is done.
+        with closing(FileSink(audit)) if audit is not None else nullcontext() as sink:
+            done = ledger.commit(scope, None, [change])
+            if isinstance(done, Conflict):
+                raise LedgerError(done.code)
+            if sink is not None:
+                record = run_record(now=done.now, event=event, run_id="", scope=scope, agent=change.agent)
+                sink.write(anchored(record, ledger, tenant))

@@ -47,13 +47,12 @@ LOCAL: Final = "urn:langchain-runtime-authz:local"
 
 @runtime_checkable
 class Issuer(Protocol):
-    """Signs what it is asked to sign, or refuses.
+    """Signs what it is asked to sign, or refuses."""
 
-    Attributes:
-        issuer: the `iss` of its tokens.
-    """
-
-    issuer: str
+    @property
+    def issuer(self) -> str:
+        """The `iss` of its tokens."""
+        ...
 
     def issue(self, request: TokenRequest) -> str:
         """The compact JWT for `request`. Raises `CredentialError` where it refuses."""

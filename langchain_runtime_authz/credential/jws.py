@@ -19,7 +19,7 @@ from langchain_runtime_authz.credential.keys import MAX_RSA_BITS, MIN_RSA_BITS
 from langchain_runtime_authz.credential.token import MAX_TOKEN, parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 
-__all__ = ["KEY_TYPES", "Jws", "is_signed", "public_key", "read", "refuse"]
+__all__ = ["KEY_TYPES", "Jws", "decoded", "is_signed", "json_object", "public_key", "read", "refuse"]
 
 KEY_TYPES: Final = {"ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519"), "RS256": ("RSA", None)}
 # RFC 7518 §6.2.2, §6.3.2, §6.4, RFC 8037 §2: members that only private or symmetric keys have
@@ -77,10 +77,10 @@ def read(
     if parts is None:
         refuse("it is not a compact JWS", code)
     # Base64 has spare bits: one token must have one spelling.
-    decoded = [data for part in parts.groups() if (data := _decoded(part)) is not None]
-    if len(decoded) != _PARTS:
+    segments = [data for part in parts.groups() if (data := decoded(part)) is not None]
+    if len(segments) != _PARTS:
         refuse("it is not base64url", code)
-    header = _object(decoded[0])
+    header = json_object(segments[0])
     if header is None:
         refuse("its header is not a JSON object", code)
     if set(header) != set(members):
@@ -89,10 +89,10 @@ def read(
         refuse("its `typ` is another", code)
     if not isinstance(header["alg"], str) or header["alg"] not in algorithms:
         refuse("its `alg` is not permitted", code)
-    claims = _object(decoded[1])
+    claims = json_object(segments[1])
     if claims is None:
         refuse("its claims are not a JSON object", code)
-    return Jws(header, claims, token[: parts.end(2)].encode(), decoded[2])
+    return Jws(header, claims, token[: parts.end(2)].encode(), segments[2])
 
 
 def public_key(jwk: Mapping[str, Any], alg: str) -> PyJWK | None:
@@ -137,14 +137,16 @@ def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
 # The helpers below answer instead of raising, for the same reason.
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that a segment holds, if it does."""
     try:
         return parse_object(data)
     except ValueError:
         return None
 
 
-def _decoded(segment: str) -> bytes | None:
+def decoded(segment: str) -> bytes | None:
+    """The bytes of a segment in base64url, in its one spelling; else `None`."""
     try:
         data = base64url_decode(segment)
     except ValueError:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, Subject
+from langchain_runtime_authz.authzen import MAX_DEPTH, Subject, strict_json
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
 
@@ -318,10 +317,8 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: anything else, nesting too deep for the parser included.
     """
-    # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
-    text = data if isinstance(data, str) else data.decode("utf-8")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        value = strict_json(data)
     except RecursionError:
         msg = "nested too deeply"
         raise ValueError(msg) from None
@@ -329,25 +326,6 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
         msg = "not an object"
         raise ValueError(msg)  # noqa: TRY004  (one exception for every way of being wrong)
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        msg = "duplicate member"
-        raise ValueError(msg)
-    return found
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):  # `1e999`
-        raise ValueError(text)
-    return number
 
 
 def claim_names() -> Iterator[str]:

@@ -19,7 +19,7 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 from urllib.parse import parse_qsl, quote_plus, unquote_plus
 
@@ -28,6 +28,7 @@ import httpx
 from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.downstream._asgi import Receive, Scope, Send, read_body
 from langchain_runtime_authz.downstream.status import Status
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -38,10 +39,6 @@ _log: Final = logging.getLogger(__name__)
 OK: Final = 200
 MIN_SECRET: Final = 16  # characters
 MAX_BODY: Final = MAX_TOKEN + 4096
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Introspection:
@@ -200,15 +197,9 @@ async def _token(headers: list[tuple[bytes, bytes]], receive: Receive) -> str | 
     kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"]
     if kinds != [b"application/x-www-form-urlencoded"]:
         return None
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            return None
+    body = await read_body(receive, MAX_BODY)
+    if body is None:
+        return None
     try:
         form = parse_qsl(body.decode(), max_num_fields=16)
     except ValueError:

@@ -34,15 +34,12 @@ import httpx
 from langchain_runtime_authz.credential.fetch import checked_url
 from langchain_runtime_authz.credential.lease import acurrent_credential
 from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.downstream._asgi import App, Receive, Scope, Send, read_body
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.downstream.resource_server import (
     BAD_REQUEST,
-    App,
     ProtectedApp,
-    Receive,
     ResourceServer,
-    Scope,
-    Send,
     refuse,
 )
 from langchain_runtime_authz.errors import ConfigError
@@ -158,7 +155,7 @@ class ProtectedMcp(ProtectedApp):
         if scope["type"] != "http" or scope["method"] != "POST":
             await super()._guarded(scope, receive, send)
             return
-        body = await _body(receive)
+        body = await read_body(receive, MAX_BODY)
         message = _message(body)
         if body is None or message is None:
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
@@ -181,19 +178,6 @@ class ProtectedMcp(ProtectedApp):
         # INVARIANT: the name that is checked is the one in the body that the application reads.
         narrowed = ProtectedApp(self._app, self._server.for_tools(self._prefix + name))
         await narrowed(scope, receive, send)
-
-
-async def _body(receive: Receive) -> bytes | None:
-    body, more = bytearray(), True  # one that grows in place: a byte at a time would cost its square
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            return None
-    return bytes(body)
 
 
 def _message(body: bytes | None) -> dict[str, Any] | None:

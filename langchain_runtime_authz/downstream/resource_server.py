@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -35,6 +35,7 @@ from starlette.responses import Response
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.downstream._asgi import App, Receive, Scope, Send
 from langchain_runtime_authz.downstream.dpop import ProofVerifier
 from langchain_runtime_authz.downstream.status import Status
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -46,11 +47,6 @@ _log: Final = logging.getLogger(__name__)
 BAD_REQUEST: Final = "invalid_request"
 _UNAVAILABLE: Final = frozenset({Code.KEYS_UNAVAILABLE, Code.STATUS_UNAVAILABLE})
 _PROOF: Final = frozenset({Code.PROOF_INVALID, Code.PROOF_REPLAYED})
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Refusal(NamedTuple):

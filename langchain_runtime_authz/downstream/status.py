@@ -22,13 +22,12 @@ __all__ = ["LedgerStatus", "Offline", "Status"]
 
 @runtime_checkable
 class Status(Protocol):
-    """Who knows whether a token lives.
+    """Who knows whether a token lives."""
 
-    Attributes:
-        window: seconds for which a token may be accepted after its end.
-    """
-
-    window: int
+    @property
+    def window(self) -> int:
+        """Seconds for which a token may be accepted after its end."""
+        ...
 
     async def status(self, credential: Credential) -> str:
         """`live`, or any other word. Raising counts as not knowing, and the token is refused."""

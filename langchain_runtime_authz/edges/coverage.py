@@ -142,10 +142,14 @@ class CoverageReport:
             msg = f"in `{self.graph}`: {names}"
             raise ConfigError(msg, Code.UNGOVERNED)
 
+    def _table(self) -> list[tuple[str, ...]]:
+        """Head and rows; without the counts where nothing ran."""
+        rows = [_HEAD, *(r.cells() for r in self.rows)]
+        return rows if self.ran else [tuple(c for h, c in zip(_HEAD, r, strict=True) if h != "seen") for r in rows]
+
     def __str__(self) -> str:
-        shown = _HEAD if self.ran else tuple(h for h in _HEAD if h != "seen")
-        table = [shown, *(tuple(c for h, c in zip(_HEAD, r.cells(), strict=True) if h in shown) for r in self.rows)]
-        widths = [max(len(row[i]) for row in table) for i in range(len(shown))]
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([self._summary(), *lines])
 
@@ -156,10 +160,12 @@ class CoverageReport:
         return f"coverage of `{self.graph}`: {counts}; decided by {self.pdp}"
 
     def _repr_html_(self) -> str:
+        head, *rows = self._table()
         body = "".join(
-            f"<tr{'' if r.governed else ' style=color:#b00'}>{_cells('td', r.cells())}</tr>" for r in self.rows
+            f"<tr{'' if r.governed else ' style=color:#b00'}>{_cells('td', cells)}</tr>"
+            for r, cells in zip(self.rows, rows, strict=True)
         )
-        return f"<p>{html.escape(self._summary())}</p><table><tr>{_cells('th', _HEAD)}</tr>{body}</table>"
+        return f"<p>{html.escape(self._summary())}</p><table><tr>{_cells('th', head)}</tr>{body}</table>"
 
 
 def _cells(tag: str, texts: Iterable[str]) -> str:

@@ -242,7 +242,7 @@ class Entrance:
         if handle is not None and handle.human and not handle.closed:
             updates = [u[0] for step in supersteps for u in step]
             texts = [t for u in updates for t in human_texts(u)]
-        by = f"{handle.subject.type}:{handle.subject.id}" if handle is not None else ""
+        by = handle.subject.principal if handle is not None else ""
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
         below = yield ReadBelow(graph, place, self.watch(graph))

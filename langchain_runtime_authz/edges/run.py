@@ -10,7 +10,9 @@ import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType, TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
+
+from langchain_core.runnables import RunnableConfig
 
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import tell_by
@@ -81,11 +83,11 @@ class RunHandle:
         """Whether the run was closed."""
         return self._closed
 
-    def config(self, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
         """`config` with this run in it, for generators and other tasks. Dies with the run."""
         given = dict(config or {})
         given["configurable"] = {**(given.get("configurable") or {}), HANDLE_KEY: Handle(self)}
-        return given
+        return cast("RunnableConfig", given)
 
     def close(self) -> None:
         """End every lease of the run. Paused threads stay resumable. Closing twice is no error."""
@@ -133,7 +135,7 @@ class RunHandle:
     @property
     def human(self) -> bool:
         """Whether what this run's subject says is a human's word."""
-        return self.subject.type in ("user", "anonymous")
+        return self.subject.human
 
     def _enter(self, run: Run) -> None:
         if self._closed:

@@ -152,7 +152,7 @@ def questions(run: Run, asked: Sequence[Judged], number: int, task_id: str, inte
             expires_at=j.expires_at,
             allowed=allowed(j.call.plan_id, j.terms.needed),
             id=new_id(),
-            subject=f"{run.subject.type}:{run.subject.id}",
+            subject=run.subject.principal,
             run_id=run.run_id,
             question=_question(j),
             needed=j.terms.needed,
@@ -196,7 +196,7 @@ def open_questions(run: Run, opened: Sequence[Approval]) -> Flow[bool]:
 
 def _asks_of(run: Run) -> Scope:
     """Where the questions asked on behalf of a subject are counted, for every thread."""
-    return Scope(run.scope.tenant, run.scope.issuer, "asks:", f"{run.subject.type}:{run.subject.id}")
+    return Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)
 
 
 def reviews(
@@ -297,7 +297,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
     return AnswerApproval(
         call_key=ask.call_key,
         state=state,  # type: ignore[arg-type]
-        approver=f"{subject.type}:{subject.id}",
+        approver=subject.principal,
         # What a review beside our own gates showed the human, we did not see.
         authenticated=subject.type == "user" and ask.source != "hitl",
         message=message if isinstance(message, str) else "",

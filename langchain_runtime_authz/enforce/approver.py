@@ -102,7 +102,7 @@ def answer_beside(
     if statement is None and by is not None:
         if by.type != "user":
             raise AuthzError(Code.APPROVAL_APPROVER)
-        statement = approvers.state(f"{by.type}:{by.id}", verdict, about, new_id(), now=now)
+        statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
     said: Statement = yield _Verify(approvers, str(statement), about, now)
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)

@@ -23,7 +23,7 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
 from langchain_runtime_authz.enforce.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run
-from langchain_runtime_authz.enforce.obligations import demands
+from langchain_runtime_authz.enforce.obligations import demands, owed
 from langchain_runtime_authz.enforce.provenance import observing
 from langchain_runtime_authz.enforce.recording import is_judgement, label, record_call, tell
 from langchain_runtime_authz.errors import AuditError, Code
@@ -80,7 +80,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
             repeatable=not prof.side_effect or prof.idempotent or again,
             tokens=tuple(tokens.values()),
         ),
-        *(change for o in decision.obligations if (change := demands(o)) and change is not True),
+        *owed(decision),
         *_budgets(run, call),
         Count(
             call=label(call.tool),
@@ -153,9 +153,8 @@ def _intent(run: Run, judged: Judged) -> str:
     call = judged.call
     if call.plan_id is None:
         return judged.key
-    who = f"{run.subject.type}:{run.subject.id}"
     place = (call.plan_id, call.position or 0, call.tool, call.args_digest)
-    return plan.idempotency_key(run.scope[:3], who, run.agent, *place)
+    return plan.idempotency_key(run.scope[:3], run.subject.principal, run.agent, *place)
 
 
 def _counters(run: Run, call: Call, obligations: Sequence[Obligation] = ()) -> tuple[str, ...]:
@@ -190,7 +189,7 @@ def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
         yield from record_call(run, judged, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
-    for change in [c for o in decision.obligations if (c := demands(o)) and c is not True]:
+    for change in owed(decision):
         try:
             yield Commit(run.scope, None, [change])  # where it has no room, the attempt is refused already
         except Exception as exc:  # noqa: BLE001  (likewise)

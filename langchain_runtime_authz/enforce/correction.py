@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.enforce.approval import answers, corrections, edited_action, is_partial
-from langchain_runtime_authz.enforce.engine import Commit, Flow, Load, Record, Run, new_id
+from langchain_runtime_authz.enforce.engine import ATTEMPTS, Commit, Flow, Load, Record, Run, new_id
 from langchain_runtime_authz.enforce.entry import lease_of, run_event
 from langchain_runtime_authz.enforce.judge import data_scope
-from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
@@ -23,6 +23,7 @@ from langchain_runtime_authz.ledger.base import (
     AnswerApproval,
     Approval,
     Change,
+    Committed,
     Conflict,
     Mark,
     Query,
@@ -61,17 +62,14 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         done = yield Commit(run.scope, None, answered)
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
             # Before any task takes the value: the question stays open for who may answer it.
-            yield run_event(
-                run, "approval", 0.0, refused=str(done.code), approver=f"{run.subject.type}:{run.subject.id}"
-            )
+            yield run_event(run, "approval", 0.0, refused=str(done.code), approver=run.subject.principal)
             raise AuthzDenied(done.code, new_id())
         by_key = {a.call_key: a for a in answered}
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
         return
     plans = yield from carried(run.scope, run.epoch, asks, answered)
-    human = run.subject.type in ("user", "anonymous")
-    texts = tuple(replace(t, author=f"{run.subject.type}:{run.subject.id}") for t in said) if human else ()
+    texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
     change = AdvanceEpoch(
         run.epoch,
         texts,
@@ -94,8 +92,7 @@ def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     if not said:
         return False
-    human = run.subject.type in ("user", "anonymous")
-    author = f"{run.subject.type}:{run.subject.id}"
+    human, author = run.subject.human, run.subject.principal
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     known = {(t.key, t.digest) for t in snapshot.log}
     texts = tuple(
@@ -161,7 +158,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
     the digest of what then waits below the root, so that the next entry does not find the edit once more.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
-    for _ in range(8):
+    for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(scope, Query(log=True))
         if not snapshot.exists:
             return
@@ -178,7 +175,7 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 
     `by` (`type:id`) is who said it; `None`: the thread's own subject. Returns the new epoch.
     """
-    for _ in range(8):
+    for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(scope, Query())
         author = by if by is not None else snapshot.subject
         said = replace(text, author=author, own=author == snapshot.subject)
@@ -189,21 +186,26 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
+def _kept(done: Committed | Conflict) -> Committed:
+    """What no state of a thread refuses. A ledger that refuses it all the same must not look as if it had kept it."""
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)
+    return done
+
+
 def data_changed(scope: Scope, resource: str) -> Flow[None]:
     """Somebody says that a resource changed: what was read of it before is old, on every thread."""
-    done = yield Commit(data_scope(scope), None, [Mark(resource, new_id())])
+    done = _kept((yield Commit(data_scope(scope), None, [Mark(resource, new_id())])))
     yield Record(run_record, now=done.now, event="data_changed", run_id="", scope=scope, detail={"resource": resource})
 
 
 def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
-    done = yield Commit(scope, None, [Revoke(agent)])
-    now = getattr(done, "now", 0.0)
-    yield Record(run_record, now=now, event="revoked", run_id="", scope=scope, agent=agent)
+    done = _kept((yield Commit(scope, None, [Revoke(agent)])))
+    yield Record(run_record, now=done.now, event="revoked", run_id="", scope=scope, agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Lift a revocation."""
-    done = yield Commit(scope, None, [Reinstate(agent)])
-    now = getattr(done, "now", 0.0)
-    yield Record(run_record, now=now, event="reinstated", run_id="", scope=scope, agent=agent)
+    done = _kept((yield Commit(scope, None, [Reinstate(agent)])))
+    yield Record(run_record, now=done.now, event="reinstated", run_id="", scope=scope, agent=agent)

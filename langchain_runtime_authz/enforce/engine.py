@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # its module loads the signing library, which an import of ou
     from langchain_runtime_authz.credential.verifier import Verifier
 
 __all__ = [
+    "ATTEMPTS",
     "Ask",
     "Commit",
     "Effect",
@@ -55,6 +56,7 @@ __all__ = [
     "Record",
     "Run",
     "adrive",
+    "anchored",
     "drive",
     "new_id",
 ]
@@ -63,6 +65,7 @@ _log = logging.getLogger(__name__)
 
 LEASE_TTL: Final = 60  # seconds for which another process believes a silent run alive
 MAX_LIFETIME: Final = 3600  # seconds after which a run must be started anew
+ATTEMPTS: Final = 8  # at an epoch, where others advance it between our look and our commit
 
 T = TypeVar("T")
 
@@ -260,6 +263,15 @@ class Commit:
         return await engine.ledger.acommit(self.scope, self.guard, self.changes)
 
 
+def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
+    """`record` with where its ledger stands: its reader can tell an older copy of the ledger from this one."""
+    if hasattr(ledger, "anchor"):  # `Anchored`, by a look that costs nothing
+        anchor = cast("Anchored", ledger).anchor(tenant)
+        if anchor is not None:
+            record["ledger"] = {"tenant": tenant, **anchor._asdict()}
+    return record
+
+
 class Record:
     """Write one audit record, built from values that do not change."""
 
@@ -274,13 +286,7 @@ class Record:
             engine.audit.defer(self.build)
             return
         try:
-            record = self.build()
-            # Whoever reads the records later can tell an older copy of the ledger from this one.
-            if hasattr(engine.ledger, "anchor"):  # `Anchored`, by a look that costs nothing
-                anchor = cast("Anchored", engine.ledger).anchor(engine.tenant)
-                if anchor is not None:
-                    record["ledger"] = {"tenant": engine.tenant, **anchor._asdict()}
-            engine.audit.write(record)
+            engine.audit.write(anchored(self.build(), engine.ledger, engine.tenant))
         except AuditError:
             raise
         except Exception as exc:  # a foreign sink's own failure is a failed record like any other

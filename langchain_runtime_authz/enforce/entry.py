@@ -14,7 +14,18 @@ from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Resource, Subject
-from langchain_runtime_authz.enforce.engine import Ask, Commit, Effect, Engine, Flow, Load, Record, Run, new_id
+from langchain_runtime_authz.enforce.engine import (
+    ATTEMPTS,
+    Ask,
+    Commit,
+    Effect,
+    Engine,
+    Flow,
+    Load,
+    Record,
+    Run,
+    new_id,
+)
 from langchain_runtime_authz.enforce.step import decide_step
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
@@ -130,14 +141,10 @@ def open_entry(
         raise AuthzDenied(Code.KILLED, new_id())
     try:
         run, pending, asks, now = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
+        run.planned = yield from _planned(run)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
-        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-        raise AuthzDenied(engine.failed(exc), new_id()) from exc
-    try:
-        run.planned = yield from _planned(run)
-    except Exception as exc:  # likewise
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
         raise AuthzDenied(engine.failed(exc), new_id()) from exc
     action = "run/resume" if given.resume else "run/start"
@@ -182,10 +189,10 @@ def _take_lease(
     given: Given,
     grant: Grant | None,
 ) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...], float]]:
-    owner = f"{subject.type}:{subject.id}"
+    owner = subject.principal
     jti = new_id()
     # Another entry may advance the epoch between our load and our commit: then look again.
-    for _ in range(8):
+    for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
         said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
         # A client that sends a history without its ids sends back what machines wrote, too: no word of the human's.
@@ -283,7 +290,7 @@ def edited(run: Run, mark: ChildMark, read: Effect, moved: Callable[[str, str], 
     if head is None or head.id == left or head.source != "update" or not (yield moved(head.id, left)):
         return True
     text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
-    for _ in range(8):
+    for _ in range(ATTEMPTS):
         snapshot = yield Load(run.scope, Query(log=True))
         if text.key in {t.key for t in snapshot.log}:
             return True

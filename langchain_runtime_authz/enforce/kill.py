@@ -15,6 +15,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["KILL_SWITCH", "KillSwitch"]
 
+MAX_REASON: Final = 500  # characters that are shown
 KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
 
 
@@ -25,13 +26,15 @@ class KillSwitch:
         path: of the file; its folder must exist, else nobody could engage it.
 
     Raises:
-        ConfigError: the folder does not exist.
+        ConfigError: it names no file, or the folder does not exist.
     """
 
     __slots__ = ("path",)
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path == Path():  # the working directory, which is always there
+            raise ConfigError("the kill switch needs the path of a file")
         if not self.path.parent.is_dir():
             msg = f"the folder of the kill switch `{self.path}` does not exist; create it"
             raise ConfigError(msg)
@@ -71,8 +74,9 @@ class KillSwitch:
         return True
 
     def reason(self) -> str:
-        """When and why it was engaged; empty where that is not known."""
+        """When and why it was engaged, in one line; empty where that is not known."""
         try:
-            return self.path.read_text(encoding="utf-8").strip()
+            with self.path.open(encoding="utf-8") as file:
+                return " ".join(file.read(MAX_REASON).split())
         except (OSError, UnicodeDecodeError):
             return ""

@@ -25,7 +25,7 @@ from langchain_runtime_authz.authzen import Decision, Obligation
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
 
-__all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "redact", "understood"]
+__all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "owed", "redact", "understood"]
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
@@ -137,6 +137,11 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
             texts = props.keys() <= {"channel", "topic", "body"} and all(isinstance(v, str) for v in props.values())
             return True if texts and props.get("channel") else None
     return None
+
+
+def owed(decision: Decision) -> list[Change]:
+    """The changes that a decision's obligations demand, in order."""
+    return [change for o in decision.obligations if (change := demands(o)) and change is not True]
 
 
 def _names(value: object) -> bool:

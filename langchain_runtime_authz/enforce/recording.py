@@ -107,7 +107,7 @@ def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -
                 "reasons": list(decision.reasons),
                 "action": action,
                 "resource": resource,
-                "subject": f"{run.subject.type}:{run.subject.id}",
+                "subject": run.subject.principal,
                 "agent": list(run.agent),
                 "run_id": run.run_id,
                 "thread": run.scope[3],

@@ -60,21 +60,18 @@ class Session:
         grant: Grant | None,
         agent: str,
         thread: str | None,
-    ) -> Session:
+    ) -> Flow[Session]:
         """Open a session's run. Raises `AuthzDenied`."""
         text = HumanText(content_digest(task), task) if task is not None else None
-        entry = drive(
+        entry = yield from open_entry(
             engine,
-            open_entry(
-                engine,
-                scope=Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}"),
-                subject=subject,
-                run_id=new_id(),
-                agent=agent,
-                task=text if subject.type in ("user", "anonymous") else None,
-                given=Given(),
-                grant=grant,
-            ),
+            scope=Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}"),
+            subject=subject,
+            run_id=new_id(),
+            agent=agent,
+            task=text if subject.human else None,
+            given=Given(),
+            grant=grant,
         )
         return cls(entry.run, profiles)
 
@@ -123,7 +120,7 @@ class Session:
         """Tell what a permitted call returned, or that it failed.
 
         Raises:
-            AuthzError: no permitted call of this tool with these arguments is open.
+            AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
         """
         drive(self._run.engine, self._observe(tool, args, output, error))
 
@@ -165,6 +162,9 @@ class Session:
     async def aclose(self) -> None:
         """Like `close`."""
         await adrive(self._run.engine, close(self._run, "ended"))
+
+    def __repr__(self) -> str:
+        return f"<Session {'/'.join(self._run.agent)} run_id={self._run.run_id} epoch={self.epoch}>"
 
     def __enter__(self) -> Self:
         return self
@@ -220,13 +220,13 @@ class Session:
             self._run.epoch,
             source="application",
             expires_at=judged.expires_at,
-            subject=(who := f"{subject.type}:{subject.id}"),
+            subject=subject.principal,
             needed=judged.terms.needed,
             distinct=judged.terms.distinct,
             behind=behind(subject),
             eligible=judged.terms.eligible,
         )
-        answer = AnswerApproval(judged.key, "approved", who, authenticated=subject.type == "user")
+        answer = AnswerApproval(judged.key, "approved", subject.principal, authenticated=subject.type == "user")
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
             done = yield Commit(self._run.scope, self._run.guard, [answer])
@@ -239,8 +239,7 @@ class Session:
     def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:
         found = self._open.get(_open_key(tool, digest(project(dict(args)))))
         if not found:
-            msg = f"no permitted call of `{tool}` with these arguments is open"
-            raise AuthzError(Code.NO_RUN, msg)
+            raise AuthzError(Code.NO_CALL, f"`{tool}`")
         call, ticket = found.pop(0)
         yield from conclude(self._run, ticket, call, "failed" if error is not None else "done", output=output)
 

@@ -20,7 +20,7 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.enforce.judge import lease_refusal, renewed
-from langchain_runtime_authz.enforce.obligations import demands, understood
+from langchain_runtime_authz.enforce.obligations import owed, understood
 from langchain_runtime_authz.enforce.recording import is_judgement, record, tell
 from langchain_runtime_authz.enforce.request import context_of
 from langchain_runtime_authz.errors import AuditError, Code
@@ -77,7 +77,7 @@ def decide_step(
             decision = understood((yield Evaluate([request], [body]))[0], _STEP_OBLIGATIONS[action == "model/call"])
         changes = list(extra(decision)) if extra is not None and decision.permit else []
         if decision.permit:
-            changes += [change for o in decision.obligations if (change := demands(o)) and change is not True]
+            changes += owed(decision)
         if any(o.type == "revoke" for o in decision.obligations):
             changes.append(Revoke(run.agent))
         if not decision.permit:

@@ -23,12 +23,11 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 import httpx
-from jwt.utils import base64url_decode, base64url_encode
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
 from langchain_runtime_authz.credential.jwks import JwksClient
-from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key
+from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.credential.token import (
     ACTOR,
@@ -41,7 +40,6 @@ from langchain_runtime_authz.credential.token import (
     NOT_BEFORE,
     SUBJECT,
     TOKEN_ID,
-    parse_object,
 )
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 
@@ -205,17 +203,17 @@ class OidcVerifier:
     def _read(self, token: object) -> Jws:
         """A provider's JWS, taken apart: its header may hold more than ours do, but nothing critical."""
         parts = token.split(".") if isinstance(token, str) and len(token) <= MAX_TOKEN else []
-        decoded = [_decoded(p) for p in parts]
-        if len(decoded) != 3 or None in decoded:  # noqa: PLR2004  (RFC 7515 §7.1)
+        segments = [data for part in parts if (data := decoded(part)) is not None]
+        if len(parts) != 3 or len(segments) != 3:  # noqa: PLR2004  (RFC 7515 §7.1)
             raise _no("it is not a compact JWS")
-        header, claims = _object(decoded[0]), _object(decoded[1])
+        header, claims = json_object(segments[0]), json_object(segments[1])
         if header is None or claims is None:
             raise _no("it is not a JWT")
         if not isinstance(header.get("alg"), str) or header["alg"] not in self._algorithms:
             raise _no("its `alg` is not permitted")
         if "crit" in header or "b64" in header or not isinstance(header.get("kid"), str):
             raise _no("its header has a critical member, or no `kid`")
-        return Jws(header, claims, ".".join(parts[:2]).encode(), decoded[2] or b"")
+        return Jws(header, claims, ".".join(parts[:2]).encode(), segments[2])
 
     def _believed(self, jws: Jws, jwk: Mapping[str, Any] | None, now: float, *, down: bool) -> Subject:
         if down:
@@ -334,18 +332,3 @@ async def _akey(keys: JwksClient, kid: str) -> tuple[Mapping[str, Any] | None, b
         return await keys.aget(kid), False
     except CredentialError:
         return None, True
-
-
-def _decoded(segment: str) -> bytes | None:
-    try:
-        data = base64url_decode(segment)
-    except ValueError:
-        return None
-    return data if base64url_encode(data).decode() == segment else None
-
-
-def _object(data: bytes | None) -> dict[str, Any] | None:
-    try:
-        return parse_object(data or b"")
-    except ValueError:
-        return None

@@ -55,7 +55,7 @@ class SqliteLedger(SqlLedger):
         self._closed = False
         self._guard = threading.Lock()  # of what is here
         self._writer = threading.Lock()
-        with _failures():
+        with _failures(self.path):
             _make(self.path)
             self._file = _identity(self.path)
             with self._connection() as conn:
@@ -78,7 +78,7 @@ class SqliteLedger(SqlLedger):
 
     @contextmanager
     def _reading(self, tenant: str) -> Iterator[_Tx]:
-        with _failures(), self._connection() as conn:
+        with _failures(self.path), self._connection() as conn:
             conn.execute("BEGIN")
             try:
                 yield _Tx(conn, self._clock())
@@ -87,7 +87,7 @@ class SqliteLedger(SqlLedger):
 
     @contextmanager
     def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
-        with _failures(), self._turn(), self._connection() as conn:
+        with _failures(self.path), self._turn(), self._connection() as conn:
             conn.execute("BEGIN IMMEDIATE")
             try:
                 # After the lock was taken, so that time goes on from the last commit.
@@ -165,10 +165,11 @@ def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
     Raises:
         LedgerError: the file can not be used.
     """
-    with _failures():
+    path = Path(path)
+    with _failures(path):
         if create:
             _make(path)
-        conn = _connect(Path(path), TIMEOUT)
+        conn = _connect(path, TIMEOUT)
         try:
             conn.execute("BEGIN IMMEDIATE")
             yield _Admin(conn)
@@ -216,7 +217,7 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
     return conn
 
 
-def _make(path: str | Path) -> None:
+def _make(path: Path) -> None:
     """Make the file where there is none, and never open one that is there.
 
     To close any descriptor of a file drops every lock that this process has on it, SQLite's among them; another
@@ -242,8 +243,8 @@ def _undo(conn: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
-    """Turn what SQLite and the disk raise into a code."""
+def _failures(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the disk raise into a code, with the file's name."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -253,6 +254,6 @@ def _failures() -> Iterator[None]:
             code = Code.LEDGER_TIMEOUT
         elif name == "SQLITE_ERROR" and "no such" in str(exc):  # a table or a column
             code = Code.LEDGER_SCHEMA
-        raise LedgerError(code, f"{name or type(exc).__name__}: {exc}") from exc
+        raise LedgerError(code, f"{path.name}: {name or type(exc).__name__}: {exc}") from exc
     except OSError as exc:
-        raise LedgerError(Code.LEDGER_UNAVAILABLE, exc.strerror or type(exc).__name__) from exc
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{path.name}: {exc.strerror or type(exc).__name__}") from exc

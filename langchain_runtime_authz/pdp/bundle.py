@@ -229,8 +229,10 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                     raise _invalid(f"`{name}` holds `{member.name}`, which is no plain file, or holds it twice")
                 found[at.as_posix()] = file.read()
                 _bounded(found, name)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OverflowError) as exc:
-        raise _invalid(f"`{name}` is no .tar.gz: {exc}") from exc
+    except gzip.BadGzipFile as exc:
+        raise _invalid(f"`{name}` is no policy bundle, which is a .tar.gz or a directory") from exc
+    except (tarfile.TarError, EOFError, zlib.error, OverflowError) as exc:
+        raise _invalid(f"`{name}` is no policy bundle: {exc}") from exc
     return found
 
 

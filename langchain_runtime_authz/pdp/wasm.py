@@ -17,8 +17,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, overload
 
-from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer
-from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer, strict_json
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text, wrong
 
@@ -248,18 +248,10 @@ def _read(path: Traversable, what: str) -> bytes:
 
 def _parse(text: bytes, name: str) -> object:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return strict_json(text)
     except (ValueError, RecursionError) as exc:
-        msg = f"`{name}` is not JSON: {exc}"
+        msg = f"`{name}` is not JSON: {unreadable(exc)}"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # which of the two was meant?
-        msg = "a member occurs twice"
-        raise ValueError(msg)
-    return found
 
 
 def _dump(document: object) -> bytes:

@@ -30,12 +30,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.enforce.session import Session
-from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 
 __all__ = ["VERSION", "Replayed", "Step", "Trace", "read_trace", "replay_trace"]
 
 VERSION: Final = 1
+_NO_OBJECT: Final = "no JSON object"
 MAIN: Final = "main"
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -208,6 +209,8 @@ def read_trace(path: str | Path) -> Trace:
                 continue
             try:
                 line = json.loads(raw.decode())
+                if not isinstance(line, dict):
+                    raise ValueError(_NO_OBJECT)  # noqa: TRY004  (a line that is wrong, like any other)
                 if header is None:
                     header = _Header.model_validate(line)
                     continue
@@ -219,7 +222,12 @@ def read_trace(path: str | Path) -> Trace:
                 msg = f"{name}, line {number}: {where and where + ': '}{first['msg']}"
                 raise ConfigError(msg) from exc
             except (ValueError, RecursionError) as exc:
-                msg = f"{name}, line {number}: {exc}"
+                why = (
+                    f"not JSON: {exc.msg}, column {exc.colno}"
+                    if isinstance(exc, json.JSONDecodeError)
+                    else unreadable(exc)
+                )
+                msg = f"{name}, line {number}: {why}"
                 raise ConfigError(msg) from exc
             events.append((number, event))
     if header is None:

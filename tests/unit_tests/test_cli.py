@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -377,8 +378,8 @@ def test_verify_names_the_broken_line(run: Callable[..., Any], log: tuple[Path, 
     assert result.exit_code == 1
     assert "BROKEN at line 3" in result.stdout
     error = _error(result)
-    assert error.startswith("error: chain_broken: line 3: ")
-    assert "keep audit.jsonl as evidence" in error
+    assert error.startswith("error: chain_broken: audit.jsonl, line 3: ")
+    assert "keep it as evidence" in error
 
 
 def test_verify_finds_a_cut_end_by_its_head(run: Callable[..., Any], log: tuple[Path, str]) -> None:
@@ -439,3 +440,50 @@ def test_a_key_password_comes_from_the_environment(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert refused.stderr.count("\n") == 1
         assert "PRIVATE" not in refused.output
+
+
+UNUSABLE: dict[str, bytes | None] = {
+    "missing": None,
+    "empty": b"",
+    "binary": bytes(range(256)),
+    "no-yaml": b"tools: [1,\n b: }\n",
+    "no-json": b'{"a": 1,,}\n',
+    "a-list": b"[1]\n",
+    "deep": b"[" * 100_000,
+}
+READERS = (
+    "approvals list @",
+    "approvals approve ledger.db id --as bob --key k.pem --approvers @",
+    "controls --results @",
+    "inspect a_module:graph --profiles @",
+    "inspect a_module:graph --fail-ungoverned --baseline @",
+    "keys list @",
+    "ledger status @",
+    "policy build @ -o out.tar.gz",
+    "policy check @",
+    "policy replay @",
+    "policy explain @",
+    "profile check @",
+    "replay-trace @ --profiles langchain",
+    "revoke @ thread --graph g",
+)
+OURS_ONLY = ("Errno", "codec", "Traceback", "NoneType", "recursion", "char 0", "<unicode string>", "instance of", "b'")
+
+
+@pytest.mark.parametrize("name", [*UNUSABLE, "directory"])
+@pytest.mark.parametrize("command", READERS)
+def test_what_can_not_be_used_is_one_line_with_a_code(
+    run: Callable[..., Any], tmp_path: Path, command: str, name: str
+) -> None:
+    """Whatever stands in a file's place: exit code 2, a stable code, and no words of Python's."""
+    given = tmp_path / "given"
+    if name == "directory":
+        given.mkdir()
+    elif (content := UNUSABLE[name]) is not None:
+        given.write_bytes(content)
+    result = run(*(given if word == "@" else word for word in command.split()))
+    error = _error(result)
+    assert result.exit_code == 2, error
+    assert re.match(r"error: [a-z_]+: \S", error)
+    assert not [word for word in OURS_ONLY if word in error], error
+    assert not (tmp_path / "out.tar.gz").exists()

@@ -40,7 +40,7 @@ def test_help_teaches(command: str) -> None:
 def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
     """The road of an operator."""
     missing = ledger("status", file)
-    assert (missing.exit_code, "ledger_unavailable" in missing.stderr) == (2, True)
+    assert (missing.exit_code, "`runtime-authz ledger migrate` makes one" in missing.stderr) == (2, True)
     made = ledger("migrate", file)
     assert (made.exit_code, made.stdout.split()[:2]) == (0, ["schema", str(SCHEMA)])
     assert "result   usable" in ledger("status", file).stdout
@@ -103,13 +103,19 @@ def test_an_age_has_a_unit(file: str, age: str) -> None:
 
 def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
     """In one line, with a code, and no traceback."""
-    text = tmp_path / "notes.txt"
+    text, empty = tmp_path / "notes.txt", tmp_path / "empty.db"
     text.write_text("hello " * 100)
-    for where in (str(text), str(tmp_path / "none.db")):
-        found = ledger("status", where)
+    empty.touch()
+    for where, expected in (
+        (text, "error: ledger_unavailable: notes.txt: "),
+        (tmp_path / "none.db", f"error: config: there is no ledger at {tmp_path}/none.db; "),
+        (empty, f"error: config: there is no ledger at {empty}; "),
+    ):
+        found = ledger("status", str(where))
         assert found.exit_code == 2
-        assert found.stderr.startswith("error: ledger_unavailable: ")
+        assert found.stderr.startswith(expected)
         assert found.stderr.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.db", "notes.txt"]
 
 
 def test_without_its_driver_postgresql_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

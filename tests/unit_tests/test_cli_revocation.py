@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,23 @@ def test_unenforced_the_run_in_flight_pays(file: str) -> None:
     list(house.graph.stream(human(), run.config(THREAD)))
     run.close()
     assert house.ran == [PAID]
+
+
+def test_what_an_operator_did_is_on_record(file: str, tmp_path: Path) -> None:
+    """In the application's own chain, with where the ledger stood; where it can not be written, nothing is done."""
+    house, log = House(file), tmp_path / "audit.jsonl"
+    with house.authz.run(subject="alice"):
+        house.graph.invoke(human(), THREAD)
+    where = (file, "t", "--graph", "hand")
+    assert cli("revoke", *where, "--audit", str(tmp_path)).exit_code == 2
+    assert cli("revoke", *where, "--agent", "hand/payer", "--audit", str(log)).exit_code == 0
+    assert cli("reinstate", *where, "--audit", str(log)).exit_code == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(r["event"], r["agent"]) for r in records] == [("revoked", ["hand", "payer"]), ("reinstated", [])]
+    assert records[0]["ledger"]["position"] < records[1]["ledger"]["position"]
+    assert cli("audit", "verify", str(log)).exit_code == 0
+    with house.authz.run(subject="alice"):  # neither is it revoked by the command that could not record it
+        house.graph.invoke({"messages": [HumanMessage("again")]}, THREAD)
 
 
 @pytest.mark.parametrize("command", ["revoke", "reinstate"])

@@ -576,8 +576,10 @@ def test_seen_is_compared_with_the_static_picture() -> None:
 
     authz = authz_with(StaticPDP(lambda r: r.resource.id != "pay"))
     graph = authz.protect(agent_graph(replying([PAY, READ]), [pay_tool(ran), idle], middleware=[Brings()]))
-    assert not authz.coverage(graph).ran
-    assert authz.coverage(graph).unseen == ()
+    before = authz.coverage(graph)
+    assert (before.ran, before.unseen) == (False, ())
+    assert "seen" not in str(before).splitlines()[1].split()
+    assert "<th>seen</th>" not in before._repr_html_()
     with authz.run(subject="alice"):
         graph.invoke(human())
     report = authz.coverage(graph)
@@ -595,7 +597,7 @@ def test_seen_is_compared_with_the_static_picture() -> None:
     assert {r["name"]: r["seen"] for r in document["rows"] if r["kind"] == "entry"} == {
         "agent": {"decided": 1, "ran": 1},
     }
-    assert "1 decided, 0 ran" in str(report)
+    assert all("1 decided, 0 ran" in shown for shown in (str(report), report._repr_html_()))
     json.dumps(document)
 
 

@@ -14,7 +14,15 @@ from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.enforce.engine import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.enforce.session import Session
-from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, ConfigError, MappingError
+from langchain_runtime_authz.errors import (
+    AuditError,
+    AuthzDenied,
+    AuthzError,
+    Code,
+    ConfigError,
+    LedgerError,
+    MappingError,
+)
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import (
     Change,
@@ -45,9 +53,9 @@ BOTH = pytest.mark.parametrize("form", ["sync", "async"])
 
 
 class Forms:
-    """A session driven through its sync or its async methods."""
+    """A session, or what opens one, driven through its sync or its async methods."""
 
-    def __init__(self, session: Session, form: str) -> None:
+    def __init__(self, session: Any, form: str) -> None:
         self.session = session
         self.waits = form == "async"
 
@@ -108,8 +116,11 @@ def authz_with(pdp: StaticPDP | None = None, **parts: Any) -> RuntimeAuthz:
     return RuntimeAuthz(pdp=pdp or StaticPDP(True), profiles=PROFILES, **parts)
 
 
+OPENED = {"subject": "alice", "task": "Pay the December bill"}
+
+
 def opened(authz: RuntimeAuthz, **settings: Any) -> Session:
-    return authz.session(**{"subject": "alice", "task": "Pay the December bill", **settings})
+    return authz.session(**{**OPENED, **settings})
 
 
 def the_ledger(authz: RuntimeAuthz) -> MemoryLedger:
@@ -163,9 +174,9 @@ def test_a_denied_call_is_not_claimed(form: str) -> None:
     session = Forms(opened(authz_with(pdp)), form)
     decision = session.decide("pay", PAY)
     assert (decision.outcome, decision.reasons) == ("deny", ("no_permit",))
-    with pytest.raises(AuthzError, match="no permitted call of `pay`") as caught:
+    with pytest.raises(AuthzError, match="no_call: `pay`: no permitted call") as caught:
         session.observe("pay", PAY, "paid")
-    assert caught.value.code == Code.NO_RUN
+    assert caught.value.code == Code.NO_CALL
     assert session.decide("lookup", {"key": "x"}).permit
     assert calls(pdp)[-1].context.history.denials == 1
     assert calls(pdp)[-1].context.history.recent == ["deny:pay"]
@@ -352,19 +363,46 @@ def test_only_a_human_gives_a_task() -> None:
     assert calls(pdp)[-1].subject.type == "service"
 
 
-def test_a_revoked_thread_stays_revoked() -> None:
+@BOTH
+def test_a_revoked_thread_stays_revoked(form: str) -> None:
     """For the session that runs and for new ones, until it is reinstated."""
     authz = authz_with()
-    session = opened(authz, thread="t")
-    authz.revoke("t", graph="session")
+    session, operator = opened(authz, thread="t"), Forms(authz, form)
+    operator.revoke("t", graph="session")
     assert status(authz, session) == "revoked"
     assert session.decide("lookup", {}).reason == "revoked"
     with pytest.raises(AuthzDenied) as caught:
         opened(authz, thread="t")
     assert caught.value.code == Code.REVOKED
-    authz.reinstate("t", graph="session")
+    operator.reinstate("t", graph="session")
     assert opened(authz, thread="t").decide("lookup", {}).permit
     assert session.decide("lookup", {}).reason in ("revoked", "lease_ended")
+    assert [r["event"] for r in records(authz) if r["kind"] == "run"].count("revoked") == 1
+
+
+@BOTH
+@pytest.mark.parametrize("act", ["revoke", "reinstate", "data_changed"])
+def test_what_a_ledger_did_not_keep_is_no_success(form: str, act: str) -> None:
+    """A foreign ledger that refuses a revocation: the operator hears of it, and no record says that it happened."""
+    ledger = BrokenLedger()
+    authz = authz_with(ledger=ledger)
+    ledger.commit = lambda *_: Conflict(Code.LEASE_ENDED)  # type: ignore[method-assign]
+    where = {} if act == "data_changed" else {"graph": "session"}
+    with pytest.raises(LedgerError):
+        getattr(Forms(authz, form), act)("t", **where)
+    assert records(authz) == []
+
+
+def test_a_sink_that_is_empty_is_still_the_one_that_was_given() -> None:
+    """One that counts what it holds is false at first; its records must not go elsewhere."""
+
+    class Counting(BrokenSink):
+        def __len__(self) -> int:
+            return len(self.records)
+
+    sink = Counting(lambda _: False)
+    opened(authz_with(audit=sink)).decide("lookup", {})
+    assert {r["kind"] for r in sink.records} == {"run", "decision"}
 
 
 def test_a_halt_revokes_the_agent() -> None:
@@ -902,7 +940,9 @@ def test_sync_and_async_agree() -> None:
     def walk(form: str) -> tuple[list[object], list[object], list[object]]:
         pdp = StaticPDP(told)
         authz = authz_with(pdp, ledger=MemoryLedger(clock=FrozenClock()))
-        session = Forms(opened(authz, grant=GRANT, thread="t"), form)
+        settings: dict[str, Any] = {**OPENED, "grant": GRANT, "thread": "t"}
+        made = authz.session(**settings) if form == "sync" else asyncio.run(authz.asession(**settings))
+        session = Forms(made, form)
         seen: list[object] = []
 
         def note(decision: Decision) -> Decision:

@@ -375,7 +375,7 @@ def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request
     return {
         "action": request.action.name,
         "resource": request.resource.id,
-        "subject": f"{request.subject.type}:{request.subject.id}",
+        "subject": request.subject.principal,
         "outcome": decision.outcome,
         "policy_revision": decision.policy_revision,
         "recorded": None

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import strict_json
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.bundle import (
     DATA,
@@ -180,7 +180,7 @@ def read_rego(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise _invalid(f"`{file.name}` can not be read as UTF-8 ({type(exc).__name__})") from exc
+        raise _invalid(f"`{file.name}` can not be read: {unreadable(exc)}") from exc
 
 
 def shipped_rego() -> str:
@@ -365,7 +365,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         document = strict_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as exc:
-        raise _invalid(f"`{path.name}` is not JSON: {exc}") from exc
+        raise _invalid(f"`{path.name}` is not JSON: {unreadable(exc)}") from exc
     if not isinstance(document, dict):
         raise _invalid(f"`{path.name}` must hold an object")
     return document
@@ -380,7 +380,7 @@ def _yaml(path: Path, member: str | None = None) -> Any:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-        raise _invalid(f"`{path.name}` can not be read: {exc}") from exc
+        raise _invalid(f"`{path.name}` can not be read: {unreadable(exc)}") from exc
     if not isinstance(document, dict):
         raise _invalid(f"`{path.name}` must hold a mapping")
     if member is None:
