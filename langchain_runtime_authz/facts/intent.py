@@ -5,7 +5,8 @@ A profile lists words, `intent: [pay, "create event", refund]`. One entry in the
 are compared by case-folded letters after a plain English ending (`s`, `es`, `ed`, `ing`, `er`) is cut
 off; an entry of several words needs them in this order in one sentence, close together. A word with a
 negation shortly before it, in the same sentence ("do not pay", "without emailing"), does not count,
-unless what is negated is forgetting or failing. Nor does a word count that names things which are
+unless what is negated is forgetting or failing; and what a later text forbids ("do not pay") no earlier one
+asks for. Nor does a word count that names things which are
 counted ("the number of messages", "how many payments"): a plural after `of` or `many`. No synonyms, no model, no other language than the one
 that the words are written in: a word list is reviewed like a profile is.
 
@@ -18,16 +19,20 @@ It tells what is *asked*, so that the rest can be asked about. It never permits 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["Request"]
+__all__ = ["Request", "deed_words", "only_deeds"]
 
 MAX_WORDS: Final = 20_000
 # An address, a path or a hyphenated word is one word; a stop inside one ends no sentence.
 _WORD: Final = re.compile(r"[^\W_]+(?:[.@'’_/:+\-][^\W_]+)*|[.!?;:\n]")
 _NEGATIONS: Final = frozenset({"not", "never", "without", "no", "dont", "don't", "don’t", "doesn't", "avoid", "stop"})
+_FORBIDS: Final = frozenset({"not", "never", "dont", "don't", "don’t"})
+# "He did not pay" forbids nothing.
+_STATED: Final = frozenset("does did is are was were has have had could would can will".split())  # noqa: SIM905
+_WHO: Final = frozenset({"i", "we", "you", "they"})
 _UNDONE: Final = frozenset({"forget", "fail", "hesitate", "miss", "just", "only", "problem", "later"})
 _COUNTS: Final = frozenset({"of", "many"})
 _BETWEEN: Final = 2  # words from one of these to what it counts: "number of channel messages"
@@ -59,6 +64,18 @@ def _phrase(entry: str) -> tuple[str, ...]:
     return tuple(_stem(w) for w in _WORD.findall(entry) if w not in _STOPS)
 
 
+@lru_cache(maxsize=1024)
+def deed_words(entries: tuple[str, ...]) -> frozenset[str]:
+    """The words of `entries`, as they are compared."""
+    return frozenset(w for e in entries for w in _phrase(e))
+
+
+def only_deeds(text: str, entries: tuple[str, ...]) -> bool:
+    """Whether a text has no other words than those by which a human asks for something."""
+    words = _phrase(text[:200])
+    return bool(words) and deed_words(entries).issuperset(words)
+
+
 _DELEGATIONS: Final = tuple(_phrase(f"{verb} {order}") for verb in _CARRY_OUT for order in _ORDERS)
 
 
@@ -68,12 +85,14 @@ class Request:
     __slots__ = ("_places", "_words")
 
     def __init__(self, texts: Sequence[str]) -> None:
-        raw = _WORD.findall("\n".join(texts).casefold())[-MAX_WORDS:]
+        found = [(w, at) for at, t in enumerate(texts) for w in (*_WORD.findall(t.casefold()), "\n")][-MAX_WORDS:]
+        raw = [w for w, _ in found]
         self._words = tuple(_stem(w) if w not in _STOPS else w for w in raw)
         self._places: dict[str, list[int]] = {}
         silent = _negated(raw) | _counted(raw)
+        forbidden = {self._words[i]: found[i][1] for i in _forbidden(raw)}  # the last text that does
         for i, word in enumerate(self._words):
-            if i not in silent:
+            if i not in silent and found[i][1] >= forbidden.get(word, 0):
                 self._places.setdefault(word, []).append(i)
 
     def asks(self, entries: Sequence[str]) -> bool:
@@ -123,6 +142,16 @@ def _negated(words: Sequence[str]) -> set[int]:
                 break
             reached.add(j)
     return reached
+
+
+def _forbidden(words: Sequence[str]) -> Iterator[int]:
+    """What follows a prohibition at once."""
+    for i, word in enumerate(words[1:], 1):
+        before = list(reversed(words[max(0, i - 3) : i - 1]))
+        who = before[1:] if before[:1] == ["do"] else before
+        stated = (before and before[0] in _STATED) or (who and who[0] in _WHO)
+        if words[i - 1] in _FORBIDS and word not in _UNDONE and word not in _STOPS and not stated:
+            yield i
 
 
 def _counted(words: Sequence[str]) -> set[int]:

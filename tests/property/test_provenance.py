@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -125,6 +126,54 @@ def test_no_formatting_makes_an_outsiders_value_trusted(
     assert got not in TRUSTED
 
 
+# What stands around a value: letters of every kind, what separates and what quotes.
+around = st.text(
+    st.sampled_from("aeK1-_.,;:/\\@#?&=%+~!|<>()[]{}'\"` \t\n\r\x1e\u00e9\u0131\u0440\u00df\u212a\u3002\uff0e\u2014\u2019\u00a0\u2028"), max_size=6,
+)
+
+
+def addresses(text: str) -> set[str]:
+    """Where a careless mailer would send: each part of a list, or what stands in its angle brackets."""
+    parts = [p for p in re.split(r"[,;\r\n]", text) if p.strip()]
+    return {(re.fullmatch(r"[^<>@]*<([^<>]*)>\s*", p) or [p, p])[1].strip().casefold() for p in parts}
+
+
+@settings(deadline=None, max_examples=500)
+@given(value=emails, before=around, behind=around)
+@example(value="bob@x.org", before="", behind=".\u0440\u0444")
+def test_what_stands_around_an_address_is_not_carried_by_it(value: str, before: str, behind: str) -> None:
+    """A told address makes no other told, whatever it is hidden in."""
+    used = before + value + behind
+    if standing(used, "principal", words=HumanWords([f"Write to {value} about it"])) in TRUSTED:
+        assert addresses(used) == {value}
+
+
+@settings(deadline=None, max_examples=500)
+@given(value=st.builds("https://{}.example".format, users), before=around, behind=around)
+@example(value="https://bank.example", before="", behind="(.evil")
+def test_what_stands_around_a_link_is_not_carried_by_it(value: str, before: str, behind: str) -> None:
+    """The standard library's reading of a link that is told has the host that the human said, and no more than a path."""
+    used = before + value + behind
+    if standing(used, "url", words=HumanWords([f"Open {value} now"])) in TRUSTED:
+        links = [p for p in re.split(r"[,;\r\n]", used) if p.strip()]
+        read = [urlsplit((re.fullmatch(r"[^<>@]*<([^<>]*)>\s*", p) or [p, p])[1].strip()) for p in links]
+        assert {f"https://{r.hostname}".rstrip(".") for r in read} == {value}
+        assert {(r.path.strip("/"), r.query, r.username) for r in read} == {("", "", None)}
+
+
+@settings(deadline=None)
+@given(one=values, other=values, later=st.sampled_from(["Do not use {}", "Never {}.", "Use {}, not {}", "Anything but not {}"]))
+def test_what_was_forbidden_last_is_not_told(one: str | float, other: str | float, later: str) -> None:
+    """Whatever kind of value it is; the twin is the first text alone."""
+    assume(not set(forms(one)) & set(forms(other)))
+    assume(str(one).casefold() not in str(other).casefold())
+    first = f"Give it to {one} and {other}"
+    said = later.format(one) if later.count("{}") == 1 else later.format(other, one)
+    for kind in ("principal", "object", "amount"):
+        assert standing(one, kind, words=HumanWords([first])) == "told"
+        assert standing(one, kind, words=HumanWords([first, said])) not in TRUSTED
+
+
 @settings(deadline=None)
 @given(value=texts, around=st.sampled_from(["{}", "see {} there", "{}.", "\n{}\n", "a {}, b"]), kind=st.sampled_from(KINDS[:4]))
 def test_a_mention_is_never_an_assertion(value: str, around: str, kind: str) -> None:
@@ -198,6 +247,10 @@ def _noticed() -> bool:
         return True
     if any(HumanWords([t]).describes(forms_module.forms(v)) is not described for t, v, described in DESCRIBED):
         return True
+    from tests.unit_tests.test_provenance_forms import TAKEN_BACK
+
+    if any(HumanWords(ts).said(forms_module.forms(v)) is not said for ts, v, said in TAKEN_BACK):
+        return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
     expected = {
         "iban:GB29NWBK60161331926819", "email:bob@x.org", "url:x.org/a", "date:-06-13", "time:17:30", "num:1200",
@@ -232,6 +285,10 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "any number is canonical": (forms_module, "canonical", str),
     "read digits twice": (forms_module, "_masked", lambda t, _: t),
     "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
+    "sharp s is double s": (forms_module, "fold", str.casefold),
+    "what NFC respells": (forms_module, "_respelled", lambda _: False),
+    "what is forbidden is said": (words_module, "_FORBIDDEN", re.compile("(?P<what>(?!))")),
+    "what is stated is forbidden": (words_module, "_FORBIDDEN", re.compile(r"\bnot\b(?P<what>.*)")),
     "parts of words": (words_module, "_joined", lambda *_: False),
     "pasted text is said": (words_module, "own_words", str),
     "list numbers are said": (words_module, "_unnumbered", str),
@@ -282,6 +339,8 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "believe echoes": (harvest_module, "_scalars", lambda _: []),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
     "the best item counts": (trace_module, "max", min),
+    "an address is all that is there": (trace_module, "_places", lambda _: ()),
+    "what is said of the deed is said": (trace_module, "only_deeds", lambda *_: False),
 }
 
 
@@ -295,5 +354,9 @@ def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyP
     output = {"note": "eve@x.org", "from": "mal@x.org", "id": "echo@x.org", "pasted": "see ida@x.org"}
     seen = harvest("sys", SYSTEM, {"q": "echo@x.org"}, output, words=words)
     tried = ["eve@x.org", "mal@x.org", "echo@x.org", "ida@x.org", ["bob@x.org", "nobody@x.org"]]
-    trusted = [v for v in tried if standing(v, "principal", seen, words=words) in TRUSTED]
+    trusted: list[Any] = [v for v in tried if standing(v, "principal", seen, words=words) in TRUSTED]
+    trusted += [v for v in ("bob@x.org, eve",) if standing(v, "principal", words=words) in TRUSTED]
+    trusted += [p for p in trace(
+        ToolProfile(critical={"x": "value"}, intent=("write",)), {"x": "write"}, Evidence(words, frozenset(), {}, Memory()),
+    ).values() if p.standing in TRUSTED]
     assert bool(trusted) is (name is not None)

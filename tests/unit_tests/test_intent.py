@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from langchain_runtime_authz.facts.intent import Request
+from langchain_runtime_authz.facts.intent import Request, only_deeds
 
 ASKS = [
     ("Please pay the bill", ["pay"], True),
@@ -32,6 +32,33 @@ ASKS = [
 def test_words_ask(text: str, words: list[str], asks: bool) -> None:
     """Inflected, in order, in one sentence, not negated."""
     assert Request([text]).asks(words) is asks
+
+
+LATER = [
+    (["Pay Bob", "Do not pay anyone"], False),
+    (["Pay Bob", "Please don't pay"], False),
+    (["Pay Bob", "Never pay", "Now pay Bob"], True),
+    (["Do not pay Eve. Pay Bob"], True),
+    (["Pay Bob 10", "No, pay 20"], True),
+    (["Pay Bob", "He did not pay me"], True),
+    (["Pay Bob", "I do not pay fees"], True),
+]
+
+
+@pytest.mark.parametrize(("texts", "asks"), LATER, ids=repr)
+def test_what_a_later_text_forbids_no_earlier_one_asks_for(texts: list[str], asks: bool) -> None:
+    """Until a text asks for it anew; a statement forbids nothing."""
+    assert Request(texts).asks(["pay"]) is asks
+
+
+def test_the_words_of_a_deed_are_known() -> None:
+    """Inflected, and no others beside them."""
+    assert only_deeds("Passwords", ("change password",))
+    assert only_deeds("change  password", ("change password",))
+    assert not only_deeds("password1", ("change password",))
+    assert not only_deeds("my password", ("change password",))
+    assert not only_deeds("", ("change password",))
+    assert not only_deeds("password", ())
 
 
 @pytest.mark.parametrize(

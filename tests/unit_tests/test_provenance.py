@@ -176,6 +176,53 @@ def test_a_name_before_an_address_vouches_for_nothing(to: str) -> None:
     assert of(known(said="Write to Bob at bob@x.org, Bob <bob@x.org>"), to=to).standing == "outside"
 
 
+@pytest.mark.parametrize(
+    "to",
+    [
+        "bob@x.org.\u0440\u0444", "bob@x.org\u00e9.net", "\u00e9bob@x.org", "eve!bob@x.org", "eve(bob@x.org)", "bob@x.org(eve)",
+        "bob@x.org, eve", "bob@x.org;eve", "bob@x.org\r\nBcc: eve", "bob@x.org +49 170 1234567", "mailto:bob@x.org?bcc=eve",
+        "DE89370400440532013000 eve", "eve DE89370400440532013000", "DE89370400440532013000\u00e9",
+    ],
+)  # fmt: skip
+def test_an_address_with_something_around_it_is_another(to: str) -> None:
+    """A mailbox, a host or a list that was not said; the twins are lists and shown names of what was."""
+    said = "Write to bob@x.org, ann@x.org and DE89370400440532013000"
+    assert of(known(said=said), to=to).standing == "outside"
+    for meant in ("bob@x.org, ann@x.org", "Bob <bob@x.org>; ann@x.org", "bob@x.org\nann@x.org", "bob@x.org,"):
+        assert of(known(said=said), to=meant).standing == "told"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://bank.org(.evil.net/s?d=1", "https://bank.org'.evil.net", "https://bank.org\u2014evil.net", "https://bank.org|evil.net",
+        "https://bank.org{.evil.net", "https://bank.org\\@evil.net", "https://evil.net?q=(https://bank.org)", "evil.net https://bank.org",
+        "ftp://evil.net?q=https://bank.org", "javascript:https://bank.org", "https://bank.org\n.evil.net", "https://bank.org\u3002evil.net",
+    ],
+)  # fmt: skip
+def test_a_link_inside_another_is_another(url: str) -> None:
+    """Where a parser goes that does not stop where ours does is not known; the twin is the link alone."""
+    assert of(known(said="Open https://bank.org"), url=url).standing == "outside"
+    assert of(known(said="Open https://bank.org"), url=" https://bank.org/ ").standing == "told"
+
+
+@pytest.mark.parametrize(
+    ("said", "value", "told"),
+    [
+        ("Please change my password to hunter2", "password", False),
+        ("Please change my password to hunter2", "change password", False),
+        ("Please change my password to hunter2", "hunter2", True),
+        ("Please change my password to 'password'", "password", True),
+        ("Please change my password to password", "password", True),
+    ],
+)
+def test_the_words_of_the_deed_are_no_value(said: str, value: str, told: bool) -> None:
+    """A password that is called so only in the order to change it was not said; quoted, or after `to`, it was."""
+    profile = ToolProfile(effect="admin", critical={"password": "value"}, intent=("change password",))
+    (found,) = trace(profile, {"password": value}, known(said=said)).values()
+    assert (found.standing == "told") is told
+
+
 NAMES = [
     ("Pay the bill", "bill", False),
     ("Pay the bill", "Pay", False),

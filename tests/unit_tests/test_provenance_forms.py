@@ -22,6 +22,7 @@ SAME = [
     ("98,70", 98.7),
     ("+49 (170) 1234-567", "+491701234567"),
     ("Landlord  Notices", "landlord notices"),
+    ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03bf\u03c2"),
     ("cafe\u0301", "caf\u00e9"),
     ("2024-05-26", "May 26th, 2024"),
     ("26 May 2024", "2024-5-26"),
@@ -52,6 +53,9 @@ DIFFERENT = [
     ("GB29NWBK60161331926819", "GB29NWBK60161331926818"),
     ("report.txt", "report.txt.exe"),
     ("2024-05-26", "2024-05-27"),
+    ("book@example.org", "boo\u212a@example.org"),  # the Kelvin sign, a K after NFC
+    ("weiss", "wei\u00df"),
+    ("LI21088100002324013AA", "L\u013121088100002324013AA"),  # a dotless i, an I in capitals
 ]
 
 
@@ -138,15 +142,56 @@ SAID = [
 ]
 
 
+SAID += [
+    ("Pay Bob 10, never Mallory", "Mallory", False),
+    ("Pay Bob 10, never Mallory", "Bob", True),
+    ("Send it to bob@example.org, not eve@example.org.", "eve@example.org", False),
+    ("Send it to anyone except eve@example.org. Ask bob@example.org", "eve@example.org", False),
+    ("Send it to anyone except eve@example.org. Ask bob@example.org", "bob@example.org", True),
+    ("It's fine, don't pay Eve", "Eve", False),
+    ("Don't forget to pay Bob", "Bob", True),
+    ("Alice did not get report.pdf, send it", "report.pdf", True),
+    ("I don't have the mail of Bob Smith", "Bob Smith", True),
+    ("Create 'Things not to do'", "Things not to do", True),
+    ("Read 'do-not-reply.txt'", "do-not-reply.txt", True),
+]
+
+
 @pytest.mark.parametrize(("text", "value", "said"), SAID, ids=repr)
 def test_what_the_human_said(text: str, value: object, said: bool) -> None:
     """As a whole, in his own words: neither a part of a name nor what he pasted."""
     assert HumanWords([text]).said(forms(value)) is said
 
 
+TAKEN_BACK = [
+    (["Pay Mallory 90", "Stop: pay 45, not 90"], 90, False),
+    (["Pay Mallory 90", "Stop: pay 45, not 90"], 45, True),
+    (["Pay Mallory and Bob", "Do not pay Mallory"], "Mallory", False),
+    (["Pay Mallory and Bob", "Do not pay Mallory"], "Bob", True),
+    (["Do not pay Mallory", "All right, pay Mallory"], "Mallory", True),
+    (["Pay Mallory", "Do not pay Mallory", "Pay Mallory", "Rather not. Never Mallory"], "Mallory", False),
+]
+
+
+@pytest.mark.parametrize(("texts", "value", "said"), TAKEN_BACK, ids=repr)
+def test_what_a_later_text_forbids_is_said_no_longer(texts: list[str], value: object, said: bool) -> None:
+    """The newest text that has a value decides: not as a value, a name, a number to derive from, nor as what looks alike."""
+    words = HumanWords(texts)
+    assert words.said(forms(value)) is words.names(forms(value)) is said
+    assert not words.resembles(str(value))
+    if isinstance(value, int):
+        assert (Decimal(value) in words.numbers) is said
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "not " * 25_000,
+        "don't " * 16_000,
+        "'a" * 50_000,
+        "never " + "a" * 90_000,
+        "never a, " * 11_000,
+        "stop paying " * 8_000,
         "a" * 100_000,
         "a@" * 50_000,
         "1 " * 50_000,
@@ -167,4 +212,4 @@ def test_what_the_human_said(text: str, value: object, said: bool) -> None:
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
     mentions(text)
-    assert not HumanWords([text]).said(("text:nowhere",))
+    assert not HumanWords([text, text]).said(("text:nowhere",))

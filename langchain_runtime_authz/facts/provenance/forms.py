@@ -26,7 +26,7 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["MAX_VALUE", "canonical", "decimals", "forms", "identifiers", "key", "mentions", "skeleton", "tidy"]
+__all__ = ["MAX_VALUE", "canonical", "decimals", "fold", "forms", "identifiers", "key", "mentions", "skeleton", "tidy"]
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 _DIGITS: Final = 15  # beyond that a number is a name
@@ -88,6 +88,18 @@ def _plain(text: str) -> bool:
     return unicodedata.normalize("NFKC", text) == text
 
 
+def _respelled(value: str) -> bool:
+    """Whether NFC makes a plain letter of something else: the Kelvin sign is no K to a mail server."""
+    return not value.isascii() and any(
+        unicodedata.normalize("NFC", c).isascii() for c in value if not (c.isascii() or c.isspace())
+    )
+
+
+def fold(text: str) -> str:
+    """Without case. Not `casefold`, to which ß is ss: these are two names."""
+    return text.lower().replace("ς", "σ")
+
+
 def skeleton(text: str) -> str:
     """What a text looks like: compatibility forms, accents, case and look-alike letters folded."""
     folded = unicodedata.normalize("NFKD", text[:MAX_VALUE]).casefold().translate(_LOOKS)
@@ -137,16 +149,16 @@ def forms(value: object) -> tuple[str, ...]:
     if not isinstance(value, str) or len(value) > MAX_VALUE:
         return ()
     text = tidy(value)
-    if not text or not _plain(text):
+    if not text or not _plain(text) or _respelled(value):
         return ()
     if _EMAIL.fullmatch(text):
         return (f"email:{text.lower()}",)
     if _URL.fullmatch(text):
         return _url(text)
     compact = text.replace(" ", "").upper()
-    if _IBAN.fullmatch(compact):
+    if text.isascii() and _IBAN.fullmatch(compact):
         return (f"iban:{compact}",)
-    found = [f"text:{text.casefold()}"]
+    found = [f"text:{fold(text)}"]
     # A number is no word, and a name that begins with zeros is no number.
     if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
         found = [f"num:{canonical(d)}" for d in decimals(text)]

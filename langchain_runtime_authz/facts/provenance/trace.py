@@ -19,20 +19,22 @@ and a *standing*, which is what a policy needs to know most often:
     named         asserted or mentioned by a source that the human named, and by nobody better
     outside       everything else
 
-A principal who is called by a word is told where the human used it as a name (`words.HumanWords.names`).
+A principal who is called by a word is told where the human used it as a name (`words.HumanWords.names`), and
+so is anything whose only words are those by which the tool is asked for.
 An address names somebody: as an object it is known only where a system says that it is one's id.
 A list is worth what its weakest item is worth.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
-from langchain_runtime_authz.facts.intent import Request
+from langchain_runtime_authz.facts.intent import Request, only_deeds
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
 from langchain_runtime_authz.facts.provenance.harvest import Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
@@ -49,6 +51,9 @@ MAX_SAID: Final = 4  # sources told of one value
 _DESTINATIONS: Final = ("principal", "url", "channel")
 _CENT: Final = Decimal("0.01")
 _LARGEST: Final = 15  # digits of an amount
+# `Bob <bob@x.org>`: what is shown, and where it goes (RFC 5322).
+_SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
+_BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Memory:
@@ -125,7 +130,7 @@ def trace(profile: ToolProfile, args: Mapping[str, Any], evidence: Evidence) -> 
             continue
         if not items:
             continue
-        found = [_item(v, kind, evidence) for v in items]
+        found = [_item(v, kind, evidence, profile) for v in items]
         if len(found) == 1 and not isinstance(value, list | dict):
             traced[name] = ArgumentProvenance(kind=kind, **dict(found[0]))
             continue
@@ -176,8 +181,8 @@ def _items(value: object) -> list[Any] | None:
 def _atoms(value: object, kind: str) -> list[tuple[str, ...]]:
     """The parts of a scalar that must each be vouched for, as forms; a part without forms never is.
 
-    A text that holds addresses or links goes to each of them, whatever name it shows; a date with a
-    time is both.
+    A text that holds addresses or links goes to each of them, whatever name it shows, and to whatever
+    else stands in it; a date with a time is both.
     """
     whole = forms(value)
     if kind == "when":
@@ -185,8 +190,19 @@ def _atoms(value: object, kind: str) -> list[tuple[str, ...]]:
     if isinstance(value, str) and kind in _DESTINATIONS:
         inner = identifiers(tidy(value))
         if inner and not set(inner) <= set(whole):
-            return [(f,) for f in inner]
+            return [*((f,) for f in inner), *_places(value)]
     return [whole]
+
+
+def _places(value: str) -> Iterator[tuple[str, ...]]:
+    """Where a text goes, part by part. An address with something before or behind it is another one.
+
+    `bob@x.org.é.net`, `https://x.org(.evil.net`: what a parser makes of them is not known here.
+    """
+    for part in _BETWEEN.split(value):
+        if part.strip():
+            shown = _SHOWN.fullmatch(part)
+            yield forms(shown[1] if shown is not None else part)
 
 
 def _moment(whole: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -195,14 +211,16 @@ def _moment(whole: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [part for part in (dates, times) if part] or [whole]
 
 
-def _item(value: object, kind: str, evidence: Evidence) -> ItemProvenance:
-    found = [_atom(atom, value, kind, evidence) for atom in _atoms(value, kind)]
+def _item(value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> ItemProvenance:
+    found = [_atom(atom, value, kind, evidence, profile) for atom in _atoms(value, kind)]
     return max(found, key=lambda p: (STANDINGS.index(p.standing), CLASSES.index(p.class_)))
 
 
-def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence) -> ItemProvenance:
+def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> ItemProvenance:
     words = evidence.words
-    if atom and (words.names(atom) if kind == "principal" else words.said(atom)):
+    # The password of "change my password" is no password that was said.
+    as_name = kind == "principal" or (isinstance(value, str) and only_deeds(value, profile.intent))
+    if atom and (words.names(atom) if as_name else words.said(atom)):
         return _provenance("human", "told", [Said(origin="human")])
     if evidence.own.intersection(atom):
         return _provenance("principal", "told", [Said(origin="principal")])

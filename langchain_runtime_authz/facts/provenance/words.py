@@ -1,7 +1,8 @@
 """What the human said, ready to be asked about: does this value stand in it?
 
 Only texts of human origin come here, from the ledger. What a human *pastes* is somebody else's text:
-fenced blocks and quoted lines (`> …`) are left out.
+fenced blocks and quoted lines (`> …`) are left out. What he *forbids* he did not say ("pay Bob, never
+Mallory"), and no longer once a later text forbids it ("45, not 90").
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Final
 
-from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions, skeleton, tidy
+from langchain_runtime_authz.facts.provenance.forms import decimals, fold, forms, mentions, skeleton, tidy
 
 __all__ = ["HumanWords", "own_words"]
 
 MAX_TEXT: Final = 100_000  # characters looked at; what stands beyond was not said
 MAX_NUMBERS: Final = 24  # numbers kept for derivations
+_APART: Final = "\x1e"  # between texts: a blank that no line has
 _TRIES: Final = 64
 _SHORTEST: Final = 2  # a text of one letter names nothing
 _LOOKS: Final = 4
@@ -47,6 +49,20 @@ _HOST: Final = re.compile(
 # "the channel starting with X": whatever begins so was described. "those that do not start with X" says nothing.
 _BEGINS: Final = re.compile(r"\b(?:start|begin)(?:s|ing|ning)? with [^\w\s#@]?([\w#@][\w.\-]{1,63})")
 _OTHERS: Final = re.compile(r"\b(?:not|no|never|but|except|excluding|unless|without|than)\b|n['\u2019]t\b")
+# From a prohibition to the end of its clause. "He did not pay" prohibits nothing, and what stands in quotation marks is a title.
+_STATED: Final = "".join(
+    f"(?<!\\b{w} )"
+    for w in "do does did is are was were has have had could would can will".split()  # noqa: SIM905
+)
+_FORBIDDEN: Final = re.compile(
+    r"(?<!\w)[\"'\u201c\u2018][^\"'\u201c\u201d\u2018\u2019\n]{1,200}[\"'\u201d\u2019](?!\w)|"
+    r"(?<![\w\-./@\\])(?:(?<!\bI )(?<!\bwe )(?<!\byou )(?<!\bthey )(?:do not|don['\u2019]?t)|"
+    rf"{_STATED}(?:not|never)|without|except(?: for)?|excluding|instead of|rather than|other than|avoid|"
+    r"stop(?= \w{1,40}ing\b))(?![\w\-/@\\])"
+    r"(?! (?:forget|fail|hesitate|miss|just|only|sure|yet|later)\b)"
+    r"(?P<what>(?:(?![.,;:!?](?:\s|$)|\n).){0,300})",
+    re.IGNORECASE,
+)
 _QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 _ENDS: Final = ".!?:;-•*"
 # Words that name nobody and nothing.
@@ -65,22 +81,32 @@ _EMPTY: Final = frozenset(
 class HumanWords:
     """The words of one task at one epoch. Immutable.
 
+    `forbids`: whether what the texts forbid is looked for.
+
     Attributes:
         numbers: numbers that were said, in order, bounded.
         percents: of these, the ones said as percentages.
     """
 
-    __slots__ = ("_beginnings", "_looks", "_text", "_tokens", "_written", "numbers", "percents")
+    __slots__ = ("_beginnings", "_forbidden", "_looks", "_parts", "_text", "_tokens", "_written", "numbers", "percents")
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], *, forbids: bool = True) -> None:
         # The newest words are the ones that count when there are too many.
-        said = _unnumbered("\n".join(own_words(t) for t in texts)[-MAX_TEXT:])
-        said = _RUN_ON.sub(" ", said)
+        whole = _unnumbered(_APART.join(own_words(t) for t in texts)[-MAX_TEXT:])
+        several = [_RUN_ON.sub(" ", t) for t in whole.split(_APART)]
+        parts = [_parted(t) if forbids else (t, "") for t in several]
+        forbidden = [f for _, f in parts if f]
+        self._forbidden = _said_plainly("\n".join(forbidden)) if forbidden else None
+        # Only where something is forbidden: what each text says and what it forbids, the newest first.
+        self._parts = [(_said_plainly(p), _said_plainly(f)) for p, f in reversed(parts)] if forbidden else []
+        self._hear("\n".join(p for p, _ in parts))
+
+    def _hear(self, said: str) -> None:
         found = mentions(said)
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
         self._tokens = frozenset((*found, *hosts))
         self._written = tidy(said)
-        self._text = self._written.casefold()
+        self._text = fold(self._written)
         self._looks: str | None = None
         described = (
             b[1].rstrip(".-")
@@ -90,15 +116,27 @@ class HumanWords:
         self._beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
             :_TRIES
         ]
-        self.numbers = tuple(Decimal(f[4:]) for f in found if f.startswith("num:"))[:MAX_NUMBERS]
+        numbers = (f for f in found if f.startswith("num:") and not self._withdrawn((f,)))
+        self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
+
+    def _withdrawn(self, value_forms: Sequence[str]) -> bool:
+        """Whether the newest text that has a value forbids it, and does not say it too."""
+        if self._forbidden is None or not self._forbidden.said(value_forms):
+            return False
+        for said, forbidden in self._parts:
+            if said.said(value_forms):
+                return False
+            if forbidden.said(value_forms):
+                return True
+        return False
 
     def said(self, value_forms: Sequence[str]) -> bool:
         """Whether a value with these forms was said.
 
         An identifier, number or date as such, and never as a part of another; a text as whole words.
         """
-        return any(self._said(form) for form in value_forms)
+        return any(self._said(form) for form in value_forms) and not self._withdrawn(value_forms)
 
     def _said(self, form: str) -> bool:
         kind, _, normal = form.partition(":")
@@ -126,7 +164,8 @@ class HumanWords:
         at its beginning and goes on like a subject or a list and not like an order ("Apple called",
         "Alice and Bob", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
         """
-        return any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
+        named = any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
+        return named and not self._withdrawn(value_forms)
 
     def _named(self, phrase: str) -> bool:
         if not self._phrase(phrase):
@@ -155,11 +194,24 @@ class HumanWords:
     def resembles(self, value: str) -> bool:
         """Whether `value` looks like something that was said without being it."""
         look = skeleton(tidy(value))
-        if len(look) < _LOOKS or self.said(forms(value)):
+        own = forms(value)
+        if len(look) < _LOOKS or self.said(own) or self._withdrawn(own):
             return False
         if self._looks is None:
             self._looks = skeleton_of(self._text)
         return _within(look, self._looks)
+
+
+def _said_plainly(text: str) -> HumanWords:
+    return HumanWords([text], forbids=False)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """What a text says, and what it forbids."""
+    forbidden = [m["what"] for m in _FORBIDDEN.finditer(text) if m["what"]]
+    if not forbidden:
+        return text, ""
+    return _FORBIDDEN.sub(lambda m: m[0] if m["what"] is None else " ; ", text), "\n".join(forbidden)
 
 
 def skeleton_of(text: str) -> str:
