@@ -213,15 +213,28 @@ class Entrance:
         return _Child(self, parent, name, config, graph)
 
     def updated_inside(self, graph: Any, config: Mapping[str, Any], place: Any) -> Flow[None]:
-        """A node or tool of ours updated the state of a graph below: what it left is no edit from outside."""
+        """A node or tool of ours updated the state of a graph below: what it left is no edit from outside.
+
+        Raises:
+            AuthzHalt: the ledger failed. The state is written, and counts as an edit from outside when it is next looked at.
+        """
         handle = handle_in(config)
         run = handle.run if handle is not None else running()
         if run is not None:
             mark = mark_of(place, graph.get_name())
-            yield Commit(run.scope, None, [Mark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
+            change = Mark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))
+            try:
+                yield Commit(run.scope, None, [change])
+            except Exception as exc:
+                decision = run.engine.ledger_failed(exc)
+                raise AuthzHalt(decision.reason, decision.decision_id) from exc
 
     def update(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Any]) -> Any:
-        """`update_state` from outside every run: a correction where it alters what a task is made of."""
+        """`update_state` from outside every run: a correction where it alters what a task is made of.
+
+        Raises:
+            AuthzDenied: the ledger failed. The state is written, and the next root entry finds what was done.
+        """
         before = graph.get_state(config)
         place = update()
         if differ(before, graph.get_state(place), self.watch(graph_at(graph, place))):
@@ -246,7 +259,13 @@ class Entrance:
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
         below = yield ReadBelow(graph, place, self.watch(graph))
-        yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
+        try:
+            yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
+        except AuthzDenied:
+            raise
+        except Exception as exc:
+            decision = self.engine.ledger_failed(exc)
+            raise AuthzDenied(decision.reason, decision.decision_id) from exc
 
 
 class Entering(Generic[T]):

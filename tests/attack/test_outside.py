@@ -19,9 +19,10 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
-from tests.attack._graphs import PAID, authz_with, call, human, pay_tool, read_tool, says
+from tests.attack._graphs import PAID, authz_with, call, human, ledger_down, pay_tool, read_tool, says
 from tests.attack.corrections import beside
 
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -152,6 +153,21 @@ def test_unenforced_the_old_plan_runs(act: Any) -> None:
     act(house, house.raw)
     house.raw.invoke(None, THREAD)
     assert [x for x in house.ran if x[0] in ("bob", "eve")]
+
+
+@pytest.mark.parametrize("act", [append, edit_human, edit_plan, aupdate], ids=lambda a: a.__name__)
+def test_an_update_that_the_ledger_did_not_hear_of_counts_at_the_next_entry(act: Any) -> None:
+    """The state is written when the ledger fails: its caller is told so by a code, and nothing is lost."""
+    house = House()
+    house.go(human())
+    with ledger_down(), pytest.raises(AuthzDenied) as told:
+        act(house, house.graph)
+    assert told.value.code == "ledger_unavailable"
+    assert house.epoch == 1
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+    house.go(None)
+    assert house.epoch == 2
 
 
 def test_a_text_of_the_subject_counts_as_hers() -> None:
