@@ -18,6 +18,7 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges._private import Place, counted_graph, graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
+from langchain_runtime_authz.edges.erased import erased
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
 from langchain_runtime_authz.edges.messages import human_texts, written
@@ -363,6 +364,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         left, saver = Left(), saver_of(self.graph)
         over: list[Change] = []
+        lost: list[HumanText] = []
         if not cut and saver is not None and (place := thread_config(self.config)) is not None:
             try:
                 head = yield ReadHead(saver, place)
@@ -372,9 +374,11 @@ class _Root(Entering[tuple[Any, Any]]):
                 left = Left(head.id if head is not None else None, memory, below.digest if below is not None else None)
                 # Every task has ended, and with it what marks of tasks' children are for.
                 over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
+                if head is not None:
+                    lost = yield from erased(run, self.graph, place, head.id, self.entrance.watch(self.graph))
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), left, over)
+        yield from close(run, _ending(run), left, over, lost)
 
 
 class _Child(Entering[Any]):

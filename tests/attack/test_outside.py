@@ -639,6 +639,88 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
     assert (house.epoch, house.ran) == (1, [PAID])
 
 
+# --- what is written beside a run in flight, whose next checkpoint leaves it behind ---
+
+
+def beside_the_run(house: House, *messages: Any, by: str = "raw", times: int = 1) -> None:
+    """While the model thinks for the first time."""
+
+    def write() -> None:
+        for _ in range(times):
+            getattr(house, by).update_state(THREAD, {"messages": list(messages)}, as_node="__start__")
+
+    house.thinks = write
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: str) -> None:
+    """The plan that it made and that waits is void, and the words are told; they are nobody's."""
+    house = House()
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    assert "STOP" not in str(house.raw.get_state(THREAD).values)
+    assert house.epoch == 2
+    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    assert house.ran == []
+    assert "STOP, pay nobody" in str(house.raw.get_state(THREAD).values)
+    log = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), _query()).log
+    assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", False)]
+    house.go(None)
+    assert house.epoch == 2
+
+
+def test_unenforced_an_edit_that_the_run_in_flight_leaves_behind_is_lost() -> None:
+    house = House(protected=False)
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(None, THREAD)
+    assert house.ran == [PAID]
+    assert "STOP" not in str(house.raw.get_state(THREAD).values)
+
+
+def test_an_update_without_a_word_beside_a_run_is_no_correction() -> None:
+    """Nor is one of an earlier time, however often the thread is entered; the newest of several is held against what stood."""
+    house = House()
+    house.go(human())
+    house.go(None)
+    house.raw.update_state(THREAD, {"messages": [HumanMessage("And the other bill")]}, as_node="agent")
+    house.go({"messages": []})
+    before = house.epoch
+    for entry in range(3):
+        beside_the_run(house, by="raw" if entry else "graph", times=2)
+        house.go({"messages": []})
+        house.go(None)
+    assert house.epoch == before
+
+
+def test_one_word_of_several_updates_beside_a_run_is_a_correction() -> None:
+    """Also where the last of them says nothing more."""
+    house = House()
+
+    def write() -> None:
+        for messages in ([HumanMessage("STOP, pay nobody")], []):
+            house.raw.update_state(THREAD, {"messages": messages}, as_node="__start__")
+
+    house.thinks = write
+    house.go(human())
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+
+
+def test_an_edit_beside_a_run_that_the_ledger_did_not_hear_of_counts_when_the_run_ends() -> None:
+    """Its checkpoint is left behind like another process's."""
+    house = House()
+
+    def write() -> None:
+        with ledger_down(), contextlib.suppress(AuthzDenied):
+            house.graph.update_state(THREAD, {"messages": [HumanMessage("STOP, pay nobody")]}, as_node="__start__")
+
+    house.thinks = write
+    house.go(human())
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+
+
 # --- a graph below, which has checkpoints of its own ---
 
 
