@@ -18,6 +18,7 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges._private import Place, counted_graph, graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
+from langchain_runtime_authz.edges.erased import erased
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
 from langchain_runtime_authz.edges.messages import human_texts, written
@@ -213,15 +214,28 @@ class Entrance:
         return _Child(self, parent, name, config, graph)
 
     def updated_inside(self, graph: Any, config: Mapping[str, Any], place: Any) -> Flow[None]:
-        """A node or tool of ours updated the state of a graph below: what it left is no edit from outside."""
+        """A node or tool of ours updated the state of a graph below: what it left is no edit from outside.
+
+        Raises:
+            AuthzHalt: the ledger failed. The state is written, and counts as an edit from outside when it is next looked at.
+        """
         handle = handle_in(config)
         run = handle.run if handle is not None else running()
         if run is not None:
             mark = mark_of(place, graph.get_name())
-            yield Commit(run.scope, None, [Mark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
+            change = Mark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))
+            try:
+                yield Commit(run.scope, None, [change])
+            except Exception as exc:
+                decision = run.engine.ledger_failed(exc)
+                raise AuthzHalt(decision.reason, decision.decision_id) from exc
 
     def update(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Any]) -> Any:
-        """`update_state` from outside every run: a correction where it alters what a task is made of."""
+        """`update_state` from outside every run: a correction where it alters what a task is made of.
+
+        Raises:
+            AuthzDenied: the ledger failed. The state is written, and the next root entry finds what was done.
+        """
         before = graph.get_state(config)
         place = update()
         if differ(before, graph.get_state(place), self.watch(graph_at(graph, place))):
@@ -246,7 +260,13 @@ class Entrance:
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
         below = yield ReadBelow(graph, place, self.watch(graph))
-        yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
+        try:
+            yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
+        except AuthzDenied:
+            raise
+        except Exception as exc:
+            decision = self.engine.ledger_failed(exc)
+            raise AuthzDenied(decision.reason, decision.decision_id) from exc
 
 
 class Entering(Generic[T]):
@@ -344,6 +364,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         left, saver = Left(), saver_of(self.graph)
         over: list[Change] = []
+        lost: list[HumanText] = []
         if not cut and saver is not None and (place := thread_config(self.config)) is not None:
             try:
                 head = yield ReadHead(saver, place)
@@ -353,9 +374,11 @@ class _Root(Entering[tuple[Any, Any]]):
                 left = Left(head.id if head is not None else None, memory, below.digest if below is not None else None)
                 # Every task has ended, and with it what marks of tasks' children are for.
                 over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
+                if head is not None:
+                    lost = yield from erased(run, self.graph, place, head.id, self.entrance.watch(self.graph))
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), left, over)
+        yield from close(run, _ending(run), left, over, lost)
 
 
 class _Child(Entering[Any]):

@@ -109,8 +109,8 @@ def _head(found: CheckpointTuple | None, newest: CheckpointTuple | None) -> Head
     if found is None:
         return None
     ident = found.checkpoint["id"]
-    superseded = newest is not None and newest.checkpoint["id"] != ident
-    return Head(ident, str(found.metadata.get("source", "")), superseded)
+    last = newest.checkpoint["id"] if newest is not None else ident
+    return Head(ident, str(found.metadata.get("source", "")), last if last != ident else "")
 
 
 @dataclass(frozen=True, slots=True)

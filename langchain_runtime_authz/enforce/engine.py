@@ -156,6 +156,8 @@ class Run:
     pinned: int = 0
     # Whether a checkpointer keeps the graph's state: a root entry's end is then marked.
     kept_state: bool = False
+    # The newest checkpoint of the thread when a root entry began.
+    loaded: str = ""
     # The thread's steps when the root entry began.
     steps_before: int = 0
     # Digests of calls that a model was seen to return in this entry (`plan.source`), with the model's

@@ -224,6 +224,7 @@ def _take_lease(
             grant=grant,
             pinned=len(snapshot.log) + len(fresh),
             kept_state=given.kept,
+            loaded=given.head.newest or given.head.id if given.head is not None else "",
             steps_before=snapshot.history.steps,
         )
         taken = yield Commit(scope, None, [TakeLease(lease_of(run))])
@@ -290,14 +291,25 @@ def edited(run: Run, mark: ChildMark, read: Effect, moved: Callable[[str, str], 
     if head is None or head.id == left or head.source != "update" or not (yield moved(head.id, left)):
         return True
     text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
+    if (yield from _pinned(run, (text,))):
+        raise AuthzDenied(Code.STALE_EPOCH, new_id())
+    return True
+
+
+def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
+    """Pin an act from outside, whose key the last of `texts` has, in the next epoch; `False` where it is already.
+
+    Raises:
+        AuthzDenied: `stale_epoch`: others change the task all the time.
+    """
     for _ in range(ATTEMPTS):
-        snapshot = yield Load(run.scope, Query(log=True))
-        if text.key in {t.key for t in snapshot.log}:
-            return True
-        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, (text,))])
+        snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+        if texts[-1].key in {t.key for t in snapshot.log}:
+            return False
+        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, tuple(texts))])
         if not isinstance(done, Conflict):
-            yield run_event(run, "corrected", done.now, texts=1)
-            break
+            yield run_event(run, "corrected", done.now, texts=len(texts))
+            return True
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
@@ -396,14 +408,20 @@ def close(
     state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
     also: Sequence[Change] = (),
+    erased: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns."""
+    """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns.
+
+    `erased`: what was done to the thread's state meanwhile and this run left behind, as something to pin.
+    """
     if run.closed and left.head is None and not also:
         return
     run.closed = True
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
     marks = [*also, *(Mark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
+        if erased:
+            yield from _pinned(run, erased)
         done = yield from _end(run, state, marks)
         if run.parent is None:
             yield run_event(run, state, getattr(done, "now", 0.0))

@@ -44,13 +44,13 @@ Standing = Literal["ours", "outside", "fork"]
 class Head:
     """The checkpoint that a root entry loads.
 
-    `source` is LangGraph's `CheckpointMetadata.source` (input, loop, update, fork); `superseded`
-    says that the caller named it although the thread has moved on.
+    `source` is LangGraph's `CheckpointMetadata.source` (input, loop, update, fork). `newest` is the thread's newest
+    one, where the caller named another although the thread has moved on.
     """
 
     id: str
     source: str = ""
-    superseded: bool = False
+    newest: str = ""
 
 
 class Below(NamedTuple):
@@ -113,7 +113,7 @@ def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None
     `pinned` are the keys of the pinned texts; `underway`: a root entry has not ended, or its process
     died, so that checkpoints newer than the mark may be its own. An `update` never is.
     """
-    if head.superseded:
+    if head.newest:
         return "fork"
     if head.id == marks.get(HEAD) or outside_key(head.id) in pinned:
         return "ours"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, TypedDict
+from unittest.mock import patch
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
@@ -15,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
@@ -145,6 +148,15 @@ def calls_of(pdp: StaticPDP, name: str | None = None) -> list[EvaluationRequest]
 def authz_with(pdp: Any, **options: Any) -> RuntimeAuthz:
     """A `RuntimeAuthz` with the tests' profiles."""
     return RuntimeAuthz(pdp=pdp, **{"profiles": PROFILES, **options})
+
+
+def ledger_down() -> AbstractContextManager[Any]:
+    """The time in which ledgers in memory keep nothing."""
+
+    def fails(self: MemoryLedger, *_: Any) -> Any:
+        raise OSError
+
+    return patch.multiple(MemoryLedger, commit=fails, acommit=fails)
 
 
 def rules_that_permit() -> WasmPDP:

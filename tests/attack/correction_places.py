@@ -131,6 +131,7 @@ def corrected_elsewhere(road: Road, kind: Kind, mode: str, held: dict[str, Any],
         desk.go(human())
     else:
         if road.waits:
+            desk.thinks = road.meanwhile
             desk.go(human())
         other.does("act", desk, road)
     desk.jtis |= {r.context.lease.jti for r in desk.pdp.requests if r.context.task.epoch == 1}
@@ -156,6 +157,7 @@ def _serve(requests: Sequence[str] | Any, held: dict[str, Any]) -> Iterator[dict
         )
         try:
             if asked["part"] == "plan":
+                desk.thinks = road.meanwhile
                 desk.go(human())
             elif asked["part"] == "correct":
                 assert road.correct is not None

@@ -316,7 +316,7 @@ class Road:
     """A way to change the task.
 
     `act` corrects and lets the old plan go on. `waits`: what the plan waits for meanwhile; empty for a
-    run in flight, which `correct` corrects. `only` names the kinds that can express it, `because` says why not the others.
+    run in flight, which `correct` corrects at once. `only` names the kinds that can express it, `because` says why not the others.
     """
 
     says: str
@@ -327,6 +327,7 @@ class Road:
     made: int = 1  # payments that a twin without us makes
     may: int = 0  # payments of the old plan that were made before the correction
     correct: Callable[[Desk], None] | None = None
+    meanwhile: Callable[[Desk], None] | None = None  # what corrects while the plan is made that waits then
     rotates: bool = True  # else there is no task that changes, and no plan either
 
     @property
@@ -443,6 +444,10 @@ def _root_update(desk: Desk) -> None:
     desk.graph.update_state(desk.config, {"messages": [HumanMessage(STOP)]}, as_node="__start__")
 
 
+def _root_update_elsewhere(desk: Desk) -> None:
+    desk.raw.update_state(desk.config, {"messages": [HumanMessage(STOP)]}, as_node="__start__")
+
+
 def _drop(desk: Desk) -> None:
     desk.graph.update_state(desk.config, None, as_node="__end__")
 
@@ -481,6 +486,8 @@ ROADS: Final = {
         Road("`authz.correct()` while the model thinks", _meanwhile(_told()), "", correct=_told()),
         Road("`update_state` while the model thinks", _meanwhile(_root_update), "", correct=_root_update),
         Road("`update_state` ends the thread while the model thinks", _meanwhile(_drop), "", correct=_drop),
+        Road("`update_state` in a process that does not protect, while the model makes the plan that then waits",
+             _resumed("yes"), meanwhile=_root_update_elsewhere),
     )
 }  # fmt: skip
 
@@ -489,6 +496,7 @@ def play(road: Road, kind: Kind, mode: str, *, protected: bool) -> Desk:
     """One cell, in one process."""
     desk = Desk(kind, mode, protected, road.waits)
     if road.waits and (protected or road.waits == "question"):
+        desk.thinks = road.meanwhile
         desk.go(human())
         desk.jtis = {r.context.lease.jti for r in desk.pdp.requests}
         road.act(desk)

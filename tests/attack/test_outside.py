@@ -19,9 +19,10 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
-from tests.attack._graphs import PAID, authz_with, call, human, pay_tool, read_tool, says
+from tests.attack._graphs import PAID, authz_with, call, human, ledger_down, pay_tool, read_tool, says
 from tests.attack.corrections import beside
 
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -152,6 +153,21 @@ def test_unenforced_the_old_plan_runs(act: Any) -> None:
     act(house, house.raw)
     house.raw.invoke(None, THREAD)
     assert [x for x in house.ran if x[0] in ("bob", "eve")]
+
+
+@pytest.mark.parametrize("act", [append, edit_human, edit_plan, aupdate], ids=lambda a: a.__name__)
+def test_an_update_that_the_ledger_did_not_hear_of_counts_at_the_next_entry(act: Any) -> None:
+    """The state is written when the ledger fails: its caller is told so by a code, and nothing is lost."""
+    house = House()
+    house.go(human())
+    with ledger_down(), pytest.raises(AuthzDenied) as told:
+        act(house, house.graph)
+    assert told.value.code == "ledger_unavailable"
+    assert house.epoch == 1
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+    house.go(None)
+    assert house.epoch == 2
 
 
 def test_a_text_of_the_subject_counts_as_hers() -> None:
@@ -621,6 +637,88 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
     house.edit(house.graph if by == "protected" else house.raw, name="reader", additional_kwargs={"seen": True})
     house.go(None)
     assert (house.epoch, house.ran) == (1, [PAID])
+
+
+# --- what is written beside a run in flight, whose next checkpoint leaves it behind ---
+
+
+def beside_the_run(house: House, *messages: Any, by: str = "raw", times: int = 1) -> None:
+    """While the model thinks for the first time."""
+
+    def write() -> None:
+        for _ in range(times):
+            getattr(house, by).update_state(THREAD, {"messages": list(messages)}, as_node="__start__")
+
+    house.thinks = write
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: str) -> None:
+    """The plan that it made and that waits is void, and the words are told; they are nobody's."""
+    house = House()
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    assert "STOP" not in str(house.raw.get_state(THREAD).values)
+    assert house.epoch == 2
+    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    assert house.ran == []
+    assert "STOP, pay nobody" in str(house.raw.get_state(THREAD).values)
+    log = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), _query()).log
+    assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", False)]
+    house.go(None)
+    assert house.epoch == 2
+
+
+def test_unenforced_an_edit_that_the_run_in_flight_leaves_behind_is_lost() -> None:
+    house = House(protected=False)
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(None, THREAD)
+    assert house.ran == [PAID]
+    assert "STOP" not in str(house.raw.get_state(THREAD).values)
+
+
+def test_an_update_without_a_word_beside_a_run_is_no_correction() -> None:
+    """Nor is one of an earlier time, however often the thread is entered; the newest of several is held against what stood."""
+    house = House()
+    house.go(human())
+    house.go(None)
+    house.raw.update_state(THREAD, {"messages": [HumanMessage("And the other bill")]}, as_node="agent")
+    house.go({"messages": []})
+    before = house.epoch
+    for entry in range(3):
+        beside_the_run(house, by="raw" if entry else "graph", times=2)
+        house.go({"messages": []})
+        house.go(None)
+    assert house.epoch == before
+
+
+def test_one_word_of_several_updates_beside_a_run_is_a_correction() -> None:
+    """Also where the last of them says nothing more."""
+    house = House()
+
+    def write() -> None:
+        for messages in ([HumanMessage("STOP, pay nobody")], []):
+            house.raw.update_state(THREAD, {"messages": messages}, as_node="__start__")
+
+    house.thinks = write
+    house.go(human())
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
+
+
+def test_an_edit_beside_a_run_that_the_ledger_did_not_hear_of_counts_when_the_run_ends() -> None:
+    """Its checkpoint is left behind like another process's."""
+    house = House()
+
+    def write() -> None:
+        with ledger_down(), contextlib.suppress(AuthzDenied):
+            house.graph.update_state(THREAD, {"messages": [HumanMessage("STOP, pay nobody")]}, as_node="__start__")
+
+    house.thinks = write
+    house.go(human())
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
 
 
 # --- a graph below, which has checkpoints of its own ---

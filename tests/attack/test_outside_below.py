@@ -25,7 +25,7 @@ from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
-from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, read_tool, says
+from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, ledger_down, read_tool, says
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
 
 OWN = {"configurable": {"thread_id": "own"}}
@@ -187,6 +187,28 @@ def test_what_the_agents_own_code_edits_is_no_correction() -> None:
     assert family.epoch == 2
     family.on()
     assert (family.epoch, len(family.ran)) == (2, 2)
+
+
+def test_what_the_agents_own_code_edits_counts_if_the_ledger_did_not_hear_of_it() -> None:
+    """The run halts although the state is written: what nobody knows the author of is a human's, at the next look."""
+    family = Family("node-memory")
+    family.go(human())
+    family.on()
+    place = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}
+
+    def note(child: Any) -> dict[str, Any]:
+        with ledger_down():
+            family.graph.update_state(place, {"messages": [HumanMessage("as the agent notes")]}, as_node="agent")
+        return {}
+
+    family.inside = note
+    with pytest.raises(AuthzHalt) as told:
+        family.go(human("And again"))
+    assert told.value.code == "ledger_unavailable"
+    assert family.epoch == 2
+    family.inside = None
+    family.on()
+    assert (family.epoch, len(family.ran)) == (3, 1)
 
 
 # --- how long the ledger remembers what a child left ---
