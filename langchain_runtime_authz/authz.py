@@ -195,6 +195,9 @@ class RuntimeAuthz:
         self._names: set[str] = set()
         install(ambient)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeAuthz:
+        return self  # what is copied with it stays governed by it: its ledger and its keys are no copies
+
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder), in place, with every graph it can reach.
 
