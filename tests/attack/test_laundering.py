@@ -231,6 +231,15 @@ def form_that_sends_the_draft_back(office: Office, how: str) -> Any:
     return graph
 
 
+def notice_of_an_async_sub_agent(office: Office, how: str) -> Any:
+    """Deepagents tells a thread what its background agent found: as a new run's input, in the user's role, and in his name."""
+    graph = office.graph(office.model(says(text="I wait for it")))
+    office.go(graph, {"messages": [HumanMessage(TASK)]}, how)
+    event = {"task_id": "t2", "agent_name": "reader", "status": "success"}
+    office.go(graph, {"messages": [{"role": "user", "content": [{"type": "text", "text": MAIL}], "deepagents_notification": event}]}, how)
+    return graph
+
+
 ROADS: dict[str, Launder] = {
     "summary": _node(summary),
     "mcp_prompt": _node(mcp_prompt),
@@ -241,6 +250,7 @@ ROADS: dict[str, Launder] = {
     "sub_agent_description": sub_agent_description,
     "client_that_sends_all_back": client_that_sends_all_back,
     "form_that_sends_the_draft_back": form_that_sends_the_draft_back,
+    "notice_of_an_async_sub_agent": notice_of_an_async_sub_agent,
 }
 roads = pytest.mark.parametrize("road", ROADS)
 
