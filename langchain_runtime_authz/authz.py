@@ -198,6 +198,9 @@ class RuntimeAuthz:
     def __repr__(self) -> str:
         return f"<RuntimeAuthz {self.tenant}: decided by {self.pdp.name}, {type(self.ledger).__name__}>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeAuthz:
+        return self  # what is copied with it stays governed by it: its ledger and its keys are no copies
+
     def protect(self, graph: G) -> G:
         """Protect a compiled graph (or builder), in place, with every graph it can reach.
 

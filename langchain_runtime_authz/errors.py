@@ -162,6 +162,7 @@ class Code(StrEnum):
     POLICY_OLDER = "policy_older"
     PROFILE_INVALID = "profile_invalid"
     ALREADY_PROTECTED = "already_protected"
+    DEEP_COPY = "deep_copy"
     UNGOVERNED = "ungoverned"
     BASELINE_INVALID = "baseline_invalid"
 
@@ -281,6 +282,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.UNGOVERNED: "no gate stands in front of it; govern it as its note says, or accept it in a baseline",
     Code.BASELINE_INVALID: "the baseline can not be used; write it anew with `runtime-authz inspect --write-baseline`",
     Code.ALREADY_PROTECTED: "another RuntimeAuthz protects this graph; use that one or build the graph anew",
+    Code.DEEP_COPY: "LangGraph's compiled graphs do not run once they are deep-copied; take `graph.copy()`, which stays protected, or compile the builder again",
 }
 
 

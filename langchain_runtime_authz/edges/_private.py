@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from langchain_core.callbacks import manager as callback_manager
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
@@ -55,9 +55,17 @@ from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
+try:
+    from langchain_core.decisions import BaseDecisionModel
+except ImportError:  # before langchain-core 1.8 there are none
+    MODELS: tuple[type, ...] = (BaseLanguageModel,)
+else:
+    MODELS = (BaseLanguageModel, BaseDecisionModel)
+
 __all__ = [
     "DEFAULT_BOUND",
     "INTERRUPTS",
+    "MODELS",
     "OVERRIDDEN",
     "BaseTool",
     "Place",
@@ -94,8 +102,8 @@ __all__ = [
     "node_of_task",
     "place_below",
     "reset_node",
-    "resumed_graph",
     "skip_answers",
+    "started_graph",
     "starting_graph",
     "starting_tool",
     "takes_no_arguments",
@@ -388,10 +396,10 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
 
-def resumed_graph() -> tuple[Any, str | None, str | None] | None:
-    """Of a graph for which callbacks are set up by the code that called our caller: what it is resumed with.
+def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
+    """The graph for which callbacks are set up by the code that called our caller, and what it is resumed with, if it is.
 
-    With the thread and the id of the checkpoint that the call names, if any. `None` for what is no graph, and for one that is not resumed.
+    With the thread and the id of the checkpoint that the call names, if any. `None` for what is no graph.
     """
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
@@ -401,10 +409,9 @@ def resumed_graph() -> tuple[Any, str | None, str | None] | None:
     if frame is None or frame.f_code not in _STREAMS:
         return None
     given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}
-    if not isinstance(given, Command) or given.resume is None:
-        return None
+    value = given.resume if isinstance(given, Command) else None
     configurable = config.get("configurable") or {}
-    return given.resume, configurable.get("thread_id"), configurable.get(CONFIG_KEY_CHECKPOINT_ID)
+    return frame.f_locals["self"], value, configurable.get("thread_id"), configurable.get(CONFIG_KEY_CHECKPOINT_ID)
 
 
 def _announcing() -> FrameType | None:

@@ -1,4 +1,4 @@
-"""A graph that is not protected: what it was resumed with, and what had been asked in it.
+"""A graph that is not protected: what it was resumed with, what had been asked in it, and what its model's node returned.
 
 `AuthzMiddleware` without `protect` has no root entry, which would put a resume value into the ledger
 before any task starts. Its own gates may come only after a node of somebody else's took the answer
@@ -6,13 +6,17 @@ before any task starts. Its own gates may come only after a node of somebody els
 So the ambient hook, which LangChain looks at when a graph starts, puts the value among the graph's
 callbacks, in a handler that hears nothing: there every gate below finds what its own invocation was resumed with, and
 no other's. The questions stand in the checkpoint that the invocation goes on from.
+
+The same handler hears how the model's node ends: what is planned is what that returns. Middleware in front may
+rewrite what the model's call returned, and a review may pause before the next node of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 
@@ -21,32 +25,78 @@ from langchain_runtime_authz.edges._private import (
     agent_ns,
     answer_given,
     checkpointer_of,
-    resumed_graph,
+    started_graph,
 )
+from langchain_runtime_authz.edges.messages import ai_messages
+from langchain_runtime_authz.edges.node_gate import is_gated
+from langchain_runtime_authz.edges.plans import record_plans
 from langchain_runtime_authz.edges.review import newest_plan, note_question
 from langchain_runtime_authz.enforce.correction import answer
-from langchain_runtime_authz.enforce.engine import Engine, Flow, Load, Run
+from langchain_runtime_authz.enforce.engine import Engine, Flow, Load, Run, drive
 from langchain_runtime_authz.ledger.base import Query
 
-__all__ = ["answered", "hear"]
+__all__ = ["answered", "hear", "plan_later"]
 
 MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
 
 
 class _Heard(BaseCallbackHandler):
-    """What an invocation of a thread was resumed with, and the checkpoint that it named, if it did."""
+    """What an invocation of a thread was resumed with, if it was, and the checkpoint that it named, if it did.
 
-    ignore_llm = ignore_chain = ignore_agent = ignore_retriever = True
+    Chains are heard only while one is waited for. Not inline: in an async run what waits may ask a ledger.
+    """
+
+    raise_error = True
+    ignore_llm = ignore_agent = ignore_retriever = True
     ignore_chat_model = ignore_retry = ignore_custom_event = True
 
     def __init__(self, value: object, thread: str | None, checkpoint: str | None) -> None:
         self.value, self.thread, self.checkpoint = value, thread, checkpoint
+        self.waits: dict[UUID, Callable[[object], None]] = {}
+
+    @property
+    def ignore_chain(self) -> bool:
+        return not self.waits
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        if (then := self.waits.pop(run_id, None)) is not None:
+            then(outputs)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self.waits.pop(run_id, None)
 
 
 def hear() -> BaseCallbackHandler | None:
-    """Called as callbacks are set up: where that is for a graph that is resumed, the handler that knows with what."""
-    found = resumed_graph()
-    return _Heard(*found) if found is not None else None
+    """Called as callbacks are set up: where that is for a graph that is resumed or holds our middleware, a handler for it."""
+    found = started_graph()
+    if found is None:
+        return None
+    graph, value, thread, checkpoint = found
+    return _Heard(value, thread, checkpoint) if value is not None or _holds_ours(graph) else None
+
+
+def _holds_ours(graph: Any) -> bool:
+    # In a protected graph its own gates hear what a node returns.
+    hooks = (getattr(node.bound, "func", None) for node in graph.nodes.values() if not is_gated(node.bound))
+    return any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks)
+
+
+def plan_later(run: Run, config: Mapping[str, Any], given: object, messages: Sequence[Any]) -> bool:
+    """Record the plan of the node around a model's call as the node ends, and say whether its end is heard.
+
+    `config` is the node's, `given` its input, `messages` what the call returned: they stand where the end shows no plan.
+    """
+    callbacks = config.get("callbacks")
+    node = getattr(callbacks, "parent_run_id", None)
+    heard = next((h for h in getattr(callbacks, "handlers", ()) if type(h) is _Heard), None)
+    if heard is None or node is None:
+        return False
+
+    def record(returned: object) -> None:
+        drive(run.engine, record_plans(run, given, returned if any(ai_messages(returned)) else messages))
+
+    heard.waits[node] = record
+    return True
 
 
 def answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
@@ -55,7 +105,8 @@ def answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
     # A graph that a tool calls on a thread of its own inherits the handler, and was not resumed with that.
     thread = (config.get("configurable") or {}).get("thread_id")
-    heard = next((h for h in handlers if type(h) is _Heard and h.thread == thread), None)
+    resumed = (h for h in handlers if type(h) is _Heard and h.value is not None and h.thread == thread)
+    heard = next(resumed, None)
     value = heard.value if heard is not None else answer_given(config)
     if value is None:
         return

@@ -65,10 +65,14 @@ Ambient = Literal["run", "process"]
 class _Backstop(BaseCallbackHandler):
     raise_error = True
     run_inline = True
-    ignore_chain = True
     ignore_retriever = True
     ignore_retry = True
     ignore_custom_event = True
+
+    def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+        """The same for a model that is no language model: LangChain announces a decision model as a chain, of this type."""
+        if kwargs.get("run_type") == "llm" and (run := running()) is not None:
+            decide_shown(run, serialized, [], kwargs.get("metadata"), None)
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
         """Decide a model call inside a gated node, unless our middleware has."""

@@ -20,7 +20,7 @@ from langchain_runtime_authz.edges._private import injected_names, skip_answers,
 from langchain_runtime_authz.edges.calls import describe, parse, parses_alike, supplied, unchanged, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_together
 from langchain_runtime_authz.edges.handle import find_run, settled
-from langchain_runtime_authz.edges.passage import denied, held
+from langchain_runtime_authz.edges.passage import Held, denied, held
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
 from langchain_runtime_authz.edges.run import RunHandle, opened
 from langchain_runtime_authz.enforce.call import Call, Denial, Replay, Verdict
@@ -43,10 +43,11 @@ class Arrival:
     """A call that no gate in front has decided.
 
     `opener` instead of `run` where code beside every protected graph makes the call. `counts` of
-    equal calls, where no gate and no message tells them apart.
+    equal calls, where no gate and no message tells them apart. `gate` is what a gate in front handed
+    on for a call that became this one.
     """
 
-    __slots__ = ("call", "config", "counts", "layer", "opener", "run")
+    __slots__ = ("call", "config", "counts", "gate", "layer", "opener", "run")
 
     def __init__(
         self,
@@ -55,8 +56,10 @@ class Arrival:
         call: Call,
         config: Mapping[str, Any],
         counts: dict[str, int] | None,
+        gate: Held | None = None,
     ) -> None:
         self.run, self.opener, self.call, self.config, self.counts = run, opener, call, config, counts
+        self.gate = gate
         self.layer = "tool guard"
 
     @property
@@ -79,6 +82,9 @@ class Arrival:
         call = self.call
         if self.counts is not None:
             call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(_equal(call), 0)}")
+        if self.gate is not None:
+            # Before this one is claimed, which may say the same and only be another tool's.
+            yield from self.gate.give_back()
         (decided,) = yield from decide_together(run, [call], self.config)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = cast("Verdict", decided.verdict)  # nothing comes after the guard that it could leave a call to
@@ -149,7 +155,7 @@ def arrival(
 
     if one is None:
         return _arrival(tool, config, call_id, lambda: described(tool_input))
-    return Arrival(one.run, None, described(tool_input), config, None)
+    return Arrival(one.run, None, described(tool_input), config, None, one)
 
 
 def arrival_by_hand(

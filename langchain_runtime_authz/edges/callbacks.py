@@ -81,6 +81,9 @@ class AuthzCallbackHandler(BaseCallbackHandler):
         if graph is not None:
             if owner_of(graph) is None:
                 self._observe("graph", graph.get_name())
+        elif kwargs.get("run_type") == "llm":  # a decision model
+            if running() is None:
+                self._observe("model", _name(serialized, kwargs))
         elif running() is None and "langgraph_node" not in (kwargs.get("metadata") or {}):
             self._observe("chain", _name(serialized, kwargs))
 

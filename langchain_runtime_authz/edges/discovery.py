@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_core.language_models import BaseLanguageModel
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
@@ -20,6 +19,7 @@ from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz.edges._private import (
     DEFAULT_BOUND,
+    MODELS,
     Pregel,
     PregelNode,
     ToolNode,
@@ -58,6 +58,11 @@ _BLOCKS = (
     "number object reasoning string system text thinking tool_call tool_result tool_use user"
 )
 _NO_TOOL: Final = frozenset(_BLOCKS.split())
+_MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
+    (): "held by what is not gated",
+    ("middleware",): "what middleware before ours calls by itself is not seen: call `authz.protect` on the root graph",
+}
+_ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
 _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
@@ -233,12 +238,15 @@ class _Look:
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any] = ()
     ) -> Iterator[Row]:
         """What a node or tool holds, but tools and graphs; `around` is what is held beside it."""
-        if isinstance(value, BaseLanguageModel):
+        if isinstance(value, MODELS):
             layers = self._model_layers(gated, around)
-            yield Row(
-                "model", type(value).__name__, label, layers, "" if layers else "held by what is not gated", route
-            )
+            yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from _provider_rows(_tools_in(getattr(value, "model_kwargs", None)), label, route, strict=False)
+        elif (
+            isinstance(value, Mapping) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str)
+        ):
+            # An agent of another server by its description: deepagents' `AsyncSubAgent`.
+            yield Row("remote graph", value["name"], label, (), _ELSEWHERE, route)
         elif isinstance(value, Mapping):
             yield from _provider_rows(_tools_in(value), label, route, strict=False)
         elif isinstance(value, list | tuple):
@@ -262,7 +270,7 @@ class _Look:
                 yield Row("cached node", name, label, (), note, f"{route}/{name}")
         elif isinstance(value, PregelProtocol) and not isinstance(value, Pregel):
             name = str(getattr(value, "name", None) or type(value).__name__)
-            yield Row("remote graph", name, label, (), "runs elsewhere: its own steps are not seen", route)
+            yield Row("remote graph", name, label, (), _ELSEWHERE, route)
 
     def _tool(
         self,

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.messages import ToolCall, ToolMessage
 from langgraph.prebuilt import ToolRuntime
 
-from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.edges.calls import describe, parse, unknown, without
 from langchain_runtime_authz.edges.deciding import decide_one_of, decide_together, judge_message
 from langchain_runtime_authz.edges.messages import planned_message
@@ -25,7 +24,6 @@ from langchain_runtime_authz.edges.passage import Held
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.tool_guard import facts_of, guard_tool, is_guarded
 from langchain_runtime_authz.enforce.call import Call, Judged
-from langchain_runtime_authz.enforce.claim import conclude
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 
@@ -240,9 +238,7 @@ class Verdicts:
 
     def _released(self) -> Flow[None]:
         for one in self._held:
-            ticket = one.verdict
-            if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded:
-                yield from conclude(self._run, ticket, one.call, "released")
+            yield from one.give_back()
 
 
 def _place_of(call: Any, planned: Mapping[int, Any]) -> int | None:

@@ -59,6 +59,7 @@ _SPOKEN: Mapping[str, str] = {
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
 _USER = ("user", "human")
+_NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async sub-agent tells its parent's thread
 _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
@@ -227,7 +228,12 @@ def as_message(entry: object) -> BaseMessage | None:
 
 
 def is_human(message: object) -> bool:
-    """Whether a message stands in the user's role."""
+    """Whether a message stands in the user's role, and does not say of itself that a machine wrote it.
+
+    Whoever sends a message can mark it so: that only takes authority from it.
+    """
+    if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
+        return False
     return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in _USER)
 
 

@@ -27,7 +27,7 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.edges import ambient
 from langchain_runtime_authz.edges._private import agent_ns, is_innermost, task_id
-from langchain_runtime_authz.edges.alone import answered
+from langchain_runtime_authz.edges.alone import answered, plan_later
 from langchain_runtime_authz.edges.call_gate import CallGate
 from langchain_runtime_authz.edges.entry import Entering, Entrance
 from langchain_runtime_authz.edges.halt import AuthzHalt
@@ -180,7 +180,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         decision = drive(run.engine, decide_model(run, call))
         with _shown(run, call, decision), nullcontext() if outer is not None else run_scope(run):
             response = handler(_without(request, decision))
-        if outer is None:
+        if outer is None and not plan_later(run, config, request.state, _messages(response)):
             drive(run.engine, _planned(run, _messages(response)))
         return response
 
@@ -193,7 +193,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         decision = await adrive(run.engine, decide_model(run, call))
         with _shown(run, call, decision), nullcontext() if outer is not None else run_scope(run):
             response = await handler(_without(request, decision))
-        if outer is None:
+        if outer is None and not plan_later(run, config, request.state, _messages(response)):
             await adrive(run.engine, _planned(run, _messages(response)))
         return response
 
@@ -279,11 +279,7 @@ def _messages(response: Any) -> Sequence[Any]:
 def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
     """Record the plan in the newest of the messages, before a review can ask about it. The first record stands."""
     newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
-    try:
-        yield from record_plans(run, {}, newest)
-    except Exception as exc:
-        # Nothing of an output whose plan is not recorded may take effect.
-        raise AuthzHalt(Code.LEDGER_UNAVAILABLE, deny(Code.LEDGER_UNAVAILABLE).decision_id) from exc
+    yield from record_plans(run, {}, newest)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _gated_class(bound: Any, name: str) -> Any:
                 drive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
         if not holds_gate:
-            drive(run.engine, _leave(run, input, output))
+            drive(run.engine, record_plans(run, input, output))
         return output
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -110,7 +110,7 @@ def _gated_class(bound: Any, name: str) -> Any:
                 await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
         if not holds_gate:
-            await adrive(run.engine, _leave(run, input, output))
+            await adrive(run.engine, record_plans(run, input, output))
         return output
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
@@ -210,12 +210,3 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
         raise AuthzHalt(decision.reason, decision.decision_id)
     if holds_gate and keepable(decision, revision):
         run.kept[key] = revision
-
-
-def _leave(run: Run, given: Any, returned: Any) -> Flow[None]:
-    try:
-        yield from record_plans(run, given, returned)
-    except Exception as exc:
-        # Nothing of an output whose plan is not recorded may take effect.
-        code = run.engine.failed(exc)
-        raise AuthzHalt(code, deny(code).decision_id) from exc

@@ -55,6 +55,12 @@ class Held:
         self.left = self.verdict is None
         self.used = self.left
 
+    def give_back(self) -> Flow[None]:
+        """Give a ticket back that nobody redeemed."""
+        ticket = self.verdict
+        if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded:
+            yield from conclude(self.run, ticket, self.call, "released")
+
 
 _held: ContextVar[Held | None] = ContextVar("langchain_runtime_authz.held", default=None)
 _passage: ContextVar[Passage | None] = ContextVar("langchain_runtime_authz.passage", default=None)

@@ -13,6 +13,8 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.messages import ai_messages, as_message, messages_in
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Run
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
@@ -53,15 +55,16 @@ def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
     """Record the plans that a node's output announces.
 
     Raises:
-        RuntimeError: the ledger refused; nothing of the output may then take effect.
+        AuthzHalt: a plan could not be recorded; nothing of the output may then take effect.
     """
-    changes = [RecordPlan(plan) for m in ai_messages(returned) if (plan := _plan(run, given, m)) is not None]
-    if not changes:
-        return
-    done = yield Commit(run.scope, None, changes)
+    try:
+        changes = [RecordPlan(plan) for m in ai_messages(returned) if (plan := _plan(run, given, m)) is not None]
+        done = (yield Commit(run.scope, None, changes)) if changes else None
+    except Exception as exc:
+        code = run.engine.failed(exc)
+        raise AuthzHalt(code, deny(code).decision_id) from exc
     if isinstance(done, Conflict):
-        msg = f"plan not recorded: {done.code}"
-        raise RuntimeError(msg)  # noqa: TRY004  (a refusal, not a wrong type)
+        raise AuthzHalt(done.code, deny(done.code).decision_id)
 
 
 def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:

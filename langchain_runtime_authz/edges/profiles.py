@@ -73,6 +73,9 @@ class Profiles:
         self._pins: dict[str, str] = {}
         self._lock = forkable_lock()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
+        return self  # a copied tool node is its instance's, as a copied tool is
+
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
         """Tool → profile, as they are now, without drafts; the same object while they are the same."""

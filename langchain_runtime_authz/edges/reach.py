@@ -17,7 +17,6 @@ from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
-from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
@@ -25,6 +24,7 @@ from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz.edges._private import (
     DEFAULT_BOUND,
+    MODELS,
     Pregel,
     PregelNode,
     ToolNode,
@@ -32,6 +32,8 @@ from langchain_runtime_authz.edges._private import (
 )
 
 __all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "loaded", "module_of", "roots_of", "walk"]
+
+_ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
 
 AnyGraph = Pregel[Any, Any, Any, Any]
 
@@ -142,7 +144,7 @@ def walk(
 
 
 def _held(value: Any, limit: int) -> Iterable[Any]:
-    if isinstance(value, PregelProtocol | BaseLanguageModel | StateGraph):
+    if isinstance(value, (StateGraph, *_ROWS_OF_THEIR_OWN)):
         return ()
     if isinstance(value, BaseTool):
         return functions_of(value)
@@ -217,7 +219,7 @@ def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
 def _held_by_method(method: MethodType) -> list[Any]:
     """What a method loads of its object, and what its function holds."""
     owner = method.__self__
-    if isinstance(owner, PregelProtocol | BaseLanguageModel | tuple):
+    if isinstance(owner, (tuple, *_ROWS_OF_THEIR_OWN)):
         return [owner]
     if isinstance(owner, BaseTool) and method.__name__ not in ("_run", "_arun"):
         return [owner]
@@ -228,12 +230,12 @@ def _held_by_method(method: MethodType) -> list[Any]:
         function = function.__wrapped__
     if isinstance(function, FunctionType):
         held += [fields[name] for name in _names(function.__code__) if name in fields]
-        # A method calls others of its own object.
+        # A method calls others of its own object; also one of LangChain's middleware, which holds what the user gave it.
         held += [
             MethodType(found, owner)
             for name in _names(function.__code__)
             if isinstance(found := getattr(type(owner), name, None), FunctionType)
-            and _root(found.__module__) not in LIBRARIES
+            and _root(found.__module__) not in LIBRARIES - {"langchain"}
         ]
     return held
 
@@ -246,7 +248,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    if isinstance(value, PregelProtocol | BaseLanguageModel | FunctionType | MethodType):
+    if isinstance(value, (FunctionType, MethodType, *_ROWS_OF_THEIR_OWN)):
         return []
     if module_of(value) in LIBRARIES and not isinstance(value, SimpleNamespace):
         return []

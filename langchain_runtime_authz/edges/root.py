@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator,
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from langgraph.graph import StateGraph
 
@@ -36,7 +36,7 @@ from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
-from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
+from langchain_runtime_authz.errors import AlreadyProtected, Code, ConfigError
 
 __all__ = ["Protection", "owner_of", "protect"]
 
@@ -289,6 +289,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__runtime_authz__": protection,
+        "__deepcopy__": _deep_copied,
         "stream": stream,
         "astream": astream,
         "bulk_update_state": bulk_update_state,
@@ -300,6 +301,11 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)
+
+
+def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
+    # LangGraph knows what a node left unsaid by the identity of an object, which a deep copy loses.
+    raise ConfigError(f"graph `{graph.get_name()}`", Code.DEEP_COPY)
 
 
 def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

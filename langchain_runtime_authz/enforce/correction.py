@@ -58,7 +58,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
     if any(a.source == "hitl" and a.call_key in refused for a in asks):
         return  # LangChain's review refuses the whole value, and its question stays open
     said = corrections(asks, answered)
-    if not said:
+    if not said and not (yield from _takes_back(run.scope, asks, answered)):
         done = yield Commit(run.scope, None, answered)
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
             # Before any task takes the value: the question stays open for who may answer it.
@@ -76,6 +76,30 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         keep=tuple(a.call_key for a in answered if a.state == "approved"),
     )
     yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
+
+
+def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
+    """Whether a plan holds an edit of a call that a review asked about anew and that is approved as it was."""
+    for key, places in _as_announced(asks, answered).items():
+        snapshot: Snapshot = yield Load(scope, Query(plan=key))
+        if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
+            return True
+    return False
+
+
+def _as_announced(
+    asks: Sequence[Approval], answered: Sequence[AnswerApproval]
+) -> dict[tuple[tuple[str, ...], str], set[int]]:
+    """The places of the calls that a review asked about, as their message has them, and that are approved so.
+
+    Not of what we asked: our own question after an edit is about the edited call.
+    """
+    plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
+    found: dict[tuple[tuple[str, ...], str], set[int]] = {}
+    for ask in asks:
+        if ask.source == "hitl" and ask.call_key in plain and ask.plan_id is not None and ask.place is not None:
+            found.setdefault((ask.agent, ask.plan_id), set()).add(ask.place)
+    return found
 
 
 def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]) -> Flow[bool]:
@@ -124,7 +148,7 @@ def carried(
     scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
     """The plans of `epoch` as answers to `asks` leave them, for the epoch that the answers open."""
-    by_key = {a.call_key: a for a in answered}
+    by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
     for ask in asks:
@@ -142,7 +166,7 @@ def carried(
     for key, instead in edits.items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and snapshot.plan.epoch == epoch:
-            plans[key] = carry(snapshot.plan, epoch + 1, instead)
+            plans[key] = carry(snapshot.plan, epoch + 1, instead, announced.get(key, ()))
     for call in above:
         snapshot = yield Load(scope, Query(planned_call=call))
         if snapshot.plan is not None and snapshot.plan.epoch == epoch:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -43,12 +43,26 @@ _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_n
 
 
 class PlannedCall(NamedTuple):
-    """One announced call; `args_digest` is of the arguments as the model wrote them."""
+    """One announced call; `args_digest` is of the arguments as the model wrote them.
+
+    Of one that a human edited, `was_tool` and `was_args` say what the model had announced.
+    """
 
     position: int
     call_id: str | None
     tool: str
     args_digest: str
+    was_tool: str = ""
+    was_args: str = ""
+
+    def edited(self, instead: PlannedCall) -> PlannedCall:
+        """`instead`, in the place of this one."""
+        was = (self.was_tool, self.was_args) if self.was_args else (self.tool, self.args_digest)
+        return instead._replace(was_tool=was[0], was_args=was[1])
+
+    def announced(self) -> PlannedCall:
+        """The call as it was before any edit."""
+        return PlannedCall(self.position, self.call_id, self.was_tool, self.was_args) if self.was_args else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +178,25 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
 
 
-def carry(plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None]) -> PlanRecord:
+def carry(
+    plan: PlanRecord,
+    epoch: int,
+    instead: Mapping[int, PlannedCall | None],
+    announced: Collection[int] = (),
+) -> PlanRecord:
     """The plan as a human's answer leaves it, for the epoch that the answer opens.
 
-    `instead` has the calls that were edited, and `None` for those that were rejected or answered.
+    `instead` has the calls that were edited, and `None` for those that were rejected or answered;
+    `announced` the places of those that stand as the model announced them, whatever edits came before.
     """
-    kept = (instead.get(c.position, c) for c in plan.calls)
-    calls = tuple(c for c in kept if c is not None)
-    return replace(plan, epoch=epoch, calls=calls, origin=plan.origin or plan.epoch)
+    calls = []
+    for call in plan.calls:
+        other = instead.get(call.position, call)
+        if call.position in announced:
+            calls.append(call.announced())
+        elif other is not None:
+            calls.append(call if other is call else call.edited(other))
+    return replace(plan, epoch=epoch, calls=tuple(calls), origin=plan.origin or plan.epoch)
 
 
 def call_key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -14,11 +15,13 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
+from langgraph.errors import InvalidUpdateError
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from langchain_runtime_authz import AlreadyProtected, RuntimeAuthz
+from langchain_runtime_authz import AlreadyProtected, AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.edges.root import owner_of
+from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import (
@@ -136,6 +139,40 @@ def test_copy_made_before_protect(form: str) -> None:
     authz.protect(copied)
     decided_once(authz, pdp, copied, ran, form)
     decided_once(authz, pdp, graph, ran, form)
+
+
+def test_a_deep_copy_of_a_protected_graph_is_refused() -> None:
+    """LangGraph's own do not run. The error names what stays protected, also where somebody else's object is copied."""
+    ran: list[Any] = []
+    authz = authz_with(deny_only("pay"))
+    with pytest.raises(InvalidUpdateError):
+        copy.deepcopy(child(ran)).invoke(human())
+    graph = authz.protect(node_graph(child(ran), name="bank"))
+    for held in (graph, [graph], graph.with_config(tags=["x"]), node_graph(graph)):
+        with pytest.raises(ConfigError, match=r"`bank`.*graph\.copy\(\)") as refused:
+            copy.deepcopy(held)
+        assert refused.value.code == "deep_copy"
+    assert ran == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_deep_copy_of_a_part_is_governed(form: str) -> None:
+    """A builder, a tool node, a guarded tool: the copy is of the same instance and decides like what it was copied from."""
+    ran: list[Any] = []
+    pdp = deny_only("pay")
+    authz = authz_with(pdp)
+    tools = [pay_tool(ran), read_tool(ran)]
+    builder = authz.protect(hand_written(replying([PAY, READ]), tools).builder)
+    node = AuthzToolNode(tools, authz=authz)
+    gated = authz.protect(hand_written(replying([PAY, READ]), tools))
+    gated.nodes["tools"].bound = copy.deepcopy(gated.nodes["tools"].bound)
+    for graph in (
+        copy.deepcopy(builder).compile(),
+        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(node))),
+        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(authz.guard(tools)))),
+        gated,
+    ):
+        decided_once(authz, pdp, graph, ran, form)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -151,3 +152,81 @@ def test_an_agent_deep_in_a_closure_is_reached():
     assert out["messages"][-1].content == "child done"
     assert ran == []
     assert "payer" in [r.name for r in authz.coverage(graph).rows if r.kind == "agent"]
+
+
+# --- deepagents' async sub-agents ---
+
+
+class FakeServer:
+    """What the LangGraph SDK's client would send to a server of agents."""
+
+    def __init__(self, monkeypatch):
+        self.sent = []
+        module = "deepagents.middleware.async_subagents"
+        monkeypatch.setattr(f"{module}.get_sync_client", lambda **_: self._client(self._create))
+        monkeypatch.setattr(f"{module}.get_client", lambda **_: self._client(self._acreate))
+
+    @staticmethod
+    def _client(create):
+        part = SimpleNamespace(create=create)
+        return SimpleNamespace(threads=part, runs=part)
+
+    def _create(self, **said):
+        self.sent += [said["input"]] if "input" in said else []
+        return {"thread_id": "far-1", "run_id": "r1"}
+
+    async def _acreate(self, **said):
+        return self._create(**said)
+
+
+def delegating():
+    from deepagents import create_deep_agent
+
+    start = call("start_async_task", {"description": "pay eve", "subagent_type": "far"}, "a1")
+    far = {"name": "far", "description": "pays", "graph_id": "payer", "url": "https://far.example"}
+    return create_deep_agent(model=ScriptedChatModel(script=[start, AIMessage("done")]), tools=[], subagents=[far])
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_the_unenforced_twin_starts_an_agent_elsewhere(mode, monkeypatch):
+    """Without protection the work goes out to the server."""
+    server = FakeServer(monkeypatch)
+    await play(delegating(), mode)
+    assert server.sent == [{"messages": [{"role": "user", "content": "pay eve"}]}]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_an_async_sub_agent_is_started_by_a_decided_call(mode, monkeypatch):
+    """No hand-over within the process: an unprofiled tool, which the shipped policy asks about. Denied, nothing goes out."""
+    server = FakeServer(monkeypatch)
+    pdp = StaticPDP(lambda r: r.resource.id != "start_async_task")
+    authz = RuntimeAuthz(pdp=pdp)
+    graph = authz.protect(delegating())
+    with authz.run(subject="alice", task="Pay bob"):
+        out = await play(graph, mode)
+    assert server.sent == []
+    assert out["messages"][-1].content == "done"
+    (asked,) = [r for r in pdp.requests if r.resource.id == "start_async_task"]
+    assert asked.resource.properties["profiled"] is False
+    assert asked.context.call.args == {"description": "pay eve", "subagent_type": "far"}
+
+
+def test_coverage_names_an_agent_elsewhere():
+    """Beside each tool that reaches it: what it does there is not seen."""
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True))
+    rows = [r for r in authz.coverage(authz.protect(delegating())).rows if r.kind == "remote graph"]
+    assert {(r.name, r.governed) for r in rows} == {("far", False)}
+    assert "tools/start_async_task" in {r.route for r in rows}
+
+
+def test_deepagents_marks_its_notices_as_we_know_them():
+    """`edges/messages.py` goes by the mark: they stand in the user's role and no human wrote them."""
+    from deepagents.middleware.async_subagents import _notification_message
+    from langchain_core.messages import HumanMessage, convert_to_messages
+
+    from langchain_runtime_authz.edges.messages import is_human
+
+    update = {"task_id": "t", "agent_name": "far", "status": "success", "result": [{"type": "text", "text": "x"}]}
+    (notice,) = convert_to_messages([_notification_message(update)])
+    assert isinstance(notice, HumanMessage)
+    assert not is_human(notice)

@@ -153,6 +153,10 @@ def test_a_carried_plan_holds_what_the_human_left() -> None:
         assert not refused.planned
     # Carried on, the calls' keys still come from where they were planned.
     assert carry(left, 9, {}).origin == 2
+    # However often it was edited, what the model announced can stand again; what was rejected can not.
+    twice = carry(left, 4, {2: PlannedCall(2, "c2", "wire", raw_digest({"amount": 8}))})
+    back = carry(twice, 5, {}, (0, 1, 2))
+    assert back.calls == (plan.calls[0], plan.calls[2])
 
 
 # --- keys ---

@@ -390,8 +390,8 @@ def test_a_resumed_task_sees_the_answer_of_its_invocation() -> None:
     assert seen == [None, "plain", None, {asked.id: "by id"}]
 
 
-def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
-    """The value and the checkpoint that was named stand in the frame of `stream` and `astream`; of nothing else."""
+def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
+    """It, what it is resumed with and the checkpoint that was named stand in the frame of `stream` and `astream` alone."""
     import asyncio
 
     from langchain_core.tracers import context
@@ -403,7 +403,7 @@ def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
             self._look()
 
         def _look(self) -> None:
-            seen.append(private.resumed_graph())
+            seen.append(private.started_graph())
 
     hook: Any = Hook()
     context.register_configure_hook(hook, inheritable=False)
@@ -417,14 +417,14 @@ def test_a_graph_that_is_resumed_says_so_as_its_callbacks_are_set_up() -> None:
         seen.clear()
         config = {"configurable": {"thread_id": str(go)}}
         go({"messages": []}, config)
-        assert set(seen) == {None}
+        assert [s for s in seen if s is not None] == [(graph, None, str(go), None)], "repair edges/alone.py"
         place = graph.get_state(config).config
         seen.clear()
         go(Command(resume="plain"), config)
         go(Command(resume="plain"), place)
         found = [s for s in seen if s is not None]
         ident = place["configurable"]["checkpoint_id"]
-        assert found == [("plain", str(go), None), ("plain", str(go), ident)], "repair edges/alone.py"
+        assert found == [(graph, "plain", str(go), None), (graph, "plain", str(go), ident)], "repair edges/alone.py"
     context._configure_hooks.pop()
 
 
