@@ -33,7 +33,7 @@ class Replays(Protocol):
     """Which proofs were used. A service of several processes needs one that they share."""
 
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
-        """Whether `proof_id` is seen for the first time; it is remembered until `until` (epoch seconds).
+        """Whether `proof_id` is seen for the first time; it is remembered up to and at `until` (epoch seconds).
 
         Two calls with one id must not both be told `True`. Raises where it can not tell, and may raise `proof_limit`
         where `key` (thumbprint of the holder's key, of which the id is unique by itself) is used too often.
@@ -66,10 +66,10 @@ class MemoryReplays:
         """See `Replays.first`."""
         with self._lock:
             known = self._seen.get(proof_id)
-            if known is not None and now < known[0]:
+            if known is not None and now <= known[0]:
                 return False
             # All live equally long, so that the oldest come first.
-            while self._seen and next(iter(self._seen.values()))[0] <= now:
+            while self._seen and next(iter(self._seen.values()))[0] < now:
                 self._forget(next(iter(self._seen)))
             # Its own bound first: one holder must not be able to refuse the others.
             if self._of_key.get(key, 0) >= self._max_per_key:

@@ -6,16 +6,16 @@ Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OV
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Final, NamedTuple, TypeGuard
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks import manager as callback_manager
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.runnables import RunnableBinding
@@ -47,9 +47,9 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
-from langgraph.prebuilt import tool_node
 from langgraph.prebuilt.tool_node import ToolNode
-from langgraph.pregel import Pregel
+from langgraph.pregel import Pregel, main
+from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.runtime import Runtime
@@ -108,8 +108,8 @@ __all__ = [
     "starting_tool",
     "takes_no_arguments",
     "task_id",
-    "with_deltas",
     "with_outlets",
+    "with_streams",
 ]
 
 OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
@@ -295,33 +295,44 @@ def with_outlets(
     config: dict[str, Any],
     store: Callable[[Any], Any],
     writer: Callable[[Any], Any],
+    writes: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """`config` for one tool, with another store and stream writer for what runs under it."""
-    configurable = config.get("configurable") or {}
-    runtime = configurable.get(CONFIG_KEY_RUNTIME)
-    if not isinstance(runtime, Runtime):
-        return config
-    own = runtime.override(store=store(runtime.store), stream_writer=writer(runtime.stream_writer))
-    return {**config, "configurable": {**configurable, CONFIG_KEY_RUNTIME: own}}
+    """`config` for one tool, with another store and stream writer for what runs under it, and its state writes changed."""
+    own = dict(config.get("configurable") or {})
+    if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
+        own[CONFIG_KEY_RUNTIME] = runtime.override(
+            store=store(runtime.store), stream_writer=writer(runtime.stream_writer)
+        )
+    if callable(send := own.get(CONFIG_KEY_SEND)):  # `push_message` and `push_ui_message` write to the state by it
+        own[CONFIG_KEY_SEND] = lambda given: send(writes(given))
+    return {**config, "configurable": own}
 
 
-# Where a running tool's `emit_output_delta` writes: the `tools` stream. older versions have none.
-_DELTAS: Final[ContextVar[Callable[[Any], None] | None] | None] = getattr(tool_node, "_tool_call_writer", None)
+def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
+    """`callbacks` for one tool, whose parts for LangGraph's stream modes `messages` and `tools` stream what is `clean`.
+
+    Copies: they share what they know of runs with those that they stand for.
+    """
+    if isinstance(callbacks, list):
+        return [_with_stream(handler, clean) for handler in callbacks]
+    if not isinstance(callbacks, BaseCallbackManager) or not any(isinstance(h, _STREAMING) for h in callbacks.handlers):
+        return callbacks
+    own = callbacks.copy()
+    own.handlers = with_streams(own.handlers, clean)
+    own.inheritable_handlers = with_streams(own.inheritable_handlers, clean)
+    return own
 
 
-@contextmanager
-def with_deltas(clean: Callable[[Any], Any]) -> Iterator[None]:
-    """What the tool that runs inside streams of its output is made `clean` first."""
-    writer = _DELTAS.get() if _DELTAS is not None else None
-    if _DELTAS is None or writer is None:
-        yield
-        return
-    wrapped = writer
-    _DELTAS.set(lambda delta: wrapped(clean(delta)))
-    try:
-        yield
-    finally:
-        _DELTAS.set(writer)
+def _with_stream(handler: Any, clean: Callable[[Any], Any]) -> Any:
+    if not isinstance(handler, _STREAMING):
+        return handler
+    own, stream = copy.copy(handler), handler.stream
+    own.stream = lambda chunk: stream(clean(chunk))
+    return own
+
+
+# The second is where a running tool's `emit_output_delta` writes; older versions have none.
+_STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
 
 
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:

@@ -1,6 +1,6 @@
-"""Where a tool may write besides its result: the graph's store, and the custom stream.
+"""Where a tool may write besides its result: the graph's store, its streams, and the state itself.
 
-Both are searched for the call's tokens on the way, like the result.
+All are searched for the call's tokens on the way, like the result.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 from langgraph.prebuilt import ToolRuntime
 from langgraph.store.base import BaseStore, Op
+from langgraph.types import Command
 
-from langchain_runtime_authz.edges._private import with_outlets
+from langchain_runtime_authz.edges._private import with_outlets, with_streams
 
-__all__ = ["watched_args", "watched_config"]
+__all__ = ["watched_args", "watched_callbacks", "watched_config"]
 
 Clean = Callable[[Any], Any]
 
@@ -50,8 +51,23 @@ def _writer(writer: Any, clean: Clean) -> Any:
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """`config` for one tool: what `get_store` and `get_stream_writer` find there is searched by `clean`."""
-    return with_outlets(config, lambda store: _store(store, clean), lambda writer: _writer(writer, clean))
+    """`config` for one tool: what `get_store`, `get_stream_writer` and `push_message` find there is searched by `clean`."""
+    own = with_outlets(
+        config,
+        lambda store: _store(store, clean),
+        lambda writer: _writer(writer, clean),
+        lambda writes: _apart(writes, clean),
+    )
+    return {**own, "callbacks": watched_callbacks(own["callbacks"], clean)} if own.get("callbacks") else own
+
+
+def watched_callbacks(callbacks: Any, clean: Clean) -> Any:
+    """`callbacks` for one tool: what it streams by LangGraph's own handlers is searched by `clean`."""
+    return with_streams(callbacks, lambda chunk: _apart(chunk, clean))
+
+
+def _apart(written: Any, clean: Clean) -> Any:
+    return clean(Command(update=written)).update  # messages and pairs, as in a command
 
 
 def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:

@@ -39,8 +39,7 @@ def own_ways(base: type[BaseTool]) -> dict[str, Any]:
                 passage.admits("invoke")
                 failed: BaseException | None = None
                 try:
-                    with passage.outlets():
-                        passage.output = passage.clean(base.invoke(self, input, passage.config, **kwargs))
+                    passage.output = passage.clean(base.invoke(self, input, passage.config, **kwargs))
                 except BaseException as exc:  # noqa: BLE001
                     failed = passage.clean_error(exc)
                 try:
@@ -57,8 +56,7 @@ def own_ways(base: type[BaseTool]) -> dict[str, Any]:
                 passage.admits("invoke")
                 failed: BaseException | None = None
                 try:
-                    with passage.outlets():
-                        passage.output = passage.clean(await base.ainvoke(self, input, passage.config, **kwargs))
+                    passage.output = passage.clean(await base.ainvoke(self, input, passage.config, **kwargs))
                 except BaseException as exc:  # noqa: BLE001
                     failed = passage.clean_error(exc)
                 try:

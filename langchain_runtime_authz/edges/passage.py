@@ -19,12 +19,12 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.lease import Ticket, ticket_scope
-from langchain_runtime_authz.edges._private import counting_questions, with_deltas
+from langchain_runtime_authz.edges._private import counting_questions
 from langchain_runtime_authz.edges.cleaning import Cleaner
 from langchain_runtime_authz.edges.deciding import Settled
 from langchain_runtime_authz.edges.handle import run_scope
 from langchain_runtime_authz.edges.messages import denial_message, only_asked, recorded, replay_message, said
-from langchain_runtime_authz.edges.outlets import watched_args, watched_config
+from langchain_runtime_authz.edges.outlets import watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.enforce.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.enforce.claim import conclude
 from langchain_runtime_authz.enforce.engine import Flow, Run, adrive, drive
@@ -175,9 +175,11 @@ class Passage:
         """Whether the stage that was admitted last is the first of the passage: what it gives is given out."""
         return len(self._stages) == 1
 
-    def outlets(self) -> AbstractContextManager[None]:
-        """Around the tool's own code: what it streams of its output is searched like the result."""
-        return with_deltas(self._outlet)
+    def watched(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of `run`, in which the config's callbacks stand once more."""
+        if self.ticket is None or self.ticket.mint is None or not options.get("callbacks"):
+            return options
+        return {**options, "callbacks": watched_callbacks(options["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:
         """What the tool returned, fit to be given out."""

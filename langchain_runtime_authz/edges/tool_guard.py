@@ -85,7 +85,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         with way as passage:
             if passage is not None:
                 passage.output = base.run(
-                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **kwargs
+                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **passage.watched(kwargs)
                 )
         return way.output
 
@@ -103,7 +103,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         async with way as passage:
             if passage is not None:
                 passage.output = await base.arun(
-                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **kwargs
+                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **passage.watched(kwargs)
                 )
         return way.output
 
@@ -205,8 +205,7 @@ def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any]
     if not passage.outermost:
         return code(*args, **kwargs)
     try:
-        with passage.outlets():
-            return passage.clean(code(*args, **kwargs))
+        return passage.clean(code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
         failed = passage.clean_error(exc)
     try:
@@ -226,8 +225,7 @@ async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..
     if not passage.outermost:
         return await code(*args, **kwargs)
     try:
-        with passage.outlets():
-            return passage.clean(await code(*args, **kwargs))
+        return passage.clean(await code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
         failed = passage.clean_error(exc)
     try:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store, get_stream_writer
+from langgraph.graph.message import push_message
 from langgraph.prebuilt import InjectedStore, ToolRuntime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
@@ -240,6 +241,15 @@ class Place:
         def careless(runtime: ToolRuntime) -> str:
             """Stream."""
             runtime.stream_writer(f"used {self.mine()}")
+            return "done"
+
+        return careless
+
+    def pushes_a_message(self) -> BaseTool:
+        @tool
+        def careless() -> str:
+            """Write a message to the state, past the result."""
+            push_message(AIMessage(f"sent {self.mine()}", id="m"))
             return "done"
 
         return careless

@@ -237,6 +237,18 @@ def test_a_proof_is_believed_once() -> None:
     assert code_of(server, made()) == "proof_invalid"
 
 
+def test_a_proof_of_the_future_is_remembered_to_its_last_second() -> None:
+    """Of a holder whose clock is ahead; clocks may count whole seconds."""
+    clock = Clock()
+    server, early = verifier(clock), made({"iat": NOW + 5})
+    check(server, early)
+    clock.now += 35
+    assert code_of(server, early) == "proof_replayed"
+    assert check(server, made({"jti": "p-2", "iat": NOW + 5})).jti == "p-2"  # it would be young enough
+    clock.now += 1
+    assert code_of(server, early) == "proof_invalid"
+
+
 @pytest.mark.parametrize(
     ("path", "htu"),
     [

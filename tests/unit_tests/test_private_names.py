@@ -822,19 +822,25 @@ def test_a_serializer_says_whether_it_imports_anything() -> None:
     assert not isinstance(strict.loads_typed(given), _Custom)
 
 
-def test_a_tools_output_deltas_go_through_what_stands_around_it() -> None:
-    """`emit_output_delta` writes where `with_deltas` has put its own, and nowhere once that is over."""
-    from langgraph.pregel._tools import _tool_call_writer
+@pytest.mark.parametrize("as_list", [False, True])
+def test_what_a_tool_streams_goes_through_what_stands_before_the_stream(as_list: bool) -> None:
+    """LangGraph's handlers write all that they stream to `stream`; another's handlers are left as they are."""
+    from langchain_core.callbacks import CallbackManager
+    from langgraph.pregel._messages import StreamMessagesHandler
+    from langgraph.pregel._tools import StreamToolCallHandler
 
-    runtime = ToolRuntime(
-        state={}, context=None, config={}, stream_writer=lambda _: None, tool_call_id="c", store=None
-    )
-    written: list[Any] = []
-    token = _tool_call_writer.set(written.append)
-    try:
-        with private.with_deltas(lambda delta: f"clean {delta}"):
-            runtime.emit_output_delta("a")
-        runtime.emit_output_delta("b")
-    finally:
-        _tool_call_writer.reset(token)
-    assert written == ["clean a", "b"]
+    streamed: list[Any] = []
+    ours = [StreamMessagesHandler(streamed.append, False), StreamToolCallHandler(streamed.append, False)]
+    other = BaseCallbackHandler()
+    given: Any = [*ours, other] if as_list else CallbackManager([*ours, other], [ours[1]])
+    made = private.with_streams(given, lambda chunk: ("clean", chunk))
+    handlers = made if as_list else [*made.handlers, *made.inheritable_handlers]
+    for handler in handlers:
+        if handler is not other:
+            handler.stream("a")
+    assert streamed == [("clean", "a")] * (2 if as_list else 3)
+    assert other in handlers
+    ours[0].stream("b")
+    assert streamed[-1] == "b"
+    assert handlers[0].seen is ours[0].seen  # what was streamed before is known to both
+    assert private.with_streams(None, str) is None
