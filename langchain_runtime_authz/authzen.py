@@ -436,6 +436,9 @@ def deny(code: str, failure: Failure | None = "enforcement", revision: str = "")
 def parse_answer(answer: object, revision: str = "") -> Decision | None:
     """A PDP's answer, or `None` where it is anything but a well-formed decision document.
 
+    An `obligation` or `Obligations` in the context is no member of its own but a misspelt one: left out, a permit
+    would oblige to nothing.
+
     `answer` is JSON text or bytes, or the already parsed document; `revision` stands in where the
     answer names no policy revision. Only the literal `true`
     permits: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, an unknown member beside
@@ -446,6 +449,8 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
             if len(answer) > MAX_ANSWER_BYTES:
                 return None
             answer = strict_json(answer)
+        if isinstance(answer, dict) and misspelt(answer.get("context")):
+            return None
         parsed = _Answer.model_validate(answer)
     except (ValidationError, ValueError, RecursionError):
         return None
@@ -460,6 +465,15 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
         decision_id=new_decision_id(),
         policy_revision=ctx.policy.revision or revision,
         ttl=ctx.ttl,
+    )
+
+
+def misspelt(members: object) -> bool:
+    """Whether something almost like `obligations` stands among these members."""
+    if not isinstance(members, dict):
+        return False
+    return any(
+        isinstance(k, str) and k != "obligations" and k.casefold() in ("obligation", "obligations") for k in members
     )
 
 

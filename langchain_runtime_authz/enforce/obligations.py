@@ -2,7 +2,7 @@
 
 | type | properties | carried out |
 |---|---|---|
-| `redact` | `fields`: names | in the tool's result, before anything else sees it |
+| `redact` | `fields`: names; a dotted path counts as its last name | in the tool's result, before anything else sees it |
 | `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to a human, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
@@ -29,6 +29,15 @@ __all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "owed",
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
+# What an obligation may say. `revoke` and `rotate` say all by their names, and are not made less by words.
+_PROPERTIES: Final[Mapping[str, frozenset[str]]] = {
+    "require_approval": frozenset(("expires_in", "approvers", "fallback", "asks")),
+    "withhold_tools": frozenset(("tools", "provider_tools")),
+    "redact": frozenset(("fields",)),
+    "rate_limit": frozenset(("counter", "window", "max")),
+    "budget": frozenset(("counter", "max")),
+    "notify": frozenset(("channel", "topic", "body")),
+}
 POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
 
 
@@ -111,9 +120,12 @@ def _is_bool(value: object) -> bool:
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
     """The change that must be committed with the permit; `True` for none; `None` if not understood.
 
-    An obligation of a known type with properties of another shape is not understood.
+    An obligation of a known type with properties of another shape is not understood, nor one with a property
+    more: what is misspelt (`aprovers`) would be left out, and the permit is worth less without it.
     """
     props = obligation.properties
+    if not props.keys() <= _PROPERTIES.get(obligation.type, props.keys()):
+        return None
     match obligation.type:
         case "revoke" | "rotate":
             return True
@@ -134,8 +146,7 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
             if isinstance(counter, str) and counter and _natural(maximum):
                 return SpendBudget(POLICY_BUDGET + counter, maximum)  # type: ignore[arg-type]
         case "notify":
-            texts = props.keys() <= {"channel", "topic", "body"} and all(isinstance(v, str) for v in props.values())
-            return True if texts and props.get("channel") else None
+            return True if props.get("channel") and all(isinstance(v, str) for v in props.values()) else None
     return None
 
 
@@ -221,6 +232,7 @@ def keepable(permit: Decision, revision: str) -> bool:
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
-    """Fields that `redact` obligations name."""
+    """Fields that `redact` obligations name. Of a path the last name: rather too much goes than what was meant stays."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
-    return frozenset(f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str))
+    found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
+    return frozenset(found).union(f.rpartition(".")[2] for f in found)

@@ -30,6 +30,7 @@ from langchain_runtime_authz.authzen import (
     Decision,
     EvaluationRequest,
     deny,
+    misspelt,
     parse_answer,
     strict_json,
 )
@@ -291,7 +292,9 @@ def _decision(answer: object, sent_id: str) -> Decision:
     """The decision; of an answer that is none, a deny that says so."""
     context = answer.get("context", {}) if isinstance(answer, dict) else None
     decision = None
-    if isinstance(answer, dict) and isinstance(context, dict):
+    # Beside `context` it would oblige nobody; what is meant by it is not to be guessed.
+    stray = isinstance(answer, dict) and ("obligations" in answer or misspelt(answer) or misspelt(context))
+    if isinstance(answer, dict) and isinstance(context, dict) and not stray:
         decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
     return (decision or deny(Code.PDP_MALFORMED, "pdp")).model_copy(update={"pdp_decision_id": sent_id})
 

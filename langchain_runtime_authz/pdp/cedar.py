@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["CedarPDP", "cedar_request"]
 
 SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "cedar"
+ASKS: Final = "require_approval"
 _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model", "tool": "Tool"}
 
 # The shipped data.json's `worth`, and the kinds of argument that say where something goes.
@@ -158,10 +160,11 @@ class CedarPDP:
             # The number only: the texts may quote the request.
             return PDPError(Code.PDP_ERROR, f"Cedar: {verdict}, {len(result.diagnostics.errors)} errors")
         said = [self._says[name] for name in sorted(result.diagnostics.reasons)]
-        if verdict == "Deny":
-            # Asking is left only where nothing denies by itself.
-            said = [s for s in said if not s.asks] or said
         obligations = {o.id: o.model_dump() for s in said for o in s.obligations}
+        # Asking is left only where nothing denies by itself; what else a policy obliges to stays.
+        if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
+            said = denying
+            obligations = {name: o for name, o in obligations.items() if o["type"] != ASKS}
         return {
             "decision": verdict == "Allow",
             "context": {
@@ -186,7 +189,7 @@ class _Said:
 
     @property
     def asks(self) -> bool:
-        return any(o.type == "require_approval" for o in self.obligations)
+        return any(o.type == ASKS for o in self.obligations)
 
 
 def _table(given: object) -> dict[str, Obligation]:
@@ -204,18 +207,25 @@ def _table(given: object) -> dict[str, Obligation]:
 
 def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligation]) -> _Said:
     notes = policy.get("annotations") or {}
+    for note in notes.keys() - {"id", "reason", "obligation"}:
+        if meant := get_close_matches(note.lower(), ("reason", "obligation"), 1, 0.8):
+            msg = f"policy `{name}` is annotated `@{note}`, which says nothing; `@{meant[0]}` is meant, or another word"
+            raise ConfigError(msg, Code.POLICY_INVALID)
     reason = notes.get("reason") or notes.get("id") or name
     if not REASON_CODE.fullmatch(reason):
         msg = f"`{reason}` is no reason code: letters, digits and _.:/- only"
         raise ConfigError(msg, Code.POLICY_INVALID)
     obligations = []
-    for wanted in (notes.get("obligation") or "").split():
+    listed = (notes.get("obligation") or "").split()
+    if "obligation" in notes and not listed:
+        raise ConfigError(f"`@obligation` of policy `{reason}` names nothing", Code.POLICY_INVALID)
+    for wanted in listed:
         try:
             obligations.append(table[wanted])
         except KeyError as exc:
             msg = f"the obligation `{wanted}` of policy `{reason}` is not in the table"
             raise ConfigError(msg, Code.POLICY_INVALID) from exc
-    if policy.get("effect") == "permit" and any(o.type in ("require_approval", "revoke") for o in obligations):
+    if policy.get("effect") == "permit" and any(o.type in (ASKS, "revoke") for o in obligations):
         msg = f"policy `{reason}` permits and obliges to `approval` or `revoke`; put that on a `forbid`"
         raise ConfigError(msg, Code.POLICY_INVALID)
     return _Said(reason, tuple(obligations))

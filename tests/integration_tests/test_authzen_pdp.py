@@ -227,6 +227,8 @@ def test_an_answer_to_another_request_denies() -> None:
         ({"allow": True}, ("deny", ("pdp_malformed",), [])),
         ({"decision": True, "context": []}, ("deny", ("pdp_malformed",), [])),
         ({"decision": True, "context": None}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "obligations": []}, ("deny", ("pdp_malformed",), [])),
+        ({"decision": True, "context": {"obligation": {}}}, ("deny", ("pdp_malformed",), [])),
         ({"decision": True, "context": {"obligations": {}}}, ("deny", ("pdp_malformed",), [])),
         ({"decision": True, "context": {"obligations": ["watermark"]}}, ("deny", ("pdp_malformed",), [])),
         ({"decision": True, "context": {"obligations": [{"type": "custom"}]}}, ("deny", ("pdp_malformed",), [])),

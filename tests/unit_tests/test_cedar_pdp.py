@@ -188,6 +188,18 @@ def test_nothing_permits_without_a_permit() -> None:
     assert ask(CedarPDP(policies="", schema=SCHEMA)).reasons == ("no_permit",)
 
 
+def test_what_else_an_asking_policy_obliges_to_stays_under_a_denial() -> None:
+    """Nobody is asked in vain, and who is to be told is told; annotations of one's own are left alone."""
+    policies = (
+        '@advice("none") @reason("large") @obligation("approval told") forbid (principal, action, resource);'
+        '@reason("closed") forbid (principal, action, resource) when { context.now > 0 };'
+    )
+    table = {**TABLE, "told": {"type": "notify", "properties": {"channel": "desk"}}}
+    decision = ask(CedarPDP(policies=policies, schema=SCHEMA, obligations=table))
+    assert (decision.outcome, decision.reasons) == ("deny", ("closed",))
+    assert [o.id for o in decision.obligations] == ["told"]
+
+
 def test_entities_are_groups() -> None:
     """Who is in which group is the deployment's own data."""
     policies = 'permit (principal in Group::"clerks", action, resource in ToolGroup::"books");'
@@ -233,6 +245,10 @@ def test_hostile_names_are_names() -> None:
         ({"policies": f'@obligation("absent") {ALL}', "schema": SCHEMA}, "`absent`"),
         ({"policies": f'@obligation("approval") {ALL}', "schema": SCHEMA, "obligations": TABLE}, "put that on a `forbid`"),
         ({"policies": f'@obligation("x") {ALL}', "schema": SCHEMA, "obligations": {"x": {"kind": 1}}}, "malformed"),
+        ({"policies": f'@obligations("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
+        ({"policies": f'@Obligation("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
+        ({"policies": f'@reasons("x") {ALL}', "schema": SCHEMA}, "`@reason` is meant"),
+        ({"policies": f"@obligation {ALL}", "schema": SCHEMA}, "names nothing"),
         ({"schema": SCHEMA}, "have their own schema"),
         ({"obligations": {}}, "have their own schema"),
     ],

@@ -155,6 +155,38 @@ def test_an_edit_is_listed_before_it_ships(run: Command, log: Path, project: Pat
         pdp.close()
 
 
+def test_an_edit_that_takes_a_duty_away_is_listed(run: Command, log: Path, project: Path, tmp_path: Path) -> None:
+    """The outcome stays, and the limit that came with it is gone, or another: that ships no less."""
+    looser, none = tmp_path / "looser", tmp_path / "none"
+    for edited, rates in ((looser, {"pay": {"window": 60, "max": 500}}), (none, {})):
+        shutil.copytree(project, edited)
+        (edited / "data.json").write_text(json.dumps({"rates": rates}))
+    listed = run("diff", log, project, looser)
+    assert listed.exit_code == 1
+    assert re.search(r'duty  \w+  tools/call send_money\(.*\): permit, obliges to rate_limit .*"max": 5,.* -> .*"max": 500,', listed.stdout)
+    assert "0 of" in listed.stdout.splitlines()[-1]
+    assert listed.stdout.splitlines()[-1].endswith("; 2 oblige to something else")
+    told = json.loads(run("diff", log, project, none, "--json").stdout)
+    assert told["flips"] == []
+    assert [f["after"]["obligations"] for f in told["obliged_otherwise"]] == [[], []]
+    assert run("replay", log, looser).exit_code == 0  # a record holds the type
+    replayed = run("replay", log, none)
+    assert replayed.exit_code == 1
+    assert "obliges to rate_limit -> nothing" in replayed.stdout
+
+
+def test_an_edit_of_a_profile_is_told_to_be_beyond_a_log(run: Command, log: Path, project: Path, tmp_path: Path) -> None:
+    """Recorded requests hold the old one's facts: no flip must not be read as no change."""
+    edited = tmp_path / "edited"
+    shutil.copytree(project, edited)
+    (edited / "profiles.yaml").write_text("tools:\n  send_money: {effect: read, sink: none}\n")
+    said = run("diff", log, project, edited)
+    assert (said.exit_code, said.stdout.splitlines()[0]) == (
+        0, "note  recorded under other profiles, whose change is not shown: send_money",
+    )  # fmt: skip
+    assert json.loads(run("replay", log, edited, "--json").stdout)["other_profiles"] == ["send_money"]
+
+
 def test_what_can_not_be_replayed_is_told(run: Command, tmp_path: Path) -> None:
     """A log without contents is refused, and the message says how to write one."""
     path = tmp_path / "bare.jsonl"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Obligation
-from langchain_runtime_authz.enforce.obligations import REDACTED, demands, redact
+from langchain_runtime_authz.enforce.obligations import REDACTED, demands, obliged_fields, redact
 from langchain_runtime_authz.ledger.base import SpendBudget, SpendRate
 
 SECRET = "DE89-SECRET"
@@ -24,10 +24,11 @@ def obligation(kind: str, **properties: Any) -> Obligation:
     ("asked", "demanded"),
     [
         (obligation("require_approval"), True),
-        (obligation("require_approval", anything=1), True),
         (obligation("require_approval", expires_in=1), True),
         (obligation("withhold_tools", tools=[], provider_tools=["web"]), True),
         (obligation("revoke"), True),
+        (obligation("revoke", because="x"), True),
+        (obligation("rotate", because="x"), True),
         (obligation("redact", fields=["iban"]), True),
         (obligation("redact", fields=["iban", "pin"]), True),
         (obligation("rate_limit", counter="pay", window=60, max=5), SpendRate("pay", 60, 5)),
@@ -60,6 +61,11 @@ def test_what_is_understood(asked: Obligation, demanded: object) -> None:
         obligation("require_approval", expires_in="60"),
         obligation("require_approval", expires_in=True),
         obligation("require_approval", expires_in=None),
+        obligation("require_approval", aprovers={"min": 2}),
+        obligation("redact", fields=["iban"], paths=["pin"]),
+        obligation("rate_limit", counter="pay", window=60, max=5, per="subject"),
+        obligation("budget", counter="pay", max=1, per="subject"),
+        obligation("withhold_tools", tools=[], provider_tools=[], models=["a"]),
         obligation("withhold_tools"),
         obligation("withhold_tools", tools=["a"]),
         obligation("withhold_tools", provider_tools=["a"]),
@@ -88,8 +94,16 @@ def test_what_is_understood(asked: Obligation, demanded: object) -> None:
     ids=lambda o: f"{o.type} {o.properties}",
 )
 def test_what_is_not_understood(asked: Obligation) -> None:
-    """An unknown type, and a known one with properties of another shape."""
+    """An unknown type, and a known one with properties of another shape, or with one more: it may be what counts."""
     assert demands(asked) is None
+
+
+def test_a_path_is_redacted_by_its_last_name() -> None:
+    """Profiles name fields by their paths, so a policy may: nothing of it stays, and rather too much goes."""
+    fields = obliged_fields([obligation("redact", fields=["account.iban", "pin"]), obligation("redact", fields=["a.b.c"])])
+    value = {"account": {"iban": SECRET, "name": "bob"}, "pin": SECRET, "b": [{"c": SECRET}], "account.iban": SECRET}
+    assert SECRET not in repr(redact(value, fields))
+    assert redact(value, fields)["account"]["name"] == "bob"
 
 
 class Point(NamedTuple):

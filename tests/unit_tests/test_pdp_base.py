@@ -229,6 +229,23 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
 
 
+@pytest.mark.parametrize(
+    "stray",
+    [
+        {"obligations": [{"id": "1", "type": "redact", "fields": ["iban"]}]},
+        {"obligation": {"id": "1"}},
+        {"context": {"obligation": [{"id": "1"}]}},
+        {"context": {"Obligations": [], "obligations": []}},
+    ],
+    ids=str,
+)
+def test_an_obligation_of_another_pdp_in_another_place_is_no_plain_permit(stray: dict[str, Any]) -> None:
+    """AuthZEN's answers may hold anything more; what would oblige is never passed over."""
+    assert authzen._decision({"decision": True, "hint": 1, "context": {"hint": 1}}, "").permit
+    decision = authzen._decision({"decision": True, **stray}, "")
+    assert (decision.outcome, decision.reasons, decision.failure) == ("deny", (Code.PDP_MALFORMED,), "pdp")
+
+
 def opa_says(*revisions: object) -> Any:
     """What OPA tells of bundles with these revisions."""
     bundles = {f"bundle-{i:0>99}": {"revision": r} for i, r in enumerate(revisions)}

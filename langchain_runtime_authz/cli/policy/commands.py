@@ -211,7 +211,8 @@ def diff(
 ) -> None:
     """List what an edited policy would decide differently on a recorded log: before it ships.
 
-    Exit code 1 if anything flips.
+    Also what it would oblige to otherwise, where the outcome stays. Requests hold the profiles of their time;
+    tools whose profile is another in AFTER are named. Exit code 1 if anything flips or obliges otherwise.
 
     \b
     Examples:
@@ -223,8 +224,9 @@ def diff(
 
     with reporting():
         recorded, lost = _recorded(log)
-        found = flips(recorded, open_policy(before, opa), open_policy(after, opa))
-    _tell(found, len(recorded), lost, as_json)
+        new = open_policy(after, opa)
+        found = flips(recorded, open_policy(before, opa), new)
+    _tell(found, recorded, lost, new, as_json)
 
 
 @app.command("replay")
@@ -232,7 +234,8 @@ def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Op
     """Decide again, by a policy of today, what a log recorded; list what flips.
 
     Time, task, history and approvals are what they were: they are in the recorded request. What the
-    enforcement point refused by itself is left out. Exit code 1 if anything flips.
+    enforcement point refused by itself is left out. Of obligations a log holds the types. Exit code 1 if
+    anything flips or obliges otherwise.
 
     \b
     Examples:
@@ -244,8 +247,9 @@ def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Op
 
     with reporting():
         recorded, lost = _recorded(log)
-        found = flips(recorded, None, open_policy(policy, opa))
-    _tell(found, len(recorded), lost, as_json)
+        new = open_policy(policy, opa)
+        found = flips(recorded, None, new)
+    _tell(found, recorded, lost, new, as_json)
 
 
 def _recorded(log: Path) -> tuple[list[Recorded], int]:
@@ -258,29 +262,46 @@ def _recorded(log: Path) -> tuple[list[Recorded], int]:
     return recorded, lost
 
 
-def _tell(found: list[Flip], decided: int, lost: int, as_json: bool) -> None:
+def _tell(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy, as_json: bool) -> None:
+    from langchain_runtime_authz.cli.policy.replay import other_profiles
+
+    flips, others = [f for f in found if f.turns], [f for f in found if not f.turns]
+    profiled = other_profiles(recorded, policy)
     if as_json:
-        flips = [
-            {
-                "decision_id": f.decision_id,
-                "action": f.action,
-                "resource": f.resource,
-                "before": {"outcome": f.before, "reasons": list(f.reasons_before)},
-                "after": {"outcome": f.after, "reasons": list(f.reasons_after)},
-            }
-            for f in found
-        ]
-        typer.echo(json.dumps({"decided": decided, "without_content": lost, "flips": flips}, indent=2))
+        told = {
+            "decided": len(recorded),
+            "without_content": lost,
+            "flips": [_flip(f) for f in flips],
+            "obliged_otherwise": [_flip(f) for f in others],
+            "other_profiles": profiled,
+        }
+        typer.echo(json.dumps(told, indent=2))
     else:
-        for f in found:
+        for f in flips:
             typer.echo(
                 f"flip  {f.decision_id[:12]}  {f.action} {f.asked}: "
                 f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}",
             )
+        for f in others:
+            was, now = (", ".join(terms) or "nothing" for terms in (f.obliged_before, f.obliged_after))
+            typer.echo(f"duty  {f.decision_id[:12]}  {f.action} {f.asked}: {f.after}, obliges to {was} -> {now}")
+        if profiled:
+            typer.echo(f"note  recorded under other profiles, whose change is not shown: {', '.join(profiled)}")
+        more = f"; {len(others)} oblige to something else" if others else ""
         left = f"; {lost} left out, their contents were not recorded" if lost else ""
-        typer.echo(f"{len(found)} of {decided} decisions flip{left}")
+        typer.echo(f"{len(flips)} of {len(recorded)} decisions flip{more}{left}")
     if found:
         raise typer.Exit(FINDING)
+
+
+def _flip(f: Flip) -> dict[str, Any]:
+    return {
+        "decision_id": f.decision_id,
+        "action": f.action,
+        "resource": f.resource,
+        "before": {"outcome": f.before, "reasons": list(f.reasons_before), "obligations": list(f.obliged_before)},
+        "after": {"outcome": f.after, "reasons": list(f.reasons_after), "obligations": list(f.obliged_after)},
+    }
 
 
 def _said(outcome: str, reasons: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "read_log", "refused", "rules"]
+__all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules"]
 
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
@@ -28,18 +28,19 @@ _SHOWN: Final = 100  # characters of a call's arguments
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A decision that a policy took, and what it was asked."""
+    """A decision that a policy took, and what it was asked. Of obligations a record holds the types."""
 
     decision_id: str
     outcome: str
     reasons: tuple[str, ...]
     revision: str
     request: EvaluationRequest
+    obligations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A request that two policies decide differently."""
+    """A request that two policies decide differently: to another outcome, or obliging to something else."""
 
     decision_id: str
     resource: str
@@ -49,6 +50,13 @@ class Flip:
     reasons_before: tuple[str, ...]
     reasons_after: tuple[str, ...]
     asked: str
+    obliged_before: tuple[str, ...] = ()
+    obliged_after: tuple[str, ...] = ()
+
+    @property
+    def turns(self) -> bool:
+        """Whether the outcome is another."""
+        return self.before != self.after
 
 
 def asked(request: EvaluationRequest) -> str:
@@ -106,6 +114,7 @@ def read_log(path: Path) -> tuple[list[Recorded], int]:
                         tuple(record["reasons"]),
                         str(record["policy_revision"]),
                         request,
+                        tuple(sorted(map(str, record.get("obligations", ())))),
                     ),
                 )
             except (ValidationError, ValueError, KeyError, TypeError):
@@ -137,23 +146,50 @@ def decide(pdp: WasmPDP, requests: Sequence[EvaluationRequest]) -> list[Decision
 def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
     """What `after` decides differently than `before`, or than was recorded.
 
+    An edit that keeps the outcome may take away what made it bearable: a limit, a redaction, a second approver.
+
     Raises:
         ConfigError: a policy can not be used.
     """
     requests = [r.request for r in recorded]
+    obliged = _types if before is None else _terms
     if before is None:
-        old = [(r.outcome, r.reasons) for r in recorded]
+        old = [(r.outcome, r.reasons, r.obligations) for r in recorded]
     else:
-        old = [(d.outcome, d.reasons) for d in _decided(before, requests)]
+        old = [(d.outcome, d.reasons, _terms(d)) for d in _decided(before, requests)]
     found = []
-    for r, (outcome, reasons), new in zip(recorded, old, _decided(after, requests), strict=True):
-        if new.outcome != outcome:
+    for r, (outcome, reasons, terms), new in zip(recorded, old, _decided(after, requests), strict=True):
+        if new.outcome != outcome or obliged(new) != terms:
             flip = Flip(
                 r.decision_id, r.request.resource.id, r.request.action.name, outcome, new.outcome, reasons, new.reasons,
-                asked(r.request),
+                asked(r.request), terms, obliged(new),
             )  # fmt: skip
             found.append(flip)
     return found
+
+
+def _types(decision: Decision) -> tuple[str, ...]:
+    return tuple(sorted(o.type for o in decision.obligations))
+
+
+def _terms(decision: Decision) -> tuple[str, ...]:
+    return tuple(sorted(f"{o.type} {json.dumps(o.properties, sort_keys=True)}" for o in decision.obligations))
+
+
+def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
+    """Tools of which the policy's own profile says something else than was recorded.
+
+    A recorded request holds the facts of its time, so what a changed profile changes is in no flip.
+    """
+    found = set()
+    for r in recorded:
+        declared, told = policy.profiles.get(r.request.resource.id), r.request.resource.properties
+        if r.request.action.name != "tools/call" or declared is None or declared.draft:
+            continue
+        facts = {"effect": declared.effect, "sink": declared.sink, "data_class": declared.data_class, "profiled": True}
+        if any(told.get(name) != fact for name, fact in facts.items()):
+            found.add(r.request.resource.id)
+    return sorted(found)
 
 
 def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Decision]:
