@@ -179,6 +179,8 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
 
 def _moment(text: str, *, said: bool) -> list[str]:
     """The forms of a text that is a date, a time or both: one that holds more is no moment."""
+    if not any(c.isdigit() for c in text):
+        return []
     text = _ZONE.sub("", text)
     several = list(_dates(text, said=said))
     spans = {span for _, span in several}
