@@ -239,12 +239,19 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """The value of an argument, or all values at a dotted path into it, or `None`."""
+    """The value of an argument, or all values at a dotted path into it, or `None`.
+
+    What stands at a step of the path and is no object (an id instead of `{"id": …}`) counts as it is.
+    """
     name, *inner = path.split(".")
     value = args.get(name)
     for step in inner:
         several = value if isinstance(value, list) else [value]
-        value = [v[step] for v in several if isinstance(v, Mapping) and step in v] or None
+        value = [
+            v[step] if isinstance(v, Mapping) else v
+            for v in several
+            if (step in v if isinstance(v, Mapping) else v is not None)
+        ] or None
     return value
 
 

@@ -161,6 +161,27 @@ def test_what_stands_around_a_link_is_not_carried_by_it(value: str, before: str,
         assert {(r.path.strip("/"), r.query, r.username) for r in read} == {("", "", None)}
 
 
+moments = st.builds("{:%Y-%m-%d}".format, st.dates()) | st.builds("{:%B %d, %Y}".format, st.dates()) | st.builds("{:%H:%M}".format, st.times())
+more = st.text(st.sampled_from("xq1 -_.,;:/\\@#?&=%+~!|<>()[]{}'\"`$\n\t\u00e9\u0440"), min_size=1, max_size=8).filter(lambda t: "x" in t or "q" in t)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    value=values | moments, more=more, first=st.booleans(), between=st.sampled_from(["", " "]),
+    kind=st.sampled_from(KINDS), by=st.sampled_from(["human", "system"]),
+)
+@example(value="2024-05-26", more="curl evil # x ", first=True, between=" ", kind="value", by="human")
+def test_a_part_that_is_vouched_for_vouches_for_no_more(
+    value: str | float, more: str, first: bool, between: str, kind: str, by: str,
+) -> None:
+    """Whatever a human or a system says, with something before or behind it, is another value; but for a link's fragment."""
+    assume(not (str(value).startswith("http") and more.startswith("#") and not first))
+    used = f"{more}{between}{value}" if first else f"{value}{between}{more}"
+    words = HumanWords([f"Do it with {value} then"] if by == "human" else ["do it"])
+    book = harvest("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
+    assert standing(used, kind, *([book] if by == "system" else []), words=words) not in TRUSTED
+
+
 @settings(deadline=None)
 @given(one=values, other=values, later=st.sampled_from(["Do not use {}", "Never {}.", "Use {}, not {}", "Anything but not {}"]))
 def test_what_was_forbidden_last_is_not_told(one: str | float, other: str | float, later: str) -> None:
@@ -280,6 +301,8 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "no dates": (forms_module, "_ISO", _Never()),
     "no month names": (forms_module, "_MDY", _Never()),
     "no days before months": (forms_module, "_DMY", _Never()),
+    "a moment is all that is there": (forms_module, "_BESIDE", re.compile("(?s).*")),
+    "zones are times": (forms_module, "_ZONE", re.compile("(?!)")),
     "no times": (forms_module, "_TIME", _Never()),
     "one reading of a number": (forms_module, "decimals", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
     "any number is canonical": (forms_module, "canonical", str),

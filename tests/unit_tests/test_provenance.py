@@ -146,6 +146,15 @@ def test_an_echo_asserts_nothing() -> None:
     assert told(of(evidence, file="f-26")) == ("system", "known")
 
 
+def test_an_echo_of_a_part_asserts_nothing_either() -> None:
+    """A search that is taken apart and shown field by field."""
+    found = {"filter": {"from": "mallory@x.org", "above": 120.5}, "hits": [{"id": "f-27"}]}
+    book = ToolProfile(effect="read", trust="system")
+    evidence = known(read(found, book, args={"query": "from:mallory@x.org above 120.50"}))
+    assert of(evidence, to="mallory@x.org").standing == of(evidence, amount=120.5).standing == "outside"
+    assert told(of(evidence, file="f-27")) == ("system", "known")
+
+
 def test_an_error_is_nobodys_word() -> None:
     """What a failed call tells is a mention from outside, whoever answers for the tool."""
     evidence = known(read("no such user mallory@x.org", ToolProfile(effect="read", trust="system"), failed=True))
@@ -163,11 +172,34 @@ def test_a_list_is_worth_its_weakest_item() -> None:
     assert told(of(evidence, to=["b@x.org"] * (MAX_ITEMS + 1))) == ("unknown", "outside")
 
 
+def test_a_key_that_is_no_field_is_an_item() -> None:
+    """Where a tool takes a map from whom to what, whom it hits stands in the keys."""
+    evidence = known(said="Give bob@x.org read access")
+    assert of(evidence, file={"bob@x.org": "read"}).standing == "told"
+    assert of(evidence, file={"eve@x.org": "read"}).standing == "outside"
+    assert of(evidence, file={"DE89370400440532013000": "read"}).standing == "outside"
+    assert of(evidence, file={"eve": ""}).standing == "outside"
+    assert of(evidence, file={"kind": "read"}).standing == "told"
+
+
+def test_of_a_number_that_can_be_read_in_two_ways_each_must_be_vouched_for() -> None:
+    """`1,200` is 1200 to one tool and 1.2 to another."""
+    assert of(known(said="Pay 1.2"), amount="1,200").standing == "outside"
+    assert of(known(said="Pay 1200"), amount="1,200").standing == "outside"
+    assert of(known(said="Pay 1,200"), amount="1,200").standing == "told"
+    assert of(known(said="Pay 1,200"), amount=1200).standing == "told"
+    assert of(known(said="Pay 1200"), amount="1,200.00").standing == "told"
+
+
 def test_a_dotted_path_leads_into_an_argument() -> None:
     """A field inside a list of objects is critical by itself."""
     profile = ToolProfile(critical={"files.id": "object"})
     found = trace(profile, {"files": [{"type": "file", "id": "f-1"}, {"id": "f-2"}]}, known(said="f-1 and f-2"))
     assert [(n, p.standing) for n, p in found.items()] == [("files.id", "told")]
+    for other in (["f-3"], "f-3", [[{"id": "f-3"}]], [{"id": "f-1"}, "f-3"]):
+        (bare,) = trace(profile, {"files": other}, known(said="f-1 and f-2")).values()
+        assert bare.standing == "outside"
+    assert trace(profile, {"files": [{"type": "link"}, None]}, known()) == {}
 
 
 @pytest.mark.parametrize("to", ["Bob <mallory@x.org>", "bob@x.org, mallory@x.org", "bob@x.org <mallory@x.org>"])
@@ -278,6 +310,16 @@ def test_a_moment_is_a_date_and_a_time() -> None:
     assert told(of(evidence, at="2024-05-26 17:30")) == ("human", "told")
     assert told(of(evidence, at="2024-05-26 18:30")) == ("unknown", "outside")
     assert told(of(evidence, at="2024-05-27")) == ("unknown", "outside")
+
+
+def test_a_day_is_the_day_of_its_year() -> None:
+    """A system's date of one year says nothing of another's; where no year was said, any is meant."""
+    book = read([{"due": "2024-05-26"}], BOOK)
+    assert of(known(book), at="2024-05-26").standing == "known"
+    assert of(known(book), at="May 26").standing == "known"
+    assert of(known(book), at="2031-05-26").standing == "outside"
+    assert of(known(read([{"due": "May 26"}], BOOK)), at="2031-05-26").standing == "known"
+    assert of(known(book), file="curl evil.net # 2024-05-26").standing == "outside"
 
 
 DERIVED = [

@@ -27,6 +27,8 @@ SAME = [
     ("2024-05-26", "May 26th, 2024"),
     ("26 May 2024", "2024-5-26"),
     ("2024-05-26 17:30", "5:30 pm"),
+    ("2024-05-26T17:30:00.000+02:00", "5:30 pm"),
+    ("Sunday, May 26, 2024 at 17:30", "2024-05-26"),
     (13, "13"),
 ]
 
@@ -53,6 +55,11 @@ DIFFERENT = [
     ("GB29NWBK60161331926819", "GB29NWBK60161331926818"),
     ("report.txt", "report.txt.exe"),
     ("2024-05-26", "2024-05-27"),
+    ("2024-05-26", "curl evil.net # 2024-05-26"),
+    ("17:30", "eve, 17:30"),
+    ("2024-05-26", "2024-05-26 2025-01-01"),
+    ("17:30", "18:00 17:30"),
+    ("02:00", "17:30+02:00"),
     ("book@example.org", "boo\u212a@example.org"),  # the Kelvin sign, a K after NFC
     ("weiss", "wei\u00df"),
     ("LI21088100002324013AA", "L\u013121088100002324013AA"),  # a dotless i, an I in capitals
@@ -121,6 +128,9 @@ SAID = [
     ("Refund Spotify", "Spot", False),
     ("on June 13", "13", False),
     ("on June 13", "2024-06-13", True),
+    ("on June 13, 2024", "June 13", True),
+    ("on June 13, 2024", "2031-06-13", False),
+    ("on June 13, 2024", "run it 2024-06-13", False),
     ("1. Show the files. 2. Delete the largest", "2", False),
     ("delete file 2", "2", True),
     ("delete the file", "the", False),

@@ -52,6 +52,11 @@ _DMY: Final = re.compile(
     rf"(?<![\w])(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?(?![\w])", re.IGNORECASE
 )
 _SLASH: Final = re.compile(r"(?<![\w/.])(\d{1,2})[/.](\d{1,2})[/.](\d{4})(?![\w/])")
+# What may stand beside a date and a time in a value that is nothing else; a zone is not looked at.
+_ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
+_BESIDE: Final = re.compile(
+    r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
+)
 _TIME: Final = re.compile(r"(?<![\d:])(\d{1,2}):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?(am|pm)?(?![\d:])", re.IGNORECASE)
 
 
@@ -139,8 +144,12 @@ def decimals(text: str) -> tuple[Decimal, ...]:
     return tuple(found)
 
 
-def forms(value: object) -> tuple[str, ...]:
-    """The forms of one scalar, or none where what it reaches can not be known."""
+def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
+    """The forms of one scalar, or none where what it reaches can not be known.
+
+    `said`: of one that vouches for others. A date with a year then stands for no other year's day, and
+    one without a year, as a value, for that day of the year that was said.
+    """
     if isinstance(value, bool) or value is None:
         return ()
     if isinstance(value, int | float):
@@ -164,8 +173,20 @@ def forms(value: object) -> tuple[str, ...]:
         found = [f"num:{canonical(d)}" for d in decimals(text)]
     if _PHONE.fullmatch(text):
         found.append("digits:" + "".join(c for c in text if c.isdigit()))
-    found += [f for f, _ in _dates(text, whole=True)]
+    found += _moment(text, said=said)
     return tuple(dict.fromkeys(found))
+
+
+def _moment(text: str, *, said: bool) -> list[str]:
+    """The forms of a text that is a date, a time or both: one that holds more is no moment."""
+    if not any(c.isdigit() for c in text):
+        return []
+    text = _ZONE.sub("", text)
+    several = list(_dates(text, said=said))
+    spans = {span for _, span in several}
+    rest = _masked(text, list(spans))
+    alone = len(spans) <= 2 and len({f[:5] for f, _ in several} - {"day:-"}) == len(spans) and _BESIDE.fullmatch(rest)
+    return [f for f, _ in several] if alone else []
 
 
 def _url(text: str) -> tuple[str, ...]:
@@ -201,7 +222,7 @@ def mentions(text: str) -> dict[str, str]:
     """Every identifier, number, date and time inside a free text: form → as it was written."""
     found: dict[str, str] = {}
     spans = list(_identifiers(text))
-    spans += [(form, span) for form, span in _dates(text, whole=False)]
+    spans += _dates(text, said=True)
     for form, (start, end) in spans:
         found.setdefault(form, text[start:end])
     rest = _masked(text, [span for _, span in spans])
@@ -227,15 +248,13 @@ def _masked(text: str, spans: list[tuple[int, int]]) -> str:
     return "".join([*parts, text[at:]])
 
 
-def _dates(text: str, *, whole: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Dates and times; one without a year is `date:-05-26`, and a full one has that form too."""
+def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Dates and times. One without a year is `date:-05-26`; `day:-05-26` is what it has in common with a full one."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))
-            for form in _date(given["y"], given["m"], given["d"]):
+            for form in _date(given["y"], given["m"], given["d"], said=said):
                 yield form, found.span()
-    if whole and not any(c in text for c in ":"):
-        return
     for found in _TIME.finditer(text):
         hour, minute = int(found[1]) % 12 if found[3] else int(found[1]), int(found[2])
         hour += 12 if (found[3] or "").lower() == "pm" else 0
@@ -243,12 +262,17 @@ def _dates(text: str, *, whole: bool) -> Iterator[tuple[str, tuple[int, int]]]:
             yield f"time:{hour:02}:{minute:02}", found.span()
 
 
-def _date(year: str | None, month: str, day: str) -> Iterator[str]:
+def _date(year: str | None, month: str, day: str, *, said: bool) -> Iterator[str]:
     number = _MONTHS.get(month[:3].lower(), 0) if month[:1].isalpha() else int(month)
     try:
         datetime.date(int(year or 2000), number, int(day))
     except ValueError:
         return
+    of_year = f"-{number:02}-{int(day):02}"
     if year:
-        yield f"date:{int(year):04}-{number:02}-{int(day):02}"
-    yield f"date:-{number:02}-{int(day):02}"
+        yield f"date:{int(year):04}{of_year}"
+        yield f"day:{of_year}" if said else f"date:{of_year}"
+    else:
+        yield f"date:{of_year}"
+        if not said:
+            yield f"day:{of_year}"

@@ -25,18 +25,19 @@ from langchain_runtime_authz.facts.provenance.forms import forms, key, mentions
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["Harvest", "Number", "Prose", "Sighting", "harvest"]
+__all__ = ["FIELD", "Harvest", "Number", "Prose", "Sighting", "harvest"]
 
 MAX_SIGHTINGS: Final = 4096  # per output
 MAX_NODES: Final = 20_000
 MAX_CHARS: Final = 400_000  # of text looked into, per output
 MAX_LEAF: Final = 100_000
+MAX_ECHO: Final = 10_000  # of one argument; a longer text is no field of what comes back
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 TELLING: Final = 4  # a shorter text names no record and mentions nothing
 MAX_FIELDS: Final = 1024
 SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
+FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 
 Origin = Literal["system", "internal", "external"]
 
@@ -114,9 +115,19 @@ def harvest(
         named: the human named what was read (`trace.names_source`).
         failed: the output tells an error, which nobody vouches for.
     """
-    reader = _Reader(tool, profile, {f for a in _scalars(args) for f in forms(a)}, words, named, failed)
+    reader = _Reader(tool, profile, _echo(args), words, named, failed)
     reader.read(_parsed(output), (), 0, selected=named)
     return Harvest(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+
+
+def _echo(args: Mapping[str, Any]) -> set[str]:
+    """What a call was given, as a whole and inside its texts."""
+    found: set[str] = set()
+    for value in _scalars(args):
+        found.update(forms(value), forms(value, said=True))
+        if isinstance(value, str):
+            found.update(mentions(value[:MAX_ECHO]))
+    return found
 
 
 def _scalars(value: object, left: int = 2000) -> Iterator[object]:
@@ -169,7 +180,7 @@ class _Reader:
         if items is not None:
             selected = self.named or self._selected(items, path)
             for name, inner in items:
-                if isinstance(name, str) and _NAME.fullmatch(name):
+                if isinstance(name, str) and FIELD.fullmatch(name):
                     self.read(inner, (*path, name), depth + 1, selected=selected)
                 else:  # a key that is no name is a value
                     self._leaf(name, path, selected=selected)
@@ -207,16 +218,17 @@ class _Reader:
                 value = value[: max(0, min(MAX_LEAF, MAX_CHARS - self.chars + len(value)))]
             prose = field.prose or self.failed or len(value) > SHORT or "\n" in value
         whole = forms(value) if not prose else ()
+        says = forms(value, said=True) if whole else ()
         if not self.echo.intersection(whole):
             selected = selected or (not field.counterparty and self.words.describes(whole))
-            for form in whole:
+            for form in says:
                 self._see(form, field, asserted=True, selected=selected)
         if isinstance(value, str) and (prose or len(value) >= TELLING):
-            inner = mentions(value)
+            inner = [f for f in mentions(value) if f not in whole and f not in says]
             for form in inner:
-                if form not in whole and form not in self.echo:
+                if form not in self.echo:
                     self._see(form, field, asserted=False, selected=selected)
-            if prose or inner.keys() - set(whole):
+            if prose or inner:
                 self.prose.append(Prose(value, field.origin, self.named, field.source))
 
     def _see(self, form: str, field: _Field, *, asserted: bool, selected: bool) -> None:

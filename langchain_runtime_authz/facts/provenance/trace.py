@@ -36,7 +36,7 @@ from typing import Any, Final
 from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
 from langchain_runtime_authz.facts.intent import Request, only_deeds
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
-from langchain_runtime_authz.facts.provenance.harvest import Number, Prose, Sighting
+from langchain_runtime_authz.facts.provenance.harvest import FIELD, Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile, argument
 
@@ -162,19 +162,23 @@ def _absent(value: object) -> bool:
 
 
 def _items(value: object) -> list[Any] | None:
-    """The scalars of an argument, or `None` where there are too many."""
+    """The scalars of an argument, keys that are values among them, or `None` where there are too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
         top = stack.pop()
         if isinstance(top, dict):
             stack += [*reversed(top.values())]
+            # A key that is no name of a field is a value.
+            stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers(k)]
         elif isinstance(top, list):
             stack += reversed(top)
         elif not _absent(top):
             flat.append(top)
         if len(flat) + len(stack) > MAX_ITEMS * 4:
             return None
+    if not flat and isinstance(value, dict):  # then its keys are all that is said
+        flat = list(value)
     return flat if len(flat) <= MAX_ITEMS else None
 
 
@@ -182,11 +186,13 @@ def _atoms(value: object, kind: str) -> list[tuple[str, ...]]:
     """The parts of a scalar that must each be vouched for, as forms; a part without forms never is.
 
     A text that holds addresses or links goes to each of them, whatever name it shows, and to whatever
-    else stands in it; a date with a time is both.
+    else stands in it; a date with a time is both; of a number that can be read in two ways each must be.
     """
     whole = forms(value)
     if kind == "when":
         return _moment(whole)
+    if len(readings := [f for f in whole if f.startswith("num:")]) > 1:
+        return [(f,) for f in readings]
     if isinstance(value, str) and kind in _DESTINATIONS:
         inner = identifiers(tidy(value))
         if inner and not set(inner) <= set(whole):
@@ -206,7 +212,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _moment(whole: tuple[str, ...]) -> list[tuple[str, ...]]:
-    dates = tuple(f for f in whole if f.startswith("date:"))
+    dates = tuple(f for f in whole if f.startswith(("date:", "day:")))
     times = tuple(f for f in whole if f.startswith("time:"))
     return [part for part in (dates, times) if part] or [whole]
 
