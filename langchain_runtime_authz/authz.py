@@ -85,8 +85,8 @@ class RuntimeAuthz:
         profiles: tool name → `ToolProfile`, the path of a YAML file, or `langchain` or `deepagents` for those that
             come with the package; the default is what the `pdp` brings (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
-        subject_from: finds the subject of an implicit run in a root config; see the security note in
-            the README before reading anything from `configurable`.
+        subject_from: finds the subject of an implicit run in a root config. Whoever calls the graph can
+            write `configurable` and metadata: believe only what a server has verified (`identity.subjects`).
         task_channels: state channels that hold what a human asked; in `messages` only user entries do.
         task_memory: namespaces of the graph's store whose edits from outside change the task, like
             `("memories", "{subject}")`.

@@ -21,6 +21,7 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, tool
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -302,11 +303,13 @@ def _named(text: str) -> str:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(title="\nWhat the agent tried, and what became of it")
-    for column in ("step", "the agent tried", "decision", "reason", "what happened", "epoch"):
-        table.add_column(column, justify="right" if column in ("step", "epoch") else "left", overflow="fold")
+    table = Table(title="\nWhat the agent tried, and what became of it", box=SIMPLE_HEAD, expand=True)
+    for column, share in (("the agent tried", 8), ("decision", 5), ("what happened", 5)):  # a code fits into 80 columns
+        table.add_column(column, overflow="fold", ratio=share)
+    table.add_column("epoch", justify="right")
     for row in rows:
-        cells = (row.step, row.tried, row.decision, row.reason, row.happened, row.epoch)
+        decision = f"{row.decision} ({row.reason})" if row.reason else row.decision
+        cells = (row.tried, decision, row.happened, row.epoch)
         table.add_row(*(escape(_named(str(c))) for c in cells), style=_STYLES.get(row.decision, ""))
     return table
 
