@@ -18,7 +18,7 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges._private import Place, counted_graph, graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
-from langchain_runtime_authz.edges.erased import erased
+from langchain_runtime_authz.edges.beside import beside
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
 from langchain_runtime_authz.edges.messages import human_texts, written
@@ -364,21 +364,23 @@ class _Root(Entering[tuple[Any, Any]]):
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         left, saver = Left(), saver_of(self.graph)
         over: list[Change] = []
-        lost: list[HumanText] = []
-        if not cut and saver is not None and (place := thread_config(self.config)) is not None:
+        edits: list[HumanText] = []
+        if saver is not None and (place := thread_config(self.config)) is not None:
+            watch = self.entrance.watch(self.graph)
             try:
-                head = yield ReadHead(saver, place)
-                memory = yield self.entrance.memory(self.graph, run.subject)
-                # A tool's child waits only where a human is asked; after a failure its own mark tells.
-                below = yield ReadBelow(self.graph, place, self.entrance.watch(self.graph), nodes_only=not run.paused)
-                left = Left(head.id if head is not None else None, memory, below.digest if below is not None else None)
-                # Every task has ended, and with it what marks of tasks' children are for.
-                over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
-                if head is not None:
-                    lost = yield from erased(run, self.graph, place, head.id, self.entrance.watch(self.graph))
+                if not cut:
+                    head = yield ReadHead(saver, place)
+                    memory = yield self.entrance.memory(self.graph, run.subject)
+                    # A tool's child waits only where a human is asked; after a failure its own mark tells.
+                    below = yield ReadBelow(self.graph, place, watch, nodes_only=not run.paused)
+                    digest = below.digest if below is not None else None
+                    left = Left(head.id if head is not None else None, memory, digest)
+                    # Every task has ended, and with it what marks of tasks' children are for.
+                    over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
+                edits = yield from beside(run, self.graph, place, watch)
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, _ending(run), left, over, lost)
+        yield from close(run, _ending(run), left, over, edits)
 
 
 class _Child(Entering[Any]):

@@ -408,11 +408,11 @@ def close(
     state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
     also: Sequence[Change] = (),
-    erased: Sequence[HumanText] = (),
+    beside: Sequence[HumanText] = (),
 ) -> Flow[None]:
     """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns.
 
-    `erased`: what was done to the thread's state meanwhile and this run left behind, as something to pin.
+    `beside`: what was done to the thread's state meanwhile, by nobody that the ledger knows, as something to pin.
     """
     if run.closed and left.head is None and not also:
         return
@@ -420,8 +420,8 @@ def close(
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
     marks = [*also, *(Mark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
-        if erased:
-            yield from _pinned(run, erased)
+        if beside:
+            yield from _pinned(run, beside)
         done = yield from _end(run, state, marks)
         if run.parent is None:
             yield run_event(run, state, getattr(done, "now", 0.0))

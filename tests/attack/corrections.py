@@ -487,7 +487,8 @@ ROADS: Final = {
         Road("`update_state` while the model thinks", _meanwhile(_root_update), "", correct=_root_update),
         Road("`update_state` ends the thread while the model thinks", _meanwhile(_drop), "", correct=_drop),
         Road("`update_state` in a process that does not protect, while the model makes the plan that then waits",
-             _resumed("yes"), meanwhile=_root_update_elsewhere),
+             _resumed("yes"), only=FLAT, because="the root has written nothing since, so the edit stands",
+             meanwhile=_root_update_elsewhere),
     )
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import pytest
@@ -676,6 +677,34 @@ def test_unenforced_an_edit_that_the_run_in_flight_leaves_behind_is_lost() -> No
     house.raw.invoke(None, THREAD)
     assert house.ran == [PAID]
     assert "STOP" not in str(house.raw.get_state(THREAD).values)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_edit_that_the_run_in_flight_leaves_standing_counts_too(how: str) -> None:
+    """The root that waits for its child has written nothing since: the edit is its newest state."""
+    house = Nested()
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    assert house.epoch == 2
+    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    assert (house.epoch, house.ran) == (2, [])
+    assert str(house.raw.get_state(THREAD).values).count("STOP, pay nobody") == 1
+
+
+def test_an_edit_beside_a_stream_that_its_client_closes_counts() -> None:
+    """The stream is over before its run has come to an end; what was written beside it is found all the same."""
+    house = House()
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+
+    async def ago() -> None:
+        async with house.authz.run(subject="alice"), aclosing(house.graph.astream(human(), THREAD)) as chunks:
+            async for _ in chunks:
+                break
+
+    asyncio.run(ago())
+    assert house.epoch == 2
+    house.go(None)
+    assert (house.epoch, house.ran) == (2, [])
 
 
 def test_an_update_without_a_word_beside_a_run_is_no_correction() -> None:

@@ -1,7 +1,8 @@
 """What somebody wrote into a thread's state while a run of ours was in flight.
 
 The run goes on from what it loaded, and its next checkpoint leaves the other one behind: in LangGraph the edit is
-lost, whoever made it. From our own process the ledger hears of it at once; of another process's this is the road.
+lost, whoever made it. Where the run pauses before it writes one, the edit is what the next entry loads. From our own
+process the ledger hears of it at once; of another process's this is the road.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from langchain_runtime_authz.facts.state import outside_key
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 
-__all__ = ["erased"]
+__all__ = ["beside"]
 
 _UPDATES = {"source": "update"}
 
@@ -53,14 +54,14 @@ class _Checkpoint:
         return await self.saver.aget_tuple(self.place)
 
 
-def erased(run: Run, graph: Any, place: Mapping[str, Any], head: str, channels: Sequence[str]) -> Flow[list[HumanText]]:
-    """What was written beside a root entry that ends with the checkpoint `head`, and is not in it, as something to pin.
+def beside(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
+    """What was written beside a root entry that now ends, as something to pin.
 
     The words are nobody's. Empty where nothing was, where it says nothing else, and where the ledger knows it.
     """
     saver = saver_of(graph)
     found: CheckpointTuple | None = (yield _NewestUpdate(saver, place)) if saver is not None else None
-    if saver is None or found is None or not run.loaded < found.checkpoint["id"] != head:
+    if saver is None or found is None or found.checkpoint["id"] <= run.loaded:
         return []
     mark = mark_of(place, graph.get_name())
     snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(mark.name,)))
