@@ -5,7 +5,7 @@ this process, `sys.stdout`, `sys.stderr` and the log records that are made are s
 last one is dead everything is as it was. This is the one thing here that is the process's and not an
 object's, because its streams and loggers are.
 
-What writes elsewhere (a file descriptor, a file of its own, `extra` fields of a record) is not seen.
+What writes elsewhere (a file descriptor, a file of its own) is not seen, nor an object in an `extra` field of a record.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from langchain_runtime_authz.credential.leak import scrub
@@ -125,4 +125,18 @@ def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record.exc_info = (type(exc), exc, record.exc_info[2])
     if record.stack_info:
         record.stack_info = cleaned(record.stack_info)
+    record.__dict__ = _Fields(record.__dict__)
     return record
+
+
+class _Fields(dict[str, Any]):
+    """The attributes of a record. `Logger.makeRecord` puts a caller's `extra` here once the record is made."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, cleaned(value) if isinstance(value, _WRITTEN) else value)
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # for whoever receives the record in another process
+
+
+_WRITTEN: Final = (str, bytes, Mapping, list, tuple, set, frozenset)

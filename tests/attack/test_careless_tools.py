@@ -88,6 +88,15 @@ class Place:
 
         return careless
 
+    def logs_a_field(self) -> BaseTool:
+        @tool
+        def careless() -> str:
+            """Log, for a formatter that writes every field of a record."""
+            logging.getLogger("bank.client").info("calling", extra={"headers": [{"Authorization": self.mine()}]})
+            return "done"
+
+        return careless
+
     def logs_error(self) -> BaseTool:
         @tool
         def careless() -> str:
@@ -343,7 +352,8 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
     namespaces = store.list_namespaces()
     items = [item.dict() for namespace in namespaces for item in store.search(namespace)]
     state = [s.values for s in graph.get_state_history(THREAD)]
-    texts = [out, err, caplog.text, *map(repr, (left, namespaces, items, state, authz.audit.records))]
+    fields = [vars(record) for record in caplog.records]
+    texts = [out, err, caplog.text, *map(repr, (left, namespaces, items, state, fields, authz.audit.records))]
     texts += [kept(saver), pickle.dumps(items).decode("latin-1")]
     return "\n".join(texts), place.token, authz
 

@@ -13,6 +13,7 @@ import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 from langchain_runtime_authz.credential.dpop import ProofKey
@@ -223,8 +224,42 @@ def test_a_host_header_does_not_say_who_the_service_is() -> None:
     answer = asked(app_of(server()), headers)
     assert answer.status_code == 401
     assert 'DPoP realm="api", error="invalid_dpop_proof", error_description="proof_invalid"' in challenge(answer)
+    assert "Bearer" not in challenge(answer)  # a bound token is no bearer token, whatever is wrong with its proof
     good = key.proof("POST", BANK + "/pay?x=1", token=mine)
     assert asked(app_of(server()), {**headers, "DPoP": good}, "/pay?y=2").status_code == 200
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(("path", "arrives"), [("/a b/c", "/a%20b/c"), ("/a/b/c", "/a%2Fb/c"), ("/a%2Fb/c", "/a%252Fb/c")])
+async def test_a_path_is_what_arrived(raw: bool, path: str, arrives: str) -> None:
+    """Not what a server made of it: a proof for `/a/b` is none for `/a%2Fb`. A server that keeps no more is read as it can be."""
+    made, key = server(), ProofKey()
+    bound = token(cnf_jkt=key.jkt)
+
+    async def code(url: str) -> str:
+        proof = key.proof("POST", BANK + url, token=bound)
+        headers = [(b"authorization", f"DPoP {bound}".encode()), (b"dpop", proof.encode())]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"x=1", "headers": headers}
+        if raw:
+            scope["raw_path"] = arrives.encode() + b"?x=1"  # some servers keep the query in it
+        try:
+            await made.of(HTTPConnection(scope))
+        except CredentialError as exc:
+            return exc.code
+        return "believed"
+
+    expected = arrives if raw else {"/a b/c": "/a%20b/c", "/a/b/c": "/a/b/c", "/a%2Fb/c": "/a%252Fb/c"}[path]
+    for url in ("/a%20b/c", "/a%2Fb/c", "/a/b/c", "/a%252Fb/c"):
+        assert await code(url) == ("believed" if url == expected else "proof_invalid")
+
+
+def test_a_service_without_proofs_serves_bearer_tokens() -> None:
+    """As a dependency and in front of an application; there is no nonce to tell."""
+    made = server(proofs=None)
+    for app in (app_of(made), ProtectedApp(app_of(made), made)):
+        answer = asked(app, {"Authorization": f"Bearer {token()}"})
+        assert answer.status_code == 200
+        assert "dpop-nonce" not in answer.headers
 
 
 def test_a_nonce_is_told_with_each_answer() -> None:
@@ -237,6 +272,11 @@ def test_a_nonce_is_told_with_each_answer() -> None:
     nonce = first.headers["dpop-nonce"]
     again = asked(app, {**headers, "DPoP": key.proof("POST", BANK + "/pay", token=mine, nonce=nonce)})
     assert (again.status_code, len(again.headers["dpop-nonce"])) == (200, len(nonce))
+    made = server(proofs=ProofVerifier(origin=BANK, nonces=Nonces()))
+    in_front = ProtectedApp(app_of(server()), made)
+    headers["DPoP"] = key.proof("POST", BANK + "/pay", token=mine, nonce=asked(in_front, headers).headers["dpop-nonce"])
+    served = asked(in_front, headers)
+    assert (served.status_code, len(served.headers["dpop-nonce"])) == (200, len(nonce))
 
 
 def test_the_guard_in_front_of_an_application() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import logging
+import pickle
 import sys
 import threading
 import weakref
@@ -82,6 +84,21 @@ def test_what_is_logged_is_searched(holder: Holder, caplog: pytest.LogCaptureFix
     assert "plain text" in caplog.text
     assert caplog.text.count(REDACTED) >= 2
     assert holder.accused == 2
+
+
+def test_fields_that_are_added_to_a_record_are_searched(holder: Holder, caplog: pytest.LogCaptureFixture) -> None:
+    """Some formatters write them all. Objects stay what they are, and so does a record on its way to another process."""
+    caplog.set_level(logging.INFO)
+    kept = object()
+    logging.getLogger("a").info("hm", extra={"sent": {"Authorization": [TOKEN]}, "who": "bob", "by": kept, "raw": TOKEN.encode()})
+    (record,) = caplog.records
+    assert vars(record)["sent"] == {"Authorization": [REDACTED]}
+    assert (record.who, record.by, record.raw) == ("bob", kept, REDACTED.encode())  # type: ignore[attr-defined]
+    assert holder.accused == 2
+    record.by = None
+    for other in (copy.copy(record), pickle.loads(pickle.dumps(record)), logging.makeLogRecord(vars(record))):
+        assert (other.who, other.getMessage()) == ("bob", "hm")
+    assert type(vars(pickle.loads(pickle.dumps(record)))) is dict
 
 
 def test_everything_is_as_it_was_afterwards() -> None:
