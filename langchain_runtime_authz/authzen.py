@@ -245,6 +245,8 @@ class CallContext(_Model):
     `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
     arguments go in this very call: `none` where a tool that sends was given nobody to send to.
     `changed` are the tools that critical arguments came from and whose content changed since the plan.
+    `repeats`: how many calls of this tool with the same critical arguments were let run since the task
+    last changed, those announced before it in its message among them.
     """
 
     id: str | None = None
@@ -255,6 +257,7 @@ class CallContext(_Model):
     intent: IntentContext = Field(default_factory=IntentContext)
     sink: Literal["none", "internal", "external"] | None = None
     changed: list[str] = Field(default_factory=list)
+    repeats: int = 0
 
 
 class HistoryContext(_Model):

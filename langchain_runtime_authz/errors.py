@@ -110,6 +110,7 @@ class Code(StrEnum):
     UNPLANNED = "unplanned"
     PLAN_CHANGED = "plan_changed"
     UNLISTED = "unlisted"
+    REPEATED = "repeated"
     GRANT_TOOL = "grant_tool"
     GRANT_ARGUMENT = "grant_argument"
     GRANT_DATA_CLASS = "grant_data_class"
@@ -227,6 +228,7 @@ _SENTENCES: Final[dict[Code, str]] = {
     Code.STALE_PLAN: "the plan belongs to an older task",
     Code.UNPLANNED: "no recorded plan holds the call; protect the graph so that the model node is seen",
     Code.UNLISTED: "the agent's own to-do list does not have it; put it there first, or ask the human",
+    Code.REPEATED: "the same was done before for this task; do not do it again, or ask the human",
     Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
     Code.GRANT_TOOL: "the grant does not hold the tool",
     Code.GRANT_ARGUMENT: "an argument lies outside the grant's constraint",

@@ -149,6 +149,7 @@ class Ticket:
         approval_key: the ledger's key of the approval that the call spent, if it did.
         audiences: for which a token may be minted.
         obligations: what the permit obliges.
+        spent: the budgets that the call counts against, given back if it never starts.
         mint: makes the credential for one audience, bound to a key's thumbprint where one is given;
             `None` where there is none to make.
         amint: the same, without blocking the event loop.
@@ -159,7 +160,7 @@ class Ticket:
         "__weakref__", "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed", "_refusals",
         "_withheld",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
-        "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "tool", "tool_ref",
+        "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "spent", "tool", "tool_ref",
     )  # fmt: skip
 
     def __init__(
@@ -179,6 +180,7 @@ class Ticket:
         raw: Mapping[str, Any] | str | None = None,
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
+        spent: tuple[str, ...] = (),
         mint: Callable[[str, str | None], Credential] | None = None,
         amint: Callable[[str, str | None], Awaitable[Credential]] | None = None,
         approval_key: str = "",
@@ -200,6 +202,7 @@ class Ticket:
         self.raw = raw
         self.audiences = audiences
         self.obligations = obligations
+        self.spent = spent
         self.mint = mint
         self.amint = amint
         self._redeemed = False

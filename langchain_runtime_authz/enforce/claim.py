@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 from langchain_runtime_authz.audit.record import completion_record
 from langchain_runtime_authz.authzen import (
@@ -23,7 +23,8 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
 from langchain_runtime_authz.enforce.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run
-from langchain_runtime_authz.enforce.obligations import demands, owed
+from langchain_runtime_authz.enforce.judge import judge_calls, repeats_counter
+from langchain_runtime_authz.enforce.obligations import owed
 from langchain_runtime_authz.enforce.provenance import observing
 from langchain_runtime_authz.enforce.recording import is_judgement, label, record_call, tell
 from langchain_runtime_authz.errors import AuditError, Code
@@ -56,9 +57,14 @@ __all__ = ["claim", "conclude", "deny_call"]
 
 _log = logging.getLogger(__name__)
 
+RACES: Final = 16  # agents that do the same at once before one of them is refused for it
 
-def claim(run: Run, judged: Judged) -> Flow[Verdict]:
-    """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here."""
+
+def claim(run: Run, judged: Judged, tries: int = RACES) -> Flow[Verdict]:
+    """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here.
+
+    Where somebody did the same since it was judged, it is judged anew, at most `tries` times.
+    """
     call, decision, approval = judged.call, judged.decision, judged.approval
     if judged.replay:
         message = (yield from _news(run, judged)) if _stale(judged) else ""
@@ -82,6 +88,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         ),
         *owed(decision),
         *_budgets(run, call),
+        *_counted_once(run, judged),
         Count(
             call=label(call.tool),
             effect=prof.effect,
@@ -90,6 +97,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
             agent=run.agent,
         ),
     ]
+    spent = tuple(c.counter for c in changes if isinstance(c, SpendBudget))
     if approval is not None and approved:
         changes.append(SpendApproval(approval.call_key, approval.args_digest))
     if (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
@@ -101,6 +109,10 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
     if isinstance(done, Conflict):
         if done.row is not None:
             return Replay(call, done.row.result)
+        if done.code == Code.BUDGET_EXHAUSTED and tries > 0:
+            (anew,) = yield from judge_calls(run, [call])
+            if _repeats(anew) > _repeats(judged):
+                return (yield from claim(run, anew, tries - 1))
         return (yield from deny_call(run, _replaced(judged, deny(done.code))))
     failed: Denial | None = None
     try:
@@ -114,7 +126,6 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
             failed = yield from deny_call(run, _replaced(judged, deny(exc.code)))
     if failed is not None:
         try:
-            spent = _counters(run, call, decision.obligations)
             back = ReleaseCall(judged.key, spent, approval.call_key if approval is not None else "")
             yield Commit(run.scope, None, [back])
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
@@ -137,6 +148,7 @@ def claim(run: Run, judged: Judged) -> Flow[Verdict]:
         idempotency_key=_intent(run, judged),
         audiences=audiences,
         obligations=decision.obligations,
+        spent=spent,
         mint=made.mint if made is not None else None,
         amint=made.amint if made is not None else None,
         refusals=RefusedMints(run, judged, done.now),
@@ -157,16 +169,23 @@ def _intent(run: Run, judged: Judged) -> str:
     return plan.idempotency_key(run.scope[:3], run.subject.principal, run.agent, *place)
 
 
-def _counters(run: Run, call: Call, obligations: Sequence[Obligation] = ()) -> tuple[str, ...]:
-    """The budgets that a call counts against: the grant's, and those that it was obliged to."""
-    obliged = tuple(b.counter for o in obligations if isinstance(b := demands(o), SpendBudget))
-    if run.grant is None:
-        return obliged
-    return (*(c for c in (call.tool, f"effect:{call.profile.effect}") if c in run.grant.budgets), *obliged)
+def _counted_once(run: Run, judged: Judged) -> list[Change]:
+    """One more of the same (`context.call.repeats`). INVARIANT: nobody has done it since it was judged.
+
+    A call that was claimed before, and goes on or is tried again, is counted.
+    """
+    name = repeats_counter(run, judged.call)
+    return [SpendBudget(name, _repeats(judged) + 1)] if name and judged.row is None else []
 
 
-def _budgets(run: Run, call: Call) -> list[Change]:
-    return [SpendBudget(c, run.grant.budgets[c]) for c in _counters(run, call) if run.grant is not None]
+def _repeats(judged: Judged) -> int:
+    asked = judged.request.context.call if judged.request is not None else None
+    return asked.repeats if asked is not None else 0
+
+
+def _budgets(run: Run, call: Call) -> list[SpendBudget]:
+    granted = run.grant.budgets if run.grant is not None else {}
+    return [SpendBudget(c, granted[c]) for c in (call.tool, f"effect:{call.profile.effect}") if c in granted]
 
 
 def deny_call(run: Run, judged: Judged) -> Flow[Denial]:
@@ -266,7 +285,7 @@ def conclude(
     side_effect = call.profile.side_effect
     changes: list[Change] = []
     if state == "released":
-        changes.append(ReleaseCall(ticket.call_key, _counters(run, call, ticket.obligations), ticket.approval_key))
+        changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
     else:
         # A read may always run again, so nothing of it is kept but its data class.
         kept = state if side_effect or state == "suspended" else None

@@ -24,7 +24,7 @@ from langchain_runtime_authz.enforce.provenance import sentences
 from langchain_runtime_authz.enforce.request import request_of
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.facts.provenance.trace import wanted
+from langchain_runtime_authz.facts.provenance.trace import aim, wanted
 from langchain_runtime_authz.facts.source import (
     UNREAD,
     resource_of,
@@ -40,7 +40,7 @@ from langchain_runtime_authz.ledger.base import (
 )
 from langchain_runtime_authz.pdp.base import serialise
 
-__all__ = ["data_scope", "judge_calls", "lease_refusal", "renewed", "review_key"]
+__all__ = ["data_scope", "judge_calls", "lease_refusal", "renewed", "repeats_counter", "review_key"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     keys, origin = [_key(run, c, run.epoch) for c in calls], run.epoch
     said = run.engine.recall.said(run.scope)
     try:
+        counters = [repeats_counter(run, c) for c in calls]
         snapshot: Snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=said is None))
         if (carried := _origin(run, snapshot)) is not None:
             keys, origin = [_key(run, c, carried) for c in calls], carried
@@ -102,9 +103,10 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     # A side effect that happened is not decided again: its recorded result stands.
     replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
     # What is refused here is not asked, but its record still says what it was.
+    repeats = _repeats(snapshot, counters, rows)
     requests = [
-        None if c.error is not None else request_of(run, snapshot, said, c, m, r, a, moved)
-        for c, m, r, a in zip(calls, matches, rows, approvals, strict=True)
+        None if c.error is not None else request_of(run, snapshot, said, c, m, r, a, moved, n)
+        for c, m, r, a, n in zip(calls, matches, rows, approvals, repeats, strict=True)
     ]
     bodies = [serialise(r) if r is not None else None for r in requests]
     asked = [
@@ -137,7 +139,29 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
 
 def _evidence(run: Run, call: Call, request: EvaluationRequest | None) -> tuple[str, ...]:
     asked = request.context.call if request is not None else None
-    return sentences(run, call, asked.provenance if asked is not None else {})
+    told = sentences(run, call, asked.provenance if asked is not None else {})
+    if asked is None or not asked.repeats:
+        return told
+    return (f"DONE BEFORE: the same was let run {asked.repeats} time(s) for this task", *told)
+
+
+def repeats_counter(run: Run, call: Call) -> str:
+    """The name under which calls that do the same again are counted, or `""` where that can not be told."""
+    if call.error is not None or not (call.profiled and call.profile.side_effect):
+        return ""
+    hit = aim(call.profile, call.args)
+    return f"same:{run.epoch}:{call.tool}:{hit}" if hit else ""
+
+
+def _repeats(snapshot: Snapshot, counters: Sequence[str], rows: Sequence[CallRow | None]) -> list[int]:
+    """How often each was done before: by other calls, and by those before it in this message."""
+    found = []
+    for i, (name, row) in enumerate(zip(counters, rows, strict=True)):
+        counted = snapshot.counters.get(name, 0) if name else 0
+        own = int(row is not None and counted > 0)
+        ahead = sum(n == name and r is None for n, r in zip(counters[:i], rows[:i], strict=True)) if name else 0
+        found.append(counted - own + ahead)
+    return found
 
 
 def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
@@ -173,6 +197,7 @@ def _query(run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, *,
         agent=run.agent,
         log=log,
         values=tuple(dict.fromkeys(k for c in calls if c.error is None for k in wanted(c.profile, c.args))),
+        counters=tuple(dict.fromkeys(n for c in calls if (n := repeats_counter(run, c)))),
     )
 
 

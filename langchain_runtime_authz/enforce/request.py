@@ -47,11 +47,12 @@ def request_of(
     row: CallRow | None,
     approval: Approval | None,
     moved: frozenset[str],
+    repeats: int,
 ) -> EvaluationRequest:
     """What is asked about one call.
 
     `row` and `approval` are what the ledger holds of it, `moved` the tools whose resources somebody
-    said changed since they were read.
+    said changed since they were read, `repeats` how often the same was done for this task.
     """
     prof = call.profile
     traced = arguments(run, snapshot, said, call)
@@ -113,6 +114,7 @@ def request_of(
                 changed=sorted(stale & sources(traced)) if stale else [],
                 intent=intent(run, said, call),
                 sink=effective_sink(prof, call.args),  # type: ignore[arg-type]
+                repeats=repeats,
             ),
             approval=granted,
             prompt=PromptContext(model=match.model, digest=match.prompt) if match.source == "model" else None,

@@ -184,7 +184,7 @@ class Query:
     known, `planned_call` is the (agent path, call id) whose newest record is wanted. `log` adds the
     pinned texts and whether a root entry is under way, `asks` the open questions; only root entries
     need them. `marks` are names of marks, `values` the keys (`facts.provenance.forms.key`) whose
-    sightings are wanted.
+    sightings are wanted, `counters` those of budgets that are to be told.
     """
 
     jti: str | None = None
@@ -196,6 +196,7 @@ class Query:
     asks: bool = False
     marks: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ class Snapshot:
     marks: Mapping[str, str] = field(default_factory=dict)
     underway: bool = False
     values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

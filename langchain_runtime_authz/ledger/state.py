@@ -104,6 +104,7 @@ def needs_of(query: b.Query) -> Needs:
         edges=True,
         log=query.log,
         pending=query.log,
+        budgets=set(query.counters),
         marks=set(query.marks),
         values=set(query.values),
     )
@@ -192,6 +193,7 @@ def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
         asks=tuple(a for a in t.approvals.values() if a.state == "asked") if query.asks else (),
         marks={name: t.marks[name] for name in query.marks if name in t.marks},
         values={k: seen for k in query.values if (seen := t.values.get(k))},
+        counters={name: spent for name in query.counters if (spent := t.budgets.get(name))},
         underway=query.log and any(_underway(le, now) for le in t.leases.values()),
     )
 

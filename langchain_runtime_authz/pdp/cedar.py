@@ -304,6 +304,7 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
                 "given": call is not None,
                 "intent": call.intent.state if call is not None else "unasked",
                 "changed": call is not None and bool(call.changed),
+                "repeats": call.repeats if call is not None else 0,
                 "worth": max((w for _, w in worths), default=_WORTHS.index("known")),
                 "destination_worth": max((w for there, w in worths if there), default=_WORTHS.index("outside")),
             },

@@ -137,6 +137,7 @@ class _Data(BaseModel):
     data_flow: dict[str, dict[Literal["internal", "external"], Verdict]] = {}
     declassify: list[Worth] = []
     plan: _Plan = _Plan(stale=[], unplanned_permitted=[])
+    repeats: dict[Effect, Verdict] = {}
     anonymous: _Anonymous = _Anonymous(effects=[], data_classes=[])
     approvals: dict[Effect | Literal["*"], _Approval] = {}
     models: _Models = _Models(provider_tools=[])

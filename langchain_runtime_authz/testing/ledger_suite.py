@@ -415,6 +415,18 @@ class LedgerContract:
             assert seen.pending == (other,)
             assert (seen.task.text, seen.task.corrections) == ("pay", 1)
 
+    def test_counters_are_told_by_name(self) -> None:
+        """What was spent of a budget; only of those that are asked for, and of another thread its own."""
+        with self._bench() as b:
+            b.do(SpendBudget("same", 9), SpendBudget("other", 9))
+            b.do(SpendBudget("same", 9))
+            assert b.load(counters=("same", "missing")).counters == {"same": 2}
+            assert b.load().counters == {}
+            b.do(ReleaseCall("never", ("same",)))
+            assert b.load(counters=("same",)).counters == {"same": 2}
+            with self._bench() as other:
+                assert other.load(counters=("same",)).counters == {}
+
     def test_marks_are_replaced_and_found_by_name(self) -> None:
         """Only those that are asked for come back; another thread has its own."""
         with self._bench() as b:

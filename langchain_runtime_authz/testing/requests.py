@@ -64,6 +64,7 @@ _EXAMPLE: dict[str, JsonValue] = {
             "args": {"account": "UK12", "amount": 98.7},
             "args_digest": _DIGEST,
             "changed": [],
+            "repeats": 0,
             "provenance": {
                 "account": {
                     "kind": "principal",

@@ -271,6 +271,70 @@ def test_what_the_human_forbids_is_not_done_though_he_said_it_before(words: str,
         assert world.ran == paid
 
 
+PAYMENT = {"to": MINE, "amount": 50}
+AGAIN = {
+    "later": calls(("pay", PAYMENT), ("pay", {**PAYMENT, "amount": 50.0})),
+    "in one message": [
+        AIMessage("", tool_calls=[{"name": "pay", "args": PAYMENT, "id": f"c{i}"} for i in range(4)]), AIMessage("done"),
+    ],
+    "in another writing": calls(("pay", PAYMENT), ("pay", {"to": f" {MINE.lower()} ", "amount": 50})),
+}
+
+
+@ways
+@pytest.mark.parametrize("script", AGAIN.values(), ids=AGAIN)
+def test_what_the_task_asks_for_is_done_once(go: Go, script: list[AIMessage]) -> None:
+    """A hijacked model that repeats the human's own payment is asked about. Unenforced it pays each time."""
+    world = World()
+    state = play(world, script, go, ours())
+    assert len(world.ran) <= 1  # several calls of one tool node's task wait for the answer together
+    assert "repeated" in state["__interrupt__"][0].value["action_requests"][0]["description"]
+    assert "DONE BEFORE" in state["__interrupt__"][0].value["action_requests"][0]["description"]
+    world = World()
+    play(world, script, go)
+    assert len(world.ran) > 1
+
+
+def test_another_payment_and_a_new_word_are_no_repetition() -> None:
+    """Another amount that the human told is another payment; a later text asks anew; a call that failed may be counted."""
+    world = World()
+    task = f"{TASK}, and 30 more for the garage"
+    state = play(world, calls(("pay", PAYMENT), ("pay", {**PAYMENT, "amount": 30})), authz=ours(), task=task)
+    assert "__interrupt__" not in state
+    assert [a for _, a in world.ran] == [50.0, 30.0]
+    world, authz = World(), ours()
+    script = [*calls(("pay", PAYMENT)), *calls(("pay", PAYMENT)), *calls(("pay", PAYMENT))]
+    graph: Any = authz.protect(agent_graph(ScriptedChatModel(script=script), world.tools()))
+    config: Any = {"configurable": {"thread_id": "t"}}
+    with authz.run(subject="alice", task=TASK):
+        graph.invoke({"messages": [HumanMessage(TASK, id="1")]}, config)
+        graph.invoke({"messages": [HumanMessage("Pay it once more", id="2")]}, config)
+    assert len(world.ran) == 2
+
+
+@pytest.mark.parametrize("tolerant", [False, True], ids=["once", "as often as they like"])
+def test_agents_that_do_the_same_at_once_are_judged_one_after_the_other(tolerant: bool) -> None:
+    """While one is judged another is let run: the first is judged anew, on what was done meanwhile, and by the policy alone."""
+    others: list[Any] = []
+    counts: list[int] = []
+
+    def judge(request: Any) -> bool:
+        call = request.context.call
+        if call is None:
+            return True
+        if others:
+            others.pop().decide("pay", PAYMENT)
+        counts.append(call.repeats)
+        return tolerant or call.repeats == 0
+
+    with ours(pdp=StaticPDP(judge)).session(subject="alice", task=TASK) as parent, parent.delegate("one") as one:
+        others += [parent.delegate("two"), parent.delegate("three")]
+        decided = one.decide("pay", PAYMENT)
+        later = parent.decide("pay", PAYMENT)
+    assert decided.permit is later.permit is tolerant
+    assert counts == ([0, 0, 1, 0, 2, 3] if tolerant else [0, 0, 1, 0, 1, 1])
+
+
 def test_an_agents_words_are_no_humans() -> None:
     """What a subject that is no user says asserts nothing."""
     pdp = StaticPDP(True)

@@ -114,6 +114,7 @@ REQUEST_V1 = {
             },
             "sink": "'none' | 'internal' | 'external' | null = None",
             "changed": "list[str] = []",
+            "repeats": "int = 0",
         },
         "approval: … | null = None": {
             "source": "'interrupt' | 'hitl' | 'application'",

@@ -47,6 +47,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "unplanned": ({"context.plan.planned": False}, {}),
     "plan_changed": ({"context.plan.planned": False, "context.plan.changed": True}, {}),
     "unlisted": ({"context.plan.listed": False}, {"plan": {**DATA["plan"], "unlisted": "deny"}}),
+    "repeated": ({"context.call.repeats": 1}, {"repeats": {"write": "deny"}}),
     "data_changed": ({"context.call.changed": ["read_file"]}, {}),
     "anonymous": ({"subject.type": "anonymous"}, {}),
     "unprofiled": ({"resource.properties.profiled": False}, {}),

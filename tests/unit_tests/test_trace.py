@@ -82,7 +82,7 @@ def test_a_later_word_of_the_human_counts(write: Write) -> None:
         output("2", error="no", output=None) | {"error": "no"},
         {"type": "end", "agent": "grandchild"},
         {"type": "end", "agent": "child"},
-        call("3", "pay", to),
+        call("3", "pay", {"to": "UK12345678901234567890"}),
     )
     assert [s.outcome for s in replayed(path).steps] == ["permit", "approval_required", "permit", "permit"]
 
@@ -103,9 +103,10 @@ def test_a_stopped_calls_output_is_not_believed(write: Write) -> None:
 def test_times_are_the_traces_own(write: Write) -> None:
     """Twenty payments at once meet the policy's rate; over an hour and more they do not."""
     def lines(apart: float) -> list[Any]:
-        pays = [call(str(i), "pay", {"to": "UK12345678901234567890"}, at=10 + i * apart) for i in range(8)]
+        accounts = [f"UK1234567890123456789{i}" for i in range(8)]
+        pays = [call(str(i), "pay", {"to": to}, at=10 + i * apart) for i, to in enumerate(accounts)]
         outputs = [output(str(i), "paid", at=10 + i * apart) for i in range(8)]
-        return [user("pay UK12345678901234567890", at=10), *(x for pair in zip(pays, outputs, strict=True) for x in pair)]
+        return [user(f"pay {' '.join(accounts)}", at=10), *(x for pair in zip(pays, outputs, strict=True) for x in pair)]
 
     fast, slow = replayed(write(*lines(0))), replayed(write(*lines(20)))
     assert any("rate_exceeded" in s.reasons for s in fast.steps)

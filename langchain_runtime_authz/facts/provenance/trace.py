@@ -40,7 +40,7 @@ from langchain_runtime_authz.facts.provenance.harvest import FIELD, Number, Pros
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["CLASSES", "STANDINGS", "Evidence", "Memory", "names_source", "trace", "wanted"]
+__all__ = ["CLASSES", "STANDINGS", "Evidence", "Memory", "aim", "names_source", "trace", "wanted"]
 
 # From most to least believed.
 CLASSES: Final = ("human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown")
@@ -151,6 +151,17 @@ def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWord
     return bool(given) and all(
         bool(atoms := _atoms(v, k)) and all(atom and words.said(atom) for atom in atoms) for v, k in given
     )
+
+
+def aim(profile: ToolProfile, args: Mapping[str, Any]) -> str:
+    """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments, by their forms.
+
+    Empty where a tool has none, or was given none.
+    """
+    given = {n: _items(argument(args, n)) for n in sorted(profile.critical)}
+    hit = [(n, [forms(v)[:1] or repr(v) for v in items]) for n, items in given.items() if items]
+    too_many = [(n, repr(argument(args, n))) for n, items in given.items() if items is None]
+    return key(repr((hit, too_many))) if hit or too_many else ""
 
 
 def _traced(profile: ToolProfile) -> list[tuple[str, Any]]:

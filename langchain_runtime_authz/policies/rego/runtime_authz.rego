@@ -30,6 +30,8 @@
 #               unplanned_permitted: effects permitted although no recorded plan holds the call;
 #               unlisted: verdict on a side effect that the agent's own to-do list does not have (the
 #               model wrote it, so it only ever narrows; absent: permit)
+#   repeats     effect -> verdict on a call that does what one of the same tool with the same critical
+#               arguments did before it, for the same task: a payment that is made twice (absent: permit)
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
 #               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
@@ -354,6 +356,32 @@ off_list if {
 	not effect in {"read", "fetch"}
 }
 
+# The same was done before, and the task has not changed since.
+denied contains "repeated" if {
+	is_call
+	repeated
+	repeat_verdict == "deny"
+}
+
+asked contains "repeated" if {
+	is_call
+	repeated
+	repeat_verdict == "ask"
+}
+
+# Requests and data that were made before there was such a count have none.
+repeat_verdict := object.get(object.get(cfg, "repeats", {}), effect, "permit")
+
+repeats := object.get(input.context.call, "repeats", 0)
+
+repeated if repeats > 0
+
+repeats_formed if {
+	whole(repeats)
+	repeats >= 0
+	repeat_verdict in {"permit", "ask", "deny"}
+}
+
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
 denied contains "data_changed" if {
 	is_call
@@ -425,6 +453,7 @@ call_formed if {
 		reached.sink in known_sinks
 	}
 	unlisted_verdict in {"permit", "ask", "deny"}
+	repeats_formed
 	rate_formed
 	budgets_formed
 	notices_formed

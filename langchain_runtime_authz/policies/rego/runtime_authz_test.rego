@@ -454,6 +454,22 @@ test_a_to_do_list_only_narrows if {
 	denies(patched(object.union({"context": {"plan": {"listed": true}}}, argued("write", "unasked", "principal", "outside"))), ["argument_source", "effect", "not_asked"])
 }
 
+again(effect, times) := object.union(argued(effect, "intended", "principal", "told"), {"context": {"call": {"repeats": times}}})
+
+test_what_was_done_before_is_asked_about if {
+	permits(patched(again("pay", 0)))
+	asks(patched(again("pay", 1)), ["repeated"])
+	permits(patched(again("write", 3)))
+	permits(patched(again("pay", 1))) with data.runtime_authz_data.repeats as {"pay": "permit"}
+	denies(patched(again("pay", 1)), ["repeated"]) with data.runtime_authz_data.repeats as {"pay": "deny"}
+	every wrong in ["1", -1, 0.5, null, true] {
+		denies(patched(again("pay", wrong)), ["no_permit"])
+	}
+	every wrong in [{"pay": "maybe"}, {"pay": null}, [], null, "ask"] {
+		denies(patched(again("pay", 1)), ["no_permit"]) with data.runtime_authz_data.repeats as wrong
+	}
+}
+
 test_a_new_object_is_called_what_the_human_says if {
 	every standing in ["told", "selected"] {
 		permits(patched(argued("write", "intended", "name", standing)))
