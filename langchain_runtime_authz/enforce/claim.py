@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
 from langchain_runtime_authz.audit.record import completion_record
 from langchain_runtime_authz.authzen import (
     Decision,
-    Obligation,
     deny,
 )
 from langchain_runtime_authz.credential.lease import Ticket
