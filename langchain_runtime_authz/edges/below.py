@@ -87,26 +87,31 @@ class ReadBelow:
             yield ({"configurable": {**thread, "checkpoint_ns": namespace}} for namespace in numbered)
 
     def _said(self, state: StateSnapshot, called: Sequence[CheckpointTuple]) -> Below | None:
-        updates: list[str] = []
-        found = self._waiting(state, updates)
-        for kept in called:
-            found.append(watched(kept.checkpoint["channel_values"], self.channels))
-            _note(updates, kept.metadata, kept.checkpoint["id"])
-        return Below(raw_digest(found), tuple(updates)) if found else None
+        kept: list[tuple[Any, Any]] = []
+        found = self._waiting(state, kept)
+        for one in called:
+            found.append(watched(one.checkpoint["channel_values"], self.channels))
+            kept.append((one.config, one.metadata))
+        updates = [
+            _of(config, "checkpoint_id") for config, metadata in kept if (metadata or {}).get("source") == "update"
+        ]
+        namespaces = dict.fromkeys(_of(config, "checkpoint_ns") for config, _ in kept)
+        return (
+            Below(raw_digest(found), tuple(filter(None, updates)), tuple(filter(None, namespaces))) if found else None
+        )
 
-    def _waiting(self, state: StateSnapshot, updates: list[str]) -> list[Any]:
+    def _waiting(self, state: StateSnapshot, kept: list[tuple[Any, Any]]) -> list[Any]:
         found: list[Any] = []
         for task in state.tasks:
             if isinstance(below := task.state, StateSnapshot):
-                _note(updates, below.metadata, (below.config.get("configurable") or {}).get("checkpoint_id"))
+                kept.append((below.config, below.metadata))
                 says = watched(below.values, self.channels)
-                found.append([task.name, says, sorted(below.next), self._waiting(below, updates)])
+                found.append([task.name, says, sorted(below.next), self._waiting(below, kept)])
         return found
 
 
-def _note(updates: list[str], metadata: Any, checkpoint: str | None) -> None:
-    if checkpoint is not None and (metadata or {}).get("source") == "update":
-        updates.append(checkpoint)
+def _of(config: Mapping[str, Any], name: str) -> str:
+    return (config.get("configurable") or {}).get(name) or ""
 
 
 def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:

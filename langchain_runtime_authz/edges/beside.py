@@ -7,12 +7,13 @@ process the ledger hears of it at once; of another process's this is the road.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
+from langchain_runtime_authz.edges._private import graph_at
 from langchain_runtime_authz.edges.below import mark_of
 from langchain_runtime_authz.edges.messages import human_texts
 from langchain_runtime_authz.edges.outside import ReadState, differ, saver_of, watched
@@ -54,11 +55,27 @@ class _Checkpoint:
         return await self.saver.aget_tuple(self.place)
 
 
-def beside(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
+def beside(
+    run: Run,
+    graph: Any,
+    place: Mapping[str, Any],
+    namespaces: Sequence[str],
+    watch: Callable[[Any], Sequence[str]],
+) -> Flow[list[HumanText]]:
     """What was written beside a root entry that now ends, as something to pin.
 
-    The words are nobody's. Empty where nothing was, where it says nothing else, and where the ledger knows it.
+    In the root's state and in that of the graphs that wait below, which have these `namespaces`. `watch` says which
+    channels of a graph count. The words are nobody's. Empty where nothing was written, where it says nothing else,
+    and where the ledger knows it.
     """
+    edits = yield from _at(run, graph, place, watch(graph))
+    for namespace in namespaces:
+        there = {"configurable": {**place["configurable"], "checkpoint_ns": namespace}}
+        edits += yield from _at(run, graph, there, watch(graph_at(graph, there)))
+    return edits
+
+
+def _at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
     saver = saver_of(graph)
     found: CheckpointTuple | None = (yield _NewestUpdate(saver, place)) if saver is not None else None
     if saver is None or found is None or found.checkpoint["id"] <= run.loaded:

@@ -366,18 +366,18 @@ class _Root(Entering[tuple[Any, Any]]):
         over: list[Change] = []
         edits: list[HumanText] = []
         if saver is not None and (place := thread_config(self.config)) is not None:
-            watch = self.entrance.watch(self.graph)
+            watch, below = self.entrance.watch, None
             try:
                 if not cut:
                     head = yield ReadHead(saver, place)
                     memory = yield self.entrance.memory(self.graph, run.subject)
                     # A tool's child waits only where a human is asked; after a failure its own mark tells.
-                    below = yield ReadBelow(self.graph, place, watch, nodes_only=not run.paused)
+                    below = yield ReadBelow(self.graph, place, watch(self.graph), nodes_only=not run.paused)
                     digest = below.digest if below is not None else None
                     left = Left(head.id if head is not None else None, memory, digest)
                     # Every task has ended, and with it what marks of tasks' children are for.
                     over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
-                edits = yield from beside(run, self.graph, place, watch)
+                edits = yield from beside(run, self.graph, place, below.namespaces if below is not None else (), watch)
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         yield from close(run, _ending(run), left, over, edits)

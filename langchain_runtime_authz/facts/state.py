@@ -54,10 +54,11 @@ class Head:
 
 
 class Below(NamedTuple):
-    """What waits below a root: digest of what it holds, and the checkpoints of it that an `update` left."""
+    """What waits below a root: digest of what it holds, the checkpoints of it that an `update` left, and its namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
 
 
 def outside_key(checkpoint: str) -> str:

@@ -643,6 +643,16 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
 # --- what is written beside a run in flight, whose next checkpoint leaves it behind ---
 
 
+def stop_the_child(house: House) -> None:
+    """While it thinks for the first time."""
+
+    def write() -> None:
+        (task,) = house.raw.get_state(THREAD, subgraphs=True).tasks
+        house.raw.update_state(task.state.config, {"messages": [HumanMessage("STOP, pay nobody")]}, as_node="__start__")
+
+    house.thinks = write
+
+
 def beside_the_run(house: House, *messages: Any, by: str = "raw", times: int = 1) -> None:
     """While the model thinks for the first time."""
 
@@ -689,6 +699,27 @@ def test_an_edit_that_the_run_in_flight_leaves_standing_counts_too(how: str) -> 
     house.go(None) if how == "sync" else asyncio.run(house.ago(None))
     assert (house.epoch, house.ran) == (2, [])
     assert str(house.raw.get_state(THREAD).values).count("STOP, pay nobody") == 1
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_edit_of_a_child_beside_the_run_counts_when_it_ends(how: str) -> None:
+    """The child goes on from what it loaded, pauses with its plan, and what was written into its state is left behind."""
+    house = Nested()
+    stop_the_child(house)
+    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    assert house.epoch == 2
+    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    assert (house.epoch, house.ran) == (2, [])
+    house.go(None)
+    assert house.epoch == 2
+
+
+def test_unenforced_an_edit_of_a_child_beside_the_run_is_lost() -> None:
+    house = Nested(protected=False)
+    stop_the_child(house)
+    house.raw.invoke(human(), THREAD)
+    house.raw.invoke(None, THREAD)
+    assert house.ran == [PAID]
 
 
 def test_an_edit_beside_a_stream_that_its_client_closes_counts() -> None:
