@@ -83,6 +83,14 @@ def _at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str])
     mark = mark_of(place, graph.get_name())
     snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(mark.name,)))
     known = {t.key for t in snapshot.log} | {outside_key(mark.left(snapshot.marks) or "")}
+    ident = found.checkpoint["id"]
+    # What a run of a child loaded was judged then; what still is the newest was loaded by nobody.
+    line: CheckpointTuple | None = yield _Checkpoint(saver, place)
+    newest = line is not None and line.checkpoint["id"] == ident
+    while line is not None and line.checkpoint["id"] > ident:
+        line = (yield _Checkpoint(saver, line.parent_config)) if line.parent_config else None
+    if line is not None and line.checkpoint["id"] == ident and not newest:
+        return []
     base: CheckpointTuple | None = found
     while base is not None and _is_news(base, known):
         base = (yield _Checkpoint(saver, base.parent_config)) if base.parent_config else None
@@ -94,7 +102,6 @@ def _at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str])
         return []
     heard = {t.digest for t in human_texts(before.values)} if before is not None else set()
     said = [HumanText(t.digest, t.text, t.key, own=False) for t in human_texts(now.values) if t.digest not in heard]
-    ident = found.checkpoint["id"]
     return [*said, HumanText(content_digest(ident), "", outside_key(ident), own=False)]
 
 
