@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
-from langgraph.types import Command
+from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
@@ -28,11 +28,11 @@ from langchain_runtime_authz.edges.outside import (
     ReadMemory,
     ReadState,
     brought,
-    differ,
     is_below,
     others,
     removals,
     said_by,
+    said_more,
     saver_of,
     taken_out,
     thread_config,
@@ -238,19 +238,19 @@ class Entrance:
         """
         before = graph.get_state(config)
         place = update()
-        if differ(before, graph.get_state(place), self.watch(graph_at(graph, place))):
-            drive(self.engine, self._altered(graph, place, config, supersteps))
+        drive(self.engine, self._altered(graph, before, place, config, supersteps))
         return place
 
     async def aupdate(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Awaitable[Any]]) -> Any:
         """Like `update`."""
         before = await graph.aget_state(config)
         place = await update()
-        if differ(before, await graph.aget_state(place), self.watch(graph_at(graph, place))):
-            await adrive(self.engine, self._altered(graph, place, config, supersteps))
+        await adrive(self.engine, self._altered(graph, before, place, config, supersteps))
         return place
 
-    def _altered(self, graph: Any, place: Any, config: Any, supersteps: Any) -> Flow[None]:
+    def _altered(self, graph: Any, before: StateSnapshot, place: Any, config: Any, supersteps: Any) -> Flow[None]:
+        if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
+            return
         handle = opened(config)
         texts: list[HumanText] = []
         if handle is not None and handle.human and not handle.closed:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.constants import START
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import StateSnapshot
@@ -27,7 +28,7 @@ from langchain_runtime_authz.edges.messages import (
     overwritten,
     removed_by,
 )
-from langchain_runtime_authz.enforce.engine import Engine
+from langchain_runtime_authz.enforce.engine import Engine, Flow
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Head
@@ -46,6 +47,7 @@ __all__ = [
     "others",
     "removals",
     "said_by",
+    "said_more",
     "saver_of",
     "taken_out",
     "thread_config",
@@ -143,7 +145,7 @@ class ReadState:
     """An effect: a graph's state (`StateSnapshot`)."""
 
     graph: Any
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] | None
 
     def run(self, engine: Engine) -> Any:
         """Read it, blocking."""
@@ -186,7 +188,31 @@ def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -
     node that should have carried it out.
     """
     dropped = Counter(before.next) - Counter(now.next)
+    if now.next:  # the input was being read, and led to that
+        dropped.pop(START, None)
     return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
+
+
+def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
+    """Whether an update that left `place` says something else than the state `before` it.
+
+    A run in flight may have written more after that was read, or be about to take its input: its own words are no edit.
+    """
+    after: StateSnapshot = yield ReadState(graph, place)
+    if not differ(before, after, channels):
+        return False
+    base, read = after, _checkpoint(before.config)
+    while base is after or (base.metadata or {}).get("source") == "update":
+        if _checkpoint(base.parent_config) <= read:
+            # As it was kept: the update was not made on what its tasks have written since.
+            base = (yield ReadState(graph, before.config)) if read else before
+            return START not in base.next or differ(base, after, channels)
+        base = yield ReadState(graph, base.parent_config)
+    return differ(base, after, channels)
+
+
+def _checkpoint(config: Mapping[str, Any] | None) -> str:
+    return ((config or {}).get("configurable") or {}).get("checkpoint_id") or ""
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:

@@ -23,6 +23,7 @@ from langgraph.types import Command, RetryPolicy, interrupt
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger.base import Query
 from tests.attack._graphs import asking, call, human, says
+from tests.attack.corrections import beside
 
 SYNC = ("invoke", "stream", "batch")
 FORMS = (*SYNC, "ainvoke", "astream")
@@ -310,6 +311,26 @@ def unwatched(s: Scene) -> None:
     s.go({"messages": []})
 
 
+def outside_meanwhile(values: Callable[[Scene], Any], *writers: str) -> Callable[[Scene], None]:
+    """Another process or request writes while a run is in flight, whose next checkpoint leaves it behind."""
+
+    def act(s: Scene) -> None:
+        def step(state: State) -> Any:
+            writer = getattr(s, s.rng.choice(writers or ("raw",)))
+            beside(lambda: writer.update_state(s.config, values(s), as_node="__start__"))
+            return {}
+
+        s.go({"messages": []}, step)
+        s.go({"messages": []})
+
+    return act
+
+
+unwatched_meanwhile = outside_meanwhile(lambda s: {"summary": s.fresh("app's")}, "graph", "raw")
+appended_meanwhile = outside_meanwhile(lambda s: {"messages": [HumanMessage(s.fresh("STOP"))]})
+edited_meanwhile = outside_meanwhile(lambda s: {"todos": [{"content": s.fresh("by hand")}]})
+
+
 def state_back(s: Scene) -> None:
     """A client sends files and to-dos back as they stand."""
     held = s.values()
@@ -369,7 +390,7 @@ plain_by_id = asked_by_id(lambda s, question: "yes")
 MACHINE: tuple[Callable[[Scene], None], ...] = (
     summarise, redact, trim, evict, skill, media, rubric, reminder, mcp_prompt, hand_back, result, tool_writes_a_human,
     sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_state, resend_bare, resend_blocks, resend_named, retry,
-    round_trip, unwatched, state_back, approve, plain_answer, a_form_sent_back,
+    round_trip, unwatched, unwatched_meanwhile, state_back, approve, plain_answer, a_form_sent_back,
     closed_words, plain_by_id,
 )  # fmt: skip
 
@@ -471,7 +492,7 @@ def free_answer_by_id(s: Scene) -> None:
 
 
 HUMAN: tuple[Callable[[Scene], None], ...] = (
-    new_message, edited_message, appended, removed, edited_result, edited_todos, edited_files, edited_instructions, edited_memory,
+    new_message, edited_message, appended, appended_meanwhile, edited_meanwhile, removed, edited_result, edited_todos, edited_files, edited_instructions, edited_memory,
     told, told_by_another, forked, free_answer, free_answer_by_id,
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ def test_a_machine_rotates_nothing(act: Any) -> None:
     assert not any(IBAN in t.text for t in scene.log)
 
 
-@pytest.mark.parametrize("act", HUMAN, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("act", HUMAN, ids=lambda a: getattr(a, "__name__", "write"))
 def test_a_human_rotates_once(act: Any) -> None:
     """Alone, and once more when it is done again."""
     scene = Scene(InMemorySaver())

@@ -20,6 +20,8 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
 from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.edges.outside import said_more
+from langchain_runtime_authz.enforce.engine import drive
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
@@ -751,6 +753,24 @@ def test_an_update_without_a_word_beside_a_run_is_no_correction() -> None:
         house.go({"messages": []})
         house.go(None)
     assert house.epoch == before
+
+
+@pytest.mark.parametrize("words", [[], [HumanMessage("STOP, pay nobody")]], ids=["none", "some"])
+def test_what_a_run_writes_between_two_looks_is_not_the_updates_word(words: list[Any]) -> None:
+    """The thread is read, then the run writes, then the update is made; and an input that is read shows before it is kept."""
+    house = House()
+    house.go(human())
+    history = list(house.raw.get_state_history(THREAD))
+    (taken,) = [s for s in history if s.metadata["source"] == "input"]
+    (begun,) = [s for s in history if s.parent_config == taken.config]
+
+    def said(before: Any, on: Any) -> bool:
+        place = house.raw.update_state(on.config, {"messages": words}, as_node="__start__")
+        return drive(house.authz.entrance.engine, said_more(house.graph, before, place, ("messages",)))
+
+    assert said(begun._replace(config=taken.config), taken) is bool(words)
+    assert said(taken, begun) is bool(words)
+    assert said(begun, begun) is bool(words)
 
 
 def test_one_word_of_several_updates_beside_a_run_is_a_correction() -> None:
