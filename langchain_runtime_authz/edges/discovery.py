@@ -27,6 +27,7 @@ from langchain_runtime_authz.edges._private import (
     is_task_function,
 )
 from langchain_runtime_authz.edges.coverage import AT_RUN_TIME, CoverageReport, Row
+from langchain_runtime_authz.edges.models import held_by_model
 from langchain_runtime_authz.edges.node_gate import is_gated
 from langchain_runtime_authz.edges.own_invoke import acts_by_itself
 from langchain_runtime_authz.edges.reach import MAX_WALKED, Found, functions_of, graphs_in, loaded, roots_of, walk
@@ -241,7 +242,7 @@ class _Look:
         if isinstance(value, MODELS):
             layers = self._model_layers(gated, around)
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
-            yield from _provider_rows(_tools_in(getattr(value, "model_kwargs", None)), label, route, strict=False)
+            yield from _provider_rows(held_by_model(value), label, route, strict=False)
         elif (
             isinstance(value, Mapping) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str)
         ):
@@ -347,9 +348,13 @@ def _package(value: Any) -> str:
 
 
 def _tools_in(bound: Any) -> list[Any]:
-    """The tools among the arguments that a model is bound to."""
-    tools = bound.get("tools") if isinstance(bound, dict) else None  # other mappings may refuse a string
-    return list(tools) if isinstance(tools, list | tuple) else []
+    """The tools among the arguments that a model is bound to, with the servers that its provider is to call."""
+    if not isinstance(bound, dict):  # other mappings may refuse a string
+        return []
+    tools, servers = bound.get("tools"), bound.get("mcp_servers")
+    listed = list(tools) if isinstance(tools, list | tuple) else []
+    addressed = isinstance(servers, list) and any(isinstance(s, Mapping) and "url" in s for s in servers)
+    return [*listed, {"type": "mcp_servers"}] if addressed else listed
 
 
 def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
