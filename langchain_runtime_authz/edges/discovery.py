@@ -34,6 +34,7 @@ from langchain_runtime_authz.edges.reach import MAX_WALKED, Found, functions_of,
 from langchain_runtime_authz.edges.root import owner_of
 from langchain_runtime_authz.edges.secrets import secrets_of
 from langchain_runtime_authz.edges.tool_guard import facts_of, is_guarded
+from langchain_runtime_authz.edges.transformers import made_by
 from langchain_runtime_authz.enforce.tally import Counted, Gate
 from langchain_runtime_authz.errors import ConfigError
 
@@ -101,6 +102,12 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
     for name, node in graph.nodes.items():
         yield f"{name}/retry_policy", node.retry_policy
         yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
+        policy = getattr(node, "trace_policy", None)
+        yield (
+            f"{name}/trace_policy",
+            (getattr(policy, "process_inputs", None), getattr(policy, "process_outputs", None)),
+        )
+    yield "stream_transformers", [hook for f in getattr(graph, "stream_transformers", ()) for hook in made_by(f)]
     yield "retry_policy", graph.retry_policy
     yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
