@@ -43,7 +43,7 @@ MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when t
 class _Heard(BaseCallbackHandler):
     """What an invocation of a thread was resumed with, if it was, and the checkpoint that it named, if it did.
 
-    Chains are heard only while one is waited for. Not inline: in an async run what waits may ask a ledger.
+    Chains are heard only while one is waited for, and then not inline: in an async run what waits asks a ledger.
     """
 
     raise_error = True
@@ -56,6 +56,10 @@ class _Heard(BaseCallbackHandler):
 
     @property
     def ignore_chain(self) -> bool:
+        return not self.waits
+
+    @property
+    def run_inline(self) -> bool:  # type: ignore[override]
         return not self.waits
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:

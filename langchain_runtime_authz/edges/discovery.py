@@ -27,12 +27,14 @@ from langchain_runtime_authz.edges._private import (
     is_task_function,
 )
 from langchain_runtime_authz.edges.coverage import AT_RUN_TIME, CoverageReport, Row
+from langchain_runtime_authz.edges.models import held_by_model
 from langchain_runtime_authz.edges.node_gate import is_gated
 from langchain_runtime_authz.edges.own_invoke import acts_by_itself
 from langchain_runtime_authz.edges.reach import MAX_WALKED, Found, functions_of, graphs_in, loaded, roots_of, walk
 from langchain_runtime_authz.edges.root import owner_of
 from langchain_runtime_authz.edges.secrets import secrets_of
 from langchain_runtime_authz.edges.tool_guard import facts_of, is_guarded
+from langchain_runtime_authz.edges.transformers import made_by
 from langchain_runtime_authz.enforce.tally import Counted, Gate
 from langchain_runtime_authz.errors import ConfigError
 
@@ -100,6 +102,12 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
     for name, node in graph.nodes.items():
         yield f"{name}/retry_policy", node.retry_policy
         yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
+        policy = getattr(node, "trace_policy", None)
+        yield (
+            f"{name}/trace_policy",
+            (getattr(policy, "process_inputs", None), getattr(policy, "process_outputs", None)),
+        )
+    yield "stream_transformers", [hook for f in getattr(graph, "stream_transformers", ()) for hook in made_by(f)]
     yield "retry_policy", graph.retry_policy
     yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
@@ -241,7 +249,7 @@ class _Look:
         if isinstance(value, MODELS):
             layers = self._model_layers(gated, around)
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
-            yield from _provider_rows(_tools_in(getattr(value, "model_kwargs", None)), label, route, strict=False)
+            yield from _provider_rows(held_by_model(value), label, route, strict=False)
         elif (
             isinstance(value, Mapping) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str)
         ):
@@ -347,9 +355,13 @@ def _package(value: Any) -> str:
 
 
 def _tools_in(bound: Any) -> list[Any]:
-    """The tools among the arguments that a model is bound to."""
-    tools = bound.get("tools") if isinstance(bound, dict) else None  # other mappings may refuse a string
-    return list(tools) if isinstance(tools, list | tuple) else []
+    """The tools among the arguments that a model is bound to, with the servers that its provider is to call."""
+    if not isinstance(bound, dict):  # other mappings may refuse a string
+        return []
+    tools, servers = bound.get("tools"), bound.get("mcp_servers")
+    listed = list(tools) if isinstance(tools, list | tuple) else []
+    addressed = isinstance(servers, list) and any(isinstance(s, Mapping) and "url" in s for s in servers)
+    return [*listed, {"type": "mcp_servers"}] if addressed else listed
 
 
 def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from langchain_runtime_authz.edges._private import Place, counted_graph, graph_a
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
 from langchain_runtime_authz.edges.beside import beside
 from langchain_runtime_authz.edges.halt import AuthzHalt
-from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, handle_in, run_scope, running
+from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, beside, beside_scope, handle_in, run_scope, running
 from langchain_runtime_authz.edges.messages import human_texts, written
 from langchain_runtime_authz.edges.outside import (
     Moved,
@@ -61,10 +61,14 @@ MAX_CLAIMED: Final = 16  # names in one record
 
 
 class AtCall(NamedTuple):
-    """What a graph's entry found at its call: a parent (it is a child), or who opened the run."""
+    """What a graph's entry found at its call: a parent (it is a child), or who opened the run.
+
+    `beside`: code of another protected graph makes it, while that graph's state is read or edited: no human speaks.
+    """
 
     parent: Run | None
     opener: RunHandle | None
+    beside: bool = False
 
 
 class Entrance:
@@ -99,7 +103,7 @@ class Entrance:
         if engine is not self.engine:
             msg = "the run was opened by another RuntimeAuthz than the one that protects the graph"
             raise ConfigError(msg)
-        return AtCall(parent, opener)
+        return AtCall(parent, opener, beside())
 
     def _implicit(self, config: Mapping[str, Any]) -> RunHandle:
         found = self._subject_from(config) if self._subject_from is not None else None
@@ -118,14 +122,15 @@ class Entrance:
         scope = self.scope(name, f"run:{new_id()}" if thread is None else str(thread))
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        human = handle.human and not at_call.beside
         resume = input is None or isinstance(input, Command)
         update = written(input)
         saver = saver_of(graph)
         head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
         place, channels = dict(config), self._channels
-        texts = human_texts(update) if handle.human else []
-        edited = handle.human and any(writes(update, name) for name in others(channels))
-        removes = bool(removals(update)) and handle.human
+        texts = human_texts(update) if human else []
+        edited = human and any(writes(update, name) for name in others(channels))
+        removes = bool(removals(update)) and human
         standing: frozenset[str] = frozenset()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield ReadState(graph, config)).values if head is not None else {}
@@ -135,7 +140,7 @@ class Entrance:
             edits += taken_out(update, state) if removes else []
             # On a new thread only what the human declared says something.
             texts += edits if head is not None else [e for e in edits if e.text]
-        if handle.human and not texts and update is not None and not self._speaks(graph):
+        if human and not texts and update is not None and not self._speaks(graph):
             # Whatever it is, it may change the task; no word of it is known to be the human's.
             texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
         entry: Entry = yield from open_entry(
@@ -285,7 +290,8 @@ class Entering(Generic[T]):
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.raised = kind is not None
         if self.run is not None:
-            drive(self.engine, self._over(self.run, cut=False))
+            with run_scope(self.run):  # the checkpointer and what shows a state are the user's
+                drive(self.engine, self._over(self.run, cut=False))
 
     async def __aexit__(
         self,
@@ -295,7 +301,8 @@ class Entering(Generic[T]):
     ) -> None:
         self.raised = kind is not None
         if self.run is not None:
-            await adrive(self.engine, self._over(self.run, cut=kind is GeneratorExit))
+            with run_scope(self.run):
+                await adrive(self.engine, self._over(self.run, cut=kind is GeneratorExit))
 
     def _over(self, run: Run, *, cut: bool) -> Flow[None]:
         """`cut`: a stream that was closed before its end may still be writing."""
@@ -322,7 +329,8 @@ class _Root(Entering[tuple[Any, Any]]):
         self.name, self.input, self.config, self.at_call, self.graph = name, input, config, at_call, graph
 
     def __enter__(self) -> tuple[Any, Any]:
-        run, entry = drive(self.engine, self._open())
+        with beside_scope():  # the checkpointer's own code, before there is a run
+            run, entry = drive(self.engine, self._open())
         self.run = run
         try:
             with run_scope(run):  # what reads the graph's state runs its reducers
@@ -333,7 +341,8 @@ class _Root(Entering[tuple[Any, Any]]):
         return self.input, with_run(self.config, entry.run)
 
     async def __aenter__(self) -> tuple[Any, Any]:
-        run, entry = await adrive(self.engine, self._open())
+        with beside_scope():
+            run, entry = await adrive(self.engine, self._open())
         self.run = run
         try:
             with run_scope(run):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.edges._private import injected_names
 from langchain_runtime_authz.edges.profiles import Profiles, ToolFacts
+from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["Guard", "facts_of", "guard_of", "is_guarded"]
 
@@ -50,7 +51,22 @@ def facts_of(tool: BaseTool) -> ToolFacts:
 
 
 def guard_of(tool: BaseTool) -> Guard:
-    return cast("Guard", (tool.__pydantic_private__ or {})["_authz_guard"])
+    """The guard of a guarded tool.
+
+    One that was made anew by the class of a guarded tool, of its fields (LangChain's `configurable_fields` does that),
+    has it of its functions: they are decided ones still.
+
+    Raises:
+        ConfigError: it was made of something else.
+    """
+    guard: Guard | None = (tool.__pydantic_private__ or {}).get("_authz_guard")
+    if guard is None:
+        held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in ("func", "coroutine"))
+        guard = next((g for g in held if g is not None), None)
+    if guard is None:
+        msg = f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it"
+        raise ConfigError(msg)
+    return guard
 
 
 def _functions(tool: BaseTool) -> tuple[object, object]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.runnables import RunnableBinding
 from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.edges._private import model_params
@@ -16,7 +17,20 @@ from langchain_runtime_authz.enforce.engine import Run, drive
 from langchain_runtime_authz.enforce.model import ModelCall, decide_model, shown
 from langchain_runtime_authz.facts.task import content_digest
 
-__all__ = ["call_of_request", "decide_shown", "decided_scope", "is_provider_tool", "tool_names"]
+__all__ = [
+    "call_of_request",
+    "decide_shown",
+    "decided_scope",
+    "held_by_model",
+    "is_provider_tool",
+    "shown_by",
+    "tool_names",
+]
+
+# Parameters by which a provider is told to act by itself, beside its list of tools: servers that it calls, its own search.
+_ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
+# Parameters that hold others, which are sent as they are.
+_NESTED: Final = ("model_kwargs", "extra_body", "additional_model_request_fields")
 
 
 class _Decided(NamedTuple):
@@ -78,6 +92,24 @@ def is_provider_tool(tool: Any) -> bool:
     return bool(tool_names(tool)[1])
 
 
+def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
+    """The tools that a call's parameters show a model, with one entry for whatever else lets its provider act."""
+    config = params.get("toolConfig")
+    lists = (params.get("tools"), params.get("functions"), config.get("tools") if isinstance(config, Mapping) else None)
+    found = [tool for listed in lists if isinstance(listed, list | tuple) for tool in listed]
+    # An empty mapping says "with the defaults".
+    found += [{"type": name} for name in _ACTS if params.get(name) not in (None, False, [], ())]
+    nested = (params.get(name) for name in _NESTED) if depth else ()
+    return found + [tool for inner in nested if isinstance(inner, Mapping) for tool in shown_by(inner, depth - 1)]
+
+
+def held_by_model(model: Any) -> list[Any]:
+    """The same of what a model was made with, which no request says and nothing can take out of one."""
+    if isinstance(model, RunnableBinding):
+        return [*shown_by(model.kwargs), *held_by_model(model.bound)]
+    return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
+
+
 def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequence[Any]) -> ModelCall:
     named = [tool_names(t) for t in tools]
     return ModelCall(
@@ -101,8 +133,8 @@ def call_of_request(request: Any) -> ModelCall:
     """The model call that a `ModelRequest` of `create_agent` is."""
     model, provider = model_params(request.model)
     said = [request.system_message] if request.system_message is not None else []
-    bound = (request.model_settings or {}).get("tools") or []
-    return _call(model, provider, [*request.tools, *bound], [*said, *request.messages])
+    sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]
+    return _call(model, provider, sent, [*said, *request.messages])
 
 
 def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> ModelCall:
@@ -114,11 +146,8 @@ def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], met
     metadata, params = metadata or {}, params or {}
     named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
     kind = (serialized or {}).get("id") or [(serialized or {}).get("name") or ""]
-    tools = [
-        *_list(params.get("tools")),
-        *_list(params.get("functions")),
-        *_list((params.get("toolConfig") or {}).get("tools")),
-    ]
+    made_with = (serialized or {}).get("kwargs") or {}
+    tools = [*shown_by(params), *shown_by({k: v for k, v in made_with.items() if k in (*_ACTS, *_NESTED)})]
     call = _call(str(named or kind[-1]), metadata.get("ls_provider"), tools, messages)
     ready = _decided.get()
     ours = ready is not None and ready.run is run and ready.model == call.model
@@ -128,7 +157,3 @@ def decide_shown(run: Run, serialized: Any, messages: Sequence[BaseMessage], met
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
     return call
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []

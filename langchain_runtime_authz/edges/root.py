@@ -35,6 +35,7 @@ from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.edges.profiles import Profiles
 from langchain_runtime_authz.edges.reach import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.edges.tool_node import gate_tool_node, guard_held, is_gated_tool_node
+from langchain_runtime_authz.edges.transformers import beside
 from langchain_runtime_authz.enforce.engine import Run, adrive, drive
 from langchain_runtime_authz.errors import AlreadyProtected, Code, ConfigError
 
@@ -85,6 +86,8 @@ def protect(target: Any, protection: Protection) -> Any:
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:
     for name, node in graph.nodes.items():
         _gate_node(name, node, protection)
+    if own := getattr(graph, "stream_transformers", None):
+        graph.stream_transformers = beside(own)
     if owner_of(graph) is None:
         base = type(graph)
         if base not in protection.classes:
@@ -256,6 +259,12 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             await adrive(entrance.engine, entrance.updated_inside(self, config, place))
             return place
 
+    def stream_events(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return base.stream_events(self, *args, **_with_transformers(kwargs))
+
+    def astream_events(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return base.astream_events(self, *args, **_with_transformers(kwargs))
+
     def get_state(self: Any, *args: Any, **kwargs: Any) -> Any:
         with beside_scope():
             return base.get_state(self, *args, **kwargs)
@@ -292,6 +301,8 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "__deepcopy__": _deep_copied,
         "stream": stream,
         "astream": astream,
+        "stream_events": stream_events,
+        "astream_events": astream_events,
         "bulk_update_state": bulk_update_state,
         "abulk_update_state": abulk_update_state,
         "get_state": get_state,
@@ -301,6 +312,12 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)
+
+
+def _with_transformers(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a stream of events, whose transformers run beside the graph."""
+    given = options.get("transformers")
+    return options if given is None else {**options, "transformers": beside(given)}
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:

@@ -190,7 +190,7 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return _called(tool, guard, FUNCTION, raw, args, kwargs)
 
-    wrapped.__runtime_authz_of__ = raw
+    wrapped.__runtime_authz_of__, wrapped.__runtime_authz_guard__ = raw, guard
     return cast("Callable[..., Any]", wrapped)
 
 

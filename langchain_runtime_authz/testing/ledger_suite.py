@@ -109,7 +109,7 @@ def _plan(
     tool: str = "pay",
     call: str = "call_1",
 ) -> PlanRecord:
-    calls = (PlannedCall(0, call, tool, DIGEST), PlannedCall(1, None, "read", OTHER_DIGEST))
+    calls = (PlannedCall(0, call, tool, DIGEST), PlannedCall(1, None, "read", OTHER_DIGEST, tool, DIGEST))
     return PlanRecord(name, agent, epoch, "model", calls)
 
 

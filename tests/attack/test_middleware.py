@@ -763,6 +763,56 @@ def test_a_provider_tool_without_middleware_halts(go: str) -> None:
     assert_went_on(said(go, allowed, graph, human()))
 
 
+SERVERS = [{"type": "url", "url": "https://mcp.example", "name": "far"}]
+ASKED_BESIDE = {
+    "model_kwargs": ({"model_kwargs": {"tools": [SEARCH]}}, "web_search_20250305"),
+    "mcp_servers": ({"mcp_servers": SERVERS}, "mcp_servers"),
+    "mcp_servers in model_kwargs": ({"model_kwargs": {"mcp_servers": SERVERS}}, "mcp_servers"),
+    "web_search_options": ({"model_kwargs": {"web_search_options": {}}}, "web_search_options"),
+    "extra_body": ({"model_kwargs": {"extra_body": {"plugins": [{"id": "web"}]}}}, "plugins"),
+}
+
+
+class Asking(Seeing):
+    """A model with parameters of its provider's, which LangChain's models have as fields."""
+
+    model_kwargs: dict[str, Any] = {}
+    mcp_servers: Any = None
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        return True
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model_kwargs": self.model_kwargs}
+
+
+@pytest.mark.parametrize("where", ASKED_BESIDE)
+@stacks
+@ways
+def test_what_a_model_asks_of_its_provider_beside_its_tools_is_decided(stack: str, go: str, where: str) -> None:
+    """Servers that the provider calls, its own search: a provider's tool like any, of which nothing can be taken out."""
+    params, name = ASKED_BESIDE[where]
+    withheld = {"id": "w", "type": "withhold_tools", "properties": {"tools": [], "provider_tools": [name]}}
+    without = {"decision": True, "context": {"reasons": [], "obligations": [withheld]}}
+
+    for allowed in (False, True):
+        pdp = StaticPDP(lambda r, allowed=allowed: True if allowed or r.action.name != "model/call" else without)
+        authz = authz_with(pdp)
+        model = Asking(script=replying([READ]).script, bound=[], **params)
+        graph = built(stack, authz, model, [read_tool([])])
+        assert name in [r.name for r in authz.coverage(graph).rows if r.kind == "provider tool"]
+        if allowed:
+            assert_went_on(said(go, authz, graph, human()))
+        else:
+            with pytest.raises(AuthzHalt) as halted:
+                said(go, authz, graph, human())
+            assert halted.value.code == "provider_tool"
+        assert bool(model.prompts) is allowed
+        assert {name} == {n for r in pdp.requests if r.action.name == "model/call" for n in r.resource.properties["provider_tools"]}
+
+
 @ways
 def test_a_provider_tool_that_comes_in_after_ours_halts(go: str) -> None:
     """Added by a middleware that stands after ours, it is met at the model."""

@@ -11,8 +11,10 @@ from langgraph.cache.memory import InMemoryCache
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store
 from langgraph.graph import END, START, StateGraph
+from langgraph.managed.base import ManagedValue
 from langgraph.store.memory import InMemoryStore
-from langgraph.types import CachePolicy, RetryPolicy, interrupt
+from langgraph.stream import StreamTransformer
+from langgraph.types import CachePolicy, RetryPolicy, TracePolicy, interrupt
 from pydantic import BaseModel, field_validator
 
 from . import Bank, Kit, Play, Route, graph_play
@@ -264,9 +266,119 @@ def _embedding(kit: Kit, bank: Bank) -> Play:
     return graph_play(kit.graph(builder.compile(store=store)), {"said": "x"})
 
 
+def _trace_policy(kit: Kit, bank: Bank) -> Play:
+    pay: BaseTool = kit.tool(bank.tool())
+
+    def processed(given: Any) -> Any:
+        pay.invoke(SENT)
+        return given
+
+    return _graph(kit, _Plain, lambda state: {}, {"said": "x"}, trace_policy=TracePolicy(process_inputs=processed))
+
+
+def _managed(kit: Kit, bank: Bank) -> Play:
+    pay: BaseTool = kit.tool(bank.tool())
+
+    class Left(ManagedValue[int]):
+        @staticmethod
+        def get(scratchpad: Any) -> int:
+            pay.invoke(SENT)
+            return 1
+
+    state_with = TypedDict("state_with", {"said": str, "left": Annotated[int, Left]})  # noqa: UP013  (`Left` is no global)
+    return _graph(kit, state_with, lambda state: {}, {"said": "x"})
+
+
+def _context(kit: Kit, bank: Bank) -> Play:
+    pay: BaseTool = kit.tool(bank.tool())
+
+    class Context(BaseModel):
+        who: str
+
+        @field_validator("who")
+        @classmethod
+        def check(cls, value: str) -> str:
+            pay.invoke(SENT)
+            return value
+
+    builder = StateGraph(_Plain, context_schema=Context)
+    builder.add_node("step", lambda state: {})
+    builder.add_edge(START, "step")
+    graph, given, context = kit.graph(builder.compile()), {"said": "x"}, {"who": "x"}
+    return Play(lambda: graph.invoke(given, context=context), lambda: graph.ainvoke(given, context=context), graph)
+
+
+def _checkpointer(when: str) -> Callable[[Kit, Bank], Play]:
+    """A checkpointer of one's own, which is also asked before a graph begins and after it ends."""
+
+    def build(kit: Kit, bank: Bank) -> Play:
+        pay: BaseTool = kit.tool(bank.tool())
+
+        class Saver(InMemorySaver):
+            done = False
+
+            def _once(self, called: str) -> None:
+                if called == when and not self.done:
+                    self.done = True
+                    pay.invoke(SENT)
+
+            def get_tuple(self, config: Any) -> Any:
+                self._once("read")
+                return super().get_tuple(config)
+
+            def put(self, *args: Any) -> Any:
+                self._once("write")
+                return super().put(*args)
+
+        builder = StateGraph(_Plain)
+        builder.add_node("step", lambda state: {})
+        builder.add_edge(START, "step")
+        return graph_play(kit.graph(builder.compile(checkpointer=Saver())), {"said": "x"}, THREAD)
+
+    return build
+
+
+def _transformer(where: str) -> Callable[[Kit, Bank], Play]:
+    """It is handed each event by whoever reads them, outside the graph."""
+
+    def build(kit: Kit, bank: Bank) -> Play:
+        pay: BaseTool = kit.tool(bank.tool())
+        seen: list[bool] = []
+
+        class Paying(StreamTransformer):
+            def init(self) -> dict[str, Any]:
+                return {}
+
+            def process(self, event: Any) -> bool:
+                if not seen:
+                    seen.append(True)
+                    pay.invoke(SENT)
+                return True
+
+        builder = StateGraph(_Plain)
+        builder.add_node("step", lambda state: {})
+        builder.add_edge(START, "step")
+        graph = kit.graph(builder.compile(transformers=[Paying] if where == "compiled" else None))
+        options: Any = {"version": "v3", "transformers": [Paying] if where == "given" else None}
+
+        async def asynchronous() -> Any:
+            return [event async for event in await graph.astream_events({"said": "x"}, **options)]
+
+        return Play(lambda: list(graph.stream_events({"said": "x"}, **options)), asynchronous, graph)
+
+    return build
+
+
 BOTH = ("entry", "guard")
 
 ROUTES = [
+    Route("trace_policy", "a tool called by a node's trace policy", _trace_policy, closed_by=BOTH),
+    Route("managed_value", "a tool called by a managed value of the state", _managed, closed_by=BOTH),
+    Route("context", "a tool called by a validator of the context's schema", _context, closed_by=BOTH),
+    Route("checkpointer_read", "a tool called by a checkpointer as it is read, before the graph begins", _checkpointer("read"), closed_by=BOTH),
+    Route("checkpointer_write", "a tool called by a checkpointer as it is written", _checkpointer("write"), closed_by=BOTH),
+    Route("transformer", "a tool called by a stream transformer that the graph was compiled with", _transformer("compiled"), closed_by=BOTH),
+    Route("given_transformer", "a tool called by a stream transformer that comes with a call", _transformer("given"), closed_by=BOTH),
     Route("reducer", "a tool called by a channel's reducer", _reducer, closed_by=BOTH),
     Route("validator", "a tool called by a validator of the state's schema", _validator, closed_by=BOTH),
     Route("retry_on", "a tool called by a retry policy's `retry_on`", _retry, closed_by=BOTH),
