@@ -18,6 +18,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store, get_stream_writer
+from langgraph.func import task
 from langgraph.graph.message import push_message
 from langgraph.prebuilt import InjectedStore, ToolRuntime
 from langgraph.store.memory import InMemoryStore
@@ -259,6 +260,31 @@ class Place:
         def careless() -> str:
             """Write a message to the state, past the result."""
             push_message(AIMessage(f"sent {self.mine()}", id="m"))
+            return "done"
+
+        return careless
+
+    def returns_from_a_task(self) -> BaseTool:
+        @task
+        def fetch() -> dict[str, str]:
+            return {"Authorization": self.mine()}
+
+        @tool
+        def careless() -> str:
+            """Have a task done, whose result is kept."""
+            return "done" if fetch().result() else "undone"
+
+        return careless
+
+    def raises_from_a_task_async(self) -> BaseTool:
+        @task
+        async def fetch() -> None:
+            raise FileNotFoundError(2, "no such key", self.mine())
+
+        @tool
+        async def careless() -> str:
+            """Have a task done, whose error is kept."""
+            await fetch()
             return "done"
 
         return careless
