@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.prebuilt import ToolRuntime
+from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, Op
 from langgraph.types import Command
 
@@ -57,8 +59,9 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
         @functools.wraps(function)
         async def acalled(*args: Any, **kwargs: Any) -> Any:
+            _enter(clean)
             try:
-                return clean(await function(*args, **kwargs))
+                return clean(await function(*args, **watched_args(kwargs, clean)))
             except BaseException as exc:  # noqa: BLE001
                 failed = clean(exc)
             try:
@@ -70,8 +73,9 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
+        _enter(clean)
         try:
-            return clean(function(*args, **kwargs))
+            return clean(function(*args, **watched_args(kwargs, clean)))
         except BaseException as exc:  # noqa: BLE001
             failed = clean(exc)
         try:
@@ -80,6 +84,12 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
             del failed
 
     return called
+
+
+def _enter(clean: Clean) -> None:
+    """A task has a config of its own, in a context of its own, which ends with it."""
+    if (config := var_child_runnable_config.get()) is not None:
+        var_child_runnable_config.set(watched_config(dict(config), clean))  # type: ignore[arg-type]
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
@@ -117,4 +127,6 @@ def _watched(value: Any, clean: Clean) -> Any:
             stream_writer=_writer(value.stream_writer, clean),
             config=watched_config(dict(value.config), clean),  # type: ignore[arg-type]
         )
+    if isinstance(value, Runtime):  # a task's
+        return value.override(store=_store(value.store, clean), stream_writer=_writer(value.stream_writer, clean))
     return _store(value, clean)
