@@ -389,6 +389,22 @@ def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
         assert refused.value.code == "approval_statement"
 
 
+@pytest.mark.parametrize("verdict", ["approve", "deny"])
+def test_a_statement_says_yes_or_no(verdict: Any) -> None:
+    """And is worth nothing as the other, nor as a third."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    said, question = signed(s, ask_id, verdict=verdict), s.authz.question(ask_id)
+    assert s.authz.approvers.verify(said, question).verdict == verdict
+    answer, other = (s.authz.approve, s.authz.deny_approval)[:: 1 if verdict == "approve" else -1]
+    assert code_of(other, ask_id, statement=said) == "approval_void"
+    with pytest.raises(CredentialError):
+        s.authz.approvers.verify(signed(s, ask_id, verdict="maybe"), question)
+    answer(ask_id, statement=said)
+    s.say(None)
+    assert s.ran == ([ANN] if verdict == "approve" else [])
+
+
 @pytest.mark.parametrize(("at", "valid"), [(-6, False), (-5, True), (64.9, True), (65, False)])
 def test_a_statement_is_valid_for_its_time_and_the_clocks_difference(at: float, valid: bool) -> None:
     """Five seconds on either side, and not one more."""
