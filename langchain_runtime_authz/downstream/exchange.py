@@ -152,6 +152,9 @@ class TokenExchange:
             _fail("`token_type` is not Bearer")
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")
+        # Listed before it is handed out: an echo of it is found in whatever the tool returns.
+        if (ticket := current_ticket()) is not None:
+            ticket.track(token)
         scope = body.get("scope")
         return ExchangedToken(token, wanted, time.time() + lifetime, scope if isinstance(scope, str) else None)
 
@@ -229,8 +232,6 @@ class ExchangeAuth(httpx.Auth):
 
 
 def _bearing(request: httpx.Request, ticket: Ticket, exchanged: ExchangedToken) -> httpx.Request:
-    # Listed before it is sent: an echo of it is found in whatever the tool returns.
-    ticket.track(exchanged.token)
     if ticket.concluded:
         raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
     return bearing(request, {"Authorization": f"Bearer {exchanged.token}"})

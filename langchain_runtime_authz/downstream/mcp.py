@@ -91,11 +91,11 @@ class CredentialInterceptor:
         owed = _Owed(audience)
         try:
             return await handler(request.override(headers={**(request.headers or {}), "Authorization": owed}))
-        except (TypeError, ExceptionGroup):
+        except (TypeError, ExceptionGroup) as exc:
             if owed.redeemed:
                 raise
             msg = f"the connection of `{request.server_name}` needs `httpx_client_factory`: `credential_client`"
-            raise ConfigError(msg) from None
+            raise ConfigError(msg) from exc
 
 
 class _Owed:

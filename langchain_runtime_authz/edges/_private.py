@@ -30,6 +30,7 @@ from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns
 from langgraph._internal._constants import (
+    CONFIG_KEY_CALL,
     CONFIG_KEY_CHECKPOINT_ID,
     CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
@@ -43,7 +44,7 @@ from langgraph._internal._constants import (
     NS_SEP,
     RESUME,
 )
-from langgraph._internal._runnable import RunnableCallable, RunnableSeq
+from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction
@@ -89,6 +90,7 @@ __all__ = [
     "imports_anything",
     "injected_names",
     "interrupt_id",
+    "is_async_callable",
     "is_handed_down",
     "is_innermost",
     "is_of_task",
@@ -296,8 +298,9 @@ def with_outlets(
     store: Callable[[Any], Any],
     writer: Callable[[Any], Any],
     writes: Callable[[Any], Any],
+    task: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """`config` for one tool, with another store and stream writer for what runs under it, and its state writes changed."""
+    """`config` for one tool, with another store and stream writer, and its state writes and functions of tasks changed."""
     own = dict(config.get("configurable") or {})
     if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
         own[CONFIG_KEY_RUNTIME] = runtime.override(
@@ -305,6 +308,8 @@ def with_outlets(
         )
     if callable(send := own.get(CONFIG_KEY_SEND)):  # `push_message` and `push_ui_message` write to the state by it
         own[CONFIG_KEY_SEND] = lambda given: send(writes(given))
+    if callable(call := own.get(CONFIG_KEY_CALL)):
+        own[CONFIG_KEY_CALL] = lambda function, *args, **options: call(task(function), *args, **options)
     return {**config, "configurable": own}
 
 

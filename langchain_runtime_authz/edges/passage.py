@@ -205,6 +205,8 @@ class Passage:
         tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
         if self.ticket is None or not tokens:
             return value
+        if isinstance(value, BaseException):
+            return self.clean_error(value)
         cleaner = Cleaner(frozenset(), tokens)
         clean = cleaner.output(value)
         self._tell(cleaner)

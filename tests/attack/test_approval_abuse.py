@@ -303,8 +303,17 @@ def test_a_signed_statement_approves(go: str) -> None:
         assert statement not in json.dumps(record)
 
 
+
+
+class Masked:
+    """Signs with one key, and names another."""
+
+    alg, kid, sign = BOBS.alg, BOBS.kid, EVES.sign
+
+
 FORGED = {
     "another's key": {"key": EVES},
+    "another's key under the name of bob's": {"key": Masked()},
     "carol's key for bob": {"key": CAROLS},
     "nobody's name": {"key": EVES, "approver": "user:eve"},
     "bob's own word under carol's name": {"issuer": "user:bob", "approver": "user:carol"},
@@ -363,7 +372,8 @@ def test_a_service_speaks_for_people_only(approver: Any) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"jti": ""}, {"jti": 7}, {"jti": None}, {"jti": ["j"]}, {"iat": 1e9}, {"iat": True}, {"iat": None}, {"exp": 1e9 + 60}, {"exp": "x"}],
+    [{"iss": ["user:bob"]}, {"iss": {}}, {"iss": 7}, {"iss": None}, {"iss": ""}, {"aud": None}, {"tenant": "u"}, {"approval": None},
+     {"sub": "user:eve"}, {"iat": int(1e9) - 300}, {"exp": int(1e9)}, {"exp": int(1e9) + 301}, {"jti": ""}, {"jti": 7}, {"jti": None}, {"jti": ["j"]}, {"iat": 1e9}, {"iat": True}, {"iat": None}, {"exp": 1e9 + 60}, {"exp": "x"}],
     ids=str,
 )
 def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
@@ -373,9 +383,48 @@ def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
     assert approvers.verify(good, question, now=1e9).jti == "j"
     head, claims, _ = good.split(".")
     body = f"{head}.{b64(json.dumps({**json.loads(base64.urlsafe_b64decode(claims + '==')), **changed}))}"
-    with pytest.raises(CredentialError) as refused:
-        approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", question, now=1e9)
-    assert refused.value.code == "approval_statement"
+    for verify in (approvers.verify, lambda *a, **k: asyncio.run(approvers.averify(*a, **k))):
+        with pytest.raises(CredentialError) as refused:
+            verify(f"{body}.{b64(BOBS.sign(body.encode()))}", question, now=1e9)
+        assert refused.value.code == "approval_statement"
+
+
+@pytest.mark.parametrize("verdict", ["approve", "deny"])
+def test_a_statement_says_yes_or_no(verdict: Any) -> None:
+    """And is worth nothing as the other, nor as a third."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    said, question = signed(s, ask_id, verdict=verdict), s.authz.question(ask_id)
+    assert s.authz.approvers.verify(said, question).verdict == verdict
+    answer, other = (s.authz.approve, s.authz.deny_approval)[:: 1 if verdict == "approve" else -1]
+    assert code_of(other, ask_id, statement=said) == "approval_void"
+    with pytest.raises(CredentialError):
+        s.authz.approvers.verify(signed(s, ask_id, verdict="maybe"), question)
+    answer(ask_id, statement=said)
+    s.say(None)
+    assert s.ran == ([ANN] if verdict == "approve" else [])
+
+
+@pytest.mark.parametrize(("at", "valid"), [(-6, False), (-5, True), (64.9, True), (65, False)])
+def test_a_statement_is_valid_for_its_time_and_the_clocks_difference(at: float, valid: bool) -> None:
+    """Five seconds on either side, and not one more."""
+    approvers, question = Approvers({"user:bob": BOBS.jwks()}), Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    said = sign_statement(BOBS, approver="user:bob", verdict="approve", question=question, jti="j", now=1e9, expires_in=60)
+    with contextlib.nullcontext() if valid else pytest.raises(CredentialError):
+        assert approvers.verify(said, question, now=1e9 + at).jti == "j"
+
+
+def test_a_key_is_found_by_its_id_alone() -> None:
+    """A name that is not in the set finds none, and one that is there twice neither; what is no key is passed over."""
+    question = Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    said = sign_statement(BOBS, approver="user:bob", verdict="approve", question=question, jti="j", now=1e9)
+    jwk = BOBS.public_jwk()
+    believed = {"keys": ["x", None, {}, CAROLS.public_jwk(), jwk]}
+    assert Approvers({"user:bob": believed}).verify(said, question, now=1e9).approver == "user:bob"
+    for keys in ([{**jwk, "kid": "other"}], [jwk, jwk], [], None, {"kid": jwk["kid"]}, jwk):
+        with pytest.raises(CredentialError) as refused:
+            Approvers({"user:bob": {"keys": keys}}).verify(said, question, now=1e9)
+        assert refused.value.code == "approval_statement"
 
 
 @pytest.mark.parametrize("kid", [[], {}, 7, None, ["a"]])

@@ -18,8 +18,10 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store, get_stream_writer
+from langgraph.func import task
 from langgraph.graph.message import push_message
 from langgraph.prebuilt import InjectedStore, ToolRuntime
+from langgraph.runtime import Runtime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel, SecretStr
@@ -259,6 +261,67 @@ class Place:
         def careless() -> str:
             """Write a message to the state, past the result."""
             push_message(AIMessage(f"sent {self.mine()}", id="m"))
+            return "done"
+
+        return careless
+
+    def returns_from_a_task(self) -> BaseTool:
+        @task
+        def fetch() -> dict[str, str]:
+            return {"Authorization": self.mine()}
+
+        @tool
+        def careless() -> str:
+            """Have a task done, whose result is kept."""
+            return "done" if fetch().result() else "undone"
+
+        return careless
+
+    def stores_from_a_task(self) -> BaseTool:
+        @task
+        def keep() -> None:
+            get_store().put(("keys",), "bank", {"token": self.mine()})
+
+        @task
+        def keep_by_runtime(runtime: Runtime) -> None:
+            runtime.store.put(("keys",), "again", {"token": self.mine()})  # type: ignore[union-attr]
+            runtime.stream_writer(self.token)
+
+        @tool
+        def careless() -> str:
+            """Have it stored."""
+            keep().result()
+            keep_by_runtime().result()  # type: ignore[call-arg]
+            return "done"
+
+        return careless
+
+    def streams_from_a_task_of_a_task_async(self) -> BaseTool:
+        @task
+        async def tell() -> None:
+            get_stream_writer()({"used": self.mine()})
+
+        @task
+        async def have_it_told() -> None:
+            await tell()
+
+        @tool
+        async def careless() -> str:
+            """Have it streamed."""
+            await have_it_told()
+            return "done"
+
+        return careless
+
+    def raises_from_a_task_async(self) -> BaseTool:
+        @task
+        async def fetch() -> None:
+            raise FileNotFoundError(2, "no such key", self.mine())
+
+        @tool
+        async def careless() -> str:
+            """Have a task done, whose error is kept."""
+            await fetch()
             return "done"
 
         return careless

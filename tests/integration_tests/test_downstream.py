@@ -211,7 +211,11 @@ async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(
     """MCP's clients follow a 307 within the origin: beside the audience nothing arrives, but for the twin's header."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
-    world = World(stack, {"pay": ToolProfile(effect="pay", sink="external", audience=(url,))}, (url,))
+    profiles = {
+        "pay": ToolProfile(effect="pay", sink="external", audience=(url,)),
+        "wipe": ToolProfile(effect="read", sink="none"),
+    }
+    world = World(stack, profiles, (url,))
     served: list[str] = []
     server = resource_server(world.authz, world.issuer_url, url, origin=f"http://127.0.0.1:{port}")
     app = Redirecting(mcp_app(server, served), to)

@@ -412,6 +412,16 @@ async def test_an_exchange_is_rfc_8693s(road: str) -> None:
 
 
 @ROADS
+async def test_what_a_tool_exchanges_by_itself_is_searched_for_too(road: str) -> None:
+    """Called without `ExchangeAuth`, inside a call; outside any there is nobody to search."""
+    made, ticket = exchange_with(Service(*(httpx.Response(200, json=ISSUED) for _ in range(2)))), a_ticket(STS)
+    with ticket_scope(ticket):
+        got = made.exchange("mine") if road == "sync" else await made.aexchange("mine")
+    assert ticket.minted_tokens() == (got.token,)
+    assert (made.exchange("mine") if road == "sync" else await made.aexchange("mine")).token == got.token
+
+
+@ROADS
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
