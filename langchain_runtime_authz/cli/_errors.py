@@ -28,6 +28,8 @@ def reporting() -> Iterator[None]:
         fail(exc)
     except FileExistsError as exc:
         fail(ConfigError(f"{exc.filename}: it exists already; name a new one"))
+    except BrokenPipeError:  # whoever reads the output has seen enough (`| head`); click leaves quietly
+        raise
     except OSError as exc:
         fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -63,6 +64,8 @@ def decisions(run: Command, log: Path) -> dict[str, str]:
     """Decision id → what was decided, as `explain` lists them."""
     listed = run("explain", log)
     assert listed.exit_code == 0
+    told = json.loads(run("explain", log, "--json").stdout)["decisions"]
+    assert [d["decision_id"][:12] for d in told] == [line[:12] for line in listed.stdout.splitlines()]
     return dict(line.split("  ", 1) for line in listed.stdout.splitlines())
 
 
@@ -243,6 +246,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "data twice": ("data.json", '{"rates": {}, "rates": {}}'),
     "data is a list": ("data.json", "[]"),
     "data key": ("data.json", '{"rate": {}}'),
+    "data key beside": ("data.json", '{"runtime_authz_data": {"rates": {}}, "effects": {"pay": "deny"}}'),
     "profiles": ("profiles.yaml", "tools: {t: {effect: fly}}"),
     "grants": ("grants.yaml", "grants: {g: {tols: []}}"),
     "grants are a list": ("grants.yaml", "grants: []"),
@@ -280,6 +284,42 @@ UNREAD: dict[str, tuple[str, str, str]] = {
     "another name": ("cases.yml", "cases: []", "`cases.yaml`"),
     "data as YAML": ("data.yaml", "rates: {}", "`data.json`"),
 }
+
+
+@pytest.mark.parametrize("part", ["policy.yaml", "data.json", "profiles.yaml", "grants.yaml", "cases.yaml", "rego"])
+def test_a_link_that_leads_nowhere_is_no_absent_file(run: Command, project: Path, part: str) -> None:
+    """Else the shipped data, or no rule, would stand in the place of what was meant."""
+    if part == "policy.yaml":  # without it a directory is a policy by its rules
+        (project / "rego").mkdir()
+        (project / "rego" / "own.rego").write_text(RULE)
+    (project / part).unlink(missing_ok=True)
+    (project / part).symlink_to(project / "gone")
+    checked = run("check", project)
+    assert (checked.exit_code, f"`{part}` is not read; the link leads nowhere" in checked.stdout) == (1, True)
+    assert "leads nowhere" in run("test", project).stderr
+
+
+def test_a_directory_in_the_place_of_a_file_is_told(run: Command, project: Path) -> None:
+    (project / "data.json").unlink()
+    (project / "data.json").mkdir()
+    assert "`data.json` is not read; it is no file" in run("check", project).stdout
+
+
+def test_the_directory_one_is_in_has_a_name(run: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    (project / "policy.yaml").unlink()
+    assert "`p` is no policy" in run("test", ".").stderr
+
+
+def test_who_has_seen_enough_is_no_error(run: Command, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`explain LOG | head -1`: no message."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("langchain_runtime_authz.cli.policy.commands.typer.echo", gone)
+    left = run("explain", log)
+    assert (left.exit_code, left.output) == (1, "")
 
 
 @pytest.mark.parametrize("name", UNREAD)

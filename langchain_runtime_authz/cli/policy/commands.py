@@ -339,7 +339,7 @@ def explain(
         if source.suffix == ".json" and decision_id is None:
             request = read_request(source)
         else:
-            recorded = _find(_recorded(source)[0], decision_id, source)
+            recorded = _find(_recorded(source)[0], decision_id, source, as_json)
             if recorded is None:
                 return
             request = recorded.request
@@ -372,9 +372,22 @@ def explain(
         typer.echo("no change of up to three of the facts that were tried changes the outcome")
 
 
-def _find(recorded: list[Recorded], wanted: str | None, log: Path) -> Recorded | None:
+def _find(recorded: list[Recorded], wanted: str | None, log: Path, as_json: bool) -> Recorded | None:
     from langchain_runtime_authz.cli.policy.replay import asked, refused
 
+    if wanted is None and as_json:
+        listed = [
+            {
+                "decision_id": r.decision_id,
+                "action": r.request.action.name,
+                "resource": r.request.resource.id,
+                "outcome": r.outcome,
+                "reasons": list(r.reasons),
+            }
+            for r in recorded
+        ]
+        typer.echo(json.dumps({"decisions": listed}, indent=2))
+        return None
     if wanted is None:
         for r in recorded:
             typer.echo(

@@ -97,6 +97,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     """
     if source is None:
         return Policy("shipped", rego={SHIPPED_REGO: shipped_rego()})
+    source = source if source.name else source.resolve()  # `.` has no name to be told by
     if found := unread(source):
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
         raise _invalid(f"{source.name}: {found[0]}{more}")
@@ -131,9 +132,16 @@ def unread(source: Path) -> list[str]:
     found = []
     for file in sorted(source.rglob("*")):
         at = file.relative_to(source)
-        if any(part.startswith(".") for part in at.parts) or not file.is_file():
+        if any(part.startswith(".") for part in at.parts):
             continue
         where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
+        if not file.is_file():
+            # It would count as absent, and the shipped data or no rule at all stand in its place.
+            if not file.exists():
+                found.append(f"{name} is not read; the link leads nowhere")
+            elif own and where == "." and file.name in _PARTS.values():
+                found.append(f"{name} is not read; it is no file")
+            continue
         if file.suffix.lower() == ".rego":
             if file.suffix != ".rego" or where not in (("rego",) if own else (".", "rego")):
                 found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
@@ -241,6 +249,10 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
         hint = f"it has: {', '.join(shipped)}; put data of your own rules beside `{DATA_ROOT}`"
         raise _invalid(f"{DATA}: the shipped policy has no data key `{unknown[0]}`; {hint}")
     own = {k: v for k, v in given.items() if k != DATA_ROOT} if DATA_ROOT in given else {}
+    if meant := sorted(set(own) & set(shipped)):
+        raise _invalid(
+            f"{DATA}: `{meant[0]}` stands beside `{DATA_ROOT}`, where the shipped policy reads none; put it inside"
+        )
     return {**own, DATA_ROOT: {**shipped, **inner}}
 
 
