@@ -125,7 +125,7 @@ def claim(run: Run, judged: Judged, tries: int = RACES) -> Flow[Verdict]:
             failed = yield from deny_call(run, _replaced(judged, deny(exc.code)))
     if failed is not None:
         try:
-            spent = _counters(run, call, decision.obligations)
+            spent = _counters(run, call, decision.obligations, same=judged.row is None)
             back = ReleaseCall(judged.key, spent, approval.call_key if approval is not None else "")
             yield Commit(run.scope, None, [back])
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
@@ -183,10 +183,10 @@ def _repeats(judged: Judged) -> int:
     return asked.repeats if asked is not None else 0
 
 
-def _counters(run: Run, call: Call, obligations: Sequence[Obligation] = ()) -> tuple[str, ...]:
-    """The budgets that a call counts against: the grant's, those that it was obliged to, and that of its like."""
+def _counters(run: Run, call: Call, obligations: Sequence[Obligation] = (), *, same: bool = True) -> tuple[str, ...]:
+    """The budgets that a call counts against: the grant's, those that it was obliged to, and (`same`) that of its like."""
     obliged = tuple(b.counter for o in obligations if isinstance(b := demands(o), SpendBudget))
-    obliged += tuple(filter(None, [repeats_counter(run, call)]))
+    obliged += tuple(filter(None, [repeats_counter(run, call)])) if same else ()
     return (*(b.counter for b in _budgets(run, call)), *obliged)
 
 
