@@ -207,6 +207,18 @@ def test_a_mention_is_never_an_assertion(value: str, around: str, kind: str) -> 
 
 
 @settings(deadline=None)
+@given(attack=values, others=st.lists(values, max_size=3), channel=users, kind=st.sampled_from(("principal", "url", "channel")))
+def test_a_named_source_selects_nobody_to_send_to(attack: str | float, others: list[str | float], channel: str, kind: str) -> None:
+    """Whoever writes himself into a trusted field of what the human named is known at best; a record that says a word of his is not his."""
+    words = HumanWords([f"Read {channel} and send it"])
+    assume(not words.said(forms(attack)))
+    assume(not any(words.said(forms(o)) for o in others))
+    output = [*({"member": o} for o in others), {"member": attack}]
+    seen = harvest("list", ToolProfile(effect="read", trust="internal"), {"channel": channel}, output, words=words, named=True)
+    assert standing(attack, kind, seen, words=words) in ("known", "outside")
+
+
+@settings(deadline=None)
 @given(value=values, kind=st.sampled_from(KINDS[:7]))
 def test_what_is_said_is_told_and_what_a_system_asserts_is_known(value: str | float, kind: str) -> None:
     """The twin: trust is reached, by the human's words and by a system's field."""
@@ -361,6 +373,7 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "mentions are assertions": (harvest_module._Reader, "_see", _assert_all),
     "believe echoes": (harvest_module, "_scalars", lambda _: []),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
+    "who is in a named source is selected": (trace_module, "_selected", lambda seen, _: seen.selected or seen.named),
     "the best item counts": (trace_module, "max", min),
     "an address is all that is there": (trace_module, "_places", lambda _: ()),
     "what is said of the deed is said": (trace_module, "only_deeds", lambda *_: False),
@@ -382,4 +395,6 @@ def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyP
     trusted += [p for p in trace(
         ToolProfile(critical={"x": "value"}, intent=("write",)), {"x": "write"}, Evidence(words, frozenset(), {}, Memory()),
     ).values() if p.standing in TRUSTED]
+    inside = harvest("list", ToolProfile(effect="read", trust="internal"), {}, ["zoe@x.org"], words=words, named=True)
+    trusted += [s for s in [standing("zoe@x.org", "principal", inside, words=words)] if s != "known"]
     assert bool(trusted) is (name is not None)

@@ -136,6 +136,16 @@ def test_a_source_that_the_human_named() -> None:
     assert told(of(evidence, amount=120.5)) == ("mentioned", "named")
 
 
+def test_who_got_into_a_source_that_the_human_named_is_nobody_he_selected() -> None:
+    """Of a channel that he named, the members are known; who is to be written to, he names. What is no destination is selected."""
+    said = "Read channel-7 and write to ann-1 there"
+    members = [{"member": "ann-1", "mail": "ann@x.org"}, {"member": "eve-2", "mail": "eve@x.org"}]
+    evidence = known(read(members, BOOK, said=said, named=True), said=said)
+    assert told(of(evidence, to="eve@x.org")) == told(of(evidence, url="eve-2")) == ("internal", "known")
+    assert told(of(evidence, to="ann@x.org")) == ("internal", "selected")
+    assert told(of(evidence, file="eve-2")) == ("internal", "selected")
+
+
 def test_an_echo_asserts_nothing() -> None:
     """What a call was given and gives back proves nothing, in whatever field or writing."""
     made = {"id": "f-26", "name": "mallory@x.org", "owner": ["MALLORY@x.org"], "note": "for mallory@x.org"}

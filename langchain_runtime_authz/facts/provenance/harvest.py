@@ -116,7 +116,7 @@ def harvest(
         failed: the output tells an error, which nobody vouches for.
     """
     reader = _Reader(tool, profile, _echo(args), words, named, failed)
-    reader.read(_parsed(output), (), 0, selected=named)
+    reader.read(_parsed(output), (), 0, selected=False)
     return Harvest(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
 
 
@@ -178,7 +178,7 @@ class _Reader:
             return
         items = _items(value)
         if items is not None:
-            selected = self.named or self._selected(items, path)
+            selected = self._selected(items, path)
             for name, inner in items:
                 if isinstance(name, str) and FIELD.fullmatch(name):
                     self.read(inner, (*path, name), depth + 1, selected=selected)

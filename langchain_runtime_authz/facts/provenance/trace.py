@@ -14,7 +14,8 @@ For each critical argument, and for each item of a list or object, the answer is
 and a *standing*, which is what a policy needs to know most often:
 
     told          human or principal
-    selected      system or internal, in a record that the human's words name
+    selected      system or internal, in a record that the human's words name; but for destinations, in a
+                  source that he named, too
     known         system or internal
     named         asserted or mentioned by a source that the human named, and by nobody better
     outside       everything else
@@ -257,7 +258,7 @@ def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, p
         best = asserted[0]
         class_ = _class(best)
         if class_ in ("system", "internal"):
-            selected = any(s.selected for s in asserted if _class(s) in ("system", "internal"))
+            selected = any(_selected(s, kind) for s in asserted if _class(s) in ("system", "internal"))
             standing = "selected" if selected else "known"
             if standing == "known" and kind == "object" and class_ == "internal" and _addresses(atom):
                 standing = "outside"
@@ -268,6 +269,11 @@ def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, p
         standing = "named" if any(s.named for s in within) else "outside"
         return _provenance("mentioned", standing, (), within, lookalike=lookalike)
     return _provenance("unknown", "outside", lookalike=lookalike)
+
+
+def _selected(seen: Sighting, kind: str) -> bool:
+    """A source that the human named selects what it says, but nobody to send or pay to: whoever got into it would be one."""
+    return seen.selected or (seen.named and kind not in _DESTINATIONS)
 
 
 def _addresses(atom: Sequence[str]) -> bool:
@@ -394,7 +400,7 @@ def _term(number: Number) -> _Term | None:
     class_ = _class(seen)
     if class_ in ("system", "internal", "counterparty"):
         # What the counterparty paid or asked is a fact of the record, though not a destination.
-        return _Term(number.value, class_, "selected" if seen.selected else "known", _said(seen))
+        return _Term(number.value, class_, "selected" if _selected(seen, "amount") else "known", _said(seen))
     return _Term(number.value, class_, "named", _said(seen)) if seen.named else None
 
 
