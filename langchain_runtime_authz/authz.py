@@ -219,9 +219,9 @@ class RuntimeAuthz:
         unprofiled = report.unprofiled
         if unprofiled:
             warnings.warn(
-                f"{len(report.tools)} tools protected, {len(unprofiled)} without a profile "
-                f"({', '.join(unprofiled[:MAX_NAMED])}{', …' if len(unprofiled) > MAX_NAMED else ''}): each of their calls will ask. "
-                "`runtime-authz inspect module:graph` lists them; declare a ToolProfile for each",
+                f"{len(unprofiled)} of {len(report.tools)} tools without a profile "
+                f"({', '.join(unprofiled[:MAX_NAMED])}{', …' if len(unprofiled) > MAX_NAMED else ''}): each of their calls asks. "
+                "`runtime-authz profile suggest module:graph` proposes profiles to review",
                 stacklevel=2,
             )
         return graph
