@@ -36,6 +36,7 @@ from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.identity.static import StaticIdentity
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp._settings import checked_callable, checked_text, wrong
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
@@ -135,11 +136,13 @@ class RuntimeAuthz:
     ) -> None:
         declared = load_profiles(profiles)
         if ambient not in get_args(Ambient):
-            msg = f"`ambient` is one of {get_args(Ambient)}, not {ambient!r}"
-            raise ConfigError(msg)
+            raise wrong("ambient", f"one of {get_args(Ambient)}", ambient)
+        checked_text("tenant", tenant)
+        if subject_from is not None:
+            checked_callable("subject_from", subject_from)
         # The engine and the signing library are loaded when an instance is made, not at import.
         from langchain_runtime_authz.credential.approver import Approvers
-        from langchain_runtime_authz.credential.issuer import LocalIssuer
+        from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
 
         issuer = issuer if issuer is not None else LocalIssuer()
@@ -150,9 +153,6 @@ class RuntimeAuthz:
         elif policy_data is not None:
             msg = "`policy_data` steers the shipped policy; with a `pdp` of your own give it to that"
             raise ConfigError(msg)
-        if not tenant:
-            msg = "`tenant` must not be empty"
-            raise ConfigError(msg)
         self.pdp = pdp
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
@@ -160,6 +160,19 @@ class RuntimeAuthz:
         self.audit: AuditSink = _sink(audit)
         self.tenant = tenant
         self.approvers = approvers if approvers is not None else Approvers()
+        notifiers = {"log": LogNotifier(), **(notify if isinstance(notify, Mapping) else {})}
+        for name, given, kind, wanted in (
+            ("ledger", self.ledger, Ledger, "a ledger, like `SqliteLedger(path)`"),
+            ("issuer", issuer, Issuer, "an issuer, like `LocalIssuer()`"),
+            ("identity", self.identity, Identity, "an identity, with `attested` and `agent_id`"),
+            ("audit", self.audit, AuditSink, "a path or a sink, with `content` and `write`"),
+            ("approvers", self.approvers, Approvers, "`Approvers`"),
+            ("planner", planner, BaseChatModel | None, "a chat model"),
+            ("notify", notify, Mapping | None, "a mapping of names to notifiers"),
+            *((f"notify[{n!r}]", notifier, Notifier, "a notifier, with `send`") for n, notifier in notifiers.items()),
+        ):
+            if not isinstance(given, kind):
+                raise wrong(name, wanted, given)
         _refuse_older(self.ledger, self.audit, tenant)
         revised = _revised(pdp)
         if len(revised) > 1 and profiles is None:
@@ -176,7 +189,7 @@ class RuntimeAuthz:
             audit=self.audit,
             tenant=tenant,
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
-            notifiers={"log": LogNotifier(), **(notify or {})},
+            notifiers=notifiers,
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             profiles=self.profiles,
             planner=ModelPlanner(planner, self.profiles.declared) if planner is not None else None,
@@ -219,9 +232,9 @@ class RuntimeAuthz:
         unprofiled = report.unprofiled
         if unprofiled:
             warnings.warn(
-                f"{len(report.tools)} tools protected, {len(unprofiled)} without a profile "
-                f"({', '.join(unprofiled[:MAX_NAMED])}{', …' if len(unprofiled) > MAX_NAMED else ''}): each of their calls will ask. "
-                "`runtime-authz inspect module:graph` lists them; declare a ToolProfile for each",
+                f"{len(unprofiled)} of {len(report.tools)} tools without a profile "
+                f"({', '.join(unprofiled[:MAX_NAMED])}{', …' if len(unprofiled) > MAX_NAMED else ''}): each of their calls asks. "
+                "`runtime-authz profile suggest module:graph` proposes profiles to review",
                 stacklevel=2,
             )
         return graph
@@ -242,7 +255,7 @@ class RuntimeAuthz:
             grant: what the application gives for this task, or the name of a grant that the `pdp` brings
                 (`ReloadingPDP`); `None` leaves it to policy.
         """
-        return RunHandle(self._engine, Subject.of(subject), task, self._granted(grant))
+        return RunHandle(self._engine, Subject.of(subject), _text("task", task), self._granted(grant))
 
     @overload
     def guard(self, tools: BaseTool) -> BaseTool: ...
@@ -251,9 +264,16 @@ class RuntimeAuthz:
     def guard(self, tools: Sequence[BaseTool]) -> list[BaseTool]: ...
 
     def guard(self, tools: BaseTool | Sequence[BaseTool]) -> BaseTool | list[BaseTool]:
-        """Guarded copies of tools, for code that never meets a graph."""
+        """Guarded copies of tools, for code that never meets a graph.
+
+        Raises:
+            AlreadyProtected: another instance guards one.
+            ConfigError: it is no tool of LangChain's.
+        """
         if isinstance(tools, BaseTool):
             return guard_tool(tools, self.profiles)
+        if not isinstance(tools, Sequence) or not all(isinstance(t, BaseTool) for t in tools):
+            raise wrong("tools", "a LangChain tool, or several", tools)
         return [guard_tool(t, self.profiles) for t in tools]
 
     def session(
@@ -298,7 +318,7 @@ class RuntimeAuthz:
             self._engine,
             self.profiles.declared,
             subject=Subject.of(subject),
-            task=task,
+            task=_text("task", task),
             grant=self._granted(grant),
             agent=agent,
             thread=thread,
@@ -339,6 +359,7 @@ class RuntimeAuthz:
 
     def _correct(self, thread_id: str, text: str, graph: GraphLike, by: SubjectLike | None) -> Flow[int]:
         author = Subject.of(by) if by is not None else None
+        _text("text", text)
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
         return correct(self._scope(thread_id, graph), said, author.principal if author else None)
 
@@ -470,8 +491,10 @@ class RuntimeAuthz:
         drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
 
     def _granted(self, grant: Grant | str | None) -> Grant | None:
-        if not isinstance(grant, str):
+        if grant is None or isinstance(grant, Grant):
             return grant
+        if not isinstance(grant, str):
+            raise wrong("grant", "a `Grant`, or the name of one", grant)
         grants = self._revised.grants if self._revised is not None else {}
         if grant not in grants:
             msg = f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}"
@@ -508,6 +531,12 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
         msg = f"`{parameter}` takes sequences of names, not {names!r}"
         raise ConfigError(msg)
     return tuple(names)
+
+
+def _text(name: str, value: str | None) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise wrong(name, "text", value)
+    return value
 
 
 def _sink(audit: AuditSink | str | Path | None) -> AuditSink:

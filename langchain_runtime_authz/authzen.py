@@ -21,6 +21,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from langchain_runtime_authz.errors import ConfigError
+
 __all__ = [
     "ACTIONS",
     "MAX_ANSWER_BYTES",
@@ -98,12 +100,22 @@ class Subject(_Model):
 
     @classmethod
     def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
-        """A subject from a name (a user), a mapping `{type, id, properties}` or itself."""
+        """A subject from a name (a user), a mapping `{type, id, properties}` or itself.
+
+        Raises:
+            ConfigError: it is none of these.
+        """
         if isinstance(value, Subject):
             return value
-        if isinstance(value, str):
-            return cls(type="user", id=value)
-        return cls.model_validate(value)
+        try:
+            return cls.model_validate({"type": "user", "id": value} if isinstance(value, str) else value)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = f"`{first['loc'][0]}`: " if first["loc"] else ""
+            # Without what was given: it may be somebody's name.
+            raise ConfigError(
+                f"a subject is a user's name or `{{type, id, properties}}`: {where}{first['msg']}"
+            ) from None
 
     @property
     def principal(self) -> str:

@@ -1,7 +1,7 @@
 """Every private name of LangChain and LangGraph that this package leans on, and nothing else.
 
 `tests/unit_tests/test_private_names.py` pins each one, and says what moved when an upgrade breaks it.
-Private *methods* that are overridden (ToolNode's, BaseTool's) are listed in `OVERRIDDEN`.
+Private *members* that the edges override or read (ToolNode's, BaseTool's) are listed in `OVERRIDDEN`.
 """
 
 from __future__ import annotations
@@ -127,6 +127,9 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
         "_inject_tool_args",
         "_validate_tool_call",
         "_tools_by_name",
+        "_messages_key",
+        "_wrap_tool_call",
+        "_awrap_tool_call",
     ),
     "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
     "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),

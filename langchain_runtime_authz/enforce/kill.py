@@ -32,6 +32,8 @@ class KillSwitch:
     __slots__ = ("path",)
 
     def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError("the kill switch needs the path of a file")
         self.path = Path(path)
         if self.path == Path():  # the working directory, which is always there
             raise ConfigError("the kill switch needs the path of a file")

@@ -498,6 +498,7 @@ class Conflict:
     row: CallRow | None = field(default=None)
 
 
+@runtime_checkable
 class Ledger(Protocol):
     """A store. Raising is a deny for whoever asked: `LedgerError` with its code, all else `ledger_unavailable`."""
 

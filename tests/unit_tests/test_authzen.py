@@ -23,6 +23,7 @@ from langchain_runtime_authz.authzen import (
     deny,
     parse_answer,
 )
+from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.testing.requests import example_request
 
 # Request version 1. A line may be added, with a default; none is changed or taken away: somebody's
@@ -277,7 +278,7 @@ def test_a_subject_is_a_name_or_a_full_one() -> None:
         {"type": "user", "id": 7},
         {"type": "user", "id": "a", "role": "x"},
     ):
-        with pytest.raises(ValidationError):
+        with pytest.raises(ConfigError):
             Subject.of(wrong)
 
 

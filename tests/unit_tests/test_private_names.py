@@ -107,9 +107,30 @@ PARAMETERS = {
 
 
 def test_overridden_names_are_listed() -> None:
-    """`OVERRIDDEN` holds every ToolNode method whose parameters are pinned here."""
+    """`OVERRIDDEN` holds every ToolNode method whose parameters are pinned here, and what is only read."""
     listed = set(private.OVERRIDDEN["langgraph.prebuilt.ToolNode"])
-    assert set(PARAMETERS) | {"_parse_input", "_tools_by_name"} == listed
+    read = {"_parse_input", "_tools_by_name", "_messages_key", "_wrap_tool_call", "_awrap_tool_call"}
+    assert set(PARAMETERS) | read == listed
+
+
+def test_no_other_private_member_is_used() -> None:
+    """Whatever private member of a tool node, a tool or a graph the edges touch is listed, and so pinned."""
+    import ast
+    from pathlib import Path
+
+    theirs: set[str] = set()
+    for held in (ToolNode([]), StructuredTool.from_function(lambda x: x, name="x", description="x"), StateGraph(dict)):
+        theirs |= {name for name in (*dir(held), *vars(held)) if name.startswith("_") and not name.startswith("__")}
+    listed = {name for names in private.OVERRIDDEN.values() for name in names}
+    own = {"_asdict", "_replace", "_get_ls_params"}
+    found = []
+    for path in Path(private.__file__).parent.glob("*.py"):
+        if path.name == "_private.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in theirs - listed - own:
+                found.append(f"{path.name}:{node.lineno}: {node.attr}")
+    assert found == [], "list it in `edges/_private.py`, where an upgrade that moves it is noticed"
 
 
 @pytest.mark.parametrize("owner", private.OVERRIDDEN)

@@ -1054,3 +1054,31 @@ def test_the_broken_ledger_is_a_ledger() -> None:
     """The fake has the protocol's shape."""
     ledger: Ledger = BrokenLedger()
     assert ledger.status("t", "x") == "unknown"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"ledger": "ledger.db"}, {"issuer": "https://issuer.example"}, {"identity": "agent"}, {"audit": []},
+        {"approvers": {}}, {"planner": "gpt"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
+        {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"deadline": None}, {"ambient": "all"}, {"pdp": "opa"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_part_of_another_kind_is_refused_where_it_is_given(part: dict[str, Any]) -> None:
+    """Not at the first decision, which it would deny: a path where a ledger belongs, a function where a notifier does."""
+    with pytest.raises(ConfigError, match=r"config: (`.* must|the kill switch)"):
+        RuntimeAuthz(**{"pdp": StaticPDP(True), **part})
+
+
+@pytest.mark.parametrize("subject", [None, "", 5, [], {}, {"type": "user"}, {"type": "user", "id": "SECRET", "x": 1}], ids=str)
+def test_a_subject_that_is_none_is_refused(subject: Any) -> None:
+    """With what is wrong, and without what was given: it may be somebody's name."""
+    authz = authz_with()
+    for opens in (authz.run, authz.session):
+        with pytest.raises(ConfigError, match="a subject is a user's name or") as caught:
+            opens(subject=subject)
+        assert "SECRET" not in str(caught.value)
+    for wrong in ({"task": 5}, {"grant": 5}):
+        with pytest.raises(ConfigError, match="must be"):
+            authz.run(subject="alice", **wrong)  # type: ignore[arg-type]
