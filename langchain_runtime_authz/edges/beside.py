@@ -22,7 +22,7 @@ from langchain_runtime_authz.facts.state import outside_key
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 
-__all__ = ["beside"]
+__all__ = ["written_beside"]
 
 _UPDATES = {"source": "update"}
 
@@ -55,7 +55,7 @@ class _Checkpoint:
         return await self.saver.aget_tuple(self.place)
 
 
-def beside(
+def written_beside(
     run: Run,
     graph: Any,
     place: Mapping[str, Any],

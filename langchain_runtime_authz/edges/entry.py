@@ -18,7 +18,7 @@ from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.lease import current_ticket
 from langchain_runtime_authz.edges._private import Place, counted_graph, graph_at, place_below
 from langchain_runtime_authz.edges.below import ReadBelow, held_against, left_at, mark_of
-from langchain_runtime_authz.edges.beside import beside
+from langchain_runtime_authz.edges.beside import written_beside
 from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.edges.handle import HANDLE_KEY, Handle, beside, beside_scope, handle_in, run_scope, running
 from langchain_runtime_authz.edges.messages import human_texts, written
@@ -386,7 +386,9 @@ class _Root(Entering[tuple[Any, Any]]):
                     left = Left(head.id if head is not None else None, memory, digest)
                     # Every task has ended, and with it what marks of tasks' children are for.
                     over = [Unmark(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
-                edits = yield from beside(run, self.graph, place, below.namespaces if below is not None else (), watch)
+                edits = yield from written_beside(
+                    run, self.graph, place, below.namespaces if below is not None else (), watch
+                )
             except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         yield from close(run, _ending(run), left, over, edits)
