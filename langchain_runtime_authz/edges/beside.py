@@ -83,6 +83,8 @@ def _at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str])
     mark = mark_of(place, graph.get_name())
     snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(mark.name,)))
     known = {t.key for t in snapshot.log} | {outside_key(mark.left(snapshot.marks) or "")}
+    if not _is_news(found, known):
+        return []
     ident = found.checkpoint["id"]
     # What a run of a child loaded was judged then; what still is the newest was loaded by nobody.
     line: CheckpointTuple | None = yield _Checkpoint(saver, place)
@@ -94,8 +96,6 @@ def _at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str])
     base: CheckpointTuple | None = found
     while base is not None and _is_news(base, known):
         base = (yield _Checkpoint(saver, base.parent_config)) if base.parent_config else None
-    if base is found:
-        return []
     now = yield ReadState(graph, found.config)
     before = (yield ReadState(graph, base.config)) if base is not None else None
     if not (differ(before, now, channels) if before is not None else watched(now.values, channels)):
