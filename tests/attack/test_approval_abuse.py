@@ -591,6 +591,17 @@ def test_only_people_approve(who: Any) -> None:
     assert code_of(s.authz.approve, ask_id, by=who) == "approval_approver"
 
 
+def test_an_approval_is_one_persons() -> None:
+    """Nobody's, and one that names somebody beside what another signed, are refused before the question is touched."""
+    s = keyed()
+    (ask_id,) = ids(s.say(human()))
+    for words in ({}, {"by": "carol", "statement": signed(s, ask_id)}):
+        for answer in (s.authz.approve, s.authz.deny_approval):
+            with pytest.raises(ConfigError, match="either `by` or"):
+                answer(ask_id, **words)  # type: ignore[arg-type]
+    assert [a.id for a in s.authz.approvals()] == [ask_id]
+
+
 def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
     """The one who is named at once, the fallback when nobody answered, others never; the subject may withdraw."""
     clock = FrozenClock(1_764_000_000)

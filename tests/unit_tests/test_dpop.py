@@ -201,6 +201,22 @@ def test_a_target_has_one_spelling(url: str, normal: str | None) -> None:
     assert normal_target(url) == normal
 
 
+@pytest.mark.parametrize("algorithms", [("EdDSA",), ("EdDSA", "RS256"), ()])
+def test_a_proof_is_of_an_algorithm_that_is_allowed(algorithms: tuple[str, ...]) -> None:
+    """A good one of another is refused."""
+    assert believed(made(), algorithms=("ES256", *algorithms)).jti == "p-1"
+    assert refused(made(), algorithms=algorithms) == "proof_invalid"
+
+
+@pytest.mark.parametrize("head", ["[]", "null", "7", '"typ"', "", "{", '{"typ":"dpop+jwt","typ":"dpop+jwt"}'])
+def test_a_header_is_an_object(head: str) -> None:
+    """Whatever else stands there is refused with the same code."""
+    _, claims, signature = made().split(".")
+    assert refused(f"{b64(head)}.{claims}.{signature}") == "proof_invalid"
+    body = f"{b64(head)}.{claims}"
+    assert refused(f"{body}.{b64(KEY.sign(body.encode()))}") == "proof_invalid"
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = float(NOW)
