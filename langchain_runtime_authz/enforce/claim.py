@@ -21,7 +21,7 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
 from langchain_runtime_authz.enforce.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run
-from langchain_runtime_authz.enforce.judge import judge_calls, repeats_counter
+from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.enforce.obligations import owed
 from langchain_runtime_authz.enforce.provenance import observing
 from langchain_runtime_authz.enforce.recording import is_judgement, label, record_call, tell
