@@ -63,7 +63,7 @@ class Judged:
     """A call and what was decided on it; nothing is claimed yet.
 
     `body` is the request's JSON, `started` when the batch was asked about (nanoseconds), `task` the
-    task it was decided under, `evidence` what a human who is asked is shown of where arguments came from.
+    task it was decided under, `same` the counter of calls that do what it does, `evidence` what a human who is asked is shown of where arguments came from.
     """
 
     call: Call
@@ -75,6 +75,7 @@ class Judged:
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
+    same: str = ""
     replay: bool = False
     evidence: tuple[str, ...] = ()
 

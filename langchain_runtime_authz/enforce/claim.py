@@ -21,7 +21,7 @@ from langchain_runtime_authz.credential.lease import Ticket
 from langchain_runtime_authz.enforce.call import Call, Denial, Judged, Replay, Verdict
 from langchain_runtime_authz.enforce.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.enforce.engine import Commit, Flow, Record, Run
-from langchain_runtime_authz.enforce.judge import judge_calls, repeats_counter
+from langchain_runtime_authz.enforce.judge import judge_calls
 from langchain_runtime_authz.enforce.obligations import owed
 from langchain_runtime_authz.enforce.provenance import observing
 from langchain_runtime_authz.enforce.recording import is_judgement, label, record_call, tell
@@ -86,7 +86,7 @@ def claim(run: Run, judged: Judged, tries: int = RACES) -> Flow[Verdict]:
         ),
         *owed(decision),
         *_budgets(run, call),
-        *_counted_once(run, judged),
+        *_counted_once(judged),
         Count(
             call=label(call.tool),
             effect=prof.effect,
@@ -167,13 +167,12 @@ def _intent(run: Run, judged: Judged) -> str:
     return plan.idempotency_key(run.scope[:3], run.subject.principal, run.agent, *place)
 
 
-def _counted_once(run: Run, judged: Judged) -> list[Change]:
+def _counted_once(judged: Judged) -> list[Change]:
     """One more of the same (`context.call.repeats`). INVARIANT: nobody has done it since it was judged.
 
     A call that was claimed before, and goes on or is tried again, is counted.
     """
-    name = repeats_counter(run, judged.call)
-    return [SpendBudget(name, _repeats(judged) + 1)] if name and judged.row is None else []
+    return [SpendBudget(judged.same, _repeats(judged) + 1)] if judged.same and judged.row is None else []
 
 
 def _repeats(judged: Judged) -> int:

@@ -79,13 +79,13 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     said = run.engine.recall.said(run.scope)
     try:
         counters = [repeats_counter(run, c) for c in calls]
-        snapshot: Snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=said is None))
+        snapshot: Snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=said is None))
         if (carried := _origin(run, snapshot)) is not None:
             keys, origin = [_key(run, c, carried) for c in calls], carried
-            snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=said is None))
+            snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=said is None))
         if said is None or said.digest != snapshot.task.digest:
             if said is not None:  # the task changed since its words were read
-                snapshot = yield Load(run.scope, _query(run, calls, keys, origin, log=True))
+                snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=True))
             said = run.engine.recall.hear(run.scope, snapshot)
         snapshot = yield from renewed(run, snapshot)
         moved = yield from _moved(run, snapshot, calls, keys)
@@ -130,6 +130,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
                 task=snapshot.task,
                 approval=approvals[i],
                 row=rows[i],
+                same=counters[i],
                 replay=replay,
                 evidence=_evidence(run, call, requests[i]) if decision.outcome == "approval_required" else (),
             ),
@@ -186,7 +187,9 @@ def review_key(run: Run, call: Call, epoch: int) -> str:
     return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
 
 
-def _query(run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, *, log: bool) -> Query:
+def _query(
+    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, counters: Sequence[str], *, log: bool
+) -> Query:
     plan_id = calls[0].plan_id
     planned = plan_id is not None
     reviews = tuple(review_key(run, c, origin) for c in calls) if planned else ()
@@ -197,7 +200,7 @@ def _query(run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, *,
         agent=run.agent,
         log=log,
         values=tuple(dict.fromkeys(k for c in calls if c.error is None for k in wanted(c.profile, c.args))),
-        counters=tuple(dict.fromkeys(n for c in calls if (n := repeats_counter(run, c)))),
+        counters=tuple(dict.fromkeys(filter(None, counters))),
     )
 
 

@@ -26,7 +26,19 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = ["MAX_VALUE", "canonical", "decimals", "fold", "forms", "identifiers", "key", "mentions", "skeleton", "tidy"]
+__all__ = [
+    "MAX_VALUE",
+    "canonical",
+    "decimals",
+    "fold",
+    "forms",
+    "identifiers",
+    "key",
+    "mentions",
+    "said_forms",
+    "skeleton",
+    "tidy",
+]
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 _DIGITS: Final = 15  # beyond that a number is a name
@@ -41,6 +53,7 @@ _NUMBER: Final = re.compile(
     r"(?<![\w.,\-/])[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
     r"(?=(?:st|nd|rd|th)?(?!\w))",
 )
+_TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")
 _MONTH: Final = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _MONTHS: Final = {m: i for i, m in enumerate(_MONTH[1:48].split("|"), 1)}
@@ -189,6 +202,11 @@ def _moment(text: str, *, said: bool) -> list[str]:
     return [f for f, _ in several] if alone else []
 
 
+def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The forms by which a value vouches for others, where its own are known: only dates differ."""
+    return forms(value, said=True) if any(f.startswith("date:") for f in own) else own
+
+
 def _url(text: str) -> tuple[str, ...]:
     """Scheme, default port and a last slash make no other target; a user part or a foreign host is no form."""
     try:
@@ -221,6 +239,8 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 def mentions(text: str) -> dict[str, str]:
     """Every identifier, number, date and time inside a free text: form → as it was written."""
     found: dict[str, str] = {}
+    if not _TELLING.search(text):
+        return found
     spans = list(_identifiers(text))
     spans += _dates(text, said=True)
     for form, (start, end) in spans:

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from langchain_runtime_authz.facts.provenance.forms import forms, key, mentions
+from langchain_runtime_authz.facts.provenance.forms import forms, key, mentions, said_forms
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -124,7 +124,8 @@ def _echo(args: Mapping[str, Any]) -> set[str]:
     """What a call was given, as a whole and inside its texts."""
     found: set[str] = set()
     for value in _scalars(args):
-        found.update(forms(value), forms(value, said=True))
+        own = forms(value)
+        found.update(own, said_forms(value, own))
         if isinstance(value, str):
             found.update(mentions(value[:MAX_ECHO]))
     return found
@@ -218,7 +219,7 @@ class _Reader:
                 value = value[: max(0, min(MAX_LEAF, MAX_CHARS - self.chars + len(value)))]
             prose = field.prose or self.failed or len(value) > SHORT or "\n" in value
         whole = forms(value) if not prose else ()
-        says = forms(value, said=True) if whole else ()
+        says = said_forms(value, whole)
         if not self.echo.intersection(whole):
             selected = selected or (not field.counterparty and self.words.describes(whole))
             for form in says:
