@@ -250,9 +250,7 @@ class _Look:
             layers = self._model_layers(gated, around)
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from _provider_rows(held_by_model(value), label, route, strict=False)
-        elif (
-            isinstance(value, Mapping) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str)
-        ):
+        elif isinstance(value, dict) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str):
             # An agent of another server by its description: deepagents' `AsyncSubAgent`.
             yield Row("remote graph", value["name"], label, (), _ELSEWHERE, route)
         elif isinstance(value, Mapping):
@@ -377,7 +375,7 @@ def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool
 def _is_tool(tool: Any) -> bool:
     if _provider_tool(tool) is not None:
         return True
-    if not isinstance(tool, Mapping):
+    if not isinstance(tool, dict):  # other mappings may refuse a string
         return False
     kind = tool.get("type")  # of some other mapping it may be anything
     return (isinstance(kind, str) and kind in _RUN_HERE) or not _DESCRIBES_A_FUNCTION.isdisjoint(tool)

@@ -7,6 +7,7 @@ import pickle
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 import pytest
@@ -321,6 +322,13 @@ def test_other_lists_are_no_provider_tools() -> None:
         [],
     ]
     assert findings(node_graph(lambda s: held and {})) == []
+
+
+@pytest.mark.parametrize("refusing", [WeakKeyDictionary(), WeakKeyDictionary({pytest.Item: 1})], ids=["empty", "filled"])
+def test_a_mapping_that_refuses_texts_is_passed_over(refusing: Any) -> None:
+    """One of weak references raises where it is asked by a name: `protect` and `coverage` look on."""
+    held = [refusing]
+    assert findings(node_graph(lambda s: refusing and held and {})) == []
 
 
 def test_remote_graphs_are_named() -> None:
