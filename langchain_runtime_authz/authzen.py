@@ -408,7 +408,8 @@ class Decision(_Model):
         reasons: stable codes, most telling first; never empty on a deny.
         decision_id: finds the audit record; the only thing told to a model.
         failure: which of the three failures a deny is; `None` where policy decided.
-        ttl: seconds for which an equal permit may be kept; 0 = not at all.
+        ttl: seconds for which an equal permit may be kept elsewhere; 0 = not at all. No call's permit is kept here. Those
+            of `node/enter` and `model/call` stand for agent, epoch and policy revision, whatever it says.
         pdp_decision_id: the PDP's own id of this decision, where it gave one: finds its log entry.
     """
 
