@@ -20,12 +20,21 @@ _ASYNC_HOOKS: Final = ("aprocess", "afinalize", "afail")
 
 
 class _Beside:
-    """The factory of a transformer, each of whose hooks runs beside the graph."""
+    """The factory of a transformer, each of whose hooks runs beside the graph.
+
+    Equal to the factory that it stands for: who looks for that among a graph's transformers finds it.
+    """
 
     __slots__ = ("factory",)
 
     def __init__(self, factory: Callable[[tuple[str, ...]], Any]) -> None:
         self.factory = factory
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.factory == (other.factory if isinstance(other, _Beside) else other))
+
+    def __hash__(self) -> int:
+        return hash(self.factory)
 
     def __call__(self, scope: tuple[str, ...]) -> Any:
         with beside_scope():

@@ -245,11 +245,11 @@ def test_a_database_that_can_not_be_written_denies(dsn: str, own: str) -> None:
         where = filled(made)
         with psycopg.connect(dsn, autocommit=True) as owner:
             owner.execute(sql.SQL("ALTER ROLE {} SET default_transaction_read_only = on").format(sql.Identifier(name)))
-            hang_up(owner, own)
+            hang_up(owner, connections(owner, own))
             assert made.load(where, Query()).exists
             assert code(lambda: made.commit(where, None, [Count()])) == Code.LEDGER_UNAVAILABLE
             owner.execute(sql.SQL("ALTER ROLE {} RESET default_transaction_read_only").format(sql.Identifier(name)))
-            hang_up(owner, own)
+            hang_up(owner, connections(owner, own))
         assert isinstance(made.commit(where, None, [Count()]), Committed)
 
 
