@@ -2,7 +2,7 @@
 
 Three verbs. `load` reads one consistent snapshot of one thread; `commit` applies a list of changes
 in one transaction, or none of them; `status` tells whether a jti lives. A store that outlives its process
-is `Anchored` too. What changes mean is written once (`ledger.state`); a store only brings and keeps
+is `Anchored` too. What changes mean is written once (`ledger.effects`); a store only brings and keeps
 rows, and passes one contract suite (`testing.ledger_suite.LedgerContract`).
 
 Evolution rule (protocol version 1, `PROTOCOL_VERSION`): a change class or a field may be added,

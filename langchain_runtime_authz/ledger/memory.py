@@ -11,7 +11,8 @@ from typing import Final
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.state import Thread, apply, ledger_time, snapshot, status, tokens
+from langchain_runtime_authz.ledger.effects import apply
+from langchain_runtime_authz.ledger.state import Thread, ledger_time, snapshot, status, tokens
 
 __all__ = ["MemoryLedger"]
 

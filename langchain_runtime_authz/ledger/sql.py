@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
+from langchain_runtime_authz.ledger.effects import apply
 from langchain_runtime_authz.ledger.rows import (
     Fetch,
     Row,
@@ -31,7 +32,7 @@ from langchain_runtime_authz.ledger.rows import (
     thread_key,
 )
 from langchain_runtime_authz.ledger.schema import Version, check
-from langchain_runtime_authz.ledger.state import Needs, apply, ledger_time, needs, needs_of, snapshot, status
+from langchain_runtime_authz.ledger.state import Needs, ledger_time, needs, needs_of, snapshot, status
 
 __all__ = ["SqlLedger", "Tx"]
 
