@@ -15,19 +15,17 @@ So an agent or a cron job is never a user, whatever it writes.
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Any, Final
 
 import httpx
 
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
+from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
+from langchain_runtime_authz.credential.kept import Kept
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.credential.token import (
     ACTOR,
@@ -49,7 +47,6 @@ MAX_LIFE: Final = 24 * 3600  # seconds: a token that lives longer is no proof of
 LEEWAY: Final = 5  # seconds
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
 MAX_NAME: Final = 2048  # characters of a claim that names somebody
-OK: Final = 200
 MIN_REFRESH: Final = 1.0  # seconds between two fetches: nobody makes this process fetch by sending tokens
 ACCESS: Final = frozenset({"at+jwt", "application/at+jwt"})  # RFC 9068 §4
 AUTHORIZED_PARTY: Final = "azp"
@@ -101,13 +98,17 @@ class OidcVerifier:
         self.issuer = checked_url(issuer, "issuer")
         self._audience, self._client_id, self._algorithms = audience, client_id, frozenset(algorithms)
         self._timeout, self._client, self._async_client = timeout, client, async_client
-        self._fetcher = Fetcher(timeout=timeout, client=client, async_client=async_client)
-        self._max_age, self._monotonic = max_age, monotonic
-        self._lock = threading.Lock()
-        self._keys: tuple[JwksClient, float] | None = None
-        self._asked = float("-inf")
-        self._pending: Future[None] | None = None
+        self._monotonic = monotonic
         self._why: str | None = None
+        self._keys = Kept(
+            Fetcher(timeout=timeout, client=client, async_client=async_client),
+            self.issuer.rstrip("/") + DISCOVERY,
+            _HEADERS,
+            self._discovered,
+            max_age=max_age,
+            min_refresh=MIN_REFRESH,
+            monotonic=monotonic,
+        )
 
     def verify(self, token: str, *, now: float | None = None) -> Subject:
         """Whom a token speaks for.
@@ -117,76 +118,30 @@ class OidcVerifier:
                 not be asked. Never quotes the token.
         """
         jws = self._read(token)
-        known, pending, mine = self._look()
-        if mine is not None:
-            try:
-                self._keep(self._fetcher.send("GET", self._document, headers=_HEADERS))
-            finally:
-                self._done(mine)
-        elif pending is not None and known is None:
-            pending.result()
-        jwk, down = _key(self._current(), str(jws.header["kid"]))
+        jwk, down = _key(self._known(self._keys.get()), str(jws.header["kid"]))
         return self._believed(jws, jwk, time.time() if now is None else now, down=down)
 
     async def averify(self, token: str, *, now: float | None = None) -> Subject:
         """Like `verify`, without blocking the event loop."""
         jws = self._read(token)
-        known, pending, mine = self._look()
-        if mine is not None:
-            try:
-                self._keep(await self._fetcher.asend("GET", self._document, headers=_HEADERS))
-            finally:
-                self._done(mine)
-        elif pending is not None and known is None:
-            # Shielded: who gives up waiting does not end the fetch for the others.
-            await asyncio.shield(asyncio.wrap_future(pending))
-        jwk, down = await _akey(self._current(), str(jws.header["kid"]))
+        jwk, down = await _akey(self._known(await self._keys.aget()), str(jws.header["kid"]))
         return self._believed(jws, jwk, time.time() if now is None else now, down=down)
 
-    @property
-    def _document(self) -> str:
-        return self.issuer.rstrip("/") + DISCOVERY
+    def _known(self, keys: JwksClient | None) -> JwksClient:
+        if keys is None:
+            raise AuthzError(Code.IDENTITY_UNAVAILABLE, self._why)
+        return keys
 
-    def _look(self) -> tuple[JwksClient | None, Future[None] | None, Future[None] | None]:
-        """The keys where they are known; the fetch under way; the fetch that the caller has to make."""
-        with self._lock:
-            now, known = self._monotonic(), self._fresh()
-            if known is not None or self._pending is not None or now - self._asked < MIN_REFRESH:
-                return known, self._pending, None
-            self._asked, self._pending = now, Future()
-            return None, None, self._pending
-
-    def _fresh(self) -> JwksClient | None:
-        kept = self._keys
-        return kept[0] if kept is not None and self._monotonic() - kept[1] < self._max_age else None
-
-    def _current(self) -> JwksClient:
-        with self._lock:
-            known, why = self._fresh(), self._why
-        if known is None:
-            raise AuthzError(Code.IDENTITY_UNAVAILABLE, why)
-        return known
-
-    def _done(self, mine: Future[None]) -> None:
-        with self._lock:
-            self._pending = None
-        mine.set_result(None)
-
-    def _keep(self, answer: Answer | None) -> None:
-        document = answer.body if answer is not None and answer.status == OK else None
-        keys, why = None, None
+    def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
+        """The key set that a discovery document names; `None` where it is no document of this issuer."""
         # OpenID Connect Discovery §4.3: else one provider speaks for another.
         if document is None or document.get("issuer") != self.issuer:
-            why = "there is no discovery document of its own"
-        else:
-            keys = self._client_of(document.get("jwks_uri"))
-            why = "`jwks_uri` of its discovery document is no https URL"
-        with self._lock:
-            self._why = why
-            if keys is not None:
-                # The same place keeps its copy: a document fetched anew is no reason to ask for the keys too.
-                same = self._keys is not None and repr(self._keys[0]) == repr(keys)
-                self._keys = (self._keys[0] if same and self._keys is not None else keys, self._asked)
+            self._why = "there is no discovery document of its own"
+            return None
+        keys = self._client_of(document.get("jwks_uri"))
+        self._why = "`jwks_uri` of its discovery document is no https URL"
+        # The same place keeps its copy: a document fetched anew is no reason to ask for the keys too.
+        return before if keys is not None and before is not None and repr(before) == repr(keys) else keys
 
     def _client_of(self, uri: object) -> JwksClient | None:
         try:
