@@ -1,4 +1,7 @@
-"""Shared by every tier: `HYPOTHESIS_PROFILE=long` multiplies the examples of the property tests by ten.
+"""Shared by every tier: how many examples the property tests draw, and whether they are new ones.
+
+By default they are the same each time: what a tier says of a commit is true of it tomorrow too. The search is the long
+tier's: `HYPOTHESIS_PROFILE=new` draws new ones, `HYPOTHESIS_PROFILE=long` ten times as many of them.
 
 No property fails for its time: a machine may be slow, or do other things too.
 """
@@ -9,9 +12,13 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE")
+_FACTOR = 10 if _PROFILE == "long" else 1
+
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=_PROFILE not in ("new", "long")
+)
 settings.load_profile("patient")
-_FACTOR = 10 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
 
 
 def pytest_collection_modifyitems(items):

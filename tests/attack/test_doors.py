@@ -205,7 +205,9 @@ def test_permitted_tool_runs_as_decided(door: str, form: str) -> None:
     for state in states:
         assert_went_on(state)
     decided = [r.context.call.args for r in calls_of(pdp, "pay") if r.context.call is not None]
-    assert decided == [{"recipient": "bob", "amount": 5.0, "currency": "USD"}] * len(states)
+    # Of two that do the same at once, the later is decided again, with the earlier in its request.
+    assert len(states) <= len(decided) < 2 * len(states)
+    assert all(args == {"recipient": "bob", "amount": 5.0, "currency": "USD"} for args in decided)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from langchain_runtime_authz.edges import entry as root_entry
 from langchain_runtime_authz.enforce import correction, judge
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.ledger import base, memory, state
+from langchain_runtime_authz.ledger import base, effects, memory
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from tests.property.test_correction_machine import CorrectionMachine
 
@@ -25,7 +25,7 @@ def old_plans_stand(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_epoch_is_compared(patch: pytest.MonkeyPatch) -> None:
-    dead, check = judge.lease_refusal, state._check
+    dead, check = judge.lease_refusal, effects._check
 
     def lease_refusal(run: Any, snapshot: Any) -> Any:
         code = dead(run, snapshot)
@@ -34,12 +34,12 @@ def no_epoch_is_compared(patch: pytest.MonkeyPatch) -> None:
     def _check(thread: Any, guard: Any) -> None:
         try:
             check(thread, guard)
-        except state._Refused as refused:
-            if refused.conflict.code != state.Code.STALE_EPOCH:
+        except effects._Refused as refused:
+            if refused.conflict.code != effects.Code.STALE_EPOCH:
                 raise
 
     patch.setattr(judge, "lease_refusal", lease_refusal)
-    patch.setattr(state, "_check", _check)
+    patch.setattr(effects, "_check", _check)
     old_plans_stand(patch)
 
 
@@ -53,7 +53,7 @@ def nothing_is_claimed(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
-    apply = state.apply
+    apply = effects.apply
 
     def freed(thread: Any, guard: Any, changes: Any, now: float) -> Any:
         refused = apply(thread, guard, changes, now)

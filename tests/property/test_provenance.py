@@ -151,6 +151,7 @@ def test_what_stands_around_an_address_is_not_carried_by_it(value: str, before: 
 @settings(deadline=None, max_examples=500)
 @given(value=st.builds("https://{}.example".format, users), before=around, behind=around)
 @example(value="https://bank.example", before="", behind="(.evil")
+@example(value="https://bank.example", before="", behind="#,https://evil.example")
 def test_what_stands_around_a_link_is_not_carried_by_it(value: str, before: str, behind: str) -> None:
     """The standard library's reading of a link that is told has the host that the human said, and no more than a path."""
     used = before + value + behind

@@ -208,13 +208,18 @@ def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _url(text: str) -> tuple[str, ...]:
-    """Scheme, default port and a last slash make no other target; a user part or a foreign host is no form."""
+    """Scheme, default port, a last slash and a place in the page make no other target.
+
+    A user part or a foreign host is no form; nor is a fragment that a tool might read as a list of links.
+    """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return ()
     if not host or not host.isascii() or parts.username is not None or "\\" in text:
+        return ()
+    if any(c in parts.fragment for c in ",;"):
         return ()
     where = host.lower().rstrip(".") + (f":{port}" if port not in (None, 80, 443) else "")
     query = f"?{parts.query}" if parts.query else ""
