@@ -44,7 +44,7 @@ class Arrival:
 
     `opener` instead of `run` where code beside every protected graph makes the call. `counts` of
     equal calls, where no gate and no message tells them apart. `gate` is what a gate in front handed
-    on for a call that became this one.
+    on for the call that became this one.
     """
 
     __slots__ = ("call", "config", "counts", "gate", "layer", "opener", "run")
@@ -117,17 +117,17 @@ def arrival(
     one = held()
     if one is not None and one.call.call_id != call_id:
         one = None  # a call that a wrapper makes on its own; the gate's verdict waits for the gate's call
-    if one is not None and not one.used:
-        one.used = True
-        call = one.call
+    mine = one if one is not None and one.take() else None
+    if mine is not None:
+        call = mine.call
         if (
-            one.verdict is not None
+            mine.verdict is not None
             and call.tool_ref is tool
             and call.tool == tool.name
             and call.parsed[1] == sent
             and unchanged(call, facts.injected)
         ):
-            return Decided(one.run, call, one.verdict)
+            return Decided(mine.run, call, mine.verdict)
     # After a gate, what differs from its call differs from the plan; without one, no message is at hand,
     # and the plan is looked up by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
@@ -155,7 +155,7 @@ def arrival(
 
     if one is None:
         return _arrival(tool, config, call_id, lambda: described(tool_input))
-    return Arrival(one.run, None, described(tool_input), config, None, one)
+    return Arrival(one.run, None, described(tool_input), config, None, mine)
 
 
 def arrival_by_hand(

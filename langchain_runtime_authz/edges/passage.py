@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -47,13 +48,20 @@ class Held:
         used: the guard has met it.
     """
 
-    __slots__ = ("answers", "call", "left", "paused", "place", "replaced", "run", "used", "verdict")
+    __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "run", "used", "verdict")
 
     def __init__(self, run: Run, settled: Settled, place: int | None = None) -> None:
         self.run, self.place = run, place
         self.call, self.verdict, self.answers, self.paused, self.replaced = settled
         self.left = self.verdict is None
         self.used = self.left
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Whether the verdict is the caller's: a node that sends one call twice may run both at once."""
+        with self._lock:
+            first, self.used = not self.used, True
+        return first
 
     def give_back(self) -> Flow[None]:
         """Give a ticket back that nobody redeemed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -234,3 +236,45 @@ def test_a_call_sent_twice_runs_once_even_if_its_id_is_shared(way: str, order: l
     with authz.run(subject="alice", task="x"):
         _go(way, authz.protect(builder.compile()), {"messages": [HumanMessage("go")]})
     assert ran == [("write", "x")]
+
+
+class _SecondComes(BaseCallbackHandler):
+    """Holds the tool that starts first, decided and not begun, until the second has been decided too."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.second = threading.Event()
+
+    def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
+        self.started.append(str(kwargs["run_id"]))
+        if len(self.started) > 1:
+            self.second.set()
+        else:
+            self.second.wait(20)
+
+
+@ways
+@pytest.mark.parametrize("name", ["read", "write"])
+def test_one_call_sent_twice_at_once(way: str, name: str) -> None:
+    """Neither execution loses what was decided on it to the other: a read runs twice, a side effect once."""
+    ran: Ran = []
+    authz, _ = _authz()
+    handler = _SecondComes()
+    made = {"name": name, "args": {"text": "x"}, "id": "1", "type": "tool_call"}
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda s: {"messages": [AIMessage("", tool_calls=[made])]})
+    builder.add_node("tools", ToolNode(_tools(ran)))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda s: [Send("tools", [s["messages"][-1].tool_calls[0]] * 2)], ["tools"])
+    builder.add_edge("tools", END)
+    graph = authz.protect(builder.compile())
+    if name == "write":
+        handler.second.set()  # the second does not start: it waits for nobody
+    with authz.run(subject="alice", task="x"):
+        state = _go(way, graph, {"messages": [HumanMessage("go")]}, {"callbacks": [handler]})
+    assert ran == [(name, "x")] * (2 if name == "read" else 1)
+    # A side effect's other answer is its result, or that it is under way.
+    statuses = [m.status for m in state["messages"][2:]]
+    assert statuses.count("success") >= len(ran)
