@@ -279,6 +279,8 @@ AGAIN = {
         AIMessage("", tool_calls=[{"name": "pay", "args": PAYMENT, "id": f"c{i}"} for i in range(4)]), AIMessage("done"),
     ],
     "in another writing": calls(("pay", PAYMENT), ("pay", {"to": f" {MINE.lower()} ", "amount": 50})),
+    "in brackets": calls(("pay", PAYMENT), ("pay", {"to": f"<{MINE}>", "amount": 50})),
+    "with a word": calls(("pay", PAYMENT), ("pay", {"to": f"to {MINE}", "amount": 50})),
 }
 
 
