@@ -257,8 +257,8 @@ class CallContext(_Model):
     `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
     arguments go in this very call: `none` where a tool that sends was given nobody to send to.
     `changed` are the tools that critical arguments came from and whose content changed since the plan.
-    `repeats`: how many calls of this tool with the same critical arguments were let run since the task
-    last changed, those announced before it in its message among them.
+    `repeats`: how many calls of this tool with the same critical arguments were let run since the human last
+    said something, other than in answer to a question; those announced before it in its message among them.
     """
 
     id: str | None = None

@@ -73,7 +73,7 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
     judged = yield from _ask(run, calls, judged, config)
     settled: list[Settled] = []
     for one in judged:
-        verdict = None if _left(one) else (yield from claim(run, one))
+        verdict = None if _left(one) else (yield from claim(run, one))[1]
         row = one.row
         answered = answers_had(row.result) if row is not None else 0
         if one.replay and one.call.reviewed and _by_review(one, task_id(config)):
@@ -126,7 +126,7 @@ def decide_one_of(
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
-    verdict = yield from claim(run, mine)
+    _, verdict = yield from claim(run, mine)
     return Settled(mine.call, verdict, replaced=_replaced(mine))
 
 

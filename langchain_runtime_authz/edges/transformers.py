@@ -8,7 +8,7 @@ them: as for what runs while a state is read or edited, a tool that one of them 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from langchain_runtime_authz.edges.handle import beside_scope
@@ -47,8 +47,11 @@ class _Beside:
 
 
 def beside(factories: Any) -> Any:
-    """The factories, each wrapped once; what is none is left to LangGraph to refuse."""
-    if not isinstance(factories, list | tuple):
+    """The factories, each wrapped once; what is none is left to LangGraph to refuse.
+
+    LangGraph takes them from whatever can be iterated over.
+    """
+    if not isinstance(factories, Iterable):
         return factories
     return tuple(_Beside(f) if callable(f) and not isinstance(f, _Beside) else f for f in factories)
 

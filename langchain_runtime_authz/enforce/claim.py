@@ -58,11 +58,22 @@ _log = logging.getLogger(__name__)
 RACES: Final = 16  # agents that do the same at once before one of them is refused for it
 
 
-def claim(run: Run, judged: Judged, tries: int = RACES) -> Flow[Verdict]:
+def claim(run: Run, judged: Judged) -> Flow[tuple[Judged, Verdict]]:
     """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here.
 
-    Where somebody did the same since it was judged, it is judged anew, at most `tries` times.
+    Where somebody did the same since it was judged, it is judged anew: what it was judged at last comes with the verdict.
     """
+    tries = RACES
+    while isinstance(verdict := (yield from _claim(run, judged)), Conflict):
+        anew = (yield from judge_calls(run, [judged.call]))[0] if tries else judged
+        if _repeats(anew) <= _repeats(judged):
+            return judged, (yield from deny_call(run, _replaced(judged, deny(verdict.code))))
+        judged, tries = anew, tries - 1
+    return judged, verdict
+
+
+def _claim(run: Run, judged: Judged) -> Flow[Verdict | Conflict]:
+    """Once. A conflict is about what others have used up meanwhile."""
     call, decision, approval = judged.call, judged.decision, judged.approval
     if judged.replay:
         message = (yield from _news(run, judged)) if _stale(judged) else ""
@@ -107,10 +118,8 @@ def claim(run: Run, judged: Judged, tries: int = RACES) -> Flow[Verdict]:
     if isinstance(done, Conflict):
         if done.row is not None:
             return Replay(call, done.row.result)
-        if done.code == Code.BUDGET_EXHAUSTED and tries > 0:
-            (anew,) = yield from judge_calls(run, [call])
-            if _repeats(anew) > _repeats(judged):
-                return (yield from claim(run, anew, tries - 1))
+        if done.code == Code.BUDGET_EXHAUSTED:
+            return done
         return (yield from deny_call(run, _replaced(judged, deny(done.code))))
     failed: Denial | None = None
     try:

@@ -20,7 +20,7 @@ from langchain_runtime_authz.enforce.approval import edited_action
 from langchain_runtime_authz.enforce.call import Call, Judged
 from langchain_runtime_authz.enforce.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.enforce.obligations import understood
-from langchain_runtime_authz.enforce.provenance import sentences
+from langchain_runtime_authz.enforce.provenance import Said, sentences
 from langchain_runtime_authz.enforce.request import request_of
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
@@ -78,7 +78,7 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
     keys, origin = [_key(run, c, run.epoch) for c in calls], run.epoch
     said = run.engine.recall.said(run.scope)
     try:
-        counters = [repeats_counter(run, c) for c in calls]
+        counters = [repeats_counter(said, c) for c in calls]
         snapshot: Snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=said is None))
         if (carried := _origin(run, snapshot)) is not None:
             keys, origin = [_key(run, c, carried) for c in calls], carried
@@ -87,6 +87,9 @@ def judge_calls(run: Run, calls: Sequence[Call]) -> Flow[list[Judged]]:
             if said is not None:  # the task changed since its words were read
                 snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=True))
             said = run.engine.recall.hear(run.scope, snapshot)
+            told, counters = counters, [repeats_counter(said, c) for c in calls]
+            if counters != told:
+                snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=False))
         snapshot = yield from renewed(run, snapshot)
         moved = yield from _moved(run, snapshot, calls, keys)
     except Exception as exc:  # noqa: BLE001  (likewise)
@@ -146,12 +149,16 @@ def _evidence(run: Run, call: Call, request: EvaluationRequest | None) -> tuple[
     return (f"DONE BEFORE: the same was let run {asked.repeats} time(s) for this task", *told)
 
 
-def repeats_counter(run: Run, call: Call) -> str:
-    """The name under which calls that do the same again are counted, or `""` where that can not be told."""
-    if call.error is not None or not (call.profiled and call.profile.side_effect):
+def repeats_counter(said: Said | None, call: Call) -> str:
+    """The name under which calls that do the same again are counted, or `""` where that can not be told.
+
+    Not by the epoch: that moves where a human refuses a call with a reason, or a machine changes what the task is based
+    on, and neither asks for anything to be done again.
+    """
+    if said is None or call.error is not None or not (call.profiled and call.profile.side_effect):
         return ""
     hit = aim(call.profile, call.args)
-    return f"same:{run.epoch}:{call.tool}:{hit}" if hit else ""
+    return f"same:{said.turns}:{call.tool}:{hit}" if hit else ""
 
 
 def _repeats(snapshot: Snapshot, counters: Sequence[str], rows: Sequence[CallRow | None]) -> list[int]:

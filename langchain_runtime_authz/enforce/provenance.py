@@ -25,6 +25,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.harvest import Harvest, Number, Prose, harvest
 from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, names_source, trace
 from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.facts.task import ANSWER
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.profile import ToolProfile, argument
 
@@ -47,11 +48,15 @@ _DESTINATIONS: Final = ("principal", "url", "channel")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A task's words at one state of it, read once."""
+    """A task's words at one state of it, read once.
+
+    `turns`: how often the human said something. What he answers to a question asks for nothing anew.
+    """
 
     digest: str
     words: HumanWords
     request: Request
+    turns: int = 0
 
 
 _NO_MEMORY: Final = Memory()
@@ -84,8 +89,10 @@ class Recall:
     def hear(self, scope: Scope, snapshot: Snapshot) -> Said:
         """The task's words in a snapshot that holds the log."""
         # What others said gives no authority, and an act without words none either.
-        texts = [t.text for t in snapshot.log if t.own and t.text]
-        said = Said(snapshot.task.digest, HumanWords(texts), Request(texts)) if texts else _NOTHING
+        own = [t for t in snapshot.log if t.own]
+        texts = [t.text for t in own if t.text]
+        turns = sum(not (t.key or "").startswith(ANSWER) for t in own)
+        said = Said(snapshot.task.digest, HumanWords(texts), Request(texts), turns)
         with self._lock:
             self._thread(scope).said = said
         return said

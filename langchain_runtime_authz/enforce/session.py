@@ -196,8 +196,9 @@ class Session:
         return (yield from self._settle(call))
 
     def _settle(self, call: Call) -> Flow[Decision]:
-        judged = self._last = (yield from judge_calls(self._run, [call]))[0]
-        verdict = yield from claim(self._run, judged)
+        (judged,) = yield from judge_calls(self._run, [call])
+        judged, verdict = yield from claim(self._run, judged)
+        self._last = judged
         if isinstance(verdict, Ticket):
             verdict.redeem()
             self._open.setdefault(_open_key(call.tool, call.args_digest), []).append((call, verdict))

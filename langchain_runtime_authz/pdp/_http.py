@@ -12,6 +12,7 @@ compression (so there is nothing to unpack, and no bomb).
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import ipaddress
 import os
@@ -22,7 +23,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -74,11 +75,17 @@ class _Pool:
             self.loop.close()
 
     def stop(self) -> None:
-        """End every exchange, close every connection, end the thread. Idempotent."""
-        if self._pid != os.getpid() or self.loop.is_closed():  # a fork's copy has no thread to end
-            return
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        if threading.current_thread() is not self._thread:  # which may drop the last reference
+        """End every exchange, close every connection, end the thread. Idempotent.
+
+        It is not waited for here: a finaliser may come in within a lock that the thread needs to end.
+        """
+        if self._pid == os.getpid():  # a fork's copy has no thread to end
+            with suppress(RuntimeError):  # it has ended
+                self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def wait(self) -> None:
+        """Until the thread has ended."""
+        if self._pid == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join()
 
     async def _close(self) -> None:
@@ -225,9 +232,10 @@ class Link:
         """Close every connection and end the thread; every later exchange fails. Idempotent."""
         with self._lock:
             self._closed = True
-            finalizer, self._finalizer, self._pool = self._finalizer, None, None
-        if finalizer is not None:
+            finalizer, pool, self._finalizer, self._pool = self._finalizer, self._pool, None, None
+        if finalizer is not None and pool is not None:
             finalizer()
+            pool.wait()
 
     # --- on the link's loop -------------------------------------------------------------------------
 
@@ -449,6 +457,12 @@ class _Token:
 # parent's are kept alive unused, because closing them here would reach into the parent's sockets.
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
 _of_the_parent: list[object] = []
+
+
+@atexit.register
+def _exiting() -> None:
+    for link in list(_links):
+        link.close()
 
 
 def _forked() -> None:

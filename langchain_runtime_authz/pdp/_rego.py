@@ -109,14 +109,23 @@ class _Clock:
                 self._thread.start()
 
     def release(self) -> None:
-        """One fewer; the last one ends the thread."""
+        """One fewer; the last one ends the thread.
+
+        Which nobody waits for here: a finaliser may come in within a lock that the thread needs to end.
+        """
         with self._lock:
             self._users -= 1
-            if self._users or self._stop is None or self._thread is None:
-                return
-            self._stop.set()
-            if self._thread is not threading.current_thread():
-                self._thread.join()
+            if not self._users and self._stop is not None:
+                self._stop.set()
+
+    def wait(self) -> None:
+        """Until the thread has ended, if it was told to."""
+        with self._lock:
+            stop, thread = self._stop, self._thread
+        if stop is None or thread is None or not stop.is_set():
+            return
+        if thread is not threading.current_thread():
+            thread.join()
 
     def _tick(self, stop: threading.Event) -> None:
         while not stop.wait(TICK):
@@ -237,6 +246,7 @@ class Program:
         self._closed = True
         self._free.clear()
         self._finalizer()
+        self.clock.wait()
 
 
 class _Instance:
@@ -378,6 +388,7 @@ def _ended() -> None:
         program.close()
         program.module.close()
     if _clock is not None:
+        _clock.wait()
         _clock.host.close()
         _clock.call.close()
         _clock.engine.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
@@ -265,7 +266,7 @@ def _handler(event: str) -> Launder:
     return play
 
 
-def reader_that_starts_another_graph(office: Office, how: str) -> Any:
+def reader_that_starts_another_graph(office: Office, how: str, given_as: Callable[[Any], Any] = lambda t: [t]) -> Any:
     """A stream transformer does, in the hands of whoever reads the first graph's events."""
     clerk = office.graph(office.model())
     clerk.name = "clerk"
@@ -286,14 +287,14 @@ def reader_that_starts_another_graph(office: Office, how: str) -> Any:
 
     async def aread() -> None:
         async with office.authz.run(subject="alice"):
-            async for _ in await graph.astream_events(given, THREAD, version="v3", transformers=[Forwarding]):
+            async for _ in await graph.astream_events(given, THREAD, version="v3", transformers=given_as(Forwarding)):
                 pass
 
     if how == "async":
         asyncio.run(aread())
     else:
         with office.authz.run(subject="alice"):
-            list(graph.stream_events(given, THREAD, version="v3", transformers=[Forwarding]))
+            list(graph.stream_events(given, THREAD, version="v3", transformers=given_as(Forwarding)))
     assert EVIL not in office.pinned("clerk", "own")
     return graph
 
@@ -312,6 +313,8 @@ ROADS: dict[str, Launder] = {
     "handler_of_a_tool_that_starts_a_graph": _handler("on_tool_end"),
     "handler_of_a_node_that_starts_a_graph": _handler("on_chain_end"),
     "reader_that_starts_another_graph": reader_that_starts_another_graph,
+    "reader_in_a_set": partial(reader_that_starts_another_graph, given_as=lambda t: {t}),
+    "reader_in_a_generator": partial(reader_that_starts_another_graph, given_as=lambda t: (one for one in [t])),
 }
 roads = pytest.mark.parametrize("road", ROADS)
 

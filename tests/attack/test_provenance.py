@@ -18,6 +18,7 @@ from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.demo.graph import agent_graph
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 MINE, THEIRS = "UK12345678901234567890", "GB98765432109876543210"
@@ -278,6 +279,8 @@ AGAIN = {
         AIMessage("", tool_calls=[{"name": "pay", "args": PAYMENT, "id": f"c{i}"} for i in range(4)]), AIMessage("done"),
     ],
     "in another writing": calls(("pay", PAYMENT), ("pay", {"to": f" {MINE.lower()} ", "amount": 50})),
+    "in brackets": calls(("pay", PAYMENT), ("pay", {"to": f"<{MINE}>", "amount": 50})),
+    "with a word": calls(("pay", PAYMENT), ("pay", {"to": f"to {MINE}", "amount": 50})),
 }
 
 
@@ -312,6 +315,32 @@ def test_another_payment_and_a_new_word_are_no_repetition() -> None:
     assert len(world.ran) == 2
 
 
+NO: dict[str, dict[str, Any]] = {
+    "a reason": {"type": "reject", "message": "That was paid already."},
+    "an answer": {"type": "respond", "message": "It has been paid."},
+    "another payment": {"type": "edit", "edited_action": {"name": "pay", "args": {"to": MINE, "amount": 1}}},
+}
+
+
+@ways
+@pytest.mark.parametrize("no", NO.values(), ids=NO)
+def test_who_refuses_a_repetition_with_a_reason_asks_for_nothing_anew(go: Go, no: dict[str, Any]) -> None:
+    """It changes the task, and the model that repeats the payment once more is asked about once more. Unenforced it pays."""
+    script = calls(*[("pay", PAYMENT)] * 3)
+    world, authz = World(), ours()
+    graph: Any = authz.protect(agent_graph(ScriptedChatModel(script=script), world.tools()))
+    config: Any = {"configurable": {"thread_id": "t"}}
+    with authz.run(subject="alice", task=TASK) as run:
+        go(graph, {"messages": [HumanMessage(TASK)]}, config)
+        state = go(graph, Command(resume={"decisions": [no]}), config)
+        assert run.epoch == 2
+    assert "DONE BEFORE" in state["__interrupt__"][0].value["action_requests"][0]["description"]
+    assert world.ran.count((MINE, 50.0)) == 1
+    world = World()
+    play(world, script, go)
+    assert world.ran.count((MINE, 50.0)) == 3
+
+
 @pytest.mark.parametrize("tolerant", [False, True], ids=["once", "as often as they like"])
 def test_agents_that_do_the_same_at_once_are_judged_one_after_the_other(tolerant: bool) -> None:
     """While one is judged another is let run: the first is judged anew, on what was done meanwhile, and by the policy alone."""
@@ -333,6 +362,25 @@ def test_agents_that_do_the_same_at_once_are_judged_one_after_the_other(tolerant
         later = parent.decide("pay", PAYMENT)
     assert decided.permit is later.permit is tolerant
     assert counts == ([0, 0, 1, 0, 2, 3] if tolerant else [0, 0, 1, 0, 1, 1])
+
+
+def test_a_session_tells_and_asks_what_was_judged_at_last() -> None:
+    """Of a payment that another agent made meanwhile: its question can be answered. Alone it is not asked."""
+    others: list[Any] = []
+
+    class Racing(WasmPDP):
+        def evaluate(self, request: Any, body: bytes) -> Any:
+            answer = super().evaluate(request, body)
+            if others and request.resource.id == "pay":
+                others.pop().decide("pay", PAYMENT)
+            return answer
+
+    for raced in (True, False):
+        with ours(pdp=Racing()).session(subject="alice", task=TASK) as parent, parent.delegate("one") as one:
+            others += [parent] if raced else []
+            decided = one.decide("pay", PAYMENT)
+            assert decided.outcome == ("approval_required" if raced else "permit")
+            assert one.approve(decided).permit is raced
 
 
 def test_an_agents_words_are_no_humans() -> None:

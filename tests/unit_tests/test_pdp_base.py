@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +18,7 @@ import pytest
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pdp import authzen, opa
+from langchain_runtime_authz.pdp._http import Link
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -474,3 +477,24 @@ def test_an_observer_of_ones_own_is_asked() -> None:
 
     assert decide(ObserveOnly(StaticPDP(False))).permit
     assert not decide(DeniesAll(StaticPDP(False))).permit
+
+
+def test_a_forgotten_link_ends_its_thread_and_waits_for_nothing() -> None:
+    """A finaliser comes in anywhere, also within the lock that a thread needs to end; closed, it has ended."""
+
+    async def nothing(_: Any) -> None: ...
+
+    before = set(threading.enumerate())
+    for forgotten in (True, False):
+        link: Link | None = Link("http://127.0.0.1:9", timeout=60)
+        assert link is not None
+        link.run(nothing)
+        (thread,) = set(threading.enumerate()) - before
+        if forgotten:
+            link = None
+            with threading._active_limbo_lock:  # type: ignore[attr-defined]
+                gc.collect()
+            thread.join(60)
+        else:
+            link.close()
+        assert not thread.is_alive()

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import ArgumentProvenance
 from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.facts.provenance.harvest import MAX_SIGHTINGS, Harvest, Sighting, harvest
-from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, Memory, names_source, trace, wanted
+from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, Memory, aim, names_source, trace, wanted
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -459,3 +459,27 @@ def test_keys_that_an_attacker_makes_up_are_no_names() -> None:
     """A source is told by names of fields; a key that is no name is a value."""
     found = read({"x y\n{evil}": "value-1", "ok": {"a" * 300: "value-2"}}, BOOK)
     assert {s.source for s in found.sightings} <= {"mail", "mail/ok"}
+
+
+SAME = [
+    ("bob@x.org", "Bob <BOB@x.org>"),
+    ("+1 555-123-4567", "1 (555) 123 4567"),
+    ("12345678", 12345678),
+    (["bob@x.org", "eve@x.org"], ["eve@x.org", "bob@x.org", "bob@x.org"]),
+    ("https://x.org/", "see https://x.org"),
+]
+OTHERS = [("bob@x.org", "bob@x.org.uk"), ("bob@x.org", "bob@x.org, eve@x.org"), ("12345678", "12345679"), ("Bob", "Eve")]
+
+
+def test_what_is_done_again_is_known_in_every_writing() -> None:
+    """What provenance takes for the same recipient or amount counts as the same; another one does not."""
+    profile = ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"})
+
+    def of(to: object, amount: object = 1000) -> str:
+        return aim(profile, {"to": to, "amount": amount})
+
+    for one, other in SAME:
+        assert of(one) == of(other), (one, other)
+    for one, other in OTHERS:
+        assert of(one) != of(other), (one, other)
+    assert of("Bob") == of("Bob", "1,000") == of("Bob", "1.000") == of("Bob", 1000.0) != of("Bob", 100)

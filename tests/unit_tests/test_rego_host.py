@@ -207,8 +207,11 @@ def test_one_thread_watches_all_and_ends_with_the_last() -> None:
     first.close()
     first.close()
     assert second.evaluate(b"x", "a/b") == {"decision": True}
+    (thread,) = [t for t in threading.enumerate() if t.name == "runtime-authz-wasm"]
     del second
-    gc.collect()
+    with threading._active_limbo_lock:
+        gc.collect()
+    thread.join(60)
     assert watching() <= before
 
 

@@ -157,12 +157,26 @@ def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWord
 def aim(profile: ToolProfile, args: Mapping[str, Any]) -> str:
     """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments, by their forms.
 
-    Empty where a tool has none, or was given none.
+    Empty where a tool has none, or was given none. What two writings of may be the same counts as the same: it is asked about.
     """
-    given = {n: _items(argument(args, n)) for n in sorted(profile.critical)}
-    hit = [(n, [forms(v)[:1] or repr(v) for v in items]) for n, items in given.items() if items]
-    too_many = [(n, repr(argument(args, n))) for n, items in given.items() if items is None]
+    given = {n: (kind, _items(argument(args, n))) for n, kind in sorted(profile.critical.items())}
+    hit = [(n, sorted({_hit(v, kind) for v in items})) for n, (kind, items) in given.items() if items]
+    too_many = [(n, repr(argument(args, n))) for n, (_, items) in given.items() if items is None]
     return key(repr((hit, too_many))) if hit or too_many else ""
+
+
+def _hit(value: object, kind: str) -> tuple[str, ...]:
+    """What a scalar hits: of a destination the addresses in it alone, of a number the most that it may mean."""
+    if kind in _DESTINATIONS and isinstance(value, int):
+        value = str(value)  # an account's number
+    found = forms(value)
+    if kind in _DESTINATIONS and isinstance(value, str):
+        reached = identifiers(tidy(value)) or [f for f in found if f.startswith("digits:")]
+        if reached:
+            return tuple(sorted(reached))
+    elif numbers := [f for f in found if f.startswith("num:")]:
+        return (max(numbers, key=lambda f: Decimal(f.removeprefix("num:"))),)
+    return found[:1] or (repr(value),)
 
 
 def _traced(profile: ToolProfile) -> list[tuple[str, Any]]:
