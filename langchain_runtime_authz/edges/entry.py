@@ -335,8 +335,8 @@ class _Root(Entering[tuple[Any, Any]]):
         try:
             with run_scope(run):  # what reads the graph's state runs its reducers
                 self.input = drive(self.engine, self._told(entry))
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as exc:  # no task has ended with it
+            self.__exit__(type(exc), exc, exc.__traceback__)
             raise
         return self.input, with_run(self.config, entry.run)
 
@@ -347,8 +347,8 @@ class _Root(Entering[tuple[Any, Any]]):
         try:
             with run_scope(run):
                 self.input = await adrive(self.engine, self._told(entry))
-        except BaseException:
-            await self.__aexit__(None, None, None)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
             raise
         return self.input, with_run(self.config, entry.run)
 
