@@ -241,22 +241,27 @@ class Entrance:
         Raises:
             AuthzDenied: the ledger failed. The state is written, and the next root entry finds what was done.
         """
-        before = graph.get_state(config)
-        place = update()
-        drive(self.engine, self._altered(graph, before, place, config, supersteps))
+        opener = None if beside() else opened(config)  # else a protected graph's own code does it: no human speaks
+        with beside_scope():
+            before = graph.get_state(config)
+            place = update()
+            drive(self.engine, self._altered(graph, before, place, opener, supersteps))
         return place
 
     async def aupdate(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Awaitable[Any]]) -> Any:
         """Like `update`."""
-        before = await graph.aget_state(config)
-        place = await update()
-        await adrive(self.engine, self._altered(graph, before, place, config, supersteps))
+        opener = None if beside() else opened(config)
+        with beside_scope():
+            before = await graph.aget_state(config)
+            place = await update()
+            await adrive(self.engine, self._altered(graph, before, place, opener, supersteps))
         return place
 
-    def _altered(self, graph: Any, before: StateSnapshot, place: Any, config: Any, supersteps: Any) -> Flow[None]:
+    def _altered(
+        self, graph: Any, before: StateSnapshot, place: Any, handle: RunHandle | None, supersteps: Any
+    ) -> Flow[None]:
         if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
             return
-        handle = opened(config)
         texts: list[HumanText] = []
         if handle is not None and handle.human and not handle.closed:
             updates = [u[0] for step in supersteps for u in step]
