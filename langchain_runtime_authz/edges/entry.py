@@ -366,7 +366,7 @@ class _Root(Entering[tuple[Any, Any]]):
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
             state = yield ReadState(self.graph, self.config)
-            given = yield from resumed(entry, given, state, below=is_below(self.config))
+            given = yield from resumed(entry, given, state, below=is_below(self.config), human=not self.at_call.beside)
         elif self.graph is not None and given is None and saver_of(self.graph) is not None:
             given = settled_beside(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:
