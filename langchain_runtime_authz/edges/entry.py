@@ -241,22 +241,27 @@ class Entrance:
         Raises:
             AuthzDenied: the ledger failed. The state is written, and the next root entry finds what was done.
         """
-        before = graph.get_state(config)
-        place = update()
-        drive(self.engine, self._altered(graph, before, place, config, supersteps))
+        opener = None if beside() else opened(config)  # else a protected graph's own code does it: no human speaks
+        with beside_scope():
+            before = graph.get_state(config)
+            place = update()
+            drive(self.engine, self._altered(graph, before, place, opener, supersteps))
         return place
 
     async def aupdate(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Awaitable[Any]]) -> Any:
         """Like `update`."""
-        before = await graph.aget_state(config)
-        place = await update()
-        await adrive(self.engine, self._altered(graph, before, place, config, supersteps))
+        opener = None if beside() else opened(config)
+        with beside_scope():
+            before = await graph.aget_state(config)
+            place = await update()
+            await adrive(self.engine, self._altered(graph, before, place, opener, supersteps))
         return place
 
-    def _altered(self, graph: Any, before: StateSnapshot, place: Any, config: Any, supersteps: Any) -> Flow[None]:
+    def _altered(
+        self, graph: Any, before: StateSnapshot, place: Any, handle: RunHandle | None, supersteps: Any
+    ) -> Flow[None]:
         if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
             return
-        handle = opened(config)
         texts: list[HumanText] = []
         if handle is not None and handle.human and not handle.closed:
             updates = [u[0] for step in supersteps for u in step]
@@ -335,8 +340,8 @@ class _Root(Entering[tuple[Any, Any]]):
         try:
             with run_scope(run):  # what reads the graph's state runs its reducers
                 self.input = drive(self.engine, self._told(entry))
-        except BaseException:
-            self.__exit__(None, None, None)
+        except BaseException as exc:  # no task has ended with it
+            self.__exit__(type(exc), exc, exc.__traceback__)
             raise
         return self.input, with_run(self.config, entry.run)
 
@@ -347,8 +352,8 @@ class _Root(Entering[tuple[Any, Any]]):
         try:
             with run_scope(run):
                 self.input = await adrive(self.engine, self._told(entry))
-        except BaseException:
-            await self.__aexit__(None, None, None)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
             raise
         return self.input, with_run(self.config, entry.run)
 
@@ -361,7 +366,7 @@ class _Root(Entering[tuple[Any, Any]]):
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
             state = yield ReadState(self.graph, self.config)
-            given = yield from resumed(entry, given, state, below=is_below(self.config))
+            given = yield from resumed(entry, given, state, below=is_below(self.config), human=not self.at_call.beside)
         elif self.graph is not None and given is None and saver_of(self.graph) is not None:
             given = settled_beside(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:

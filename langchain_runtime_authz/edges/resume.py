@@ -21,16 +21,17 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText
 __all__ = ["delivered", "resumed", "settled_beside", "unheard"]
 
 
-def resumed(entry: Entry, given: Command[Any], state: Any, *, below: bool) -> Flow[Command[Any]]:
+def resumed(entry: Entry, given: Command[Any], state: Any, *, below: bool, human: bool) -> Flow[Command[Any]]:
     """Put the answers of a resume value into the ledger, before any task starts.
 
     Only those to questions that are open in the graph. A plain value is given its question's id:
     LangGraph would hand it to whichever task asks first. Not where the graph is resumed at a checkpoint
-    `below` it, a child's: the child goes on from a copy, in which the question has another id.
+    `below` it, a child's: the child goes on from a copy, in which the question has another id. `human`: not a protected
+    graph's own code gives the answers, beside every run.
 
     Raises:
-        AuthzDenied: `approval_partial`, `approval_settled`: nothing of the value was taken, and what
-            was open stays open; or as `correction.answer`.
+        AuthzDenied: `approval_partial`, `approval_settled`, `approval_approver`: nothing of the value was taken, and
+            what was open stays open; or as `correction.answer`.
     """
     value = given.resume
     questions = {i.id: i.value for i in state.interrupts}
@@ -46,11 +47,13 @@ def resumed(entry: Entry, given: Command[Any], state: Any, *, below: bool) -> Fl
         left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
     except ValueError:
         raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
+    if asks and not human:
+        raise AuthzDenied(Code.APPROVAL_APPROVER, new_id())
     if asks:
         yield from answer(entry.run, asks, left)
     reviewed = {a.interrupt_id for a in asks}
     own = {i: v for i, v in answered.items() if i not in reviewed}
-    corrected = yield from reply(entry.run, questions, own)
+    corrected = yield from reply(entry.run, questions, own, human=human)
     return replace(given, resume=answered) if (asks or corrected) and not below else given
 
 

@@ -242,9 +242,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         # `update_state` comes down to this.
         update = partial(base.bulk_update_state, self, config, supersteps)
         own = running() is not None or is_handed_down(config)
+        if not own:
+            return entrance.update(self, config, supersteps, update)
         with beside_scope():
-            if not own:
-                return entrance.update(self, config, supersteps, update)
             place = update()
             drive(entrance.engine, entrance.updated_inside(self, config, place))
             return place
@@ -252,9 +252,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
         update = partial(base.abulk_update_state, self, config, supersteps)
         own = running() is not None or is_handed_down(config)
+        if not own:
+            return await entrance.aupdate(self, config, supersteps, update)
         with beside_scope():
-            if not own:
-                return await entrance.aupdate(self, config, supersteps, update)
             place = await update()
             await adrive(entrance.engine, entrance.updated_inside(self, config, place))
             return place

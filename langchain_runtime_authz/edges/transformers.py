@@ -39,10 +39,11 @@ class _Beside:
     def __call__(self, scope: tuple[str, ...]) -> Any:
         with beside_scope():
             made = self.factory(scope)
-        for name in _HOOKS:
-            setattr(made, name, _scoped(getattr(made, name)))
-        for name in _ASYNC_HOOKS:
-            setattr(made, name, _ascoped(getattr(made, name)))
+        for names, scope_of in ((_HOOKS, _scoped), (_ASYNC_HOOKS, _ascoped)):
+            for name in names:
+                hook = getattr(made, name)
+                if getattr(hook, "__code__", None) not in _OURS:  # of a factory that gives the same one each time
+                    setattr(made, name, scope_of(hook))
         return made
 
 
@@ -79,3 +80,6 @@ def _ascoped(hook: Callable[..., Any]) -> Callable[..., Any]:
             return await hook(*args)
 
     return scoped
+
+
+_OURS: Final = (_scoped(print).__code__, _ascoped(print).__code__)

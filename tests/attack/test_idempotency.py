@@ -183,7 +183,7 @@ def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> Non
 
             def flow() -> Any:
                 judged = yield from judge_calls(run, [one])
-                return (yield from claim(run, judged[0]))
+                return (yield from claim(run, judged[0]))[1]
 
             return drive(run.engine, flow())
 

@@ -20,6 +20,7 @@ from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz import ToolProfile
 from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.edges.outside import ReadState
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.plan import raw_digest
@@ -249,6 +250,34 @@ def test_what_waits_is_remembered_over_a_run_that_fails(tmp_path: Path) -> None:
     family.change(to_eve)
     family.fails = False
     family.on()
+    assert (family.epoch, family.ran) == (2, [])
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No task has ended with it: an edit after it counts."""
+    family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
+    family.go(human())
+    reads = [OSError("a database that is away for a moment")]
+    whole = ReadState.run, ReadState.arun
+
+    def read(self: Any, engine: Any) -> Any:
+        if reads:
+            raise reads.pop()
+        return whole[0](self, engine)
+
+    async def aread(self: Any, engine: Any) -> Any:
+        if reads:
+            raise reads.pop()
+        return await whole[1](self, engine)
+
+    monkeypatch.setattr(ReadState, "run", read)
+    monkeypatch.setattr(ReadState, "arun", aread)
+    with pytest.raises(OSError, match="away"):
+        family.go(None) if how == "sync" else asyncio.run(family.ago(None))
+    assert marks(tmp_path / "ledger.db") == ["task"]
+    family.change(to_eve)
+    family.on(how)
     assert (family.epoch, family.ran) == (2, [])
 
 
