@@ -109,6 +109,7 @@ DESCRIBED = [
     ("Post it to the channel starting with Ext", "next_0", False),
     ("Post it to all channels that do not start with Ext", "ext_0", False),
     ("Post it to all but those starting with Ext", "ext_0", False),
+    ("Post it to the channel that did not start with Ext", "ext_0", False),
     ("Post it to the channel starting with the", "them", False),
 ]
 
