@@ -21,6 +21,8 @@ _BACK: Final = 300  # characters that are looked back at
 _A: Final = "['\u2019\u2018`\u00b4\u02bc\uff07]"  # what people type for an apostrophe
 _DONT: Final = rf"do(?:es)?(?:[ ]not|n{_A}?t)"
 
+_NO_CASE: Final = r"(?:(?:under[ ]no[ ]circumstances?|by[ ]no[ ]means|on[ ]no[ ]account|in[ ]no[ ]case)\b)"
+
 # What only sounds like a prohibition. A verb of knowing or having makes a statement of it, and so does the past.
 _QUIET: Final = re.compile(
     rf"""
@@ -28,7 +30,7 @@ _QUIET: Final = re.compile(
         ['\u2018](?:[^'\u2018\u2019\n]|(?<=\w)['\u2019](?=\w)){{1,200}}['\u2019])(?!\w)
     | \b(?:do[ ]not|don{_A}?t|not|never)(?=[ ](?:forget|fail|hesitate|miss)\b)
     | (?<!\bdo[ ])(?<!\bdoes[ ])\bnot(?=[ ](?:sure|only|just|later|yet|until)\b)
-    | \b(?<!\bI[ ]do[ ])(?:I|we|you|they|he|she)[ ]{_DONT}(?=[ ](?:have(?![ ]to\b)|know|remember|recall|see|care|mind|need(?![ ](?:to|you)\b))\b)
+    | \b(?:I|we|you|they|he|she)[ ]{_DONT}(?=[ ](?:have(?![ ]to\b)|know|remember|recall|see|care|mind|need(?![ ](?:to|you)\b))\b)
     | \b(?:wo|would)n{_A}t[ ]mind\b
     | \b(?:nobody|no[ ]one|none)(?=[ ](?:did|has|have|had)\b)
     | \bwithout(?=[ ](?:any[ ]|further[ ]|more[ ]){{0,2}}(?:ado|delay|exception|fail|hesitation|question)s?\b)
@@ -44,14 +46,16 @@ _QUIET: Final = re.compile(
 _WORD: Final = re.compile(
     rf"""
     (?<![\w\-./@\\])(?:
-    (?P<of>(?:must|should|shall|may|might|can|could|will|would|need)(?:[ ]not|[ ]never|n{_A}t)|cannot|can{_A}t|won{_A}t|shan{_A}t
-        |(?:is|are|am|was|were)(?:[ ]not|n{_A}t)(?=[ ](?:to|allowed|permitted|supposed)\b))
+    (?P<of>(?:must|should|shall|may|might|can|could|will|would|need)(?:[ ]not|[ ]never|[ ]{_NO_CASE}|n{_A}?t)|cannot|can{_A}?t|won{_A}?t|shan{_A}?t
+        |(?:is|are|am|was|were)(?:[ ]not|n{_A}?t)(?=[ ](?:to|allowed|permitted|supposed)\b))
     |(?P<than>(?<!rather[ ])(?<!other[ ])than)
     |(?:all|any\w{{0,8}}|every\w{{0,8}})(?:[ ][^\s.,;:!?]{{1,40}}){{0,4}}[ ](?P<all>but)(?![ ]also\b)
-    |{_DONT}|(?:is|are|was|were)n{_A}t|not|never|nothing|nobody|no[ ]one|none|neither|nor
-    |no(?=[ ](?:\w{{1,40}}[ ]){{1,3}}(?:to|for)\b)|(?:under[ ])?no[ ]circumstances|by[ ]no[ ]means
-    |without|unless|except(?:ing)?(?:[ ]for)?|exclud(?:e|ing)|instead[ ]of|rather[ ]than|other[ ]than|apart[ ]from|aside[ ]from|besides
-    |(?P<aside>ignore)|minus(?=[ ][^\d\s])|avoid|refuse|skip|omit|keep|preserve|retain|forbid(?:den)?|prohibit(?:ed)?|stop(?=[ ]\w{{1,40}}ing\b)
+    |{_DONT}|(?:is|are|was|were)n{_A}?t|not|never|hardly|neither|nor|(?P<none>nothing|nobody|no[ ]one|none)
+    |no(?=[ ](?:\w{{1,40}}[ ]){{1,3}}(?:to|for)\b)|{_NO_CASE}
+    |without|unless|except(?:ing)?(?:[ ]for)?|exclud(?:e|ing)|instead[ ]of|in[ ]place[ ]of|as[ ]opposed[ ]to|rather[ ]than|other[ ]than
+    |apart[ ]from|aside[ ]from|besides|(?P<aside>ignore|keep|preserve|retain|skip|omit)|minus(?=[ ][^\d\s])|avoid|refrain|refuse|hide
+    |beware|least[ ]of[ ]all|forbid(?:den)?|prohibit(?:ed)?|hold[ ]off|stop(?=[ ](?:\w{{1,40}}ing|the|all|any)\b)|leave(?=[ ](?:out|\S{{1,80}}[ ](?:out|alone))\b)
+    |nicht|kein(?:e[mnrs]?)?|niemals|ohne|au\u00dfer|statt|pas|jamais|sans|sauf|nunca|excepto|salvo|senza|tranne
     )(?![\w\-/@\\])
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -60,6 +64,7 @@ _EMPHASIS: Final = re.compile(r"(?<!\w)_{1,2}(?=[a-z]{2,5}_)|(?<=[a-z])_{1,2}(?!
 _CLAUSE: Final = re.compile(r"[,:.;!?](?=\s|\Z)|\n| (?:but|so)\b| [\-\u2013\u2014] |\Z", re.IGNORECASE)
 _ASIDE: Final = re.compile(rf"{_CLAUSE.pattern}| and (?=[a-z]{{1,40}} \S)")
 _SENTENCE: Final = re.compile(r"[.;!?](?=\s|\Z)|\n|\Z")
+_YET_NOTHING: Final = re.compile(r"\s*(?:ever|even|just|please)?\s*", re.IGNORECASE)  # of what is forbidden
 _COMPARED: Final = re.compile(r"(?: [^\s,;:!?]{1,80}){0,2}")
 # A list goes on with names and single words, as far as an `or` and the clause behind it; or line by line.
 _LISTED: Final = re.compile(
@@ -72,6 +77,7 @@ _OR: Final = re.compile(r"[ (](?:or|nor) ")
 _DIGIT: Final = re.compile(r"\d")
 _LINES: Final = re.compile(r":[ \t]*(?:\n[ \t]*(?:[-*\u2022]|\d{1,2}[.)])[ \t][^\n]{1,300}){1,64}")
 _SUBJECT: Final = re.compile(r"(?:[A-Z\d][^\s,;:!?]{0,80}(?<!\.) ){0,8}[^\s,;:!?]{1,80}(?<!\.) \Z")
+_SOMEBODY: Final = re.compile(r"\b(?:I|we|he|she|they) \Z", re.IGNORECASE)
 _BEGIN: Final = re.compile(r"[.;!?]\s|\n")
 _PART: Final = re.compile(r"[,:.;!?]\s|\n|\bbut\b", re.IGNORECASE)
 # Nothing but a deed and a pronoun: what it is about was said before.
@@ -114,8 +120,10 @@ def _end(text: str, word: re.Match[str]) -> int:
     if text[word.start() - 1 : word.start()] == "(" and (closed := text.find(")", at, at + _BACK)) >= 0:
         return closed
     end = _next(_ASIDE if word["aside"] else _CLAUSE, text, at)
-    if not text[at:end].strip() and text[end : end + 1] == ",":  # "don't, under any circumstances, …"
-        return _next(_SENTENCE, text, at)
+    if text[end : end + 1] == "," and not word["none"] and _YET_NOTHING.fullmatch(text, at, end):
+        return _next(_SENTENCE, text, at)  # "don't, under any circumstances, …"
+    if text[end : end + 1] == "\n" and len(text[at:end].split()) <= 1:  # the object is in the next line
+        end = _next(_CLAUSE, text, end + 1)
     if lines := _LINES.match(text, end):
         return lines.end()
     if ors := list(_OR.finditer(text, end, _next(_SENTENCE, text, end, end + _BACK))):
@@ -129,10 +137,10 @@ def _end(text: str, word: re.Match[str]) -> int:
 
 def _before(ahead: str, forbidden: str, word: re.Match[str]) -> int:
     """Where in what stands ahead the prohibition begins."""
-    if _ABOUT.fullmatch(forbidden):
-        return _last(_BEGIN, ahead)
     if not forbidden.strip():  # "but Mallory not", "Mallory gets nothing"
         return _last(_PART, ahead)
+    if _ABOUT.fullmatch(forbidden) and not word["none"] and not (word["of"] and _SOMEBODY.search(ahead)):
+        return _last(_BEGIN, ahead)
     subject = _SUBJECT.search(ahead) if word["of"] else None
     return subject.start() if subject else len(ahead)
 
