@@ -277,6 +277,7 @@ AGAIN = {
     "in one message": [
         AIMessage("", tool_calls=[{"name": "pay", "args": PAYMENT, "id": f"c{i}"} for i in range(4)]), AIMessage("done"),
     ],
+    "with a sign behind it": calls(("pay", PAYMENT), ("pay", {**PAYMENT, "to": f"{MINE},"})),
     "in another writing": calls(("pay", PAYMENT), ("pay", {"to": f" {MINE.lower()} ", "amount": 50})),
 }
 

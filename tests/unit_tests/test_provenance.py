@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import ArgumentProvenance
 from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.facts.provenance.harvest import MAX_SIGHTINGS, Harvest, Sighting, harvest
-from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, Memory, names_source, trace, wanted
+from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, Memory, aim, names_source, trace, wanted
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -313,6 +313,34 @@ def test_a_lookalike_is_told_and_not_believed() -> None:
     """Another letter of the same looks is another address."""
     found = of(known(said="Write to alice@x.org"), to="\u0430lice@x.org")
     assert (found.standing, found.lookalike) == ("outside", True)
+
+
+AIMS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({"to": "bob@x.org"}, {"to": "Bob <bob@x.org>"}, True),
+    ({"to": "bob@x.org"}, {"to": ["bob@x.org", "bob@x.org"]}, True),
+    ({"to": "bob@x.org"}, {"to": "bob@x.org; BOB@x.org,"}, True),
+    ({"to": ["bob@x.org", "ann@x.org"]}, {"to": "ann@x.org, bob@x.org"}, True),
+    ({"to": "Bob"}, {"to": "'bob'."}, True),
+    ({"to": "+49 170 1234567"}, {"to": "491701234567"}, True),
+    ({"to": "https://pay.me/bob"}, {"to": "pay.me/bob"}, True),
+    ({"to": "DE89370400440532013000"}, {"to": "DE89 3704 0044 0532 0130 00"}, True),
+    ({"to": "Bob", "amount": 45}, {"to": "Bob", "amount": "$45.00"}, True),
+    ({"to": "Bob", "amount": 45}, {"to": "Bob", "amount": 4.5}, False),
+    ({"to": "Bob", "amount": 45}, {"to": "Bob", "amount": -45}, False),
+    ({"to": "Bob"}, {"to": "Ann"}, False),
+    ({"to": "Bob"}, {"file": "Bob"}, False),
+    ({"to": ["bob@x.org", "ann@x.org"]}, {"to": "bob@x.org"}, False),
+    ({"to": "\U0001f600"}, {"to": "\U0001f601"}, False),
+    ({"to": ["a"] * (MAX_ITEMS + 1)}, {"to": ["b"] * (MAX_ITEMS + 1)}, False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "same"), AIMS)
+def test_what_hits_the_same_has_one_aim(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+    """However it is written; a call of nobody and nothing has none."""
+    assert (aim(SEND, one) == aim(SEND, other)) is same
+    assert aim(SEND, one)
+    assert aim(SEND, {"to": [], "note": "x"}) == aim(ToolProfile(), one) == ""
 
 
 def test_a_moment_is_a_date_and_a_time() -> None:

@@ -36,7 +36,7 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
 from langchain_runtime_authz.facts.intent import Request, only_deeds
-from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
+from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, mentions, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.harvest import FIELD, Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile, argument
@@ -155,14 +155,30 @@ def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWord
 
 
 def aim(profile: ToolProfile, args: Mapping[str, Any]) -> str:
-    """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments, by their forms.
+    """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments.
 
+    However they are written: in another order, twice, with signs around them, under a shown name. That two who
+    differ come out as one costs a question; the other way a payment is made twice.
     Empty where a tool has none, or was given none.
     """
-    given = {n: _items(argument(args, n)) for n in sorted(profile.critical)}
-    hit = [(n, [forms(v)[:1] or repr(v) for v in items]) for n, items in given.items() if items]
-    too_many = [(n, repr(argument(args, n))) for n, items in given.items() if items is None]
-    return key(repr((hit, too_many))) if hit or too_many else ""
+    hit = []
+    for name, kind in sorted(profile.critical.items()):
+        value = argument(args, name)
+        items = _items(value)
+        if items is None:
+            hit.append((name, [repr(value)]))
+        elif items:
+            hit.append((name, sorted({mark for item in items for mark in _marks(item, kind)})))
+    return key(repr(hit)) if hit else ""
+
+
+def _marks(value: object, kind: str) -> Iterator[str]:
+    amounts = (
+        [f for f in mentions(value) if f.startswith("num:")] if kind == "amount" and isinstance(value, str) else []
+    )
+    for form in amounts or [f for atom in _atoms(value, kind) for f in atom[:1]] or [repr(value)]:
+        signless = "".join(c for c in skeleton(form.partition(":")[2]) if c.isalnum())
+        yield form if kind == "amount" or not signless else signless
 
 
 def _traced(profile: ToolProfile) -> list[tuple[str, Any]]:
