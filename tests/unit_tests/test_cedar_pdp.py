@@ -109,6 +109,11 @@ def wasm() -> Iterator[WasmPDP]:
         ({"context.delegation.depth": 8, GRANT: None}, "deny", ("too_deep",), []),
         ({"context.lease.steps": 1000}, "deny", ("step_budget",), []),
         ({"context.lease.seconds": 3600}, "deny", ("time_budget",), []),
+        ({EFFECT: "pay", "context.call.repeats": 1}, "approval_required", ("repeated",), ["approval"]),
+        ({"resource.properties.reaches": [{"tool": "bank", "effect": "pay", "sink": "internal"}], "context.call.repeats": 1}, "approval_required", ("repeated",), ["approval"]),
+        ({"context.call.repeats": 2**53 - 1}, "permit", (), []),
+        ({"context.call.repeats": 2**53}, "deny", ("no_permit",), []),
+        ({"context.call.repeats": -1}, "deny", ("no_permit",), []),
         ({EFFECT: "pay"}, "permit", (), ["rate_pay"]),  # the human said so, whom and how much
         ({EFFECT: "pay", **UNSTATED}, "approval_required", ("effect",), ["approval"]),
         ({"resource.properties.profiled": False}, "approval_required", ("unprofiled",), ["approval"]),
