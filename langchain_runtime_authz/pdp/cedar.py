@@ -263,7 +263,9 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
     plan, call, approval, history = ctx.plan, ctx.call, ctx.approval, ctx.history
     of_this = approval is not None and call is not None and approval.args_digest == call.args_digest != ""
     effects, sinks = _reached(properties.get("reaches", []), effect, sink, call)
-    worths = [(a.kind in _DESTINATIONS, _worth(a, effect)) for a in call.provenance.values()] if call is not None else []
+    worths = (
+        [(a.kind in _DESTINATIONS, _worth(a, effect)) for a in call.provenance.values()] if call is not None else []
+    )
     return {
         "principal": {"type": "Subject", "id": request.subject.id},
         "action": {"type": "Action", "id": request.action.name},
