@@ -26,19 +26,21 @@ _NO_CASE: Final = r"(?:(?:under[ ]no[ ]circumstances?|by[ ]no[ ]means|on[ ]no[ ]
 # What only sounds like a prohibition. A verb of knowing or having makes a statement of it, and so does the past.
 _QUIET: Final = re.compile(
     rf"""
-    (?<!\w)(?:"[^"\n]{{1,200}}"|\u201c[^\u201d\n]{{1,200}}\u201d|
+    (?<!\w)(?:
+    (?:"[^"\n]{{1,200}}"|\u201c[^\u201d\n]{{1,200}}\u201d|
         ['\u2018](?:[^'\u2018\u2019\n]|(?<=\w)['\u2019](?=\w)){{1,200}}['\u2019])(?!\w)
-    | \b(?:do[ ]not|don{_A}?t|not|never)(?=[ ](?:forget|fail|hesitate|miss)\b)
-    | (?<!\bdo[ ])(?<!\bdoes[ ])\bnot(?=[ ](?:sure|only|just|later|yet|until)\b)
-    | \b(?:I|we|you|they|he|she)[ ]{_DONT}(?=[ ](?:have(?![ ]to\b)|know|remember|recall|see|care|mind|need(?![ ](?:to|you)\b))\b)
-    | \b(?:wo|would)n{_A}t[ ]mind\b
-    | \b(?:nobody|no[ ]one|none)(?=[ ](?:did|has|have|had)\b)
-    | \bwithout(?=[ ](?:any[ ]|further[ ]|more[ ]){{0,2}}(?:ado|delay|exception|fail|hesitation|question)s?\b)
-    | \bdoes(?:[ ]not|n{_A}?t)(?=[ ](?:have(?![ ]to\b)|know|remember|see)\b)
-    | \b(?:did|has|have|had)(?:[ ](?:not|never)|n{_A}?t)\b
-    | \b(?:I|we|he|she|they)[ ]could(?:[ ]not|n{_A}t)\b
-    | \bwhy[ ](?:not\b|don{_A}?t(?=[ ]you\b))
-    | \b(?:can|could|wo|would)n?{_A}t(?=[ ]you\b)
+    | (?:do[ ]not|don{_A}?t|not|never)(?=[ ](?:forget|fail|hesitate|miss)\b)
+    | (?<!\bdo[ ])(?<!\bdoes[ ])not(?=[ ](?:sure|only|just|later|yet|until)\b)
+    | (?:I|we|you|they|he|she)[ ]{_DONT}(?=[ ](?:have(?![ ]to\b)|know|remember|recall|see|care|mind|need(?![ ](?:to|you)\b))\b)
+    | (?:wo|would)n{_A}t[ ]mind\b
+    | (?:nobody|no[ ]one|none)(?=[ ](?:did|has|have|had)\b)
+    | without(?=[ ](?:any[ ]|further[ ]|more[ ]){{0,2}}(?:ado|delay|exception|fail|hesitation|question)s?\b)
+    | does(?:[ ]not|n{_A}?t)(?=[ ](?:have(?![ ]to\b)|know|remember|see)\b)
+    | (?:did|has|have|had)(?:[ ](?:not|never)|n{_A}?t)\b
+    | (?:I|we|he|she|they)[ ]could(?:[ ]not|n{_A}t)\b
+    | why[ ](?:not\b|don{_A}?t(?=[ ]you\b))
+    | (?:can|could|wo|would)n?{_A}t(?=[ ]you\b)
+    )
     """,
     re.IGNORECASE | re.VERBOSE,
 )
