@@ -50,17 +50,15 @@ _IBAN: Final = re.compile(
 )
 # As people type one; only its check digits tell it from words (ISO 7064).
 _TYPED_IBAN: Final = re.compile(
-    r"(?<![a-z0-9])[a-z]{2}\d{2}(?:[ \-]?[a-z0-9]{4}){2,7}(?:[ \-]?[a-z0-9]{1,3})?(?![a-z0-9])",
-    re.IGNORECASE | re.ASCII,
+    r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])",
 )
 _SHORTEST_IBAN: Final = 15
 _PHONE: Final = re.compile(r"(?<![\w.+])\+?\d[\d ().\-]{6,22}\d(?!\w)")
-_CURRENCY: Final = "(?:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # written on to a number
+_CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # written on to a number
 _NUMBER: Final = re.compile(
-    rf"(?:(?<![\w.,\-/])|(?<=\b{_CURRENCY}))"
+    rf"(?=[-+\d])(?:(?<![\w.,\-/])|(?<=\b{_CURRENCY}))"
     r"[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))",
-    re.IGNORECASE,
 )
 _TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")
