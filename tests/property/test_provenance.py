@@ -184,6 +184,7 @@ def test_a_part_that_is_vouched_for_vouches_for_no_more(
 
 
 @settings(deadline=None)
+@example(one=30, other=60, later="Use {}, not {}")
 @given(one=values, other=values, later=st.sampled_from(["Do not use {}", "Never {}.", "Use {}, not {}", "Anything but not {}"]))
 def test_what_was_forbidden_last_is_not_told(one: str | float, other: str | float, later: str) -> None:
     """Whatever kind of value it is; the twin is the first text alone."""

@@ -276,6 +276,7 @@ DOUBTFUL: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 FORBIDDEN: list[tuple[str, str, dict[str, Any]]] = [
+    ("Pay Bob 60, not 30", "pay", {"to": "Bob", "amount": 30}),
     ("pay Bob 45, never Mallory", "pay", {"to": "Mallory", "amount": 45}),
     ("pay Bob 45, not Mallory", "pay", {"to": "Mallory", "amount": 45}),
     ("do not pay Bob 45", "pay", {"to": "Bob", "amount": 45}),

@@ -278,7 +278,12 @@ def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, p
     if evidence.own.intersection(atom):
         return _OWN
     sightings = [s for f in atom for s in evidence.seen.get(key(f), ())]
-    if kind == "amount" and not any(_class(s) in ("system", "internal") for s in sightings):
+    # "60, not 30": though 30 is the half of 60.
+    if (
+        kind == "amount"
+        and not words.withdrawn(atom)
+        and not any(_class(s) in ("system", "internal") for s in sightings)
+    ):
         derived = _derived(atom, evidence)
         if derived is not None:
             return derived

@@ -103,12 +103,12 @@ class HumanWords:
         self._beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
             :_TRIES
         ]
-        numbers = (f for f in found if f.startswith("num:") and not self._withdrawn((f,)))
+        numbers = (f for f in found if f.startswith("num:") and not self.withdrawn((f,)))
         self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
 
-    def _withdrawn(self, value_forms: Sequence[str]) -> bool:
-        """Whether the newest text that has a value forbids it, and does not say it too."""
+    def withdrawn(self, value_forms: Sequence[str]) -> bool:
+        """Whether the newest text that has a value with these forms forbids it, and does not say it too."""
         if self._forbidden is None or not self._forbidden.said(value_forms):
             return False
         for said, forbidden in self._parts:
@@ -123,7 +123,7 @@ class HumanWords:
 
         An identifier, number or date as such, and never as a part of another; a text as whole words.
         """
-        return any(self._said(form) for form in value_forms) and not self._withdrawn(value_forms)
+        return any(self._said(form) for form in value_forms) and not self.withdrawn(value_forms)
 
     def _said(self, form: str) -> bool:
         kind, _, normal = form.partition(":")
@@ -152,7 +152,7 @@ class HumanWords:
         "Alice and Bob", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
         """
         named = any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
-        return named and not self._withdrawn(value_forms)
+        return named and not self.withdrawn(value_forms)
 
     def _named(self, phrase: str) -> bool:
         if not self._phrase(phrase):
@@ -182,7 +182,7 @@ class HumanWords:
         """Whether `value` looks like something that was said without being it."""
         look = skeleton(tidy(value))
         own = forms(value)
-        if len(look) < _LOOKS or self.said(own) or self._withdrawn(own):
+        if len(look) < _LOOKS or self.said(own) or self.withdrawn(own):
             return False
         if self._looks is None:
             self._looks = skeleton_of(self._text)
