@@ -137,6 +137,18 @@ def test_a_source_that_the_human_named() -> None:
     assert told(of(evidence, amount=120.5)) == ("mentioned", "named")
 
 
+def test_what_the_human_forbids_nobody_else_makes_good() -> None:
+    """A system that lists it, the principal's own, a number worked out; the twin is what was not forbidden."""
+    said = "Send plan.docx and 60, not secret.docx, and not 30. Never use me@x.org."
+    book = read([{"name": "plan.docx"}, {"name": "secret.docx"}, {"name": "other.docx"}, {"due": 30}], BOOK, said=said)
+    evidence = known(book, said=said, own=("me@x.org", "us@x.org"))
+    assert of(evidence, file="secret.docx").standing == "outside"
+    assert of(evidence, amount=30).standing == of(known(said=said), amount=30).standing == "outside"
+    assert of(evidence, to="me@x.org").standing == "outside"
+    assert of(evidence, file="other.docx").standing == "known"
+    assert of(evidence, file="plan.docx").standing == of(evidence, amount=60).standing == of(evidence, to="us@x.org").standing == "told"
+
+
 def test_who_got_into_a_source_that_the_human_named_is_nobody_he_selected() -> None:
     """Of a channel that he named, the members are known; who is to be written to, he names. What is no destination is selected."""
     said = "Read channel-7 and write to ann-1 there"

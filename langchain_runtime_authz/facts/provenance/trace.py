@@ -265,7 +265,11 @@ _OWN: Final = _Found("principal", "told", (Said(origin="principal"),))
 
 
 def _item(value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> _Found:
-    found = [_atom(atom, value, kind, evidence, profile) for atom in _atoms(value, kind)]
+    found = []
+    for atom in _atoms(value, kind):
+        one = _atom(atom, value, kind, evidence, profile)
+        # What the human forbids nobody else makes good: it stands in the list all the same.
+        found.append(one._replace(standing="outside") if evidence.words.withdrawn(atom) else one)
     return max(found, key=lambda p: (STANDINGS.index(p.standing), CLASSES.index(p.class_)))
 
 
