@@ -4,9 +4,9 @@
 A profile lists words, `intent: [pay, "create event", refund]`. One entry in the task is enough. Words
 are compared by case-folded letters after a plain English ending (`s`, `es`, `ed`, `ing`, `er`) is cut
 off; an entry of several words needs them in this order in one sentence, close together. A word with a
-negation shortly before it, in the same sentence ("do not pay", "without emailing"), does not count,
-unless what is negated is forgetting or failing; and what a later text forbids ("do not pay") no earlier one
-asks for. Nor does a word count that names things which are
+negation shortly before it, in the same clause ("without emailing"), or in what is forbidden
+(`facts.prohibition`) does not count, unless what is negated is forgetting or failing; and what a later text
+forbids ("do not pay", "stop") no earlier one asks for. Nor does a word count that names things which are
 counted ("the number of messages", "how many payments"): a plural after `of` or `many`. No synonyms, no model, no other language than the one
 that the words are written in: a word list is reviewed like a profile is.
 
@@ -23,23 +23,33 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
+from langchain_runtime_authz.facts.prohibition import prohibitions
+
 __all__ = ["Request", "deed_words", "only_deeds"]
 
 MAX_WORDS: Final = 20_000
 # An address, a path or a hyphenated word is one word; a stop inside one ends no sentence.
-_WORD: Final = re.compile(r"[^\W_]+(?:[.@'’_/:+\-][^\W_]+)*|[.!?;:\n]")
+_WORD: Final = re.compile(r"[^\W_]+(?:[.@'’_/:+\-][^\W_]+)*|[.!?;:,\n]|(?<= )[\-–—](?= )")
 _NEGATIONS: Final = frozenset({"not", "never", "without", "no", "dont", "don't", "don’t", "doesn't", "avoid", "stop"})
 _FORBIDS: Final = frozenset({"not", "never", "dont", "don't", "don’t"})
 # "He did not pay" forbids nothing.
 _STATED: Final = frozenset("does did is are was were has have had could would can will".split())  # noqa: SIM905
 _WHO: Final = frozenset({"i", "we", "you", "they"})
 _UNDONE: Final = frozenset({"forget", "fail", "hesitate", "miss", "just", "only", "problem", "later"})
+# A text that takes back what was asked before it: "Stop", "No, cancel that", "Never mind".
+_HALTS: Final = re.compile(
+    r"\W*(?:(?:no|oh|ok|okay|wait|please|actually|sorry|hold on)\b\W*)*"
+    r"(?:(?:stop|abort|halt)\b|(?:(?:cancel|undo|forget|scrap)(?: (?:it|that|this|everything|all|the \w+))?|never ?mind|"
+    r"do(?: not|n['’]?t)(?: do (?:it|that|this|anything))?)\W*\Z)",
+    re.IGNORECASE,
+)
 _COUNTS: Final = frozenset({"of", "many"})
 _BETWEEN: Final = 2  # words from one of these to what it counts: "number of channel messages"
 _AUXILIARY: Final = frozenset({"do", "does", "did"})
 _REACH: Final = 3  # words that a negation reaches
 _WINDOW: Final = 8  # words within which those of one entry stand
 _STOPS: Final = frozenset(".!?;:\n")
+_PAUSES: Final = _STOPS | frozenset(",-–—")  # what a negation does not reach over
 _CARRY_OUT: Final = ("follow", "do", "perform", "complete", "execute", "carry out", "act on", "implement", "take")
 _ORDERS: Final = ("instructions", "actions", "tasks", "steps", "todo", "todos", "items", "requests")
 _OWN: Final = "following"  # "the following tasks" are the human's own words
@@ -61,7 +71,7 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _phrase(entry: str) -> tuple[str, ...]:
-    return tuple(_stem(w) for w in _WORD.findall(entry) if w not in _STOPS)
+    return tuple(_stem(w) for w in _WORD.findall(entry) if w not in _PAUSES)
 
 
 @lru_cache(maxsize=1024)
@@ -85,14 +95,15 @@ class Request:
     __slots__ = ("_places", "_words")
 
     def __init__(self, texts: Sequence[str]) -> None:
-        found = [(w, at) for at, t in enumerate(texts) for w in (*_WORD.findall(t.casefold()), "\n")][-MAX_WORDS:]
-        raw = [w for w, _ in found]
+        found = [w for at, t in enumerate(texts) for w in _words(t, at)][-MAX_WORDS:]
+        raw = [w for w, _, _ in found]
         self._words = tuple(_stem(w) if w not in _STOPS else w for w in raw)
         self._places: dict[str, list[int]] = {}
-        silent = _negated(raw) | _counted(raw)
+        silent = _negated(raw) | _counted(raw) | {i for i, (_, _, forbidden) in enumerate(found) if forbidden}
+        halted = max((at for at, t in enumerate(texts) if _HALTS.match(t)), default=0)
         forbidden = {self._words[i]: found[i][1] for i in _forbidden(raw)}  # the last text that does
         for i, word in enumerate(self._words):
-            if i not in silent and found[i][1] >= forbidden.get(word, 0):
+            if i not in silent and found[i][1] >= max(halted, forbidden.get(word, 0)):
                 self._places.setdefault(word, []).append(i)
 
     def asks(self, entries: Sequence[str]) -> bool:
@@ -127,18 +138,30 @@ class Request:
         return at
 
 
+def _words(text: str, at: int) -> Iterator[tuple[str, int, bool]]:
+    """The words of the text numbered `at`, and whether each is forbidden."""
+    spans = prohibitions(text)
+    ends = iter(spans)
+    span = next(ends, None)
+    for word in _WORD.finditer(text):
+        while span is not None and word.start() >= span.end:
+            span = next(ends, None)
+        yield word[0].casefold(), at, span is not None and word.start() >= span.start
+    yield "\n", at, False
+
+
 def _negated(words: Sequence[str]) -> set[int]:
     reached: set[int] = set()
     for i, word in enumerate(words):
         if word not in _NEGATIONS:
             continue
         following = words[i + 1 : i + 2]
-        if following and following[0] in _UNDONE:
+        if (following and following[0] in _UNDONE) or words[max(0, i - 1)] == "why":
             continue
         if i and words[i - 1] in _AUXILIARY:
             reached.add(i - 1)
         for j in range(i + 1, min(i + 1 + _REACH, len(words))):
-            if words[j] in _STOPS:
+            if words[j] in _PAUSES:
                 break
             reached.add(j)
     return reached

@@ -263,7 +263,9 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
     plan, call, approval, history = ctx.plan, ctx.call, ctx.approval, ctx.history
     of_this = approval is not None and call is not None and approval.args_digest == call.args_digest != ""
     effects, sinks = _reached(properties.get("reaches", []), effect, sink, call)
-    worths = [(a.kind in _DESTINATIONS, _worth(a)) for a in call.provenance.values()] if call is not None else []
+    worths = (
+        [(a.kind in _DESTINATIONS, _worth(a, effect)) for a in call.provenance.values()] if call is not None else []
+    )
     return {
         "principal": {"type": "Subject", "id": request.subject.id},
         "action": {"type": "Action", "id": request.action.name},
@@ -325,15 +327,18 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
     }
 
 
-def _worth(argument: ArgumentProvenance) -> int:
+def _worth(argument: ArgumentProvenance, effect: str) -> int:
     """What the shipped data.json makes of an argument's standing, as a number."""
-    if argument.kind == "when":
+    kind, standing = argument.kind, argument.standing
+    if kind == "when":
         return 0
-    if argument.standing == "named":
-        return _WORTHS.index("selected" if argument.kind in _NAMED_IS_SELECTED else "outside")
-    if argument.kind == "name" and argument.standing == "known":
-        return _WORTHS.index("outside")
-    return _WORTHS.index(argument.standing)
+    if standing == "named":
+        standing = "selected" if kind in _NAMED_IS_SELECTED else "outside"
+    elif standing == "known" and kind == "name":
+        standing = "outside"
+    elif standing == "known" and (kind == "amount" or (kind == "object" and effect not in ("delete", "admin"))):
+        standing = "selected"
+    return _WORTHS.index(standing)
 
 
 def _reached(reaches: object, effect: str, sink: str, call: CallContext | None) -> tuple[set[str], set[str]]:

@@ -22,8 +22,9 @@ _TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists al
 Verdict = Literal["permit", "ask", "deny"]
 Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
 Worth = Literal["told", "selected", "known", "outside"]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+_EXACT: Final = 2**53 - 1  # the largest number that all engines read alike
+Count = Annotated[int, Field(ge=0, le=_EXACT)]
+Positive = Annotated[int, Field(ge=1, le=_EXACT)]
 Name = Annotated[str, Field(min_length=1)]
 
 _INTENTS: Final = (*get_args(IntentContext.model_fields["state"].annotation), "*")

@@ -278,6 +278,7 @@ AGAIN = {
     "in one message": [
         AIMessage("", tool_calls=[{"name": "pay", "args": PAYMENT, "id": f"c{i}"} for i in range(4)]), AIMessage("done"),
     ],
+    "with a sign behind it": calls(("pay", PAYMENT), ("pay", {**PAYMENT, "to": f"{MINE},"})),
     "in another writing": calls(("pay", PAYMENT), ("pay", {"to": f" {MINE.lower()} ", "amount": 50})),
     "in brackets": calls(("pay", PAYMENT), ("pay", {"to": f"<{MINE}>", "amount": 50})),
     "with a word": calls(("pay", PAYMENT), ("pay", {"to": f"to {MINE}", "amount": 50})),

@@ -304,6 +304,8 @@ def test_nothing_is_left_after_close_or_collection(server: OpaServer) -> None:
     forgotten = OpaPDP(server.url, timeout=5)
     assert ask(forgotten).permit
     del forgotten
+    for thread in our_threads() - before:
+        thread.join(10)  # a finaliser waits for nobody
     assert our_threads() <= before
 
 

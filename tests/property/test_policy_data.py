@@ -84,6 +84,7 @@ REQUESTS = [
         {**OUT, STANDING: "outside"},
         *({f"context.history.{n}": 10_000} for n in
           ("denials", "streak", "unplanned", "tainted", "rotations", "last_minute")),
+        *({EFFECT: e, **FREE, "context.call.repeats": 2} for e in ("pay", "write")),
         {"context.delegation.depth": 100, **FREE},
         {"context.lease.steps": 10_000, "context.lease.seconds": 10_000},
         _approved(),

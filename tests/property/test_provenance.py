@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from langchain_runtime_authz.facts import prohibition as prohibition_module
 from langchain_runtime_authz.facts.provenance import forms as forms_module
 from langchain_runtime_authz.facts.provenance import harvest as harvest_module
 from langchain_runtime_authz.facts.provenance import trace as trace_module
@@ -184,6 +185,7 @@ def test_a_part_that_is_vouched_for_vouches_for_no_more(
 
 
 @settings(deadline=None)
+@example(one=30, other=60, later="Use {}, not {}")
 @given(one=values, other=values, later=st.sampled_from(["Do not use {}", "Never {}.", "Use {}, not {}", "Anything but not {}"]))
 def test_what_was_forbidden_last_is_not_told(one: str | float, other: str | float, later: str) -> None:
     """Whatever kind of value it is; the twin is the first text alone."""
@@ -323,8 +325,13 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
     "sharp s is double s": (forms_module, "fold", str.casefold),
     "what NFC respells": (forms_module, "_respelled", lambda _: False),
-    "what is forbidden is said": (words_module, "_FORBIDDEN", re.compile("(?P<what>(?!))")),
-    "what is stated is forbidden": (words_module, "_FORBIDDEN", re.compile(r"\bnot\b(?P<what>.*)")),
+    "what is forbidden is said": (words_module, "prohibitions", lambda _: []),
+    "what is stated is forbidden": (prohibition_module, "_QUIET", re.compile("(?!)")),
+    "nobody is named before what forbids him": (prohibition_module, "_SUBJECT", _Never()),
+    "a pronoun is an object": (prohibition_module, "_ABOUT", _Never()),
+    "a prohibition lists one": (prohibition_module, "_LISTED", _Never()),
+    "or is no list": (prohibition_module, "_OR", _Never()),
+    "lines are sentences": (prohibition_module, "_LINES", _Never()),
     "parts of words": (words_module, "_joined", lambda *_: False),
     "pasted text is said": (words_module, "own_words", str),
     "list numbers are said": (words_module, "_unnumbered", str),

@@ -7,16 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import resources
-from typing import Any
+from typing import Any, get_args
 
 import cedarpy
 import pytest
 
-from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.authzen import ArgumentKind, Decision, Standing
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.profile import EFFECTS
 from langchain_runtime_authz.testing.requests import NOW, example_request
 
 FOLDER = resources.files("langchain_runtime_authz") / "policies" / "cedar"
@@ -109,6 +110,11 @@ def wasm() -> Iterator[WasmPDP]:
         ({"context.delegation.depth": 8, GRANT: None}, "deny", ("too_deep",), []),
         ({"context.lease.steps": 1000}, "deny", ("step_budget",), []),
         ({"context.lease.seconds": 3600}, "deny", ("time_budget",), []),
+        ({EFFECT: "pay", "context.call.repeats": 1}, "approval_required", ("repeated",), ["approval"]),
+        ({"resource.properties.reaches": [{"tool": "bank", "effect": "pay", "sink": "internal"}], "context.call.repeats": 1}, "approval_required", ("repeated",), ["approval"]),
+        ({"context.call.repeats": 2**53 - 1}, "permit", (), []),
+        ({"context.call.repeats": 2**53}, "deny", ("no_permit",), []),
+        ({"context.call.repeats": -1}, "deny", ("no_permit",), []),
         ({EFFECT: "pay"}, "permit", (), ["rate_pay"]),  # the human said so, whom and how much
         ({EFFECT: "pay", **UNSTATED}, "approval_required", ("effect",), ["approval"]),
         ({"resource.properties.profiled": False}, "approval_required", ("unprofiled",), ["approval"]),
@@ -143,6 +149,24 @@ def test_the_sample(
         assert (rego.outcome, rego.reasons) == (outcome, reasons)
     assert (decision.outcome, decision.reasons, [o.id for o in decision.obligations]) == (outcome, reasons, obliged)
     assert decision.policy_revision == sample.revision
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_the_sample_is_the_shipped_data(sample: CedarPDP, wasm: WasmPDP, effect: str) -> None:
+    """Of each effect, intent, kind and standing of an argument, the same outcome for the same reasons."""
+    asked = [
+        example_request({
+            EFFECT: effect, "resource.properties.sink": sink, "context.history.classes_held": held,
+            "context.call.intent": {"state": state, "source": None}, "context.call.provenance": {"x": {"class": "human", "kind": kind, "standing": standing}},
+        })
+        for sink, held in (("none", []), ("external", ["confidential"]))
+        for state in ("intended", "delegated", "unasked", "unstated")
+        for kind in get_args(ArgumentKind)
+        for standing in get_args(Standing)
+    ]  # fmt: skip
+    told = [[(d.outcome, d.reasons) for d in Evaluator(p, deadline=60).evaluate(asked)] for p in (sample, wasm)]
+    assert told[0] == told[1]
+    assert len(set(told[0])) > 1 or effect == "read"
 
 
 @pytest.mark.parametrize("shown", [{"tools": ["pay"], "provider_tools": []}, {"tools": [], "provider_tools": ["web"]}])

@@ -41,6 +41,13 @@ LATER = [
     (["Do not pay Eve. Pay Bob"], True),
     (["Pay Bob 10", "No, pay 20"], True),
     (["Pay Bob", "He did not pay me"], True),
+    (["Pay Bob", "Stop"], False),
+    (["Pay Bob", "No, cancel that!"], False),
+    (["Pay Bob", "Never mind."], False),
+    (["Pay Bob", "Actually, don't"], False),
+    (["Pay Bob", "Stop! Pay Carol"], True),
+    (["Pay Bob", "Don't forget the note"], True),
+    (["Pay Bob", "Cancel the lunch with Carol"], True),
     (["Pay Bob", "I do not pay fees"], True),
 ]
 

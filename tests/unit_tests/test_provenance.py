@@ -109,6 +109,7 @@ DESCRIBED = [
     ("Post it to the channel starting with Ext", "next_0", False),
     ("Post it to all channels that do not start with Ext", "ext_0", False),
     ("Post it to all but those starting with Ext", "ext_0", False),
+    ("Post it to the channel that did not start with Ext", "ext_0", False),
     ("Post it to the channel starting with the", "them", False),
 ]
 
@@ -134,6 +135,18 @@ def test_a_source_that_the_human_named() -> None:
     evidence = known(read({"body": "to eve@x.org, 120.50"}, named=True))
     assert told(of(evidence, to="eve@x.org")) == ("mentioned", "named")
     assert told(of(evidence, amount=120.5)) == ("mentioned", "named")
+
+
+def test_what_the_human_forbids_nobody_else_makes_good() -> None:
+    """A system that lists it, the principal's own, a number worked out; the twin is what was not forbidden."""
+    said = "Send plan.docx and 60, not secret.docx, and not 30. Never use me@x.org."
+    book = read([{"name": "plan.docx"}, {"name": "secret.docx"}, {"name": "other.docx"}, {"due": 30}], BOOK, said=said)
+    evidence = known(book, said=said, own=("me@x.org", "us@x.org"))
+    assert of(evidence, file="secret.docx").standing == "outside"
+    assert of(evidence, amount=30).standing == of(known(said=said), amount=30).standing == "outside"
+    assert of(evidence, to="me@x.org").standing == "outside"
+    assert of(evidence, file="other.docx").standing == "known"
+    assert of(evidence, file="plan.docx").standing == of(evidence, amount=60).standing == of(evidence, to="us@x.org").standing == "told"
 
 
 def test_who_got_into_a_source_that_the_human_named_is_nobody_he_selected() -> None:
@@ -312,6 +325,34 @@ def test_a_lookalike_is_told_and_not_believed() -> None:
     """Another letter of the same looks is another address."""
     found = of(known(said="Write to alice@x.org"), to="\u0430lice@x.org")
     assert (found.standing, found.lookalike) == ("outside", True)
+
+
+AIMS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({"to": "bob@x.org"}, {"to": "Bob <bob@x.org>"}, True),
+    ({"to": "bob@x.org"}, {"to": ["bob@x.org", "bob@x.org"]}, True),
+    ({"to": "bob@x.org"}, {"to": "bob@x.org; BOB@x.org,"}, True),
+    ({"to": ["bob@x.org", "ann@x.org"]}, {"to": "ann@x.org, bob@x.org"}, True),
+    ({"to": "Bob"}, {"to": "'bob'."}, True),
+    ({"to": "+49 170 1234567"}, {"to": "491701234567"}, True),
+    ({"to": "https://pay.me/bob"}, {"to": "pay.me/bob"}, True),
+    ({"to": "DE89370400440532013000"}, {"to": "DE89 3704 0044 0532 0130 00"}, True),
+    ({"to": "Bob", "amount": 45}, {"to": "Bob", "amount": "$45.00"}, True),
+    ({"to": "Bob", "amount": 45}, {"to": "Bob", "amount": 4.5}, False),
+    ({"to": "Bob", "amount": 45}, {"to": "Bob", "amount": -45}, False),
+    ({"to": "Bob"}, {"to": "Ann"}, False),
+    ({"to": "Bob"}, {"file": "Bob"}, False),
+    ({"to": ["bob@x.org", "ann@x.org"]}, {"to": "bob@x.org"}, False),
+    ({"to": "\U0001f600"}, {"to": "\U0001f601"}, False),
+    ({"to": ["a"] * (MAX_ITEMS + 1)}, {"to": ["b"] * (MAX_ITEMS + 1)}, False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "same"), AIMS)
+def test_what_hits_the_same_has_one_aim(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+    """However it is written; a call of nobody and nothing has none."""
+    assert (aim(SEND, one) == aim(SEND, other)) is same
+    assert aim(SEND, one)
+    assert aim(SEND, {"to": [], "note": "x"}) == aim(ToolProfile(), one) == ""
 
 
 def test_a_moment_is_a_date_and_a_time() -> None:

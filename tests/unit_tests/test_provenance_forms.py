@@ -164,6 +164,22 @@ SAID += [
     ("I don't have the mail of Bob Smith", "Bob Smith", True),
     ("Create 'Things not to do'", "Things not to do", True),
     ("Read 'do-not-reply.txt'", "do-not-reply.txt", True),
+    ("Pay Bob. Mallory must not be paid", "Mallory", False),
+    ("Pay Bob. Mallory Baker can't be paid", "Mallory Baker", False),
+    ("Mallory is a crook, never pay her", "Mallory", False),
+    ("Don't pay Bob, Mallory", "Mallory", False),
+    ("Don't pay Bob, the friend of Eve, or Mallory", "Eve", False),
+    ("Do not pay:\n- Bob\n- the friend of Eve", "Eve", False),
+    ("Pay everyone but Eve", "Eve", False),
+    ("Don't pay Eve but Bob", "Bob", True),
+    ("Pay Bob, not Eve, 45", 45, True),
+    ("The fee is less than 45", 45, False),
+    ("Pay Bob EUR45", 45, True),
+    ("Pay Bob 45EUR", 45, True),
+    ("pay de89 3704 0044 0532 0130 00 today", "DE89370400440532013000", True),
+    ("pay at61 1904 3002 3457 3201 now", "AT611904300234573201", True),
+    ("pay DE89-3704-0044-0532-0130-00", "DE89370400440532013000", True),
+    ("pay de89 3704 0044 0532 0130 01", "DE89370400440532013001", False),
 ]
 
 

@@ -321,6 +321,8 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
         ({"whatever": {}}, "`whatever`; it has: "),
         ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
         ({"rates": float("inf")}, "no exact JSON form"),
+        ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
+        ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
         ({"rates": {1, 2}}, "no exact JSON form"),
         ([], "must be an object, not list"),
         ({DATA_ROOT: []}, "must be an object, not list"),

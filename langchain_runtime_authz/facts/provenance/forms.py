@@ -48,10 +48,17 @@ _URL: Final = re.compile(r"(?<![\w@.\-/])(?:https?://|www\.)[^\s<>\"'`(){}\[\]|\
 _IBAN: Final = re.compile(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])",
 )
+# As people type one; only its check digits tell it from words (ISO 7064).
+_TYPED_IBAN: Final = re.compile(
+    r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])",
+)
+_SHORTEST_IBAN: Final = 15
 _PHONE: Final = re.compile(r"(?<![\w.+])\+?\d[\d ().\-]{6,22}\d(?!\w)")
+_CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # written on to a number
 _NUMBER: Final = re.compile(
-    r"(?<![\w.,\-/])[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
-    r"(?=(?:st|nd|rd|th)?(?!\w))",
+    rf"(?=[-+\d])(?:(?<![\w.,\-/])|(?<=\b{_CURRENCY}))"
+    r"[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
+    rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))",
 )
 _TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")
@@ -239,6 +246,18 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
             yield form, found.span()
     for found in _IBAN.finditer(text):
         yield f"iban:{found[0].replace(' ', '')}", found.span()
+    for found in _TYPED_IBAN.finditer(text):
+        groups = re.split(r"([ \-])", found[0])
+        for last in range(len(groups), 0, -2):  # a word behind it may look like a group of it
+            compact = "".join(groups[:last:2]).upper()
+            if len(compact) >= _SHORTEST_IBAN and _checked(compact):
+                yield f"iban:{compact}", (found.start(), found.start() + len("".join(groups[:last])))
+                break
+
+
+def _checked(iban: str) -> bool:
+    """Whether the check digits are right."""
+    return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
 
 
 def mentions(text: str) -> dict[str, str]:

@@ -32,11 +32,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
 from langchain_runtime_authz.facts.intent import Request, only_deeds
-from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, tidy
+from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, mentions, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.harvest import FIELD, Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile, argument
@@ -133,7 +133,7 @@ def trace(profile: ToolProfile, args: Mapping[str, Any], evidence: Evidence) -> 
             continue
         found = [_item(v, kind, evidence, profile) for v in items]
         if len(found) == 1 and not isinstance(value, list | dict):
-            traced[name] = ArgumentProvenance(kind=kind, **dict(found[0]))
+            traced[name] = ArgumentProvenance(kind=kind, **found[0].told())
             continue
         weakest = max(found, key=lambda p: (STANDINGS.index(p.standing), CLASSES.index(p.class_)))
         traced[name] = ArgumentProvenance(
@@ -141,7 +141,7 @@ def trace(profile: ToolProfile, args: Mapping[str, Any], evidence: Evidence) -> 
             class_=max((p.class_ for p in found), key=CLASSES.index),
             standing=weakest.standing,
             lookalike=any(p.lookalike for p in found),
-            items=found,
+            items=[ItemProvenance(**one.told()) for one in found],
         )
     return traced
 
@@ -155,28 +155,40 @@ def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWord
 
 
 def aim(profile: ToolProfile, args: Mapping[str, Any]) -> str:
-    """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments, by their forms.
+    """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments.
 
-    Empty where a tool has none, or was given none. What two writings of may be the same counts as the same: it is asked about.
+    However they are written: in another order, twice, with signs around them, under a shown name. That two who
+    differ come out as one costs a question; the other way a payment is made twice.
+    Empty where a tool has none, or was given none.
     """
-    given = {n: (kind, _items(argument(args, n))) for n, kind in sorted(profile.critical.items())}
-    hit = [(n, sorted({_hit(v, kind) for v in items})) for n, (kind, items) in given.items() if items]
-    too_many = [(n, repr(argument(args, n))) for n, (_, items) in given.items() if items is None]
-    return key(repr((hit, too_many))) if hit or too_many else ""
+    hit = []
+    for name, kind in sorted(profile.critical.items()):
+        value = argument(args, name)
+        items = _items(value)
+        if items is None:
+            hit.append((name, [repr(value)]))
+        elif items:
+            hit.append((name, sorted({mark for item in items for mark in _marks(item, kind)})))
+    return key(repr(hit)) if hit else ""
 
 
-def _hit(value: object, kind: str) -> tuple[str, ...]:
+def _marks(value: object, kind: str) -> Iterator[str]:
     """What a scalar hits: of a destination the addresses in it alone, of a number the most that it may mean."""
     if kind in _DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account's number
-    found = forms(value)
-    if kind in _DESTINATIONS and isinstance(value, str):
-        reached = identifiers(tidy(value)) or [f for f in found if f.startswith("digits:")]
-        if reached:
-            return tuple(sorted(reached))
-    elif numbers := [f for f in found if f.startswith("num:")]:
-        return (max(numbers, key=lambda f: Decimal(f.removeprefix("num:"))),)
-    return found[:1] or (repr(value),)
+    found = [f for atom in _atoms(value, kind) for f in atom[:1]]
+    if isinstance(value, str) and kind in _DESTINATIONS:
+        found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found
+    elif isinstance(value, str) and kind == "amount":
+        found = [f for f in mentions(value) if f.startswith("num:")] or found
+        found = [max(found, key=_worth)] if found else []
+    for form in found or [repr(value)]:
+        signless = "".join(c for c in skeleton(form.partition(":")[2]) if c.isalnum())
+        yield form if kind == "amount" or not signless else signless
+
+
+def _worth(form: str) -> Decimal:
+    return Decimal(form.removeprefix("num:")) if form.startswith("num:") else Decimal(-1)
 
 
 def _traced(profile: ToolProfile) -> list[tuple[str, Any]]:
@@ -243,21 +255,49 @@ def _moment(whole: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [part for part in (dates, times) if part] or [whole]
 
 
-def _item(value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> ItemProvenance:
-    found = [_atom(atom, value, kind, evidence, profile) for atom in _atoms(value, kind)]
+class _Found(NamedTuple):
+    """`ItemProvenance`, which costs more to make, while it is looked for."""
+
+    class_: Any  # of `CLASSES`
+    standing: Any  # of `STANDINGS`
+    asserted_by: Sequence[Said] = ()
+    mentioned_by: Sequence[Said] = ()
+    lookalike: bool = False
+    derived: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """The fields of the model."""
+        return {**self._asdict(), "asserted_by": [*self.asserted_by], "mentioned_by": [*self.mentioned_by]}
+
+
+_TOLD: Final = _Found("human", "told", (Said(origin="human"),))
+_OWN: Final = _Found("principal", "told", (Said(origin="principal"),))
+
+
+def _item(value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> _Found:
+    found = []
+    for atom in _atoms(value, kind):
+        one = _atom(atom, value, kind, evidence, profile)
+        # What the human forbids nobody else makes good: it stands in the list all the same.
+        found.append(one._replace(standing="outside") if evidence.words.withdrawn(atom) else one)
     return max(found, key=lambda p: (STANDINGS.index(p.standing), CLASSES.index(p.class_)))
 
 
-def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> ItemProvenance:
+def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, profile: ToolProfile) -> _Found:
     words = evidence.words
     # The password of "change my password" is no password that was said.
     as_name = kind == "principal" or (isinstance(value, str) and only_deeds(value, profile.intent))
     if atom and (words.names(atom) if as_name else words.said(atom)):
-        return _provenance("human", "told", [Said(origin="human")])
+        return _TOLD
     if evidence.own.intersection(atom):
-        return _provenance("principal", "told", [Said(origin="principal")])
+        return _OWN
     sightings = [s for f in atom for s in evidence.seen.get(key(f), ())]
-    if kind == "amount" and not any(_class(s) in ("system", "internal") for s in sightings):
+    # "60, not 30": though 30 is the half of 60.
+    if (
+        kind == "amount"
+        and not words.withdrawn(atom)
+        and not any(_class(s) in ("system", "internal") for s in sightings)
+    ):
         derived = _derived(atom, evidence)
         if derived is not None:
             return derived
@@ -276,13 +316,13 @@ def _atom(atom: tuple[str, ...], value: object, kind: str, evidence: Evidence, p
             standing = "selected" if selected else "known"
             if standing == "known" and kind == "object" and class_ == "internal" and _addresses(atom):
                 standing = "outside"
-            return _provenance(class_, standing, by, within, lookalike=lookalike)
+            return _Found(class_, standing, by, within, lookalike=lookalike)
         standing = "named" if any(s.named for s in sightings) else "outside"
-        return _provenance(class_, standing, by, within, lookalike=lookalike)
+        return _Found(class_, standing, by, within, lookalike=lookalike)
     if within:
         standing = "named" if any(s.named for s in within) else "outside"
-        return _provenance("mentioned", standing, (), within, lookalike=lookalike)
-    return _provenance("unknown", "outside", lookalike=lookalike)
+        return _Found("mentioned", standing, (), within, lookalike=lookalike)
+    return _Found("unknown", "outside", lookalike=lookalike)
 
 
 def _selected(seen: Sighting, kind: str) -> bool:
@@ -292,25 +332,6 @@ def _selected(seen: Sighting, kind: str) -> bool:
 
 def _addresses(atom: Sequence[str]) -> bool:
     return any(form.startswith(("email:", "iban:", "url:")) for form in atom)
-
-
-def _provenance(
-    class_: str,
-    standing: str,
-    asserted: Sequence[Said] = (),
-    mentioned: Sequence[Said] = (),
-    *,
-    lookalike: bool = False,
-    derived: bool = False,
-) -> ItemProvenance:
-    return ItemProvenance(
-        class_=class_,  # type: ignore[arg-type]
-        standing=standing,  # type: ignore[arg-type]
-        asserted_by=list(asserted),
-        mentioned_by=list(mentioned),
-        lookalike=lookalike,
-        derived=derived,
-    )
 
 
 def _class(seen: Sighting) -> str:
@@ -348,12 +369,12 @@ def _mentions(value: str, memory: Memory) -> list[Said]:
 @dataclass(frozen=True, slots=True)
 class _Term:
     value: Decimal
-    class_: str
-    standing: str
+    class_: Any  # of `CLASSES`
+    standing: Any  # of `STANDINGS`
     said: Said
 
 
-def _derived(atom: tuple[str, ...], evidence: Evidence) -> ItemProvenance | None:
+def _derived(atom: tuple[str, ...], evidence: Evidence) -> _Found | None:
     """A part, a percentage, or the sum or difference of two numbers, one of which the human told or named.
 
     Worth what the weaker number is worth. Rounded to the hundredth. One step of each kind at most,
@@ -371,7 +392,7 @@ def _derived(atom: tuple[str, ...], evidence: Evidence) -> ItemProvenance | None
     weakest = max(best, key=lambda t: (STANDINGS.index(t.standing), CLASSES.index(t.class_)))
     by = list(dict.fromkeys(t.said for t in best))
     asserted = weakest.class_ != "mentioned"
-    return _provenance(weakest.class_, weakest.standing, by if asserted else (), () if asserted else by, derived=True)
+    return _Found(weakest.class_, weakest.standing, by if asserted else (), () if asserted else by, derived=True)
 
 
 class _Outcomes:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Final
 
+from langchain_runtime_authz.facts.prohibition import prohibitions
 from langchain_runtime_authz.facts.provenance.forms import decimals, fold, forms, mentions, skeleton, tidy
 
 __all__ = ["HumanWords", "own_words"]
@@ -49,21 +50,7 @@ _HOST: Final = re.compile(
 # "the channel starting with X": whatever begins so was described. "those that do not start with X" says nothing.
 _BEGINS: Final = re.compile(r"\b(?:start|begin)(?:s|ing|ning)? with [^\w\s#@]?([\w#@][\w.\-]{1,63})")
 _OTHERS: Final = re.compile(r"\b(?:not|no|never|but|except|excluding|unless|without|than)\b|n['\u2019]t\b")
-# From a prohibition to the end of its clause. "He did not pay" prohibits nothing, and what stands in quotation marks is a title.
-_STATED: Final = "".join(
-    f"(?<!\\b{w} )"
-    for w in "do does did is are was were has have had could would can will".split()  # noqa: SIM905
-)
-_FORBIDDEN: Final = re.compile(
-    r"(?<!\w)[\"'\u201c\u2018][^\"'\u201c\u201d\u2018\u2019\n]{1,200}[\"'\u201d\u2019](?!\w)|"
-    r"(?<![\w\-./@\\])(?:(?<!\bI )(?<!\bwe )(?<!\byou )(?<!\bthey )(?:do not|don['\u2019]?t)|"
-    rf"{_STATED}(?:not|never)|without|except(?: for)?|excluding|instead of|rather than|other than|avoid|"
-    r"stop(?= \w{1,40}ing\b))(?![\w\-/@\\])"
-    r"(?! (?:forget|fail|hesitate|miss|just|only|sure|yet|later)\b)"
-    r"(?P<what>(?:(?![.,;:!?](?:\s|$)|\n).){0,300})",
-    re.IGNORECASE,
-)
-_QUOTES: Final = "\"'`\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
+_QUOTES: Final = "\"'`*\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 _ENDS: Final = ".!?:;-•*"
 # Words that name nobody and nothing.
 _EMPTY: Final = frozenset(
@@ -116,12 +103,12 @@ class HumanWords:
         self._beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
             :_TRIES
         ]
-        numbers = (f for f in found if f.startswith("num:") and not self._withdrawn((f,)))
+        numbers = (f for f in found if f.startswith("num:") and not self.withdrawn((f,)))
         self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
 
-    def _withdrawn(self, value_forms: Sequence[str]) -> bool:
-        """Whether the newest text that has a value forbids it, and does not say it too."""
+    def withdrawn(self, value_forms: Sequence[str]) -> bool:
+        """Whether the newest text that has a value with these forms forbids it, and does not say it too."""
         if self._forbidden is None or not self._forbidden.said(value_forms):
             return False
         for said, forbidden in self._parts:
@@ -136,7 +123,7 @@ class HumanWords:
 
         An identifier, number or date as such, and never as a part of another; a text as whole words.
         """
-        return any(self._said(form) for form in value_forms) and not self._withdrawn(value_forms)
+        return any(self._said(form) for form in value_forms) and not self.withdrawn(value_forms)
 
     def _said(self, form: str) -> bool:
         kind, _, normal = form.partition(":")
@@ -165,7 +152,7 @@ class HumanWords:
         "Alice and Bob", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
         """
         named = any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
-        return named and not self._withdrawn(value_forms)
+        return named and not self.withdrawn(value_forms)
 
     def _named(self, phrase: str) -> bool:
         if not self._phrase(phrase):
@@ -195,7 +182,7 @@ class HumanWords:
         """Whether `value` looks like something that was said without being it."""
         look = skeleton(tidy(value))
         own = forms(value)
-        if len(look) < _LOOKS or self.said(own) or self._withdrawn(own):
+        if len(look) < _LOOKS or self.said(own) or self.withdrawn(own):
             return False
         if self._looks is None:
             self._looks = skeleton_of(self._text)
@@ -208,10 +195,12 @@ def _said_plainly(text: str) -> HumanWords:
 
 def _parted(text: str) -> tuple[str, str]:
     """What a text says, and what it forbids."""
-    forbidden = [m["what"] for m in _FORBIDDEN.finditer(text) if m["what"]]
-    if not forbidden:
-        return text, ""
-    return _FORBIDDEN.sub(lambda m: m[0] if m["what"] is None else " ; ", text), "\n".join(forbidden)
+    said, forbidden, at = [], [], 0
+    for before, _, end in prohibitions(text):
+        said.append(text[at:before])
+        forbidden.append(text[before:end])
+        at = end
+    return " ; ".join([*said, text[at:]]), "\n".join(forbidden)
 
 
 def skeleton_of(text: str) -> str:

@@ -31,7 +31,8 @@
 #               unlisted: verdict on a side effect that the agent's own to-do list does not have (the
 #               model wrote it, so it only ever narrows; absent: permit)
 #   repeats     effect -> verdict on a call that does what one of the same tool with the same critical
-#               arguments did before it, for the same task: a payment that is made twice (absent: permit)
+#               arguments did before it, for the same task, or can set that going: a payment that is made
+#               twice (absent: permit)
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
 #               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
@@ -360,17 +361,19 @@ off_list if {
 denied contains "repeated" if {
 	is_call
 	repeated
-	repeat_verdict == "deny"
+	"deny" in repeat_verdicts
 }
 
 asked contains "repeated" if {
 	is_call
 	repeated
-	repeat_verdict == "ask"
+	"ask" in repeat_verdicts
 }
 
 # Requests and data that were made before there was such a count have none.
-repeat_verdict := object.get(object.get(cfg, "repeats", {}), effect, "permit")
+repeat_table := object.get(cfg, "repeats", {})
+
+repeat_verdicts := {object.get(repeat_table, name, "permit") | some name in effects}
 
 repeats := object.get(input.context.call, "repeats", 0)
 
@@ -379,7 +382,10 @@ repeated if repeats > 0
 repeats_formed if {
 	whole(repeats)
 	repeats >= 0
-	repeat_verdict in {"permit", "ask", "deny"}
+	is_object(repeat_table)
+	every verdict in repeat_verdicts {
+		verdict in {"permit", "ask", "deny"}
+	}
 }
 
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
@@ -855,8 +861,10 @@ rate_formed if {
 
 rate := cfg.rates[effect]
 
+# Beyond 2^53 - 1 engines disagree about what a number is.
 whole(number) if {
 	is_number(number)
+	abs(number) <= 9007199254740991
 	number == floor(number)
 }
 

@@ -462,9 +462,12 @@ test_what_was_done_before_is_asked_about if {
 	permits(patched(again("write", 3)))
 	permits(patched(again("pay", 1))) with data.runtime_authz_data.repeats as {"pay": "permit"}
 	denies(patched(again("pay", 1)), ["repeated"]) with data.runtime_authz_data.repeats as {"pay": "deny"}
-	every wrong in ["1", -1, 0.5, null, true] {
+	every wrong in ["1", -1, 0.5, null, true, 9007199254740992, 1e308] {
 		denies(patched(again("pay", wrong)), ["no_permit"])
 	}
+	reaching := {"resource": {"properties": {"reaches": [{"tool": "bank", "effect": "pay", "sink": "internal"}]}}}
+	permits(patched(object.union(again("write", 0), reaching)))
+	asks(patched(object.union(again("write", 1), reaching)), ["repeated"])
 	every wrong in [{"pay": "maybe"}, {"pay": null}, [], null, "ask"] {
 		denies(patched(again("pay", 1)), ["no_permit"]) with data.runtime_authz_data.repeats as wrong
 	}
