@@ -6,7 +6,7 @@ no object of its own, back to the beginning of the sentence ("this account is a 
 `but` ends one, and sets apart what follows `everyone`. "He did not pay" forbids nothing, what stands in
 quotation marks is a title, and `don't forget` is an order.
 
-In doubt it forbids: then a human is asked, while a permit can not be taken back. English words, as in
+In doubt it forbids: the call is asked about or denied, while a permit can not be taken back. English words, as in
 `facts.intent`. Linear in the text: what is forbidden is not looked at again, and a look back is bounded.
 """
 
