@@ -25,8 +25,9 @@ def pytest_collection_modifyitems(items):
     """Raise each test's own number of examples."""
     if _FACTOR == 1:
         return
-    for item in items:
-        test = getattr(item, "obj", None)
+    # By function: all items of a parametrized test share one.
+    tests = {id(test): test for test in (getattr(item, "obj", None) for item in items)}
+    for test in tests.values():
         inner = getattr(test, "_hypothesis_internal_use_settings", None)
         if inner is not None:
             test._hypothesis_internal_use_settings = settings(inner, max_examples=inner.max_examples * _FACTOR)
