@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
-from langchain_runtime_authz.credential.lease import acurrent_credential, current_call, current_credential
-from langchain_runtime_authz.edges.callbacks import AuthzCallbackHandler
-from langchain_runtime_authz.edges.coverage import CoverageReport
-from langchain_runtime_authz.edges.halt import AuthzHalt
-from langchain_runtime_authz.edges.tool_node import AuthzToolNode
+from langchain_runtime_authz.credential.ticket import acurrent_credential, current_call, current_credential
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, AuthzError
 from langchain_runtime_authz.grant import Constraint, Grant
+from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
 from langchain_runtime_authz.pdp.base import PDP
 from langchain_runtime_authz.profile import ToolProfile, profile
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+    from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
 
 __all__ = [
     "PDP",
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     # `langchain` is optional, and heavy: it is imported where its middleware is used.
     if name == "AuthzMiddleware":
         try:
-            from langchain_runtime_authz.edges.middleware import AuthzMiddleware
+            from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
         except ModuleNotFoundError as exc:
             if exc.name != "langchain":
                 raise

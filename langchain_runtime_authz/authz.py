@@ -11,37 +11,37 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
+from langchain_runtime_authz._validate import checked_callable, checked_text, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.edges.ambient import Ambient, install
-from langchain_runtime_authz.edges.coverage import CoverageReport
-from langchain_runtime_authz.edges.discovery import coverage_of
-from langchain_runtime_authz.edges.entry import Entrance
-from langchain_runtime_authz.edges.planner import ModelPlanner
-from langchain_runtime_authz.edges.profiles import Profiles
-from langchain_runtime_authz.edges.root import Protection, protect
-from langchain_runtime_authz.edges.run import RunHandle, SubjectLike
-from langchain_runtime_authz.edges.tool_guard import guard_tool
-from langchain_runtime_authz.enforce.approver import ListAsked, answer_beside, question_of
-from langchain_runtime_authz.enforce.correction import correct, data_changed, reinstate, revoke
-from langchain_runtime_authz.enforce.credentials import key_scope
-from langchain_runtime_authz.enforce.engine import Engine, Flow, adrive, drive, new_id
-from langchain_runtime_authz.enforce.kill import KillSwitch
-from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier
-from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
 from langchain_runtime_authz.identity.static import StaticIdentity
+from langchain_runtime_authz.langgraph.callback_backstop import Ambient, install
+from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
+from langchain_runtime_authz.langgraph.planner import ModelPlanner
+from langchain_runtime_authz.langgraph.protect import Protection, protect
+from langchain_runtime_authz.langgraph.root_entry import Entrance
+from langchain_runtime_authz.langgraph.run import RunHandle, SubjectLike
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.pdp._settings import checked_callable, checked_text, wrong
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, question_of
+from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
+from langchain_runtime_authz.pep.credentials import key_scope
+from langchain_runtime_authz.pep.engine import Engine, Flow, adrive, drive, new_id
+from langchain_runtime_authz.pep.kill_switch import KillSwitch
+from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
+from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.credential.approver import Approvers, Question
+    from langchain_runtime_authz.credential.approval_statement import Approvers, Question
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 
@@ -93,7 +93,7 @@ class RuntimeAuthz:
             `("memories", "{subject}")`.
         kill_switch: a file that stops everything while it exists; the default is what the environment
             variable `RUNTIME_AUTHZ_KILL_SWITCH` names.
-        notify: channels of the obligation `notify`; `log` is always there (`enforce.notify`).
+        notify: channels of the obligation `notify`; `log` is always there (`pep.notify`).
         tenant: first part of every key in ledger, audit and token.
         planner: a chat model with structured output that says which tools a task needs. It is asked once per
             state of the task, before anything runs, and sees the human's words and the profiles, nothing else;
@@ -141,7 +141,7 @@ class RuntimeAuthz:
         if subject_from is not None:
             checked_callable("subject_from", subject_from)
         # The engine and the signing library are loaded when an instance is made, not at import.
-        from langchain_runtime_authz.credential.approver import Approvers
+        from langchain_runtime_authz.credential.approval_statement import Approvers
         from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
 
@@ -376,7 +376,7 @@ class RuntimeAuthz:
         return [asked for _, asked in await adrive(self._engine, _asked(None))]
 
     def question(self, approval_id: str) -> Question:
-        """What a statement on `approval_id` must be about, for `credential.approver.sign_statement`.
+        """What a statement on `approval_id` must be about, for `credential.approval_statement.sign_statement`.
 
         Raises:
             AuthzError: `approval_void`: no such question is open (any more).
@@ -391,7 +391,7 @@ class RuntimeAuthz:
         Args:
             approval_id: from the interrupt's payload, `approvals()` or the command line.
             by: who, authenticated by the application (`identity.oidc`); only a `user` approves.
-            statement: who, by a signed statement (`credential.approver.sign_statement`) instead.
+            statement: who, by a signed statement (`credential.approval_statement.sign_statement`) instead.
 
         Returns:
             How many approvers the question still waits for.
@@ -476,7 +476,7 @@ class RuntimeAuthz:
         """A signing key is in the wrong hands: withdraw it, and revoke every token that it signed.
 
         It leaves this instance's key ring, where it has one, and the ledger tells every service that
-        asks it (`downstream.status.LedgerStatus`, introspection). A service that asks nobody accepts
+        asks it (`resource_server.status.LedgerStatus`, introspection). A service that asks nobody accepts
         such tokens while its copy of the key set lives (`credential.jwks.JwksClient`: 60 seconds).
 
         Raises:

@@ -18,8 +18,8 @@ import yaml
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_runtime_authz.edges._private import injected_names
-from langchain_runtime_authz.edges.profiles import digest_of
+from langchain_runtime_authz.langgraph._private import injected_names
+from langchain_runtime_authz.langgraph.tool_profiles import digest_of
 from langchain_runtime_authz.profile import EFFECTS, UNPROFILED, Effect, raise_by_hints
 
 __all__ = ["Doubt", "Proposal", "propose"]

@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
-    from langchain_runtime_authz.credential.approver import Verdict
+    from langchain_runtime_authz.credential.approval_statement import Verdict
 
 __all__ = ["app"]
 
@@ -155,7 +155,7 @@ def deny(
 
 
 def _signed(authz: RuntimeAuthz, id: str, person: str, key: Path, password: str | None, verdict: Verdict) -> str:
-    from langchain_runtime_authz.credential.approver import sign_statement
+    from langchain_runtime_authz.credential.approval_statement import sign_statement
     from langchain_runtime_authz.credential.keys import SigningKey
 
     signer = SigningKey.from_pem(key.read_bytes(), password.encode() if password else None)
@@ -168,7 +168,7 @@ def _authz(
     where: str, tenant: str, approvers: Path, audit: Path | None, schema: str, role: str
 ) -> Iterator[RuntimeAuthz]:
     from langchain_runtime_authz.authz import RuntimeAuthz
-    from langchain_runtime_authz.credential.approver import Approvers
+    from langchain_runtime_authz.credential.approval_statement import Approvers
     from langchain_runtime_authz.credential.token import parse_object
 
     try:

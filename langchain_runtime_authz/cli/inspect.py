@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
     from langgraph.pregel import Pregel
 
-    from langchain_runtime_authz.edges.coverage import CoverageReport
-    from langchain_runtime_authz.edges.profiles import Profiles
+    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
+    from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 
     Graph = Pregel[Any, Any, Any, Any]
 
@@ -71,7 +71,7 @@ def inspect(
       runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """  # noqa: D301  (`\b` is what keeps the lines apart)
     from langchain_runtime_authz.cli._proposal import propose
-    from langchain_runtime_authz.edges.baseline import Baseline
+    from langchain_runtime_authz.langgraph.baseline import Baseline
 
     with reporting():
         if baseline is not None and not fail_ungoverned:
@@ -116,8 +116,8 @@ def inspect(
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
     """Coverage as it is (`None` where the module protects the graph itself), and under protection."""
     from langchain_runtime_authz import RuntimeAuthz
-    from langchain_runtime_authz.edges.discovery import coverage_of
-    from langchain_runtime_authz.edges.root import owner_of
+    from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
+    from langchain_runtime_authz.langgraph.protect import owner_of
 
     owner = owner_of(graph)
     if owner is not None:
@@ -153,8 +153,8 @@ def _print(target: str, before: CoverageReport | None, after: CoverageReport, st
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
     """The tools of every tool node of a graph and the graphs in it."""
-    from langchain_runtime_authz.edges._private import ToolNode
-    from langchain_runtime_authz.edges.reach import graphs_in
+    from langchain_runtime_authz.langgraph._private import ToolNode
+    from langchain_runtime_authz.langgraph.object_graph import graphs_in
 
     for found in graphs_in(graph):
         for node in found.graph.nodes.values():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from langchain_runtime_authz.cli._errors import FINDING, reporting
-from langchain_runtime_authz.enforce.kill import KILL_SWITCH, KillSwitch
+from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
 __all__ = ["app"]
 

@@ -60,7 +60,7 @@ def suggest(
       runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """  # noqa: D301  (`\b` is what keeps the lines apart)
     from langchain_runtime_authz.cli._proposal import propose
-    from langchain_runtime_authz.edges.profiles import Profiles
+    from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 
     with reporting():
         declared = load_profiles(profiles)
@@ -116,7 +116,7 @@ def check(
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
-    from langchain_runtime_authz.edges.profiles import Profiles, arguments_of, digest_of
+    from langchain_runtime_authz.langgraph.tool_profiles import Profiles, arguments_of, digest_of
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or a tool that a library of LangGraph's made

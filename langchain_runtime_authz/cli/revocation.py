@@ -100,8 +100,8 @@ def _commit(
     """Commit it to a thread that the ledger knows: a mistyped name must not look like a stop."""
     from langchain_runtime_authz.audit.record import run_record
     from langchain_runtime_authz.audit.sinks import FileSink
-    from langchain_runtime_authz.enforce.engine import anchored
     from langchain_runtime_authz.ledger.base import Conflict, Query, Scope
+    from langchain_runtime_authz.pep.engine import anchored
 
     scope = Scope(tenant, issuer, graph, thread)
     with opened(where, schema, role) as ledger:

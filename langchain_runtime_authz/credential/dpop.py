@@ -1,7 +1,7 @@
 """DPoP (RFC 9449): proofs that the sender of a token holds the key to which it is bound.
 
 Here are the two pure ends: a holder's key that makes proofs, and the reading of one. What a server
-must remember (used proofs, nonces) is in `downstream.dpop`.
+must remember (used proofs, nonces) is in `resource_server.dpop`.
 """
 
 from __future__ import annotations

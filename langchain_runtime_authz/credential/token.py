@@ -27,7 +27,7 @@ __all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_o
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing; ours alone, no other JWT passes for it
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"  # RFC 9396 §2: `type` of authorization_details
 
-APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # a person's statement (`credential.approver`)
+APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # a person's statement (`credential.approval_statement`)
 
 # RFC 7519 §4.1
 ISSUER: Final = "iss"

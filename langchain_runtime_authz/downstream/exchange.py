@@ -20,11 +20,11 @@ from typing import Any, Final, NoReturn
 import httpx
 
 from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
-from langchain_runtime_authz.credential.lease import Ticket, arefused_outside, current_ticket, refused_outside
+from langchain_runtime_authz.credential.ticket import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
 from langchain_runtime_authz.downstream.httpx_auth import bare, bearing, is_under, origin_of
-from langchain_runtime_authz.downstream.introspection import basic
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.resource_server.introspection import basic
 
 __all__ = ["ACCESS_TOKEN", "JWT", "ExchangeAuth", "ExchangedToken", "TokenExchange"]
 

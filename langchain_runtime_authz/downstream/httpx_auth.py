@@ -30,7 +30,7 @@ import httpx
 
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
-from langchain_runtime_authz.credential.lease import CallCredential, arefused_outside, current_ticket, refused_outside
+from langchain_runtime_authz.credential.ticket import CallCredential, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["CallAuth", "bare", "bearing", "is_under", "origin_of"]

@@ -32,17 +32,17 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from langchain_runtime_authz.credential.fetch import checked_url
-from langchain_runtime_authz.credential.lease import acurrent_credential
+from langchain_runtime_authz.credential.ticket import acurrent_credential
 from langchain_runtime_authz.credential.token import parse_object
-from langchain_runtime_authz.downstream._asgi import App, Receive, Scope, Send, read_body
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.downstream.resource_server import (
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.resource_server._asgi import App, Receive, Scope, Send, read_body
+from langchain_runtime_authz.resource_server.dependency import (
     BAD_REQUEST,
     ProtectedApp,
     ResourceServer,
     refuse,
 )
-from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
     from langchain_mcp_adapters.interceptors import MCPToolCallRequest, MCPToolCallResult

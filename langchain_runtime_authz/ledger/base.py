@@ -23,7 +23,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.facts.provenance.harvest import Sighting
+from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 
@@ -45,16 +45,16 @@ __all__ = [
     "Committed",
     "ConcludeCall",
     "Conflict",
-    "Count",
+    "DeleteMarks",
     "EndLease",
     "Guard",
     "Lease",
     "Ledger",
-    "Mark",
     "OpenThread",
     "Query",
     "RecordEdge",
     "RecordPlan",
+    "RecordStep",
     "RecordValues",
     "Redeliver",
     "Reinstate",
@@ -62,6 +62,7 @@ __all__ = [
     "RenewLease",
     "Revoke",
     "Scope",
+    "SetMark",
     "Snapshot",
     "SpendApproval",
     "SpendBudget",
@@ -69,7 +70,6 @@ __all__ = [
     "TakeLease",
     "TakePending",
     "TokenStatus",
-    "Unmark",
 ]
 
 PROTOCOL_VERSION: Final = 1
@@ -278,7 +278,7 @@ class Redeliver(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Mark(Change):
+class SetMark(Change):
     """Remember `value` under `name`, in place of what stood there. A store may forget the oldest of `MAX_MARKS`.
 
     Where another value stood there, the history says that `source` changed, if one is given.
@@ -290,7 +290,7 @@ class Mark(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Unmark(Change):
+class DeleteMarks(Change):
     """Forget the marks whose names begin with `prefix`."""
 
     prefix: str
@@ -439,7 +439,7 @@ class SpendRate(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Count(Change):
+class RecordStep(Change):
     """Add to the history's counters. `call` names a permitted call, `side_effect` says that it is one.
 
     `unplanned` and `tainted` say more of a denial, `resource` (name, tool, version) of a read. `agent` is

@@ -135,7 +135,7 @@ def _(change: b.Redeliver, t: Thread, now: float, spent: _Spent) -> _Effect:
 
 
 @_effect.register
-def _(change: b.Mark, t: Thread, now: float, spent: _Spent) -> _Effect:
+def _(change: b.SetMark, t: Thread, now: float, spent: _Spent) -> _Effect:
     def mark() -> None:
         if change.source and t.marks.get(change.name, change.value) != change.value:
             changed = {**t.history.changed, change.source: t.history.steps}
@@ -147,16 +147,16 @@ def _(change: b.Mark, t: Thread, now: float, spent: _Spent) -> _Effect:
 
 
 @_effect.register
-def _(change: b.Unmark, t: Thread, now: float, spent: _Spent) -> _Effect:
+def _(change: b.DeleteMarks, t: Thread, now: float, spent: _Spent) -> _Effect:
     return lambda: _drop(t.marks, *[name for name in t.marks if name.startswith(change.prefix)])
 
 
 @_effect.register
-def _(change: b.Count, t: Thread, now: float, spent: _Spent) -> _Effect:
+def _(change: b.RecordStep, t: Thread, now: float, spent: _Spent) -> _Effect:
     return lambda: setattr(t, "history", _counted(t.history, change, now))
 
 
-def _counted(h: History, change: b.Count, now: float) -> History:
+def _counted(h: History, change: b.RecordStep, now: float) -> History:
     classes, confined = h.classes_read, h.confined
     if confined and change.effect not in (None, "read"):  # also an address that was fetched is seen
         confined = left(confined, change.agent)

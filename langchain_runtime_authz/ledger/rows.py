@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.provenance.harvest import Sighting
+from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b

@@ -15,7 +15,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.facts.provenance.harvest import Sighting
+from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger import base as b
 
@@ -123,9 +123,9 @@ def needs(guard: b.Guard | None, changes: Sequence[b.Change]) -> Needs:
                 n.pending |= deliver
             case b.TakePending() | b.Redeliver():
                 n.pending = True
-            case b.Mark(name):
+            case b.SetMark(name):
                 n.marks.add(name)
-            case b.Unmark(prefix):
+            case b.DeleteMarks(prefix):
                 n.unmarked.add(prefix)
             case b.RecordValues(values):
                 n.values |= {seen.key for seen in values}

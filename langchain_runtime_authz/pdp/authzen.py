@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
+from langchain_runtime_authz._http import Link
+from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import (
     MAX_ANSWER_BYTES,
     REASON_CODE,
@@ -35,8 +37,6 @@ from langchain_runtime_authz.authzen import (
     strict_json,
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp._http import Link
-from langchain_runtime_authz.pdp._settings import wrong
 from langchain_runtime_authz.pdp.base import bounded
 
 if TYPE_CHECKING:

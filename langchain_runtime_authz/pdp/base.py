@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
+from langchain_runtime_authz._validate import checked_seconds
 from langchain_runtime_authz.authzen import (
     MAX_REQUEST_BYTES,
     Decision,
@@ -24,7 +25,6 @@ from langchain_runtime_authz.authzen import (
     parse_answer,
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp._settings import checked_seconds
 
 __all__ = ["PDP", "BatchPDP", "Evaluator", "ObserveOnly", "bounded", "serialise"]
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
+from langchain_runtime_authz._validate import checked_callable, wrong
 from langchain_runtime_authz.authzen import (
     REASON_CODE,
     ArgumentProvenance,
@@ -34,7 +35,6 @@ from langchain_runtime_authz.authzen import (
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp._settings import checked_callable, wrong
 
 if TYPE_CHECKING:
     import cedarpy

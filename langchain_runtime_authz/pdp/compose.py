@@ -17,10 +17,10 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
+from langchain_runtime_authz._validate import checked_callable, checked_count, checked_seconds
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
-from langchain_runtime_authz.pdp._settings import checked_callable, checked_count, checked_seconds
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator, bounded, close_all
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]

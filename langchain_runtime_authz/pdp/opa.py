@@ -1,7 +1,7 @@
 """An OPA server as PDP, on `opa-python-client`, with what that leaves open shut.
 
 Of the client the asynchronous health check is used, on a hardened session
-(`pdp._http`): it retries, follows redirects, knows no CA file, unix socket or pool size. Decisions do
+(`_http`): it retries, follows redirects, knows no CA file, unix socket or pool size. Decisions do
 not go through its `query_rule`, which serialises a parsed input again and reads duplicate members.
 """
 
@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from langchain_runtime_authz._http import Link, whole_body
+from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.authzen import (
     MAX_ANSWER_BYTES,
     Decision,
@@ -22,8 +24,6 @@ from langchain_runtime_authz.authzen import (
     strict_json,
 )
 from langchain_runtime_authz.errors import Code, PDPError
-from langchain_runtime_authz.pdp._http import Link, whole_body
-from langchain_runtime_authz.pdp._settings import wrong
 from langchain_runtime_authz.pdp.base import bounded
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, overload
 
+from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text, wrong
 from langchain_runtime_authz.authzen import EvaluationRequest, parse_answer, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
 from langchain_runtime_authz.fork import forkable_lock
-from langchain_runtime_authz.pdp._settings import checked_count, checked_path, checked_seconds, checked_text, wrong
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._rego import Program

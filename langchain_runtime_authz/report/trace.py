@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pep.session import Session
 
 __all__ = ["VERSION", "Replayed", "Step", "Trace", "read_trace", "replay_trace"]
 

@@ -27,7 +27,7 @@ from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.provenance.harvest import Sighting
+from langchain_runtime_authz.facts.provenance.observe import Sighting
 from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import (
@@ -44,16 +44,16 @@ from langchain_runtime_authz.ledger.base import (
     Committed,
     ConcludeCall,
     Conflict,
-    Count,
+    DeleteMarks,
     EndLease,
     Guard,
     Lease,
     Ledger,
-    Mark,
     OpenThread,
     Query,
     RecordEdge,
     RecordPlan,
+    RecordStep,
     RecordValues,
     Redeliver,
     Reinstate,
@@ -61,13 +61,13 @@ from langchain_runtime_authz.ledger.base import (
     RenewLease,
     Revoke,
     Scope,
+    SetMark,
     Snapshot,
     SpendApproval,
     SpendBudget,
     SpendRate,
     TakeLease,
     TakePending,
-    Unmark,
 )
 from langchain_runtime_authz.testing.clock import FrozenClock
 
@@ -241,7 +241,7 @@ class LedgerContract:
             b.do(RecordPlan(_plan("m1")), ClaimCall("k", lease.jti, repeatable=False), RecordEdge(_edge("a", "b")))
             b.do(
                 AskApproval(Approval("k", DIGEST, 1)),
-                Count(call="pay"),
+                RecordStep(call="pay"),
                 SpendBudget("pay", 1),
                 SpendRate("pay", 60, 1),
             )
@@ -262,7 +262,7 @@ class LedgerContract:
                     Snapshot(0, False, "", 1, Task(), False, None, None, {}, {}, History(), ()),
                     now=0,
                 )
-                b.refuse(Code.LEASE_ENDED, Count(call="pay"), guard=_guard(lease))
+                b.refuse(Code.LEASE_ENDED, RecordStep(call="pay"), guard=_guard(lease))
                 b.do(OpenThread("user:bob"), ClaimCall("k", lease.jti, repeatable=False))
                 b.do(SpendBudget("pay", 1), SpendRate("pay", 60, 1))
                 b.lease()
@@ -373,7 +373,7 @@ class LedgerContract:
         with self._bench() as b:
             lease = b.lease()
             b.do(OpenThread("user:alice"), RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")), SpendBudget("pay", 1))
-            b.do(ClaimCall("k", lease.jti, repeatable=False), Count(call="pay"), Revoke(("root", "bad")))
+            b.do(ClaimCall("k", lease.jti, repeatable=False), RecordStep(call="pay"), Revoke(("root", "bad")))
             b.do(AdvanceEpoch(1, (_said("no"),)))
             seen = b.load(plan=(ROOT, "m1"), calls=("k",), agent=("root", "bad"))
             assert (seen.plan, seen.calls["k"].state, seen.edges) == (_plan("m1"), "claimed", (_edge("a", "b"),))
@@ -431,8 +431,8 @@ class LedgerContract:
         """Only those that are asked for come back; another thread has its own."""
         with self._bench() as b:
             assert b.load(marks=("head",)).marks == {}
-            b.do(Mark("head", "1"), Mark("other", "x"))
-            b.do(Mark("head", "2"))
+            b.do(SetMark("head", "1"), SetMark("other", "x"))
+            b.do(SetMark("head", "2"))
             assert b.load(marks=("head", "missing")).marks == {"head": "2"}
             assert b.load().marks == {}
             with self._bench() as other:
@@ -441,11 +441,11 @@ class LedgerContract:
     def test_marks_are_forgotten_by_how_their_names_begin(self) -> None:
         """Theirs alone: letters count, nothing in a name is special, and what is set after it stays."""
         with self._bench() as b:
-            b.do(*(Mark(name, "x") for name in ("task:1", "task:2", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")))
-            b.do(Unmark("task:"), Unmark('a"%_'), Mark("task:3", "y"), Unmark("missing"))
+            b.do(*(SetMark(name, "x") for name in ("task:1", "task:2", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")))
+            b.do(DeleteMarks("task:"), DeleteMarks('a"%_'), SetMark("task:3", "y"), DeleteMarks("missing"))
             names = ("task:1", "task:2", "task:3", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")
             assert set(b.load(marks=names).marks) == {"tas", "Task:1", "head", "task:3", "a'%_", "aXX"}
-            b.do(Unmark(""))
+            b.do(DeleteMarks(""))
             assert b.load(marks=names).marks == {}
 
     def test_a_root_entry_is_under_way_until_it_ends(self) -> None:
@@ -596,30 +596,30 @@ class LedgerContract:
         """And its changes are applied."""
         with self._bench() as b:
             lease = b.lease()
-            done = b.do(Count(call="pay"), guard=_guard(lease))
+            done = b.do(RecordStep(call="pay"), guard=_guard(lease))
             assert (done.now, done.epoch) == (b.clock(), 1)
             assert b.load().history.calls == {"pay": 1}
 
     def test_a_guard_says_why_it_refuses(self) -> None:
         """`lease_ended`, `revoked` or `stale_epoch`, and nothing is applied."""
         with self._bench() as b:
-            b.refuse(Code.LEASE_ENDED, Count(), guard=Guard("nobody", 1))
+            b.refuse(Code.LEASE_ENDED, RecordStep(), guard=Guard("nobody", 1))
             root = b.lease()
             ended, suspended = b.lease(("root", "a")), b.lease(("root", "b"))
             revoked, below = b.lease(("root", "c")), b.lease(("root", "d", "e"))
             b.do(EndLease(ended.jti, "ended"), EndLease(suspended.jti, "suspended"), EndLease(revoked.jti, "revoked"))
             b.do(Revoke(("root", "d")))
-            b.refuse(Code.LEASE_ENDED, Count(), guard=Guard("nobody", 1))
-            b.refuse(Code.LEASE_ENDED, Count(), guard=_guard(ended))
-            b.refuse(Code.LEASE_ENDED, Count(), guard=_guard(suspended))
-            b.refuse(Code.REVOKED, Count(), guard=_guard(revoked))
-            b.refuse(Code.REVOKED, Count(), guard=_guard(below))
-            b.refuse(Code.STALE_EPOCH, Count(), guard=Guard(root.jti, 2))
-            b.refuse(Code.STALE_EPOCH, Count(), guard=Guard(root.jti, 0))
+            b.refuse(Code.LEASE_ENDED, RecordStep(), guard=Guard("nobody", 1))
+            b.refuse(Code.LEASE_ENDED, RecordStep(), guard=_guard(ended))
+            b.refuse(Code.LEASE_ENDED, RecordStep(), guard=_guard(suspended))
+            b.refuse(Code.REVOKED, RecordStep(), guard=_guard(revoked))
+            b.refuse(Code.REVOKED, RecordStep(), guard=_guard(below))
+            b.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, 2))
+            b.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, 0))
             # The correction ended the lease too; that the task changed tells more.
             b.do(AdvanceEpoch(1))
-            b.refuse(Code.STALE_EPOCH, Count(), guard=_guard(root))
-            b.refuse(Code.STALE_EPOCH, Count(), guard=Guard(root.jti, 2))
+            b.refuse(Code.STALE_EPOCH, RecordStep(), guard=_guard(root))
+            b.refuse(Code.STALE_EPOCH, RecordStep(), guard=Guard(root.jti, 2))
             assert b.load().history == History(rotations=1)
 
     def test_a_commit_is_all_or_nothing(self) -> None:
@@ -638,7 +638,7 @@ class LedgerContract:
                 AskApproval(Approval("q", DIGEST, 1)),
                 SpendBudget("pay", 1),
                 SpendRate("pay", 60, 1),
-                Count(call="pay", effect="pay", denials=1, data_class="secret", recent="pay"),
+                RecordStep(call="pay", effect="pay", denials=1, data_class="secret", recent="pay"),
                 ConcludeCall("c", "done", "1"),
                 EndLease(lease.jti, "ended"),
                 Revoke(ROOT),
@@ -666,7 +666,7 @@ class LedgerContract:
         """By an exception, and nothing beside it is applied."""
         with self._bench() as b:
             b.do(OpenThread("user:alice"))
-            for changes in ((_Unknown(), Count(call="x")), (Count(call="x"), _Unknown()), (Change(),)):
+            for changes in ((_Unknown(), RecordStep(call="x")), (RecordStep(call="x"), _Unknown()), (Change(),)):
                 try:
                     b.commit(*changes)
                 except Exception:  # noqa: BLE001, S110  (which one is the store's business)
@@ -1095,9 +1095,9 @@ class LedgerContract:
     def test_the_history_counts(self) -> None:
         """Steps, calls, effects, denials, data classes in order, and the last steps by name."""
         with self._bench() as b:
-            b.do(Count(call="read_file", effect="read", data_class="secret", recent="read_file"))
-            b.do(Count(call="read_file", effect="read", data_class="internal", recent="read_file"))
-            b.do(Count(denials=2, recent="deny:pay"), Count())
+            b.do(RecordStep(call="read_file", effect="read", data_class="secret", recent="read_file"))
+            b.do(RecordStep(call="read_file", effect="read", data_class="internal", recent="read_file"))
+            b.do(RecordStep(denials=2, recent="deny:pay"), RecordStep())
             assert b.load().history == History(
                 steps=4,
                 calls={"read_file": 2},
@@ -1113,16 +1113,16 @@ class LedgerContract:
         """A child's class is its own until it acts or work is handed on; then, or where nobody is named, everybody's."""
         one, other = ("main", "one"), ("main", "other")
         with self._bench() as b:
-            b.do(Count(data_class="secret", agent=one))
+            b.do(RecordStep(data_class="secret", agent=one))
             assert b.load().history.confined == (("secret", one),)
-            b.do(Count(data_class="secret", agent=other), Count(call="look", effect="read", agent=one))
+            b.do(RecordStep(data_class="secret", agent=other), RecordStep(call="look", effect="read", agent=one))
             assert b.load().history.confined == (("secret", one), ("secret", other))
-            b.do(Count(call="note", effect="write", side_effect=True, agent=other))
+            b.do(RecordStep(call="note", effect="write", side_effect=True, agent=other))
             assert b.load().history.confined == ()
             b.do(
-                Count(data_class="internal", agent=one),
-                Count(data_class="secret", agent=one),
-                Count(data_class="public"),
+                RecordStep(data_class="internal", agent=one),
+                RecordStep(data_class="secret", agent=one),
+                RecordStep(data_class="public"),
             )
             assert b.load().history.confined == (("internal", one),)
             now = int(b.clock())
@@ -1133,21 +1133,21 @@ class LedgerContract:
     def test_the_history_tells_anomalies(self) -> None:
         """A permit ends a streak of denials; a side effect, or the subject's own word, ends a row of rotations."""
         with self._bench() as b:
-            b.do(Count(denials=1, unplanned=1), Count(denials=1, tainted=1))
+            b.do(RecordStep(denials=1, unplanned=1), RecordStep(denials=1, tainted=1))
             b.do(AdvanceEpoch(1))
             b.do(AdvanceEpoch(2, (replace(_said("x"), own=False),)))
             seen = b.load().history
             assert (seen.streak, seen.unplanned, seen.tainted, seen.rotations) == (2, 1, 1, 2)
-            b.do(Count(call="read"))
+            b.do(RecordStep(call="read"))
             seen = b.load().history
             assert (seen.streak, seen.denials, seen.rotations) == (0, 2, 2)
-            b.do(Count(call="pay", side_effect=True))
+            b.do(RecordStep(call="pay", side_effect=True))
             assert b.load().history.rotations == 0
             b.do(AdvanceEpoch(3))
             b.do(AdvanceEpoch(4, (_said("y"),)))
             assert b.load().history.rotations == 0
             for _ in range(TIMES + 3):
-                b.do(Count(call="read"))
+                b.do(RecordStep(call="read"))
             assert len(b.load().history.times) == TIMES
 
     def test_the_history_is_bounded(self) -> None:
@@ -1155,13 +1155,13 @@ class LedgerContract:
         with self._bench() as b:
             names = [f"t{i:04}" for i in range(MAX_NAMES + 5)]
             for name in names:
-                b.do(Count(call=name, effect=name, data_class=name, recent=name))
+                b.do(RecordStep(call=name, effect=name, data_class=name, recent=name))
             seen = b.load().history
             assert seen.recent == tuple(names[-RECENT:])
             kept = names[:MAX_NAMES]
             assert seen.calls == seen.effects == {**dict.fromkeys(kept, 1), "*": 5}
             assert seen.classes_read == ("*", *kept)
-            b.do(Count(call=names[0], data_class=names[0]))
+            b.do(RecordStep(call=names[0], data_class=names[0]))
             assert b.load().history.calls[names[0]] == 2
 
     def test_values_are_found_by_key(self) -> None:
@@ -1190,9 +1190,13 @@ class LedgerContract:
         """What was read stays what it was, whatever is committed afterwards."""
         with self._bench() as b:
             lease = b.lease()
-            b.do(ClaimCall("k", lease.jti, repeatable=False), Count(call="pay"), AskApproval(Approval("k", DIGEST, 1)))
+            b.do(
+                ClaimCall("k", lease.jti, repeatable=False),
+                RecordStep(call="pay"),
+                AskApproval(Approval("k", DIGEST, 1)),
+            )
             seen, again = b.everything(lease, "k"), b.everything(lease, "k")
-            b.do(ConcludeCall("k", "done", "1"), Count(call="pay", recent="pay"), RecordEdge(_edge("a", "b")))
+            b.do(ConcludeCall("k", "done", "1"), RecordStep(call="pay", recent="pay"), RecordEdge(_edge("a", "b")))
             b.do(AdvanceEpoch(1, (_said("x"),), deliver=True), Revoke(()))
             assert seen == again != b.everything(lease, "k")
 
@@ -1201,7 +1205,7 @@ class LedgerContract:
         with self._bench() as b:
             for seconds in (0.0, 1.5, 3600.0):
                 b.clock.tick(seconds)
-                assert b.load().now == b.do(Count()).now == b.clock()
+                assert b.load().now == b.do(RecordStep()).now == b.clock()
 
     # --- the status of a jti --------------------------------------------------------------------------
 
@@ -1286,7 +1290,7 @@ class LedgerContract:
                     (Code.RATE_EXCEEDED, SpendRate(key, 60, 1)),
                 )
                 for code, change in spends:
-                    done = _race(b, [((Count(call=key), change), _guard(x)) for x in leases])
+                    done = _race(b, [((RecordStep(call=key), change), _guard(x)) for x in leases])
                     assert _wins(done, code) == 1
                 assert b.load().history.calls[key] == 3
             done = _race(b, [((AdvanceEpoch(1, (_said(str(i)),)),), None) for i in range(THREADS)])
@@ -1316,7 +1320,7 @@ class LedgerContract:
         """Each of eight threads' commits is counted."""
         with self._bench() as b:
             for _ in range(5):
-                _race(b, [((Count(call="x", denials=1), SpendBudget("x", 1000)), None)] * THREADS)
+                _race(b, [((RecordStep(call="x", denials=1), SpendBudget("x", 1000)), None)] * THREADS)
             seen = b.load().history
             assert (seen.steps, seen.calls, seen.denials) == (40, {"x": 40}, 40)
             b.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("x", 40))
@@ -1333,14 +1337,14 @@ class LedgerContract:
                 (None, (TakeLease(lease),)),
                 (
                     _guard(lease),
-                    (RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")), Count(call="pay", recent="pay")),
+                    (RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")), RecordStep(call="pay", recent="pay")),
                 ),
                 (_guard(lease), (ClaimCall("k", lease.jti, repeatable=False, tokens=(token,)), SpendBudget("pay", 1))),
                 (_guard(lease), (ClaimCall("k", lease.jti, repeatable=False),)),
                 (_guard(lease), (AskApproval(Approval("k", DIGEST, 1)), SpendRate("pay", 60, 1))),
-                (Guard(lease.jti, 2), (Count(),)),
+                (Guard(lease.jti, 2), (RecordStep(),)),
                 (None, (ConcludeCall("k", "done", "1"), AdvanceEpoch(1, (_said("no"),), deliver=True))),
-                (_guard(lease), (Count(),)),
+                (_guard(lease), (RecordStep(),)),
                 (None, (Revoke(ROOT),)),
             )
             query = Query(jti=lease.jti, plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
@@ -1430,7 +1434,7 @@ class DurableLedgerContract(LedgerContract):
             b.do(
                 RecordPlan(_plan("m1", epoch=2)),
                 RecordEdge(_edge("a", "b")),
-                Count(call="pay"),
+                RecordStep(call="pay"),
                 Revoke(("root", "bad")),
             )
             b.do(ClaimCall("k", lease.jti, repeatable=False, tokens=(f"token-{lease.jti}",)))
@@ -1450,9 +1454,9 @@ class DurableLedgerContract(LedgerContract):
                     won = []
                     for attempt in range(5):
                         claim = ClaimCall(f"race-{attempt}", lease.jti, repeatable=False)
-                        done = ledger.commit(b.scope, _guard(lease), [claim, Count(call="won")])
+                        done = ledger.commit(b.scope, _guard(lease), [claim, RecordStep(call="won")])
                         won.append("1" if isinstance(done, Committed) else "0")
-                        ledger.commit(b.scope, None, [Count(call="all")])
+                        ledger.commit(b.scope, None, [RecordStep(call="all")])
                     ledger.commit(b.scope, None, [AdvanceEpoch(1, (_said(str(number)),))])
                 return "".join(won)
 
@@ -1471,12 +1475,12 @@ class DurableLedgerContract(LedgerContract):
             asyncio.run(b.ledger.aload(b.scope, Query()))
 
             def child(number: int) -> str:
-                b.do(Count(call="child"), guard=_guard(lease))
-                asyncio.run(b.ledger.acommit(b.scope, None, [Count(call="child")]))
+                b.do(RecordStep(call="child"), guard=_guard(lease))
+                asyncio.run(b.ledger.acommit(b.scope, None, [RecordStep(call="child")]))
                 return str(number)
 
             assert _in_processes(2, child) == ["0", "1"]
-            b.do(Count(call="parent"))
+            b.do(RecordStep(call="parent"))
             assert b.load().history.calls == {"child": 4, "parent": 1}
 
     def test_a_commit_is_held_by_its_anchor(self) -> None:
@@ -1485,10 +1489,10 @@ class DurableLedgerContract(LedgerContract):
             ours, theirs = cast("Anchored", b.ledger), cast("Anchored", again)
             tenant = b.scope.tenant
             assert ours.anchor(tenant) is None
-            b.do(Count())
+            b.do(RecordStep())
             first = ours.anchor(tenant)
             assert first is not None
-            b.do(Count())
+            b.do(RecordStep())
             second = ours.anchor(tenant)
             assert second is not None
             assert second.position > first.position
@@ -1507,15 +1511,15 @@ class DurableLedgerContract(LedgerContract):
         """A little is waited for; more is a deny with its code, until the clock is right again."""
         with self._bench() as b:
             lease = b.lease()
-            then = b.do(Count()).now
+            then = b.do(RecordStep()).now
             b.clock.tick(-2)
-            assert (b.load().now, b.do(Count()).now) == (then, then)
+            assert (b.load().now, b.do(RecordStep()).now) == (then, then)
             b.clock.tick(-600)
             with self._again(b) as again:
                 for ledger in (b.ledger, again):
                     for ask in (
                         lambda x: x.load(b.scope, Query()),
-                        lambda x: x.commit(b.scope, None, [Count()]),
+                        lambda x: x.commit(b.scope, None, [RecordStep()]),
                         lambda x: x.status(b.scope.tenant, lease.jti),
                     ):
                         assert _refused(ask, ledger) == Code.LEDGER_CLOCK
@@ -1527,7 +1531,7 @@ class DurableLedgerContract(LedgerContract):
         """With a code; what it held is there for the next."""
         with self._bench() as b:
             with self._again(b) as again:
-                again.commit(b.scope, None, [Count()])
+                again.commit(b.scope, None, [RecordStep()])
             assert _refused(lambda x: x.load(b.scope, Query()), again) == Code.LEDGER_UNAVAILABLE
             assert b.load().history.steps == 1
 

@@ -27,8 +27,8 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send, interrupt
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.credential.lease import current_ticket
-from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.credential.ticket import current_ticket
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests import readme

@@ -20,10 +20,11 @@ from unittest.mock import patch
 import langchain_runtime_authz
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import EvaluationRequest
-from langchain_runtime_authz.edges import ambient, root
-from langchain_runtime_authz.edges._private import DEFAULT_BOUND, Pregel, reset_node
-from langchain_runtime_authz.edges.coverage import CoverageReport, Row
-from langchain_runtime_authz.edges.node_gate import gate_bound, is_gated
+from langchain_runtime_authz.langgraph import callback_backstop as ambient
+from langchain_runtime_authz.langgraph import protect as root
+from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, reset_node
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
+from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.testing import StaticPDP
 from tests import readme
 

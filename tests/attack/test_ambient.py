@@ -28,8 +28,8 @@ from langchain_runtime_authz import (
     ToolProfile,
     current_credential,
 )
-from langchain_runtime_authz.edges import ambient
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import (

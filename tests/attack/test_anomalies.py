@@ -15,10 +15,10 @@ from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.ledger.base import AdvanceEpoch, Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.report.trace import read_trace, replay_trace
 from langchain_runtime_authz.testing.clock import FrozenClock
 

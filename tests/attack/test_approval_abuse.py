@@ -26,7 +26,7 @@ from langgraph.types import Command, interrupt
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from langchain_runtime_authz.credential.approver import HERE, Approvers, Question, sign_statement
+from langchain_runtime_authz.credential.approval_statement import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, CredentialError

@@ -28,11 +28,11 @@ from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import TYP, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.dpop import ProofVerifier
-from langchain_runtime_authz.downstream.resource_server import ResourceServer
-from langchain_runtime_authz.downstream.status import LedgerStatus, Offline
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.resource_server.dependency import ResourceServer
+from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
 from ..unit_tests.tokens import BANK, a_request, b64, forged
 

@@ -16,8 +16,8 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, Send
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 from ._graphs import (

@@ -15,7 +15,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel
 from tests.attack._graphs import call, hand_written, human, says

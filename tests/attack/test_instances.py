@@ -22,9 +22,9 @@ from langgraph.stream import StreamTransformer
 
 from langchain_runtime_authz import AlreadyProtected, AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.audit.chain import verify_chain
-from langchain_runtime_authz.edges.root import owner_of
-from langchain_runtime_authz.edges.transformers import beside
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.transformers import beside
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import (

@@ -12,8 +12,8 @@ import pytest
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.edges.halt import AuthzHalt
 from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.testing import StaticPDP
 from tests.ids import shown
 
@@ -660,7 +660,7 @@ def _reducing(spoke: list[Any]) -> Any:
 @pytest.mark.parametrize("go", ["sync", "async"])
 def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str) -> None:
     """Two streams consumed in turn: each one's reducers under its own subject, and the consumer under nobody's."""
-    from langchain_runtime_authz.edges.handle import running
+    from langchain_runtime_authz.langgraph.run_context import running
 
     spoke: list[Any] = []
     pdp = StaticPDP(True)

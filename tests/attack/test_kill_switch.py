@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.enforce.kill import KILL_SWITCH, KillSwitch
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay_tool, reasons, replying
 

@@ -19,11 +19,11 @@ from langgraph.prebuilt import ToolNode
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
-from langchain_runtime_authz.edges.halt import AuthzHalt
-from langchain_runtime_authz.edges.outside import said_more
-from langchain_runtime_authz.enforce.engine import drive
 from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.state_changes import said_more
 from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.pep.engine import drive
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests.attack._graphs import PAID, authz_with, call, human, ledger_down, pay_tool, read_tool, says
 from tests.attack.corrections import beside

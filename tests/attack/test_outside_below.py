@@ -19,11 +19,11 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz import ToolProfile
-from langchain_runtime_authz.edges.halt import AuthzHalt
-from langchain_runtime_authz.edges.outside import ReadState
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.state_changes import ReadState
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, ledger_down, read_tool, says

@@ -11,7 +11,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph
-from langchain_runtime_authz.edges.planner import NeededTools
+from langchain_runtime_authz.langgraph.planner import NeededTools
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 

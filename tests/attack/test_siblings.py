@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.enforce.session import Session
+from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.testing import StaticPDP
 
 PROFILES: dict[str, Any] = {

@@ -21,11 +21,11 @@ from starlette.routing import Route
 
 from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.dpop import ProofVerifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.downstream.resource_server import ProtectedApp, ResourceServer
-from langchain_runtime_authz.downstream.status import LedgerStatus
 from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
+from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.status import LedgerStatus
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import agent_graph, call, hand_written, human, node_graph, replying

@@ -26,13 +26,13 @@ from langchain_runtime_authz.credential.dpop import ProofKey, read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.credential.lease import ticket_scope
+from langchain_runtime_authz.credential.ticket import ticket_scope
 from langchain_runtime_authz.credential.token import Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.dpop import ProofVerifier
-from langchain_runtime_authz.downstream.resource_server import ResourceServer
-from langchain_runtime_authz.downstream.status import LedgerStatus, Offline
 from langchain_runtime_authz.grant import Constraint, Grant
+from langchain_runtime_authz.resource_server.dependency import ResourceServer
+from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import StaticPDP
 
 BANK = "https://bank.example"

@@ -26,12 +26,12 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.ledger.base import (
     ClaimCall,
     ConcludeCall,
-    Count,
     Guard,
     Lease,
     OpenThread,
     Query,
     RecordPlan,
+    RecordStep,
     Scope,
     TakeLease,
 )
@@ -59,12 +59,12 @@ class Bench:
         plan = PlanRecord(f"m{i}", agent, 1, "model", (PlannedCall(0, f"c{i}", "pay", key),))
         query = Query(jti=self.lease.jti, plan=(agent, f"m{i}"), calls=(key,), agent=agent)
         claim = ClaimCall(key, self.lease.jti, repeatable=False, tokens=(f"{self.lease.jti}{i}",))
-        count = Count(call="pay", effect="pay", recent="pay")
+        count = RecordStep(call="pay", effect="pay", recent="pay")
         parts: list[Callable[[], Any]] = [
             lambda: self.ledger.commit(self.scope, None, [RecordPlan(plan)]),
             lambda: self.ledger.load(self.scope, query),
             lambda: self.ledger.commit(self.scope, guard, [claim, count]),
-            lambda: self.ledger.commit(self.scope, None, [ConcludeCall(key, "done", '"paid"'), Count(data_class="a")]),
+            lambda: self.ledger.commit(self.scope, None, [ConcludeCall(key, "done", '"paid"'), RecordStep(data_class="a")]),
         ]
         spent = []
         for part in parts:

@@ -34,12 +34,12 @@ from rich.table import Table
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.edges.handle import find_run
-from langchain_runtime_authz.edges.node_gate import gate_bound
-from langchain_runtime_authz.edges.plans import record_plans
-from langchain_runtime_authz.edges.tool_node import gate_tool_node
-from langchain_runtime_authz.enforce.engine import drive
+from langchain_runtime_authz.langgraph.node_pep import gate_bound
+from langchain_runtime_authz.langgraph.plans import record_plans
+from langchain_runtime_authz.langgraph.run_context import find_run
+from langchain_runtime_authz.langgraph.tool_node import gate_tool_node
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.pep.engine import drive
 from langchain_runtime_authz.testing import StaticPDP
 
 ACCOUNT = "DE89370400440532013000"

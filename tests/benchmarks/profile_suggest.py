@@ -22,7 +22,7 @@ from langchain_runtime_authz.cli.inspect import tools_of
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, load_suite
 from langchain_runtime_authz.demo.graph import agent_graph
-from langchain_runtime_authz.edges.profiles import Profiles
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SINKS, ToolProfile, load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
 from tests import readme

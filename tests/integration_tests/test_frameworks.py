@@ -220,11 +220,11 @@ def test_coverage_names_an_agent_elsewhere():
 
 
 def test_deepagents_marks_its_notices_as_we_know_them():
-    """`edges/messages.py` goes by the mark: they stand in the user's role and no human wrote them."""
+    """`langgraph/messages.py` goes by the mark: they stand in the user's role and no human wrote them."""
     from deepagents.middleware.async_subagents import _notification_message
     from langchain_core.messages import HumanMessage, convert_to_messages
 
-    from langchain_runtime_authz.edges.messages import is_human
+    from langchain_runtime_authz.langgraph.messages import is_human
 
     update = {"task_id": "t", "agent_name": "far", "status": "success", "result": [{"type": "text", "text": "x"}]}
     (notice,) = convert_to_messages([_notification_message(update)])

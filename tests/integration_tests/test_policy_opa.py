@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pdp.bundle import pack, read_bundle
-from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from langchain_runtime_authz.pap.bundle import pack, read_bundle
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from tests.bundles import Key
 from tests.integration_tests.services import SHIPPED, opa_binary
 

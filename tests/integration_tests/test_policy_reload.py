@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pap.bundle import Bundle
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
+from langchain_runtime_authz.pap.rollback import HighestRevision
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pdp.bundle import Bundle
-from langchain_runtime_authz.pdp.highest import HighestRevision
-from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.testing.requests import example_request
 from tests.bundles import Key, files, put
 

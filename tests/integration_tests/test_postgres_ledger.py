@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.enforce.kill import KillSwitch
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
@@ -30,7 +29,6 @@ from langchain_runtime_authz.ledger.admin import migrate, prune
 from langchain_runtime_authz.ledger.base import (
     AdvanceEpoch,
     Committed,
-    Count,
     Guard,
     Lease,
     Ledger,
@@ -38,12 +36,14 @@ from langchain_runtime_authz.ledger.base import (
     Query,
     RecordEdge,
     RecordPlan,
+    RecordStep,
     Revoke,
     Scope,
     TakeLease,
 )
 from langchain_runtime_authz.ledger.postgres import ROLE, PostgresLedger, administer
 from langchain_runtime_authz.ledger.schema import HISTORY, STATE
+from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
 
@@ -186,7 +186,7 @@ def test_time_is_the_databases(ledger: PostgresLedger, dsn: str) -> None:
     with psycopg.connect(dsn) as conn:
         ((before,),) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
         now = ledger.load(where, Query()).now
-        done = ledger.commit(where, None, [Count()])
+        done = ledger.commit(where, None, [RecordStep()])
         ((after,),) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
     assert isinstance(done, Committed)
     assert before <= now <= done.now <= after
@@ -198,12 +198,12 @@ def test_threads_do_not_wait_for_each_other(ledger: PostgresLedger, dsn: str, sc
     with psycopg.connect(dsn) as conn:
         table = sql.SQL("SELECT 1 FROM {}.thread WHERE tenant = %s FOR UPDATE").format(sql.Identifier(schema))
         conn.execute(table, (held.tenant,))
-        assert isinstance(ledger.commit(free, None, [Count()]), Committed)
+        assert isinstance(ledger.commit(free, None, [RecordStep()]), Committed)
         begun = time.monotonic()
-        assert code(lambda: ledger.commit(held, None, [Count()])) == Code.LEDGER_TIMEOUT
+        assert code(lambda: ledger.commit(held, None, [RecordStep()])) == Code.LEDGER_TIMEOUT
         assert time.monotonic() - begun < 30
         assert ledger.load(held, Query()).exists
-    assert isinstance(ledger.commit(held, None, [Count()]), Committed)
+    assert isinstance(ledger.commit(held, None, [RecordStep()]), Committed)
     assert ledger.load(held, Query()).history.steps == 1
 
 
@@ -212,7 +212,7 @@ def test_a_server_that_hung_up_is_called_again(ledger: PostgresLedger, dsn: str,
     where = filled(ledger)
     with psycopg.connect(dsn, autocommit=True) as conn:
         hang_up(conn, connections(conn, schema))
-    assert isinstance(ledger.commit(where, None, [Count()]), Committed)
+    assert isinstance(ledger.commit(where, None, [RecordStep()]), Committed)
     assert ledger.load(where, Query()).history.steps == 1
 
 
@@ -223,7 +223,7 @@ def test_a_commit_that_was_cut_off_denies(ledger: PostgresLedger, dsn: str, sche
         conn.execute(sql.SQL("SELECT 1 FROM {}.thread WHERE tenant = %s FOR UPDATE").format(sql.Identifier(schema)), (where.tenant,))
 
         async def cut() -> str:
-            waiting = asyncio.ensure_future(ledger.acommit(where, None, [Count()]))
+            waiting = asyncio.ensure_future(ledger.acommit(where, None, [RecordStep()]))
             with psycopg.connect(dsn, autocommit=True) as other:
                 while not (found := connections(other, schema, waiting=True)) and not waiting.done():
                     await asyncio.sleep(0.02)
@@ -236,7 +236,7 @@ def test_a_commit_that_was_cut_off_denies(ledger: PostgresLedger, dsn: str, sche
 
         assert asyncio.run(cut()) == Code.LEDGER_UNAVAILABLE
     assert ledger.load(where, Query()).history.steps == 0
-    assert isinstance(ledger.commit(where, None, [Count()]), Committed)
+    assert isinstance(ledger.commit(where, None, [RecordStep()]), Committed)
 
 
 def test_a_database_that_can_not_be_written_denies(dsn: str, own: str) -> None:
@@ -247,10 +247,10 @@ def test_a_database_that_can_not_be_written_denies(dsn: str, own: str) -> None:
             owner.execute(sql.SQL("ALTER ROLE {} SET default_transaction_read_only = on").format(sql.Identifier(name)))
             hang_up(owner, connections(owner, own))
             assert made.load(where, Query()).exists
-            assert code(lambda: made.commit(where, None, [Count()])) == Code.LEDGER_UNAVAILABLE
+            assert code(lambda: made.commit(where, None, [RecordStep()])) == Code.LEDGER_UNAVAILABLE
             owner.execute(sql.SQL("ALTER ROLE {} RESET default_transaction_read_only").format(sql.Identifier(name)))
             hang_up(owner, connections(owner, own))
-        assert isinstance(made.commit(where, None, [Count()]), Committed)
+        assert isinstance(made.commit(where, None, [RecordStep()]), Committed)
 
 
 @contextmanager
@@ -387,7 +387,7 @@ def test_a_login_role_needs_only_to_be_a_member(dsn: str, own: str) -> None:
     with login(dsn) as name, PostgresLedger(f"{dsn} user={name}", schema=own) as made:
         lease = Lease("j", "run", ("root",), 1, 0, 2_000_000_000)
         made.commit(where, None, [OpenThread("user:alice"), TakeLease(lease)])
-        assert isinstance(made.commit(where, Guard("j", 1), [Count()]), Committed)
+        assert isinstance(made.commit(where, Guard("j", 1), [RecordStep()]), Committed)
         assert made.status(where.tenant, "j") == "live"
 
 

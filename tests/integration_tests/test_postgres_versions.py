@@ -24,10 +24,10 @@ from langchain_runtime_authz.ledger.base import (
     Committed,
     ConcludeCall,
     Conflict,
-    Count,
     Lease,
     OpenThread,
     Query,
+    RecordStep,
     Revoke,
     Scope,
     TakeLease,
@@ -83,7 +83,7 @@ def database() -> Iterator[Database]:
 
 def use(ledger: PostgresLedger, key: str) -> None:
     """One call from its claim to its end."""
-    assert isinstance(ledger.commit(SCOPE, None, [ClaimCall(key, "j", repeatable=False), Count(call="pay")]), Committed)
+    assert isinstance(ledger.commit(SCOPE, None, [ClaimCall(key, "j", repeatable=False), RecordStep(call="pay")]), Committed)
     ledger.commit(SCOPE, None, [ConcludeCall(key, "done", "1")])
 
 
@@ -145,7 +145,7 @@ def test_an_older_package_is_refused_where_it_would_do_harm(database: Database) 
         use(running, "before")
         database.bring(SCHEMA + 2)
         assert database.code() == Code.LEDGER_SCHEMA
-        for ask in (lambda: running.load(SCOPE, Query()), lambda: running.commit(SCOPE, None, [Count()])):
+        for ask in (lambda: running.load(SCOPE, Query()), lambda: running.commit(SCOPE, None, [RecordStep()])):
             with pytest.raises(LedgerError) as caught:
                 ask()
             assert caught.value.code == Code.LEDGER_SCHEMA

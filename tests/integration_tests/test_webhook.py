@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.enforce.notify import WebhookNotifier
+from langchain_runtime_authz.pep.notify import WebhookNotifier
 from tests.integration_tests.fault_server import FaultServer
 
 

@@ -31,9 +31,9 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.credential.lease import current_ticket
-from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP

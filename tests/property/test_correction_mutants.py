@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from langchain_runtime_authz.edges import entry as root_entry
-from langchain_runtime_authz.enforce import correction, judge
 from langchain_runtime_authz.facts import plan
+from langchain_runtime_authz.langgraph import root_entry
 from langchain_runtime_authz.ledger import base, effects, memory
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pep import corrections as correction
+from langchain_runtime_authz.pep import decide as judge
 from tests.property.test_correction_machine import CorrectionMachine
 
 Mutate = Callable[[pytest.MonkeyPatch], None]

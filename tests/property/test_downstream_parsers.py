@@ -20,13 +20,13 @@ from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import PRIVATE_MEMBERS
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.downstream.exchange import TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import is_under
-from langchain_runtime_authz.downstream.introspection import IntrospectionClient, IntrospectionEndpoint, basic
-from langchain_runtime_authz.downstream.resource_server import ResourceServer
-from langchain_runtime_authz.downstream.status import Offline
 from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.resource_server.dependency import ResourceServer
+from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
+from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint, basic
+from langchain_runtime_authz.resource_server.status import Offline
 from tests.unit_tests.tokens import BANK
 
 KEY = SigningKey.generate()

@@ -25,13 +25,13 @@ from langchain_runtime_authz.ledger.base import (
     Committed,
     ConcludeCall,
     Conflict,
-    Count,
     EndLease,
     Guard,
     Lease,
     Ledger,
     Query,
     RecordPlan,
+    RecordStep,
     Reinstate,
     ReleaseCall,
     RenewLease,
@@ -286,7 +286,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["read", "pay"]))
     def count_step(self, name: str) -> None:
-        self.commit(None, Count(call=name, recent=name))
+        self.commit(None, RecordStep(call=name, recent=name))
         self.steps.append(name)
 
     @rule(jti=leases, bad=st.sampled_from([AdvanceEpoch(-5), SpendApproval("none", "d"), SpendBudget("none", 0)]))
@@ -296,7 +296,7 @@ class LedgerMachine(RuleBasedStateMachine):
             SCOPE,
             None,
             [
-                Count(call="never", recent="never"),
+                RecordStep(call="never", recent="never"),
                 ClaimCall("k1", jti, repeatable=True),
                 Revoke(()),
                 EndLease(jti, "ended"),

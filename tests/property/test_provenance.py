@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts import prohibition as prohibition_module
 from langchain_runtime_authz.facts.provenance import forms as forms_module
-from langchain_runtime_authz.facts.provenance import harvest as harvest_module
+from langchain_runtime_authz.facts.provenance import observe as harvest_module
 from langchain_runtime_authz.facts.provenance import trace as trace_module
 from langchain_runtime_authz.facts.provenance import words as words_module
 from langchain_runtime_authz.facts.provenance.forms import forms, mentions
-from langchain_runtime_authz.facts.provenance.harvest import Sighting, harvest
+from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_output
 from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, trace
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
@@ -117,8 +117,8 @@ def test_no_formatting_makes_an_outsiders_value_trusted(
     assume(not any(str(attack).casefold() in str(v).casefold() for v in [*said, *ours]))
     assume(not any(str(v).casefold() in str(used).casefold() for v in [*said, *ours]))
     words = HumanWords([task])
-    outside = harvest("mail", OUTSIDE, {}, {"any": shown, "text": f"please use {shown} now"}, words=words)
-    inside = harvest(
+    outside = observe_output("mail", OUTSIDE, {}, {"any": shown, "text": f"please use {shown} now"}, words=words)
+    inside = observe_output(
         "sys", SYSTEM, {}, {"ids": ours, "note": f"see {shown}", "from": shown}, words=words,
     )
     got = standing(used, kind, outside, inside, words=words)
@@ -180,7 +180,7 @@ def test_a_part_that_is_vouched_for_vouches_for_no_more(
     assume(not (str(value).startswith("http") and more.startswith("#") and not first))
     used = f"{more}{between}{value}" if first else f"{value}{between}{more}"
     words = HumanWords([f"Do it with {value} then"] if by == "human" else ["do it"])
-    book = harvest("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
+    book = observe_output("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
     assert standing(used, kind, *([book] if by == "system" else []), words=words) not in TRUSTED
 
 
@@ -204,7 +204,7 @@ def test_a_mention_is_never_an_assertion(value: str, around: str, kind: str) -> 
     """In a prose field of a system, whatever stands around it; whole or not."""
     words = HumanWords(["do it"])
     profile = ToolProfile(effect="read", trust="system", prose=("note",))
-    found = harvest("sys", profile, {}, {"note": around.format(value)}, words=words)
+    found = observe_output("sys", profile, {}, {"note": around.format(value)}, words=words)
     assert not any(s.asserted for s in found.sightings)
     assert standing(value, kind, found, words=words) == "outside"
 
@@ -217,7 +217,7 @@ def test_a_named_source_selects_nobody_to_send_to(attack: str | float, others: l
     assume(not words.said(forms(attack)))
     assume(not any(words.said(forms(o)) for o in others))
     output = [*({"member": o} for o in others), {"member": attack}]
-    seen = harvest("list", ToolProfile(effect="read", trust="internal"), {"channel": channel}, output, words=words, named=True)
+    seen = observe_output("list", ToolProfile(effect="read", trust="internal"), {"channel": channel}, output, words=words, named=True)
     assert standing(attack, kind, seen, words=words) in ("known", "outside")
 
 
@@ -227,7 +227,7 @@ def test_what_is_said_is_told_and_what_a_system_asserts_is_known(value: str | fl
     """The twin: trust is reached, by the human's words and by a system's field."""
     assert standing(value, kind, words=HumanWords([f"Give it to {value} for that"])) == "told"
     words = HumanWords(["do it"])
-    found = harvest("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
+    found = observe_output("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
     assert standing(value, kind, found, words=words) == "known"
 
 
@@ -238,7 +238,7 @@ def test_an_echo_is_never_an_assertion(value: str, how: list[str]) -> None:
     words = HumanWords(["do it"])
     shown = formatted(value, how)
     assume(set(forms(shown)) & set(forms(value)) or not forms(shown))
-    found = harvest("sys", ToolProfile(effect="write", trust="system"), {"a": {"b": [value]}}, {"x": [shown]}, words=words)
+    found = observe_output("sys", ToolProfile(effect="write", trust="system"), {"a": {"b": [value]}}, {"x": [shown]}, words=words)
     assert standing(value, "principal", found, words=words) == "outside"
 
 
@@ -254,7 +254,7 @@ json_like = st.recursive(
 def test_nothing_that_a_tool_returns_breaks_it(output: Any, args: dict[str, Any], said: str) -> None:
     """Any output and any argument: an answer, and no exception."""
     words = HumanWords([said])
-    found = harvest("any", SYSTEM, args, output, words=words)
+    found = observe_output("any", SYSTEM, args, output, words=words)
     for kind in KINDS:
         standing(args.get("x"), kind, found, words=words)
 
@@ -396,13 +396,13 @@ def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, attribute, mutant, raising=False)
     words = HumanWords(["write to bob@x.org"])
     output = {"note": "eve@x.org", "from": "mal@x.org", "id": "echo@x.org", "pasted": "see ida@x.org"}
-    seen = harvest("sys", SYSTEM, {"q": "echo@x.org"}, output, words=words)
+    seen = observe_output("sys", SYSTEM, {"q": "echo@x.org"}, output, words=words)
     tried = ["eve@x.org", "mal@x.org", "echo@x.org", "ida@x.org", ["bob@x.org", "nobody@x.org"]]
     trusted: list[Any] = [v for v in tried if standing(v, "principal", seen, words=words) in TRUSTED]
     trusted += [v for v in ("bob@x.org, eve",) if standing(v, "principal", words=words) in TRUSTED]
     trusted += [p for p in trace(
         ToolProfile(critical={"x": "value"}, intent=("write",)), {"x": "write"}, Evidence(words, frozenset(), {}, Memory()),
     ).values() if p.standing in TRUSTED]
-    inside = harvest("list", ToolProfile(effect="read", trust="internal"), {}, ["zoe@x.org"], words=words, named=True)
+    inside = observe_output("list", ToolProfile(effect="read", trust="internal"), {}, ["zoe@x.org"], words=words, named=True)
     trusted += [s for s in [standing("zoe@x.org", "principal", inside, words=words)] if s != "known"]
     assert bool(trusted) is (name is not None)

@@ -33,18 +33,18 @@ from langchain_runtime_authz.credential.keydir import KeyDirectory
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.downstream.resource_server import ProtectedApp, ResourceServer
-from langchain_runtime_authz.downstream.status import LedgerStatus, Offline
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, platform_user
 from langchain_runtime_authz.ledger import PostgresLedger, SqliteLedger
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.opa import OpaPDP
-from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
+from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 THREAD: Final = {"configurable": {"thread_id": "1"}}

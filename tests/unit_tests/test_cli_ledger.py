@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import langchain_runtime_authz.ledger
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.ledger.base import AdvanceEpoch, Count, Lease, OpenThread, Query, Scope, TakeLease
+from langchain_runtime_authz.ledger.base import AdvanceEpoch, Lease, OpenThread, Query, RecordStep, Scope, TakeLease
 from langchain_runtime_authz.ledger.schema import SCHEMA
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
@@ -68,7 +68,7 @@ def test_histories_are_forgotten_by_age(file: str) -> None:
     with SqliteLedger(file, clock=lambda: 1_000_000_000.0) as old:
         old.commit(SCOPE, None, [OpenThread("user:alice"), AdvanceEpoch(1)])
     with SqliteLedger(file) as new:
-        new.commit(SCOPE._replace(thread="new"), None, [Count()])
+        new.commit(SCOPE._replace(thread="new"), None, [RecordStep()])
     kept = ledger("prune", file, "--older-than", "999999d")
     assert kept.stdout.split() == ["threads", "0", "commits", "0"]
     gone = ledger("prune", file, "--older-than", "90d")

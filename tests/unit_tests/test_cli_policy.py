@@ -21,7 +21,7 @@ from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.policy import lint
 from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, shipped_rego
 from langchain_runtime_authz.demo.bank import perform
-from langchain_runtime_authz.pdp.reloading import ReloadingPDP
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.shipped_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 from langchain_runtime_authz.testing.requests import example_request

@@ -25,10 +25,10 @@ from langgraph.types import CachePolicy
 from pydantic import SecretStr
 
 from langchain_runtime_authz import AuthzMiddleware
-from langchain_runtime_authz.edges.baseline import Baseline
-from langchain_runtime_authz.edges.reach import loaded, walk
-from langchain_runtime_authz.edges.secrets import secrets_of
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.langgraph.baseline import Baseline
+from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
+from langchain_runtime_authz.langgraph.object_graph import loaded, walk
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import (
     PAY,
@@ -626,8 +626,8 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     """Counts from many threads add up; beyond its bound nothing is kept, and the loss is counted."""
     import threading
 
-    from langchain_runtime_authz.enforce import tally as module
-    from langchain_runtime_authz.enforce.tally import Counted, Tally
+    from langchain_runtime_authz.pep import tally as module
+    from langchain_runtime_authz.pep.tally import Counted, Tally
 
     run: Any = SimpleNamespace(scope=SimpleNamespace(graph="g"), agent=("g",))
     tally = Tally()

@@ -14,8 +14,8 @@ import pytest
 
 from langchain_runtime_authz.credential.dpop import Proof, ProofKey, normal_target, read_proof, token_digest
 from langchain_runtime_authz.credential.keys import SigningKey, thumbprint
-from langchain_runtime_authz.downstream.dpop import MemoryReplays, Nonces, ProofVerifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
 from tests.unit_tests.tokens import b64
 
 NOW = 1_764_000_000

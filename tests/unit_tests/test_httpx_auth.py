@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.lease import Ticket, current_credential, ticket_scope
+from langchain_runtime_authz.credential.ticket import Ticket, current_credential, ticket_scope
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, is_under
 from langchain_runtime_authz.errors import ConfigError, CredentialError

@@ -260,8 +260,8 @@ def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
 def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) -> None:
     """The issuing process sees it in the directory, and tells the ledger, which services ask."""
     from langchain_runtime_authz import RuntimeAuthz
-    from langchain_runtime_authz.enforce.credentials import key_scope
     from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.pep.credentials import key_scope
     from langchain_runtime_authz.testing import StaticPDP
 
     here, there = opened(directory), opened(directory)

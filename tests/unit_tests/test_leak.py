@@ -25,7 +25,7 @@ from pydantic import BaseModel, PrivateAttr, SecretBytes, SecretStr, computed_fi
 
 from langchain_runtime_authz.credential import leak
 from langchain_runtime_authz.credential.leak import REDACTED, UNSEARCHED, Search, scrub
-from langchain_runtime_authz.edges.cleaning import Cleaner
+from langchain_runtime_authz.langgraph.output_filter import Cleaner
 
 HEADER = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"runtime-authz+jwt"}').decode().rstrip("=")
 PAYLOAD = base64.urlsafe_b64encode(b'{"sub":"alice","jti":"j-1"}').decode().rstrip("=")

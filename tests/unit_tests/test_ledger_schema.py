@@ -22,12 +22,12 @@ from langchain_runtime_authz.ledger.base import (
     Committed,
     ConcludeCall,
     Conflict,
-    Count,
     EndLease,
     Lease,
     OpenThread,
     Query,
     RecordPlan,
+    RecordStep,
     Reinstate,
     Revoke,
     Scope,
@@ -77,7 +77,7 @@ def lease(jti: str, until: float = 2_000_000_000) -> Lease:
 
 def use(ledger: SqliteLedger, key: str) -> None:
     """One call from its claim to its end."""
-    assert isinstance(ledger.commit(SCOPE, None, [ClaimCall(key, "j", repeatable=False), Count(call="pay")]), Committed)
+    assert isinstance(ledger.commit(SCOPE, None, [ClaimCall(key, "j", repeatable=False), RecordStep(call="pay")]), Committed)
     ledger.commit(SCOPE, None, [ConcludeCall(key, "done", "1")])
 
 
@@ -159,7 +159,7 @@ def test_an_older_package_is_refused_where_it_would_do_harm(path: Path) -> None:
         use(running, "before")
         bring(path, SCHEMA + 2)
         assert code(path) == Code.LEDGER_SCHEMA
-        for ask in (lambda: running.load(SCOPE, Query()), lambda: running.commit(SCOPE, None, [Count()])):
+        for ask in (lambda: running.load(SCOPE, Query()), lambda: running.commit(SCOPE, None, [RecordStep()])):
             with pytest.raises(LedgerError) as caught:
                 ask()
             assert caught.value.code == Code.LEDGER_SCHEMA
@@ -213,13 +213,13 @@ def test_only_what_ended_long_ago_is_forgotten(path: Path) -> None:
             ledger.commit(scope, None, [OpenThread("user:alice"), TakeLease(lease(name, clock.now + 365 * DAY))])
             ledger.commit(scope, None, [ClaimCall("k", name, repeatable=False, tokens=(f"token-{name}",))])
             if name != "live":
-                ledger.commit(scope, None, [EndLease(name, "ended"), RecordPlan(plan), Count(call="pay")])
+                ledger.commit(scope, None, [EndLease(name, "ended"), RecordPlan(plan), RecordStep(call="pay")])
         for name in ("revoked", "reinstated"):
             ledger.commit(scopes[name], None, [Revoke(("root", "bad"))])
         ledger.commit(scopes["reinstated"], None, [Reinstate(())])
         ledger.commit(scopes["ended"], None, [AdvanceEpoch(1, (HumanText("d", "a secret"),))])
         clock.tick(100 * DAY)
-        ledger.commit(scopes["fresh"], None, [Count()])
+        ledger.commit(scopes["fresh"], None, [RecordStep()])
         assert pruned(path, clock, 200)[0] == 0
         assert pruned(path, clock, 90)[0] == 2
         seen = {n: ledger.load(s, Query(calls=("k",), plan=(("root",), "m1"), agent=("root", "bad"))) for n, s in scopes.items()}
@@ -265,7 +265,7 @@ def test_the_journal_keeps_what_tells_an_older_copy(path: Path) -> None:
     with aged(path, clock) as ledger:
         anchors: list[Anchor] = []
         for tenant in ("acme", "acme", "other"):
-            ledger.commit(SCOPE._replace(tenant=tenant), None, [Count()])
+            ledger.commit(SCOPE._replace(tenant=tenant), None, [RecordStep()])
             found = ledger.anchor(tenant)
             assert found is not None
             anchors.append(found)
@@ -276,4 +276,4 @@ def test_the_journal_keeps_what_tells_an_older_copy(path: Path) -> None:
         assert ledger.holds("other", anchors[2])
         assert not ledger.holds("acme", anchors[1]._replace(nonce="another"))
         assert not ledger.holds("acme", anchors[2]._replace(position=anchors[2].position + 1))
-        ledger.commit(SCOPE, None, [Count()])
+        ledger.commit(SCOPE, None, [RecordStep()])

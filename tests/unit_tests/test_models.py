@@ -10,13 +10,13 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Resource, Subject
-from langchain_runtime_authz.edges.models import instructions_digest, tool_names
-from langchain_runtime_authz.edges.node_gate import _enter
-from langchain_runtime_authz.enforce.engine import drive
-from langchain_runtime_authz.enforce.entry import Given, open_entry
-from langchain_runtime_authz.enforce.model import ModelCall, decide_model, shown, withheld
+from langchain_runtime_authz.langgraph.model_calls import instructions_digest, tool_names
+from langchain_runtime_authz.langgraph.node_pep import _enter
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pdp.compose import DenyOverrides
+from langchain_runtime_authz.pep.engine import drive
+from langchain_runtime_authz.pep.entry import Given, open_entry
+from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown, withheld
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
@@ -239,7 +239,7 @@ def test_an_obligation_counts_only_where_it_is_carried_out(kind: str) -> None:
     props = {"redact": {"fields": ["a"]}, "withhold_tools": {"tools": [], "provider_tools": []}}[kind]
     answer = {"decision": True, "context": {"obligations": [{"id": "o", "type": kind, "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name in ("model/call", "node/enter") else True))
-    from langchain_runtime_authz.enforce.step import decide_step
+    from langchain_runtime_authz.pep.steps import decide_step
 
     model = drive(run.engine, decide_model(run, CALL))
     node = drive(run.engine, decide_step(run, "node/enter", Resource(type="node", id="n")))

@@ -12,10 +12,10 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.enforce.notify import LogNotifier, Notifier, WebhookNotifier
-from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.pep.notify import LogNotifier, Notifier, WebhookNotifier
+from langchain_runtime_authz.pep.session import Session
 
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
 NOTIFY = {"id": "n", "type": "notify", "properties": {"channel": "desk"}}
@@ -181,7 +181,7 @@ def test_a_webhook_that_nobody_answers_is_full_sooner_or_later(monkeypatch: pyte
 
 async def test_the_event_loop_does_not_wait() -> None:
     """The same flow asynchronously."""
-    from langchain_runtime_authz.enforce.engine import Notify
+    from langchain_runtime_authz.pep.engine import Notify
 
     desk = Desk()
     session, _ = opened(Answers(True), desk)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Obligation
-from langchain_runtime_authz.enforce.obligations import REDACTED, demands, obliged_fields, redact
 from langchain_runtime_authz.ledger.base import SpendBudget, SpendRate
+from langchain_runtime_authz.pep.obligations import REDACTED, demands, obliged_fields, redact
 
 SECRET = "DE89-SECRET"
 

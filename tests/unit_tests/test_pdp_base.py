@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
+from langchain_runtime_authz._http import Link
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp import authzen, opa
-from langchain_runtime_authz.pdp._http import Link
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.opa import OpaPDP
-from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP

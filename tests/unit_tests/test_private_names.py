@@ -22,8 +22,8 @@ from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from langgraph.pregel import Pregel
 from langgraph.types import Command, RetryPolicy, interrupt
 
-from langchain_runtime_authz.edges import _private as private
-from langchain_runtime_authz.edges.halt import AuthzHalt
+from langchain_runtime_authz.langgraph import _private as private
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
@@ -68,7 +68,7 @@ IMPORTED = {
 @pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in IMPORTED.items() for n in names])
 def test_imported_names_exist(module: str, name: str) -> None:
     """Each name that the edges import is where it was."""
-    assert hasattr(importlib.import_module(module), name), f"{module}.{name} moved: repair edges/_private.py"
+    assert hasattr(importlib.import_module(module), name), f"{module}.{name} moved: repair langgraph/_private.py"
 
 
 def test_nothing_private_is_imported_elsewhere() -> None:
@@ -90,7 +90,7 @@ def test_nothing_private_is_imported_elsewhere() -> None:
                 parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
                 if any(p.startswith("_") for p in parts):
                     found.append(f"{path.relative_to(package)}: {'.'.join(parts)}")
-    assert found == [], "private names belong into edges/_private.py, where they are pinned"
+    assert found == [], "private names belong into langgraph/_private.py, where they are pinned"
 
 
 PARAMETERS = {
@@ -130,7 +130,7 @@ def test_no_other_private_member_is_used() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in theirs - listed - own:
                 found.append(f"{path.name}:{node.lineno}: {node.attr}")
-    assert found == [], "list it in `edges/_private.py`, where an upgrade that moves it is noticed"
+    assert found == [], "list it in `langgraph/_private.py`, where an upgrade that moves it is noticed"
 
 
 @pytest.mark.parametrize("owner", private.OVERRIDDEN)
@@ -149,7 +149,7 @@ def test_overridden_names_exist(owner: str) -> None:
 def test_parameters_of_tool_node_methods(method: str) -> None:
     """ToolNode calls its own hooks with the parameters that our overrides take."""
     got = list(inspect.signature(getattr(ToolNode, method)).parameters)[1:]
-    assert got == PARAMETERS[method], f"ToolNode.{method} takes {got} now: repair edges/tool_node.py"
+    assert got == PARAMETERS[method], f"ToolNode.{method} takes {got} now: repair langgraph/tool_node.py"
 
 
 @pytest.mark.parametrize("method", ["_run_one", "_arun_one"])
@@ -183,8 +183,8 @@ def test_tool_node_parses_its_input_into_calls_and_kind() -> None:
 def test_tool_node_binds_its_functions_when_it_is_made() -> None:
     """`func` and `afunc` of a RunnableCallable are what runs: the gate binds them anew."""
     node = ToolNode([])
-    assert node.func == node._func, "ToolNode.func is no longer _func: repair edges/tool_node._equip"
-    assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair edges/tool_node._equip"
+    assert node.func == node._func, "ToolNode.func is no longer _func: repair langgraph/tool_node._equip"
+    assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair langgraph/tool_node._equip"
     assert node._tools_by_name is node.tools_by_name, (
         "tools_by_name is a copy now: swapping guarded tools in has no effect"
     )
@@ -199,7 +199,7 @@ def test_sequences_are_taken_apart_by_their_steps() -> None:
     one = RunnableLambda(lambda x: x)
     sequence = one | one
     object.__setattr__(sequence, "__class__", Whole)
-    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair edges/node_gate._Whole"
+    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair langgraph/node_pep._Whole"
 
 
 @pytest.mark.parametrize("method", ["run", "arun"])
@@ -438,14 +438,14 @@ def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
         seen.clear()
         config = {"configurable": {"thread_id": str(go)}}
         go({"messages": []}, config)
-        assert [s for s in seen if s is not None] == [(graph, None, str(go), None)], "repair edges/alone.py"
+        assert [s for s in seen if s is not None] == [(graph, None, str(go), None)], "repair langgraph/standalone.py"
         place = graph.get_state(config).config
         seen.clear()
         go(Command(resume="plain"), config)
         go(Command(resume="plain"), place)
         found = [s for s in seen if s is not None]
         ident = place["configurable"]["checkpoint_id"]
-        assert found == [(graph, "plain", str(go), None), (graph, "plain", str(go), ident)], "repair edges/alone.py"
+        assert found == [(graph, "plain", str(go), None), (graph, "plain", str(go), ident)], "repair langgraph/standalone.py"
     context._configure_hooks.pop()
 
 

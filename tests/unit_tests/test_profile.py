@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from pydantic import BaseModel
 
-from langchain_runtime_authz.edges.profiles import Profiles, digest_of
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, digest_of
 from langchain_runtime_authz.profile import (
     EFFECTS,
     METADATA_KEY,

@@ -13,8 +13,16 @@ from pydantic import BaseModel
 
 from langchain_runtime_authz.authzen import ArgumentProvenance
 from langchain_runtime_authz.facts.provenance.forms import forms, key
-from langchain_runtime_authz.facts.provenance.harvest import MAX_SIGHTINGS, Harvest, Sighting, harvest
-from langchain_runtime_authz.facts.provenance.trace import MAX_ITEMS, Evidence, Memory, aim, names_source, trace, wanted
+from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Harvest, Sighting, observe_output
+from langchain_runtime_authz.facts.provenance.trace import (
+    MAX_ITEMS,
+    Evidence,
+    Memory,
+    effect_target,
+    names_source,
+    trace,
+    wanted,
+)
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -49,7 +57,7 @@ def known(*harvests: Harvest, said: str = "", own: tuple[str, ...] = ()) -> Evid
 
 
 def read(output: Any, profile: ToolProfile = MAIL, *, said: str = "", args: Any = None, **more: Any) -> Harvest:
-    return harvest("mail", profile, args or {}, output, words=HumanWords([said] if said else []), **more)
+    return observe_output("mail", profile, args or {}, output, words=HumanWords([said] if said else []), **more)
 
 
 def of(evidence: Evidence, **args: Any) -> ArgumentProvenance:
@@ -350,9 +358,9 @@ AIMS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
 @pytest.mark.parametrize(("one", "other", "same"), AIMS)
 def test_what_hits_the_same_has_one_aim(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
     """However it is written; a call of nobody and nothing has none."""
-    assert (aim(SEND, one) == aim(SEND, other)) is same
-    assert aim(SEND, one)
-    assert aim(SEND, {"to": [], "note": "x"}) == aim(ToolProfile(), one) == ""
+    assert (effect_target(SEND, one) == effect_target(SEND, other)) is same
+    assert effect_target(SEND, one)
+    assert effect_target(SEND, {"to": [], "note": "x"}) == effect_target(ToolProfile(), one) == ""
 
 
 def test_a_moment_is_a_date_and_a_time() -> None:
@@ -517,7 +525,7 @@ def test_what_is_done_again_is_known_in_every_writing() -> None:
     profile = ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"})
 
     def of(to: object, amount: object = 1000) -> str:
-        return aim(profile, {"to": to, "amount": amount})
+        return effect_target(profile, {"to": to, "amount": amount})
 
     for one, other in SAME:
         assert of(one) == of(other), (one, other)

@@ -20,11 +20,11 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pap.bundle import Bundle, read_bundle
+from langchain_runtime_authz.pap.reloading import ReloadingPDP
+from langchain_runtime_authz.pap.rollback import HighestRevision
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
-from langchain_runtime_authz.pdp.bundle import Bundle, read_bundle
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
-from langchain_runtime_authz.pdp.highest import HighestRevision
-from langchain_runtime_authz.pdp.reloading import ReloadingPDP
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP
 from tests.bundles import Key, files, mount, put
@@ -183,11 +183,11 @@ def test_what_was_refused_is_read_again_only_where_it_changed(
         reads.append(path)
         return read_bundle(path)
 
-    monkeypatch.setattr("langchain_runtime_authz.pdp.reloading.read_bundle", read)
+    monkeypatch.setattr("langchain_runtime_authz.pap.reloading.read_bundle", read)
     put(source, files(5))
     pdp, late = following(max_staleness=600), [0.0]
     real = time.monotonic
-    monkeypatch.setattr("langchain_runtime_authz.pdp.reloading.time.monotonic", lambda: real() + late[0])
+    monkeypatch.setattr("langchain_runtime_authz.pap.reloading.time.monotonic", lambda: real() + late[0])
 
     def polled() -> tuple[str, int]:
         reads.clear()
@@ -279,7 +279,7 @@ def test_a_policy_that_can_not_be_confirmed_ends(
     with pytest.raises(ConfigError):
         pdp.reload()
     assert ask(pdp).permit
-    monkeypatch.setattr("langchain_runtime_authz.pdp.reloading.time.monotonic", lambda: real() + 61)
+    monkeypatch.setattr("langchain_runtime_authz.pap.reloading.time.monotonic", lambda: real() + 61)
     denied = ask(pdp)
     assert (denied.outcome, denied.reasons, denied.failure) == ("deny", (Code.POLICY_STALE,), "pdp")
     source.with_name("away").rename(source)

@@ -117,8 +117,8 @@ def test_a_remote_issuer_that_answers_something_else_is_not_believed(road: str, 
 
 def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
     """Its ring is its own affair; services that ask the ledger refuse what the key signed."""
-    from langchain_runtime_authz.enforce.credentials import key_scope
     from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.pep.credentials import key_scope
 
     issuer = Remote()
     _, authz = played(issuer, "sync")

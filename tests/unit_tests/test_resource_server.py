@@ -21,18 +21,18 @@ from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.dpop import MemoryReplays, Nonces, ProofVerifier
-from langchain_runtime_authz.downstream.introspection import (
+from langchain_runtime_authz.downstream.mcp import ProtectedMcp
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
+from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
+from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
     IntrospectionClient,
     IntrospectionEndpoint,
     basic,
 )
-from langchain_runtime_authz.downstream.mcp import ProtectedMcp
-from langchain_runtime_authz.downstream.resource_server import ProtectedApp, ResourceServer
-from langchain_runtime_authz.downstream.status import LedgerStatus, Offline, Status
-from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
-from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline, Status
 from tests.unit_tests.tokens import BANK, a_request
 
 KEY = SigningKey.generate()
@@ -516,8 +516,8 @@ def test_introspection_is_configured_safely() -> None:
 
 async def test_the_ledger_is_asked_for_key_and_token() -> None:
     """A key that was withdrawn in the ledger refuses every token that it signed."""
-    from langchain_runtime_authz.enforce.credentials import key_scope
     from langchain_runtime_authz.ledger.base import Reinstate, Revoke
+    from langchain_runtime_authz.pep.credentials import key_scope
 
     class Live(MemoryLedger):
         def status(self, tenant: str, jti: str) -> Any:
@@ -536,7 +536,7 @@ async def test_the_ledger_is_asked_for_key_and_token() -> None:
 
 async def test_nothing_lives_while_the_kill_switch_is_engaged(tmp_path: Path) -> None:
     """A service that watches it refuses every token; released, the ledger is asked again."""
-    from langchain_runtime_authz.enforce.kill import KillSwitch
+    from langchain_runtime_authz.pep.kill_switch import KillSwitch
 
     class Live(MemoryLedger):
         def status(self, tenant: str, jti: str) -> Any:

@@ -12,8 +12,6 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
-from langchain_runtime_authz.enforce.engine import LEASE_TTL, MAX_LIFETIME
-from langchain_runtime_authz.enforce.session import Session
 from langchain_runtime_authz.errors import (
     AuditError,
     AuthzDenied,
@@ -37,6 +35,8 @@ from langchain_runtime_authz.ledger.base import (
     Snapshot,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pep.engine import LEASE_TTL, MAX_LIFETIME
+from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.clock import FrozenClock
 from langchain_runtime_authz.testing.static import StaticPDP

@@ -18,7 +18,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger import sqlite
-from langchain_runtime_authz.ledger.base import Committed, Count, OpenThread, Query, Revoke, Scope
+from langchain_runtime_authz.ledger.base import Committed, OpenThread, Query, RecordStep, Revoke, Scope
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 
@@ -195,7 +195,7 @@ def test_a_slow_ledger_does_not_hold_the_event_loop(house: House) -> None:
     other.execute("BEGIN IMMEDIATE")
 
     async def main(patient: SqliteLedger) -> object:
-        commit = asyncio.ensure_future(patient.acommit(SCOPE, None, [Count()]))
+        commit = asyncio.ensure_future(patient.acommit(SCOPE, None, [RecordStep()]))
         for _ in range(3):
             await asyncio.sleep(0.005)
             await patient.aload(SCOPE, Query())
@@ -241,7 +241,7 @@ def test_a_file_whose_maker_died_is_made_whole(tmp_path: Path, left: bytes | str
         conn.close()
         assert path.stat().st_size > 0
     with SqliteLedger(path) as ledger:
-        ledger.commit(SCOPE, None, [Count()])
+        ledger.commit(SCOPE, None, [RecordStep()])
 
 
 def test_a_second_ledger_in_one_process_takes_no_lock_from_the_first(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_two_that_make_it_at_once_make_one(tmp_path: Path) -> None:
     def make() -> None:
         gate.wait()
         with SqliteLedger(path) as ledger:
-            ledger.commit(SCOPE, None, [Count()])
+            ledger.commit(SCOPE, None, [RecordStep()])
             found.add(ledger._identity)
 
     threads = [threading.Thread(target=make) for _ in range(8)]
@@ -296,7 +296,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with SqliteLedger(path) as ledger:
         for number in range(50):
-            ledger.commit(SCOPE._replace(thread=str(number)), None, [OpenThread("user:alice"), Count(call="x" * 100)])
+            ledger.commit(SCOPE._replace(thread=str(number)), None, [OpenThread("user:alice"), RecordStep(call="x" * 100)])
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xff" * (len(data) - 4096)
     path.write_bytes(data)

@@ -16,7 +16,7 @@ import pytest
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.lease import (
+from langchain_runtime_authz.credential.ticket import (
     Ticket,
     acurrent_credential,
     current_credential,

@@ -17,7 +17,7 @@ import pytest
 
 from langchain_runtime_authz.credential import watch as module
 from langchain_runtime_authz.credential.leak import REDACTED
-from langchain_runtime_authz.credential.lease import ticket_scope
+from langchain_runtime_authz.credential.ticket import ticket_scope
 from tests.unit_tests.test_ticket import a_ticket
 
 TOKEN = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9." + "c2lnbmF0dXJl" * 7

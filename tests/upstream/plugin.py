@@ -29,9 +29,9 @@ from langgraph.pregel import Pregel
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 
 from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.credential.lease import Ticket
-from langchain_runtime_authz.edges.passage import Held
-from langchain_runtime_authz.edges.root import protect
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.langgraph.protect import protect
+from langchain_runtime_authz.langgraph.tool_execution import Held
 from langchain_runtime_authz.testing import StaticPDP
 
 VARIANT = os.environ["LRA_VARIANT"]

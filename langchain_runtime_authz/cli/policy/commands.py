@@ -442,8 +442,8 @@ def build(
       runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
-    from langchain_runtime_authz.pdp.bundle import SIGNATURES, pack, parse_bundle, sign
-    from langchain_runtime_authz.pdp.reloading import self_test
+    from langchain_runtime_authz.pap.bundle import SIGNATURES, pack, parse_bundle, sign
+    from langchain_runtime_authz.pap.reloading import self_test
 
     with reporting():
         if output.is_dir():

@@ -28,7 +28,7 @@ from typing import Any, Final
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp.bundle import (
+from langchain_runtime_authz.pap.bundle import (
     DATA,
     ENTRYPOINT,
     MANIFEST,

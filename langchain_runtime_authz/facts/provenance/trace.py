@@ -37,11 +37,11 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.authzen import ArgumentProvenance, ItemProvenance, Said
 from langchain_runtime_authz.facts.intent import Request, only_deeds
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key, mentions, skeleton, tidy
-from langchain_runtime_authz.facts.provenance.harvest import FIELD, Number, Prose, Sighting
+from langchain_runtime_authz.facts.provenance.observe import FIELD, Number, Prose, Sighting
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["CLASSES", "STANDINGS", "Evidence", "Memory", "aim", "names_source", "trace", "wanted"]
+__all__ = ["CLASSES", "STANDINGS", "Evidence", "Memory", "effect_target", "names_source", "trace", "wanted"]
 
 # From most to least believed.
 CLASSES: Final = ("human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown")
@@ -154,7 +154,7 @@ def names_source(profile: ToolProfile, args: Mapping[str, Any], words: HumanWord
     )
 
 
-def aim(profile: ToolProfile, args: Mapping[str, Any]) -> str:
+def effect_target(profile: ToolProfile, args: Mapping[str, Any]) -> str:
     """One digest for all calls of a tool that hit the same, whatever their texts say: its critical arguments.
 
     However they are written: in another order, twice, with signs around them, under a shown name. That two who

@@ -1,0 +1,304 @@
+"""What a tool returned: which values it asserts, field by field, and which it merely mentions.
+
+A whole field is an assertion by whoever writes the field, says the profile. What stands *inside* a
+free text is a mention. What a call was given and gives back is neither: an echo proves nothing.
+
+Bounded: values, characters and depth. What lies beyond a limit was not seen, and what was not seen
+is unknown; nothing here can make a value less trusted than it was, so forgetting only ever denies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from langchain_runtime_authz.facts.provenance.forms import forms, key, mentions, said_forms
+from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["FIELD", "Harvest", "Number", "Prose", "Sighting", "observe_output"]
+
+MAX_SIGHTINGS: Final = 4096  # per output
+MAX_NODES: Final = 20_000
+MAX_CHARS: Final = 400_000  # of text looked into, per output
+MAX_LEAF: Final = 100_000
+MAX_ECHO: Final = 10_000  # of one argument; a longer text is no field of what comes back
+MAX_DEPTH: Final = 24
+MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
+TELLING: Final = 4  # a shorter text names no record and mentions nothing
+MAX_FIELDS: Final = 1024
+SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
+FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
+
+Origin = Literal["system", "internal", "external"]
+
+
+class Sighting(NamedTuple):
+    """One value seen in one field, by digest.
+
+    Attributes:
+        key: `forms.key` of one form of the value.
+        origin: who writes the field, by the tool's profile.
+        asserted: the field says it; otherwise the value is merely mentioned in it.
+        counterparty: whoever is on the other side chose it.
+        selected: the record it stands in is one that the human's words name.
+        named: the human named the source that was read.
+        source: `tool` or `tool/field`, names only.
+    """
+
+    key: str
+    origin: Origin
+    asserted: bool
+    counterparty: bool
+    selected: bool
+    named: bool
+    source: str
+
+
+class Number(NamedTuple):
+    """A number seen, for derivations; kept in this process only."""
+
+    value: decimal.Decimal
+    seen: Sighting
+
+
+class Prose(NamedTuple):
+    """A free text seen, for telling where a value was mentioned; kept in this process only.
+
+    `folded` is the text as it is searched, case-folded; filled in by who keeps it.
+    """
+
+    text: str
+    origin: Origin
+    named: bool
+    source: str
+    folded: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """All that one output gave. `complete` is false where a limit cut it short."""
+
+    sightings: tuple[Sighting, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    prose: tuple[Prose, ...] = ()
+    complete: bool = True
+
+
+def observe_output(
+    tool: str,
+    profile: ToolProfile,
+    args: Mapping[str, Any],
+    output: object,
+    *,
+    words: HumanWords,
+    named: bool = False,
+    failed: bool = False,
+) -> Harvest:
+    """Read one output.
+
+    Args:
+        tool: the tool's name.
+        profile: its profile; only a reviewed one may trust.
+        args: what it was called with: what comes back of these is an echo.
+        output: what it returned: JSON-like values, models, dataclasses; other objects are not read.
+        words: what the human said.
+        named: the human named what was read (`trace.names_source`).
+        failed: the output tells an error, which nobody vouches for.
+    """
+    reader = _Reader(tool, profile, _echo(args), words, named, failed)
+    reader.read(_parsed(output), (), 0, selected=False)
+    return Harvest(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+
+
+def _echo(args: Mapping[str, Any]) -> set[str]:
+    """What a call was given, as a whole and inside its texts."""
+    found: set[str] = set()
+    for value in _scalars(args):
+        own = forms(value)
+        found.update(own, said_forms(value, own))
+        if isinstance(value, str):
+            found.update(mentions(value[:MAX_ECHO]))
+    return found
+
+
+def _scalars(value: object, left: int = 2000) -> Iterator[object]:
+    stack: list[object] = [value]
+    while stack and left:
+        left -= 1
+        top = stack.pop()
+        if isinstance(top, Mapping):
+            stack += [*top.keys(), *top.values()]
+        elif isinstance(top, list | tuple):
+            stack += top
+        else:
+            yield top
+
+
+def _parsed(output: object) -> object:
+    """A text that is a JSON object or list is read as one."""
+    if isinstance(output, str) and len(output) <= MAX_JSON and output.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(output)
+        except (ValueError, RecursionError):
+            return output
+    return output
+
+
+class _Reader:
+    def __init__(
+        self,
+        tool: str,
+        profile: ToolProfile,
+        echo: set[str],
+        words: HumanWords,
+        named: bool,
+        failed: bool,
+    ) -> None:
+        self.tool, self.profile, self.echo, self.words = tool, profile, echo, words
+        self.named, self.failed = named, failed
+        self.found: dict[Sighting, None] = {}
+        self.numbers: list[Number] = []
+        self.prose: list[Prose] = []
+        self.nodes, self.chars, self.complete = 0, 0, True
+        self._fields: dict[tuple[str, ...], _Field] = {}
+
+    def read(self, value: object, path: tuple[str, ...], depth: int, *, selected: bool) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH or len(self.found) >= MAX_SIGHTINGS:
+            self.complete = False
+            return
+        items = _items(value)
+        if items is not None:
+            selected = self._selected(items, path)
+            for name, inner in items:
+                if isinstance(name, str) and FIELD.fullmatch(name):
+                    self.read(inner, (*path, name), depth + 1, selected=selected)
+                else:  # a key that is no name is a value
+                    self._leaf(name, path, selected=selected)
+                    self.read(inner, path, depth + 1, selected=selected)
+        elif isinstance(value, list | tuple | set | frozenset):
+            for inner in value:
+                if not self.complete:
+                    return
+                self.read(inner, path, depth + 1, selected=selected)
+        else:
+            self._leaf(_scalar(value), path, selected=selected)
+
+    def _selected(self, items: Sequence[tuple[Any, Any]], path: tuple[str, ...]) -> bool:
+        """Whether a field that the counterparty could not write says something that the human said."""
+        for name, inner in items[:64]:
+            if not isinstance(inner, str) or not TELLING <= len(inner) <= SHORT or not isinstance(name, str):
+                continue
+            field = self._field((*path, name))
+            if field.prose or field.counterparty or field.origin == "external":
+                continue
+            found = forms(inner)
+            if any(c.isalpha() for c in inner) and (self.words.said(found) or self.words.describes(found)):
+                return True
+        return False
+
+    def _leaf(self, value: object, path: tuple[str, ...], *, selected: bool) -> None:
+        if value is None or isinstance(value, bool):
+            return
+        field = self._field(path)
+        prose = False
+        if isinstance(value, str):
+            self.chars += len(value)
+            if self.chars > MAX_CHARS or len(value) > MAX_LEAF:
+                self.complete = False
+                value = value[: max(0, min(MAX_LEAF, MAX_CHARS - self.chars + len(value)))]
+            prose = field.prose or self.failed or len(value) > SHORT or "\n" in value
+        whole = forms(value) if not prose else ()
+        says = said_forms(value, whole)
+        if not self.echo.intersection(whole):
+            selected = selected or (not field.counterparty and self.words.describes(whole))
+            for form in says:
+                self._see(form, field, asserted=True, selected=selected)
+        if isinstance(value, str) and (prose or len(value) >= TELLING):
+            inner = [f for f in mentions(value) if f not in whole and f not in says]
+            for form in inner:
+                if form not in self.echo:
+                    self._see(form, field, asserted=False, selected=selected)
+            if prose or inner:
+                self.prose.append(Prose(value, field.origin, self.named, field.source))
+
+    def _see(self, form: str, field: _Field, *, asserted: bool, selected: bool) -> None:
+        if len(self.found) >= MAX_SIGHTINGS:
+            self.complete = False
+            return
+        seen = Sighting(
+            key(form),
+            field.origin,
+            asserted,
+            field.counterparty,
+            selected and field.origin != "external",
+            self.named,
+            field.source,
+        )
+        self.found[seen] = None
+        if form.startswith("num:"):
+            self.numbers.append(Number(decimal.Decimal(form[4:]), seen))
+
+    def _field(self, path: tuple[str, ...]) -> _Field:
+        known = self._fields.get(path)
+        if known is None:
+            known = self._fields[path] = _field(self.tool, self.profile, path, failed=self.failed)
+            if len(self._fields) > MAX_FIELDS:  # keys that an attacker makes up
+                self._fields.clear()
+        return known
+
+
+class _Field(NamedTuple):
+    origin: Origin
+    prose: bool
+    counterparty: bool
+    source: str
+
+
+def _field(tool: str, profile: ToolProfile, path: tuple[str, ...], *, failed: bool) -> _Field:
+    # The longest declared prefix decides; `""` is the whole.
+    prefixes = [".".join(path[:i]) for i in range(len(path), -1, -1)]
+    trust: Origin = "external"
+    if failed:
+        trust = "external"
+    elif isinstance(profile.trust, str):
+        trust = profile.trust
+    else:
+        trust = next((profile.trust[p] for p in prefixes if p in profile.trust), "external")
+    return _Field(
+        origin=trust,
+        prose=any(p in profile.prose for p in prefixes),
+        counterparty=any(p in profile.counterparty for p in prefixes),
+        source="/".join(filter(None, [tool, ".".join(path[-3:])])),
+    )
+
+
+def _items(value: object) -> list[tuple[Any, Any]] | None:
+    """The fields of what has fields."""
+    if isinstance(value, Mapping):
+        return list(value.items())[:MAX_NODES]
+    if isinstance(value, BaseModel):
+        return [(n, getattr(value, n)) for n in type(value).model_fields] + list((value.model_extra or {}).items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return None
+
+
+def _scalar(value: object) -> object:
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal) and value.is_finite():
+        return float(value)
+    return value if isinstance(value, str | int | float) else None

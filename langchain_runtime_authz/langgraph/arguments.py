@@ -1,0 +1,165 @@
+"""From a tool and what it was sent to a `Call`: arguments parsed by the tool's own schema, once.
+
+What is decided, digested, approved and executed is one and the same parsed object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolRuntime
+
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.langgraph._private import takes_no_arguments
+from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
+from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.profile import UNPROFILED
+
+__all__ = ["Malformed", "describe", "parse", "parses_alike", "supplied", "unchanged", "unknown", "without"]
+
+_EMPTY = digest({})
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+_MAX_NAME = 128  # characters kept of a tool's name that a model made up
+
+
+class Malformed:
+    """The tool's own schema refused the arguments: `error` is raised again where the tool parses."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
+    """The arguments as the tool will receive them (a dictionary, or a string), by `parser`.
+
+    `parser` is the tool's own, unguarded `_parse_input`.
+    """
+    if takes_no_arguments(tool):
+        return {}
+    return parser(tool_input if isinstance(tool_input, str) else dict(tool_input), call_id)
+
+
+def describe(
+    tool: BaseTool,
+    facts: ToolFacts,
+    read: Callable[[], Any],
+    *,
+    call_id: str | None,
+    plan_id: str | None,
+    position: int | None,
+    written: Mapping[str, Any] | str,
+    sent: Mapping[str, Any] | str,
+    amend: Callable[[str, dict[str, Any]], Call] | None = None,
+    reviewed: bool = False,
+) -> Call:
+    """A `Call` for the decision.
+
+    Args:
+        tool: the tool that will run.
+        facts: its profile, and the names of its injected arguments.
+        read: gives the arguments as the tool will receive them (`parse`); called again where it
+            matters that they come out alike.
+        call_id: the tool call's id.
+        plan_id: id of the message that planned it, where it is known.
+        position: its place in that message.
+        written: the arguments as the model wrote them, for comparison with the plan.
+        sent: the arguments without injected ones, for comparison at the guard.
+        amend: gives the call of another tool or arguments in this one's place.
+        reviewed: a review on the way to the tool asks a human about it.
+    """
+    error: Code | None = None
+    parsed: Any
+    args: dict[str, Any] = {}
+    args_digest = _EMPTY
+    try:
+        parsed = read()
+    except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
+        parsed, error = Malformed(exc), Code.INVALID_ARGUMENTS
+    else:
+        try:
+            args = _decided(tool, parsed, facts.injected)
+            args_digest = digest(args)
+        except MappingError as exc:
+            error = Code(exc.code)
+    return Call(
+        tool=tool.name,
+        profile=facts.profiled.profile,
+        profiled=facts.profiled.declared,
+        call_id=call_id,
+        plan_id=plan_id,
+        position=position,
+        raw=written,
+        args=args,
+        args_digest=args_digest,
+        parsed=(parsed, sent, lambda: digest(_decided(tool, read(), facts.injected))),
+        tool_ref=tool,
+        metadata=tool.metadata,
+        error=error,
+        amend=amend,
+        reviewed=reviewed,
+    )
+
+
+def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str, Any]:
+    if isinstance(parsed, str):
+        schema = tool.args_schema
+        fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
+        return {next(iter(fields)) if fields else "input": project(parsed)}
+    return {str(k): project(v) for k, v in parsed.items() if not supplied(k, v, injected)}
+
+
+def parses_alike(call: Call) -> bool:
+    """Whether the arguments, parsed once more, are the ones that were decided."""
+    if call.parsed is None:
+        return True
+    try:
+        return bool(call.parsed[2]() == call.args_digest)
+    except Exception:  # noqa: BLE001  (what can not be parsed again is not the same)
+        return False
+
+
+def unchanged(call: Call, injected: frozenset[str]) -> bool:
+    """Whether the parsed arguments are still what was decided: nested values may be shared with a message."""
+    parsed = call.parsed[0]
+    if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
+        return True
+    if all(type(v) in _SCALARS for k, v in parsed.items() if k not in injected):
+        return True
+    try:
+        return digest(_decided(call.tool_ref, parsed, injected)) == call.args_digest
+    except MappingError:
+        return False
+
+
+def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
+    """Arguments that the model or a caller sent, without those that the framework supplies."""
+    return {k: v for k, v in args.items() if not supplied(k, v, injected)}
+
+
+def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
+    """Whether the framework supplies an argument: by its type, or a runtime for the bare name `runtime`.
+
+    By the value in the second case: whatever else stands under that name, somebody chose.
+    """
+    return name in injected or type(value) is ToolRuntime
+
+
+def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
+    """A call of a tool that the node does not have. Its name is the model's own text."""
+    return Call(
+        tool=name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME],
+        profile=UNPROFILED,
+        profiled=False,
+        call_id=call_id,
+        plan_id=plan_id,
+        position=position,
+        raw=written,
+        args={},
+        args_digest=_EMPTY,
+        error=Code.UNKNOWN_TOOL,
+    )

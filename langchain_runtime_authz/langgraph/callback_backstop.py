@@ -1,0 +1,204 @@
+"""The one ambient hook, and the one global of this package: the backstop behind every gate.
+
+A tool that nobody guarded and that runs inside a protected run (called by a node function, with
+`callbacks=[]`, in a thread or task that has the run's context or config, by an agent that a tool
+makes for itself) is decided as it starts, by the same engine room as any other call; a deny is
+`AuthzDenied`. Guarded tools are left to their guard, so the engine is asked once.
+
+The hook is registered once a process, since LangChain's `register_configure_hook` can not be undone.
+It keeps nothing of any instance and dispatches by the run of the gate around the current code. It is
+looked at when a tool, model or chain is set up; outside protected runs it then answers "no handler",
+and nothing is added. It is synchronous, inline and raises, because asynchronous handlers and handlers
+without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
+A model's permit is kept, so that with a slow remote engine this happens once per agent, epoch, policy
+revision and tool set. There is no asynchronous form that gates: LangChain runs a coroutine handler on its
+synchronous roads too and swallows what it raises there, and a handler can not tell on which road it is.
+Who can not wait lists `AuthzMiddleware`, which awaits the decision; the hook then only looks whether there is one.
+
+A backstop is less than a guard. It can not change what the tool receives: arguments that parse
+differently each time, or that the tool's schema refuses, are denied. It can not change what comes back:
+a permit that obliges to redact is a deny, a call that ran before has no answer here and is denied, and
+its calls get no credential. A start that other code than `BaseTool.run` announces is denied.
+
+It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
+run; `ambient="process"` closes that by denying every unguarded tool outside a run. And it does not
+see what is no `BaseTool.run`: a function called as a function.
+
+It decides model calls too, where our middleware has not, and records what models return (`plan.source`).
+"""
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
+from typing import Any, Final, Literal, cast
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tracers.context import register_configure_hook
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph._private import StartingTool, ensure_config, starting_tool
+from langchain_runtime_authz.langgraph.arguments import unknown
+from langchain_runtime_authz.langgraph.arrival import Arrival, Decided, arrival_unguarded
+from langchain_runtime_authz.langgraph.model_calls import decide_shown
+from langchain_runtime_authz.langgraph.plans import note_model_call, note_model_output
+from langchain_runtime_authz.langgraph.run_context import beside, running
+from langchain_runtime_authz.langgraph.standalone import hear
+from langchain_runtime_authz.langgraph.tool_execution import Passage, answer, current_passage
+from langchain_runtime_authz.langgraph.tool_guard import is_guarded
+from langchain_runtime_authz.pep.call import Denial, Replay
+from langchain_runtime_authz.pep.claim import conclude
+from langchain_runtime_authz.pep.engine import Run, drive
+from langchain_runtime_authz.pep.obligations import obliged_fields
+
+__all__ = ["Ambient", "hearing", "install"]
+
+Ambient = Literal["run", "process"]
+"""Where a tool that nobody guarded is decided: inside protected runs, or wherever it runs in the process
+(outside every run it is then denied `no_run`; other graphs' tools too, and for good)."""
+
+
+class _Backstop(BaseCallbackHandler):
+    raise_error = True
+    run_inline = True
+    ignore_retriever = True
+    ignore_retry = True
+    ignore_custom_event = True
+
+    def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+        """The same for a model that is no language model: LangChain announces a decision model as a chain, of this type."""
+        if kwargs.get("run_type") == "llm" and (run := running()) is not None:
+            decide_shown(run, serialized, [], kwargs.get("metadata"), None)
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+        """Decide a model call inside a gated node, unless our middleware has."""
+        if (run := running()) is not None:
+            _asked(run, serialized, messages[0] if messages else [], kwargs)
+
+    def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
+        """The same for a model that takes text."""
+        if (run := running()) is not None:
+            _asked(run, serialized, [], kwargs)
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        """Remember the calls that a model returned inside a gated node."""
+        run = running()
+        if run is None:
+            return
+        for generations in response.generations:
+            for generation in generations:
+                if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
+                    note_model_output(run, generation.message, kwargs.get("run_id"))
+
+    def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
+        """Decide an unguarded tool; a permit is held until the tool ends.
+
+        Raises:
+            AuthzDenied: the tool does not run.
+        """
+        started = starting_tool()
+        if started is None:
+            _refuse(str((serialized or {}).get("name")))
+        elif not is_guarded(started.tool):
+            _open(started, run_id)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """The tool is done."""
+        passage = current_passage()
+        if passage is not None and passage.of == run_id:
+            passage.output = passage.returned = output
+            passage.__exit__(None, None, None)
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        """The tool failed, or asked."""
+        passage = current_passage()
+        if passage is not None and passage.of == run_id:
+            passage.__exit__(type(error), error, error.__traceback__)
+
+
+def _asked(run: Run, serialized: Any, messages: Any, about: dict[str, Any]) -> None:
+    call = decide_shown(run, serialized, messages, about.get("metadata"), about.get("invocation_params"))
+    note_model_call(run, about.get("run_id"), call.model, call.prompt)
+
+
+def _refuse(name: str) -> None:
+    """Nothing but a name is known of it."""
+    if (run := running()) is None:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    decided = drive(run.engine, Arrival(run, None, unknown(name, None, None, None, {}), {}, None).decide())
+    answer(decided.verdict, None)  # raises
+
+
+def _open(started: StartingTool, run_id: UUID) -> None:
+    config = ensure_config(started.config)
+    arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
+    decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
+    run, call, verdict, settled = decided
+    if isinstance(verdict, Replay):
+        verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
+    if run is None or isinstance(verdict, Denial):
+        answer(verdict, None)  # raises
+        return
+    if obliged_fields(verdict.obligations):
+        drive(run.engine, conclude(run, verdict, call, "released"))
+        raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)
+    verdict.mint = None
+    passage = Passage(run_id, run, call, verdict, parsed=None, config=config, call_id=None, settled=settled)
+    passage.__enter__()
+    passage.admits("_run")
+
+
+_BACKSTOP: Final = _Backstop()
+
+
+class _Hook:
+    """Stands where `register_configure_hook` looks for a ContextVar: what it gets is added as a handler."""
+
+    everywhere = False
+    listening = False
+
+    def get(self) -> BaseCallbackHandler | None:
+        """The backstop, or nothing outside protected runs."""
+        if self.listening and running() is None and (heard := hear()) is not None:
+            return heard
+        return _BACKSTOP if self.everywhere or running() is not None or beside() else None
+
+
+_lock = threading.Lock()
+_hook: _Hook | None = None
+
+
+def install(ambient: Ambient = "run", *, listening: bool = False) -> None:
+    """Register the hook, once a process. `process` is for good: no instance can take it back for another.
+
+    `listening`: it is to hear what graphs that are not protected are resumed with (`langgraph.standalone`).
+    """
+    global _hook  # noqa: PLW0603
+    with _lock:
+        if _hook is None:
+            _hook = _Hook()
+            register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
+        if ambient == "process":
+            _hook.everywhere = True
+        if listening:
+            _hook.listening = True
+
+
+def hearing(config: dict[str, Any]) -> dict[str, Any]:
+    """A root entry's config with the backstop among its callbacks.
+
+    So it reaches code to which a node hands its config, or no more than its callbacks, and which runs
+    in a thread of its own.
+    """
+    callbacks = config.get("callbacks")
+    if isinstance(callbacks, BaseCallbackManager):
+        heard = callbacks.copy()
+        if _BACKSTOP not in heard.inheritable_handlers:
+            heard.add_handler(_BACKSTOP, inherit=True)
+        return {**config, "callbacks": heard}
+    handlers = list(callbacks or ())
+    return config if _BACKSTOP in handlers else {**config, "callbacks": [*handlers, _BACKSTOP]}

@@ -1,0 +1,97 @@
+"""A handler for one's own callbacks that writes down what runs outside the gates."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, Protocol
+
+from langchain_core.callbacks import BaseCallbackHandler
+
+from langchain_runtime_authz.audit.record import observation_record
+from langchain_runtime_authz.langgraph._private import starting_graph, starting_tool
+from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.root_entry import Entrance
+from langchain_runtime_authz.langgraph.run_context import running
+from langchain_runtime_authz.langgraph.tool_guard import is_guarded
+from langchain_runtime_authz.pep.engine import Record
+from langchain_runtime_authz.telemetry import record_observation
+
+__all__ = ["AuthzCallbackHandler"]
+
+What = Literal["tool", "model", "graph", "chain"]
+
+
+class _Authz(Protocol):
+    """What of a `RuntimeAuthz` the handler needs."""
+
+    @property
+    def entrance(self) -> Entrance: ...
+
+
+class AuthzCallbackHandler(BaseCallbackHandler):
+    """Records what runs outside the gates. It does not gate, and nothing fails because of it.
+
+    Give it to what is not, or not yet, protected: `graph.invoke(value, {"callbacks": [handler]})`.
+    One audit record of the kind `observation` each, and an event on the current span, for
+
+    - a tool that starts outside every run and is not guarded;
+    - a model that is called outside every gated node;
+    - a graph that nobody protected;
+    - a chain outside every graph and every gated node.
+
+    Names only: no arguments, no inputs, no outputs. What runs under no callbacks of the caller
+    (`callbacks=[]`, a thread of its own, a function called as a function) it does not hear of.
+
+    Args:
+        authz: the `RuntimeAuthz` into whose audit sink it writes. A record that can not be written is
+            logged by LangChain, and lost.
+    """
+
+    run_inline = True  # the caller's own thread and context say where it runs
+    ignore_retriever = True
+    ignore_retry = True
+    ignore_custom_event = True
+
+    def __init__(self, authz: _Authz) -> None:
+        self._engine = authz.entrance.engine
+
+    def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
+        """A tool starts."""
+        if running() is not None:
+            return  # guarded, or decided by the ambient hook
+        started = starting_tool()
+        if started is None:
+            self._observe("tool", _name(serialized, kwargs))
+        elif not is_guarded(started.tool):
+            self._observe("tool", started.tool.name)
+
+    def on_chat_model_start(self, serialized: dict[str, Any] | None, messages: Any, **kwargs: Any) -> None:
+        """A chat model is called."""
+        if running() is None:
+            self._observe("model", _name(serialized, kwargs))
+
+    def on_llm_start(self, serialized: dict[str, Any] | None, prompts: Any, **kwargs: Any) -> None:
+        """A text model is called."""
+        if running() is None:
+            self._observe("model", _name(serialized, kwargs))
+
+    def on_chain_start(self, serialized: dict[str, Any] | None, inputs: Any, **kwargs: Any) -> None:
+        """A graph or a chain starts."""
+        graph = starting_graph()
+        if graph is not None:
+            if owner_of(graph) is None:
+                self._observe("graph", graph.get_name())
+        elif kwargs.get("run_type") == "llm":  # a decision model
+            if running() is None:
+                self._observe("model", _name(serialized, kwargs))
+        elif running() is None and "langgraph_node" not in (kwargs.get("metadata") or {}):
+            self._observe("chain", _name(serialized, kwargs))
+
+    def _observe(self, what: What, name: str) -> None:
+        record_observation(what, name)
+        Record(observation_record, now=time.time(), what=what, name=name).run(self._engine)
+
+
+def _name(serialized: dict[str, Any] | None, kwargs: dict[str, Any]) -> str:
+    given = kwargs.get("name") or (serialized or {}).get("name")
+    return str(given) if given else "unnamed"

@@ -1,0 +1,459 @@
+"""From a compiled graph to the rows of its coverage report.
+
+Static: nothing is called. What the gates counted at run time is put beside it, so that a tool which
+middleware brought along shows up, and one that no run met does too.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_core.tools import BaseTool
+from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
+from langgraph.graph import StateGraph
+from langgraph.pregel.protocol import PregelProtocol
+
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.langgraph._private import (
+    DEFAULT_BOUND,
+    MODELS,
+    Pregel,
+    PregelNode,
+    ToolNode,
+    imports_anything,
+    is_task_function,
+)
+from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, CoverageReport, Row
+from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
+from langchain_runtime_authz.langgraph.model_calls import held_by_model
+from langchain_runtime_authz.langgraph.node_pep import is_gated
+from langchain_runtime_authz.langgraph.object_graph import (
+    MAX_WALKED,
+    Found,
+    functions_of,
+    graphs_in,
+    loaded,
+    roots_of,
+    walk,
+)
+from langchain_runtime_authz.langgraph.own_invoke import acts_by_itself
+from langchain_runtime_authz.langgraph.protect import owner_of
+from langchain_runtime_authz.langgraph.tool_guard import facts_of, is_guarded
+from langchain_runtime_authz.langgraph.transformers import made_by
+from langchain_runtime_authz.pep.tally import Counted, Gate
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.langgraph.protect import Protection
+
+__all__ = ["coverage_of"]
+
+# What reaches out of the process by itself, by the package of what a function names.
+_CLIENTS = (
+    "aiohttp boto3 ftplib httpx paramiko psycopg psycopg2 pymongo redis requests shutil smtplib socket sqlalchemy sqlite3 "
+    "subprocess urllib urllib3"
+)
+REACHING_OUT: Final = frozenset(_CLIENTS.split())
+# Descriptions of tools that run here, in the forms that LangChain's model integrations accept.
+_RUN_HERE: Final = frozenset(("function", "custom"))
+_DESCRIBES_A_FUNCTION: Final = frozenset(
+    ("input_schema", "inputSchema", "function_declarations", "toolSpec", "parameters", "properties"),
+)
+# Types of content blocks, messages and JSON schemas, which stand in lists of their own.
+_BLOCKS = (
+    "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
+    "number object reasoning string system text thinking tool_call tool_result tool_use user"
+)
+_NO_TOOL: Final = frozenset(_BLOCKS.split())
+_MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
+    (): "held by what is not gated",
+    ("middleware",): "what middleware before ours calls by itself is not seen: call `authz.protect` on the root graph",
+}
+_ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
+_UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
+
+
+def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
+    """The coverage of a graph, protected or not.
+
+    Raises:
+        ConfigError: it is not a compiled graph.
+    """
+    if not isinstance(graph, Pregel):
+        msg = f"`coverage` takes a compiled graph, not {type(graph).__name__}"
+        raise ConfigError(msg)
+    found = list(graphs_in(graph, deep=True))
+    look = _Look(
+        protection,
+        hooked=owner_of(graph) is protection,
+        reached=frozenset(id(f.graph) for f in graphs_in(graph)),
+        bound=_Bound(f.graph for f in found),
+        functions=_functions(found),
+    )
+    rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
+    rows = _with_seen(rows, protection.entrance.engine.tally.of(graph.get_name()))
+    return CoverageReport(graph.get_name(), protection.entrance.engine.evaluator.pdp.name, tuple(_numbered(rows)))
+
+
+def _entrance_of(value: object) -> object:
+    """Whose `AuthzMiddleware` a value is, if it is one; known without importing langchain."""
+    return value._entrance if getattr(type(value), "__runtime_authz_middleware__", False) is True else None  # type: ignore[attr-defined]
+
+
+def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Code of the user's that a graph runs outside its nodes, and where it hangs."""
+    for name, channel in graph.channels.items():
+        yield f"reducer of {name}", getattr(channel, "operator", None)
+    for name, node in graph.nodes.items():
+        yield f"{name}/retry_policy", node.retry_policy
+        yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
+        policy = getattr(node, "trace_policy", None)
+        yield (
+            f"{name}/trace_policy",
+            (getattr(policy, "process_inputs", None), getattr(policy, "process_outputs", None)),
+        )
+    yield "stream_transformers", [hook for f in getattr(graph, "stream_transformers", ()) for hook in made_by(f)]
+    yield "retry_policy", graph.retry_policy
+    yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
+    for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
+        decorators = getattr(schema, "__pydantic_decorators__", None)
+        for kind in ("validators", "field_validators", "root_validators", "model_validators"):
+            for name, found in getattr(decorators, kind, {}).items():
+                yield f"{schema.__name__}.{name}", found.func
+    callbacks = (graph.config or {}).get("callbacks")
+    for handler in getattr(callbacks, "handlers", callbacks) or ():
+        for name in dir(type(handler)):
+            if name.startswith("on_"):
+                yield f"callback {type(handler).__name__}.{name}", getattr(handler, name)
+
+
+def _functions(found: Iterable[Found]) -> dict[int, str]:
+    """The functions of all tools of the graphs, by identity, and whose they are."""
+    known: dict[int, str] = {}
+    for one in found:
+        for node in one.graph.nodes.values():
+            for tool in walk(roots_of(node), deep=True):
+                if isinstance(tool, BaseTool):
+                    known.update((i, tool.name) for i in _identities(functions_of(tool)))
+    return known
+
+
+def _identities(functions: Iterable[Any]) -> Iterator[int]:
+    """Of functions and of what they wrap; a method is made anew each time, its function is not."""
+    for function in functions:
+        found = function
+        while found is not None:
+            yield id(getattr(found, "__func__", found))
+            found = getattr(found, "__wrapped__", None)
+
+
+class _Bound:
+    """The tools of the graphs' tool nodes. Other code holds them as well: models are bound to them."""
+
+    def __init__(self, graphs: Iterable[Any]) -> None:
+        nodes = [node.bound for g in graphs for node in g.nodes.values() if isinstance(node.bound, ToolNode)]
+        self._tools = [tool for node in nodes for tool in node.tools_by_name.values()]
+        self._made_of = {(tool.name, i) for tool in self._tools for i in _identities(functions_of(tool))}
+
+    def __contains__(self, tool: BaseTool) -> bool:
+        """Whether it is one of them, or the one that a guarded one was made of."""
+        if any(tool is t for t in self._tools):
+            return True
+        made_of = {(tool.name, i) for i in _identities(functions_of(tool))}
+        return not is_guarded(tool) and bool(made_of) and made_of <= self._made_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    protection: Protection
+    hooked: bool  # below a protected root the ambient hook hears of every tool that starts
+    reached: frozenset[int]
+    bound: _Bound
+    functions: Mapping[int, str] = field(repr=False)
+    searched: dict[int, BaseTool] = field(default_factory=dict)
+
+    def graph(self, found: Found, *, root: bool) -> Iterator[Row]:
+        graph, label = found.graph, found.label
+        owner = owner_of(graph)
+        layers: tuple[str, ...] = ()
+        note = ""
+        if owner is self.protection:
+            layers = ("root entry" if root else "child entry",)
+        elif owner is not None:
+            note = "another RuntimeAuthz protects it"
+        elif root or id(graph) in self.reached:
+            note = "not protected: call `authz.protect` on the root graph"
+        else:
+            note = "held where `protect` does not look: call `authz.protect` on it too"
+        route = f"{found.parent}/{found.route}" if not root else ""
+        yield Row("entry" if root else "agent", label, label, layers, note, route)
+        yield from self._checkpointer(graph, label)
+        for route, value in _loop_code(graph):
+            yield from self._loop_tools(value, label, route)
+        for name, node in graph.nodes.items():
+            yield from self._node(name, node, graph, label)
+
+    def _node(self, name: str, node: PregelNode, graph: Any, label: str) -> Iterator[Row]:
+        bound = node.bound
+        cached = node.cache_policy is not None or graph.cache_policy is not None
+        if cached and bound is not DEFAULT_BOUND:
+            yield Row(
+                "cached node", name, label, (), "cache_policy: a cached result is served without a decision", name
+            )
+        held = list(walk(roots_of(node), deep=True, into_tools=False))
+        if len(held) >= MAX_WALKED:
+            yield Row(
+                "unsearched",
+                name,
+                label,
+                (),
+                f"its code holds more than {MAX_WALKED} values: not all were looked at",
+                name,
+            )
+        gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
+        if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its gate
+            yield Row("node", name, label, gated, self._node_note(bound, gated, held), name)
+        own = bound.tools_by_name.values() if isinstance(bound, ToolNode) else ()
+        for tool in own:
+            yield from self._tool(tool, label, name, ("tool node gate",) if gated else ())
+        for value in held:
+            if isinstance(value, BaseTool):
+                if value not in self.bound:
+                    yield from self._tool(value, label, name, None)
+            else:
+                yield from self._value(value, label, name, gated, held)
+        yield from self._bare_functions(held, label, name, own)
+
+    def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
+        """Tools that the graph's own loop would call, between nodes: no gate is around that, only the ambient hook."""
+        for tool in walk([value], deep=True, into_tools=False):
+            if isinstance(tool, BaseTool):
+                yield from self._tool(tool, label, route, None)
+
+    @staticmethod
+    def _node_note(bound: Any, gated: tuple[str, ...], held: list[Any]) -> str:
+        if not gated:
+            return "not gated: call `authz.protect` after the last change of the graph"
+        if isinstance(bound, ToolNode):
+            return ""
+        packages = sorted({p for v in held if (p := _package(v)) in REACHING_OUT})
+        uses = f" (it uses {', '.join(packages)})" if packages else ""
+        return f"plain side effects inside the node are not seen{uses}"
+
+    def _model_layers(self, gated: tuple[str, ...], around: Iterable[Any]) -> tuple[str, ...]:
+        """What stands before a model's call, outermost first; the hook only hears of what runs inside a gate."""
+        owners = (v.__self__ if isinstance(v, MethodType) else v for v in around)
+        ours = any(_entrance_of(o) is self.protection.entrance for o in owners)
+        hooked = bool(gated) and self.hooked
+        return (*gated, *(("middleware",) if ours else ()), *(("ambient hook",) if hooked else ()))
+
+    def _value(
+        self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any] = ()
+    ) -> Iterator[Row]:
+        """What a node or tool holds, but tools and graphs; `around` is what is held beside it."""
+        if isinstance(value, MODELS):
+            layers = self._model_layers(gated, around)
+            yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
+            yield from _provider_rows(held_by_model(value), label, route, strict=False)
+        elif isinstance(value, dict) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str):
+            # An agent of another server by its description: deepagents' `AsyncSubAgent`.
+            yield Row("remote graph", value["name"], label, (), _ELSEWHERE, route)
+        elif isinstance(value, Mapping):
+            yield from _provider_rows(_tools_in(value), label, route, strict=False)
+        elif isinstance(value, list | tuple):
+            yield from _provider_rows(value, label, route, strict=True)
+        elif isinstance(value, StateGraph):
+            layers = ("protected builder",) if owner_of(value) is self.protection else ()
+            note = "" if layers else "a builder that is compiled at run time: call `authz.protect` on the builder"
+            yield Row("agent", type(value).__name__, label, layers, note, route)
+        elif is_task_function(value):
+            name = str(getattr(value, "__name__", "task"))
+            yield Row(
+                "task",
+                name,
+                label,
+                gated,
+                "runs within its entrypoint's gate; its plain side effects are not seen",
+                route,
+            )
+            if value.cache_policy is not None:
+                note = "cache_policy: a cached result is served without a decision"
+                yield Row("cached node", name, label, (), note, f"{route}/{name}")
+        elif isinstance(value, PregelProtocol) and not isinstance(value, Pregel):
+            name = str(getattr(value, "name", None) or type(value).__name__)
+            yield Row("remote graph", name, label, (), _ELSEWHERE, route)
+
+    def _tool(
+        self,
+        tool: BaseTool,
+        label: str,
+        route: str,
+        node: tuple[str, ...] | None,
+    ) -> Iterator[Row]:
+        """`node`: the gates of the tool node that runs it; `None` where plain code holds it."""
+        guarded = is_guarded(tool)
+        layers = (*(node or ()), *(("tool guard",) if guarded else ()))
+        unheard = not guarded and acts_by_itself(tool)
+        if not layers and self.hooked and not unheard:
+            layers = ("ambient hook",)
+        if not layers and self.hooked:
+            note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
+        elif layers == ("ambient hook",):
+            note = "held by plain code, and a bare thread or a call of its function passes: `authz.guard` it"
+        elif layers:
+            profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
+            note = "" if profiled.declared else f"unprofiled: {profiled.why}"
+        else:
+            note = "not protected: call `authz.protect` on the root graph"
+        yield Row("tool", tool.name, label, layers, note, route)
+        if id(tool) in self.searched:
+            return  # what it holds is told where it was met first
+        self.searched[id(tool)] = tool
+        for where in dict.fromkeys(secrets_of(tool)):
+            note = "a long-lived secret: use `current_credential()`, or keep it outside this process"
+            yield Row("secret", tool.name, label, (), note, f"{route}/{where}")
+        inner = f"{route}/{tool.name}"
+        held = list(walk(functions_of(tool), deep=True, into_tools=False))
+        for value in held:
+            if isinstance(value, BaseTool):
+                if value not in self.bound and id(value) not in self.searched:
+                    yield from self._tool(value, label, inner, None)
+            else:
+                yield from self._value(value, label, inner, layers)
+        yield from self._bare_functions(held, label, inner, (tool,))
+
+    def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
+        """Functions of guarded tools that other code holds: called directly, they run undecided.
+
+        One in a list is left out: lists of functions are what models are bound to.
+        """
+        known = {i for t in own for i in _identities(functions_of(t))}
+        known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
+        for value in held:
+            if isinstance(value, FunctionType | MethodType):
+                ident = id(getattr(value, "__func__", value))
+                name = self.functions.get(ident)
+                if name is not None and ident not in known:
+                    known.add(ident)
+                    note = f"the function of tool `{name}` is held by plain code: call the tool instead"
+                    yield Row("function", name, label, (), note, route)
+
+    def _checkpointer(self, graph: Any, label: str) -> Iterator[Row]:
+        saver = graph.checkpointer
+        if saver is None or isinstance(saver, bool):
+            return
+        why = _unpickles(saver)
+        if why:
+            yield Row("checkpointer", type(saver).__name__, label, (), why)
+
+
+def _package(value: Any) -> str:
+    if isinstance(value, ModuleType):
+        name: Any = value.__name__
+    elif callable(value) and not isinstance(value, type):
+        name = getattr(value, "__module__", None)
+    else:
+        name = (value if isinstance(value, type) else type(value)).__module__
+    return str(name or "").split(".", 1)[0]
+
+
+def _tools_in(bound: Any) -> list[Any]:
+    """The tools among the arguments that a model is bound to, with the servers that its provider is to call."""
+    if not isinstance(bound, dict):  # other mappings may refuse a string
+        return []
+    tools, servers = bound.get("tools"), bound.get("mcp_servers")
+    listed = list(tools) if isinstance(tools, list | tuple) else []
+    addressed = isinstance(servers, list) and any(isinstance(s, Mapping) and "url" in s for s in servers)
+    return [*listed, {"type": "mcp_servers"}] if addressed else listed
+
+
+def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
+    """Tools that run at the model provider. `strict` for a list that may be anything."""
+    tools = list(tools)
+    if strict and not all(isinstance(t, BaseTool | FunctionType) or _is_tool(t) for t in tools):
+        return
+    for tool in tools:
+        if (name := _provider_tool(tool)) is not None:
+            yield Row("provider tool", name, label, (), "runs at the model provider, unseen", route)
+
+
+def _is_tool(tool: Any) -> bool:
+    if _provider_tool(tool) is not None:
+        return True
+    if not isinstance(tool, dict):  # other mappings may refuse a string
+        return False
+    kind = tool.get("type")  # of some other mapping it may be anything
+    return (isinstance(kind, str) and kind in _RUN_HERE) or not _DESCRIBES_A_FUNCTION.isdisjoint(tool)
+
+
+def _provider_tool(tool: Any) -> str | None:
+    """The name of a tool that the provider runs; `None` for anything else."""
+    if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
+        return None
+    kind = tool.get("type")
+    if isinstance(kind, str):
+        return None if kind in _RUN_HERE | _NO_TOOL or not _DESCRIBES_A_FUNCTION.isdisjoint(tool) else kind
+    # Google names the tool by its only key.
+    (key, *more) = tool
+    known = key in ("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps")
+    return key if not more and known else None
+
+
+def _unpickles(saver: Any) -> str:
+    """Why a checkpointer would run what its store says, or nothing."""
+    if isinstance(getattr(saver, "storage", None), PersistentDict):
+        return "its file is read by pickle, which runs what the file says: use a database"
+    serde, seen = getattr(saver, "serde", None), 0
+    while serde is not None and seen < 5:  # noqa: PLR2004  (a wrapper in a wrapper is rare)
+        if getattr(serde, "pickle_fallback", False):
+            return "pickle_fallback: a checkpoint can run code: leave it off"
+        loads = getattr(type(serde), "loads_typed", None)
+        known = type(serde).__module__.startswith("langgraph.checkpoint.serde.")
+        if not known and isinstance(loads, FunctionType) and any(v is u for v in loaded(loads) for u in _UNPICKLERS):
+            return f"{type(serde).__name__} unpickles, so a checkpoint can run code: use JsonPlusSerializer"
+        if imports_anything(serde) and not isinstance(saver, InMemorySaver):
+            return (
+                "whoever writes its store can have any callable imported and called: "
+                "set LANGGRAPH_STRICT_MSGPACK=true or `allowed_msgpack_modules`"
+            )
+        serde, seen = getattr(serde, "serde", None), seen + 1
+    return ""
+
+
+def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
+    """Rows with what their gates counted, and rows of what was counted and stands nowhere."""
+    by_thing: dict[tuple[str, str, str], list[Gate]] = {}
+    for gate in counted:
+        by_thing.setdefault((gate.agent, gate.kind, gate.name), []).append(gate)
+    result = []
+    for row in rows:
+        gates = by_thing.get((row.graph, row.kind, row.name), []) if row.layers else []
+        total = Counted(sum(counted[g].decided for g in gates), sum(counted[g].ran for g in gates))
+        result.append(replace(row, seen=total))
+    known = {(r.graph, r.kind, r.name) for r in rows if r.layers}
+    for (agent, kind, name), gates in by_thing.items():
+        if (agent, kind, name) not in known:
+            total = Counted(sum(counted[g].decided for g in gates), sum(counted[g].ran for g in gates))
+            layers = tuple(sorted({g.layer for g in gates}))
+            result.append(Row(kind, name, agent, layers, "brought along or made at run time", AT_RUN_TIME, total))
+    return result
+
+
+# Things of which there may be several on one route. Of the rest two equal rows are one finding.
+_SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
+
+
+def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
+    """Findings once, and a number where several things would have one id."""
+    places: dict[str, int] = {}
+    told: set[Row] = set()
+    for row in rows:
+        if row in told and row.kind not in _SEVERAL:
+            continue
+        told.add(row)
+        place = places.get(row.id, 0)
+        places[row.id] = place + 1
+        yield replace(row, place=place)

@@ -1,0 +1,271 @@
+"""Deciding a message's calls at a gate, and asking a human about them.
+
+One interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
+calls in a task, so a task that asked once repeats that same interrupt first whenever it re-enters,
+whatever policy says by then: else the tool's own `interrupt()` would receive the gate's answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
+from langgraph.types import interrupt
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.langgraph._private import answers_left, can_ask, interrupt_id, task_id
+from langchain_runtime_authz.langgraph.arguments import parses_alike
+from langchain_runtime_authz.langgraph.messages import answers_had
+from langchain_runtime_authz.ledger.base import Approval, Query
+from langchain_runtime_authz.pep.approvals import answers, open_questions, over_cap, payload, questions
+from langchain_runtime_authz.pep.call import Call, DecidedCall, Verdict
+from langchain_runtime_authz.pep.claim import claim
+from langchain_runtime_authz.pep.decide import decide_calls
+from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run
+from langchain_runtime_authz.pep.recording import record_asks
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.pep.engine import Engine
+
+__all__ = ["Resolved", "decide_message", "decide_one_of", "decide_together"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """An effect: pause for a human; the value is the human's answer once there is one."""
+
+    value: Mapping[str, Any]
+
+    def run(self, engine: Engine) -> Any:
+        """Raises `GraphInterrupt` until the task is resumed."""
+        return interrupt(dict(self.value))
+
+    async def arun(self, engine: Engine) -> Any:
+        """Raises `GraphInterrupt` until the task is resumed."""
+        return self.run(engine)
+
+
+class Resolved(NamedTuple):
+    """A verdict, and what an earlier execution of the task knows of the tool's own questions.
+
+    No verdict: the call is left to the guard, which decides after a review on the way has asked a human. `call` is
+    what the verdict is on: the given one, or the one that a human put in its place; `replaced` then is that human's
+    note. `answers` a human gave to the tool, which has run, and to a review before it; `paused`: the tool has asked
+    and not run.
+    """
+
+    call: Call
+    verdict: Verdict | None
+    answers: int = 0
+    paused: bool = False
+    replaced: bool = False
+
+
+def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Resolved]]:
+    """All calls run in this one task: nothing runs before every question is answered."""
+    judged = yield from decide_calls(run, calls)
+    judged = yield from _ask(run, calls, judged, config)
+    settled: list[Resolved] = []
+    for one in judged:
+        verdict = None if _left(one) else (yield from claim(run, one))[1]
+        row = one.row
+        answered = answers_had(row.result) if row is not None else 0
+        if one.replay and one.call.reviewed and _by_review(one, task_id(config)):
+            answered += 1  # the review is passed by, with its tool
+        paused = row is not None and row.state == "suspended"
+        settled.append(Resolved(one.call, verdict, answered, paused, _replaced(one)))
+    return settled
+
+
+def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
+    """Judge the calls of a message for tasks of their own, once for all of them.
+
+    What it asks is counted here: each task has to know by itself whether the list goes over a cap.
+    """
+    judged = yield from decide_calls(run, calls)
+    fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
+    if not fresh or not can_ask(config):
+        return judged
+    try:
+        capped = yield from over_cap(run, fresh)
+    except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
+        _log.error("ledger failed: %s", type(exc).__name__)
+        return [_denied(j, run.engine.failed(exc)) for j in judged]
+    keys = {j.key for j in fresh} if capped else set()
+    return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
+
+
+def decide_one_of(
+    run: Run,
+    judged: Sequence[DecidedCall],
+    position: int,
+    config: Mapping[str, Any],
+) -> Flow[Resolved]:
+    """Each call of the message is a task of its own; this is the task of `judged[position]`.
+
+    Permitted ones run at once. The task of the first asked position raises the one interrupt with
+    the whole list, the others pause without a question of their own, so that a plain resume works.
+    """
+    asked = [i for i, j in enumerate(judged) if _askable(j)]
+    mine, me = judged[position], task_id(config)
+    if _left(mine):
+        return Resolved(mine.call, None)
+    asked_before = mine.approval is not None and _by(mine.approval, me)
+    # Of a list that this task asked, some may have been answered beside the graph: it asks the whole again.
+    mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
+    if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
+        raise GraphInterrupt(())
+    if mine.asks or asked_before or not asked:
+        whole = bool(asked) and (position == asked[0] or mine_open)
+        scope = judged if whole else [mine]
+        settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
+        mine = settled[position if whole else 0]
+    _, verdict = yield from claim(run, mine)
+    return Resolved(mine.call, verdict, replaced=_replaced(mine))
+
+
+def _is_open(judged: DecidedCall) -> bool:
+    """Whether a task has asked about the call, and nobody has answered yet."""
+    ask = judged.approval
+    return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
+
+
+def _ask(
+    run: Run,
+    calls: Sequence[Call],
+    judged: Sequence[DecidedCall],
+    config: Mapping[str, Any],
+    *,
+    counted: bool = False,
+) -> Flow[list[DecidedCall]]:
+    """Ask about those that need it, and judge again with the answers. A failing ledger denies."""
+    if not any(j.asks or j.approval is not None for j in judged):
+        return list(judged)
+    try:
+        return (yield from _asked(run, calls, judged, config, counted=counted))
+    except GraphBubbleUp:
+        raise
+    except AuditError:
+        return [_denied(j, Code.AUDIT_UNAVAILABLE) for j in judged]
+    except Exception as exc:  # noqa: BLE001  (see `pep.decide.decide_calls`)
+        _log.error("ledger failed: %s", type(exc).__name__)
+        return [_denied(j, run.engine.failed(exc)) for j in judged]
+
+
+def _asked(
+    run: Run,
+    calls: Sequence[Call],
+    judged: Sequence[DecidedCall],
+    config: Mapping[str, Any],
+    *,
+    counted: bool,
+) -> Flow[list[DecidedCall]]:
+    me = task_id(config)
+    before = [(j.approval, j) for j in judged if me and j.approval is not None and _by(j.approval, me) and not _left(j)]
+    # Every one, though of an edited call only the newest question is in sight.
+    rounds = max((a.round for a, _ in before), default=-1) + 1
+    withdrawn: set[str] = set()
+    for number in range(rounds):
+        again = [(j, a) for a, j in before if a.round == number]
+        answer = yield Interrupt(payload(again))
+        yield from _resolve(run, me, number, answer)
+        withdrawn |= _withdrawn([a for _, a in again], answer, run)
+    if rounds:
+        judged = yield from decide_calls(run, calls)
+    asked = [j for j in judged if j.asks and not _left(j)]
+    unrepeatable = {j.key for j in asked if not _askable(j)}
+    fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
+    # What is asked late would come before a tool's own question, and take the answer to it.
+    late = answers_left(config, rounds + sum(_reviewed_by(j, me) for j in judged))
+    refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
+    if fresh and can_ask(config) and not late:
+        yield from record_asks(run, fresh)
+        opened = questions(run, fresh, rounds, me, interrupt_id(config))
+        if not (counted and rounds == 0) and (yield from over_cap(run, fresh)):
+            refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
+        elif (yield from open_questions(run, opened)):
+            answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
+            yield from _resolve(run, me, rounds, answer)
+        judged = yield from decide_calls(run, calls)  # where the run is over, this says so
+    # What still asks can not be asked, or was answered and the answer does not suffice.
+    code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
+    judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
+    return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
+
+
+def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
+    """The calls that were approved beside the graph, and that whoever resumes it rejects all the same."""
+    open_then = [a for a in asks if a.state == "approved"]
+    if not open_then:
+        return set()
+    return {a.call_key for a in answers(asks, answer, run.subject) if a.state == "rejected"} & {
+        a.call_key for a in open_then
+    }
+
+
+def _asked_before(judged: DecidedCall, me: str) -> bool:
+    """Whether this task asked about exactly this call and has not used the answer."""
+    ask = judged.approval
+    return ask is not None and ask.call_key == judged.key and _by(ask, me) and ask.state != "spent"
+
+
+def _by(ask: Approval, me: str) -> bool:
+    """Whether one of our own gates asked, in this task."""
+    return ask.task_id == me and ask.source != "hitl"
+
+
+def _reviewed_by(judged: DecidedCall, me: str) -> bool:
+    """Whether a review in this task has had an answer about the call, before the code that asks now."""
+    return _by_review(judged, me) and not judged.call.reviewed
+
+
+def _by_review(judged: DecidedCall, me: str) -> bool:
+    """Whether a review asked about the call, in this task."""
+    ask = judged.approval
+    return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me
+
+
+def _left(judged: DecidedCall) -> bool:
+    """Whether a review on the way to the tool asks first. A call that is denied whatever a human says needs none."""
+    if not judged.call.reviewed or judged.replay:
+        return False
+    return judged.decision.permit or judged.asks or judged.approval is not None
+
+
+def _askable(judged: DecidedCall) -> bool:
+    """Whether a human's answer would be about what runs: the arguments are parsed again after it."""
+    return judged.asks and not _left(judged) and parses_alike(judged.call)
+
+
+def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
+    """Usually the root entry has put the answer into the ledger before any task started.
+
+    Where it did not (a child on a thread of its own), the answer is here.
+    """
+    snapshot = yield Load(run.scope, Query(asks=True))
+    # What came too late is no answer, whatever it says.
+    still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
+    if still:
+        # Only an entry can open an epoch, so a correction is no answer here.
+        given = answers(still, answer, run.subject)
+        plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
+        yield Commit(run.scope, None, plain)
+
+
+def _replaced(judged: DecidedCall) -> bool:
+    """Whether the model is to be told what ran in its call's place; LangChain's own review tells it itself."""
+    return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
+
+
+def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
+    decision = deny(code)
+    return replace(
+        judged,
+        decision=decision.model_copy(update={"reasons": (str(code), *judged.decision.reasons)}),
+    )

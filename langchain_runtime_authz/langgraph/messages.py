@@ -1,0 +1,355 @@
+"""Two audiences, two messages: what a model is told, and how messages are read.
+
+The model gets a neutral sentence and a decision id; the operator finds the reason under that id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    RemoveMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+from langchain_core.tools import BaseTool
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.types import Command, Overwrite, Send
+
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
+from langchain_runtime_authz.pep.call import Call, Denial, Replay
+
+__all__ = [
+    "ai_messages",
+    "answers_had",
+    "as_message",
+    "denial_message",
+    "edit_note",
+    "human_texts",
+    "is_human",
+    "messages_in",
+    "only_asked",
+    "overwritten",
+    "planned_message",
+    "recorded",
+    "removed_by",
+    "replay_message",
+    "said",
+    "unanswered",
+    "with_messages",
+    "with_note",
+    "written",
+]
+
+_SPOKEN: Mapping[str, str] = {
+    Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
+    Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",
+    Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
+    Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
+    Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
+    Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",
+    Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
+}
+_USER = ("user", "human")
+_NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async sub-agent tells its parent's thread
+_OVERWRITE = "__overwrite__"
+_PAIR = 2  # ("user", "text"); (content, artifact)
+_TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
+_DENIED = "This action is not permitted. Do not repeat it."
+
+
+def denial_text(denial: Denial) -> str:
+    """The neutral sentence for the model."""
+    text = _SPOKEN.get(denial.decision.reason, _DENIED)
+    if denial.message:
+        text += f" The user said: {denial.message}"
+    return f"{text} (decision {denial.decision.decision_id})"
+
+
+def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
+    """The answer to a call that does not run, so that the history stays valid."""
+    if denial.decision.reason == Code.APPROVAL_ANSWERED:
+        return ToolMessage(content=denial.message, name=denial.call.tool, tool_call_id=call_id or "", status="success")
+    return ToolMessage(content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error")
+
+
+def edit_note(call: Call) -> str:
+    """What a model is told whose call a human replaced, so that it does not try its own again."""
+    return (
+        "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
+        f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
+    )
+
+
+def with_note(output: Any, note: str) -> Any:
+    """A tool's output whose messages begin with `note`."""
+    if isinstance(output, ToolMessage):
+        content: Any = output.content
+        if isinstance(content, str):
+            content = f"{note}\n\n{content}" if content else note
+        else:
+            content = [note if all(isinstance(b, str) for b in content) else {"type": "text", "text": note}, *content]
+        return output.model_copy(update={"content": content})
+    if isinstance(output, Command) and isinstance(output.update, dict):
+        return replace(output, update={k: with_note(v, note) for k, v in output.update.items()})
+    if isinstance(output, list):
+        return [with_note(v, note) for v in output]
+    return output
+
+
+def recorded(output: object, asked: int = 0) -> str | None:
+    """JSON text of a side effect's result, for an honest answer if the call is replayed.
+
+    `asked` is how many answers of a human the tool itself had.
+    """
+    kept: dict[str, Any] = {"asked": asked} if asked else {}
+    if isinstance(output, ToolMessage):
+        output = {"content": output.content, "status": output.status}
+    else:
+        output = {"content": output, "status": "success"}
+    try:
+        text = json.dumps({**output, **kept})
+    except (TypeError, ValueError, RecursionError):
+        text = ""
+    return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)
+
+
+def said(tool: BaseTool, returned: Any) -> Any:
+    """What of a tool's own return value a model gets to read, without the framework's wrapping."""
+    if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
+        return _plain(returned[0])
+    return _plain(returned)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseMessage):
+        return _plain(value.content)
+    if isinstance(value, Command):
+        update = value.update if isinstance(value.update, dict) else {}
+        messages = update.get("messages", [])
+        return [_plain(m) for m in messages if isinstance(m, BaseMessage)] if isinstance(messages, list) else None
+    if isinstance(value, list) and value:
+        if all(isinstance(v, dict) and v.get("type") == "text" and set(v) <= _TEXT_BLOCK for v in value):
+            texts = [v.get("text", "") for v in value]
+            return texts[0] if len(texts) == 1 else texts
+        if any(isinstance(v, BaseMessage | Command) for v in value):
+            return [_plain(v) for v in value]
+    return value
+
+
+def only_asked(asked: int) -> str | None:
+    """The record of a call without a result to show."""
+    return json.dumps({"asked": asked}) if asked else None
+
+
+def answers_had(result: str | None) -> int:
+    """How many answers of a human a recorded call's tool itself had."""
+    kept = json.loads(result).get("asked", 0) if result else 0
+    return kept if isinstance(kept, int) else 0
+
+
+def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
+    """The recorded result of a call that ran before."""
+    result: Any = json.loads(replay.result) if replay.result else None
+    kept = result is not None and "content" in result
+    content = result["content"] if kept else "This action was carried out before; its result was not kept."
+    status = result["status"] if kept else "success"
+    if not isinstance(content, str | list):
+        content = json.dumps(content)
+    message = ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
+    if not replay.message:
+        return message
+    note = f"Note: the task changed after this action was carried out. The user said: {replay.message}"
+    return cast("ToolMessage", with_note(message, note))
+
+
+def written(given: object) -> object:
+    """What a root input writes: a `Command` says it as a mapping, as a state object, or in pairs of channel and value."""
+    update = given.update if isinstance(given, Command) else given
+    pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
+    if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
+        return update
+    found: dict[str, Any] = {}
+    for name, value in pairs:  # one channel may be written twice
+        if name in found:
+            (replaces, before), (again, value) = overwritten(found[name]), overwritten(value)  # noqa: PLW2901
+            value = [*_listed(before), *_listed(value)]  # noqa: PLW2901
+            value = Overwrite(value) if replaces or again else value  # noqa: PLW2901
+        found[name] = value
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def overwritten(value: Any) -> tuple[bool, Any]:
+    """Whether a write replaces its channel past the reducer (`Overwrite`, in each of its forms), and by what."""
+    if isinstance(value, Overwrite):
+        return True, value.value
+    if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
+        return True, value[_OVERWRITE]
+    if isinstance(value, dict) and value.get("type") == _OVERWRITE and "value" in value:
+        return True, value["value"]
+    return False, value
+
+
+def messages_in(value: Any) -> list[Any]:
+    """The messages of a state or an input, as a list."""
+    state = written(value)
+    found = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    _, found = overwritten(found)
+    if isinstance(found, list) or (isinstance(found, tuple) and not _is_pair(found)):
+        return list(found)
+    return [] if found is None else [found]
+
+
+def _is_pair(entry: Sequence[Any]) -> bool:
+    return len(entry) == _PAIR and all(isinstance(part, str) for part in entry)
+
+
+def as_message(entry: object) -> BaseMessage | None:
+    """What LangChain makes of one entry, in whatever form it came; `None` for what is no message."""
+    if isinstance(entry, BaseMessage):
+        return entry
+    try:
+        (message,) = convert_to_messages([cast("Any", entry)])
+    except Exception:  # noqa: BLE001  (LangChain's own errors are of many kinds; the graph will raise it)
+        return None
+    return message
+
+
+def is_human(message: object) -> bool:
+    """Whether a message stands in the user's role, and does not say of itself that a machine wrote it.
+
+    Whoever sends a message can mark it so: that only takes authority from it.
+    """
+    if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
+        return False
+    return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in _USER)
+
+
+def removed_by(entry: object) -> str | None:
+    """The id of the message that an entry removes."""
+    message = as_message(entry)
+    if isinstance(message, RemoveMessage):
+        return message.id
+    named = isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) == "remove"
+    ident = entry.get("id") if named and isinstance(entry, Mapping) else None
+    return ident if isinstance(ident, str) else None
+
+
+def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
+    """An update that says `first` before its own messages, and after whatever it removes all by."""
+    own = messages_in(update)
+    at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
+    merged = [*own[:at], *first, *own[at:]]
+    replaces, _ = overwritten((update or {}).get("messages"))
+    return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
+
+
+def human_texts(value: object) -> list[HumanText]:
+    """The `user`-role entries of a root input, in order, in any form that LangChain accepts."""
+    if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
+        return [text for entry in value for text in human_texts(written(entry))]
+    entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
+    return [text for entry in entries if (text := _human_text(entry)) is not None]
+
+
+def _human_text(entry: object) -> HumanText | None:
+    message, key = as_message(entry), None
+    if message is not None and is_human(message):
+        content, key = message.content, message.id
+    elif message is not None:
+        return None
+    elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in _USER:
+        content, key = entry.get("content", ""), entry.get("id")
+    else:
+        return None
+    return HumanText(content_digest(content), content_text(content), key if isinstance(key, str) else None)
+
+
+def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
+    """The AI messages with tool calls in what a node returned or was given.
+
+    Walks messages, lists, mappings, state objects, `Command.update`, `Overwrite` and `Send.arg`.
+    """
+    if depth < 0:
+        return
+    if isinstance(value, AIMessage):
+        if value.tool_calls:
+            yield value
+    elif isinstance(value, BaseMessage | str | bytes) or value is None:
+        return
+    elif isinstance(value, Command):
+        yield from ai_messages(value.update, depth - 1)
+        yield from ai_messages(value.goto, depth - 1)
+    elif isinstance(value, Overwrite):
+        yield from ai_messages(value.value, depth)
+    elif isinstance(value, Send):
+        yield from ai_messages(value.arg, depth - 1)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from ai_messages(item, depth - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from ai_messages(item, depth - 1)
+    elif hasattr(value, "messages"):
+        yield from ai_messages(value.messages, depth - 1)
+
+
+def unanswered(messages: Sequence[Any]) -> bool:
+    """Whether the newest AI message has calls that no tool message answers."""
+    answered: set[str] = set()
+    for message in reversed(messages):
+        if isinstance(message, ToolMessage):
+            answered.add(message.tool_call_id)
+        elif isinstance(message, AIMessage):
+            return any(c["id"] not in answered for c in message.tool_calls)
+    return False
+
+
+class PlannedMessage(NamedTuple):
+    """The message that holds a call: its id, its calls, and the call's place among them."""
+
+    id: str | None
+    calls: Sequence[Any]
+    position: int
+
+
+def planned_message(state: object, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
+    """The newest AI message in `state` that holds `call`.
+
+    By identity first, since two calls of one message may share an id.
+    """
+    messages = state if isinstance(state, list) else None
+    if messages is None:
+        messages = state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
+    if not isinstance(messages, list | tuple):
+        return None
+    for message in reversed(messages):
+        ident, calls = _calls_of(message)
+        for same in (lambda c: c is call, lambda c: c == call, lambda c: c.get("id") == call.get("id")):
+            for position, planned in enumerate(calls):
+                if same(planned):
+                    return PlannedMessage(ident, calls, position)
+    return None
+
+
+def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
+    """Id and calls of an AI message; a typed state that was resumed may hold plain mappings."""
+    if isinstance(message, AIMessage):
+        return message.id, message.tool_calls
+    if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
+        ident, calls = message.get("id"), message.get("tool_calls")
+        if isinstance(calls, list) and all(isinstance(c, Mapping) and "name" in c and "args" in c for c in calls):
+            return ident if isinstance(ident, str) else None, calls
+    return None, ()

@@ -1,0 +1,212 @@
+"""The gate of a node: `node/enter` before it, the recording of plans after it.
+
+Works on compiled graphs, in place: a node's bound runnable is replaced by a shallow copy of a
+dynamic subclass of its own type, so that drawing and `isinstance` still see what they saw.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableSequence
+from langgraph.errors import GraphInterrupt
+
+from langchain_runtime_authz.authzen import Decision, Resource, deny
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
+from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.plans import record_plans
+from langchain_runtime_authz.langgraph.review import note_review
+from langchain_runtime_authz.langgraph.run import RunHandle, opened
+from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
+from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.obligations import keepable
+from langchain_runtime_authz.pep.steps import decide_step, still_live
+
+__all__ = ["gate_bound", "is_gated"]
+
+
+def is_gated(bound: object) -> bool:
+    """Whether a node's bound carries our gate."""
+    return getattr(type(bound), "__runtime_authz_node__", None) is not None
+
+
+def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
+    """A gated shallow copy of a node's bound runnable."""
+    gated = copy.copy(bound)
+    # Pydantic and Python agree on layout: the subclass adds no field and no slot.
+    object.__setattr__(gated, "__class__", _gated_class(bound, name))
+    if isinstance(gated, ToolNode):
+        gated.func, gated.afunc = gated._func, gated._afunc
+    return gated
+
+
+class _Whole(Runnable[Any, Any]):
+    """A gated sequence as one step of another: LangGraph would take it apart, and its gate with it."""
+
+    def __init__(self, sequence: Any) -> None:
+        self._sequence = sequence
+        self.name = sequence.get_name()
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return self._sequence.invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return await self._sequence.ainvoke(input, config, **kwargs)
+
+    def transform(self, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        yield from self._sequence.transform(input, config, **kwargs)
+
+    async def atransform(self, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        async for chunk in self._sequence.atransform(input, config, **kwargs):
+            yield chunk
+
+
+def _gated_class(bound: Any, name: str) -> Any:
+    base: Any = type(bound)
+    holds_gate = issubclass(base, ToolNode)
+    key = ("node/enter", name)
+    # What goes through its own methods again (`ainvoke` may use `invoke`) meets the gate once.
+    inner = None if holds_gate else bound
+
+    def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        run = find_run(config)
+        if run is None:
+            opener = _opener(config)
+            run = drive(opener.engine, _beside(opener))
+        run.engine.tally.decided(run, "node", name, "node gate")
+        if not (_kept(run, key) and _lives(run)):
+            drive(run.engine, _enter(run, key, holds_gate))
+        run.engine.tally.ran(run, "node", name, "node gate")
+        try:
+            with run_scope(run, task_id(config or {})):
+                output = base.invoke(self if inner is None else inner, input, config, **kwargs)
+        except GraphInterrupt as exc:
+            run.pause()
+            if not holds_gate:
+                drive(run.engine, note_review(run, input, exc, ensure_config(config)))
+            raise
+        if not holds_gate:
+            drive(run.engine, record_plans(run, input, output))
+        return output
+
+    async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        run = find_run(config)
+        if run is None:
+            opener = _opener(config)
+            run = await adrive(opener.engine, _beside(opener))
+        run.engine.tally.decided(run, "node", name, "node gate")
+        if not (_kept(run, key) and await _alives(run)):
+            await adrive(run.engine, _enter(run, key, holds_gate))
+        run.engine.tally.ran(run, "node", name, "node gate")
+        try:
+            with run_scope(run, task_id(config or {})):
+                output = await base.ainvoke(self if inner is None else inner, input, config, **kwargs)
+        except GraphInterrupt as exc:
+            run.pause()
+            if not holds_gate:
+                await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
+            raise
+        if not holds_gate:
+            await adrive(run.engine, record_plans(run, input, output))
+        return output
+
+    # A node streams through callbacks; its own output is consumed whole by the graph. So every
+    # streaming form goes through the one gated road.
+    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        yield self.invoke(input, config, **kwargs)
+
+    async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        yield await self.ainvoke(input, config, **kwargs)
+
+    def transform(self: Any, input: Iterator[Any], config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        yield self.invoke(_joined(list(input)), config, **kwargs)
+
+    async def atransform(self: Any, input: AsyncIterator[Any], config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        yield await self.ainvoke(_joined([chunk async for chunk in input]), config, **kwargs)
+
+    namespace = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__runtime_authz_node__": name,
+        "invoke": invoke,
+        "ainvoke": ainvoke,
+        "stream": stream,
+        "astream": astream,
+        "transform": transform,
+        "atransform": atransform,
+    }
+    if isinstance(bound, RunnableSequence | RunnableSeq):
+        namespace["steps"] = property(lambda self: [_Whole(self)])
+    return type(base)(base.__name__, (base,), namespace)
+
+
+def _joined(chunks: list[Any]) -> Any:
+    total = chunks[0]
+    for chunk in chunks[1:]:
+        total = total + chunk
+    return total
+
+
+def _opener(config: Any) -> RunHandle:
+    """The run that code beside the graph has open, which calls one of its nodes by itself."""
+    opener = opened(config or {})
+    if opener is None:
+        raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    return opener
+
+
+def _beside(opener: RunHandle) -> Flow[Run]:
+    try:
+        return (yield from opener.beside())
+    except AuthzDenied as denied:
+        raise AuthzHalt(denied.code, denied.decision_id) from None
+
+
+def _kept(run: Run, key: tuple[str, str]) -> bool:
+    """Whether the node's permit was kept under the policy that stands; where nobody says which, it was not."""
+    revision = run.engine.evaluator.revision
+    return bool(revision) and run.kept.get(key) == revision
+
+
+def _lives(run: Run) -> bool:
+    """The short road of a kept permit: no snapshot is taken of a run that simply lives.
+
+    Whatever is not plainly alive, a failing ledger among it, goes the long road, which says what it is.
+    """
+    try:
+        return not (run.closed or run.engine.killed) and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"
+    except Exception:  # noqa: BLE001
+        return False
+
+
+async def _alives(run: Run) -> bool:
+    try:
+        return (
+            not (run.closed or run.engine.killed)
+            and await run.engine.ledger.astatus(run.scope.tenant, run.jti) == "live"
+        )
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
+    """Decide `node/enter`; a permit is kept for nodes whose inside is gated."""
+    if holds_gate and _kept(run, key):
+        code = yield from still_live(run)
+        # A tool node must answer the calls it was given even when the task has changed.
+        if code is not None and code != Code.STALE_EPOCH:
+            raise AuthzHalt(code, deny(code).decision_id)
+        return
+    # Before it is asked: a policy that comes meanwhile is not the one that permitted.
+    revision = run.engine.evaluator.revision
+    decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=key[1]))
+    if not decision.permit:
+        if holds_gate and decision.reason == Code.STALE_EPOCH:
+            return
+        raise AuthzHalt(decision.reason, decision.decision_id)
+    if holds_gate and keepable(decision, revision):
+        run.kept[key] = revision

@@ -1,0 +1,277 @@
+"""What code holds on to: graphs, tools, models and functions, in closures, globals, attributes and wrappers.
+
+`protect` reaches what the code names; `coverage` looks further (`deep`: into any object's attributes
+and containers of any size) and names what lies beyond. A graph or model that is found is not
+looked into: it has rows of its own.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, Final
+
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langgraph.graph import StateGraph
+from langgraph.pregel.protocol import PregelProtocol
+
+from langchain_runtime_authz.langgraph._private import (
+    DEFAULT_BOUND,
+    MODELS,
+    Pregel,
+    PregelNode,
+    ToolNode,
+    is_task_function,
+)
+
+__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "loaded", "module_of", "roots_of", "walk"]
+
+_ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
+
+AnyGraph = Pregel[Any, Any, Any, Any]
+
+MAX_HELD: Final = 1000  # a longer list or mapping in a closure is data, not agents
+MAX_WALKED: Final = 20_000  # values looked at from one node
+MAX_DEPTH: Final = 3  # attributes of attributes of an object that a function holds
+
+# Module-level functions of these hold no agent of the user's. Their closures do, and are followed.
+LIBRARIES: Final = sys.stdlib_module_names | {
+    "langchain",
+    "langchain_core",
+    "langchain_runtime_authz",
+    "langgraph",
+    "langsmith",
+    "opentelemetry",
+    "pydantic",
+    "pydantic_core",
+    "typing_extensions",
+}
+_LEAVES: Final = (
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    ModuleType,
+    CodeType,
+    BuiltinFunctionType,
+)
+_OF: Final = "__runtime_authz_of__"  # on a guarded tool's own function: what it was
+_CONTAINERS: Final = (list, tuple, set, frozenset, deque)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A graph, and where it was found.
+
+    `label` is the name that its agent has at run time; `parent` the label of the graph, and `route`
+    the node of it, that lead here.
+    """
+
+    graph: AnyGraph
+    label: str
+    parent: str = ""
+    route: str = ""
+
+
+def graphs_in(root: AnyGraph, *, deep: bool = False) -> Iterator[Found]:
+    """`root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
+    seen: set[int] = set()
+    walked: dict[Any, Any] = {}
+    todo = deque([Found(root, root.get_name())])
+    while todo:
+        found = todo.popleft()
+        if id(found.graph) in seen:
+            continue
+        seen.add(id(found.graph))
+        yield found
+        # Tool nodes first: a model node holds the same tools, and they do not run there.
+        for name, node in sorted(found.graph.nodes.items(), key=lambda n: not isinstance(n[1].bound, ToolNode)):
+            for value in walk(roots_of(node), deep=deep, walked=walked):
+                if isinstance(value, Pregel):
+                    todo.append(Found(value, _label(value, name), found.label, name))
+
+
+def _label(graph: AnyGraph, node: str) -> str:
+    name = graph.get_name()
+    return node if name == "LangGraph" else name
+
+
+def roots_of(node: PregelNode) -> list[Any]:
+    """What of a node runs: its runnable, and the functions on the edges that leave it."""
+    return [node.bound, *node.writers, *node.subgraphs] if node.bound is not DEFAULT_BOUND else list(node.writers)
+
+
+def walk(
+    roots: Iterable[Any],
+    *,
+    deep: bool = False,
+    into_tools: bool = True,
+    walked: dict[Any, Any] | None = None,
+) -> Iterator[Any]:
+    """Everything that `roots` hold, each once, nearest first. `walked` is shared by walks that must not repeat."""
+    # By identity, and kept: an object that is made on the way may not give its id to another.
+    walked = {} if walked is None else walked
+    todo = deque((root, 0) for root in roots)
+    left = MAX_WALKED
+    while todo and left:
+        value, depth = todo.popleft()
+        try:
+            # A method is made anew each time it is asked for.
+            key = (id(value.__self__), id(value.__func__)) if isinstance(value, MethodType) else id(value)
+            if isinstance(value, _LEAVES) or key in walked:
+                continue
+            inside = [(v, 0) for v in _held(value, MAX_WALKED if deep else MAX_HELD)]
+            further = [(v, depth + 1) for v in _attributes(value)] if deep and depth < MAX_DEPTH else []
+        except Exception:  # noqa: BLE001, S112  (a proxy that has nothing behind it here)
+            continue
+        walked[key] = value
+        left -= 1
+        yield value
+        if into_tools or not isinstance(value, BaseTool):
+            todo.extend(inside)
+            todo.extend(further)
+
+
+def _held(value: Any, limit: int) -> Iterable[Any]:
+    if isinstance(value, (StateGraph, *_ROWS_OF_THEIR_OWN)):
+        return ()
+    if isinstance(value, BaseTool):
+        return functions_of(value)
+    if isinstance(value, FunctionType):
+        return () if hasattr(value, _OF) else _held_by_function(value)
+    if isinstance(value, MethodType):
+        return _held_by_method(value)
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, Mapping):
+        return list(value.values()) if len(value) <= limit else ()
+    if isinstance(value, _CONTAINERS):
+        return list(value) if len(value) <= limit else ()
+    if is_task_function(value):
+        return (value.func,)
+    if isinstance(value, Runnable):
+        return list(getattr(value, "__dict__", {}).values())
+    call = vars(type(value)).get("__call__")
+    return (MethodType(call, value),) if isinstance(call, FunctionType) and module_of(value) not in LIBRARIES else ()
+
+
+def _held_by_function(function: FunctionType) -> list[Any]:
+    cells = list(_cells(function).values())
+    if not cells and not hasattr(function, "__wrapped__") and _root(function.__module__) in LIBRARIES:
+        return []
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return [*cells, *loaded(function), *defaults, getattr(function, "__wrapped__", None)]
+
+
+def _cells(function: FunctionType) -> dict[str, Any]:
+    held = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            held[name] = cell.cell_contents
+    return held
+
+
+def loaded(function: FunctionType) -> Iterator[Any]:
+    """What a function's code loads: variables of its closure, globals, and attributes of these."""
+    cells, names = _cells(function), function.__globals__
+    for is_global, name, attributes in _chains(function.__code__):
+        value = names.get(name) if is_global else cells.get(name)
+        yield value
+        for attribute in attributes:
+            try:
+                value = getattr(value, attribute, None)
+            except Exception:  # noqa: BLE001  (a foreign property; what can not be read holds nothing for us)
+                break
+            yield value
+
+
+@lru_cache(maxsize=4096)
+def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
+    """Variables that code loads, with the attributes that it loads of each: `a.b` is `(…, "a", ("b",))`."""
+    chains: list[tuple[bool, str, tuple[str, ...]]] = []
+    going = False
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
+            chains.append((instruction.opname == "LOAD_GLOBAL", instruction.argval, ()))
+            going = True
+        elif going and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            is_global, name, attributes = chains[-1]
+            chains[-1] = (is_global, name, (*attributes, instruction.argval))
+        else:
+            going = False
+    for constant in code.co_consts:  # inner functions, lambdas and comprehensions
+        if isinstance(constant, CodeType):
+            chains += _chains(constant)
+    return tuple(dict.fromkeys(chains))
+
+
+def _held_by_method(method: MethodType) -> list[Any]:
+    """What a method loads of its object, and what its function holds."""
+    owner = method.__self__
+    if isinstance(owner, (tuple, *_ROWS_OF_THEIR_OWN)):
+        return [owner]
+    if isinstance(owner, BaseTool) and method.__name__ not in ("_run", "_arun"):
+        return [owner]
+    held: list[Any] = [method.__func__]
+    fields = getattr(owner, "__dict__", None) or {}
+    function = method.__func__
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    if isinstance(function, FunctionType):
+        held += [fields[name] for name in _names(function.__code__) if name in fields]
+        # A method calls others of its own object; also one of LangChain's middleware, which holds what the user gave it.
+        held += [
+            MethodType(found, owner)
+            for name in _names(function.__code__)
+            if isinstance(found := getattr(type(owner), name, None), FunctionType)
+            and _root(found.__module__) not in LIBRARIES - {"langchain"}
+        ]
+    return held
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _attributes(value: Any) -> list[Any]:
+    if isinstance(value, (FunctionType, MethodType, *_ROWS_OF_THEIR_OWN)):
+        return []
+    if module_of(value) in LIBRARIES and not isinstance(value, SimpleNamespace):
+        return []
+    return list((getattr(value, "__dict__", None) or {}).values())
+
+
+def functions_of(tool: BaseTool) -> list[Any]:
+    """The functions that a tool runs: `func` and `coroutine`, or the methods of a tool class of one's own."""
+    held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
+    for name in ("_run", "_arun"):
+        method = getattr(tool, name, None)
+        origin: Any = getattr(method, "__func__", None)
+        while hasattr(origin, "__wrapped__"):
+            origin = origin.__wrapped__
+        if isinstance(origin, FunctionType) and _root(origin.__module__) not in LIBRARIES:
+            held.append(MethodType(origin, tool))
+    return held
+
+
+def module_of(value: object) -> str:
+    """The top-level package that a value's type comes from."""
+    return _root(type(value).__module__)
+
+
+def _root(module: str | None) -> str:
+    return (module or "").split(".", 1)[0]

@@ -1,0 +1,372 @@
+"""The wrapped root entry, and `protect`: every graph that can be reached, in place.
+
+A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream`
+and `astream` (to which invoke, batch, `astream_events` and the rest come down) open the run. The
+same graph below a protected one opens a child agent instead. A copy (`copy`, `with_config`) stays
+protected, since nodes and class go with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn, cast
+
+from langgraph.graph import StateGraph
+
+from langchain_runtime_authz.errors import AlreadyProtected, Code, ConfigError
+from langchain_runtime_authz.langgraph import callback_backstop as ambient
+from langchain_runtime_authz.langgraph._private import (
+    DEFAULT_BOUND,
+    Pregel,
+    PregelNode,
+    ToolNode,
+    ensure_graph_config,
+    is_handed_down,
+    is_task,
+    node_of_task,
+    reset_node,
+)
+from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
+from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
+from langchain_runtime_authz.langgraph.root_entry import AtCall, Entrance
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, beside_scope, find_run, run_scope, running
+from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.transformers import beside
+from langchain_runtime_authz.pep.engine import Run, adrive, drive
+
+__all__ = ["Protection", "owner_of", "protect"]
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """What the gates of one `RuntimeAuthz` share."""
+
+    entrance: Entrance
+    profiles: Profiles
+    classes: dict[type, type] = field(default_factory=dict)
+
+
+def owner_of(graph: object) -> Protection | None:
+    """The protection of a protected graph."""
+    # Only `protect` sets it; not by `isinstance`, which a reload of this module would make untrue.
+    found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
+    return found
+
+
+def protect(target: Any, protection: Protection) -> Any:
+    """Protect a compiled graph in place, with every graph below it; return the same object.
+
+    A builder stays the builder it is; what it compiles comes out protected.
+
+    Raises:
+        AlreadyProtected: another `RuntimeAuthz` protects it, or a part of it. Nothing was changed.
+        ConfigError: it is not a graph.
+    """
+    if isinstance(target, StateGraph):
+        return _protect_builder(target, protection)
+    if not isinstance(target, Pregel):
+        msg = f"`protect` takes a compiled graph, not {type(target).__name__}"
+        raise ConfigError(msg)
+    graphs = [found.graph for found in graphs_in(target)]
+    # Look at all before touching one: a refused protect changes nothing.
+    for graph in graphs:
+        owner = owner_of(graph)
+        if owner is not None and owner is not protection:
+            raise AlreadyProtected(graph.get_name())
+    for graph in graphs:
+        _protect_one(graph, protection)
+    return target
+
+
+def _protect_one(graph: AnyGraph, protection: Protection) -> None:
+    for name, node in graph.nodes.items():
+        _gate_node(name, node, protection)
+    if own := getattr(graph, "stream_transformers", None):
+        graph.stream_transformers = beside(own)
+    if owner_of(graph) is None:
+        base = type(graph)
+        if base not in protection.classes:
+            protection.classes[base] = _entry_class(base, protection)
+        graph.__class__ = protection.classes[base]
+
+
+def _gate_node(name: str, node: PregelNode, protection: Protection) -> None:
+    bound = node.bound
+    if bound is DEFAULT_BOUND or isinstance(bound, Pregel) or is_gated(bound):
+        return
+    if isinstance(bound, ToolNode) and not is_gated_tool_node(bound):
+        bound = gate_tool_node(bound, protection.profiles)
+    for held in walk(roots_of(node)):
+        if isinstance(held, ToolNode) and held is not node.bound:
+            guard_held(held, protection.profiles)
+    node.bound = gate_bound(bound, name)
+    reset_node(node)
+
+
+def _protect_builder(builder: Any, protection: Protection) -> Any:
+    base = type(builder)
+    owner = owner_of(builder)
+    if owner is not None:
+        if owner is not protection:
+            raise AlreadyProtected(base.__name__)
+        return builder
+
+    def compile_(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return protect(base.compile(self, *args, **kwargs), protection)
+
+    namespace = {"__module__": base.__module__, "__runtime_authz__": protection, "compile": compile_}
+    metaclass: Any = type(base)
+    builder.__class__ = metaclass(base.__name__, (base,), namespace)
+    return builder
+
+
+def stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
+    """A graph's stream, in each of whose steps its run is the current one, and in none of its consumer's.
+
+    What the graph's own loop calls between nodes (reducers, validators, retry policies, cache keys, callback handlers)
+    has no config of a task and no gate around it: by this the ambient hook hears of the tools that it starts.
+    """
+    run, counts = cast("Run", find_run(config)), dict[str, int]()
+    try:
+        while True:
+            with run_scope(run, counts=counts):
+                try:
+                    chunk = next(chunks)
+                except StopIteration:
+                    return
+            yield chunk
+    finally:
+        with run_scope(run, counts=counts):
+            chunks.close()
+
+
+class _Owned:
+    """A graph's stream that only its holder closes.
+
+    An event loop that ends closes every generator that it knows, this one while its holder does. So
+    the loop does not learn of it. As for `stepping`, the run is the current one in each of its steps.
+    """
+
+    __slots__ = ("_begun", "_chunks", "_counts", "_run")
+
+    def __init__(self, chunks: AsyncGenerator[Any, None], config: Mapping[str, Any]) -> None:
+        self._chunks, self._begun, self._run = chunks, False, cast("Run", find_run(config))
+        self._counts: dict[str, int] = {}
+
+    def __aiter__(self) -> _Owned:
+        return self
+
+    async def __anext__(self) -> Any:
+        with run_scope(self._run, counts=self._counts):
+            return await self._next()
+
+    def _next(self) -> Awaitable[Any]:
+        if self._begun:
+            return self._chunks.__anext__()
+        self._begun = True
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
+        try:
+            return self._chunks.__anext__()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    async def aclose(self) -> None:
+        with run_scope(self._run, counts=self._counts):
+            await self._chunks.aclose()
+
+
+def _entry_class(base: Any, protection: Protection) -> Any:
+    """The subclass of a graph class whose two streaming roads open a run."""
+    entrance = protection.entrance
+
+    def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
+        # Not a generator itself: the run around the *call* counts, not the one around the first step.
+        merged = ensure_graph_config(self.config, config)
+        return _stream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
+
+    def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
+        if at_call.parent is not None:
+            with entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
+                yield from stepping(entered, base.stream(self, input, entered, **options))
+            return
+        if _lacks_thread(self, config):
+            yield from base.stream(self, input, without_handle(config), **options)
+            return
+        with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
+            chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, entrance, options))
+            for chunk in stepping(entered, chunks):
+                yield without_handle(chunk)
+
+    def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
+        merged = ensure_graph_config(self.config, config)
+        return _astream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
+
+    async def _astream(
+        self: Any,
+        input: Any,
+        config: Any,
+        at_call: AtCall,
+        options: dict[str, Any],
+    ) -> AsyncIterator[Any]:
+        if at_call.parent is not None:
+            async with (
+                entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered,
+                aclosing(_Owned(base.astream(self, input, entered, **options), entered)) as chunks,
+            ):
+                async for chunk in chunks:
+                    yield chunk
+            return
+        if _lacks_thread(self, config):
+            async for chunk in base.astream(self, input, without_handle(config), **options):
+                yield chunk
+            return
+        # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
+        async with (
+            entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
+            aclosing(
+                _Owned(
+                    base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)), entered
+                )
+            ) as chunks,
+        ):
+            async for chunk in chunks:
+                yield without_handle(chunk)
+
+    def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
+        # `update_state` comes down to this.
+        update = partial(base.bulk_update_state, self, config, supersteps)
+        own = running() is not None or is_handed_down(config)
+        if not own:
+            return entrance.update(self, config, supersteps, update)
+        with beside_scope():
+            place = update()
+            drive(entrance.engine, entrance.updated_inside(self, config, place))
+            return place
+
+    async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
+        update = partial(base.abulk_update_state, self, config, supersteps)
+        own = running() is not None or is_handed_down(config)
+        if not own:
+            return await entrance.aupdate(self, config, supersteps, update)
+        with beside_scope():
+            place = await update()
+            await adrive(entrance.engine, entrance.updated_inside(self, config, place))
+            return place
+
+    def stream_events(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return base.stream_events(self, *args, **_with_transformers(kwargs))
+
+    def astream_events(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return base.astream_events(self, *args, **_with_transformers(kwargs))
+
+    def get_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with beside_scope():
+            return base.get_state(self, *args, **kwargs)
+
+    async def aget_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with beside_scope():
+            return await base.aget_state(self, *args, **kwargs)
+
+    def get_state_history(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        states = base.get_state_history(self, *args, **kwargs)
+        while True:
+            with beside_scope():  # not around what is done with a state
+                try:
+                    state = next(states)
+                except StopIteration:
+                    return
+            yield state
+
+    async def aget_state_history(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        states = base.aget_state_history(self, *args, **kwargs)
+        while True:
+            with beside_scope():
+                try:
+                    state = await anext(states)
+                except StopAsyncIteration:
+                    return
+            yield state
+
+    namespace = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__runtime_authz__": protection,
+        "__deepcopy__": _deep_copied,
+        "stream": stream,
+        "astream": astream,
+        "stream_events": stream_events,
+        "astream_events": astream_events,
+        "bulk_update_state": bulk_update_state,
+        "abulk_update_state": abulk_update_state,
+        "get_state": get_state,
+        "aget_state": aget_state,
+        "get_state_history": get_state_history,
+        "aget_state_history": aget_state_history,
+    }
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (base,), namespace)
+
+
+def _with_transformers(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a stream of events, whose transformers run beside the graph."""
+    given = options.get("transformers")
+    return options if given is None else {**options, "transformers": beside(given)}
+
+
+def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
+    # LangGraph knows what a node left unsaid by the identity of an object, which a deep copy loses.
+    raise ConfigError(f"graph `{graph.get_name()}`", Code.DEEP_COPY)
+
+
+def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The caller's options; the stream mode that LangGraph would choose for the caller's own config."""
+    if kwargs.get("stream_mode") is None:
+        return {**kwargs, "stream_mode": "values" if config is not None and is_task(config) else graph.stream_mode}
+    return kwargs
+
+
+def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
+    """Whether LangGraph itself refuses the call: it would not see that, with a run in the config."""
+    configurable = config.get("configurable") or {}
+    return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
+
+
+def _durable(graph: Any, entrance: Entrance, options: dict[str, Any]) -> dict[str, Any]:
+    """With a ledger that outlives the process, a plan is kept by the checkpointer before it is carried out.
+
+    LangGraph's default writes the checkpoint while the next step runs already. A process that dies in between has
+    paid by a plan that is lost, and its successor plans, and pays, anew. Who asks for another durability gets it.
+    """
+    chosen = options.get("durability") is not None or "checkpoint_during" in options
+    if chosen or not entrance.outlives or not graph.checkpointer:
+        return options
+    return {**options, "durability": "sync"}
+
+
+def _child_name(graph: Any, config: Mapping[str, Any]) -> str:
+    name: str = graph.get_name()
+    return node_of_task(config) or name if name == "LangGraph" else name
+
+
+def without_handle(chunk: Any, depth: int = 6) -> Any:
+    """A stream chunk without run handles, which `debug` and `checkpoints` events carry in configs."""
+    if depth == 0:
+        return chunk
+    if type(chunk) is dict:
+        configurable = chunk.get("configurable")
+        if type(configurable) is dict and HANDLE_KEY in configurable:
+            kept = {k: v for k, v in configurable.items() if k != HANDLE_KEY}
+            return {**chunk, "configurable": kept}
+        clean = {k: without_handle(v, depth - 1) for k, v in chunk.items()}
+        return clean if any(clean[k] is not v for k, v in chunk.items()) else chunk
+    if type(chunk) in (tuple, list):
+        items = [without_handle(v, depth - 1) for v in chunk]
+        return type(chunk)(items) if any(a is not b for a, b in zip(items, chunk, strict=True)) else chunk
+    return chunk

@@ -1,0 +1,177 @@
+"""The gate of a tool node: all calls of a message are decided before any runs.
+
+`AuthzToolNode` is the drop-in face; `gate_tool_node` gives the same gate to a ToolNode that is
+already inside a graph. Neither is the enforcement point by itself, since a graph may rebuild its own
+ToolNode: the tools in it are guarded too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph._private import ToolNode
+from langchain_runtime_authz.langgraph.answering import answered, count, instead, told, undecided
+from langchain_runtime_authz.langgraph.review import NotingReview, reviewed_tools
+from langchain_runtime_authz.langgraph.root_entry import Entrance
+from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
+from langchain_runtime_authz.langgraph.tool_execution import held_scope
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool, is_guarded
+from langchain_runtime_authz.langgraph.tool_pep import MessageCalls, Verdicts
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.turns import Turns, current_turns, turns_scope
+from langchain_runtime_authz.pep.engine import Run
+
+__all__ = ["AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
+
+
+class _Gate(ToolNode):
+    """ToolNode's own hooks, overridden. Used as the first base of a dynamic subclass."""
+
+    __runtime_authz_gated__ = True
+    _authz_profiles: Profiles
+
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+        return self._gated(input, config, runtime)
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+        return await self._agated(input, config, runtime)
+
+    def _gated(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, alone=alone)
+        with Verdicts(run, message) as held:
+            count(run, held)
+            with turns_scope(Turns(config, message.calls, held)):
+                return super()._func(input, config, runtime)
+
+    async def _agated(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, alone=alone)
+        async with Verdicts(run, message) as held:
+            count(run, held)
+            with turns_scope(Turns(config, message.calls, held)):
+                return await super()._afunc(input, config, runtime)
+
+    def _message(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool) -> tuple[Run, MessageCalls]:
+        run = find_run(config)
+        if run is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        reviewed = reviewed_tools(self._wrap_tool_call, self._awrap_tool_call)
+        return run, MessageCalls(self, self._authz_profiles, input, config, runtime, reviewed=reviewed, alone=alone)
+
+    def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        turns = current_turns()
+        if turns is None:
+            return undecided(call)
+        with turns.turn(call):
+            held = turns.of(call)
+            if (answer := answered(held, call, turns.config)) is not None:
+                return answer
+            with held_scope(held), NotingReview(held, turns.config, heard=not turns.asked):
+                return told(held, super()._run_one(instead(held, call), input_type, tool_runtime))
+
+    async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        turns = current_turns()
+        if turns is None:
+            return undecided(call)
+        async with turns.aturn(call):
+            held = turns.of(call)
+            if (answer := answered(held, call, turns.config)) is not None:
+                return answer
+            with held_scope(held):
+                async with NotingReview(held, turns.config, heard=not turns.asked):
+                    return told(held, await super()._arun_one(instead(held, call), input_type, tool_runtime))
+
+    def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
+        return super()._execute_tool_sync(self._guarded(request), input_type, config)
+
+    async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
+        return await super()._execute_tool_async(self._guarded(request), input_type, config)
+
+    def _guarded(self, request: Any) -> Any:
+        """A tool that middleware brought along is guarded before it can run."""
+        tool = request.tool
+        if isinstance(tool, BaseTool) and not is_guarded(tool):
+            return request.override(tool=guard_tool(tool, self._authz_profiles))
+        return request
+
+
+def is_gated_tool_node(node: object) -> bool:
+    """Whether the node is a tool node with our gate."""
+    return getattr(type(node), "__runtime_authz_gated__", False) is True
+
+
+def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
+    """A gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
+    base = type(node)
+    gated = copy.copy(node)
+    gated.__class__ = type(base.__name__, (_Gate, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+    return _equip(cast("_Gate", gated), profiles)
+
+
+def guard_held(node: ToolNode, profiles: Profiles) -> None:
+    """Guard the tools of a tool node that is a part of a node, in place: its own dictionary has them."""
+    for name, tool in list(node._tools_by_name.items()):
+        if not is_guarded(tool):
+            node._tools_by_name[name] = guard_tool(tool, profiles)
+
+
+def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
+    node._authz_profiles = profiles
+    for name, tool in list(node._tools_by_name.items()):
+        # In place: closures (a supervisor's) hold this very dictionary.
+        node._tools_by_name[name] = guard_tool(tool, profiles)
+    # A RunnableCallable holds its functions as they were bound when it was made.
+    node.func, node.afunc = node._func, node._afunc
+    return node
+
+
+class _Authz(Protocol):
+    """What of a `RuntimeAuthz` the node needs."""
+
+    @property
+    def profiles(self) -> Profiles: ...
+
+    @property
+    def entrance(self) -> Entrance: ...
+
+
+class AuthzToolNode(_Gate):
+    """Drop-in for `langgraph.prebuilt.ToolNode`.
+
+    Takes what ToolNode takes, and the `RuntimeAuthz` that decides. Inside a protected graph it is
+    one of its gates; called by itself it is a root entry and opens an implicit run.
+
+    Args:
+        tools: as for ToolNode; kept as guarded copies.
+        authz: the `RuntimeAuthz`.
+        **kwargs: as for ToolNode.
+    """
+
+    def __init__(self, tools: Sequence[Any], *, authz: _Authz, **kwargs: Any) -> None:
+        super().__init__(tools, **kwargs)
+        self._authz = authz
+        _equip(self, authz.profiles)
+
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+        if find_run(config) is not None:
+            return super()._func(input, config, runtime)
+        entrance = self._authz.entrance
+        with (
+            entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered),
+            run_scope(cast("Run", find_run(entered))),
+        ):
+            return self._gated(given, entered, runtime, alone=True)
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+        if find_run(config) is not None:
+            return await super()._afunc(input, config, runtime)
+        entrance = self._authz.entrance
+        async with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
+            with run_scope(cast("Run", find_run(entered))):
+                return await self._agated(given, entered, runtime, alone=True)

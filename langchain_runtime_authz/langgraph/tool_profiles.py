@@ -1,0 +1,159 @@
+"""Which profile a tool has: declared by code, pinned to the tool's digest, else unprofiled."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.langgraph._private import injected_names
+from langchain_runtime_authz.profile import (
+    METADATA_KEY,
+    UNPROFILED,
+    ToolProfile,
+    as_unprofiled,
+    check_arguments,
+    raise_by_hints,
+    tool_digest,
+)
+
+__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of"]
+
+
+# Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
+# over the wire can claim. What they lead to (the other agent's steps) is decided there.
+_COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")
+_FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
+    "langgraph_supervisor.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
+    "langgraph_swarm.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
+    "deepagents.middleware.subagents:_build_task_tool.<locals>.task": _COORDINATION,
+}
+
+
+def _origin(tool: BaseTool) -> str:
+    function = getattr(tool, "func", None)
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+
+
+class Profiled(NamedTuple):
+    """A tool's profile, whether it is a declared one, and if not, why."""
+
+    profile: ToolProfile
+    declared: bool
+    why: str = ""
+
+
+class ToolFacts(NamedTuple):
+    """What does not change while a tool stays the same: looked up once, not per call."""
+
+    profiled: Profiled
+    injected: frozenset[str]
+
+
+class Profiles:
+    """The profiles of one `RuntimeAuthz`.
+
+    A declared profile without a digest is pinned to the first tool of its name that is seen; a
+    second tool of the name with another description or schema is unprofiled, and so is one whose profile
+    is a draft.
+
+    Args:
+        declared: tool → profile; or what gives them, where they change with a policy's revision.
+    """
+
+    def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
+        fixed = None if callable(declared) else dict(declared)
+        self._declared: Callable[[], Mapping[str, ToolProfile]] = declared if fixed is None else lambda: fixed  # type: ignore[assignment]
+        self._reviewed: tuple[Mapping[str, ToolProfile], Mapping[str, ToolProfile]] = ({}, {})
+        self._pins: dict[str, str] = {}
+        self._lock = forkable_lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
+        return self  # a copied tool node is its instance's, as a copied tool is
+
+    @property
+    def declared(self) -> Mapping[str, ToolProfile]:
+        """Tool → profile, as they are now, without drafts; the same object while they are the same."""
+        source, reviewed = self._reviewed
+        now = self._declared()
+        if source is not now:
+            reviewed = {name: p for name, p in now.items() if not p.draft}
+            self._reviewed = (now, reviewed)
+        return reviewed
+
+    def of(self, tool: BaseTool) -> Profiled:
+        """The profile of `tool` as it is now.
+
+        Raises:
+            ConfigError: it names arguments that the tool does not take.
+        """
+        declared = self.declared.get(tool.name)
+        if declared is None:
+            # Only an instance counts: data in metadata may have come over the wire.
+            held = (tool.metadata or {}).get(METADATA_KEY)
+            declared = held if isinstance(held, ToolProfile) else None
+        draft = declared if declared is not None else self._declared().get(tool.name)
+        if draft is not None and draft.draft:
+            return self.unprofiled(tool, "its profile is a draft", as_unprofiled(draft))
+        if declared is None:
+            own = _FRAMEWORK.get(_origin(tool))
+            return Profiled(own, True) if own is not None else self.unprofiled(tool, "no profile")
+        seen = digest_of(tool)
+        if seen is None:
+            return self.unprofiled(tool, "its name, description and schema have no digest")
+        if tool.name not in self._pins:
+            check_arguments(tool.name, declared, arguments_of(tool))
+        with self._lock:
+            pinned = declared.digest or self._pins.setdefault(tool.name, seen)
+        if seen != pinned:
+            return self.unprofiled(tool, "changed since its profile was pinned")
+        return Profiled(declared, True)
+
+    @staticmethod
+    def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
+        """The tool without its profile: as risky as its hints make it, and never less than unprofiled."""
+        return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
+
+
+def arguments_of(tool: BaseTool) -> dict[str, Any]:
+    """The arguments that a model gives a tool, each with its JSON schema, references resolved."""
+    schema = tool.args_schema
+    own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
+    return {**own, **convert_to_openai_tool(tool)["function"].get("parameters", {}).get("properties", {})}
+
+
+def digest_of(tool: BaseTool) -> str | None:
+    """Digest of the tool's name, description and schema; `None` where they have no exact JSON form.
+
+    Deriving the schema is the dearest part of protecting a graph, and a server builds its graphs of the
+    same schemas over and over: kept per schema class, for as long as the class lives.
+    """
+    schema = tool.args_schema
+    if not isinstance(schema, type):
+        return _digest(tool)
+    kept = _digests.setdefault(schema, {})
+    key = (type(tool), tool.name, tool.description, injected_names(tool))
+    if key not in kept:
+        if len(kept) >= MAX_KEPT:  # a tool that describes itself anew each time
+            kept.clear()
+        kept[key] = _digest(tool)
+    return kept[key]
+
+
+MAX_KEPT: Final = 64
+_Key = tuple[type, str, str, frozenset[str]]
+_digests: weakref.WeakKeyDictionary[type, dict[_Key, str | None]] = weakref.WeakKeyDictionary()
+
+
+def _digest(tool: BaseTool) -> str | None:
+    schema: Any
+    try:
+        schema = convert_to_openai_tool(tool)["function"].get("parameters", {})
+        return tool_digest(tool.name, tool.description, schema)
+    except (MappingError, ValueError, TypeError, KeyError):
+        return None

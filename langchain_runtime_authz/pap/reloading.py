@@ -1,0 +1,365 @@
+"""A PDP whose policy changes while it runs: one bundle at a time, whole, and never an older one.
+
+What is swapped is one reference to one immutable revision, so an evaluation sees one policy with its
+own data from beginning to end, and its decision names that revision. A bundle is verified, compiled
+and tried on its own cases beside the running one; where any of it fails, the last good one stays.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, parse_answer
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pap.bundle import Bundle, Keys, files_below, read_bundle, real_root, trusted
+from langchain_runtime_authz.pap.rollback import HighestRevision
+from langchain_runtime_authz.pdp.shipped_data import check_data
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["PolicyStatus", "ReloadingPDP"]
+
+_log = logging.getLogger(__name__)
+_UNSEEN: Final = ()
+_REMEMBERED: Final = 60.0  # seconds for which a refused bundle is not read again, if it stays as it is
+
+Seen = tuple[tuple[str, int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStatus:
+    """How it stands with a policy.
+
+    Attributes:
+        revision: the one that decides.
+        signed_by: id of the key that signed it.
+        unconfirmed: seconds since its source was last found in order.
+        refused: why what the source holds now is not used; empty where it is.
+    """
+
+    revision: str
+    signed_by: str
+    unconfirmed: float
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """What was refused, as text (an exception's frames would keep the bundle)."""
+
+    seen: Seen
+    until: float
+    detail: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    bundle: Bundle
+    pdp: WasmPDP
+
+    def concluded(self, request: EvaluationRequest, answer: object) -> object:
+        """The answer under this revision's name, or a deny where the facts are another revision's."""
+        if not isinstance(answer, Decision):
+            return answer
+        declared = self.bundle.profiles.get(request.resource.id) if request.action.name == "tools/call" else None
+        if declared is not None:
+            told = request.resource.properties
+            facts = {"effect": declared.effect, "sink": declared.sink, "data_class": declared.data_class}
+            if told.get("profiled") is True and any(told.get(k) != v for k, v in facts.items()):
+                return deny(Code.POLICY_CHANGED, "pdp", self.bundle.revision)
+        return answer.model_copy(update={"policy_revision": self.bundle.revision})
+
+
+class ReloadingPDP:
+    """The policy in a bundle (`pap.bundle`), followed as it changes.
+
+    Replace a bundle by renaming a new one over it, or by swapping the link that leads to it; a mounted
+    ConfigMap does. In a directory that is written in place write the manifest last: files that it does not
+    name are refused until it does.
+
+    Thread-safe, and usable in a fork's child. `RuntimeAuthz(pdp=…)` takes the bundle's profiles where it
+    is given none, and its grants by name.
+
+    Args:
+        source: path of a `.tar.gz`, or of a directory with its files.
+        keys: key id → public key (PEM); an unsigned bundle is then refused.
+        at_least: the lowest revision that may be used, even at the start.
+        state: file that keeps the highest revision that was used, for the next start and for other
+            processes (`pap.rollback`). By default beside the source, named like it with `.highest`.
+        poll: seconds between looks at the source.
+        max_staleness: seconds after which a policy whose source could not be confirmed denies
+            everything with `policy_stale`; `None` for never.
+        entrypoint: see `WasmPDP`; the default is what the bundle's manifest names first.
+        pool_size: evaluations that may run at the same time.
+        timeout: seconds after which an evaluation is stopped (and denied).
+
+    Raises:
+        ConfigError: `policy_invalid`, `policy_unsigned` or `policy_older`: there is no policy to begin
+            with, or `state` can not be read or written.
+    """
+
+    name = "wasm"
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        keys: Keys | None = None,
+        at_least: int = 1,
+        state: str | Path | None = None,
+        poll: float = 2.0,
+        max_staleness: float | None = None,
+        entrypoint: str | None = None,
+        pool_size: int = 4,
+        timeout: float = 1.0,
+    ) -> None:
+        self.source = checked_path("source", source)
+        self._keys = None if keys is None else trusted(keys)
+        self._least = checked_count("at_least", at_least)
+        beside = self.source.with_name((self.source.name or "policy") + ".highest")
+        self._highest = HighestRevision(beside if state is None else checked_path("state", state))
+        self._poll = checked_seconds("poll", poll)
+        self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
+        self._entrypoint = None if entrypoint is None else checked_text("entrypoint", entrypoint)
+        self._pool_size = checked_count("pool_size", pool_size)
+        self._timeout = checked_seconds("timeout", timeout)
+        self._refused = ""
+        self._rejected: _Rejected | None = None
+        self._closed = False
+        self._lock = threading.Lock()  # of whoever reloads
+        self._seen: Seen = self._look()
+        self._live = self._loaded(None)
+        self._confirmed = time.monotonic()
+        self._watch()
+
+    @property
+    def revision(self) -> str:
+        """Number and digest of the revision that decides."""
+        return self._live.bundle.revision
+
+    @property
+    def profiles(self) -> Mapping[str, ToolProfile]:
+        """The tools' profiles of this revision."""
+        return self._live.bundle.profiles
+
+    @property
+    def grants(self) -> Mapping[str, Grant]:
+        """The grants of this revision, by name."""
+        return self._live.bundle.grants
+
+    @property
+    def status(self) -> PolicyStatus:
+        """How it stands with the policy."""
+        bundle = self._live.bundle
+        return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
+
+    def reload(self) -> bool:
+        """Look at the source now. Returns whether another revision decides from here on.
+
+        The watch reads what was refused once a minute, or when it changes; this always does.
+
+        Raises:
+            ConfigError: what the source holds is not used, and nothing was changed.
+        """
+        return self._followed(again=True)
+
+    def _followed(self, *, again: bool) -> bool:
+        if self._pid != os.getpid() and not self._closed:
+            self._watch()
+        with self._lock:
+            if self._closed:
+                raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
+            seen = self._look()
+            known = seen == self._seen and seen and not self._refused
+            state = (*seen, *_stat(self._highest.path)) if seen else _UNSEEN
+            try:
+                if not again:
+                    self._refuse_again(state)
+                self._rejected = None
+                new = self._live if known else self._loaded(self._live)
+                self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
+            except ConfigError as exc:
+                if str(exc) != self._refused:
+                    # As text: who keeps log records would keep the refused bundle by the traceback's frames.
+                    _log.error("policy %s stays: %s", self.revision, str(exc))
+                self._refused = str(exc)
+                if state and self._rejected is None and not _may_pass(exc):
+                    self._rejected = _Rejected(state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
+                raise
+            self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
+            changed = new is not self._live
+            if changed:
+                _log.info("policy %s takes the place of %s", new.bundle.revision, self.revision)
+                self._live = new
+            return changed
+
+    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request.
+
+        Raises:
+            PDPError: `policy_stale`.
+            TimeoutError: see `WasmPDP`.
+            RuntimeError: see `WasmPDP`.
+        """
+        live = self._serving()
+        return live.concluded(request, live.pdp.evaluate(request, body))
+
+    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+        """Answer one request, inline (see `WasmPDP.aevaluate`); compiling is done elsewhere."""
+        return self.evaluate(request, body)
+
+    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+        """Answer the calls of a message, all under one revision."""
+        live = self._serving()
+        answers = live.pdp.evaluate_batch(requests, bodies)
+        if len(answers) != len(requests):
+            raise PDPError(Code.PDP_MALFORMED, "the batch is of another length")
+        return [live.concluded(r, a) for r, a in zip(requests, answers, strict=True)]
+
+    async def aevaluate_batch(
+        self,
+        requests: Sequence[EvaluationRequest],
+        bodies: Sequence[bytes],
+    ) -> Sequence[object]:
+        """Answer the calls of a message, all under one revision, inline."""
+        return self.evaluate_batch(requests, bodies)
+
+    def close(self) -> None:
+        """Stop watching and free the engine; every later evaluation denies. Idempotent."""
+        if self._pid != os.getpid():  # another thread may have held it at the fork
+            self._lock = threading.Lock()
+        with self._lock:
+            self._closed = True
+            self._stop.set()
+            self._live.pdp.close()
+
+    def _serving(self) -> _Live:
+        if self._pid != os.getpid() and not self._closed:
+            self._watch()  # a fork's child has no thread that does
+        limit = self._max_staleness
+        if limit is not None and time.monotonic() - self._confirmed > limit:
+            raise PDPError(Code.POLICY_STALE)
+        return self._live
+
+    def _loaded(self, live: _Live | None) -> _Live:
+        bundle = read_bundle(self.source, self._keys)
+        self._highest.check(bundle)
+        least = self._least if live is None else live.bundle.number
+        if live is not None and bundle.digest == live.bundle.digest:
+            return live
+        if bundle.number < least or (live is not None and bundle.number == least):
+            have = f"revision {bundle.number} comes after revision {least}"
+            raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
+        data = bundle.data
+        if DATA_ROOT in data:
+            check_data(data[DATA_ROOT], self.source.name)
+            data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": bundle.revision}}
+        pdp = WasmPDP(
+            wasm=bundle.wasm,
+            data=data,
+            entrypoint=self._entrypoint or bundle.entrypoint,
+            pool_size=self._pool_size,
+            timeout=self._timeout,
+            like=None if live is None else live.pdp,
+        )
+        try:
+            self_test(pdp, bundle)
+            self._highest.advance(bundle)
+        except BaseException:
+            pdp.close()
+            raise
+        return _Live(bundle, pdp)
+
+    def _refuse_again(self, state: Seen) -> None:
+        """Refuse what was refused, unread."""
+        was = self._rejected
+        if was is not None and was.seen == state and time.monotonic() < was.until:
+            raise ConfigError(was.detail, was.code)
+
+    def _look(self) -> Seen:
+        """What tells one state of the source from another; nothing where there is none."""
+        try:
+            name = self.source.name
+            files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
+            return tuple(entry for file in files for entry in _stat(file, needed=True))
+        except (OSError, ConfigError):  # told by whoever reads it
+            return _UNSEEN
+
+    def _watch(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
+        threading.Thread(target=target, args=arguments, name="runtime-authz-policy", daemon=True).start()
+
+
+def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -> None:
+    while not stop.wait(poll):
+        pdp = of()
+        if pdp is None:
+            return
+        try:
+            pdp._followed(again=False)  # noqa: SLF001  (its own thread)
+        except ConfigError:
+            pass  # told in `status` and in the log
+        except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
+            _log.exception("the policy's source could not be looked at")
+        del pdp
+
+
+def _stat(file: Path, *, needed: bool = False) -> Seen:
+    """What changes where a file does; nothing where there is none.
+
+    Raises:
+        OSError: it is `needed` and can not be had.
+    """
+    try:
+        s = file.stat()
+    except OSError:
+        if needed:
+            raise
+        return _UNSEEN
+    return ((str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns),)
+
+
+def _may_pass(refusal: ConfigError) -> bool:
+    """Whether it may be otherwise at the next look though nothing changed: not read, not kept, too slow."""
+    cause = refusal.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
+
+
+def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
+    """Hold a policy against its bundle's cases, and against a request that says nothing.
+
+    Raises:
+        ConfigError: `policy_invalid`: it permits nothing at all being asked, or a case, which is named, is
+            decided otherwise.
+    """
+    with suppress(PDPError, RuntimeError, TimeoutError):  # no answer permits nothing
+        decision = parse_answer(pdp.document(b"{}"))
+        if decision is not None and decision.permit:
+            raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
+    for case in bundle.cases:
+        try:
+            answer = pdp.evaluate(case.request, case.request.to_json())
+        except TimeoutError as exc:
+            raise ConfigError(f"case `{case.name}`: it was not decided in time", Code.POLICY_INVALID) from exc
+        except (PDPError, RuntimeError) as exc:
+            wrong = f"it could not be decided ({type(exc).__name__})"
+        else:
+            wrong = case.unlike(answer if isinstance(answer, Decision) else None)
+        if wrong:
+            raise ConfigError(f"case `{case.name}`: {wrong}", Code.POLICY_INVALID)

@@ -1,0 +1,343 @@
+"""Asking a human: the question's payload and the reading of the answer.
+
+The payload is LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`,
+`review_configs`), each action being its `ToolApprovalRequest` too, so that front ends that know
+either work. Questions are made of bound arguments alone: the call's key and its exact arguments'
+digest. An answer is one of LangChain's decisions:
+
+```
+{"type": "approve"}
+{"type": "edit", "edited_action": {"name": "pay", "args": {...}}}
+{"type": "reject", "message": "..."}          message optional
+{"type": "respond", "message": "..."}         the human answers in the tool's place
+```
+
+An edit, a response and a rejection with a reason say something about the task: such an answer is a
+correction (`corrections`), and opens the next epoch with what it approved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_runtime_authz.facts.inert import inert
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
+from langchain_runtime_authz.ledger.base import (
+    AnswerApproval,
+    Approval,
+    AskApproval,
+    Change,
+    Conflict,
+    Scope,
+    SpendBudget,
+    SpendRate,
+)
+from langchain_runtime_authz.pep.engine import Commit, Flow, new_id
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.authzen import Subject
+    from langchain_runtime_authz.pep.call import Call, DecidedCall
+    from langchain_runtime_authz.pep.engine import Run
+
+__all__ = [
+    "allowed",
+    "answers",
+    "corrections",
+    "edited_action",
+    "is_ours",
+    "is_partial",
+    "open_questions",
+    "payload",
+    "questions",
+    "reviews",
+]
+
+HOUR: Final = 3600
+MAX_LINES: Final = 40  # arguments shown in one question
+DECISIONS: Final = ("approve", "edit", "reject", "respond")
+
+
+def allowed(plan_id: str | None, needed: int = 1) -> tuple[str, ...]:
+    """The decisions that a question takes.
+
+    A call that no message planned has no place for another one; and where several people must approve,
+    they approve the same thing.
+    """
+    return DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
+
+
+def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
+    """The value of the one interrupt that asks about all of `asked`, in order.
+
+    `args` are exact and for programs; `description` is inert and for people. `approval_id` is what
+    `authz.approve` and `runtime-authz approvals` take.
+    """
+    return {
+        "action_requests": [
+            {
+                "type": "tool_approval",
+                "tool_call_id": j.call.call_id,
+                "name": j.call.tool,
+                "args": dict(j.call.args),
+                "description": question.question,
+                "approval_id": question.id,
+            }
+            for j, question in asked
+        ],
+        "review_configs": [
+            {"action_name": j.call.tool, "allowed_decisions": list(question.allowed)} for j, question in asked
+        ],
+    }
+
+
+def is_ours(value: object) -> bool:
+    """Whether an interrupt's value is a `payload`: every call of it has a question in the ledger."""
+    asked = value.get("action_requests") if isinstance(value, Mapping) else None
+    return (
+        isinstance(asked, list) and bool(asked) and all(isinstance(a, Mapping) and a.get("approval_id") for a in asked)
+    )
+
+
+def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
+    """A resume value for a whole list, without the decisions on calls that were answered beside the graph.
+
+    Raises:
+        ValueError: it rejects one that was: then nothing of it may run unseen.
+    """
+    decisions = value.get("decisions") if isinstance(value, Mapping) else value
+    requests = question["action_requests"] if is_ours(question) and isinstance(question, Mapping) else []
+    if not isinstance(decisions, list | tuple) or len(decisions) != len(requests) or len(requests) == 1:
+        return value
+    pairs = list(zip(decisions, [r["approval_id"] in open_ids for r in requests], strict=True))
+    if any(not is_open and isinstance(d, Mapping) and d.get("type") == "reject" for d, is_open in pairs):
+        msg = "it rejects what was answered already"
+        raise ValueError(msg)
+    return {"decisions": [d for d, is_open in pairs if is_open]}
+
+
+def _question(judged: DecidedCall) -> str:
+    """One line that asks, and one for each bound argument. Made of the call alone, never of a model's words."""
+    asked = f"Approve {inert(judged.call.tool)}? ({', '.join(map(inert, judged.decision.reasons))})"
+    if judged.terms.needed > 1:
+        asked += f" {judged.terms.needed} people must."
+    lines = judged.evidence[:MAX_LINES]
+    left = len(judged.evidence) - len(lines)
+    more = [f"- and {left} more arguments; the call's digest is {judged.call.args_digest}"] if left else []
+    return "\n".join([asked, *(f"- {line}" for line in lines), *more])
+
+
+def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
+    """The questions as the ledger keeps them.
+
+    `number` counts the interrupts of one task, so that a re-entered task repeats them in order.
+    """
+    return [
+        Approval(
+            call_key=j.key,
+            args_digest=j.call.args_digest,
+            epoch=run.epoch,
+            task_id=task_id,
+            round=number,
+            position=i,
+            interrupt_id=interrupt_id,
+            agent=run.agent,
+            plan_id=j.call.plan_id,
+            place=j.call.position,
+            call_id=j.call.call_id,
+            tool=j.call.tool,
+            within=run.waiting,
+            expires_at=j.expires_at,
+            allowed=allowed(j.call.plan_id, j.terms.needed),
+            id=new_id(),
+            subject=run.subject.principal,
+            run_id=run.run_id,
+            question=_question(j),
+            needed=j.terms.needed,
+            distinct=j.terms.distinct,
+            behind=behind(run.subject),
+            eligible=j.terms.eligible,
+            fallback=j.terms.fallback,
+            fallback_at=j.now + j.terms.fallback_after,
+        )
+        for i, j in enumerate(asked)
+    ]
+
+
+def behind(subject: Subject) -> tuple[str, ...]:
+    """The names of those for whom an agent or a service acts, as far as its token says."""
+    named = subject.properties.get("on_behalf_of")
+    return (named,) if isinstance(named, str) and named else ()
+
+
+def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
+    """RecordStep questions before anybody is asked; whether they go over what the run or its subject may ask.
+
+    A list that goes over a cap is refused whole: who floods a human gets no part of it through.
+    """
+    hourly: list[Change] = [SpendRate("asks", HOUR, cap) for j in asked if (cap := j.terms.per_hour) is not None]
+    per_run: list[Change] = [
+        SpendBudget(f"asks:{run.run_id}", cap) for j in asked if (cap := j.terms.per_run) is not None
+    ]
+    # By themselves, so that what is refused here opens nothing, and the run's cap spares the subject's.
+    for scope, counted in ((run.scope, per_run), (_asks_of(run), hourly)):
+        if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
+            return True
+    return False
+
+
+def open_questions(run: Run, opened: Sequence[Approval]) -> Flow[bool]:
+    """Open questions in the ledger, before anybody is asked; whether they may be asked: else the run is over."""
+    done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
+    return not isinstance(done, Conflict)
+
+
+def _asks_of(run: Run) -> Scope:
+    """Where the questions asked on behalf of a subject are counted, for every thread."""
+    return Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)
+
+
+def reviews(
+    run: Run,
+    asked: Sequence[tuple[str, str, Call, tuple[str, ...]]],
+    interrupt_id: str,
+    task_id: str = "",
+) -> list[Change]:
+    """The changes that note what a review beside our own gates asks a human: LangChain's HITL middleware.
+
+    `asked` has for each call the review's key, the digest of its arguments as written, the call and
+    the decisions that the review takes; `task_id` is the task that makes the call, where the review asks in it.
+    """
+    return [
+        AskApproval(
+            Approval(
+                call_key=key,
+                args_digest=digest,
+                epoch=run.epoch,
+                task_id=task_id,
+                position=i,
+                source="hitl",
+                interrupt_id=interrupt_id,
+                agent=run.agent,
+                plan_id=call.plan_id,
+                place=call.position,
+                call_id=call.call_id,
+                tool=call.tool,
+                within=run.waiting,
+                allowed=takes,
+            ),
+        )
+        for i, (key, digest, call, takes) in enumerate(asked)
+    ]
+
+
+def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
+    """The changes that a resume value makes to open questions.
+
+    `value` is `{"decisions": [...]}`, a list of decisions, or one decision where one was asked; or
+    a map from interrupt id to any of these. Whatever is no decision is `malformed`, and denies.
+    """
+    groups: dict[str, list[Approval]] = {}
+    for ask in asks:
+        groups.setdefault(ask.interrupt_id, []).append(ask)
+    if isinstance(value, Mapping) and groups.keys() & value.keys():
+        pairs = [(group, value[i]) for i, group in groups.items() if i in value]
+    elif len(groups) == 1:
+        pairs = [(next(iter(groups.values())), value)]
+    else:
+        # LangGraph itself refuses a plain resume value for several interrupts.
+        return []
+    return [change for group, answer in pairs for change in _answer_group(group, answer, subject)]
+
+
+def _answer_group(group: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
+    ordered = sorted(group, key=lambda a: a.position)
+    decisions: object = value
+    if isinstance(value, Mapping):
+        decisions = value.get("decisions", [value])
+    if not isinstance(decisions, list | tuple) or len(decisions) != len(ordered):
+        decisions = [None] * len(ordered)
+    return [_answer(a, d, subject) for a, d in zip(ordered, decisions, strict=True)]
+
+
+def is_partial(asks: Sequence[Approval], value: object) -> bool:
+    """Whether a list of decisions answers only some of the calls of one interrupt.
+
+    It can not be said which: nothing of it is taken, and the questions stay open. LangChain's own review
+    refuses such lists by itself.
+    """
+    groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
+    named = isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys())
+    for interrupt_id, count in groups.items():
+        given = value.get(interrupt_id) if named and isinstance(value, Mapping) else value
+        decisions = given.get("decisions") if isinstance(given, Mapping) else given
+        if not isinstance(decisions, list | tuple) or not 0 < len(decisions) < count:
+            continue
+        if all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):
+            return True
+    return False
+
+
+def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:
+    given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
+    kind, message = given.get("type"), given.get("message", "")
+    state, edited = "malformed", ""
+    if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
+        pass
+    elif kind == "approve":
+        state = "approved"
+    elif kind == "reject":
+        state = "rejected"
+    elif kind == "respond" and isinstance(message, str) and "message" in given:
+        state = "answered"
+    elif kind == "edit" and (edited := _action(given.get("edited_action"))):
+        state = "approved"
+    return AnswerApproval(
+        call_key=ask.call_key,
+        state=state,  # type: ignore[arg-type]
+        approver=subject.principal,
+        # What a review beside our own gates showed the human, we did not see.
+        authenticated=subject.type == "user" and ask.source != "hitl",
+        message=message if isinstance(message, str) else "",
+        edited=edited,
+    )
+
+
+def _action(action: object) -> str:
+    """JSON text of an edited action, empty where it is none."""
+    if not isinstance(action, Mapping):
+        return ""
+    name, args = action.get("name"), action.get("args")
+    if (
+        not isinstance(name, str)
+        or not name
+        or not isinstance(args, Mapping)
+        or not all(isinstance(k, str) for k in args)
+    ):
+        return ""
+    try:
+        return json.dumps({"name": name, "args": dict(args)}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
+    """Tool and arguments of an edit, from `Approval.edited`."""
+    action = json.loads(edited)
+    return action["name"], action["args"]
+
+
+def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
+    """What the answers say about the task; nothing where they are plain answers to closed questions."""
+    by_key = {a.call_key: a for a in asks}
+    said = []
+    for answer in answered:
+        ask = by_key[answer.call_key]
+        if ask.plan_id is None or answer.state == "malformed":
+            continue
+        text = f"Instead of {ask.tool}: {answer.edited}" if answer.edited else answer.message
+        if text and (answer.edited or answer.state != "approved"):
+            said.append(HumanText(content_digest(text), text, f"{ANSWER}{ask.interrupt_id}:{ask.position}"))
+    return said

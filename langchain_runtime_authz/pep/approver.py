@@ -1,0 +1,185 @@
+"""Answering a question beside the graph: a person's verified statement, put into the ledger.
+
+The graph stays paused. Whoever resumes it next, in any process, finds the answer. A rejection with a
+reason is a correction here as it is at the graph (`correction.answer`): the same commit opens the next
+epoch, and what else was asked or approved for the task as it was is void and asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from langchain_runtime_authz.audit.record import run_record
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
+    AnswerApproval,
+    Approval,
+    Asked,
+    Change,
+    Committed,
+    Conflict,
+    Query,
+    RecordPlan,
+    Scope,
+    Snapshot,
+)
+from langchain_runtime_authz.pep.approvals import corrections
+from langchain_runtime_authz.pep.corrections import carried
+from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Record, new_id
+
+if TYPE_CHECKING:  # its module loads the signing library
+    from langchain_runtime_authz.authzen import Subject
+    from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
+    from langchain_runtime_authz.pep.engine import Engine
+
+__all__ = ["ListAsked", "answer_beside", "question_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListAsked:
+    """An effect: the open questions of a tenant, or the one of that id."""
+
+    id: str | None = None
+
+    def run(self, engine: Engine) -> Sequence[tuple[Scope, Approval]]:
+        """Perform it, blocking."""
+        return self._store(engine).asked(engine.tenant, self.id)
+
+    async def arun(self, engine: Engine) -> Sequence[tuple[Scope, Approval]]:
+        """Perform it."""
+        return await self._store(engine).aasked(engine.tenant, self.id)
+
+    def _store(self, engine: Engine) -> Asked:
+        if not isinstance(engine.ledger, Asked):
+            msg = "this ledger can not list what is asked: it lacks `asked`"
+            raise ConfigError(msg)
+        return engine.ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _Verify:
+    approvers: Approvers
+    statement: str
+    question: Question
+    now: float
+
+    def run(self, _engine: Engine) -> Statement:
+        return self.approvers.verify(self.statement, self.question, now=self.now)
+
+    async def arun(self, _engine: Engine) -> Statement:
+        return await self.approvers.averify(self.statement, self.question, now=self.now)
+
+
+def answer_beside(
+    approvers: Approvers,
+    id: str,
+    verdict: Verdict,
+    *,
+    by: Subject | None,
+    statement: str | None,
+    message: str = "",
+) -> Flow[int]:
+    """Answer the open question `id`; how many approvers it still waits for.
+
+    Raises:
+        AuthzError: `approval_void`: no such question is open (any more); `approval_expired`,
+            `approval_approver`, `approval_not_distinct`.
+        CredentialError: the statement is not believed.
+        ConfigError: neither or both of `by` and `statement`.
+    """
+    if (by is None) == (statement is None):
+        msg = "an approval is somebody's: give either `by` or a signed `statement`"
+        raise ConfigError(msg)
+    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
+    about = question_of(found)
+    ((scope, asked),) = found
+    now = (yield Load(scope, Query())).now
+    if 0 < asked.expires_at <= now:
+        raise AuthzError(Code.APPROVAL_EXPIRED)
+    if statement is None and by is not None:
+        if by.type != "user":
+            raise AuthzError(Code.APPROVAL_APPROVER)
+        statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
+    said: Statement = yield _Verify(approvers, str(statement), about, now)
+    if said.verdict != verdict:
+        raise AuthzError(Code.APPROVAL_VOID)
+    given = AnswerApproval(
+        call_key=asked.call_key,
+        state="approved" if verdict == "approve" else "rejected",
+        approver=said.approver,
+        authenticated=True,
+        message=message,
+        id=asked.id,
+    )
+    change = yield from _correction(scope, asked, given)
+    done = yield Commit(scope, None, [given, *change])
+    refused = done.code if isinstance(done, Conflict) else None
+    at = getattr(done, "now", now)
+    yield _record(scope, asked, said, at, refused)
+    if change and isinstance(done, Committed):
+        yield Record(run_record, now=at, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+    if refused is not None:
+        raise AuthzError(refused)
+    return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
+
+
+def _correction(scope: Scope, asked: Approval, given: AnswerApproval) -> Flow[list[Change]]:
+    """What the answer changes beside itself: nothing, or the epoch and the plan without the rejected call.
+
+    The epoch is the question's: where the task changed since, there is no such question any more.
+    """
+    texts = corrections([asked], [given])
+    if not texts:
+        return []
+    snapshot: Snapshot = yield Load(scope, Query())
+    # By the person who signed: their words give authority only where it is their own task.
+    own = given.approver == snapshot.subject
+    said = tuple(replace(t, author=given.approver, own=own) for t in texts)
+    plans = yield from carried(scope, asked.epoch, [asked], [given])
+    return [AdvanceEpoch(asked.epoch, said, deliver=True), *(RecordPlan(p) for p in plans)]
+
+
+def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
+    """What a statement on the one question that was found must be about. Raises `AuthzError` if there is none."""
+    if len(found) != 1:
+        raise AuthzError(Code.APPROVAL_VOID)
+    ((scope, asked),) = found
+    from langchain_runtime_authz.credential.approval_statement import Question
+
+    return Question(
+        id=asked.id,
+        issuer=scope.issuer,
+        tenant=scope.tenant,
+        graph=scope.graph,
+        thread=scope.thread,
+        epoch=asked.epoch,
+        tool=asked.tool,
+        args_digest=asked.args_digest,
+    )
+
+
+def _record(scope: Scope, asked: Approval, said: Statement, now: float, refused: Code | None) -> Record:
+    detail: dict[str, Any] = {
+        "approval": asked.id,
+        "call_key": asked.call_key,
+        "args_digest": asked.args_digest,
+        "approver": said.approver,
+        "by": said.issuer,
+        "statement": said.jti,
+        "verdict": said.verdict,
+    }
+    if refused is not None:
+        detail["refused"] = str(refused)
+    return Record(
+        run_record,
+        now=now,
+        event="approval",
+        run_id=asked.run_id,
+        epoch=asked.epoch,
+        scope=scope,
+        agent=asked.agent,
+        detail=detail,
+    )

@@ -1,0 +1,236 @@
+"""Where a thread is told of a changed task: by an answer, beside the graph, by an operator.
+
+Each opens the next epoch by compare-and-set, so that what was planned before it is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from langchain_runtime_authz.audit.record import run_record
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.facts.answer import free_text
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
+from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
+from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
+    AnswerApproval,
+    Approval,
+    Change,
+    Committed,
+    Conflict,
+    Query,
+    RecordPlan,
+    Reinstate,
+    Revoke,
+    Scope,
+    SetMark,
+    Snapshot,
+    TakeLease,
+)
+from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial
+from langchain_runtime_authz.pep.decide import data_scope
+from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Record, Run, new_id
+from langchain_runtime_authz.pep.entry import lease_of, run_event
+
+__all__ = ["altered", "answer", "carried", "correct", "data_changed", "reinstate", "reply", "revoke"]
+
+_NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
+
+
+def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
+    """Put a resume value into the ledger, before any task starts: one atomic correction or answer.
+
+    Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it:
+    then the same commit opens the next epoch, with a plan of the calls that are left. Rejected ones
+    are in it no more, edited ones stand as edited, and the agents above that wait for them go on.
+
+    Raises:
+        AuthzDenied: the task was changed by somebody else meanwhile; `approval_partial`; or the answer is
+            not this person's to give.
+    """
+    if is_partial(asks, value):
+        raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
+    answered = answers(asks, value, run.subject)
+    refused = {a.call_key for a in answered if a.state == "malformed"}
+    if any(a.source == "hitl" and a.call_key in refused for a in asks):
+        return  # LangChain's review refuses the whole value, and its question stays open
+    said = corrections(asks, answered)
+    if not said and not (yield from _takes_back(run.scope, asks, answered)):
+        done = yield Commit(run.scope, None, answered)
+        if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
+            # Before any task takes the value: the question stays open for who may answer it.
+            yield run_event(run, "approval", 0.0, refused=str(done.code), approver=run.subject.principal)
+            raise AuthzDenied(done.code, new_id())
+        by_key = {a.call_key: a for a in answered}
+        if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
+            raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
+        return
+    plans = yield from carried(run.scope, run.epoch, asks, answered)
+    texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
+    change = AdvanceEpoch(
+        run.epoch,
+        texts,
+        keep=tuple(a.call_key for a in answered if a.state == "approved"),
+    )
+    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
+
+
+def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
+    """Whether a plan holds an edit of a call that a review asked about anew and that is approved as it was."""
+    for key, places in _as_announced(asks, answered).items():
+        snapshot: Snapshot = yield Load(scope, Query(plan=key))
+        if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
+            return True
+    return False
+
+
+def _as_announced(
+    asks: Sequence[Approval], answered: Sequence[AnswerApproval]
+) -> dict[tuple[tuple[str, ...], str], set[int]]:
+    """The places of the calls that a review asked about, as their message has them, and that are approved so.
+
+    Not of what we asked: our own question after an edit is about the edited call.
+    """
+    plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
+    found: dict[tuple[tuple[str, ...], str], set[int]] = {}
+    for ask in asks:
+        if ask.source == "hitl" and ask.call_key in plain and ask.plan_id is not None and ask.place is not None:
+            found.setdefault((ask.agent, ask.plan_id), set()).add(ask.place)
+    return found
+
+
+def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object], *, human: bool) -> Flow[bool]:
+    """Answers to what tools and nodes ask by themselves: what is no plain answer corrects the task.
+
+    `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
+    before any task starts, with nothing carried over; the words are told with the answers to the
+    calls that it makes stale. The same answer to the same question once more says nothing new.
+    Unless `human`, no word of them is the subject's, whoever that is.
+    Returns whether the task changed.
+
+    Raises:
+        AuthzDenied: the task was changed by somebody else meanwhile.
+    """
+    said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
+    if not said:
+        return False
+    human, author = human and run.subject.human, run.subject.principal
+    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+    known = {(t.key, t.digest) for t in snapshot.log}
+    texts = tuple(
+        HumanText(content_digest(text), text if human else "", f"{ANSWER}{i}", own=human, author=author)
+        for i, text in said.items()
+        if (f"{ANSWER}{i}", content_digest(text)) not in known
+    )
+    if not texts:
+        return False
+    # Delivered by the answers below; should the process die before, by the next root entry.
+    yield from _rotate(run, [AdvanceEpoch(run.epoch, texts, deliver=human)], texts)
+    run.corrected = tuple(t.text for t in texts if t.text)
+    return True
+
+
+def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[None]:
+    """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
+    done = yield Commit(run.scope, run.guard, changes)
+    if isinstance(done, Conflict):
+        raise AuthzDenied(done.code, new_id())
+    run.epoch, run.jti, run.pinned = done.epoch, new_id(), run.pinned + len(texts)
+    taken = yield Commit(run.scope, None, [TakeLease(lease_of(run))])
+    if isinstance(taken, Conflict):
+        raise AuthzDenied(taken.code, new_id())
+    yield run_event(run, "corrected", done.now, texts=len(texts))
+
+
+def carried(
+    scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
+) -> Flow[list[PlanRecord]]:
+    """The plans of `epoch` as answers to `asks` leave them, for the epoch that the answers open."""
+    by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
+    edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
+    above: dict[tuple[tuple[str, ...], str], None] = {}
+    for ask in asks:
+        above.update(dict.fromkeys(ask.within))
+        if ask.plan_id is None or ask.place is None:
+            continue
+        instead = edits.setdefault((ask.agent, ask.plan_id), {})
+        reply = by_key[ask.call_key]
+        if reply.edited:
+            name, args = edited_action(reply.edited)
+            instead[ask.place] = PlannedCall(ask.place, ask.call_id, name, raw_digest(args))
+        elif reply.state != "approved":
+            instead[ask.place] = None
+    plans: dict[tuple[tuple[str, ...], str], PlanRecord] = {}
+    for key, instead in edits.items():
+        snapshot: Snapshot = yield Load(scope, Query(plan=key))
+        if snapshot.plan is not None and snapshot.plan.epoch == epoch:
+            plans[key] = carry(snapshot.plan, epoch + 1, instead, announced.get(key, ()))
+    for call in above:
+        snapshot = yield Load(scope, Query(planned_call=call))
+        if snapshot.plan is not None and snapshot.plan.epoch == epoch:
+            key = (snapshot.plan.agent, snapshot.plan.id)
+            plans.setdefault(key, carry(snapshot.plan, epoch + 1, {}))
+    return list(plans.values())
+
+
+def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
+    """`update_state` altered a thread that the ledger knows and left `checkpoint`: a correction.
+
+    `texts` are what a human said by it, `by` (`type:id`) is who; the act itself has nobody's words. `below` is
+    the digest of what then waits below the root, so that the next entry does not find the edit once more.
+    """
+    act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
+    for _ in range(ATTEMPTS):
+        snapshot: Snapshot = yield Load(scope, Query(log=True))
+        if not snapshot.exists:
+            return
+        said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
+        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)])
+        if not isinstance(done, Conflict):
+            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+            return
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
+    """A correction from beside the graph: pin it, epoch + 1, deliver it at the next root entry.
+
+    `by` (`type:id`) is who said it; `None`: the thread's own subject. Returns the new epoch.
+    """
+    for _ in range(ATTEMPTS):
+        snapshot: Snapshot = yield Load(scope, Query())
+        author = by if by is not None else snapshot.subject
+        said = replace(text, author=author, own=author == snapshot.subject)
+        done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)])
+        if not isinstance(done, Conflict):
+            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+            return int(done.epoch)
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _kept(done: Committed | Conflict) -> Committed:
+    """What no state of a thread refuses. A ledger that refuses it all the same must not look as if it had kept it."""
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)
+    return done
+
+
+def data_changed(scope: Scope, resource: str) -> Flow[None]:
+    """Somebody says that a resource changed: what was read of it before is old, on every thread."""
+    done = _kept((yield Commit(data_scope(scope), None, [SetMark(resource, new_id())])))
+    yield Record(run_record, now=done.now, event="data_changed", run_id="", scope=scope, detail={"resource": resource})
+
+
+def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
+    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
+    done = _kept((yield Commit(scope, None, [Revoke(agent)])))
+    yield Record(run_record, now=done.now, event="revoked", run_id="", scope=scope, agent=agent)
+
+
+def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
+    """Lift a revocation."""
+    done = _kept((yield Commit(scope, None, [Reinstate(agent)])))
+    yield Record(run_record, now=done.now, event="reinstated", run_id="", scope=scope, agent=agent)

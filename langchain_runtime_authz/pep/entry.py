@@ -1,0 +1,442 @@
+"""Root entries and children: where runs begin and end.
+
+Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the
+state it loads. A later correction kills that lease and the old run drains; only a new root entry
+plans anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from langchain_runtime_authz.audit.record import run_record
+from langchain_runtime_authz.authzen import Edge, Resource, Subject
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.facts.delegation import edge
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
+from langchain_runtime_authz.facts.provenance.words import own_words
+from langchain_runtime_authz.facts.state import (
+    BELOW,
+    HEAD,
+    MEMORY,
+    UNKNOWN,
+    Below,
+    ChildMark,
+    Head,
+    below_key,
+    fork_key,
+    memory_key,
+    outside_key,
+    standing,
+)
+from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import (
+    AdvanceEpoch,
+    Approval,
+    Change,
+    Conflict,
+    EndLease,
+    Lease,
+    OpenThread,
+    Query,
+    RecordEdge,
+    RecordPlan,
+    Redeliver,
+    Scope,
+    SetMark,
+    Snapshot,
+    TakeLease,
+    TakePending,
+)
+from langchain_runtime_authz.pep.engine import (
+    ATTEMPTS,
+    Ask,
+    Commit,
+    Effect,
+    Engine,
+    Flow,
+    Load,
+    Record,
+    Run,
+    new_id,
+)
+from langchain_runtime_authz.pep.steps import decide_step
+
+__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An opened root entry.
+
+    `pending` are corrections that the graph's state may not hold yet; they are pending until a run
+    ends that saw them. `asks` are the questions that a resume value may answer. `now` is ledger time.
+    """
+
+    run: Run
+    pending: tuple[HumanText, ...]
+    asks: tuple[Approval, ...]
+    now: float = 0.0
+
+
+class Given(NamedTuple):
+    """What a root entry is given: a new input or a resume, and the state that it will load.
+
+    `texts` are the human-origin texts of the input, `standing` the digests of what stands in the user's role in
+    the state already, whoever wrote it there. `kept`: the graph keeps its state, so that
+    another writer can erase them from it; `head` is what it kept of this thread, if anything.
+    `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
+    altered anything that a task or a plan is made of. `memory` is the digest of what the store
+    remembers, where that counts as part of the task. `below` is an effect: what the graphs hold that
+    wait below (`Below`), `None` where none does.
+    """
+
+    texts: Sequence[HumanText] = ()
+    standing: frozenset[str] = frozenset()
+    resume: bool = False
+    kept: bool = False
+    head: Head | None = None
+    moved: Callable[[str], Effect] | None = None
+    memory: str | None = None
+    below: Effect | None = None
+
+
+class Left(NamedTuple):
+    """What a root entry leaves, each `None` where that is not known, or nothing.
+
+    `head` is its checkpoint, `memory` the digest of what the store then remembers, `below` that of what the
+    graphs hold that wait below.
+    """
+
+    head: str | None = None
+    memory: str | None = None
+    below: str | None = None
+
+
+def open_entry(
+    engine: Engine,
+    *,
+    scope: Scope,
+    subject: Subject,
+    run_id: str,
+    agent: str,
+    task: HumanText | None,
+    given: Given,
+    grant: Grant | None,
+) -> Flow[Entry]:
+    """Open a root entry: pin the task, advance the epoch if a human changed it, take a lease.
+
+    `task` is what `.run(task=)` said.
+
+    Raises:
+        AuthzDenied: the subject may not start here, or the ledger is gone.
+    """
+    if engine.killed:
+        raise AuthzDenied(Code.KILLED, new_id())
+    try:
+        run, pending, asks, now = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
+        run.planned = yield from _planned(run)
+    except AuthzDenied:
+        raise
+    except Exception as exc:  # a ledger that fails denies
+        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
+        raise AuthzDenied(engine.failed(exc), new_id()) from exc
+    action = "run/resume" if given.resume else "run/start"
+    decision = yield from decide_step(run, action, Resource(type="run", id=agent, properties={"graph": scope.graph}))
+    if not decision.permit:
+        yield from close(run, "ended")
+        raise AuthzDenied(decision.reason, decision.decision_id)
+    return Entry(run, pending, asks, now)
+
+
+def _planned(run: Run) -> Flow[frozenset[str] | None]:
+    """What the planner holds the task to need: asked once per state of the task, kept in the ledger.
+
+    It is asked before anything of this entry runs, and is shown the human's own words alone.
+    """
+    planner = run.engine.planner
+    if planner is None:
+        return None
+    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+    texts = [words for t in snapshot.log if t.own and (words := own_words(t.text).strip())]
+    if not texts:
+        return None
+    key = f"planner:{snapshot.task.digest}"
+    for attempt in range(2):
+        kept: Snapshot = yield Load(run.scope, Query(plan=(run.agent, key)))
+        if kept.plan is not None:
+            return frozenset(c.tool for c in kept.plan.calls)
+        if attempt == 0:
+            tools: Sequence[str] = yield Ask(planner, texts)
+            calls = tuple(PlannedCall(i, None, t, "") for i, t in enumerate(dict.fromkeys(tools)))
+            yield Commit(run.scope, None, [RecordPlan(PlanRecord(key, run.agent, run.epoch, "model", calls))])
+    return frozenset()
+
+
+def _take_lease(
+    engine: Engine,
+    scope: Scope,
+    subject: Subject,
+    run_id: str,
+    agent: str,
+    task: HumanText | None,
+    given: Given,
+    grant: Grant | None,
+) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...], float]]:
+    owner = subject.principal
+    jti = new_id()
+    # Another entry may advance the epoch between our load and our commit: then look again.
+    for _ in range(ATTEMPTS):
+        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
+        said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
+        # A client that sends a history without its ids sends back what machines wrote, too: no word of the human's.
+        own = {t.digest for t in snapshot.log if t.own}
+        said = tuple(replace(t, own=False) if t.digest in given.standing - own else t for t in said)
+        done_outside = yield from _outside(snapshot, given, jti)
+        fresh = (*done_outside, *said)
+        first = not snapshot.log and not done_outside
+        changes: list[OpenThread | AdvanceEpoch] = [OpenThread(owner)]
+        if fresh:
+            # Until a run that saw them ends, an older one may overwrite them in the graph's state.
+            changes.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
+        done = yield Commit(scope, None, changes)
+        if isinstance(done, Conflict):
+            if done.code == Code.STALE_EPOCH:
+                continue
+            raise AuthzDenied(done.code, new_id())
+        now = int(done.now)
+        run = Run(
+            engine=engine,
+            scope=scope,
+            subject=subject,
+            run_id=run_id,
+            agent=(agent,),
+            jti=jti,
+            epoch=done.epoch,
+            started_at=now,
+            expires_at=now + engine.lease_ttl,
+            grant=grant,
+            pinned=len(snapshot.log) + len(fresh),
+            kept_state=given.kept,
+            loaded=given.head.newest or given.head.id if given.head is not None else "",
+            steps_before=snapshot.history.steps,
+        )
+        taken = yield Commit(scope, None, [TakeLease(lease_of(run))])
+        if isinstance(taken, Conflict):
+            if taken.code == Code.STALE_EPOCH:
+                continue
+            raise AuthzDenied(taken.code, new_id())
+        if fresh and not first:
+            yield run_event(run, "corrected", done.now, texts=len(fresh))
+        yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
+        asks = snapshot.asks if not fresh or first else ()
+        return run, snapshot.pending, asks, done.now
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    """What somebody did to the thread's state beside every entry, as something to pin; its words are nobody's."""
+    if not snapshot.exists:
+        return ()
+    found = [*(yield from _state_outside(snapshot, given, jti))]
+    if snapshot.underway:  # or cut: then it may be its own doing
+        return tuple(found)
+    below: Below | None = None
+    if given.below is not None and snapshot.marks.get(BELOW):
+        below = yield given.below
+    digest = below.digest if below is not None else None
+    for name, now, key in ((MEMORY, given.memory, memory_key), (BELOW, digest, below_key)):
+        if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
+            found.append(HumanText(now, "", key(now), own=False))
+            # Each child holds its own state against what it left: there they are heard already.
+            known = {t.key for t in snapshot.log}
+            edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
+            found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
+    return tuple(found)
+
+
+def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    head = given.head
+    if head is None or given.moved is None:
+        return ()
+    how = standing(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
+    if how == "fork":
+        return (HumanText(content_digest(head.id), "", fork_key(jti), own=False),)
+    left = snapshot.marks.get(HEAD, UNKNOWN)
+    if how == "outside" and (left == UNKNOWN or (yield given.moved(left))):
+        return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
+    return ()
+
+
+def edited(run: Run, mark: ChildMark, read: Effect, moved: Callable[[str, str], Effect]) -> Flow[bool]:
+    """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
+
+    `read` is an effect of the newest checkpoint (`Head`), `moved` makes one of whether it says something else
+    than the one that was left. Only what an `update` left was done from outside: this run may be in the middle
+    of its own writing. Returns whether there is such a mark.
+
+    Raises:
+        AuthzDenied: `stale_epoch`: it was edited, so that the task is another one. The run drains.
+    """
+    snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
+    if not (left := mark.left(snapshot.marks)):
+        return left is not None
+    head: Head | None = yield read
+    if head is None or head.id == left or head.source != "update" or not (yield moved(head.id, left)):
+        return True
+    text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
+    if (yield from _pinned(run, (text,))):
+        raise AuthzDenied(Code.STALE_EPOCH, new_id())
+    return True
+
+
+def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
+    """Pin an act from outside, whose key the last of `texts` has, in the next epoch; `False` where it is already.
+
+    Raises:
+        AuthzDenied: `stale_epoch`: others change the task all the time.
+    """
+    for _ in range(ATTEMPTS):
+        snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+        if texts[-1].key in {t.key for t in snapshot.log}:
+            return False
+        done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, tuple(texts))])
+        if not isinstance(done, Conflict):
+            yield run_event(run, "corrected", done.now, texts=len(texts))
+            return True
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
+    """What the human says for the first time.
+
+    `.run(task=)` with a pinned digest says nothing new, and the input that repeats the task says it
+    once.
+    """
+    if task is None:
+        return changed(pinned, texts)
+    rest = changed([t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest])
+    return rest if any(t.digest == task.digest for t in pinned) else (task, *rest)
+
+
+def lease_of(run: Run) -> Lease:
+    """A run's lease, as it is taken: at the run's epoch, under its jti."""
+    return Lease(
+        jti=run.jti,
+        run_id=run.run_id,
+        agent=run.agent,
+        epoch=run.epoch,
+        started_at=run.started_at,
+        expires_at=run.expires_at,
+        grant=run.grant,
+        parent=run.parent.jti if run.parent is not None else None,
+    )
+
+
+def run_event(run: Run, event: str, now: float, **detail: object) -> Record:
+    """An effect: the audit record of something that happened to a run."""
+    return Record(
+        run_record,
+        now=now,
+        event=event,
+        run_id=run.run_id,
+        jti=run.jti,
+        epoch=run.epoch,
+        scope=run.scope,
+        agent=run.agent,
+        detail=detail,
+    )
+
+
+def open_child(
+    parent: Run,
+    name: str,
+    kind: str,
+    request: Grant | None = None,
+    *,
+    call_id: str | None = None,
+) -> Flow[Run]:
+    """Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's own lease.
+
+    The child's grant is `parent ⊓ request`; its jti is its own. `call_id` is the parent's call in
+    which the child runs, if it does in one.
+
+    Raises:
+        AuthzDenied: the delegation is denied.
+    """
+    engine = parent.engine
+    grant = request if parent.grant is None else parent.grant.attenuate(request)
+    opened: Edge = edge(parent.agent, name, kind)  # type: ignore[arg-type]
+    child = Run(
+        engine=engine,
+        scope=parent.scope,
+        subject=parent.subject,
+        run_id=parent.run_id,
+        agent=(*parent.agent, name),
+        jti=new_id(),
+        epoch=parent.epoch,
+        started_at=parent.started_at,
+        expires_at=parent.expires_at,
+        steps_before=parent.steps_before,
+        grant=grant,
+        planned=parent.planned,
+        parent=parent,
+        waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
+        foreign=parent.foreign,
+        corrected=parent.corrected,
+        seen_from_model=parent.seen_from_model,
+    )
+    decision = yield from decide_step(
+        parent,
+        "agent/invoke",
+        Resource(type="agent", id=name, properties={"kind": kind, "depth": len(parent.agent)}),
+        extra=lambda _: [RecordEdge(opened), TakeLease(lease_of(child))],
+    )
+    if not decision.permit:
+        raise AuthzDenied(decision.reason, decision.decision_id)
+    return child
+
+
+def close(
+    run: Run,
+    state: Literal["suspended", "ended", "revoked"],
+    left: Left = Left(),  # noqa: B008  (a constant)
+    also: Sequence[Change] = (),
+    beside: Sequence[HumanText] = (),
+) -> Flow[None]:
+    """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns.
+
+    `beside`: what was done to the thread's state meanwhile, by nobody that the ledger knows, as something to pin.
+    """
+    if run.closed and left.head is None and not also:
+        return
+    run.closed = True
+    names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
+    marks = [*also, *(SetMark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
+    try:
+        if beside:
+            yield from _pinned(run, beside)
+        done = yield from _end(run, state, marks)
+        if run.parent is None:
+            yield run_event(run, state, getattr(done, "now", 0.0))
+    except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
+        _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
+
+
+def _end(run: Run, state: Literal["suspended", "ended", "revoked"], marks: Sequence[Change]) -> Flow[object]:
+    over: list[Change] = [EndLease(run.jti, state), *marks]
+    if run.parent is None and not run.undelivered:
+        done = yield Commit(run.scope, run.guard, [TakePending(), *over])
+        if not isinstance(done, Conflict):
+            return done
+        if run.kept_state:
+            # The task changed meanwhile. What this run wrote last may have erased the newer texts.
+            snapshot: Snapshot = yield Load(run.scope, Query(log=True))
+            over.append(Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
+    return (yield Commit(run.scope, None, over))

@@ -1,0 +1,77 @@
+"""`model/call`: which model may be called, and which tools it may be shown.
+
+A permit is kept per (agent, epoch, policy revision, model and tool set), where the PDP names its revision
+and nothing is to be counted or told each time. What the policy withholds
+(`withhold_tools`) is taken out of the request where our middleware holds it. Elsewhere the tools of
+the agent itself stay, since their calls are decided anyway; a tool that the provider runs can not be
+stopped later, so a call with a withheld one does not happen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from langchain_runtime_authz.authzen import Decision, PromptContext, Resource, deny
+from langchain_runtime_authz.digest import digest
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.pep.engine import Flow, Run
+from langchain_runtime_authz.pep.obligations import keepable
+from langchain_runtime_authz.pep.steps import decide_step
+
+__all__ = ["ModelCall", "decide_model", "withheld"]
+
+MAX_KEPT: Final = 256  # tool sets whose permits are kept per agent and entry
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A model and what it is shown. `prompt` is the digest of its instructions (system messages)."""
+
+    model: str
+    provider: str | None
+    tools: tuple[str, ...]
+    provider_tools: tuple[str, ...]
+    prompt: str | None
+
+
+def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
+    """Decide a model call. Never raises."""
+    revision = run.engine.evaluator.revision
+    key = (run.epoch, revision, call.model, call.provider, call.tools, call.provider_tools)
+    if revision and (kept := run.models.get(key)) is not None:
+        return kept
+    names = sorted(call.tools)
+    resource = Resource(
+        type="model",
+        id=call.model,
+        properties={
+            "provider": call.provider,
+            "tools": list(call.tools),
+            "provider_tools": list(call.provider_tools),
+            "tools_digest": digest({"tools": names, "provider_tools": sorted(call.provider_tools)}),
+        },
+    )
+    prompt = PromptContext(model=call.model, digest=call.prompt)
+    decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
+    if decision.permit and keepable(decision, revision) and len(run.models) < MAX_KEPT:
+        run.models[key] = decision
+    return decision
+
+
+def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
+    """The agent's own tools, and the provider's, that a permit withholds."""
+    own: set[str] = set()
+    provider: set[str] = set()
+    for obligation in decision.obligations:
+        if obligation.type == "withhold_tools":
+            own.update(obligation.properties["tools"])  # type: ignore[arg-type]
+            provider.update(obligation.properties["provider_tools"])  # type: ignore[arg-type]
+    return frozenset(own), frozenset(provider)
+
+
+def shown(decision: Decision, call: ModelCall) -> Decision:
+    """The decision where nothing can be taken out of the request any more."""
+    if decision.permit and withheld(decision)[1].intersection(call.provider_tools):
+        return deny(Code.PROVIDER_TOOL).model_copy(update={"decision_id": decision.decision_id})
+    return decision

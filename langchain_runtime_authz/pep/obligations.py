@@ -1,0 +1,238 @@
+"""Obligations: what each type demands of the PEP. One table; a type not in it denies.
+
+| type | properties | carried out |
+|---|---|---|
+| `redact` | `fields`: names; a dotted path counts as its last name | in the tool's result, before anything else sees it |
+| `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to a human, see `Terms` |
+| `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
+| `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
+| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`pep.notify`); a permit that can not be told is a deny |
+| `revoke` | | the agent's subtree, with the deny |
+| `rotate` | | the task's epoch, with the deny: what was planned is void |
+| `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
+
+With a deny, `notify`, `revoke` and `rotate` are carried out too, and `rate_limit` and `budget` count the
+attempt where there is room; `redact` and `withhold_tools` then have nothing to act on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from langchain_runtime_authz.authzen import Decision, Obligation
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
+
+__all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "owed", "redact", "understood"]
+
+REDACTED: Final = "[redacted]"
+MAX_NUMBER: Final = 2**53
+# What an obligation may say. `revoke` and `rotate` say all by their names, and are not made less by words.
+_PROPERTIES: Final[Mapping[str, frozenset[str]]] = {
+    "require_approval": frozenset(("expires_in", "approvers", "fallback", "asks")),
+    "withhold_tools": frozenset(("tools", "provider_tools")),
+    "redact": frozenset(("fields",)),
+    "rate_limit": frozenset(("counter", "window", "max")),
+    "budget": frozenset(("counter", "max")),
+    "notify": frozenset(("channel", "topic", "body")),
+}
+POLICY_BUDGET: Final = "policy:"  # before a counter, so that it is none of the grant's
+
+
+class Terms(NamedTuple):
+    """The terms of `require_approval`.
+
+    Attributes:
+        expires_in: seconds from the question on for which it can be answered and its answer used; 0: for ever.
+        needed: `approvers.min`: how many people must say yes.
+        distinct: `approvers.distinct_from_subject`: none of them the subject of the run.
+        eligible: `approvers.who`: `type:id` of those who may; empty: anybody.
+        fallback: `fallback.who`: those who may too, once nobody answered for `fallback.after` seconds.
+        fallback_after: `fallback.after`.
+        per_run: `asks.run`: questions that one run may ask.
+        per_hour: `asks.hour`: questions that may be asked on behalf of one subject in an hour.
+    """
+
+    expires_in: int = 0
+    needed: int = 1
+    distinct: bool = False
+    eligible: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    fallback_after: int = 0
+    per_run: int | None = None
+    per_hour: int | None = None
+
+    @classmethod
+    def of(cls, props: Mapping[str, Any]) -> Terms | None:
+        """The terms that an obligation's properties say; `None` where one of them is of another shape."""
+        approvers, fallback, asks = (props.get(name, {}) for name in ("approvers", "fallback", "asks"))
+        if not (isinstance(approvers, dict) and isinstance(fallback, dict) and isinstance(asks, dict)):
+            return None
+        formed = (
+            _among(approvers, {"min": _positive, "distinct_from_subject": _is_bool, "who": _names})
+            and _among(fallback, {"after": _positive, "who": _names})
+            and _among(asks, {"run": _natural, "hour": _natural})
+            and ("expires_in" not in props or _positive(props["expires_in"]))
+            and (not fallback or {"after", "who"} <= fallback.keys())
+        )
+        if not formed:
+            return None
+        return cls(
+            props.get("expires_in", 0),
+            approvers.get("min", 1),
+            approvers.get("distinct_from_subject", False),
+            tuple(approvers.get("who", ())),
+            tuple(fallback.get("who", ())),
+            fallback.get("after", 0),
+            asks.get("run"),
+            asks.get("hour"),
+        )
+
+    def strictest(self, other: Terms) -> Terms:
+        """What satisfies both."""
+        either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
+        least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
+        both = tuple(w for w in self.eligible if w in other.eligible)
+        # Nobody is in both: then nobody may, and not anybody.
+        eligible = (both or ("",)) if self.eligible and other.eligible else self.eligible or other.eligible
+        return Terms(
+            min((v for v in either[0] if v), default=0),
+            max(self.needed, other.needed),
+            self.distinct or other.distinct,
+            eligible,
+            tuple(w for w in self.fallback if w in other.fallback),
+            max(self.fallback_after, other.fallback_after),
+            *least,
+        )
+
+
+def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
+    """Whether every member is known and of its shape: a term that is not understood is not carried out."""
+    return all(name in shapes and shapes[name](value) for name, value in found.items())
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def demands(obligation: Obligation) -> Change | Literal[True] | None:
+    """The change that must be committed with the permit; `True` for none; `None` if not understood.
+
+    An obligation of a known type with properties of another shape is not understood, nor one with a property
+    more: what is misspelt (`aprovers`) would be left out, and the permit is worth less without it.
+    """
+    props = obligation.properties
+    if not props.keys() <= _PROPERTIES.get(obligation.type, props.keys()):
+        return None
+    match obligation.type:
+        case "revoke" | "rotate":
+            return True
+        case "require_approval":
+            return True if Terms.of(props) is not None else None
+        case "withhold_tools":
+            return True if _names(props.get("tools")) and _names(props.get("provider_tools")) else None
+        case "redact":
+            fields = props.get("fields")
+            if isinstance(fields, list) and fields and all(isinstance(f, str) for f in fields):
+                return True
+        case "rate_limit":
+            counter, window, maximum = props.get("counter"), props.get("window"), props.get("max")
+            if isinstance(counter, str) and _positive(window) and _natural(maximum):
+                return SpendRate(counter, window, maximum)  # type: ignore[arg-type]
+        case "budget":
+            counter, maximum = props.get("counter"), props.get("max")
+            if isinstance(counter, str) and counter and _natural(maximum):
+                return SpendBudget(POLICY_BUDGET + counter, maximum)  # type: ignore[arg-type]
+        case "notify":
+            return True if props.get("channel") and all(isinstance(v, str) for v in props.values()) else None
+    return None
+
+
+def owed(decision: Decision) -> list[Change]:
+    """The changes that a decision's obligations demand, in order."""
+    return [change for o in decision.obligations if (change := demands(o)) and change is not True]
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _natural(value: object) -> bool:
+    # Beyond 2^53 no two readers of JSON agree on a number, and no ledger holds it.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
+
+
+def _positive(value: object) -> bool:
+    return _natural(value) and value != 0
+
+
+def redact(value: Any, fields: Collection[str]) -> Any:
+    """`value` with each named field's content replaced, at any depth.
+
+    Text that is JSON is treated as what it says; other text can not be searched by field, so all of
+    it goes: an obligation is carried out or the content is not shown. The text of a content block
+    counts as text by itself.
+    """
+    if not fields:
+        return value
+    if isinstance(value, str):
+        parsed = _structure(value)
+        return REDACTED if parsed is None else json.dumps(_inside(parsed, fields), ensure_ascii=False)
+    return _inside(value, fields) if isinstance(value, dict | list | tuple) else None if value is None else REDACTED
+
+
+def _inside(value: Any, fields: Collection[str]) -> Any:
+    """Below a structure: scalars under other names stay, and text that is JSON is searched too."""
+    if isinstance(value, dict):
+        if value.get("type") == "text" and isinstance(value.get("text"), str):
+            return {**value, "text": redact(value["text"], fields)}
+        return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_inside(v, fields) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_inside(v, fields) for v in value)
+    if isinstance(value, str) and (parsed := _structure(value)) is not None:
+        return json.dumps(_inside(parsed, fields), ensure_ascii=False)
+    return value
+
+
+def _structure(text: str) -> dict[str, Any] | list[Any] | None:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict | list) else None
+
+
+def understood(decision: Decision, able: Collection[str]) -> Decision:
+    """A decision whose obligations are carried out here; otherwise a deny that still carries the rest."""
+    known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
+    if len(known) == len(decision.obligations):
+        return decision
+    return decision.model_copy(
+        update={
+            "outcome": "halt" if any(o.type == "revoke" for o in known) else "deny",
+            "reasons": (str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
+            "obligations": tuple(known),
+            "failure": "enforcement",
+        },
+    )
+
+
+def keepable(permit: Decision, revision: str) -> bool:
+    """Whether a permit may stand for later equal steps under `revision`, the policy that stood before it was asked.
+
+    Not where that is unknown or another than the answer names: then a policy that came meanwhile, or a replica
+    that is on another one, permitted. Nor where each step is to be counted or told.
+    """
+    named = bool(revision) and permit.policy_revision == revision
+    return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
+
+
+def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
+    """Fields that `redact` obligations name. Of a path the last name: rather too much goes than what was meant stays."""
+    names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
+    found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
+    return frozenset(found).union(f.rpartition(".")[2] for f in found)

@@ -1,0 +1,119 @@
+"""What is written down of a decision, who is told, and what of it counts against an agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from langchain_runtime_authz.audit.record import decision_record
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.pep.call import DecidedCall
+from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run
+from langchain_runtime_authz.telemetry import record_decision
+
+__all__ = ["is_judgement", "label", "record", "record_asks", "record_call", "tell"]
+
+MAX_LABEL: Final = 128
+# Denials that say nothing of the agent: somebody else acted, or something else failed.
+_CIRCUMSTANCES: Final = frozenset(
+    {
+        Code.DATA_CHANGED,
+        Code.STALE_EPOCH,
+        Code.STALE_PLAN,
+        Code.KILLED,
+        Code.LEDGER_UNAVAILABLE,
+        Code.AUDIT_UNAVAILABLE,
+    },
+)
+
+
+def is_judgement(decision: Decision) -> bool:
+    """Whether a deny says something of the agent."""
+    return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
+
+
+def label(tool: str) -> str:
+    """A tool's name as a counter: a model writes names, and the history travels in every request."""
+    return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
+
+
+def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
+    """Record the decisions that a human is about to be asked about. Raises `AuditError`."""
+    for judged in asked:
+        yield from record_call(run, judged, time.time())
+        yield from tell(run, judged.decision, "tools/call", judged.call.tool, time.time())
+
+
+def record_call(run: Run, judged: DecidedCall, now: float) -> Flow[None]:
+    """Record what was decided on a call. Raises `AuditError`."""
+    yield from record(
+        run,
+        judged.decision,
+        action="tools/call",
+        resource=judged.call.tool,
+        request=judged.request,
+        body=judged.body,
+        started=judged.started or None,
+        now=now,
+    )
+
+
+def record(
+    run: Run,
+    decision: Decision,
+    *,
+    action: str,
+    resource: str,
+    request: EvaluationRequest | None,
+    body: bytes | None,
+    started: int | None,
+    now: float,
+) -> Flow[None]:
+    """Record a decision, and show it in the trace. Raises `AuditError`.
+
+    `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time.
+    """
+    if body is None:
+        request = None  # what has no JSON form was not asked
+    pdp = run.engine.evaluator.pdp.name
+    record_decision(decision, request, pdp=pdp, action=action, resource=resource, body=body, started=started)
+    yield Record(
+        decision_record,
+        now=now,
+        decision=decision,
+        pdp=pdp,
+        action=action,
+        resource=resource,
+        request=None,  # its JSON says all, and a record that is kept should keep no more
+        body=body,
+        run_id=run.run_id,
+        jti=run.jti,
+        scope=run.scope,
+        agent=run.agent,
+        content=run.engine.audit.content,
+    )
+
+
+def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
+    """Tell whom a decision obliges to tell. Raises `AuditError` where that can not be done."""
+    for obligation in decision.obligations:
+        if obligation.type == "notify":
+            notification = {
+                "ts": now,
+                "decision_id": decision.decision_id,
+                "outcome": decision.outcome,
+                "reasons": list(decision.reasons),
+                "action": action,
+                "resource": resource,
+                "subject": run.subject.principal,
+                "agent": list(run.agent),
+                "run_id": run.run_id,
+                "thread": run.scope[3],
+                "policy_revision": decision.policy_revision,
+                "obligation": obligation.id,
+                # The policy's own words, where it gave any.
+                **{k: v for k, v in obligation.properties.items() if k in ("topic", "body")},
+            }
+            yield Notify(str(obligation.properties["channel"]), notification)

@@ -1,0 +1,300 @@
+"""The same engine room without LangGraph: for other agent loops, recorded traces and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from langchain_runtime_authz.authzen import Decision, Subject, deny
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.errors import AuthzError, Code, MappingError
+from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, Conflict, RecordPlan, Scope
+from langchain_runtime_authz.pep.approvals import behind
+from langchain_runtime_authz.pep.call import Call, DecidedCall
+from langchain_runtime_authz.pep.claim import claim, conclude
+from langchain_runtime_authz.pep.corrections import correct
+from langchain_runtime_authz.pep.decide import decide_calls
+from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.entry import Given, close, open_child, open_entry
+from langchain_runtime_authz.pep.provenance import sentences
+from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One agent's run, step by step: `decide`, run the tool yourself, `observe`.
+
+    Made by `RuntimeAuthz.session`. Each `decide` is a plan of one call (`plan.source` is `code`).
+    Every method has an `a…` form. A context manager; `close` ends the lease.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        profiles: Mapping[str, ToolProfile],
+        parent: Session | None = None,
+        grant: Grant | None = None,
+    ) -> None:
+        self._run = run
+        self._parent, self._requested = parent, grant
+        self._profiles = profiles
+        self._steps = 0
+        self._open: dict[str, list[tuple[Call, Ticket]]] = {}
+        self._asked: dict[str, tuple[Call, DecidedCall]] = {}
+        self._last: DecidedCall | None = None
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        profiles: Mapping[str, ToolProfile],
+        *,
+        subject: Subject,
+        task: str | None,
+        grant: Grant | None,
+        agent: str,
+        thread: str | None,
+    ) -> Flow[Session]:
+        """Open a session's run. Raises `AuthzDenied`."""
+        text = HumanText(content_digest(task), task) if task is not None else None
+        entry = yield from open_entry(
+            engine,
+            scope=Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}"),
+            subject=subject,
+            run_id=new_id(),
+            agent=agent,
+            task=text if subject.human else None,
+            given=Given(),
+            grant=grant,
+        )
+        return cls(entry.run, profiles)
+
+    @property
+    def jti(self) -> str:
+        """Of the session's lease."""
+        return self._run.jti
+
+    @property
+    def epoch(self) -> int:
+        """Of the task that the session works on."""
+        return self._run.epoch
+
+    def decide(self, tool: str, args: Mapping[str, Any]) -> Decision:
+        """Decide one call. On a permit the call is claimed: run it, then `observe` it.
+
+        Never raises for what the policy or the state says; arguments without an exact JSON form are
+        a deny `uncanonical_argument`.
+        """
+        return drive(self._run.engine, self._decide(tool, args))
+
+    async def adecide(self, tool: str, args: Mapping[str, Any]) -> Decision:
+        """Like `decide`."""
+        return await adrive(self._run.engine, self._decide(tool, args))
+
+    def evidence(self, decision: Decision) -> tuple[str, ...]:
+        """Why, for the operator: each argument that the human did not say, who says it, and its sentence.
+
+        Only for the decision made last; what tools returned is quoted in it, and is not for a model.
+        """
+        last = self._last
+        if last is None or last.decision.decision_id != decision.decision_id or last.request is None:
+            return ()
+        asked = last.request.context.call
+        return sentences(self._run, last.call, asked.provenance) if asked is not None else ()
+
+    def approve(self, decision: Decision) -> Decision:
+        """The subject approves a call that was `approval_required`; decide it again."""
+        return drive(self._run.engine, self._approve(decision))
+
+    async def aapprove(self, decision: Decision) -> Decision:
+        """Like `approve`."""
+        return await adrive(self._run.engine, self._approve(decision))
+
+    def observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None) -> None:
+        """Tell what a permitted call returned, or that it failed.
+
+        Raises:
+            AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
+        """
+        drive(self._run.engine, self._observe(tool, args, output, error))
+
+    async def aobserve(
+        self,
+        tool: str,
+        args: Mapping[str, Any],
+        output: object,
+        error: BaseException | None = None,
+    ) -> None:
+        """Like `observe`."""
+        await adrive(self._run.engine, self._observe(tool, args, output, error))
+
+    def correct(self, text: str) -> int:
+        """The human changes the task: epoch + 1, and the session goes on under a new lease.
+
+        Calls that are open stay under way; what was asked before is void. Returns the new epoch.
+        """
+        return drive(self._run.engine, self._correct(text))
+
+    async def acorrect(self, text: str) -> int:
+        """Like `correct`."""
+        return await adrive(self._run.engine, self._correct(text))
+
+    def delegate(self, to: str, grant: Grant | None = None) -> Session:
+        """A child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
+        child = drive(self._run.engine, open_child(self._run, to, "subgraph", grant))
+        return Session(child, self._profiles, self, grant)
+
+    async def adelegate(self, to: str, grant: Grant | None = None) -> Session:
+        """Like `delegate`."""
+        child = await adrive(self._run.engine, open_child(self._run, to, "subgraph", grant))
+        return Session(child, self._profiles, self, grant)
+
+    def close(self) -> None:
+        """End the lease; every jti of the session is dead when this returns."""
+        drive(self._run.engine, close(self._run, "ended"))
+
+    async def aclose(self) -> None:
+        """Like `close`."""
+        await adrive(self._run.engine, close(self._run, "ended"))
+
+    def __repr__(self) -> str:
+        return f"<Session {'/'.join(self._run.agent)} run_id={self._run.run_id} epoch={self.epoch}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
+        self._steps += 1
+        call = self._call(tool, args, f"{self._run.run_id}:{self._run.jti}:{self._steps}")
+        if call.error is None and call.plan_id is not None:
+            planned = plan_calls([{"id": call.call_id, "name": tool, "args": call.raw}])
+            record = PlanRecord(call.plan_id, self._run.agent, self._run.epoch, "code", planned)
+            try:
+                yield Commit(self._run.scope, None, [RecordPlan(record)])
+            except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
+                return deny(self._run.engine.failed(exc))
+        return (yield from self._settle(call))
+
+    def _settle(self, call: Call) -> Flow[Decision]:
+        (judged,) = yield from decide_calls(self._run, [call])
+        judged, verdict = yield from claim(self._run, judged)
+        self._last = judged
+        if isinstance(verdict, Ticket):
+            verdict.redeem()
+            self._open.setdefault(_open_key(call.tool, call.args_digest), []).append((call, verdict))
+            return judged.decision
+        if judged.asks:
+            self._asked[judged.decision.decision_id] = (call, judged)
+        if any(o.type == "rotate" for o in judged.decision.obligations):
+            yield from self._reopen()
+        return getattr(verdict, "decision", judged.decision)
+
+    def _approve(self, decision: Decision) -> Flow[Decision]:
+        asked = self._asked.pop(decision.decision_id, None)
+        if asked is None:
+            return deny(Code.APPROVAL_VOID)
+        call, judged = asked
+        subject = self._run.subject
+        question = Approval(
+            judged.key,
+            call.args_digest,
+            self._run.epoch,
+            source="application",
+            expires_at=judged.expires_at,
+            subject=subject.principal,
+            needed=judged.terms.needed,
+            distinct=judged.terms.distinct,
+            behind=behind(subject),
+            eligible=judged.terms.eligible,
+        )
+        answer = AnswerApproval(judged.key, "approved", subject.principal, authenticated=subject.type == "user")
+        try:
+            yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
+            done = yield Commit(self._run.scope, self._run.guard, [answer])
+            if isinstance(done, Conflict):
+                return deny(done.code)
+        except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
+            return deny(self._run.engine.failed(exc))
+        return (yield from self._settle(call))
+
+    def _observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None) -> Flow[None]:
+        found = self._open.get(_open_key(tool, digest(project(dict(args)))))
+        if not found:
+            raise AuthzError(Code.NO_CALL, f"`{tool}`")
+        call, ticket = found.pop(0)
+        yield from conclude(self._run, ticket, call, "failed" if error is not None else "done", output=output)
+
+    def _correct(self, text: str) -> Flow[int]:
+        run = self._run
+        yield from correct(run.scope, HumanText(content_digest(text), text, f"correction-{new_id()}"))
+        return (yield from self._reopen())
+
+    def _reopen(self) -> Flow[int]:
+        """The task changed, which ends every lease of the thread.
+
+        The whole line of sessions is opened anew, each under its parent's grant.
+        """
+        run = self._run
+        self._asked.clear()
+        if self._parent is not None:
+            epoch = yield from self._parent._reopen()  # noqa: SLF001
+            self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
+            return epoch
+        entry = yield from open_entry(
+            run.engine,
+            scope=run.scope,
+            subject=run.subject,
+            run_id=run.run_id,
+            agent=run.agent[0],
+            task=None,
+            given=Given(),
+            grant=run.grant,
+        )
+        self._run = entry.run
+        return entry.run.epoch
+
+    def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:
+        declared = self._profiles.get(tool)
+        error: Code | None = None
+        projected: dict[str, Any] = {}
+        try:
+            projected = project(dict(args))
+            args_digest = digest(projected)
+        except MappingError as exc:
+            error, args_digest = Code(exc.code), digest({})
+        return Call(
+            tool=tool,
+            profile=declared or raise_by_hints(UNPROFILED, None, tool),
+            profiled=declared is not None,
+            call_id=plan_id,
+            plan_id=plan_id,
+            position=0,
+            raw=projected,
+            args=projected,
+            args_digest=args_digest,
+            error=error,
+        )
+
+
+def _open_key(tool: str, args_digest: str) -> str:
+    return f"{tool} {args_digest}"

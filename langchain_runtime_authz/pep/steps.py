@@ -1,0 +1,121 @@
+"""The enforcement step of everything that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
+
+Load → evaluate → commit → audit, in that order; a tool call's own is in `judge` and `claim`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from langchain_runtime_authz.authzen import (
+    Action,
+    Decision,
+    EvaluationRequest,
+    PromptContext,
+    Resource,
+    deny,
+)
+from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.ledger.base import (
+    Change,
+    Conflict,
+    Query,
+    RecordStep,
+    Revoke,
+    Snapshot,
+)
+from langchain_runtime_authz.pdp.base import serialise
+from langchain_runtime_authz.pep.decide import lease_refusal, renewed
+from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.obligations import owed, understood
+from langchain_runtime_authz.pep.recording import is_judgement, record, tell
+from langchain_runtime_authz.pep.request import context_of
+
+__all__ = ["decide_step", "still_live"]
+
+_log = logging.getLogger(__name__)
+
+_STEP_OBLIGATIONS: Final = {
+    False: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke")),
+    True: frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke", "withhold_tools")),
+}
+
+
+def decide_step(
+    run: Run,
+    action: str,
+    resource: Resource,
+    *,
+    extra: Callable[[Decision], Sequence[Change]] | None = None,
+    prompt: PromptContext | None = None,
+) -> Flow[Decision]:
+    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
+
+    `extra` gives changes to commit with a permit.
+    """
+    request, body = None, None
+    started = time.time_ns()
+    now = started / 1e9
+    try:
+        snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
+        snapshot = yield from renewed(run, snapshot)
+        now = snapshot.now
+        dead = Code.KILLED if run.engine.killed else lease_refusal(run, snapshot)
+        if dead is not None:
+            decision = deny(dead)
+        else:
+            request = EvaluationRequest(
+                subject=run.subject,
+                action=Action(name=action),  # type: ignore[arg-type]
+                resource=resource,
+                context=context_of(run, snapshot, prompt=prompt),
+            )
+            body = serialise(request)
+            decision = understood((yield Evaluate([request], [body]))[0], _STEP_OBLIGATIONS[action == "model/call"])
+        changes = list(extra(decision)) if extra is not None and decision.permit else []
+        if decision.permit:
+            changes += owed(decision)
+        if any(o.type == "revoke" for o in decision.obligations):
+            changes.append(Revoke(run.agent))
+        if not decision.permit:
+            changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
+        if changes:
+            done = yield Commit(run.scope, run.guard if decision.permit else None, changes)
+            if isinstance(done, Conflict):
+                decision = deny(done.code)
+    except AuditError:
+        decision = deny(Code.AUDIT_UNAVAILABLE)
+    except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
+        decision = run.engine.ledger_failed(exc)
+    try:
+        yield from record(
+            run,
+            decision,
+            action=action,
+            resource=resource.id,
+            request=request,
+            body=body,
+            started=started,
+            now=now,
+        )
+        yield from tell(run, decision, action, resource.id, now)
+    except AuditError as exc:
+        if not decision.permit:
+            return decision
+        return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
+    return decision
+
+
+def still_live(run: Run) -> Flow[Code | None]:
+    """Whether the run may go on, without asking the PDP: for steps whose permit was kept."""
+    if run.engine.killed:
+        return Code.KILLED
+    try:
+        snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
+    except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
+        _log.error("ledger failed: %s", type(exc).__name__)
+        return run.engine.failed(exc)
+    return lease_refusal(run, snapshot)
