@@ -17,7 +17,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from langchain_runtime_authz.facts.intent import Request
 
@@ -25,10 +25,12 @@ __all__ = [
     "Match",
     "PlanRecord",
     "PlannedCall",
+    "authority",
     "call_key",
     "calls_digest",
     "carry",
     "idempotency_key",
+    "intent_of",
     "locate",
     "match",
     "plan_calls",
@@ -111,6 +113,9 @@ class Match(NamedTuple):
     prompt: str | None = None
 
 
+_quoted: Final = json.encoder.encode_basestring_ascii
+
+
 def raw_digest(args: object) -> str:
     """Digest of arguments as written; what is not JSON never matches anything.
 
@@ -141,32 +146,36 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
     return _sha256(list(calls))
 
 
-def match(
-    plan: PlanRecord | None,
-    *,
-    epoch: int,
-    position: int | None,
-    call_id: str | None,
-    tool: str,
-    args: object,
-) -> Match:
-    """Hold a call against its message's record.
+class Intended(Protocol):
+    """What of a call is held against its plan. `position` is its place in the message, if that was seen."""
 
-    `position` is the call's place in the message, where the gate saw the message; else the record
-    is searched for the call id.
-    """
+    @property
+    def position(self) -> int | None: ...
+    @property
+    def call_id(self) -> str | None: ...
+    @property
+    def tool(self) -> str: ...
+    @property
+    def raw(self) -> object: ...
+
+
+def match(plan: PlanRecord | None, epoch: int, call: Intended) -> Match:
+    """Hold a call against its message's record. Without a place the record is searched for the call's id."""
+    position = call.position
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
-    of, source = len(plan.calls), plan.source
-    stale = plan.epoch != epoch
-    if position is not None:
-        # By its own word, not by its place: a carried plan has lost the calls that a human rejected.
-        found = next((c for c in plan.calls if c.position == position), None)
+    of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
+    if position is None:
+        found = locate(plan, call.call_id, call.tool, call.raw)
     else:
-        found = locate(plan, call_id, tool, args)
+        # By its own number, not by its index: a carried plan has lost the calls that were rejected.
+        for planned in plan.calls:
+            if planned.position == position:
+                found = planned
+                break
     if found is None:
         return Match(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
-    same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
+    same = found.call_id == call.call_id and found.tool == call.tool and found.args_digest == raw_digest(call.raw)
     same = same and found.args_digest != _UNCANONICAL
     return Match(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
 
@@ -199,41 +208,37 @@ def carry(
     return replace(plan, epoch=epoch, calls=tuple(calls), origin=plan.origin or plan.epoch)
 
 
-def call_key(
-    scope: Sequence[str],
-    agent: Sequence[str],
-    epoch: int,
-    plan_id: str,
-    position: int,
-    tool: str,
-    args_digest: str,
-) -> str:
-    """The ledger's key of one call, stable over retry, replay, resume and restart.
+def authority(scope: Sequence[str], agent: Sequence[str]) -> str:
+    """Return the part of a call's key that says whose thread and which agent it is."""
+    return f"[{json.dumps(list(scope))}, {json.dumps(list(agent))}"
 
-    By position and digest too, so that duplicate call ids don't meet, and by epoch, so that a
-    message id that a provider uses again on a later turn does not either.
+
+def call_key(authority: str, epoch: int, plan_id: str, position: int, tool: str, args_digest: str) -> str:
+    """Return the ledger's key of one call, stable over retry, replay, resume and restart.
+
+    By position and digest too, so that duplicate call ids do not meet. By epoch, so that a message id that a
+    provider uses again on a later turn does not meet the old one.
     """
-    return _sha256([list(scope), list(agent), epoch, plan_id, position, tool, args_digest])
+    # JSON, since ids and names are a model's: no separator in one of them reads as two.
+    text = f"{authority}, {epoch}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def idempotency_key(
-    authority: Sequence[str],
-    subject: str,
-    agent: Sequence[str],
-    plan_id: str,
-    position: int,
-    tool: str,
-    args_digest: str,
-) -> str:
-    """The key of one intent, for whoever carries it out: stable over fork and thread copy too.
+def intent_of(authority: Sequence[str], subject: str, agent: Sequence[str]) -> str:
+    """Return the part of an idempotency key that says on whose behalf which agent acts, in which graph."""
+    return f'["intent", {json.dumps(list(authority))}, {json.dumps(subject)}, {json.dumps(list(agent))}'
 
-    `authority` is tenant, issuer and graph; `plan_id` the id of the message that announced the call.
-    Unlike `call_key` it knows neither thread nor epoch, since a copied thread has others. So what tells two intents apart
-    is their message's id: providers and LangChain make unique ones.
+
+def idempotency_key(intent: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
+    """Return the key of one intent, for the service that carries it out: stable over fork and thread copy too.
+
+    `intent` is `intent_of` tenant, issuer and graph; `plan_id` the id of the message that announced the call.
+    Unlike `call_key` it has neither thread nor epoch, since a copied thread has others. The message's id tells two
+    intents apart: providers and LangChain make unique ones.
     """
-    return _sha256(["intent", list(authority), subject, list(agent), plan_id, position, tool, args_digest])
+    text = f"{intent}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sha256(parts: Sequence[Any]) -> str:
-    # As JSON, since ids and names are a model's: no separator in one of them reads as two.
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -96,7 +96,10 @@ def describe(
         raw=written,
         args=args,
         args_digest=args_digest,
-        parsed=(parsed, sent, lambda: digest(_decided(tool, read(), facts.injected))),
+        parsed=parsed,
+        sent=sent,
+        injected=facts.injected,
+        reread=lambda: digest(_decided(tool, read(), facts.injected)),
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,
@@ -115,17 +118,17 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str,
 
 def parses_alike(call: Call) -> bool:
     """Whether the arguments, parsed once more, are the ones that were decided."""
-    if call.parsed is None:
+    if call.reread is None:
         return True
     try:
-        return bool(call.parsed[2]() == call.args_digest)
+        return call.reread() == call.args_digest
     except Exception:  # noqa: BLE001  (what can not be parsed again is not the same)
         return False
 
 
 def unchanged(call: Call, injected: frozenset[str]) -> bool:
     """Whether the parsed arguments are still what was decided: nested values may be shared with a message."""
-    parsed = call.parsed[0]
+    parsed = call.parsed
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
     if all(type(v) in _SCALARS for k, v in parsed.items() if k not in injected):

@@ -132,7 +132,7 @@ def arrival(
             mine.verdict is not None
             and call.tool_ref is tool
             and call.tool == tool.name
-            and call.parsed[1] == sent
+            and call.sent == sent
             and unchanged(call, facts.injected)
         ):
             return Decided(mine.run, call, mine.verdict)

@@ -23,7 +23,7 @@ from langchain_runtime_authz.langgraph.messages import answers_had
 from langchain_runtime_authz.ledger.base import Approval, Query
 from langchain_runtime_authz.pep.approvals import answers, open_questions, over_cap, payload, questions
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Verdict
-from langchain_runtime_authz.pep.claim import claim
+from langchain_runtime_authz.pep.claim import claim_call
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run
 from langchain_runtime_authz.pep.recording import record_asks
@@ -73,7 +73,7 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
     judged = yield from _ask(run, calls, judged, config)
     settled: list[Resolved] = []
     for one in judged:
-        verdict = None if _left(one) else (yield from claim(run, one))[1]
+        verdict = None if _left(one) else (yield from claim_call(run, one))[1]
         row = one.row
         answered = answers_had(row.result) if row is not None else 0
         if one.replay and one.call.reviewed and _by_review(one, task_id(config)):
@@ -126,7 +126,7 @@ def decide_one_of(
         scope = judged if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
-    _, verdict = yield from claim(run, mine)
+    _, verdict = yield from claim_call(run, mine)
     return Resolved(mine.call, verdict, replaced=_replaced(mine))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableSequence
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz.authzen import Decision, Resource, deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
 from langchain_runtime_authz.langgraph.halt import AuthzHalt
@@ -203,7 +203,7 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
         return
     # Before it is asked: a policy that comes meanwhile is not the one that permitted.
     revision = run.engine.evaluator.revision
-    decision: Decision = yield from decide_step(run, "node/enter", Resource(type="node", id=key[1]))
+    decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": key[1], "properties": {}})
     if not decision.permit:
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return

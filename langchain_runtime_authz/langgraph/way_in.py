@@ -74,7 +74,7 @@ class WayIn:
         ticket = verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
-        parsed = call.parsed[0] if ticket is None else self._own(call.parsed[0])
+        parsed = call.parsed if ticket is None else self._own(call.parsed)
         config, call_id = self._config, self._call_id
         self._passage = Passage(
             self._of, run, call, ticket, parsed=parsed, config=config, call_id=call_id, settled=settled

@@ -1,18 +1,16 @@
-"""A tool call as the gates see it, what was decided on it, and what a gate is told."""
+"""A tool call, what was decided on it, and the verdict that its enforcement point receives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final
 
-from langchain_runtime_authz.authzen import (
-    Decision,
-    EvaluationRequest,
-)
+from langchain_runtime_authz.authzen import ArgumentProvenance, Decision
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.plan import Match
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import (
     Approval,
@@ -26,17 +24,31 @@ __all__ = ["Call", "DecidedCall", "Denial", "Replay", "Verdict"]
 _NO_TASK: Final = Task()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One tool call as a gate saw it, before any decision.
+    """One tool call as an enforcement point saw it, before any decision.
 
-    `args` is the JSON projection of the parsed arguments, without injected ones; `raw` what the
-    model wrote; `parsed` the object that the tool will receive. `error` is set where there is
-    nothing to decide because the call can not run at all. `plan_id` and `position` are `None` where
-    the gate did not see the message; `place` then says which of several equal calls this is.
-    `amend` gives the call that a human put in this one's place (tool, arguments), `amends` is the
-    key of the approval that says so. `reviewed`: between the gate and the tool stands a review that
-    asks a human about calls of this tool by itself.
+    Attributes:
+        tool: its name.
+        profile: what the tool does.
+        profiled: whether somebody declared that.
+        call_id: the model's id of the call.
+        plan_id: id of the message that planned it; `None` if the enforcement point did not see the message.
+        position: its place in that message.
+        raw: the arguments as the model wrote them.
+        args: JSON projection of the parsed arguments, without injected ones.
+        args_digest: `digest.digest` of `args`.
+        parsed: the object that the tool will receive.
+        sent: the arguments as they were sent, without injected ones.
+        injected: names of the arguments that the framework supplies.
+        reread: give the digest of the arguments parsed once more; `None` if they cannot differ.
+        tool_ref: the tool object.
+        metadata: of the tool.
+        error: why the call cannot run at all; then there is nothing to decide.
+        place: which of several equal calls this is, if no message is known.
+        amend: give the call that an approver put in this one's place (tool, arguments).
+        amends: key of the approval that says so.
+        reviewed: a review between here and the tool asks an approver about it.
     """
 
     tool: str
@@ -49,6 +61,9 @@ class Call:
     args: Mapping[str, Any]
     args_digest: str
     parsed: Any = None
+    sent: Any = None
+    injected: frozenset[str] = frozenset()
+    reread: Callable[[], str] | None = None
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
@@ -58,53 +73,74 @@ class Call:
     reviewed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DecidedCall:
     """A call and what was decided on it; nothing is claimed yet.
 
-    `body` is the request's JSON, `started` when the batch was asked about (nanoseconds), `task` the
-    task it was decided under, `same` the counter of calls that do what it does, `evidence` what a human who is asked is shown of where arguments came from.
+    Attributes:
+        call: the call.
+        key: its key in the ledger.
+        decision: what was decided.
+        body: the request's JSON, if the call was put into one.
+        started: when the batch was asked about (nanoseconds since the epoch).
+        now: ledger time at the decision, in whole seconds.
+        match: how the call stands to its plan.
+        provenance: where its bound arguments came from.
+        prior_calls: how often the same was done for this task before (`context.call.repeats`).
+        counter: the budget under which calls with the same effect are counted.
+        task: the task it was decided under.
+        approval: what was asked and answered about it.
+        row: what the ledger holds of it.
+        replay: it ran before, and its result stands.
+        evidence: what an approver is shown of where arguments came from.
     """
 
     call: Call
     key: str
     decision: Decision
-    request: EvaluationRequest | None
     body: bytes | None = None
     started: int = 0
+    now: int = 0
+    match: Match | None = None
+    provenance: Mapping[str, ArgumentProvenance] = field(default_factory=dict)
+    prior_calls: int = 0
+    counter: str = ""
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
-    same: str = ""
     replay: bool = False
     evidence: tuple[str, ...] = ()
 
     @property
     def asks(self) -> bool:
-        """Whether a human's approval would lift the deny."""
+        """Whether an approval would lift the deny."""
         return self.decision.outcome == "approval_required"
 
     @property
     def terms(self) -> Terms:
-        """On which terms a human is to be asked about it."""
+        """The terms on which to ask about it."""
         asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
         found = [terms for terms in asked if terms is not None]
         return reduce(Terms.strictest, found) if found else Terms()
 
     @property
     def expires_at(self) -> int:
-        """Until when a question about it can be answered and the answer counts, in ledger time; 0 for ever."""
+        """Ledger time until which a question about it can be answered and the answer counts; 0 for ever."""
         return self.now + self.terms.expires_in if self.terms.expires_in else 0
 
     @property
-    def now(self) -> int:
-        """Ledger time at the decision."""
-        return self.request.context.now if self.request is not None else 0
+    def stale(self) -> bool:
+        """Whether its plan is of an older task."""
+        return self.match is not None and self.match.stale
+
+    def under(self, decision: Decision) -> DecidedCall:
+        """Return the call under another decision, which keeps the first one's id in the audit trail."""
+        return replace(self, decision=decision.model_copy(update={"decision_id": self.decision.decision_id}))
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """The call does not run. `message` is a human's own word on a rejection."""
+    """The call does not run. `message` is the approver's word on a rejection."""
 
     call: Call
     decision: Decision
@@ -113,9 +149,9 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The call ran before: its recorded result (JSON text) stands, it does not run again.
+    """The call ran before: its recorded result (JSON text) stands, and it does not run again.
 
-    `message`: what the human has said since.
+    `message` is what the user has said since.
     """
 
     call: Call

@@ -1,4 +1,4 @@
-"""From a judgement to a ticket, and from a ticket to its end: commit → audit → ticket → tool → conclude.
+"""From a decision to a ticket, and from a ticket to its end: commit → audit → ticket → tool → conclude.
 
 INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point
 of no return: a correction that commits first wins, after it the call is under way.
@@ -9,14 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from dataclasses import replace
 from typing import Final, Literal
 
 from langchain_runtime_authz.audit.record import completion_record
-from langchain_runtime_authz.authzen import (
-    Decision,
-    deny,
-)
+from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import delegation, plan
@@ -49,101 +45,100 @@ from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Flow, Record, Run
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import observing
-from langchain_runtime_authz.pep.recording import is_judgement, label, record_call, tell
+from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, tell
 
-__all__ = ["claim", "conclude", "deny_call"]
+__all__ = ["claim_call", "conclude", "deny_call"]
 
 _log = logging.getLogger(__name__)
 
 RACES: Final = 16  # agents that do the same at once before one of them is refused for it
 
 
-def claim(run: Run, judged: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Commit, record and ticket one judged call. Never raises; a call that asks is a denial here.
+def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
+    """Commit, record and ticket one decided call. Never raises; a call that asks is a denial here.
 
-    Where somebody did the same since it was judged, it is judged anew: what it was judged at last comes with the verdict.
+    If somebody did the same since it was decided, it is decided anew. What was decided last comes with the verdict.
     """
+    verdict = yield from _claim(run, decided)
     tries = RACES
-    while isinstance(verdict := (yield from _claim(run, judged)), Conflict):
-        anew = (yield from decide_calls(run, [judged.call]))[0] if tries else judged
-        if _repeats(anew) <= _repeats(judged):
-            return judged, (yield from deny_call(run, _replaced(judged, deny(verdict.code))))
-        judged, tries = anew, tries - 1
-    return judged, verdict
+    while isinstance(verdict, Conflict):
+        anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
+        if anew.prior_calls <= decided.prior_calls:
+            return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
+        decided, tries = anew, tries - 1
+        verdict = yield from _claim(run, decided)
+    return decided, verdict
 
 
-def _claim(run: Run, judged: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Once. A conflict is about what others have used up meanwhile."""
-    call, decision, approval = judged.call, judged.decision, judged.approval
-    if judged.replay:
-        message = (yield from _news(run, judged)) if _stale(judged) else ""
-        return Replay(call, judged.row.result if judged.row is not None else None, message)
-    if not decision.permit:
-        return (yield from deny_call(run, judged))
-    if run.engine.killed:  # since it was judged
-        return (yield from deny_call(run, _replaced(judged, deny(Code.KILLED))))
+def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
+    """Claim a call once. A conflict is about what others have used up meanwhile."""
+    call, decision, approval, engine = decided.call, decided.decision, decided.approval, run.engine
+    if decided.replay:
+        message = (yield from _news(run, decided)) if decided.stale else ""
+        return Replay(call, decided.row.result if decided.row is not None else None, message)
+    if decision.outcome != "permit":
+        return (yield from deny_call(run, decided))
+    if engine.killed:  # since it was decided
+        return (yield from deny_call(run, decided.under(deny(Code.KILLED))))
+    profile, row, name = call.profile, decided.row, label(call.tool)
     approved = approval is not None and approval.state == "approved"
-    # A human who approves a call after a failure approves running it again.
-    again = approved and judged.row is not None and judged.row.state in ("failed", "unknown")
-    prof = call.profile
-    audiences = audiences_of(run, prof.audience)
-    tokens = {audience: _token_jti(run, judged, audience) for audience in audiences}
-    changes: list[Change] = [
-        ClaimCall(
-            judged.key,
-            run.jti,
-            repeatable=not prof.side_effect or prof.idempotent or again,
-            tokens=tuple(tokens.values()),
-        ),
-        *owed(decision),
-        *_budgets(run, call),
-        *_counted_once(judged),
-        RecordStep(
-            call=label(call.tool),
-            effect=prof.effect,
-            recent=label(call.tool),
-            side_effect=prof.side_effect,
-            agent=run.agent,
-        ),
-    ]
-    spent = tuple(c.counter for c in changes if isinstance(c, SpendBudget))
+    # An approval after a failure approves running it again.
+    again = approved and row is not None and row.state in ("failed", "unknown")
+    audiences = audiences_of(run, profile.audience) if profile.audience else ()
+    tokens = {audience: _token_jti(run, decided, audience) for audience in audiences} if audiences else {}
+    repeatable = not profile.side_effect or profile.idempotent or again
+    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable=repeatable, tokens=tuple(tokens.values()))]
+    spent: tuple[str, ...] = ()
+    if decision.obligations:
+        changes += owed(decision)
+    if run.grant is not None:
+        changes += _budgets(run, call)
+    if decided.counter and row is None:
+        # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
+        changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
+    if len(changes) > 1:
+        spent = tuple([c.counter for c in changes if isinstance(c, SpendBudget)])
+    changes.append(
+        RecordStep(call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent)
+    )
     if approval is not None and approved:
         changes.append(SpendApproval(approval.call_key, approval.args_digest))
-    if (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
+    if call.metadata and (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
         changes.append(RecordEdge(edge))
     try:
-        done = yield Commit(run.scope, run.guard, changes)
+        done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        return (yield from deny_call(run, _replaced(judged, run.engine.ledger_failed(exc))))
+        return (yield from deny_call(run, decided.under(engine.ledger_failed(exc))))
     if isinstance(done, Conflict):
         if done.row is not None:
             return Replay(call, done.row.result)
         if done.code == Code.BUDGET_EXHAUSTED:
             return done
-        return (yield from deny_call(run, _replaced(judged, deny(done.code))))
+        return (yield from deny_call(run, decided.under(deny(done.code))))
     failed: Denial | None = None
     try:
-        yield from record_call(run, judged, done.now)
+        yield call_record(run, decided, done.now)
     except AuditError:
         failed = Denial(call, deny(Code.AUDIT_UNAVAILABLE))
     else:
-        try:
-            yield from tell(run, decision, "tools/call", call.tool, done.now)
-        except AuditError as exc:  # who must be told can not be: recorded as the denial that it is
-            failed = yield from deny_call(run, _replaced(judged, deny(exc.code)))
+        if decision.obligations:
+            try:
+                yield from tell(run, decision, "tools/call", call.tool, done.now)
+            except AuditError as exc:  # those who must be told cannot be: recorded as the denial that it is
+                failed = yield from deny_call(run, decided.under(deny(exc.code)))
     if failed is not None:
         try:
-            back = ReleaseCall(judged.key, spent, approval.call_key if approval is not None else "")
-            yield Commit(run.scope, None, [back])
+            back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
+            yield (Commit, run.scope, None, [back])
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
             _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
         return failed
-    made = minter(run, judged, tokens, done.now) if audiences else None
+    made = minter(run, decided, tokens, done.now) if audiences else None
     return Ticket(
         tool=call.tool,
         tool_ref=call.tool_ref,
         call_id=call.call_id,
-        call_key=judged.key,
+        call_key=decided.key,
         agent=run.agent,
         epoch=run.epoch,
         args_digest=call.args_digest,
@@ -152,41 +147,30 @@ def _claim(run: Run, judged: DecidedCall) -> Flow[Verdict | Conflict]:
         decision_id=decision.decision_id,
         jti=run.jti,
         approval_key=approval.call_key if approval is not None else "",
-        idempotency_key=_intent(run, judged),
+        idempotency_key=_intent(run, decided),
         audiences=audiences,
         obligations=decision.obligations,
         spent=spent,
         mint=made.mint if made is not None else None,
         amint=made.amint if made is not None else None,
-        refusals=RefusedMints(run, judged, done.now),
+        refusals=RefusedMints(run, decided, done.now),
     )
 
 
-def _token_jti(run: Run, judged: DecidedCall, audience: str) -> str:
+def _token_jti(run: Run, decided: DecidedCall, audience: str) -> str:
     # Of this call in this lease for this audience: a replay under a new lease gets another jti.
-    return hashlib.sha256(f"{run.jti}:{judged.key}:{audience}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{run.jti}:{decided.key}:{audience}".encode()).hexdigest()[:32]
 
 
-def _intent(run: Run, judged: DecidedCall) -> str:
-    """The key that the tool is offered. Where the message is not known, no copy of the call can be."""
-    call = judged.call
+def _intent(run: Run, decided: DecidedCall) -> str:
+    """Return the key that the tool is offered. If the message is not known, no copy of the call can be."""
+    call = decided.call
     if call.plan_id is None:
-        return judged.key
-    place = (call.plan_id, call.position or 0, call.tool, call.args_digest)
-    return plan.idempotency_key(run.scope[:3], run.subject.principal, run.agent, *place)
-
-
-def _counted_once(judged: DecidedCall) -> list[Change]:
-    """One more of the same (`context.call.repeats`). INVARIANT: nobody has done it since it was judged.
-
-    A call that was claimed before, and goes on or is tried again, is counted.
-    """
-    return [SpendBudget(judged.same, _repeats(judged) + 1)] if judged.same and judged.row is None else []
-
-
-def _repeats(judged: DecidedCall) -> int:
-    asked = judged.request.context.call if judged.request is not None else None
-    return asked.repeats if asked is not None else 0
+        return decided.key
+    intent = run.parts.get("intent")
+    if intent is None:
+        intent = run.parts["intent"] = plan.intent_of(run.scope[:3], run.subject.principal, run.agent)
+    return plan.idempotency_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
 
 
 def _budgets(run: Run, call: Call) -> list[SpendBudget]:
@@ -194,24 +178,24 @@ def _budgets(run: Run, call: Call) -> list[SpendBudget]:
     return [SpendBudget(c, granted[c]) for c in (call.tool, f"effect:{call.profile.effect}") if c in granted]
 
 
-def deny_call(run: Run, judged: DecidedCall) -> Flow[Denial]:
+def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
-    call, decision = judged.call, judged.decision
-    changes: list[Change] = [_counted(judged)]
-    rotation = [_rotation(run, judged)] if any(o.type == "rotate" for o in decision.obligations) else []
+    call, decision = decided.call, decided.decision
+    changes: list[Change] = [_counted(decided)]
+    rotation = [_rotation(run, decided)] if any(o.type == "rotate" for o in decision.obligations) else []
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
     message = ""
-    if judged.approval is not None and judged.approval.state in ("rejected", "answered"):
-        message = judged.approval.message
-    elif decision.reason == Code.STALE_EPOCH or _stale(judged):
+    if decided.approval is not None and decided.approval.state in ("rejected", "answered"):
+        message = decided.approval.message
+    elif decision.reason == Code.STALE_EPOCH or decided.stale:
         message = "\n".join((*run.undelivered, *run.corrected))
         changes += [TakePending()] if message else []
     try:
         done = yield Commit(run.scope, None, [*changes, *rotation])
         if rotation and isinstance(done, Conflict):  # the task has changed already
             done = yield Commit(run.scope, None, changes)
-        yield from record_call(run, judged, getattr(done, "now", 0.0))
+        yield call_record(run, decided, getattr(done, "now", 0.0))
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
     for change in owed(decision):
@@ -227,48 +211,32 @@ def deny_call(run: Run, judged: DecidedCall) -> Flow[Denial]:
     return Denial(call, decision, message)
 
 
-def _stale(judged: DecidedCall) -> bool:
-    plan_shown = judged.request.context.plan if judged.request is not None else None
-    return plan_shown is not None and plan_shown.stale
-
-
-def _news(run: Run, judged: DecidedCall) -> Flow[str]:
+def _news(run: Run, decided: DecidedCall) -> Flow[str]:
     """What the human said that the graph has not seen, for the answer to a call that ran before."""
     message = "\n".join((*run.undelivered, *run.corrected))
     if message:
         try:
             yield Commit(run.scope, None, [TakePending()])
         except Exception as exc:  # noqa: BLE001  (then it is told once more)
-            _log.error("what was told with %s stays pending: %s", judged.decision.decision_id, type(exc).__name__)
+            _log.error("what was told with %s stays pending: %s", decided.decision.decision_id, type(exc).__name__)
     return message
 
 
-def _rotation(run: Run, judged: DecidedCall) -> AdvanceEpoch:
-    text = HumanText(judged.call.args_digest, "", f"data:{judged.decision.decision_id}", own=False)
+def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
+    text = HumanText(decided.call.args_digest, "", f"data:{decided.decision.decision_id}", own=False)
     return AdvanceEpoch(run.epoch, (text,))
 
 
-def _counted(judged: DecidedCall) -> RecordStep:
-    """What a denial adds to the history. An outage, a correction or a kill switch is no misbehaviour."""
-    call, request = judged.call, judged.request
-    unplanned = (
-        call.profile.side_effect
-        and request is not None
-        and request.context.plan is not None
-        and not request.context.plan.planned
-    )
-    tainted = (
-        call.profile.side_effect
-        and request is not None
-        and request.context.call is not None
-        and any(p.standing == "outside" and p.kind != "when" for p in request.context.call.provenance.values())
-    )
-    counts = is_judgement(judged.decision)
+def _counted(decided: DecidedCall) -> RecordStep:
+    """Return what a denial adds to the history. An outage, a correction or a kill switch is no misbehaviour."""
+    call, counts = decided.call, is_judgement(decided.decision)
+    acts = counts and call.profile.side_effect and decided.match is not None
+    tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
     return RecordStep(
         denials=int(counts),
         recent=f"deny:{label(call.tool)}",
-        unplanned=int(counts and unplanned),
-        tainted=int(counts and tainted),
+        unplanned=int(acts and decided.match is not None and not decided.match.planned),
+        tainted=int(tainted),
     )
 
 
@@ -287,25 +255,26 @@ def conclude(
     Where a live token was found in what the tool gave out, the agent is revoked.
     """
     ticket.conclude()
-    leaked = ticket.leaked
-    side_effect = call.profile.side_effect
+    leaked, profile, memory = ticket.leaked, call.profile, run.engine.memory
+    side_effect = profile.side_effect
     changes: list[Change] = []
     if state == "released":
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
     else:
-        # A read may always run again, so nothing of it is kept but its data class.
+        # A read may always run again, so only its data class is kept.
         kept = state if side_effect or state == "suspended" else None
         changes.append(ConcludeCall(ticket.call_key, kept, result if side_effect else None))
-        changes.append(_read(run, ticket, call, state))
+        resource = _read(run, ticket, call, state) if profile.resource is not None else None
+        changes.append(RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):
         found: Harvest = yield observing(run, call, output, failed=state == "failed")
-        run.engine.memory.keep(run.scope, found)
+        memory.keep(run.scope, found)
         if state == "done":
-            run.engine.memory.reached(run.scope, call.profile, call.args)
+            memory.reached(run.scope, profile, call.args)
         if found.sightings:
             changes.append(RecordValues(found.sightings))
         if not side_effect and state == "done":
-            version = content_version(call.profile, output)
+            version = content_version(profile, output)
             changes.append(SetMark(read_mark(call.tool, call.args_digest), version, call.tool))
     if leaked:
         changes.append(Revoke(run.agent))
@@ -313,7 +282,7 @@ def conclude(
     if ticket.withheld:
         _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
     try:
-        done = yield Commit(run.scope, None, changes)
+        done = yield (Commit, run.scope, None, changes)
         yield Record(
             completion_record,
             now=getattr(done, "now", 0.0),
@@ -328,15 +297,7 @@ def conclude(
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
 
 
-def _read(run: Run, ticket: Ticket, call: Call, state: str) -> RecordStep:
+def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
     version = run.versions.pop(ticket.call_key, None)
     name = resource_of(call.profile, call.args)
-    read = name is not None and version is not None and state == "done"
-    resource = (name, call.tool, version) if read else None
-    return RecordStep(data_class=call.profile.data_class, resource=resource, agent=run.agent)  # type: ignore[arg-type]
-
-
-def _replaced(judged: DecidedCall, decision: Decision) -> DecidedCall:
-    """The same call under another decision, which keeps the first one's id in the audit trail."""
-    decision = decision.model_copy(update={"decision_id": judged.decision.decision_id})
-    return replace(judged, decision=decision)
+    return (name, call.tool, version) if name is not None and version is not None and state == "done" else None

@@ -11,11 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from langchain_runtime_authz.authzen import (
-    Decision,
-    EvaluationRequest,
-    deny,
-)
+from langchain_runtime_authz.authzen import ArgumentProvenance, Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.provenance.trace import effect_target, wanted
@@ -32,15 +28,14 @@ from langchain_runtime_authz.ledger.base import (
     Scope,
     Snapshot,
 )
-from langchain_runtime_authz.pdp.base import serialise
 from langchain_runtime_authz.pep.approvals import edited_action
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import understood
 from langchain_runtime_authz.pep.provenance import TaskWords, sentences
-from langchain_runtime_authz.pep.request import request_of
+from langchain_runtime_authz.pep.request import call_request
 
-__all__ = ["data_scope", "decide_calls", "lease_refusal", "renewed", "repeats_counter", "review_key"]
+__all__ = ["data_scope", "decide_calls", "effect_counter", "lease_refusal", "renewed", "review_key"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +48,8 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "failed": Code.OUTCOME_UNKNOWN,
     "unknown": Code.OUTCOME_UNKNOWN,
 }
+_NOTHING: Final[Mapping[str, ArgumentProvenance]] = {}
+_UNDECIDED: Final = deny(Code.PDP_ERROR)  # in the place of a decision until there is one
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
     "answered": Code.APPROVAL_ANSWERED,
@@ -63,134 +60,149 @@ _REFUSED: Final[Mapping[str, Code]] = {
 def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     """Decide all calls of one message on one snapshot and in one batch. Never raises.
 
-    A failing ledger denies every call. What is refused here without asking the PDP is a deny like
-    any other: recorded by `claim` or `deny_call`.
+    A failing ledger denies every call. What is refused here without asking the PDP is a deny like any other:
+    `claim_call` records it.
     """
     if not calls:
         return []
-    started = time.time_ns()
-    if run.engine.killed:
-        return [DecidedCall(c, "", deny(Code.KILLED), None) for c in calls]
+    started, engine = time.time_ns(), run.engine
+    if engine.killed:
+        return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
+    keys: list[str] = [""] * len(calls)
     try:
-        calls = yield from _located(run, calls)
-    except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [DecidedCall(c, "", run.engine.ledger_failed(exc), None) for c in calls]
-    keys, origin = [_key(run, c, run.epoch) for c in calls], run.epoch
-    said = run.engine.memory.said(run.scope)
-    try:
-        counters = [repeats_counter(said, c) for c in calls]
-        snapshot: Snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=said is None))
-        if (carried := _origin(run, snapshot)) is not None:
-            keys, origin = [_key(run, c, carried) for c in calls], carried
-            snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=said is None))
-        if said is None or said.digest != snapshot.task.digest:
-            if said is not None:  # the task changed since its words were read
-                snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=True))
-            said = run.engine.memory.hear(run.scope, snapshot)
-            told, counters = counters, [repeats_counter(said, c) for c in calls]
-            if counters != told:
-                snapshot = yield Load(run.scope, _query(run, calls, keys, origin, counters, log=False))
-        snapshot = yield from renewed(run, snapshot)
+        if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
+            calls = yield from _located(run, calls[0])
+        words, counters, origin = engine.memory.said(run.scope), [], run.epoch
+        keys.clear()
+        for call in calls:
+            keys.append(_key(run, call, origin))
+            counters.append(effect_counter(words, call))
+        snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
+        recorded = snapshot.plan
+        if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
+            # The calls were planned at another epoch: what has run under it has run.
+            keys, origin = [_key(run, c, planned) for c in calls], planned
+            snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
+        if words is None or words.digest != snapshot.task.digest:
+            words, counters, snapshot = yield from _reread(run, calls, keys, origin, counters, words, snapshot)
+        lease = snapshot.lease
+        if lease is not None and lease.expires_at - snapshot.now < engine.lease_ttl / 2:
+            yield from renewed(run, snapshot)
         moved = yield from _moved(run, snapshot, calls, keys)
-    except Exception as exc:  # noqa: BLE001  (likewise)
-        return [DecidedCall(c, k, run.engine.ledger_failed(exc), None) for c, k in zip(calls, keys, strict=True)]
-
-    matches = [_match(run, snapshot, c) for c in calls]
-    approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
-    amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
-    if any(a is not c for a, c in zip(amended, calls, strict=True)):
-        # A human put other calls in the place of these: those are decided, like any.
-        return (yield from decide_calls(run, amended))
-    rows = [snapshot.calls.get(k) for k in keys]
-    refusals = [_refusal(run, snapshot, c, m, a, r) for c, m, a, r in zip(calls, matches, approvals, rows, strict=True)]
-    # A side effect that happened is not decided again: its recorded result stands.
-    replays = [r is not None and r.state == "done" and c.profile.side_effect for c, r in zip(calls, rows, strict=True)]
-    # What is refused here is not asked, but its record still says what it was.
-    repeats = _repeats(snapshot, counters, rows)
-    requests = [
-        None if c.error is not None else request_of(run, snapshot, said, c, m, r, a, moved, n)
-        for c, m, r, a, n in zip(calls, matches, rows, approvals, repeats, strict=True)
-    ]
-    bodies = [serialise(r) if r is not None else None for r in requests]
-    asked = [
-        (r, b) for r, b, no, yes in zip(requests, bodies, refusals, replays, strict=True) if r and not no and not yes
-    ]
-    decided = iter((yield Evaluate([r for r, _ in asked], [b for _, b in asked])) if asked else [])
-    judged = []
-    for i, (call, key) in enumerate(zip(calls, keys, strict=True)):
-        replay = replays[i] and refusals[i] is None
-        decision = refusals[i] or (
-            deny(Code.OUTCOME_UNKNOWN) if replay else understood(next(decided), _CALL_OBLIGATIONS)
+    except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
+        return [DecidedCall(c, k, engine.ledger_failed(exc)) for c, k in zip(calls, keys or [""] * len(calls), strict=True)]
+    approvals: list[Approval | None] = [None] * len(calls)
+    if snapshot.approvals:
+        approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
+        amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
+        if any(a is not c for a, c in zip(amended, calls, strict=True)):
+            # An approver put other calls in the place of these. They are decided like any.
+            return (yield from decide_calls(run, amended))
+    decided: list[DecidedCall] = []
+    asked: list[DecidedCall] = []
+    ahead: dict[str, int] = {}
+    for call, key, counter, approval in zip(calls, keys, counters, approvals, strict=True):
+        row = snapshot.calls.get(key)
+        match = plan.match(recorded, run.epoch, call)
+        refusal = _refusal(run, snapshot, call, match, approval, row)
+        # A side effect that happened is not decided again: its recorded result stands.
+        replay = refusal is None and row is not None and row.state == "done" and call.profile.side_effect
+        prior = 0
+        if counter:
+            spent, before = snapshot.counters.get(counter, 0), ahead.get(counter, 0)
+            prior = spent - int(row is not None and spent > 0) + before
+            ahead[counter] = before + int(row is None)
+        # What is refused here is not asked, but its record still says what it was.
+        body, traced = None, _NOTHING
+        if call.error is None:
+            body, traced = call_request(run, snapshot, words, call, match, row, approval, moved, prior)
+        one = DecidedCall(
+            call=call,
+            key=key,
+            decision=refusal or _UNDECIDED,
+            body=body,
+            started=started,
+            now=int(snapshot.now) if call.error is None else 0,
+            match=match if call.error is None else None,
+            provenance=traced,
+            prior_calls=prior,
+            counter=counter,
+            task=snapshot.task,
+            approval=approval,
+            row=row,
+            replay=replay,
         )
-        judged.append(
-            DecidedCall(
-                call=call,
-                key=key,
-                decision=decision,
-                request=requests[i],
-                body=bodies[i],
-                started=started,
-                task=snapshot.task,
-                approval=approvals[i],
-                row=rows[i],
-                same=counters[i],
-                replay=replay,
-                evidence=_evidence(run, call, requests[i]) if decision.outcome == "approval_required" else (),
-            ),
-        )
-    return judged
+        decided.append(one)
+        if replay:
+            one.decision = deny(Code.OUTCOME_UNKNOWN)
+        elif refusal is None:
+            asked.append(one)
+    if asked:
+        bodies = [one.body for one in asked] if len(asked) > 1 else [asked[0].body]
+        for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
+            one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
+            if decision.outcome == "approval_required":
+                one.evidence = _evidence(run, one)
+    return decided
 
 
-def _evidence(run: Run, call: Call, request: EvaluationRequest | None) -> tuple[str, ...]:
-    asked = request.context.call if request is not None else None
-    told = sentences(run, call, asked.provenance if asked is not None else {})
-    if asked is None or not asked.repeats:
+def _reread(
+    run: Run,
+    calls: Sequence[Call],
+    keys: Sequence[str],
+    origin: int,
+    counters: list[str],
+    words: TaskWords | None,
+    snapshot: Snapshot,
+) -> Flow[tuple[TaskWords, list[str], Snapshot]]:
+    """Read the task's words, which changed or were never read here, and what is counted by them."""
+    if words is not None:
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=True))
+    words = run.engine.memory.hear(run.scope, snapshot)
+    anew = [effect_counter(words, c) for c in calls]
+    if anew != counters:
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
+    return words, anew, snapshot
+
+
+def _evidence(run: Run, decided: DecidedCall) -> tuple[str, ...]:
+    told = sentences(run, decided.call, decided.provenance)
+    if not decided.prior_calls:
         return told
-    return (f"DONE BEFORE: the same was let run {asked.repeats} time(s) for this task", *told)
+    return (f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task", *told)
 
 
-def repeats_counter(said: TaskWords | None, call: Call) -> str:
-    """The name under which calls that do the same again are counted, or `""` where that can not be told.
+def effect_counter(words: TaskWords | None, call: Call) -> str:
+    """Return the name under which calls with the same effect are counted, or `""` if that is not known.
 
-    Not by the epoch: that moves where a human refuses a call with a reason, or a machine changes what the task is based
-    on, and neither asks for anything to be done again.
+    The epoch is no part of it. It moves if an approver rejects a call with a reason, or if a machine changes what
+    the task is based on, and neither asks for anything to be done again.
     """
-    if said is None or call.error is not None or not (call.profiled and call.profile.side_effect):
+    if words is None or call.error is not None or not (call.profiled and call.profile.side_effect):
         return ""
     hit = effect_target(call.profile, call.args)
-    return f"same:{said.turns}:{call.tool}:{hit}" if hit else ""
+    return f"same:{words.turns}:{call.tool}:{hit}" if hit else ""
 
 
-def _repeats(snapshot: Snapshot, counters: Sequence[str], rows: Sequence[CallRow | None]) -> list[int]:
-    """How often each was done before: by other calls, and by those before it in this message."""
-    found = []
-    for i, (name, row) in enumerate(zip(counters, rows, strict=True)):
-        counted = snapshot.counters.get(name, 0) if name else 0
-        own = int(row is not None and counted > 0)
-        ahead = sum(n == name and r is None for n, r in zip(counters[:i], rows[:i], strict=True)) if name else 0
-        found.append(counted - own + ahead)
-    return found
-
-
-def _located(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
-    """Where a gate did not see the message, the plan is found by the call's id."""
-    only = calls[0]
-    if len(calls) != 1 or only.plan_id is not None or only.call_id is None:
-        return calls
-    snapshot: Snapshot = yield Load(run.scope, Query(planned_call=(run.agent, only.call_id)))
+def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
+    """Find the plan by the call's id, if the enforcement point did not see the message."""
+    snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
-        return calls
+        return [only]
     found = plan.locate(snapshot.plan, only.call_id, only.tool, only.raw)
-    return [replace(only, plan_id=snapshot.plan.id, position=found.position)] if found is not None else calls
+    return [replace(only, plan_id=snapshot.plan.id, position=found.position) if found is not None else only]
 
 
 def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
-    return plan.call_key(run.scope, run.agent, epoch, source, call.position or 0, call.tool, call.args_digest)
+    authority = run.parts.get("authority")
+    if authority is None:
+        authority = run.parts["authority"] = plan.authority(run.scope, run.agent)
+    return plan.call_key(authority, epoch, source, call.position or 0, call.tool, call.args_digest)
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:
-    """The key of what a review beside our own gates said about a call, which it knows by its place alone."""
+    """Return the key of what a review outside our enforcement points said about a call, by the call's place alone."""
     return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
 
 
@@ -198,24 +210,23 @@ def _query(
     run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, counters: Sequence[str], *, log: bool
 ) -> Query:
     plan_id = calls[0].plan_id
-    planned = plan_id is not None
-    reviews = tuple(review_key(run, c, origin) for c in calls) if planned else ()
+    wanted_rows, values = list(keys), []
+    for call in calls:
+        if plan_id is not None:
+            wanted_rows.append(review_key(run, call, origin))
+        if call.amends:
+            wanted_rows.append(call.amends)
+        if call.error is None:
+            values += wanted(call.profile, call.args)
     return Query(
         jti=run.jti,
         plan=(run.agent, plan_id) if plan_id is not None else None,
-        calls=(*keys, *reviews, *(c.amends for c in calls if c.amends)),
+        calls=tuple(wanted_rows),
         agent=run.agent,
         log=log,
-        values=tuple(dict.fromkeys(k for c in calls if c.error is None for k in wanted(c.profile, c.args))),
+        values=tuple(dict.fromkeys(values)),
         counters=tuple(dict.fromkeys(filter(None, counters))),
     )
-
-
-def _origin(run: Run, snapshot: Snapshot) -> int | None:
-    """The epoch that planned the calls, where it is another one: what has run under it has run."""
-    record = snapshot.plan
-    planned = record.origin or record.epoch if record is not None else run.epoch
-    return planned if planned != run.epoch else None
 
 
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
@@ -272,9 +283,15 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """The tools whose resources somebody said changed since they were read; and what reads will read, now."""
-    read = snapshot.history.resources if any(c.profile.side_effect for c in calls) else {}
-    reading = {k: name for c, k in zip(calls, keys, strict=True) if (name := resource_of(c.profile, c.args))}
+    """Return the tools whose resources somebody said changed since they were read. Note what these calls will read."""
+    resources = snapshot.history.resources
+    read: Mapping[str, str] = {}
+    reading: dict[str, str] = {}
+    for call, key in zip(calls, keys, strict=True):
+        if resources and call.profile.side_effect:
+            read = resources
+        if call.profile.resource is not None and (name := resource_of(call.profile, call.args)):
+            reading[key] = name
     names = (*read, *reading.values())
     if not names:
         return frozenset()
@@ -286,19 +303,8 @@ def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[s
 
 
 def data_scope(scope: Scope) -> Scope:
-    """Where the versions of a tenant's resources stand, for every thread."""
+    """Return where the versions of a tenant's resources stand, for every thread."""
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
-
-
-def _match(run: Run, snapshot: Snapshot, call: Call) -> plan.Match:
-    return plan.match(
-        snapshot.plan,
-        epoch=run.epoch,
-        position=call.position,
-        call_id=call.call_id,
-        tool=call.tool,
-        args=call.raw,
-    )
 
 
 def _refusal(

@@ -1,8 +1,7 @@
-"""The parts wired together, a run's place among them, and how one flow serves sync and async.
+"""The parts of one instance, a run's place among them, and the two drivers of flows.
 
-A flow is a generator that yields *effects* and receives their results; it does no I/O of its own.
-`drive` and `adrive` are the only two interpreters. So the synchronous and the asynchronous edge can
-not come apart: there is one flow.
+A flow is a generator. It yields effects, receives their results, and does no I/O of its own. `drive` and
+`adrive` are the only two interpreters, so sync and async callers share one flow.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject, deny
+from langchain_runtime_authz.authzen import Decision, Subject, deny
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
@@ -32,6 +31,7 @@ from langchain_runtime_authz.ledger.base import (
     Scope,
     Snapshot,
 )
+from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
@@ -107,6 +107,13 @@ class Engine:
     profiles: object = None
     tally: Tally = field(default_factory=Tally)
     planner: Planner | None = None
+    prompt: frozenset[object] = field(init=False)
+    """The effects that never wait here, which an async flow performs in place."""
+
+    def __post_init__(self) -> None:
+        in_memory = (Load, Commit) if type(self.ledger) is MemoryLedger else ()
+        undelayed = () if getattr(self.audit, "durable", False) else (WRITE,)
+        object.__setattr__(self, "prompt", frozenset((*in_memory, *undelayed)))
 
     @property
     def killed(self) -> bool:
@@ -173,6 +180,8 @@ class Run:
     models: dict[tuple[Any, ...], Decision] = field(default_factory=dict)
     batches: dict[Any, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    # Parts of requests and keys that stay the same for the run, or while the task does (`pep.request`, `pep.decide`).
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def pause(self) -> None:
         """A human is asked: the run, and those above it, end as suspended."""
@@ -192,77 +201,156 @@ class Run:
         return Guard(self.jti, self.epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Read one snapshot."""
+class Effect:
+    """One kind of I/O, in its blocking and its awaiting form.
 
-    scope: Scope
-    query: Query
+    Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself.
+    An effect without `ado` never waits.
+    """
 
-    def run(self, engine: Engine) -> Snapshot:
-        """Perform it, blocking."""
-        return engine.ledger.load(self.scope, self.query)
+    __slots__ = ("ado", "do")
 
-    async def arun(self, engine: Engine) -> Snapshot:
-        """Perform it."""
-        return await engine.ledger.aload(self.scope, self.query)
+    def __init__(self, do: Callable[..., Any], ado: Callable[..., Awaitable[Any]] | None = None) -> None:
+        self.do, self.ado = do, ado
 
-
-@dataclass(frozen=True, slots=True)
-class Evaluate:
-    """Ask the PDP: one batch."""
-
-    requests: Sequence[EvaluationRequest]
-    bodies: Sequence[bytes | None]
-
-    def run(self, engine: Engine) -> list[Decision]:
-        """Perform it, blocking."""
-        return engine.evaluator.evaluate(self.requests, self.bodies)
-
-    async def arun(self, engine: Engine) -> list[Decision]:
-        """Perform it."""
-        return await engine.evaluator.aevaluate(self.requests, self.bodies)
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        return (self, *arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the planner. A planner that fails grants nothing."""
-
-    planner: Planner
-    texts: Sequence[str]
-
-    def run(self, engine: Engine) -> Sequence[str]:
-        """Perform it, blocking."""
-        try:
-            return self.planner.plan(self.texts)
-        except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
-            _log.warning("the planner failed, so the task grants no tool: %s", type(exc).__name__)
-            return ()
-
-    async def arun(self, engine: Engine) -> Sequence[str]:
-        """Perform it."""
-        try:
-            return await self.planner.aplan(self.texts)
-        except Exception as exc:  # noqa: BLE001  (likewise)
-            _log.warning("the planner failed, so the task grants no tool: %s", type(exc).__name__)
-            return ()
+Flow = Generator[tuple[Any, ...], Any, T]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """One transaction."""
+def _old(step):  # TRANSITION
+    return step if type(step) is tuple else (Effect(lambda e: step.run(e), lambda e: step.arun(e)),)
 
-    scope: Scope
-    guard: Guard | None
-    changes: Sequence[Change]
 
-    def run(self, engine: Engine) -> Committed | Conflict:
-        """Perform it, blocking."""
-        return engine.ledger.commit(self.scope, self.guard, self.changes)
+def drive(engine: Engine, flow: Flow[T]) -> T:
+    """Run a flow to its end, blocking. An effect's exception is raised inside the flow."""
+    try:
+        effect, *arguments = _old(next(flow))
+        while True:
+            try:
+                value = effect.do(engine, *arguments)
+            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                effect, *arguments = _old(flow.throw(exc))
+            else:
+                effect, *arguments = _old(flow.send(value))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
 
-    async def arun(self, engine: Engine) -> Committed | Conflict:
-        """Perform it."""
-        return await engine.ledger.acommit(self.scope, self.guard, self.changes)
+
+async def adrive(engine: Engine, flow: Flow[T]) -> T:
+    """Run a flow to its end without blocking the event loop."""
+    prompt = engine.prompt
+    try:
+        effect, *arguments = _old(next(flow))
+        while True:
+            try:
+                if effect.ado is None or effect in prompt:
+                    value = effect.do(engine, *arguments)
+                else:
+                    value = await effect.ado(engine, *arguments)
+            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                effect, *arguments = _old(flow.throw(exc))
+            else:
+                effect, *arguments = _old(flow.send(value))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+# --- the effects of this room ----------------------------------------------------------------------
+
+
+def _load(engine: Engine, scope: Scope, query: Query) -> Snapshot:
+    return engine.ledger.load(scope, query)
+
+
+async def _aload(engine: Engine, scope: Scope, query: Query) -> Snapshot:
+    return await engine.ledger.aload(scope, query)
+
+
+def _commit(engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+    return engine.ledger.commit(scope, guard, changes)
+
+
+async def _acommit(engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+    return await engine.ledger.acommit(scope, guard, changes)
+
+
+def _evaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
+    return engine.evaluator.evaluate(_parsed(bodies), bodies)
+
+
+async def _aevaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
+    return await engine.evaluator.aevaluate(_parsed(bodies), bodies)
+
+
+def _parsed(bodies):  # TRANSITION
+    from langchain_runtime_authz.authzen import EvaluationRequest
+    return [EvaluationRequest.model_validate_json(b) if b is not None else None for b in bodies]
+
+
+def _ask(engine: Engine, texts: Sequence[str]) -> Sequence[str]:
+    try:
+        return engine.planner.plan(texts) if engine.planner is not None else ()
+    except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
+        return _no_plan(exc)
+
+
+async def _aask(engine: Engine, texts: Sequence[str]) -> Sequence[str]:
+    try:
+        return await engine.planner.aplan(texts) if engine.planner is not None else ()
+    except Exception as exc:  # noqa: BLE001  (likewise)
+        return _no_plan(exc)
+
+
+def _no_plan(exc: Exception) -> tuple[()]:
+    _log.warning("the planner failed, so the task grants no tool: %s", type(exc).__name__)
+    return ()
+
+
+def _record(engine: Engine, builder: Callable[..., dict[str, Any]], values: Mapping[str, Any]) -> None:
+    if isinstance(engine.audit, MemorySink):
+        engine.audit.defer(partial(builder, **values))
+        return
+    try:
+        engine.audit.write(anchored(builder(**values), engine.ledger, engine.tenant))
+    except AuditError:
+        raise
+    except Exception as exc:  # a foreign sink's own failure is a failed record like any other
+        raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
+
+
+async def _arecord(engine: Engine, builder: Callable[..., dict[str, Any]], values: Mapping[str, Any]) -> None:
+    if getattr(engine.audit, "durable", False):  # it waits for a disk
+        await asyncio.to_thread(_record, engine, builder, values)
+    else:
+        _record(engine, builder, values)
+
+
+def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:
+    notifier = engine.notifiers.get(channel)
+    if notifier is None:
+        raise AuditError(Code.NOTIFY_UNAVAILABLE, f"there is no channel `{channel}`")
+    try:
+        notifier.send(notification)
+    except AuditError:
+        raise
+    except Exception as exc:  # a foreign notifier's own failure is a failed notification
+        raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
+
+
+Load: Final = Effect(_load, _aload)  # scope, query → `Snapshot`
+Commit: Final = Effect(_commit, _acommit)  # scope, guard, changes → `Committed` or `Conflict`; one transaction
+Evaluate: Final = Effect(_evaluate, _aevaluate)  # requests as JSON → decisions; one batch
+Ask: Final = Effect(_ask, _aask)  # the subject's texts → names of tools, by the planner
+Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
+WRITE: Final = Effect(_record, _arecord)
+
+
+def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, ...]:  # noqa: N802  (reads as the others)
+    """Write one audit record, built from values that do not change."""
+    return (WRITE, builder, values)
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
@@ -274,98 +362,3 @@ def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, A
     return record
 
 
-class Record:
-    """Write one audit record, built from values that do not change."""
-
-    __slots__ = ("build",)
-
-    def __init__(self, builder: Callable[..., dict[str, Any]], **values: Any) -> None:
-        self.build = partial(builder, **values)
-
-    def run(self, engine: Engine) -> None:
-        """Perform it, blocking."""
-        if isinstance(engine.audit, MemorySink):
-            engine.audit.defer(self.build)
-            return
-        try:
-            engine.audit.write(anchored(self.build(), engine.ledger, engine.tenant))
-        except AuditError:
-            raise
-        except Exception as exc:  # a foreign sink's own failure is a failed record like any other
-            raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
-
-    async def arun(self, engine: Engine) -> None:
-        """Perform it; a sink that waits for a disk waits in a thread."""
-        if getattr(engine.audit, "durable", False):
-            await asyncio.to_thread(self.run, engine)
-        else:
-            self.run(engine)
-
-
-@dataclass(frozen=True, slots=True)
-class Notify:
-    """Hand one notification to a channel; a notifier accepts or refuses at once, so both ways are one."""
-
-    channel: str
-    notification: Mapping[str, Any]
-
-    def run(self, engine: Engine) -> None:
-        """Perform it."""
-        notifier = engine.notifiers.get(self.channel)
-        if notifier is None:
-            raise AuditError(Code.NOTIFY_UNAVAILABLE, f"there is no channel `{self.channel}`")
-        try:
-            notifier.send(self.notification)
-        except AuditError:
-            raise
-        except Exception as exc:  # a foreign notifier's own failure is a failed notification
-            raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
-
-    async def arun(self, engine: Engine) -> None:
-        """Perform it."""
-        self.run(engine)
-
-
-class Effect(Protocol):
-    """What a flow yields. Edges may bring effects of their own (an interrupt)."""
-
-    def run(self, engine: Engine) -> Any:
-        """Perform it, blocking."""
-        ...
-
-    async def arun(self, engine: Engine) -> Any:
-        """Perform it without blocking the event loop."""
-        ...
-
-
-Flow = Generator[Effect, Any, T]
-
-
-def drive(engine: Engine, flow: Flow[T]) -> T:
-    """Run a flow to its end, blocking. An effect's exception is raised inside the flow."""
-    try:
-        effect = next(flow)
-        while True:
-            try:
-                value = effect.run(engine)
-            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                effect = flow.throw(exc)
-            else:
-                effect = flow.send(value)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-
-
-async def adrive(engine: Engine, flow: Flow[T]) -> T:
-    """Run a flow to its end. An effect's exception is raised inside the flow."""
-    try:
-        effect = next(flow)
-        while True:
-            try:
-                value = await effect.arun(engine)
-            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                effect = flow.throw(exc)
-            else:
-                effect = flow.send(value)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
-from langchain_runtime_authz.authzen import Edge, Resource, Subject
+from langchain_runtime_authz.authzen import Edge, Subject
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
@@ -148,7 +148,7 @@ def open_entry(
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
         raise AuthzDenied(engine.failed(exc), new_id()) from exc
     action = "run/resume" if given.resume else "run/start"
-    decision = yield from decide_step(run, action, Resource(type="run", id=agent, properties={"graph": scope.graph}))
+    decision = yield from decide_step(run, action, {"type": "run", "id": agent, "properties": {"graph": scope.graph}})
     if not decision.permit:
         yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
@@ -173,7 +173,7 @@ def _planned(run: Run) -> Flow[frozenset[str] | None]:
         if kept.plan is not None:
             return frozenset(c.tool for c in kept.plan.calls)
         if attempt == 0:
-            tools: Sequence[str] = yield Ask(planner, texts)
+            tools: Sequence[str] = yield Ask(texts)
             calls = tuple(PlannedCall(i, None, t, "") for i, t in enumerate(dict.fromkeys(tools)))
             yield Commit(run.scope, None, [RecordPlan(PlanRecord(key, run.agent, run.epoch, "model", calls))])
     return frozenset()
@@ -395,7 +395,7 @@ def open_child(
     decision = yield from decide_step(
         parent,
         "agent/invoke",
-        Resource(type="agent", id=name, properties={"kind": kind, "depth": len(parent.agent)}),
+        {"type": "agent", "id": name, "properties": {"kind": kind, "depth": len(parent.agent)}},
         extra=lambda _: [RecordEdge(opened), TakeLease(lease_of(child))],
     )
     if not decision.permit:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from langchain_runtime_authz.authzen import Decision, PromptContext, Resource, deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.engine import Flow, Run
@@ -42,17 +42,14 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     if revision and (kept := run.models.get(key)) is not None:
         return kept
     names = sorted(call.tools)
-    resource = Resource(
-        type="model",
-        id=call.model,
-        properties={
-            "provider": call.provider,
-            "tools": list(call.tools),
-            "provider_tools": list(call.provider_tools),
-            "tools_digest": digest({"tools": names, "provider_tools": sorted(call.provider_tools)}),
-        },
-    )
-    prompt = PromptContext(model=call.model, digest=call.prompt)
+    properties = {
+        "provider": call.provider,
+        "tools": list(call.tools),
+        "provider_tools": list(call.provider_tools),
+        "tools_digest": digest({"tools": names, "provider_tools": sorted(call.provider_tools)}),
+    }
+    resource = {"type": "model", "id": call.model, "properties": properties}
+    prompt = {"model": call.model, "digest": call.prompt}
     decision = yield from decide_step(run, "model/call", resource, prompt=prompt)
     if decision.permit and keepable(decision, revision) and len(run.models) < MAX_KEPT:
         run.models[key] = decision

@@ -1,19 +1,19 @@
-"""What is written down of a decision, who is told, and what of it counts against an agent."""
+"""Record a decision, notify those it names, and say what of it counts against an agent."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import decision_record
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run
 from langchain_runtime_authz.telemetry import record_decision
 
-__all__ = ["is_judgement", "label", "record", "record_asks", "record_call", "tell"]
+__all__ = ["call_record", "is_judgement", "label", "record_asks", "step_record", "tell"]
 
 MAX_LABEL: Final = 128
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
@@ -40,46 +40,29 @@ def label(tool: str) -> str:
 
 
 def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
-    """Record the decisions that a human is about to be asked about. Raises `AuditError`."""
-    for judged in asked:
-        yield from record_call(run, judged, time.time())
-        yield from tell(run, judged.decision, "tools/call", judged.call.tool, time.time())
+    """Record the decisions that an approver is about to be asked about. Raises `AuditError`."""
+    for decided in asked:
+        yield call_record(run, decided, time.time())
+        yield from tell(run, decided.decision, "tools/call", decided.call.tool, time.time())
 
 
-def record_call(run: Run, judged: DecidedCall, now: float) -> Flow[None]:
-    """Record what was decided on a call. Raises `AuditError`."""
-    yield from record(
-        run,
-        judged.decision,
-        action="tools/call",
-        resource=judged.call.tool,
-        request=judged.request,
-        body=judged.body,
-        started=judged.started or None,
-        now=now,
+def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
+    """Return the effect that records what was decided on a call, at ledger time `now`. It raises `AuditError`."""
+    return step_record(
+        run, decided.decision, "tools/call", decided.call.tool, decided.body, decided.started or None, now
     )
 
 
-def record(
-    run: Run,
-    decision: Decision,
-    *,
-    action: str,
-    resource: str,
-    request: EvaluationRequest | None,
-    body: bytes | None,
-    started: int | None,
-    now: float,
-) -> Flow[None]:
-    """Record a decision, and show it in the trace. Raises `AuditError`.
+def step_record(
+    run: Run, decision: Decision, action: str, resource: str, body: bytes | None, started: int | None, now: float
+) -> tuple[Any, ...]:
+    """Show a decision in the trace, and return the effect that records it. The effect raises `AuditError`.
 
     `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time.
     """
-    if body is None:
-        request = None  # what has no JSON form was not asked
     pdp = run.engine.evaluator.pdp.name
-    record_decision(decision, request, pdp=pdp, action=action, resource=resource, body=body, started=started)
-    yield Record(
+    record_decision(decision, _shown(body), pdp=pdp, action=action, resource=resource, body=body, started=started)
+    return Record(
         decision_record,
         now=now,
         decision=decision,
@@ -94,6 +77,12 @@ def record(
         agent=run.agent,
         content=run.engine.audit.content,
     )
+
+
+def _shown(body):  # TRANSITION
+
+    from langchain_runtime_authz.authzen import EvaluationRequest
+    return EvaluationRequest.model_validate_json(body) if body is not None else None
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:

@@ -1,164 +1,207 @@
-"""The evaluation request of a step: the state of the run, in the words of `authzen`. Pure."""
+"""The evaluation request of a step as JSON: the state of the run, in the words of `authzen`. Pure.
+
+A request is built as plain values in the order of `authzen.EvaluationRequest`. Parts that stay the same for a
+run, or while its task does, are serialised once.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from langchain_runtime_authz.authzen import (
-    Action,
-    AgentContext,
-    ApprovalContext,
-    CallContext,
-    Context,
-    EvaluationRequest,
-    LeaseContext,
-    PlanContext,
-    PromptContext,
-    Resource,
-    TaskContext,
-)
-from langchain_runtime_authz.digest import abbreviate
+import orjson
+
+from langchain_runtime_authz.authzen import SCHEMA_VERSION, ArgumentProvenance
+from langchain_runtime_authz.digest import MAX_STRING, abbreviate
 from langchain_runtime_authz.facts import delegation, history, plan
-from langchain_runtime_authz.facts.source import (
-    changed_since,
-    sources,
-)
-from langchain_runtime_authz.ledger.base import (
-    Approval,
-    CallRow,
-    Snapshot,
-)
+from langchain_runtime_authz.facts.source import changed_since, sources
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.engine import Run
 from langchain_runtime_authz.pep.provenance import TaskWords, arguments, effective_sink, intent
 from langchain_runtime_authz.profile import argument
 
-__all__ = ["context_of", "request_of"]
+__all__ = ["call_request", "request_json"]
 
-_TOOLS_CALL: Final = Action(name="tools/call")
+_TOOLS_CALL: Final = {"name": "tools/call"}
+_SHORT: Final = frozenset((int, float, bool, type(None)))
+JSON = dict[str, Any]
 
 
-def request_of(
+def call_request(
     run: Run,
     snapshot: Snapshot,
-    said: TaskWords,
+    words: TaskWords,
     call: Call,
     match: plan.Match,
     row: CallRow | None,
     approval: Approval | None,
     moved: frozenset[str],
-    repeats: int,
-) -> EvaluationRequest:
-    """What is asked about one call.
+    prior_calls: int,
+) -> tuple[bytes | None, Mapping[str, ArgumentProvenance]]:
+    """Return what is asked about one call, and where its bound arguments came from.
 
-    `row` and `approval` are what the ledger holds of it, `moved` the tools whose resources somebody
-    said changed since they were read, `repeats` how often the same was done for this task.
+    Args:
+        run: the acting agent's run.
+        snapshot: of its thread.
+        words: the task's words.
+        call: the call.
+        match: how it stands to its plan.
+        row: what the ledger holds of it.
+        approval: what was asked and answered about it.
+        moved: tools whose resources somebody said changed since they were read.
+        prior_calls: how often the same was done for this task.
     """
-    prof = call.profile
-    traced = arguments(run, snapshot, said, call)
-    at = snapshot.plan.at if snapshot.plan is not None else 0
-    stale = moved | set(changed_since(snapshot.history.changed, at))
-    critical = {name.split(".")[0] for name in prof.critical}
-    target = {name: argument(call.args, name) for name in prof.critical if name.split(".")[0] in call.args}
-    args = {k: v if k in critical else abbreviate(v) for k, v in call.args.items()}
-    granted = None
-    # A call that paused by itself re-enters under the approval it has spent already, and so does a
-    # read whose task is entered again: the same call, by its key.
-    again = (row is not None and row.state == "suspended") or not prof.side_effect
-    usable = ("approved", "spent") if again else ("approved",)
-    # What a review saw, and what a human wrote, is held against the arguments as written.
-    exact = approval is not None and (approval.args_digest == call.args_digest or approval.source == "hitl")
-    if approval is not None and approval.state in usable and (exact or call.amends == approval.call_key):
-        granted = ApprovalContext(
-            source=approval.source,
-            approver=approval.approver,
-            authenticated=approval.authenticated,
-            args_digest=call.args_digest,
-            edited_from=approval.tool if call.amends == approval.call_key else None,
-            approvers=list(approval.approvers) or [approval.approver],
-        )
-    return EvaluationRequest(
-        subject=run.subject,
-        action=_TOOLS_CALL,
-        resource=Resource(
-            type="tool",
-            id=call.tool,
-            properties={
-                "effect": prof.effect,
-                "sink": prof.sink,
-                "data_class": prof.data_class,
-                "profiled": call.profiled,
-                "target": target,
-                **({"reaches": prof.chain()} if prof.reaches else {}),
-            },
-        ),
-        context=context_of(
-            run,
-            snapshot,
-            plan=PlanContext(
-                id=call.plan_id,
-                source=match.source,
-                planned=match.planned,
-                stale=match.stale,
-                position=match.position,
-                of=match.of,
-                changed=match.changed,
-                listed=snapshot.plan.lists(prof.intent) if snapshot.plan is not None else None,
-            ),
-            call=CallContext(
-                id=call.call_id,
-                state=row.state if row is not None else "new",
-                args=args,
-                args_digest=call.args_digest,
-                provenance=traced,
-                changed=sorted(stale & sources(traced)) if stale else [],
-                intent=intent(run, said, call),
-                sink=effective_sink(prof, call.args),  # type: ignore[arg-type]
-                repeats=repeats,
-            ),
-            approval=granted,
-            prompt=PromptContext(model=match.model, digest=match.prompt) if match.source == "model" else None,
-        ),
+    profile, args, recorded = call.profile, call.args, snapshot.plan
+    traced = arguments(run, snapshot, words, call)
+    stale = moved
+    if snapshot.history.changed:
+        stale = moved | set(changed_since(snapshot.history.changed, recorded.at if recorded is not None else 0))
+    bound, target = set(), {}
+    for name in profile.critical:
+        head = name.partition(".")[0]
+        bound.add(head)
+        if head in args:
+            target[name] = args[name] if head == name else argument(args, name)
+    shown: JSON = {}
+    for name, value in args.items():
+        short = name in bound or type(value) in _SHORT or (type(value) is str and len(value) <= MAX_STRING)
+        shown[name] = value if short else abbreviate(value)
+    properties: JSON = {
+        "effect": profile.effect,
+        "sink": profile.sink,
+        "data_class": profile.data_class,
+        "profiled": call.profiled,
+        "target": target,
+    }
+    if profile.reaches:
+        properties["reaches"] = profile.chain()
+    body = request_json(
+        run,
+        snapshot,
+        _TOOLS_CALL,
+        {"type": "tool", "id": call.tool, "properties": properties},
+        prompt={"model": match.model, "digest": match.prompt} if match.source == "model" else None,
+        plan={
+            "id": call.plan_id,
+            "source": match.source,
+            "planned": match.planned,
+            "stale": match.stale,
+            "position": match.position,
+            "of": match.of,
+            "changed": match.changed,
+            "listed": recorded.lists(profile.intent) if recorded is not None and recorded.todos else None,
+        },
+        call={
+            "id": call.call_id,
+            "state": row.state if row is not None else "new",
+            "args": shown,
+            "args_digest": call.args_digest,
+            "provenance": {name: found.model_dump(by_alias=True) for name, found in traced.items()} if traced else {},
+            "intent": intent(run, words, call).model_dump(),
+            "sink": effective_sink(profile, args),
+            "changed": sorted(stale & sources(traced)) if stale else [],
+            "repeats": prior_calls,
+        },
+        approval=_granted(call, row, approval) if approval is not None else None,
     )
+    return body, traced
 
 
-def context_of(
+def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
+    """Return the approval on record for exactly this call."""
+    # A call that paused by itself re-enters under the approval that it has spent. So does a read whose task is entered again.
+    again = (row is not None and row.state == "suspended") or not call.profile.side_effect
+    if approval.state != "approved" and not (again and approval.state == "spent"):
+        return None
+    edited = call.amends == approval.call_key
+    # What a review showed, and what an approver wrote, is compared with the arguments as written.
+    if not (approval.args_digest == call.args_digest or approval.source == "hitl" or edited):
+        return None
+    return {
+        "source": approval.source,
+        "approver": approval.approver,
+        "authenticated": approval.authenticated,
+        "args_digest": call.args_digest,
+        "edited_from": approval.tool if edited else None,
+        "approvers": list(approval.approvers) or [approval.approver],
+    }
+
+
+def request_json(
     run: Run,
     snapshot: Snapshot,
+    action: Mapping[str, Any],
+    resource: JSON,
     *,
-    plan: PlanContext | None = None,
-    call: CallContext | None = None,
-    approval: ApprovalContext | None = None,
-    prompt: PromptContext | None = None,
-) -> Context:
-    """The state of the run, and what is asked about."""
-    task = snapshot.task
-    return Context(
-        now=int(snapshot.now),
-        task=TaskContext(
-            id=task.id,
-            epoch=snapshot.epoch,
-            digest=task.digest,
-            text=task.text,
-            corrections=task.corrections,
-        ),
-        agent=AgentContext(
-            path=list(run.agent),
-            id=run.engine.identity.agent_id(run.agent),
-            attested=run.engine.identity.attested,
-        ),
-        delegation=delegation.to_context(run.agent, snapshot.edges),
-        history=history.to_context(snapshot.history, snapshot.now, run.agent),
-        lease=LeaseContext(
-            jti=run.jti,
-            epoch=run.epoch,
-            exp=run.expires_at,
-            grant=run.grant.to_json() if run.grant is not None else None,
-            seconds=max(int(snapshot.now) - run.started_at, 0),
-            steps=max(snapshot.history.steps - run.steps_before, 0),
-        ),
-        plan=plan,
-        call=call,
-        approval=approval,
-        prompt=prompt,
+    prompt: JSON | None = None,
+    plan: JSON | None = None,
+    call: JSON | None = None,
+    approval: JSON | None = None,
+) -> bytes | None:
+    """Return the JSON of one request, or `None` if a string in it has no UTF-8 form (a lone surrogate)."""
+    now, steps, edges = int(snapshot.now), snapshot.history, snapshot.edges
+    try:
+        subject, agent, grant = run.parts.get("run") or _of_run(run)
+        task = run.parts.get("task")
+        if task is None or task[0] is not snapshot.task or task[1] != snapshot.epoch:
+            task = _of_task(run, snapshot)
+        return orjson.dumps(
+            {
+                "subject": subject,
+                "action": action,
+                "resource": resource,
+                "context": {
+                    "schema_version": SCHEMA_VERSION,
+                    "now": now,
+                    "task": task[2],
+                    "agent": agent,
+                    "delegation": _delegation(run.agent, edges),
+                    "history": history.to_context(steps, snapshot.now, run.agent).model_dump(),
+                    "lease": {
+                        "jti": run.jti,
+                        "epoch": run.epoch,
+                        "exp": run.expires_at,
+                        "grant": grant,
+                        "seconds": max(now - run.started_at, 0),
+                        "steps": max(steps.steps - run.steps_before, 0),
+                    },
+                    "prompt": prompt,
+                    "plan": plan,
+                    "call": call,
+                    "approval": approval,
+                },
+            }
+        )
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _delegation(path: Sequence[str], edges: Sequence[Any]) -> JSON:
+    return delegation.to_context(path, edges).model_dump(by_alias=True)
+
+
+def _of_run(run: Run) -> tuple[Any, Any, Any]:
+    """Serialise what stays the same for a run."""
+    identity = run.engine.identity
+    agent = {"path": run.agent, "id": identity.agent_id(run.agent), "attested": identity.attested}
+    found = run.parts["run"] = (
+        orjson.Fragment(run.subject.model_dump_json()),
+        orjson.Fragment(orjson.dumps(agent)),
+        orjson.Fragment(orjson.dumps(run.grant.to_json() if run.grant is not None else None)),
     )
+    return found
+
+
+def _of_task(run: Run, snapshot: Snapshot) -> tuple[Any, int, Any]:
+    """Serialise what stays the same while the task does."""
+    task = snapshot.task
+    body = {
+        "id": task.id,
+        "epoch": snapshot.epoch,
+        "digest": task.digest,
+        "text": task.text,
+        "corrections": task.corrections,
+    }
+    found = run.parts["task"] = (task, snapshot.epoch, orjson.Fragment(orjson.dumps(body)))
+    return found

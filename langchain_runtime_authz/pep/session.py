@@ -16,7 +16,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, Conflict, RecordPlan, Scope
 from langchain_runtime_authz.pep.approvals import behind
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.claim import claim, conclude
+from langchain_runtime_authz.pep.claim import claim_call, conclude
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
@@ -103,10 +103,9 @@ class Session:
         Only for the decision made last; what tools returned is quoted in it, and is not for a model.
         """
         last = self._last
-        if last is None or last.decision.decision_id != decision.decision_id or last.request is None:
+        if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
             return ()
-        asked = last.request.context.call
-        return sentences(self._run, last.call, asked.provenance) if asked is not None else ()
+        return sentences(self._run, last.call, last.provenance)
 
     def approve(self, decision: Decision) -> Decision:
         """The subject approves a call that was `approval_required`; decide it again."""
@@ -197,7 +196,7 @@ class Session:
 
     def _settle(self, call: Call) -> Flow[Decision]:
         (judged,) = yield from decide_calls(self._run, [call])
-        judged, verdict = yield from claim(self._run, judged)
+        judged, verdict = yield from claim_call(self._run, judged)
         self._last = judged
         if isinstance(verdict, Ticket):
             verdict.redeem()

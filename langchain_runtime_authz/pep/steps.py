@@ -8,16 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
-from langchain_runtime_authz.authzen import (
-    Action,
-    Decision,
-    EvaluationRequest,
-    PromptContext,
-    Resource,
-    deny,
-)
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.base import (
     Change,
@@ -27,12 +20,11 @@ from langchain_runtime_authz.ledger.base import (
     Revoke,
     Snapshot,
 )
-from langchain_runtime_authz.pdp.base import serialise
 from langchain_runtime_authz.pep.decide import lease_refusal, renewed
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import owed, understood
-from langchain_runtime_authz.pep.recording import is_judgement, record, tell
-from langchain_runtime_authz.pep.request import context_of
+from langchain_runtime_authz.pep.recording import is_judgement, step_record, tell
+from langchain_runtime_authz.pep.request import request_json
 
 __all__ = ["decide_step", "still_live"]
 
@@ -47,34 +39,32 @@ _STEP_OBLIGATIONS: Final = {
 def decide_step(
     run: Run,
     action: str,
-    resource: Resource,
+    resource: dict[str, Any],
     *,
     extra: Callable[[Decision], Sequence[Change]] | None = None,
-    prompt: PromptContext | None = None,
+    prompt: dict[str, Any] | None = None,
 ) -> Flow[Decision]:
     """Decide a step that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
 
     `extra` gives changes to commit with a permit.
     """
-    request, body = None, None
+    body = None
     started = time.time_ns()
     now = started / 1e9
     try:
-        snapshot: Snapshot = yield Load(run.scope, Query(jti=run.jti, agent=run.agent))
-        snapshot = yield from renewed(run, snapshot)
+        snapshot: Snapshot = yield (Load, run.scope, Query(jti=run.jti, agent=run.agent))
+        lease = snapshot.lease
+        if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
+            yield from renewed(run, snapshot)
         now = snapshot.now
         dead = Code.KILLED if run.engine.killed else lease_refusal(run, snapshot)
         if dead is not None:
             decision = deny(dead)
         else:
-            request = EvaluationRequest(
-                subject=run.subject,
-                action=Action(name=action),  # type: ignore[arg-type]
-                resource=resource,
-                context=context_of(run, snapshot, prompt=prompt),
-            )
-            body = serialise(request)
-            decision = understood((yield Evaluate([request], [body]))[0], _STEP_OBLIGATIONS[action == "model/call"])
+            body = request_json(run, snapshot, {"name": action}, resource, prompt=prompt)
+            decision = (yield (Evaluate, [body]))[0]
+            if decision.obligations:
+                decision = understood(decision, _STEP_OBLIGATIONS[action == "model/call"])
         changes = list(extra(decision)) if extra is not None and decision.permit else []
         if decision.permit:
             changes += owed(decision)
@@ -91,17 +81,9 @@ def decide_step(
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         decision = run.engine.ledger_failed(exc)
     try:
-        yield from record(
-            run,
-            decision,
-            action=action,
-            resource=resource.id,
-            request=request,
-            body=body,
-            started=started,
-            now=now,
-        )
-        yield from tell(run, decision, action, resource.id, now)
+        yield step_record(run, decision, action, resource["id"], body, started, now)
+        if decision.obligations:
+            yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
         if not decision.permit:
             return decision

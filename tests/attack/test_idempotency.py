@@ -14,7 +14,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call, current_credential
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.pep.claim import claim
+from langchain_runtime_authz.pep.claim import claim_call
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import drive
 from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, StaticPDP
@@ -183,7 +183,7 @@ def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> Non
 
             def flow() -> Any:
                 judged = yield from decide_calls(run, [one])
-                return (yield from claim(run, judged[0]))[1]
+                return (yield from claim_call(run, judged[0]))[1]
 
             return drive(run.engine, flow())
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from langchain_runtime_authz.facts import plan as plan_module
 from langchain_runtime_authz.facts.plan import (
     Match,
     PlannedCall,
     PlanRecord,
-    call_key,
+    authority,
     calls_digest,
     carry,
     match,
@@ -23,6 +24,12 @@ from langchain_runtime_authz.facts.plan import (
     plan_todos,
     raw_digest,
 )
+
+
+def call_key(scope: Any, agent: Any, *parts: Any) -> str:
+    """The key of a call, of whole parts."""
+    return plan_module.call_key(authority(scope, agent), *parts)
+
 
 CALLS = [
     {"id": "c1", "name": "pay", "args": {"amount": 10}},
@@ -42,7 +49,7 @@ def held(
     args: object = None,
 ) -> Match:
     args = {"amount": 10} if args is None else args
-    return match(plan, epoch=epoch, position=position, call_id=call_id, tool=tool, args=args)
+    return match(plan, epoch, SimpleNamespace(position=position, call_id=call_id, tool=tool, raw=args))
 
 
 def test_a_to_do_list_is_kept_as_texts_in_bounds() -> None:
