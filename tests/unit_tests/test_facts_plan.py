@@ -150,7 +150,8 @@ def test_a_carried_plan_holds_what_the_human_left() -> None:
     assert (left.epoch, left.origin, [c.position for c in left.calls]) == (3, 2, [0, 2])
 
     def stands(position: int, tool: str, args: object) -> Match:
-        return match(left, epoch=3, position=position, call_id=f"c{position}", tool=tool, args=args)
+        call = SimpleNamespace(position=position, call_id=f"c{position}", tool=tool, raw=args)
+        return match(left, 3, call)
 
     assert stands(0, "pay", {"amount": 0}).planned
     assert stands(2, "wire", {"amount": 7}).planned
