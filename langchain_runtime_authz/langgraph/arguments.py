@@ -113,7 +113,11 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str,
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
         return {next(iter(fields)) if fields else "input": project(parsed)}
-    return {str(k): project(v) for k, v in parsed.items() if not supplied(k, v, injected)}
+    own = {}
+    for name, value in parsed.items():
+        if name not in injected and type(value) is not ToolRuntime:
+            own[str(name)] = project(value)
+    return own
 
 
 def parses_alike(call: Call) -> bool:
@@ -126,12 +130,15 @@ def parses_alike(call: Call) -> bool:
         return False
 
 
-def unchanged(call: Call, injected: frozenset[str]) -> bool:
-    """Whether the parsed arguments are still what was decided: nested values may be shared with a message."""
-    parsed = call.parsed
+def unchanged(call: Call) -> bool:
+    """Return True if the parsed arguments are still what was decided: nested values may be shared with a message."""
+    parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
-    if all(type(v) in _SCALARS for k, v in parsed.items() if k not in injected):
+    for name, value in parsed.items():
+        if type(value) not in _SCALARS and name not in injected:
+            break
+    else:
         return True
     try:
         return digest(_decided(call.tool_ref, parsed, injected)) == call.args_digest
@@ -140,8 +147,12 @@ def unchanged(call: Call, injected: frozenset[str]) -> bool:
 
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
-    """Arguments that the model or a caller sent, without those that the framework supplies."""
-    return {k: v for k, v in args.items() if not supplied(k, v, injected)}
+    """Return arguments that the model or a caller sent, without those that the framework supplies."""
+    own = {}
+    for name, value in args.items():
+        if name not in injected and type(value) is not ToolRuntime:
+            own[name] = value
+    return own
 
 
 def supplied(name: str, value: object, injected: frozenset[str]) -> bool:

@@ -43,12 +43,12 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import StartingTool, ensure_config, starting_tool
 from langchain_runtime_authz.langgraph.arguments import unknown
-from langchain_runtime_authz.langgraph.arrival import Arrival, Decided, arrival_unguarded
 from langchain_runtime_authz.langgraph.model_calls import decide_shown
 from langchain_runtime_authz.langgraph.plans import note_model_call, note_model_output
 from langchain_runtime_authz.langgraph.run_context import beside, running
 from langchain_runtime_authz.langgraph.standalone import hear
-from langchain_runtime_authz.langgraph.tool_execution import Passage, answer, current_passage
+from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
+from langchain_runtime_authz.langgraph.tool_execution import answer, current_execution
 from langchain_runtime_authz.langgraph.tool_guard import is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
@@ -108,16 +108,11 @@ class _Backstop(BaseCallbackHandler):
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """The tool is done."""
-        passage = current_passage()
-        if passage is not None and passage.of == run_id:
-            passage.output = passage.returned = output
-            passage.__exit__(None, None, None)
+        _close(run_id, None, output)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """The tool failed, or asked."""
-        passage = current_passage()
-        if passage is not None and passage.of == run_id:
-            passage.__exit__(type(error), error, error.__traceback__)
+        _close(run_id, error, None)
 
 
 def _asked(run: Run, serialized: Any, messages: Any, about: dict[str, Any]) -> None:
@@ -126,18 +121,20 @@ def _asked(run: Run, serialized: Any, messages: Any, about: dict[str, Any]) -> N
 
 
 def _refuse(name: str) -> None:
-    """Nothing but a name is known of it."""
+    """Refuse a tool of which only a name is known."""
     if (run := running()) is None:
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    decided = drive(run.engine, Arrival(run, None, unknown(name, None, None, None, {}), {}, None).decide())
-    answer(decided.verdict, None)  # raises
+    answer(drive(run.engine, Arrival(unknown(name, None, None, None, {}), {}, run=run).decide()), None)  # raises
 
 
 def _open(started: StartingTool, run_id: UUID) -> None:
     config = ensure_config(started.config)
     arrived = arrival_unguarded(started.tool, started.tool_input, config, started.call_id)
-    decided = arrived if isinstance(arrived, Decided) else drive(arrived.engine, arrived.decide())
-    run, call, verdict, settled = decided
+    if arrived.engine is None:
+        arrived.refuse()  # raises
+        return
+    verdict = drive(arrived.engine, arrived.decide())
+    run, call = arrived.run, arrived.call
     if isinstance(verdict, Replay):
         verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
     if run is None or isinstance(verdict, Denial):
@@ -147,9 +144,17 @@ def _open(started: StartingTool, run_id: UUID) -> None:
         drive(run.engine, conclude(run, verdict, call, "released"))
         raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)
     verdict.mint = None
-    passage = Passage(run_id, run, call, verdict, parsed=None, config=config, call_id=None, settled=settled)
-    passage.__enter__()
-    passage.admits("_run")
+    if (execution := arrived.execution(run_id, verdict)) is not None:
+        execution.begin()
+        execution.admits("_run")
+
+
+def _close(run_id: UUID, error: BaseException | None, output: Any) -> None:
+    execution = current_execution()
+    if execution is not None and execution.guard == run_id:
+        execution.returned = output
+        if (over := execution.end(error, output)) is not None:
+            drive(execution.run.engine, over)
 
 
 _BACKSTOP: Final = _Backstop()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import interrupt
@@ -25,30 +25,16 @@ from langchain_runtime_authz.pep.approvals import answers, open_questions, over_
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Verdict
 from langchain_runtime_authz.pep.claim import claim_call
 from langchain_runtime_authz.pep.decide import decide_calls
-from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.recording import record_asks
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.pep.engine import Engine
 
 __all__ = ["Resolved", "decide_message", "decide_one_of", "decide_together"]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupt:
-    """An effect: pause for a human; the value is the human's answer once there is one."""
-
-    value: Mapping[str, Any]
-
-    def run(self, engine: Engine) -> Any:
-        """Raises `GraphInterrupt` until the task is resumed."""
-        return interrupt(dict(self.value))
-
-    async def arun(self, engine: Engine) -> Any:
-        """Raises `GraphInterrupt` until the task is resumed."""
-        return self.run(engine)
+# Pause for an approver; the value is the answer once there is one. Raises `GraphInterrupt` until then.
+Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
 class Resolved(NamedTuple):
@@ -68,23 +54,27 @@ class Resolved(NamedTuple):
 
 
 def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Resolved]]:
-    """All calls run in this one task: nothing runs before every question is answered."""
-    judged = yield from decide_calls(run, calls)
-    judged = yield from _ask(run, calls, judged, config)
-    settled: list[Resolved] = []
-    for one in judged:
-        verdict = None if _left(one) else (yield from claim_call(run, one))[1]
-        row = one.row
+    """Decide calls that all run in this one task: nothing runs before every question is answered."""
+    decided = yield from decide_calls(run, calls)
+    for one in decided:
+        if one.approval is not None or one.decision.outcome == "approval_required":
+            decided = yield from _ask(run, calls, decided, config)
+            break
+    resolved: list[Resolved] = []
+    for one in decided:
+        reviewed, row = one.call.reviewed, one.row
+        verdict = None if reviewed and _left(one) else (yield from claim_call(run, one))[1]
         answered = answers_had(row.result) if row is not None else 0
-        if one.replay and one.call.reviewed and _by_review(one, task_id(config)):
+        if one.replay and reviewed and _by_review(one, task_id(config)):
             answered += 1  # the review is passed by, with its tool
         paused = row is not None and row.state == "suspended"
-        settled.append(Resolved(one.call, verdict, answered, paused, _replaced(one)))
-    return settled
+        replaced = bool(one.call.amends) and _replaced(one)
+        resolved.append(Resolved(one.call, verdict, answered, paused, replaced))
+    return resolved
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
-    """Judge the calls of a message for tasks of their own, once for all of them.
+    """Decide the calls of a message for tasks of their own, once for all of them.
 
     What it asks is counted here: each task has to know by itself whether the list goes over a cap.
     """
@@ -144,9 +134,7 @@ def _ask(
     *,
     counted: bool = False,
 ) -> Flow[list[DecidedCall]]:
-    """Ask about those that need it, and judge again with the answers. A failing ledger denies."""
-    if not any(j.asks or j.approval is not None for j in judged):
-        return list(judged)
+    """Ask about those that need it, and decide again with the answers. A failing ledger denies."""
     try:
         return (yield from _asked(run, calls, judged, config, counted=counted))
     except GraphBubbleUp:

@@ -28,14 +28,14 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph._private import agent_ns, is_innermost, task_id
-from langchain_runtime_authz.langgraph.call_gate import CallGate
 from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.plans import record_plans
 from langchain_runtime_authz.langgraph.root_entry import Entering, Entrance
 from langchain_runtime_authz.langgraph.run_context import find_run, gated_task, run_scope
 from langchain_runtime_authz.langgraph.standalone import answered, plan_later
-from langchain_runtime_authz.langgraph.tool_execution import holds
+from langchain_runtime_authz.langgraph.tool_execution import waiting
+from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, withheld
@@ -87,7 +87,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self.tools = []
         self._entrance = authz.entrance
         self._agent = agent
-        self._gate = CallGate(authz.profiles)
+        self._gate = ToolCallPEP(authz.profiles)
         # By what all nodes of one invocation share, and no two invocations.
         self._invocations: weakref.WeakKeyDictionary[Any, _Entries] = weakref.WeakKeyDictionary()
         self._warned = False
@@ -218,7 +218,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Decide the call, unless a gate in front has; then it only passes."""
         self._warn(handler)
-        if holds():
+        if waiting():
             return handler(request)
         config = request.runtime.config
         outer = _gated_run(config)
@@ -233,7 +233,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         """Decide the call, unless a gate in front has; then it only passes."""
         self._warn(handler)
-        if holds():
+        if waiting():
             return await handler(request)
         config = request.runtime.config
         outer = _gated_run(config)

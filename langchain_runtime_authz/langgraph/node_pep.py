@@ -17,8 +17,8 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
 from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.hitl import note_review
 from langchain_runtime_authz.langgraph.plans import record_plans
-from langchain_runtime_authz.langgraph.review import note_review
 from langchain_runtime_authz.langgraph.run import RunHandle, opened
 from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive

@@ -1,6 +1,7 @@
-"""One permitted run of a tool: what surrounds its code, and how the call is closed.
+"""One permitted run of a tool: what surrounds its code, and how the call ends.
 
-`Passage` is used by `with` and by `async with` alike, so that the two roads differ in one `await`.
+A `Pending` call carries its verdict from an enforcement point to the guard of the tool. A `ToolExecution` is the
+guard's: it lasts while the tool's code runs. One context variable holds whichever of the two is innermost.
 """
 
 from __future__ import annotations
@@ -8,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -29,100 +28,118 @@ from langchain_runtime_authz.langgraph.output_filter import Cleaner
 from langchain_runtime_authz.langgraph.run_context import run_scope
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.claim import conclude
-from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.telemetry import execute_tool_span
 
-__all__ = ["FUNCTION", "Held", "Passage", "Stage", "answer", "current_passage", "denied", "held", "held_scope", "holds"]
+__all__ = ["FUNCTION", "Outcome", "Pending", "Stage", "ToolExecution", "answer", "current_execution", "denied", "pending", "waiting"]
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
+Outcome = tuple[Any, BaseException | None]  # what the tool gave or raised; a flow cannot raise a `StopIteration`
 FUNCTION: Final[Stage] = "function"
 
 
-class Held:
-    """What a gate in front hands to the guard: the verdict, the call and the run it belongs to.
+class Pending:
+    """What an enforcement point hands to the guard: the verdict, the call and the run it belongs to.
 
     Attributes:
-        left: there is no verdict: a review on the way asks a human first, and the guard decides what comes of it.
+        left: there is no verdict. A review on the way asks an approver first, and the guard decides after it.
         used: the guard has met it.
+        place: the call's place in its task, for the numbers of graphs that it calls.
     """
 
     __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "run", "used", "verdict")
 
-    def __init__(self, run: Run, settled: Resolved, place: int | None = None) -> None:
+    def __init__(self, run: Run, resolved: Resolved, place: int | None = None) -> None:
         self.run, self.place = run, place
-        self.call, self.verdict, self.answers, self.paused, self.replaced = settled
-        self.left = self.verdict is None
-        self.used = self.left
+        self.call, self.verdict, self.answers, self.paused, self.replaced = resolved
+        self.left = self.used = self.verdict is None
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Whether the verdict is the caller's: a node that sends one call twice may run both at once."""
+        """Return True for the first caller: a node that sends one call twice may run both at once."""
         with self._lock:
             first, self.used = not self.used, True
         return first
 
+    @property
+    def unredeemed(self) -> Ticket | None:
+        """The ticket, if nobody redeemed it."""
+        ticket = self.verdict
+        return ticket if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded else None
+
     def give_back(self) -> Flow[None]:
         """Give a ticket back that nobody redeemed."""
-        ticket = self.verdict
-        if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded:
+        if (ticket := self.unredeemed) is not None:
             yield from conclude(self.run, ticket, self.call, "released")
 
 
-_held: ContextVar[Held | None] = ContextVar("langchain_runtime_authz.held", default=None)
-_passage: ContextVar[Passage | None] = ContextVar("langchain_runtime_authz.passage", default=None)
+_innermost: ContextVar[Pending | ToolExecution | None] = ContextVar("langchain_runtime_authz.call", default=None)
 
 
-def held() -> Held | None:
-    """What a gate in front handed on to the tool that is about to run, if one did."""
-    return _held.get()
+def pending() -> Pending | None:
+    """Return the call that an enforcement point handed on to the tool that is about to run."""
+    one = _innermost.get()
+    return one if type(one) is Pending else None
 
 
-def holds() -> bool:
-    """Whether a gate in front has seen to the call that is being made."""
-    one = _held.get()
-    return one is not None and (one.left or not one.used)
+def waiting() -> bool:
+    """Return True if an enforcement point in front has decided the call that is being made."""
+    one = _innermost.get()
+    return type(one) is Pending and (one.left or not one.used)
 
 
-def current_passage() -> Passage | None:
-    """The passage of the guarded tool around the current code, if any."""
-    return _passage.get()
+def current_execution() -> ToolExecution | None:
+    """Return the execution of the guarded tool around the current code."""
+    one = _innermost.get()
+    return one if type(one) is ToolExecution else None
 
 
-class held_scope:
-    """Hand `one` to the guard of the one call made inside."""
-
-    __slots__ = ("_one", "_previous")
-
-    def __init__(self, one: Held | None) -> None:
-        self._one = one
-
-    def __enter__(self) -> None:
-        self._previous = _held.get()
-        _held.set(self._one)
-
-    def __exit__(self, *exc: object) -> None:
-        _held.set(self._previous)
+def put(one: Pending | ToolExecution | None) -> Pending | ToolExecution | None:
+    """Make `one` the innermost call. Return the one before, to be put back."""
+    before = _innermost.get()
+    _innermost.set(one)
+    return before
 
 
-class Passage:
+# Run the tool's own code. Its sync form is called, its async form awaited.
+def _run(_: Engine, code: Callable[[ToolExecution], Any], execution: ToolExecution) -> Any:
+    return code(execution)
+
+
+async def _arun(_: Engine, code: Callable[[ToolExecution], Any], execution: ToolExecution) -> Any:
+    return await code(execution)
+
+
+# A call that ran is recorded, even if its caller stops waiting.
+async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
+    if Commit in engine.prompt:
+        await adrive(engine, flow)
+    else:
+        await asyncio.shield(adrive(engine, flow))
+
+
+RunTool: Final = Effect(_run, _arun)
+Conclude: Final = Effect(drive, _aconclude)
+
+
+class ToolExecution:
     """One permitted run of a tool.
 
     Attributes:
-        of: whose it is: tools that are copies of each other share it.
+        guard: whose it is; tools that are copies of each other share one.
         parsed: the arguments that the tool receives, whatever it was sent.
         config: the config that the tool runs with.
-        output: what `run` gives back, or the answer in its place; set inside the `with`.
-        returned: what the tool's own code returned, cleaned.
+        returned: what the tool's own code returned, filtered.
     """
 
-    __slots__ = ("_asked", "_before", "_scopes", "_settled", "_span", "_stages",
-                 "call", "call_id", "config", "of", "output", "parsed", "returned", "run", "ticket")  # fmt: skip
+    __slots__ = ("_asked", "_before", "_scopes", "_settle", "_span", "_stages",
+                 "call", "call_id", "config", "guard", "parsed", "returned", "run", "ticket")  # fmt: skip
 
     def __init__(
         self,
-        of: object,
+        guard: object,
         run: Run,
         call: Call,
         ticket: Ticket | None,
@@ -130,43 +147,44 @@ class Passage:
         parsed: Any,
         config: Mapping[str, Any],
         call_id: str | None,
-        settled: Callable[[], None] | None,
+        settle: Callable[[], None] | None,
+        place: int | None = None,
     ) -> None:
-        self.of, self.run, self.call, self.ticket, self.parsed, self.call_id = of, run, call, ticket, parsed, call_id
-        self.config: Any
-        gate = _held.get()
-        config = dict(config)
+        self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
+        own = dict(config)
         if ticket is not None and ticket.mint is not None:  # else there is no token to write anywhere
-            config = watched_config(config, self._outlet)
-            self.parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
-        self.config, self._asked = counting_questions(config, gate.place if gate is not None else None)
-        self._settled = settled
+            own = watched_config(own, self._outlet)
+            parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
+        self.parsed = parsed
+        self.config: Any
+        self.config, self._asked = counting_questions(own, place)
+        self._settle = settle
         self._stages: list[Stage] = []
-        self.output: Any = None
         self.returned: Any = None
 
     # --- the tool's own code ---
 
     def admits(self, stage: Stage) -> bool:
-        """Whether `stage` of the tool's code may start under this passage; the first redeems the ticket.
+        """Return True if `stage` of the tool's code may start under this execution. The first redeems the ticket.
 
-        Each runs once, and the function that the tool was made of is the last: an `_arun` that calls
-        its own `_run` is one passage, and what the function calls is another.
+        Each stage runs once, and the function that the tool was made of is the last: an `_arun` that calls its own
+        `_run` is one execution, and what the function calls is another.
         """
-        if stage in self._stages or FUNCTION in self._stages:
+        stages = self._stages
+        if stage in stages or FUNCTION in stages:
             return False
         if self.ticket is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-        if not self._stages:
+        if not stages:
             self.ticket.redeem()
             self.run.engine.tally.ran(self.run, "tool", self.call.tool, self.layer)
-        self._stages.append(stage)
+        stages.append(stage)
         return True
 
     @property
     def layer(self) -> str:
-        """Who lets the call run: the tool's guard, or the ambient hook, whose passage is of one run of a tool."""
-        return "ambient hook" if isinstance(self.of, UUID) else "tool guard"
+        """Which layer lets the call run: the tool's guard, or the callback backstop for one run of a tool."""
+        return "ambient hook" if type(self.guard) is UUID else "tool guard"
 
     @property
     def started(self) -> bool:
@@ -175,29 +193,29 @@ class Passage:
 
     @property
     def invoked(self) -> bool:
-        """Whether the tool's own `invoke` is all of its code that has started."""
+        """Whether only the tool's own `invoke` has started."""
         return self._stages == ["invoke"]
 
     @property
     def outermost(self) -> bool:
-        """Whether the stage that was admitted last is the first of the passage: what it gives is given out."""
+        """Whether the stage that was admitted last is the first of the execution: its output is given out."""
         return len(self._stages) == 1
 
-    def watched(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of `run`, in which the config's callbacks stand once more."""
-        if self.ticket is None or self.ticket.mint is None or not options.get("callbacks"):
-            return options
-        return {**options, "callbacks": watched_callbacks(options["callbacks"], self._outlet)}
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of `run`, with the callbacks that stand in them filtered."""
+        if self.ticket is None or self.ticket.mint is None or not given.get("callbacks"):
+            return given
+        return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:
-        """What the tool returned, fit to be given out."""
+        """Filter what the tool returned."""
         cleaner = self._cleaner()
         self.returned = value if cleaner is None else cleaner.output(value)
         self._tell(cleaner)
         return self.returned
 
     def clean_error(self, exc: BaseException) -> BaseException:
-        """What the tool raised, likewise. A `GraphBubbleUp` is cleaned in place."""
+        """Filter what the tool raised. A `GraphBubbleUp` is filtered in place."""
         cleaner = self._cleaner()
         if cleaner is None:
             return exc
@@ -209,7 +227,7 @@ class Passage:
         return exc
 
     def _outlet(self, value: Any) -> Any:
-        """What the tool writes beside its result, without a live token."""
+        """Filter what the tool writes elsewhere than into its result: no live token."""
         tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
         if self.ticket is None or not tokens:
             return value
@@ -221,13 +239,14 @@ class Passage:
         return clean
 
     def _cleaner(self) -> Cleaner | None:
-        if self.ticket is None:
+        ticket = self.ticket
+        if ticket is None or not (ticket.obligations or ticket.mint is not None):
             return None
-        fields, tokens = obliged_fields(self.ticket.obligations), self.ticket.minted_tokens()
+        fields, tokens = obliged_fields(ticket.obligations), ticket.minted_tokens()
         return Cleaner(fields, tokens) if fields or tokens else None
 
     def _tell(self, cleaner: Cleaner | None) -> None:
-        """What was found, for the end of the call."""
+        """Note what was found, for the end of the call."""
         if self.ticket is not None and cleaner is not None:
             if cleaner.found:
                 self.ticket.accuse()
@@ -236,85 +255,77 @@ class Passage:
 
     # --- around it ---
 
-    def __enter__(self) -> Passage:
-        run, call = self.run, self.call
-        self._before = _passage.get()
-        _passage.set(self)
-        # No gate's verdict passes on to calls that the tool makes.
-        self._scopes: list[AbstractContextManager[object]] = [held_scope(None), run_scope(run)]
-        if self.ticket is not None:
-            self._scopes.append(ticket_scope(self.ticket))
-        for scope in self._scopes:
+    def begin(self) -> None:
+        """Make this the current execution, its run the current run and its ticket the current ticket."""
+        run, ticket = self.run, self.ticket
+        self._before = put(self)
+        scopes: list[Any] = [run_scope(run)]
+        if ticket is not None:
+            scopes.append(ticket_scope(ticket))
+        for scope in scopes:
             scope.__enter__()
+        self._scopes = scopes
         agent_id = run.engine.identity.agent_id(run.agent)
-        self._span = execute_tool_span(call.tool, self.call_id, run.agent[-1], run.scope.thread, agent_id=agent_id)
+        self._span = execute_tool_span(
+            self.call.tool, self.call_id, run.agent[-1], run.scope.thread, agent_id=agent_id
+        )
         self._span.__enter__()
-        return self
 
-    async def __aenter__(self) -> Passage:
-        return self.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> bool:
-        state = self._leave(kind, exc, tb)
-        if self.ticket is not None:
-            drive(self.run.engine, self._conclude(state))
-        return self._answered(exc)
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> bool:
-        state = self._leave(kind, exc, tb)
-        if self.ticket is not None:
-            # A call that ran is recorded, whoever stops waiting for it.
-            await asyncio.shield(adrive(self.run.engine, self._conclude(state)))
-        return self._answered(exc)
-
-    def _leave(self, kind: Any, exc: BaseException | None, tb: Any) -> State:
-        self._span.__exit__(kind, exc, tb)
+    def end(self, exc: BaseException | None, output: Any) -> Flow[None] | None:
+        """Leave the execution. Return the flow that closes the call, or `None` if there is no ticket."""
+        self._span.__exit__(type(exc) if exc is not None else None, exc, None)
         for scope in reversed(self._scopes):
             scope.__exit__(None, None, None)
-        if _passage.get() is self:  # else this is closed in another context, which keeps its own
-            _passage.set(self._before)
-        if exc is not None:
-            return self._failed(exc)
-        state: State = "failed" if isinstance(self.output, ToolMessage) and self.output.status == "error" else "done"
-        if state == "done" and self._settled is not None:
-            self._settled()
-        return state
+        if _innermost.get() is self:  # else this is closed in another context, which keeps its own
+            _innermost.set(self._before)
+        if exc is None:
+            failed = isinstance(output, ToolMessage) and output.status == "error"
+            state: State = "failed" if failed else "done"
+            if not failed and self._settle is not None:
+                self._settle()
+        else:
+            state = _state_of(exc)
+        return self._conclude(self.ticket, state, output) if self.ticket is not None else None
 
-    def _failed(self, exc: BaseException) -> State:
-        # An invalid answer to the tool's own question leaves the question open.
-        if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
-            return "suspended"
-        if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
-            return "unknown"
-        return "failed"
+    def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        """Run the tool's code by `code`, and close the call."""
+        self.begin()
+        output, failed = None, None
+        try:
+            output = yield (RunTool, code, self)
+        except BaseException as exc:  # noqa: BLE001  (the caller raises it, once the call is closed)
+            failed = exc
+        if (over := self.end(failed, output)) is not None:
+            yield (Conclude, over)
+        if self.call_id is not None and isinstance(failed, AuthzDenied) and not isinstance(failed, GraphBubbleUp):
+            # A step *inside* the tool (a child agent, another tool) was denied.
+            return denial_message(denied(self.call, failed), self.call_id), None
+        return output, failed
 
-    def _conclude(self, state: State) -> Flow[None]:
-        if self.ticket is None:
-            msg = "a passage without a ticket has nothing to conclude"
-            raise TypeError(msg)
+    def _conclude(self, ticket: Ticket, state: State, output: Any) -> Flow[None]:
         if state in ("done", "failed") and not self._stages:
             state = "released"  # the tool's own parsing or callbacks stopped it before it ran
         asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
-        result = recorded(self.output, asked) if state == "done" else only_asked(asked)
-        tool = self.call.tool_ref
-        returned = said(tool, self.returned) if state == "done" and isinstance(tool, BaseTool) else None
-        return conclude(self.run, self.ticket, self.call, state, result, output=returned)
+        result, returned = only_asked(asked), None
+        if state == "done":
+            if self.call.profile.side_effect:
+                result = recorded(output, asked)
+            if isinstance(tool := self.call.tool_ref, BaseTool):
+                returned = said(tool, self.returned)
+        return conclude(self.run, ticket, self.call, state, result, output=returned)
 
-    def _answered(self, exc: BaseException | None) -> bool:
-        """Whether a message stands in place of a step *inside* the tool (a child agent, another tool) that was denied."""
-        if self.call_id is None or not isinstance(exc, AuthzDenied) or isinstance(exc, GraphBubbleUp):
-            return False
-        self.output = denial_message(denied(self.call, exc), self.call_id)
-        return True
+
+def _state_of(exc: BaseException) -> State:
+    # An invalid answer to the tool's own question leaves the question open.
+    if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
+        return "suspended"
+    if isinstance(exc, asyncio.CancelledError | KeyboardInterrupt | SystemExit | GeneratorExit):
+        return "unknown"
+    return "failed"
 
 
 def answer(verdict: Verdict, call_id: str | None) -> Any:
-    """A soft deny where a message can carry it, else `AuthzDenied`."""
+    """Return a soft deny if a message can carry it; else raise `AuthzDenied`."""
     if isinstance(verdict, Denial):
         if call_id is None:
             raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
@@ -322,10 +333,10 @@ def answer(verdict: Verdict, call_id: str | None) -> Any:
     if isinstance(verdict, Replay):
         message = replay_message(verdict, call_id)
         return message if call_id is not None else message.content
-    msg = "a ticket is no answer"
+    msg = "a ticket is not an answer"
     raise TypeError(msg)
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:
-    """The denial of a call for the reason that `exc` gives."""
+    """Return the denial of a call for the reason that `exc` gives."""
     return Denial(call, deny(exc.code).model_copy(update={"decision_id": exc.decision_id}))

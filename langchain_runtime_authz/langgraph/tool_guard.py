@@ -1,12 +1,11 @@
-"""Guarded tools: the primary gate.
+"""Guarded tools: the primary enforcement point of a tool call.
 
-A guarded tool is a copy of the tool whose class is a dynamic subclass of the tool's own, so that it
-is still what it was (`isinstance`, name, schema, attributes) and every route that uses the object
-meets the guard: `invoke`, `ainvoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and `_run`,
-`_arun`, `func` and `coroutine` called by hand.
+A guarded tool is a copy of the tool whose class is a dynamic subclass of the tool's own. It stays what it was
+(`isinstance`, name, schema, attributes), and every route that uses the object meets the guard: `invoke`, `ainvoke`,
+`batch`, `stream`, LCEL, ToolNode, raw threads, and `_run`, `_arun`, `func` and `coroutine` called by hand.
 
-What it does not meet: the function that the tool was made of, in the hands of code that kept it or
-takes it from `guarded.func.__wrapped__`. There the process's own code goes round its own guard.
+The guard does not meet the function that the tool was made of, if code kept it or takes it from
+`guarded.func.__wrapped__`. There the process's own code goes round its own guard.
 """
 
 from __future__ import annotations
@@ -20,26 +19,36 @@ from typing import Any, Final, cast, get_type_hints
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.runnables.config import ensure_config
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, StructuredTool, Tool
 from pydantic import PrivateAttr
 
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
-from langchain_runtime_authz.langgraph.arrival import arrival_by_hand
-from langchain_runtime_authz.langgraph.guarded import Guard, facts_of, guard_of, is_guarded
-from langchain_runtime_authz.langgraph.own_invoke import own_ways, within_own_invoke
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, current_passage
+from langchain_runtime_authz.langgraph.guard import Guard, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution, current_execution
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.langgraph.way_in import WayIn, arrived
+from langchain_runtime_authz.pep.engine import adrive, drive
 
-__all__ = ["facts_of", "guard_tool", "is_guarded"]
+__all__ = ["acts_by_itself", "facts_of", "guard_tool", "is_guarded"]
 
-_FUNCTIONS: Final = ("func", "coroutine")
+# How a tool is called, other than by `invoke`. LangChain's own forms come down to it.
+_FORMS: Final = (
+    "__call__",
+    "batch",
+    "abatch",
+    "batch_as_completed",
+    "abatch_as_completed",
+    "stream",
+    "astream",
+    "transform",
+    "atransform",
+)
 
 
 def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
-    """A guarded copy of `tool`; a tool that is guarded already is returned as it is.
+    """Return a guarded copy of `tool`, or `tool` itself if it is guarded already.
 
     Raises:
         AlreadyProtected: another `RuntimeAuthz` guards it.
@@ -49,14 +58,11 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
             raise AlreadyProtected(tool.name)
         return tool
     copy = tool.model_copy()
-    guard = Guard(profiles, copy)
-    guard.facts(copy)  # pins the digest to the tool as it is now
+    guard = Guard(profiles, copy, _decided_function)
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(type(tool)))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
-    for name in _FUNCTIONS:
-        if callable(raw := copy.__dict__.get(name)):
-            copy.__dict__[name] = _decided_function(copy, guard, raw, name)
+    guard.facts(copy)  # pins the digest to the tool as it is now, and guards its functions
     return copy
 
 
@@ -64,99 +70,123 @@ _classes: weakref.WeakKeyDictionary[type[BaseTool], type[BaseTool]] = weakref.We
 
 
 def _guarded_class(base: type[BaseTool]) -> type[BaseTool]:
-    """The guarded subclass of a tool class, made once per class."""
+    """Return the guarded subclass of a tool class, made once per class."""
     if base not in _classes:
         _classes[base] = _make_guarded_class(base)
     return _classes[base]
 
 
 def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
+    own_invoke = _is_own(base, "invoke") or _is_own(base, "ainvoke")
+
     def run(
-        self: Any,
-        tool_input: Any,
-        *args: Any,
-        config: Any = None,
-        tool_call_id: str | None = None,
-        **kwargs: Any,
+        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
     ) -> Any:
-        if within_own_invoke(self):
+        if own_invoke and _within_own_invoke(self):
             return base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
-        way = arrived(self, base, tool_input, config, tool_call_id)
-        with way as passage:
-            if passage is not None:
-                passage.output = base.run(
-                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **passage.watched(kwargs)
-                )
-        return way.output
+        return _call(
+            self,
+            _arrived(self, base, tool_input, config, tool_call_id),
+            lambda e: base.run(
+                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
+            ),
+        )
 
     async def arun(
-        self: Any,
-        tool_input: Any,
-        *args: Any,
-        config: Any = None,
-        tool_call_id: str | None = None,
-        **kwargs: Any,
+        self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: str | None = None, **kwargs: Any
     ) -> Any:
-        if within_own_invoke(self):
+        if own_invoke and _within_own_invoke(self):
             return await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
-        way = arrived(self, base, tool_input, config, tool_call_id)
-        async with way as passage:
-            if passage is not None:
-                passage.output = await base.arun(
-                    self, tool_input, *args, config=passage.config, tool_call_id=tool_call_id, **passage.watched(kwargs)
-                )
-        return way.output
+        return await _acall(
+            self,
+            _arrived(self, base, tool_input, config, tool_call_id),
+            lambda e: base.arun(
+                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
+            ),
+        )
 
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
-        passage = current_passage()
-        if passage is None or passage.call.tool_ref is not self or passage.started:
+        execution = current_execution()
+        if execution is None or execution.call.tool_ref is not self or execution.started:
             return base._parse_input(self, tool_input, tool_call_id)
-        if isinstance(passage.parsed, Malformed):
-            raise passage.parsed.error
-        return passage.parsed
-
-    @_wraps(base._run)
-    def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _called(self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
-
-    def set_attribute(self: Any, name: str, value: Any) -> None:
-        if name in _FUNCTIONS and callable(value):
-            value = _decided_function(self, guard_of(self), value, name)
-        base.__setattr__(self, name, value)
+        if isinstance(execution.parsed, Malformed):
+            raise execution.parsed.error
+        return execution.parsed
 
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__annotations__": {"_authz_guard": Any},
-        "__runtime_authz_guarded__": True,
+        "__runtime_authz_guarded__": base,
         "_authz_guard": PrivateAttr(default=None),
         "run": run,
         "arun": arun,
         "_parse_input": _parse_input,
-        "_run": _run,
-        "__setattr__": set_attribute,
     }
-    if base._arun is not BaseTool._arun:
+    # LangChain's own `_run` and `_arun` of a tool that was made of functions come down to these, which are guarded.
+    if base._run not in (StructuredTool._run, Tool._run):
+
+        @_wraps(base._run)
+        def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return _called(self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
+
+        namespace["_run"] = _run
+    if base._arun not in (BaseTool._arun, StructuredTool._arun, Tool._arun):
 
         @_wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # A tool without a coroutine of its own goes on to `_run`, which is asked for its passage.
+            # A tool without a coroutine of its own goes on to `_run`, which is asked for its execution.
             if getattr(self, "coroutine", True) is None:
                 return await base._arun(self, *args, **kwargs)
             return await _acalled(self, guard_of(self), "_arun", functools.partial(base._arun, self), args, kwargs)
 
         namespace["_arun"] = _arun
-    namespace |= own_ways(base)
+    namespace |= _own_forms(base)
     made: type[BaseTool] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]  # its own metaclass
     return made
+
+
+def _arrived(tool: BaseTool, base: type[BaseTool], tool_input: Any, config: Any, call_id: str | None) -> Arrival:
+    """Return the arrival of a call of `run` or `arun`."""
+    return arrival(
+        tool, lambda: facts_of(tool), tool_input, ensure_config(config), call_id, functools.partial(base._parse_input, tool)
+    )
+
+
+def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
+    """Run a call's code under its execution, or give the answer in its place."""
+    engine = arrived.engine
+    if engine is None:
+        return arrived.refuse()
+    output, failed = drive(engine, arrived.flow(guard_of(tool), code))
+    try:
+        if failed is not None:
+            raise failed  # here, where what was filtered does not become its context
+    finally:
+        del failed  # its traceback holds this frame
+    return output
+
+
+async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
+    """Run a call's code under its execution, or give the answer in its place."""
+    engine = arrived.engine
+    if engine is None:
+        return arrived.refuse()
+    output, failed = await adrive(engine, arrived.flow(guard_of(tool), code))
+    try:
+        if failed is not None:
+            raise failed
+    finally:
+        del failed
+    return output
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """`functools.wraps`, with the annotations resolved.
 
-    LangChain looks at the annotations of a tool's code on every call. Resolved, that costs less than
-    the guard adds; unresolved, they are compiled each time.
+    LangChain looks at the annotations of a tool's code on every call. Resolved, that costs less than the guard adds;
+    unresolved, they are compiled each time.
     """
 
     def wrap(function: Callable[..., Any]) -> Any:
@@ -175,7 +205,7 @@ def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A tool's `func` or `coroutine`: under the passage that `run` opened, or decided where it is called by hand."""
+    """Wrap a tool's `func` or `coroutine`: under the execution that `run` opened, or decided if called by hand."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
     wrapped: Any
     if name == "coroutine":
@@ -195,39 +225,33 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 
 
 def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    passage = current_passage()
-    if passage is None or passage.of is not guard or not passage.admits(stage):
-        way = _by_hand(tool, guard, stage, code, args, kwargs)
-        with way as opened:
-            if opened is not None:
-                opened.output = _called(tool, guard, stage, code, args, kwargs)
-        return way.output
-    if not passage.outermost:
+    execution = current_execution()
+    if execution is None or execution.guard is not guard or not execution.admits(stage):
+        arrived = _by_hand(tool, guard, stage, code, args, kwargs)
+        return _call(tool, arrived, lambda _: _called(tool, guard, stage, code, args, kwargs))
+    if not execution.outermost:
         return code(*args, **kwargs)
     try:
-        return passage.clean(code(*args, **kwargs))
+        return execution.clean(code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
-        failed = passage.clean_error(exc)
+        failed = execution.clean_error(exc)
     try:
-        raise failed  # here, where what was cleaned does not become its context
+        raise failed  # here, where what was filtered does not become its context
     finally:
         del failed  # its traceback holds this frame
 
 
 async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    passage = current_passage()
-    if passage is None or passage.of is not guard or not passage.admits(stage):
-        way = _by_hand(tool, guard, stage, code, args, kwargs)
-        async with way as opened:
-            if opened is not None:
-                opened.output = await _acalled(tool, guard, stage, code, args, kwargs)
-        return way.output
-    if not passage.outermost:
+    execution = current_execution()
+    if execution is None or execution.guard is not guard or not execution.admits(stage):
+        arrived = _by_hand(tool, guard, stage, code, args, kwargs)
+        return await _acall(tool, arrived, lambda _: _acalled(tool, guard, stage, code, args, kwargs))
+    if not execution.outermost:
         return await code(*args, **kwargs)
     try:
-        return passage.clean(await code(*args, **kwargs))
+        return execution.clean(await code(*args, **kwargs))
     except BaseException as exc:  # noqa: BLE001
-        failed = passage.clean_error(exc)
+        failed = execution.clean_error(exc)
     try:
         raise failed
     finally:
@@ -241,8 +265,8 @@ def _by_hand(
     code: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> WayIn:
-    """The call as its code receives it: every argument by its name, but what the framework supplies."""
+) -> Arrival:
+    """Return the arrival of a call as its code receives it: arguments by name, but what the framework supplies."""
     given = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(given.pop(config_parameter(code) or "", None))
     function = next((f for f in guard.functions if f is not None), None)
@@ -253,5 +277,82 @@ def _by_hand(
             given |= value
         else:
             given[name] = value
-    facts = guard.facts(tool)
-    return WayIn(guard, facts, arrival_by_hand(tool, facts, given, config), config)
+    return arrival_by_hand(tool, guard.facts(tool), given, config)
+
+
+# --- tool classes with an `invoke` of their own, which need not come down to `run` ------------------
+
+
+def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
+    """Guard the class's own `invoke`. Its own batching and streaming give way to LangChain's, which come down to it."""
+
+    def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return _call(
+            self,
+            _arrived(self, base, *_sent(input, config)),
+            lambda e: _invoked(e, lambda: base.invoke(self, input, e.config, **kwargs)),
+        )
+
+    async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        return await _acall(
+            self,
+            _arrived(self, base, *_sent(input, config)),
+            lambda e: _ainvoked(e, lambda: base.ainvoke(self, input, e.config, **kwargs)),
+        )
+
+    own: dict[str, Any] = {name: getattr(BaseTool, name) for name in _FORMS if _is_own(base, name)}
+    if _is_own(base, "invoke"):
+        own["invoke"] = invoke
+    if _is_own(base, "ainvoke"):
+        own["ainvoke"] = ainvoke
+    return own
+
+
+def _invoked(execution: ToolExecution, code: Callable[[], Any]) -> Any:
+    execution.admits("invoke")
+    try:
+        return execution.clean(code())
+    except BaseException as exc:  # noqa: BLE001
+        failed = execution.clean_error(exc)
+    try:
+        raise failed
+    finally:
+        del failed
+
+
+async def _ainvoked(execution: ToolExecution, code: Callable[[], Any]) -> Any:
+    execution.admits("invoke")
+    try:
+        return execution.clean(await code())
+    except BaseException as exc:  # noqa: BLE001
+        failed = execution.clean_error(exc)
+    try:
+        raise failed
+    finally:
+        del failed
+
+
+def acts_by_itself(tool: BaseTool) -> bool:
+    """Return True if an unguarded tool overrides an entry point, so that it may run without callbacks."""
+    return any(_is_own(type(tool), name) for name in ("run", "arun", "invoke", "ainvoke", *_FORMS))
+
+
+def _is_own(base: type[BaseTool], name: str) -> bool:
+    """Return True if a class that is not LangChain's defines the method."""
+    owner = next((c for c in base.__mro__ if name in vars(c)), BaseTool)
+    return owner.__module__.partition(".")[0] != "langchain_core"
+
+
+def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
+    """Return what `invoke` hands to `run`: arguments, config and the tool call's id."""
+    if isinstance(given, dict) and given.get("type") == "tool_call":
+        return dict(given["args"]), config, given["id"]
+    return given, config, None
+
+
+def _within_own_invoke(tool: BaseTool) -> bool:
+    """Return True once if the tool's own `invoke`, which was decided, comes down to `run` as LangChain's does."""
+    execution = current_execution()
+    if execution is None or execution.guard is not guard_of(tool) or not execution.invoked:
+        return False
+    return execution.admits("run")

@@ -1,34 +1,45 @@
-"""The gate of a tool node: all calls of a message are decided before any runs.
+"""A ToolNode with an enforcement point in it.
 
-`AuthzToolNode` is the drop-in face; `gate_tool_node` gives the same gate to a ToolNode that is
-already inside a graph. Neither is the enforcement point by itself, since a graph may rebuild its own
-ToolNode: the tools in it are guarded too.
+`AuthzToolNode` is the drop-in face; `gate_tool_node` gives the same enforcement point to a ToolNode that is inside a
+graph already. Neither suffices by itself, since a graph may rebuild its own ToolNode: the tools are guarded too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import ToolNode
-from langchain_runtime_authz.langgraph.answering import answered, count, instead, told, undecided
-from langchain_runtime_authz.langgraph.review import NotingReview, reviewed_tools
+from langchain_runtime_authz.langgraph.hitl import reviewed_tools
 from langchain_runtime_authz.langgraph.root_entry import Entrance
 from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import held_scope
+from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool, is_guarded
-from langchain_runtime_authz.langgraph.tool_pep import MessageCalls, Verdicts
+from langchain_runtime_authz.langgraph.tool_pep import (
+    MessageCalls,
+    Turn,
+    Turns,
+    answer_of,
+    give_back,
+    instead_of,
+    noted,
+    open_tickets,
+    undecided,
+)
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.langgraph.turns import Turns, current_turns, turns_scope
-from langchain_runtime_authz.pep.engine import Run
+from langchain_runtime_authz.pep.engine import Run, adrive, drive
 
 __all__ = ["AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
+
+_turns: ContextVar[Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
 class _Gate(ToolNode):
@@ -43,49 +54,59 @@ class _Gate(ToolNode):
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         return await self._agated(input, config, runtime)
 
-    def _gated(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool = False) -> Any:
-        run, message = self._message(input, config, runtime, alone=alone)
-        with Verdicts(run, message) as held:
-            count(run, held)
-            with turns_scope(Turns(config, message.calls, held)):
-                return super()._func(input, config, runtime)
+    def _gated(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, standalone)
+        waiting, before = drive(run.engine, message.decide(run)), _turns.get()
+        try:
+            _count(run, waiting)
+            _turns.set(Turns(config, message.calls, waiting))
+            return super()._func(input, config, runtime)
+        finally:
+            _turns.set(before)
+            if open_tickets(waiting):
+                drive(run.engine, give_back(waiting))
 
-    async def _agated(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool = False) -> Any:
-        run, message = self._message(input, config, runtime, alone=alone)
-        async with Verdicts(run, message) as held:
-            count(run, held)
-            with turns_scope(Turns(config, message.calls, held)):
-                return await super()._afunc(input, config, runtime)
+    async def _agated(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, standalone)
+        waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
+        try:
+            _count(run, waiting)
+            _turns.set(Turns(config, message.calls, waiting))
+            return await super()._afunc(input, config, runtime)
+        finally:
+            _turns.set(before)
+            if open_tickets(waiting):
+                await adrive(run.engine, give_back(waiting))
 
-    def _message(self, input: Any, config: RunnableConfig, runtime: Any, *, alone: bool) -> tuple[Run, MessageCalls]:
+    def _message(self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool) -> tuple[Run, MessageCalls]:
         run = find_run(config)
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-        reviewed = reviewed_tools(self._wrap_tool_call, self._awrap_tool_call)
-        return run, MessageCalls(self, self._authz_profiles, input, config, runtime, reviewed=reviewed, alone=alone)
+        wrappers = (self._wrap_tool_call, self._awrap_tool_call)
+        reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
+        return run, MessageCalls(
+            self, self._authz_profiles, input, config, runtime, reviewed=reviewed, standalone=standalone
+        )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns = current_turns()
-        if turns is None:
+        if (turns := _turns.get()) is None:
             return undecided(call)
-        with turns.turn(call):
-            held = turns.of(call)
-            if (answer := answered(held, call, turns.config)) is not None:
+        with Turn(turns, call) as one:
+            if one is not None and type(one.verdict) is Ticket and not one.call.amends:
+                return super()._run_one(call, input_type, tool_runtime)
+            if (answer := answer_of(one, call, turns.config)) is not None:
                 return answer
-            with held_scope(held), NotingReview(held, turns.config, heard=not turns.asked):
-                return told(held, super()._run_one(instead(held, call), input_type, tool_runtime))
+            return noted(one, super()._run_one(instead_of(one, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns = current_turns()
-        if turns is None:
+        if (turns := _turns.get()) is None:
             return undecided(call)
-        async with turns.aturn(call):
-            held = turns.of(call)
-            if (answer := answered(held, call, turns.config)) is not None:
+        async with Turn(turns, call) as one:
+            if one is not None and type(one.verdict) is Ticket and not one.call.amends:
+                return await super()._arun_one(call, input_type, tool_runtime)
+            if (answer := answer_of(one, call, turns.config)) is not None:
                 return answer
-            with held_scope(held):
-                async with NotingReview(held, turns.config, heard=not turns.asked):
-                    return told(held, await super()._arun_one(instead(held, call), input_type, tool_runtime))
+            return noted(one, await super()._arun_one(instead_of(one, call), input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         return super()._execute_tool_sync(self._guarded(request), input_type, config)
@@ -94,20 +115,27 @@ class _Gate(ToolNode):
         return await super()._execute_tool_async(self._guarded(request), input_type, config)
 
     def _guarded(self, request: Any) -> Any:
-        """A tool that middleware brought along is guarded before it can run."""
+        """Guard a tool that middleware brought along before it can run."""
         tool = request.tool
         if isinstance(tool, BaseTool) and not is_guarded(tool):
             return request.override(tool=guard_tool(tool, self._authz_profiles))
         return request
 
 
+def _count(run: Run, waiting: Sequence[Pending]) -> None:
+    """Count what a tool node's enforcement point decided."""
+    for one in waiting:
+        if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+            run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
+
+
 def is_gated_tool_node(node: object) -> bool:
-    """Whether the node is a tool node with our gate."""
+    """Return True for a tool node with our enforcement point."""
     return getattr(type(node), "__runtime_authz_gated__", False) is True
 
 
 def gate_tool_node(node: ToolNode, profiles: Profiles) -> ToolNode:
-    """A gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
+    """Return a gated copy of `node`, of a subclass of its own class, with its tools guarded in place."""
     base = type(node)
     gated = copy.copy(node)
     gated.__class__ = type(base.__name__, (_Gate, base), {"__module__": base.__module__, "__doc__": base.__doc__})
@@ -144,8 +172,8 @@ class _Authz(Protocol):
 class AuthzToolNode(_Gate):
     """Drop-in for `langgraph.prebuilt.ToolNode`.
 
-    Takes what ToolNode takes, and the `RuntimeAuthz` that decides. Inside a protected graph it is
-    one of its gates; called by itself it is a root entry and opens an implicit run.
+    Takes what ToolNode takes, and the `RuntimeAuthz` that decides. Inside a protected graph it is one of its enforcement
+    points; called by itself it is a root entry and opens an implicit run.
 
     Args:
         tools: as for ToolNode; kept as guarded copies.
@@ -166,7 +194,7 @@ class AuthzToolNode(_Gate):
             entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered),
             run_scope(cast("Run", find_run(entered))),
         ):
-            return self._gated(given, entered, runtime, alone=True)
+            return self._gated(given, entered, runtime, standalone=True)
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
@@ -174,4 +202,4 @@ class AuthzToolNode(_Gate):
         entrance = self._authz.entrance
         async with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
             with run_scope(cast("Run", find_run(entered))):
-                return await self._agated(given, entered, runtime, alone=True)
+                return await self._agated(given, entered, runtime, standalone=True)

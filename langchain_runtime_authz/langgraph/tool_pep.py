@@ -1,86 +1,106 @@
-"""The calls that one execution of a tool node was given, and the verdicts on them.
+"""The enforcement point of a message's tool calls: all of them are decided in one batch before any runs.
 
-A node may run all calls of a message in one task, or each as a task of its own. Either way the
-message is decided once, in one batch, before any of its calls runs.
+A tool node may run all calls of a message in one task, or each as a task of its own. `tool_node` puts this enforcement
+point into a ToolNode; `ToolCallPEP` is for middleware.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import Any, Final, cast
 
 from langchain_core.messages import ToolCall, ToolMessage
+from langchain_core.tools import BaseTool
+from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
+from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.langgraph._private import ToolNode, skip_answers
 from langchain_runtime_authz.langgraph.arguments import describe, parse, unknown, without
+from langchain_runtime_authz.langgraph.hitl import note_failed, reviewed_tools
 from langchain_runtime_authz.langgraph.interrupts import decide_message, decide_one_of, decide_together
-from langchain_runtime_authz.langgraph.messages import planned_message
-from langchain_runtime_authz.langgraph.tool_execution import Held
+from langchain_runtime_authz.langgraph.messages import (
+    denial_message,
+    edit_note,
+    planned_message,
+    replay_message,
+    with_note,
+)
+from langchain_runtime_authz.langgraph.tool_execution import Pending, put
 from langchain_runtime_authz.langgraph.tool_guard import facts_of, guard_tool, is_guarded
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
 
-if TYPE_CHECKING:
-    from langchain_runtime_authz.langgraph._private import ToolNode
-    from langchain_runtime_authz.pep.engine import Engine
+__all__ = [
+    "MessageCalls",
+    "ToolCallPEP",
+    "Turn",
+    "Turns",
+    "answer_of",
+    "give_back",
+    "instead_of",
+    "noted",
+    "open_tickets",
+    "undecided",
+]
 
-__all__ = ["MessageCalls", "Verdicts"]
+MAX_TOOL_SETS: Final = 64  # that one middleware keeps a node for
+
+
+# --- deciding ---------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Batch:
-    """The decisions of one message whose calls are tasks of their own; made by the first task."""
+    """The decisions of one message whose calls are tasks of their own. The first task makes them."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     alock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    judged: list[DecidedCall] | None = None
+    decided: list[DecidedCall] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _JudgeOnce:
-    """An effect: judge a message, unless another of its tasks has."""
+def _decide(engine: Engine, run: Run, batch: _Batch, message: MessageCalls) -> list[DecidedCall]:
+    with batch.lock:
+        if batch.decided is None:
+            batch.decided = drive(engine, decide_message(run, message.describe(), message.config))
+        return batch.decided
 
-    run_: Run
-    batch: _Batch
-    message: MessageCalls
 
-    def run(self, engine: Engine) -> list[DecidedCall]:
-        """Judge it, blocking; the message's other tasks wait."""
-        with self.batch.lock:
-            if self.batch.judged is None:
-                self.batch.judged = drive(engine, self._judge())
-            return self.batch.judged
+async def _adecide(engine: Engine, run: Run, batch: _Batch, message: MessageCalls) -> list[DecidedCall]:
+    async with batch.alock:
+        if batch.decided is None:
+            batch.decided = await adrive(engine, decide_message(run, message.describe(), message.config))
+        return batch.decided
 
-    async def arun(self, engine: Engine) -> list[DecidedCall]:
-        """Judge it; the message's other tasks wait."""
-        async with self.batch.alock:
-            if self.batch.judged is None:
-                self.batch.judged = await adrive(engine, self._judge())
-            return self.batch.judged
 
-    def _judge(self) -> Flow[list[DecidedCall]]:
-        return decide_message(self.run_, self.message.describe(), self.message.config)
+# Decide a message, unless another of its tasks has; the other tasks wait.
+DecideOnce: Final = Effect(_decide, _adecide)
 
 
 class MessageCalls:
     """The calls that one execution of a tool node was given, and the message that planned them.
 
     Args:
-        node: the tool node; its tools are guarded as they are met.
-        profiles: of whoever guards them.
+        node: the tool node. Its tools are guarded as they are met.
+        profiles: of the instance that guards them.
         input: the node's input, in any of the forms that ToolNode takes.
         config: of the task.
         runtime: of the task.
-        reviewed: tools about whose calls a review between here and the tool asks a human.
-        alone: the node is its own root entry and shares no run with other tasks.
+        reviewed: tools about whose calls a review between here and the tool asks an approver.
+        standalone: the node is its own root entry and shares no run with other tasks.
     """
+
+    __slots__ = ("calls", "config", "node", "plan_id", "planned", "position", "profiles", "reviewed", "runtime",
+                 "siblings", "state", "together")  # fmt: skip
 
     def __init__(
         self,
@@ -91,24 +111,23 @@ class MessageCalls:
         runtime: Any,
         *,
         reviewed: frozenset[str] = frozenset(),
-        alone: bool = False,
+        standalone: bool = False,
     ) -> None:
         self.node, self.profiles, self.config, self.runtime, self.reviewed = node, profiles, config, runtime, reviewed
         calls, input_type = node._parse_input(input)
-        state = node._extract_state(input, config)
-        self.state = state
+        self.state = node._extract_state(input, config) if input_type == "tool_calls" else input
         key = node._messages_key
-        found = planned_message(state, key, calls[0]) if calls else None
+        found = planned_message(self.state, key, calls[0]) if calls else None
         self.plan_id = found.id if found is not None else None
         self.planned: Sequence[Any] = found.calls if found is not None else ()
         self.siblings: Sequence[Any] = calls
         self.position = 0
-        # Calls sent one by one, of a message that holds more of them. A node that is its own root
-        # entry shares no run with the tasks of the others, so it decides what it was given.
-        self.together = alone or input_type != "tool_calls" or found is None or len(calls) != 1
+        # Calls sent one by one, of a message that holds more of them. A node that is its own root entry shares no run
+        # with the tasks of the others, so it decides what it was given.
+        self.together = standalone or input_type != "tool_calls" or found is None or len(calls) != 1
         if not self.together and found is not None:
             self.position = found.position
-            answered = _answered(state, key)
+            answered = _answered(self.state, key)
             self.siblings = [
                 calls[0] if i == found.position else c
                 for i, c in enumerate(found.calls)
@@ -116,37 +135,24 @@ class MessageCalls:
             ]
             self.together = len(self.siblings) == 1
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
-        self.positions = self._positions(self.planned)
 
-    def _positions(self, planned: Sequence[Any]) -> list[int | None]:
-        """Each call's place in the message, by identity first: two calls may look alike.
-
-        A call that is sent once more than it was planned is the one in its place again.
-        """
-        places: list[int | None] = []
-        free = dict(enumerate(planned))
-        for call in self.siblings:
-            place = _place_of(call, free)
-            if place is None:
-                place = _place_of(call, dict(enumerate(planned)))
-            free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none
-            places.append(place)
-        return places
-
-    def decide(self, run: Run) -> Flow[list[Held]]:
-        """The verdicts on the calls of this task, in order: questions first, then tickets."""
+    def decide(self, run: Run) -> Flow[list[Pending]]:
+        """Return the verdicts on the calls of this task, in order: questions first, then tickets."""
         if self.together:
-            settled = yield from decide_together(run, self.describe(), self.config)
-            return [Held(run, s, place) for place, s in enumerate(settled)]
-        judged: list[DecidedCall] = yield _JudgeOnce(run, self._batch(run), self)
-        mine = next(i for i, j in enumerate(judged) if j.call.position == self.position)
-        return [Held(run, (yield from decide_one_of(run, judged, mine, self.config)))]
+            resolved = yield from decide_together(run, self.describe(), self.config)
+            waiting = []
+            for place, one in enumerate(resolved):
+                waiting.append(Pending(run, one, place))  # noqa: PERF401  (a comprehension is a call of its own)
+            return waiting
+        decided: list[DecidedCall] = yield (DecideOnce, run, self._batch(run), self)
+        mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
+        return [Pending(run, (yield from decide_one_of(run, decided, mine, self.config)))]
 
     def _batch(self, run: Run) -> _Batch:
-        """The batch of the message, by its very calls, or where they are a copy, by what they say.
+        """Return the batch of the message, found by its very calls, or by their content if they are a copy.
 
-        By their content alone it would be lost when a tool writes into its arguments, which may be the
-        message's own; by the message's id alone a provider that uses an id again would get old decisions.
+        By content alone it would be lost when a tool writes into its arguments, which may be the message's own. By the
+        message's id alone a provider that uses an id again would get old decisions.
         """
         tools = id(self.node._tools_by_name)  # a node decides with its own, even if another has tools of the same names
         with run.lock:
@@ -158,31 +164,37 @@ class MessageCalls:
             return cast("_Batch", batch)
 
     def describe(self) -> list[Call]:
-        """The calls as they will run: arguments injected and parsed by each tool's own schema."""
-        return [self._describe(c, p) for c, p in zip(self.siblings, self.positions, strict=True)]
+        """Return the calls as they will run: arguments injected, and parsed by each tool's own schema."""
+        described = []
+        free = dict(enumerate(self.planned))
+        for call in self.siblings:
+            # By identity first: two calls may look alike. A call sent more often than planned is the same call again.
+            place = _place_of(call, free)
+            if place is None:
+                place = _place_of(call, dict(enumerate(self.planned)))
+            free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none
+            described.append(self._describe(call, place))
+        return described
 
     def _describe(self, call: Any, position: int | None) -> Call:
         node, call_id = self.node, call.get("id")
         plan_id = self.plan_id if position is not None else None
-        tool = node.tools_by_name.get(call["name"])
+        tool = node._tools_by_name.get(call["name"])
         if tool is None:
             return unknown(call["name"], call_id, plan_id, position, call["args"])
         if not is_guarded(tool):  # `tools_by_name` is live: somebody put a tool into it
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
         sent, facts = call["args"], facts_of(tool)
+        injected = self._injected(call, tool) if facts.injected else sent
 
         def amend(name: str, args: dict[str, Any]) -> Call:
             return self._describe({**call, "name": name, "args": args}, position)
 
-        try:
-            injected = node._inject_tool_args(cast("ToolCall", dict(call)), self._runtime(call), tool)["args"]
-        except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
-            injected = sent
+        base: Any = type(tool).__runtime_authz_guarded__
         return describe(
             tool,
             facts,
-            # Outside a passage a guarded tool parses like the tool that it was.
-            functools.partial(parse, tool, injected, call_id, tool._parse_input),
+            lambda: parse(tool, injected, call_id, partial(base._parse_input, tool)),
             call_id=call_id,
             plan_id=plan_id,
             position=position,
@@ -192,9 +204,9 @@ class MessageCalls:
             reviewed=call["name"] in self.reviewed,
         )
 
-    def _runtime(self, call: Any) -> Any:
+    def _injected(self, call: Any, tool: BaseTool) -> Any:
         runtime = self.runtime
-        return ToolRuntime(
+        own = ToolRuntime(
             state=self.state,
             tool_call_id=call.get("id"),
             config=self.config,
@@ -205,50 +217,216 @@ class MessageCalls:
             execution_info=runtime.execution_info,
             server_info=runtime.server_info,
         )
-
-
-class Verdicts:
-    """The verdicts on a task's calls while it makes them, by `with` or `async with`.
-
-    On the way out the tickets that nobody redeemed are given back: an interceptor answered, or what
-    ran was decided anew.
-    """
-
-    __slots__ = ("_held", "_message", "_run")
-
-    def __init__(self, run: Run, message: MessageCalls) -> None:
-        self._run, self._message = run, message
-        self._held: list[Held] = []
-
-    def __enter__(self) -> list[Held]:
-        self._held = drive(self._run.engine, self._message.decide(self._run))
-        return self._held
-
-    async def __aenter__(self) -> list[Held]:
-        self._held = await adrive(self._run.engine, self._message.decide(self._run))
-        return self._held
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        drive(self._run.engine, self._released())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await adrive(self._run.engine, self._released())
-
-    def _released(self) -> Flow[None]:
-        for one in self._held:
-            yield from one.give_back()
+        try:
+            return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
+        except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
+            return call["args"]
 
 
 def _place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
-    for same in (lambda c: c is call, lambda c: c == call, lambda c: c.get("id") == call.get("id")):
-        for place, one in planned.items():
-            if same(one):
-                return place
+    for place, one in planned.items():
+        if one is call:
+            return place
+    for place, one in planned.items():
+        if one == call:
+            return place
+    for place, one in planned.items():
+        if one.get("id") == call.get("id"):
+            return place
     return None
 
 
 def _answered(state: Any, key: str) -> set[str]:
     messages = state.get(key, []) if isinstance(state, Mapping) else getattr(state, key, state)
     return {m.tool_call_id for m in messages if isinstance(m, ToolMessage)} if isinstance(messages, list) else set()
+
+
+# --- running ----------------------------------------------------------------------------------------
+
+
+class Turns:
+    """The calls of one execution of the node, by identity, and their order.
+
+    Tools run side by side until one asks by itself. LangGraph gives a task's answers out by number, so from then on
+    they take turns, and of several that ask, the first in order is heard.
+    """
+
+    __slots__ = ("adone", "asked", "config", "done", "order", "serial", "waiting")
+
+    def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending]) -> None:
+        self.config = config
+        self.waiting: dict[int, Pending] = {}
+        self.order: dict[int, int] = {}
+        self.asked = self.serial = False
+        for call, one in zip(calls, waiting, strict=True):  # a node may send one call twice: the first is it
+            self.waiting.setdefault(id(call), one)
+            self.order.setdefault(id(call), len(self.order))
+            self.serial |= bool(one.paused or one.answers or one.left)
+        several = len(self.order) > 1
+        self.done = [threading.Event() for _ in self.order] if self.serial and several else []
+        self.adone = [asyncio.Event() for _ in self.order] if several else []
+
+
+class Turn:
+    """The time in which one call may run, by `with` or `async with`: the call is handed to the guard."""
+
+    __slots__ = ("_before", "_call", "_heard", "_turns", "one")
+
+    def __init__(self, turns: Turns, call: Any) -> None:
+        self._turns, self._call = turns, call
+        self.one = turns.waiting.get(id(call))
+        self._heard = not turns.asked
+
+    def __enter__(self) -> Pending | None:
+        turns = self._turns
+        if turns.done and turns.serial:
+            for before in turns.done[: turns.order.get(id(self._call), 0)]:
+                before.wait()
+        self._before = put(self.one)
+        return self.one
+
+    async def __aenter__(self) -> Pending | None:
+        if self._turns.serial:
+            await self._others()
+        self._before = put(self.one)
+        return self.one
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        put(self._before)
+        if exc is not None:
+            self._note(exc, drive)
+        if self._turns.done:
+            self._turns.done[self._turns.order.get(id(self._call), 0)].set()
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        put(self._before)
+        if exc is not None and (noted := self._note(exc, adrive)) is not None:
+            await noted
+        if self._turns.adone:
+            if isinstance(exc, GraphInterrupt):
+                await self._others()
+            self._turns.adone[self._turns.order.get(id(self._call), 0)].set()
+
+    async def _others(self) -> None:
+        for before in self._turns.adone[: self._turns.order.get(id(self._call), 0)]:
+            await before.wait()
+
+    def _note(self, exc: BaseException, driver: Callable[[Engine, Flow[None]], Any]) -> Any:
+        """Note a question that the tool, or a review in front of it, asks by itself."""
+        one = self.one
+        if isinstance(exc, GraphInterrupt):
+            self._turns.asked = True
+        if one is not None and one.left and isinstance(exc, Exception):
+            return driver(one.run.engine, note_failed(one.run, one.call, exc, self._turns.config, heard=self._heard))
+        return None
+
+
+def undecided(call: Any) -> ToolMessage:
+    """Answer a call that reached the node on a road past its enforcement point."""
+    return denial_message(Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id"))
+
+
+def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
+    """Return the message in place of the tool's, or `None` if the stock road goes on."""
+    if one is None:
+        return undecided(call)
+    verdict = one.verdict
+    if one.left or isinstance(verdict, Ticket):
+        return None
+    skip_answers(config, one.answers)
+    if isinstance(verdict, Replay):
+        return cast("ToolMessage", noted(one, replay_message(verdict, call.get("id"))))
+    # Malformed arguments and unknown names have stock answers that help the model. The tool does not run on that road
+    # either: there is no ticket.
+    if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
+        return denial_message(verdict, call.get("id"))
+    return None
+
+
+def instead_of(one: Pending | None, call: Any) -> Any:
+    """Return the call to execute: the original, or the approver's edit."""
+    if one is None or one.left or not one.call.amends:
+        return call
+    return {**call, "name": one.call.tool, "args": one.call.raw}
+
+
+def noted(one: Pending | None, output: Any) -> Any:
+    """Return the output. If an approver put another call in the place of the model's, it says so."""
+    return output if one is None or not one.replaced else with_note(output, edit_note(one.call))
+
+
+def give_back(waiting: Sequence[Pending]) -> Flow[None]:
+    """Give the tickets back that nobody redeemed."""
+    for one in waiting:
+        yield from one.give_back()
+
+
+def open_tickets(waiting: Sequence[Pending]) -> bool:
+    """Return True if a ticket was not redeemed: an interceptor answered, or what ran was decided anew."""
+    for one in waiting:
+        if type(one.verdict) is Ticket and not one.verdict.redeemed:
+            return True
+    return False
+
+
+# --- middleware, which is handed one call at a time of a graph that is not protected -----------------
+
+
+class ToolCallPEP:
+    """Decides the call that a `ToolCallRequest` holds, with its message's others, and makes it."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
+        self._lock = forkable_lock()
+
+    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Decide the call and make it."""
+        message = self._message(request, handler)
+        waiting = drive(run.engine, message.decide(run))
+        try:
+            with Turn(Turns(message.config, message.calls, waiting), message.calls[0]) as one:
+                if (answer := answer_of(one, message.calls[0], message.config)) is not None:
+                    return answer
+                return noted(one, handler(_request(one, request)))
+        finally:
+            drive(run.engine, give_back(waiting))
+
+    async def acall(self, run: Run, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Decide the call and make it."""
+        message = self._message(request, handler)
+        waiting = await adrive(run.engine, message.decide(run))
+        try:
+            async with Turn(Turns(message.config, message.calls, waiting), message.calls[0]) as one:
+                if (answer := answer_of(one, message.calls[0], message.config)) is not None:
+                    return answer
+                return noted(one, await handler(_request(one, request)))
+        finally:
+            await adrive(run.engine, give_back(waiting))
+
+    def _message(self, request: Any, handler: object) -> MessageCalls:
+        runtime, call = request.runtime, request.tool_call
+        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
+        if isinstance(request.tool, BaseTool):
+            # By what would run: middleware in front may have put another tool in the named one's place.
+            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
+            if not any(t is request.tool for t in tools):
+                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
+        # Kept together with its tools, so that their identities stay theirs.
+        key = tuple(id(t) for t in tools)
+        with self._lock:  # the tasks of one message share one node, and so one batch
+            if key not in self._nodes:
+                if len(self._nodes) >= MAX_TOOL_SETS:
+                    self._nodes.clear()
+                self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
+            node = self._nodes[key][1]
+        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
+        reviewed = reviewed_tools(handler)
+        return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
+
+
+def _request(one: Pending | None, request: Any) -> Any:
+    """Return the request with the guarded tool, and with the call that an approver put in its place."""
+    own = one.call.tool_ref if one is not None else None
+    tool = own if isinstance(own, BaseTool) else request.tool
+    return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

@@ -231,7 +231,7 @@ def drive(engine: Engine, flow: Flow[T]) -> T:
         while True:
             try:
                 value = effect.do(engine, *arguments)
-            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
+            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = _old(flow.throw(exc))
             else:
                 effect, *arguments = _old(flow.send(value))
@@ -250,7 +250,7 @@ async def adrive(engine: Engine, flow: Flow[T]) -> T:
                     value = effect.do(engine, *arguments)
                 else:
                     value = await effect.ado(engine, *arguments)
-            except Exception as exc:  # noqa: BLE001  (handed to the flow, which decides)
+            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = _old(flow.throw(exc))
             else:
                 effect, *arguments = _old(flow.send(value))

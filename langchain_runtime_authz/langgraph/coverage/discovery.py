@@ -40,9 +40,8 @@ from langchain_runtime_authz.langgraph.object_graph import (
     roots_of,
     walk,
 )
-from langchain_runtime_authz.langgraph.own_invoke import acts_by_itself
 from langchain_runtime_authz.langgraph.protect import owner_of
-from langchain_runtime_authz.langgraph.tool_guard import facts_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself, facts_of, is_guarded
 from langchain_runtime_authz.langgraph.transformers import made_by
 from langchain_runtime_authz.pep.tally import Counted, Gate
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import FunctionType, MethodType, TracebackType
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage
@@ -26,14 +26,13 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph._private import interrupt_id, task_id
 from langchain_runtime_authz.langgraph.arguments import unknown
 from langchain_runtime_authz.langgraph.messages import ai_messages
-from langchain_runtime_authz.langgraph.tool_execution import Held
 from langchain_runtime_authz.ledger.base import AskApproval, Query, Snapshot
 from langchain_runtime_authz.pep.approvals import DECISIONS, is_ours, reviews
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decide import review_key
-from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Run
 
-__all__ = ["NotingReview", "newest_plan", "note_question", "note_review", "reviewed_tools"]
+__all__ = ["newest_plan", "note_failed", "note_question", "note_review", "reviewed_tools"]
 
 _log = logging.getLogger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions looked at in one chain of wrappers
@@ -70,44 +69,22 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
         _log.error("a review was not noted: %s", type(exc).__name__)
 
 
-class NotingReview:
-    """Around a call that is left to a review and the guard: what the review asks is noted as it pauses.
+def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
+    """Note what a review asks as it pauses, around a call that is left to the review and the guard.
 
-    An answer that the review then does not take (arguments that the tool's schema refuses) was none: it may be given anew.
-    `heard` is whether its question reaches a human: not where another call of the task has asked before it.
+    An answer that the review does not take (arguments that the tool's schema refuses) was none: it may be given anew.
+    `heard` is whether the question reaches an approver: not if another call of the task has asked before it.
     """
-
-    __slots__ = ("_config", "_heard", "_held")
-
-    def __init__(self, held: Held | None, config: Mapping[str, Any], *, heard: bool = True) -> None:
-        self._held, self._config, self._heard = held, config, heard
-
-    def __enter__(self) -> None: ...
-
-    async def __aenter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if self._held is not None and self._held.left and isinstance(exc, Exception):
-            drive(self._held.run.engine, self._note(self._held, exc))
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if self._held is not None and self._held.left and isinstance(exc, Exception):
-            await adrive(self._held.run.engine, self._note(self._held, exc))
-
-    def _note(self, held: Held, exc: Exception) -> Flow[None]:
-        call = held.call
-        if is_invalid_resume(exc):
-            yield from _reopened(held.run, call)
-        asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
-        if not self._heard or call.plan_id is None or call.position is None or len(asked) != 1:
-            return
-        # The message as this call stands in it: the others are not asked about.
-        calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
-        calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
-        message = AIMessage("", id=call.plan_id, tool_calls=calls)
-        yield from note_question(held.run, message, asked[0], task_id(self._config))
+    if is_invalid_resume(exc):
+        yield from _reopened(run, call)
+    asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
+    if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
+        return
+    # The message as this call stands in it: the others are not asked about.
+    calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
+    calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
+    message = AIMessage("", id=call.plan_id, tool_calls=calls)
+    yield from note_question(run, message, asked[0], task_id(config))
 
 
 def _reopened(run: Run, call: Call) -> Flow[None]:

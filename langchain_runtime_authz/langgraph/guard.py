@@ -1,9 +1,10 @@
-"""What a guarded tool knows of itself. How a tool becomes one stands in `tool_guard`."""
+"""What a guarded tool knows of itself. `tool_guard` makes a tool a guarded one."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from langchain_core.tools import BaseTool
 
@@ -11,20 +12,24 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph._private import injected_names
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
 
-__all__ = ["Guard", "facts_of", "guard_of", "is_guarded"]
+__all__ = ["FUNCTIONS", "Guard", "facts_of", "guard_of", "is_guarded"]
+
+FUNCTIONS: Final = ("func", "coroutine")
+Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
 
 
 class Guard:
-    """What a guarded tool knows: where its profile comes from. Shared by its copies."""
+    """Where a guarded tool's profile comes from, and how its functions are guarded (`wrap`). Its copies share it."""
 
-    __slots__ = ("functions", "profiles", "seen")
+    __slots__ = ("functions", "profiles", "seen", "wrap")
 
-    def __init__(self, profiles: Profiles, tool: BaseTool) -> None:
-        self.profiles = profiles
+    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap) -> None:
+        self.profiles, self.wrap = profiles, wrap
         self.functions = _functions(tool)
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:
+        """Return the tool's profile and injected arguments, as it is now."""
         # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
         key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared, *_functions(tool))
         if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
@@ -32,6 +37,10 @@ class Guard:
         profiled = self.profiles.of(tool)
         if profiled.declared and key[-2:] != self.functions:
             profiled = self.profiles.unprofiled(tool, "its function was replaced")
+        for name in FUNCTIONS:
+            raw = tool.__dict__.get(name)
+            if callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
+                tool.__dict__[name] = self.wrap(tool, self, raw, name)
         found = ToolFacts(profiled, injected_names(tool))
         self.seen = (key, found)
         return found
@@ -41,27 +50,27 @@ class Guard:
 
 
 def is_guarded(tool: object) -> bool:
-    """Whether the tool is a guarded one."""
-    return getattr(type(tool), "__runtime_authz_guarded__", False) is True
+    """Return True for a guarded tool."""
+    return getattr(type(tool), "__runtime_authz_guarded__", None) is not None
 
 
 def facts_of(tool: BaseTool) -> ToolFacts:
-    """What is known of a guarded tool as it is now."""
+    """Return what is known of a guarded tool as it is now."""
     return guard_of(tool).facts(tool)
 
 
 def guard_of(tool: BaseTool) -> Guard:
-    """The guard of a guarded tool.
+    """Return the guard of a guarded tool.
 
-    One that was made anew by the class of a guarded tool, of its fields (LangChain's `configurable_fields` does that),
-    has it of its functions: they are decided ones still.
+    A tool that the class of a guarded tool made anew, of its fields (LangChain's `configurable_fields` does that), has
+    the guard of its functions: they are decided ones still.
 
     Raises:
         ConfigError: it was made of something else.
     """
     guard: Guard | None = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if guard is None:
-        held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in ("func", "coroutine"))
+        held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
         guard = next((g for g in held if g is not None), None)
     if guard is None:
         msg = f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it"
@@ -70,7 +79,7 @@ def guard_of(tool: BaseTool) -> Guard:
 
 
 def _functions(tool: BaseTool) -> tuple[object, object]:
-    """The functions that a tool was made of, without ours around them."""
+    """Return the functions that a tool was made of, without ours around them."""
     held = tool.__dict__
     func, coroutine = held.get("func"), held.get("coroutine")
     return getattr(func, "__runtime_authz_of__", func), getattr(coroutine, "__runtime_authz_of__", coroutine)

@@ -1,0 +1,289 @@
+"""A call that arrives at a tool: decided by an enforcement point in front, or here.
+
+If one in front decided, exactly that call passes, with the very arguments that were decided. If none did, or if the
+arguments or the tool were changed on the way, what would really run is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolRuntime
+
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph._private import injected_names, skip_answers, task_id
+from langchain_runtime_authz.langgraph.arguments import (
+    describe,
+    parse,
+    parses_alike,
+    supplied,
+    unchanged,
+    unknown,
+    without,
+)
+from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.run import RunHandle, opened
+from langchain_runtime_authz.langgraph.run_context import find_run, settled
+from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
+from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
+from langchain_runtime_authz.pep.engine import Engine, Flow, Run
+
+__all__ = ["Arrival", "arrival", "arrival_by_hand", "arrival_unguarded"]
+
+Parser = Callable[[Any, str | None], Any]
+
+
+class Arrival:
+    """A call on its way into a tool.
+
+    Attributes:
+        call: as it would run.
+        run: the run that it belongs to.
+        opener: instead of `run`, if code outside every protected graph makes the call.
+        verdict: what an enforcement point in front decided on it.
+        counts: of equal calls, if neither an enforcement point nor a message tells them apart.
+        front: what was handed on for the call that became this one.
+        layer: which layer decides it.
+    """
+
+    __slots__ = ("_call_id", "_config", "_equal", "_given", "_parser", "call", "counts", "front", "layer", "opener", "run", "verdict")
+
+    def __init__(
+        self,
+        call: Call,
+        config: Mapping[str, Any],
+        *,
+        run: Run | None = None,
+        opener: RunHandle | None = None,
+        verdict: Verdict | None = None,
+        counts: dict[str, int] | None = None,
+        front: Pending | None = None,
+        call_id: str | None = None,
+        parser: Parser | None = None,
+        given: Any = None,
+    ) -> None:
+        self.call, self.run, self.opener, self.verdict = call, run, opener, verdict
+        self.counts, self.front, self.layer = counts, front, "tool guard"
+        self._equal = _equal(call) if counts is not None else ""
+        self._config, self._call_id, self._parser, self._given = config, call_id, parser, given
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that decides the call; `None` outside every run."""
+        owner = self.run or self.opener
+        return owner.engine if owner is not None else None
+
+    def decide(self) -> Flow[Verdict]:
+        """Decide the call, unless an enforcement point in front has."""
+        if self.verdict is not None:
+            return self.verdict
+        if self.run is None and self.opener is not None:
+            try:
+                self.run = yield from self.opener.beside()
+            except AuthzDenied as exc:  # nothing may start here
+                return denied(self.call, exc)
+        run, call = self.run, self.call
+        if run is None:
+            return Denial(call, deny(Code.NO_RUN))
+        if self.counts is not None:
+            call = replace(call, place=f"{task_id(self._config)}:{self.counts.get(self._equal, 0)}")
+        if self.front is not None:
+            # Before this one is claimed, which may say the same and only be another tool's.
+            yield from self.front.give_back()
+        (resolved,) = yield from decide_together(run, [call], self._config)
+        run.engine.tally.decided(run, "tool", call.tool, self.layer)
+        verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that it could leave a call to
+        if isinstance(verdict, Replay):
+            self.settle()
+        if not isinstance(verdict, Ticket):
+            skip_answers(self._config, resolved.answers)
+        self.call, self.verdict = resolved.call, verdict
+        return verdict
+
+    def settle(self) -> None:
+        """Note that the call has its answer: an equal one of the same code is another call."""
+        if self.counts is not None:
+            self.counts[self._equal] = self.counts.get(self._equal, 0) + 1
+
+    def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
+        """Return the execution of the call, or `None` if only an answer is left.
+
+        Malformed arguments go the stock road: the tool's own parsing raises the stored error before the tool runs,
+        and there is no ticket.
+        """
+        run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
+        if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
+            return None
+        parsed = call.parsed if ticket is None or self._parser is None else self._own(call.parsed)
+        one = pending()
+        return ToolExecution(
+            guard,
+            run,
+            call,
+            ticket,
+            parsed=parsed,
+            config=self._config,
+            call_id=self._call_id,
+            settle=self.settle if self.counts is not None else None,
+            place=one.place if one is not None else None,
+        )
+
+    def flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        """Decide the call, run it by `code`, and close it."""
+        verdict = self.verdict if self.verdict is not None else (yield from self.decide())
+        execution = self.execution(guard, verdict)
+        if execution is None:
+            return answer(verdict, self._call_id), None
+        return (yield from execution.flow(code))
+
+    def refuse(self) -> Any:
+        """Answer a call outside every run."""
+        return answer(Denial(self.call, deny(Code.NO_RUN)), self._call_id)
+
+    def _own(self, parsed: Any) -> Any:
+        """Return the arguments that were decided, with what the framework supplies for this very call."""
+        injected, given = self.call.injected, self._given
+        if self._parser is None or not isinstance(parsed, dict):
+            return parsed
+        sent = given if isinstance(given, dict) else {}
+        if not _any_supplied(sent, injected) and not _any_supplied(parsed, injected):
+            return parsed
+        now = self._parser(dict(sent), self._call_id)
+        own = now if isinstance(now, dict) else {}
+        return without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
+
+
+def _any_supplied(args: Mapping[str, Any], injected: frozenset[str]) -> bool:
+    for name, value in args.items():
+        if name in injected or type(value) is ToolRuntime:
+            return True
+    return False
+
+
+def _equal(call: Call) -> str:
+    return f"{call.call_id} {call.tool} {call.args_digest}"
+
+
+def arrival(
+    tool: BaseTool,
+    facts: Callable[[], ToolFacts],
+    tool_input: Any,
+    config: Mapping[str, Any],
+    call_id: str | None,
+    parser: Parser,
+) -> Arrival:
+    """Return the arrival of a call of `tool.run`, whose input `parser` (the tool's own) makes its arguments of."""
+    one = pending()
+    if one is not None and one.call.call_id != call_id:
+        one = None  # a call that a wrapper makes on its own; the verdict waits for the call that it is on
+    mine = one if one is not None and not one.used and one.take() else None
+    if mine is not None:
+        call = mine.call
+        if call.tool_ref is tool and call.tool == tool.name:
+            sent = tool_input if isinstance(tool_input, str) else without(tool_input, call.injected)
+            if call.sent == sent and unchanged(call):
+                return Arrival(
+                    call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
+                    given=tool_input,
+                )  # fmt: skip
+    return _anew(tool, facts(), tool_input, config, call_id, parser, one, mine)
+
+
+def _anew(
+    tool: BaseTool,
+    facts: ToolFacts,
+    tool_input: Any,
+    config: Mapping[str, Any],
+    call_id: str | None,
+    parser: Parser,
+    one: Pending | None,
+    mine: Pending | None,
+) -> Arrival:
+    """Return the arrival of a call that is to be decided as it would run."""
+    # After an enforcement point, what differs from its call differs from the plan. Without one no message is at hand,
+    # and the plan is looked up by the call's id.
+    plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
+
+    def described(given: Any) -> Call:
+        written = given if isinstance(given, str) else without(given, facts.injected)
+        return describe(
+            tool,
+            facts,
+            lambda: parse(tool, given, call_id, parser),
+            call_id=call_id,
+            plan_id=plan_id,
+            position=position,
+            written=written,
+            sent=written,
+            amend=amend,
+        )
+
+    def amend(name: str, args: dict[str, Any]) -> Call:
+        if name != tool.name:  # here is only this one
+            return unknown(name, call_id, plan_id, position, args)
+        sent_too = tool_input if isinstance(tool_input, Mapping) else {}
+        own = {k: v for k, v in sent_too.items() if supplied(k, v, facts.injected)}
+        return described({**without(args, facts.injected), **own})
+
+    found = _arrival(tool, config, call_id, lambda: described(tool_input), one)
+    found.front, found._parser, found._given = mine, parser, tool_input  # noqa: SLF001
+    return found
+
+
+def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
+    """Return the arrival of a call of a tool's own code, past `run`: it receives `args` as they are."""
+    own = without(args, facts.injected)
+    return _arrival(tool, config, None, lambda: _described(tool, facts, lambda: args, None, own))
+
+
+def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
+    """Return the arrival of a call of a tool without a guard, which parses its input once more: so that must come out alike.
+
+    No message answers it: a denial is raised.
+    """
+    owner = find_run(config) or opened(config)
+    if owner is None:
+        return _nowhere(tool, config, None)
+    facts = ToolFacts(cast("Profiles", owner.engine.profiles).of(tool), injected_names(tool))
+    sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
+
+    def read() -> Any:
+        return parse(tool, tool_input, call_id, tool._parse_input)
+
+    found = _arrival(tool, config, None, lambda: _described(tool, facts, read, call_id, sent))
+    found.layer = "ambient hook"
+    if found.call.error is None and not parses_alike(found.call):
+        found.call = replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS)
+    return found
+
+
+def _arrival(
+    tool: BaseTool,
+    config: Mapping[str, Any],
+    call_id: str | None,
+    described: Callable[[], Call],
+    one: Pending | None = None,
+) -> Arrival:
+    if one is not None:
+        return Arrival(described(), config, run=one.run, call_id=call_id)
+    # No message is at hand: the plan is looked up by the call's id.
+    run = find_run(config)
+    opener = opened(config) if run is None else None
+    if run is None and opener is None:
+        return _nowhere(tool, config, call_id)
+    counts = settled() if opener is None else opener.settled
+    return Arrival(described(), config, run=run, opener=opener, counts=counts, call_id=call_id)
+
+
+def _described(tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], call_id: str | None, sent: Any) -> Call:
+    return describe(tool, facts, read, call_id=call_id, plan_id=None, position=None, written=sent, sent=sent)
+
+
+def _nowhere(tool: BaseTool, config: Mapping[str, Any], call_id: str | None) -> Arrival:
+    return Arrival(unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
