@@ -28,8 +28,7 @@ from langchain_runtime_authz.langgraph.arguments import (
     without,
 )
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.run import RunHandle, opened
-from langchain_runtime_authz.langgraph.run_context import find_run, settled
+from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, opened, settled
 from langchain_runtime_authz.langgraph.tool_execution import Held, denied, held
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -82,7 +81,7 @@ class Arrival:
         run = self.run
         if run is None and self.opener is not None:
             try:
-                run = yield from self.opener.beside()
+                run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # nothing may start here
                 return Decided(None, self.call, denied(self.call, exc))
         if run is None:

@@ -27,9 +27,8 @@ from langchain_runtime_authz.langgraph._private import (
     checkpointer_of,
     started_graph,
 )
-from langchain_runtime_authz.langgraph.messages import ai_messages
+from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import is_gated
-from langchain_runtime_authz.langgraph.plans import record_plans
 from langchain_runtime_authz.langgraph.review import newest_plan, note_question
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
