@@ -16,7 +16,7 @@ from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, AuthzE
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
 from langchain_runtime_authz.pdp.base import PDP
 from langchain_runtime_authz.profile import ToolProfile, profile

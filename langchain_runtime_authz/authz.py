@@ -24,8 +24,8 @@ from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 from langchain_runtime_authz.langgraph.planner import ModelPlanner
 from langchain_runtime_authz.langgraph.protect import Protection, protect
-from langchain_runtime_authz.langgraph.root_entry import Entrance
-from langchain_runtime_authz.langgraph.run import RunHandle, SubjectLike
+from langchain_runtime_authz.langgraph.root_entry import RootEntry
+from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Approval, Ledger, Scope
@@ -198,13 +198,13 @@ class RuntimeAuthz:
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
         if self._ring is not None:
             self._ring.on_compromise(self._withdraw_key)
-        self.entrance = Entrance(
+        self.root_entry = RootEntry(
             self._engine,
             subject_from=subject_from,
             task_channels=_names("task_channels", task_channels),
             task_memory=tuple(_names("task_memory", n) for n in task_memory),
         )
-        self._protection = Protection(self.entrance, self.profiles)
+        self._protection = Protection(self.root_entry, self.profiles)
         self._names: set[str] = set()
         install(ambient)
 
@@ -450,11 +450,11 @@ class RuntimeAuthz:
         What threads of this tenant read of it before is old: the shipped policy refuses side effects
         whose critical arguments came from there, and what was planned on it is void.
         """
-        drive(self._engine, data_changed(self.entrance.scope("", ""), resource))
+        drive(self._engine, data_changed(self.root_entry.scope("", ""), resource))
 
     async def adata_changed(self, resource: str) -> None:
         """Like `data_changed`, without blocking the event loop."""
-        await adrive(self._engine, data_changed(self.entrance.scope("", ""), resource))
+        await adrive(self._engine, data_changed(self.root_entry.scope("", ""), resource))
 
     def revoke(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> None:
         """Revoke a thread, or an agent's subtree on it, until `reinstate`."""
@@ -518,7 +518,7 @@ class RuntimeAuthz:
             (name,) = self._names
         else:
             name = graph if isinstance(graph, str) else graph.get_name()
-        return self.entrance.scope(name, str(thread_id))
+        return self.root_entry.scope(name, str(thread_id))
 
 
 def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:

@@ -43,9 +43,9 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import StartingTool, ensure_config, starting_tool
 from langchain_runtime_authz.langgraph.arguments import unknown
+from langchain_runtime_authz.langgraph.messages import note_model_call, note_model_output
 from langchain_runtime_authz.langgraph.model_calls import decide_shown
-from langchain_runtime_authz.langgraph.plans import note_model_call, note_model_output
-from langchain_runtime_authz.langgraph.run_context import beside, running
+from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.standalone import hear
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import answer, current_execution
@@ -170,7 +170,7 @@ class _Hook:
         """The backstop, or nothing outside protected runs."""
         if self.listening and running() is None and (heard := hear()) is not None:
             return heard
-        return _BACKSTOP if self.everywhere or running() is not None or beside() else None
+        return _BACKSTOP if self.everywhere or running() is not None else None
 
 
 _lock = threading.Lock()

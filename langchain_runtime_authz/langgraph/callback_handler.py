@@ -10,7 +10,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.langgraph._private import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
-from langchain_runtime_authz.langgraph.root_entry import Entrance
+from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_guard import is_guarded
 from langchain_runtime_authz.pep.engine import Record
@@ -25,7 +25,7 @@ class _Authz(Protocol):
     """What of a `RuntimeAuthz` the handler needs."""
 
     @property
-    def entrance(self) -> Entrance: ...
+    def root_entry(self) -> RootEntry: ...
 
 
 class AuthzCallbackHandler(BaseCallbackHandler):
@@ -53,7 +53,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     ignore_custom_event = True
 
     def __init__(self, authz: _Authz) -> None:
-        self._engine = authz.entrance.engine
+        self._engine = authz.root_entry.engine
 
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
         """A tool starts."""

@@ -1,11 +1,15 @@
-"""Two audiences, two messages: what a model is told, and how messages are read.
+"""Read messages, word what a model is told, and record the plans that messages announce.
 
 The model gets a neutral sentence and a decision id; the operator finds the reason under that id.
+
+A plan is recorded before anything can act on it, never where its calls are decided. Messages of the
+node's input, messages that the client sent, hand-backs and the output of tool nodes are never plans.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -23,9 +27,14 @@ from langchain_core.tools import BaseTool
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite, Send
 
+from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
+from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 
 __all__ = [
     "ai_messages",
@@ -33,12 +42,16 @@ __all__ = [
     "as_message",
     "denial_message",
     "edit_note",
+    "foreign_plans",
     "human_texts",
     "is_human",
     "messages_in",
+    "note_model_call",
+    "note_model_output",
     "only_asked",
     "overwritten",
     "planned_message",
+    "record_plans",
     "recorded",
     "removed_by",
     "replay_message",
@@ -63,6 +76,8 @@ _NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async s
 _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
+_HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
+_KEEP = 256  # model outputs remembered per root entry
 _DENIED = "This action is not permitted. Do not repeat it."
 
 
@@ -353,3 +368,71 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
         if isinstance(calls, list) and all(isinstance(c, Mapping) and "name" in c and "args" in c for c in calls):
             return ident if isinstance(ident, str) else None, calls
     return None, ()
+
+
+def note_model_call(run: Run, ident: object, model: str, prompt: str | None) -> None:
+    """Remember which model was asked, and under which instructions, until it answers."""
+    with run.lock:
+        run.asked_model[ident] = (model, prompt)
+        while len(run.asked_model) > _KEEP:
+            run.asked_model.pop(next(iter(run.asked_model)))
+
+
+def note_model_output(run: Run, message: AIMessage, ident: object) -> None:
+    """Remember that a model returned these calls, so that their plan's source is `model`."""
+    with run.lock:
+        asked = run.asked_model.get(ident, (None, None))
+        if message.tool_calls:
+            run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
+        while len(run.seen_from_model) > _KEEP:
+            run.seen_from_model.pop(next(iter(run.seen_from_model)))
+
+
+def foreign_plans(run: Run, value: object) -> None:
+    """Remember the calls in AI messages that a client sent: they are never a plan."""
+    sent = [m for entry in messages_in(value) if isinstance(m := as_message(entry), AIMessage) and m.tool_calls]
+    for message in (*ai_messages(value), *sent):
+        run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
+
+
+def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
+    """Record the plans that a node's output announces.
+
+    Raises:
+        AuthzHalt: a plan could not be recorded; nothing of the output may then take effect.
+    """
+    try:
+        changes = [RecordPlan(plan) for m in ai_messages(returned) if (plan := _plan(run, given, m)) is not None]
+        done = (yield Commit(run.scope, None, changes)) if changes else None
+    except Exception as exc:
+        code = run.engine.failed(exc)
+        raise AuthzHalt(code, deny(code).decision_id) from exc
+    if isinstance(done, Conflict):
+        raise AuthzHalt(done.code, deny(done.code).decision_id)
+
+
+def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
+    if message.response_metadata.get(_HAND_BACK) or message.additional_kwargs.get(_HAND_BACK):
+        return None
+    calls = plan_calls(message.tool_calls)
+    seen = calls_digest(calls)
+    by = run.seen_from_model.get(seen)
+    if by is None and (seen in run.foreign or _was_given(given, message)):
+        return None
+    if message.id is None:
+        message.id = str(uuid.uuid4())
+    return PlanRecord(
+        id=message.id,
+        agent=run.agent,
+        epoch=run.epoch,
+        source="code" if by is None else "model",
+        calls=calls,
+        model=by[0] if by is not None else None,
+        prompt=by[1] if by is not None else None,
+        todos=plan_todos(given),
+    )
+
+
+def _was_given(given: object, message: AIMessage) -> bool:
+    same: Sequence[Any] = [m for m in ai_messages(given) if m is message or (m.id is not None and m.id == message.id)]
+    return bool(same)

@@ -28,11 +28,10 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph._private import agent_ns, is_innermost, task_id
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.messages import record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
-from langchain_runtime_authz.langgraph.plans import record_plans
-from langchain_runtime_authz.langgraph.root_entry import Entering, Entrance
-from langchain_runtime_authz.langgraph.run_context import find_run, gated_task, run_scope
+from langchain_runtime_authz.langgraph.root_entry import Entering, RootEntry
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, gated_task, run_scope
 from langchain_runtime_authz.langgraph.standalone import answered, plan_later
 from langchain_runtime_authz.langgraph.tool_execution import waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
@@ -55,7 +54,7 @@ class _Authz(Protocol):
     def profiles(self) -> Profiles: ...
 
     @property
-    def entrance(self) -> Entrance: ...
+    def root_entry(self) -> RootEntry: ...
 
 
 class _Entries:
@@ -85,7 +84,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def __init__(self, authz: _Authz, *, agent: str = "agent") -> None:
         super().__init__()
         self.tools = []
-        self._entrance = authz.entrance
+        self._entrance = authz.root_entry
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
         # By what all nodes of one invocation share, and no two invocations.

@@ -13,7 +13,7 @@ from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph._private import model_params
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.engine import Run, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown
 

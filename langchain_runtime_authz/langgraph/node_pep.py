@@ -16,11 +16,9 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.langgraph.hitl import note_review
-from langchain_runtime_authz.langgraph.plans import record_plans
-from langchain_runtime_authz.langgraph.run import RunHandle, opened
-from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
+from langchain_runtime_authz.langgraph.messages import record_plans
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import keepable
 from langchain_runtime_authz.pep.steps import decide_step, still_live
@@ -161,7 +159,7 @@ def _opener(config: Any) -> RunHandle:
 
 def _beside(opener: RunHandle) -> Flow[Run]:
     try:
-        return (yield from opener.beside())
+        return (yield from opener.outside_run())
     except AuthzDenied as denied:
         raise AuthzHalt(denied.code, denied.decision_id) from None
 

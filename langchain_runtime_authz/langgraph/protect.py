@@ -30,14 +30,14 @@ from langchain_runtime_authz.langgraph._private import (
     node_of_task,
     reset_node,
 )
+from langchain_runtime_authz.langgraph.checkpoints import Read
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
-from langchain_runtime_authz.langgraph.root_entry import AtCall, Entrance
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, beside_scope, find_run, run_scope, running
+from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, run_scope, running
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.langgraph.transformers import beside
-from langchain_runtime_authz.pep.engine import Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
 __all__ = ["Protection", "owner_of", "protect"]
 
@@ -46,7 +46,7 @@ __all__ = ["Protection", "owner_of", "protect"]
 class Protection:
     """What the gates of one `RuntimeAuthz` share."""
 
-    entrance: Entrance
+    root_entry: RootEntry
     profiles: Profiles
     classes: dict[type, type] = field(default_factory=dict)
 
@@ -86,8 +86,6 @@ def protect(target: Any, protection: Protection) -> Any:
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:
     for name, node in graph.nodes.items():
         _gate_node(name, node, protection)
-    if own := getattr(graph, "stream_transformers", None):
-        graph.stream_transformers = beside(own)
     if owner_of(graph) is None:
         base = type(graph)
         if base not in protection.classes:
@@ -183,29 +181,29 @@ class _Owned:
 
 def _entry_class(base: Any, protection: Protection) -> Any:
     """The subclass of a graph class whose two streaming roads open a run."""
-    entrance = protection.entrance
+    root_entry = protection.root_entry
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         # Not a generator itself: the run around the *call* counts, not the one around the first step.
         merged = ensure_graph_config(self.config, config)
-        return _stream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
+        return _stream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
 
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
         if at_call.parent is not None:
-            with entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
+            with root_entry.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
                 yield from stepping(entered, base.stream(self, input, entered, **options))
             return
         if _lacks_thread(self, config):
             yield from base.stream(self, input, without_handle(config), **options)
             return
-        with entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered):
-            chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, entrance, options))
+        with root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered):
+            chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, root_entry, options))
             for chunk in stepping(entered, chunks):
                 yield without_handle(chunk)
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         merged = ensure_graph_config(self.config, config)
-        return _astream(self, input, merged, entrance.at_call(merged), _options(self, config, kwargs))
+        return _astream(self, input, merged, root_entry.at_call(merged), _options(self, config, kwargs))
 
     async def _astream(
         self: Any,
@@ -216,7 +214,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     ) -> AsyncIterator[Any]:
         if at_call.parent is not None:
             async with (
-                entrance.enter_child(at_call.parent, _child_name(self, config), config, self) as entered,
+                root_entry.enter_child(at_call.parent, _child_name(self, config), config, self) as entered,
                 aclosing(_Owned(base.astream(self, input, entered, **options), entered)) as chunks,
             ):
                 async for chunk in chunks:
@@ -228,70 +226,31 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             return
         # Closed with this stream: what it runs is cancelled when the caller goes, not when it is collected.
         async with (
-            entrance.enter(self.get_name(), input, config, at_call, self) as (given, entered),
+            root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered),
             aclosing(
                 _Owned(
-                    base.astream(self, given, ambient.hearing(entered), **_durable(self, entrance, options)), entered
+                    base.astream(self, given, ambient.hearing(entered), **_durable(self, root_entry, options)), entered
                 )
             ) as chunks,
         ):
             async for chunk in chunks:
                 yield without_handle(chunk)
 
-    def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
+    def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
         # `update_state` comes down to this.
-        update = partial(base.bulk_update_state, self, config, supersteps)
-        own = running() is not None or is_handed_down(config)
-        if not own:
-            return entrance.update(self, config, supersteps, update)
-        with beside_scope():
-            place = update()
-            drive(entrance.engine, entrance.updated_inside(self, config, place))
-            return place
+        write = Read(
+            partial(base.bulk_update_state, self, config, supersteps),
+            partial(base.abulk_update_state, self, config, supersteps),
+        )
+        if running() is not None or is_handed_down(config):
+            return root_entry.update_inside(self, config, write)
+        return root_entry.update(self, config, supersteps, write)
+
+    def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
+        return drive(root_entry.engine, written(self, config, supersteps))
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
-        update = partial(base.abulk_update_state, self, config, supersteps)
-        own = running() is not None or is_handed_down(config)
-        if not own:
-            return await entrance.aupdate(self, config, supersteps, update)
-        with beside_scope():
-            place = await update()
-            await adrive(entrance.engine, entrance.updated_inside(self, config, place))
-            return place
-
-    def stream_events(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return base.stream_events(self, *args, **_with_transformers(kwargs))
-
-    def astream_events(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return base.astream_events(self, *args, **_with_transformers(kwargs))
-
-    def get_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with beside_scope():
-            return base.get_state(self, *args, **kwargs)
-
-    async def aget_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with beside_scope():
-            return await base.aget_state(self, *args, **kwargs)
-
-    def get_state_history(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        states = base.get_state_history(self, *args, **kwargs)
-        while True:
-            with beside_scope():  # not around what is done with a state
-                try:
-                    state = next(states)
-                except StopIteration:
-                    return
-            yield state
-
-    async def aget_state_history(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        states = base.aget_state_history(self, *args, **kwargs)
-        while True:
-            with beside_scope():
-                try:
-                    state = await anext(states)
-                except StopAsyncIteration:
-                    return
-            yield state
+        return await adrive(root_entry.engine, written(self, config, supersteps))
 
     namespace = {
         "__module__": base.__module__,
@@ -301,23 +260,11 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         "__deepcopy__": _deep_copied,
         "stream": stream,
         "astream": astream,
-        "stream_events": stream_events,
-        "astream_events": astream_events,
         "bulk_update_state": bulk_update_state,
         "abulk_update_state": abulk_update_state,
-        "get_state": get_state,
-        "aget_state": aget_state,
-        "get_state_history": get_state_history,
-        "aget_state_history": aget_state_history,
     }
     metaclass: Any = type(base)
     return metaclass(base.__name__, (base,), namespace)
-
-
-def _with_transformers(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a stream of events, whose transformers run beside the graph."""
-    given = options.get("transformers")
-    return options if given is None else {**options, "transformers": beside(given)}
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
@@ -338,14 +285,14 @@ def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
     return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
 
 
-def _durable(graph: Any, entrance: Entrance, options: dict[str, Any]) -> dict[str, Any]:
+def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
     """With a ledger that outlives the process, a plan is kept by the checkpointer before it is carried out.
 
     LangGraph's default writes the checkpoint while the next step runs already. A process that dies in between has
     paid by a plan that is lost, and its successor plans, and pays, anew. Who asks for another durability gets it.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
-    if chosen or not entrance.outlives or not graph.checkpointer:
+    if chosen or not root_entry.outlives or not graph.checkpointer:
         return options
     return {**options, "durability": "sync"}
 

@@ -1,16 +1,18 @@
-"""Root entries and children: what opens a run, and how it is closed.
+"""Open a run as a graph is entered, and close it as the graph ends: at the root, and at each child.
 
-A root entry (one invoke, stream, batch element or resume) takes its own lease under a `RunHandle`;
-without one, it opens an implicit run for whoever `subject_from` finds, else for `anonymous`.
+A root entry (one invoke, stream, batch element or resume) takes its own lease under a `RunHandle`.
+Without one it opens an implicit run for the subject that `subject_from` finds, else for `anonymous`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
+from langchain_core.messages import HumanMessage
 from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.audit.record import run_record
@@ -19,48 +21,60 @@ from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.facts.state import OF_TASK
-from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.facts.state import OF_TASK, Head
+from langchain_runtime_authz.facts.task import ANSWER, HumanText
 from langchain_runtime_authz.identity.subjects import claimed_identities
-from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, place_below
-from langchain_runtime_authz.langgraph.below import ReadBelow, held_against, left_at, mark_of
-from langchain_runtime_authz.langgraph.beside import written_beside
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
-from langchain_runtime_authz.langgraph.messages import human_texts, written
-from langchain_runtime_authz.langgraph.plans import foreign_plans
-from langchain_runtime_authz.langgraph.resume import delivered, resumed, settled_beside, unheard
-from langchain_runtime_authz.langgraph.run import RunHandle, SubjectLike, opened
+from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_resume_map, place_below
+from langchain_runtime_authz.langgraph.checkpoints import (
+    Read,
+    ReadState,
+    check_child,
+    is_below,
+    mark_child,
+    mark_of,
+    moved,
+    read_head,
+    read_memory,
+    read_waiting,
+    said_more,
+    saver_of,
+    thread_config,
+    updates_during,
+)
+from langchain_runtime_authz.langgraph.messages import (
+    foreign_plans,
+    human_texts,
+    messages_in,
+    unanswered,
+    with_messages,
+    written,
+)
 from langchain_runtime_authz.langgraph.run_context import (
     HANDLE_KEY,
+    AuthzHalt,
     Handle,
-    beside,
-    beside_scope,
+    RunHandle,
+    SubjectLike,
     handle_in,
-    run_scope,
+    opened,
     running,
 )
 from langchain_runtime_authz.langgraph.state_changes import (
-    Moved,
-    ReadHead,
-    ReadMemory,
-    ReadState,
     brought,
-    is_below,
     others,
     removals,
     said_by,
-    said_more,
-    saver_of,
     taken_out,
-    thread_config,
+    unheard,
     writes,
 )
 from langchain_runtime_authz.ledger.base import Change, DeleteMarks, Scope, SetMark
-from langchain_runtime_authz.pep.corrections import altered
+from langchain_runtime_authz.pep.approvals import is_ours, remaining
+from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Record, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
 
-__all__ = ["Entering", "Entrance", "with_run"]
+__all__ = ["AtCall", "Entering", "RootEntry", "with_run"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -69,18 +83,14 @@ MAX_CLAIMED: Final = 16  # names in one record
 
 
 class AtCall(NamedTuple):
-    """What a graph's entry found at its call: a parent (it is a child), or who opened the run.
-
-    `beside`: code of another protected graph makes it, while that graph's state is read or edited: no human speaks.
-    """
+    """What an entry found at the call of its graph: a parent (it is a child), or the application's run."""
 
     parent: Run | None
     opener: RunHandle | None
-    beside: bool = False
 
 
-class Entrance:
-    """Opens root entries and children for one `RuntimeAuthz`."""
+class RootEntry:
+    """Open root entries and children for one `RuntimeAuthz`."""
 
     def __init__(
         self,
@@ -97,122 +107,45 @@ class Entrance:
         self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
 
     def scope(self, graph: str, thread: str) -> Scope:
-        """The ledger key of a graph's thread."""
+        """Return the ledger key of a graph's thread."""
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def at_call(self, config: Mapping[str, Any]) -> AtCall:
-        """Whose entry a call is, by its config, else by the `with authz.run(...)` around it."""
+        """Return whose entry a call is: by its config, else by the `with authz.run(...)` around it.
+
+        Raises:
+            ConfigError: another `RuntimeAuthz` opened the run, or a generator did.
+        """
         handle = handle_in(config)
         # A graph that code in a node or tool calls with a config of its own is a child all the same:
-        # what that code hands on is no human's word.
+        # the text which that code hands on is not the user's.
         parent = handle.run if handle is not None else running()
         opener = opened(config) if parent is None else None
         engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
         if engine is not self.engine:
             msg = "the run was opened by another RuntimeAuthz than the one that protects the graph"
             raise ConfigError(msg)
-        return AtCall(parent, opener, beside())
-
-    def _implicit(self, config: Mapping[str, Any]) -> RunHandle:
-        found = self._subject_from(config) if self._subject_from is not None else None
-        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
-
-    def _open(
-        self,
-        name: str,
-        input: Any,
-        config: Mapping[str, Any],
-        at_call: AtCall,
-        graph: Any,
-    ) -> Flow[tuple[Run, Entry]]:
-        handle = at_call.opener or self._implicit(config)
-        thread = (config.get("configurable") or {}).get("thread_id")
-        scope = self.scope(name, f"run:{new_id()}" if thread is None else str(thread))
-        if handle.closed:
-            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
-        human = handle.human and not at_call.beside
-        resume = input is None or isinstance(input, Command)
-        update = written(input)
-        saver = saver_of(graph)
-        head = (yield ReadHead(saver, config)) if saver is not None and thread is not None else None
-        place, channels = dict(config), self._channels
-        texts = human_texts(update) if human else []
-        edited = human and any(writes(update, name) for name in others(channels))
-        removes = bool(removals(update)) and human
-        standing: frozenset[str] = frozenset()
-        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
-            state = (yield ReadState(graph, config)).values if head is not None else {}
-            standing = frozenset(t.digest for t in human_texts(state))
-            texts = unheard(texts, state)
-            edits = brought(update, state, channels) if edited else []
-            edits += taken_out(update, state) if removes else []
-            # On a new thread only what the human declared says something.
-            texts += edits if head is not None else [e for e in edits if e.text]
-        if human and not texts and update is not None and not self._speaks(graph):
-            # Whatever it is, it may change the task; no word of it is known to be the human's.
-            texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
-        entry: Entry = yield from open_entry(
-            self.engine,
-            scope=scope,
-            subject=handle.subject,
-            run_id=handle.run_id,
-            agent=name,
-            task=handle.pinned_task(),
-            given=Given(
-                texts=texts,
-                standing=standing,
-                resume=resume,
-                kept=saver is not None and thread is not None,
-                head=head,
-                memory=(yield self.memory(graph, handle.subject)) if saver is not None else None,
-                below=ReadBelow(graph, place, self.watch(graph)) if head is not None else None,
-                moved=lambda left: Moved(graph, place, head.id if head is not None else "", left, self.watch(graph)),
-            ),
-            grant=handle.grant,
-        )
-        if claimed := claimed_identities(config, handle.subject):
-            # Ignored, and on record: only names, for the values are whatever a client wrote.
-            yield Record(
-                run_record,
-                now=entry.now,
-                event="identity_ignored",
-                run_id=handle.run_id,
-                jti=entry.run.jti,
-                epoch=entry.run.epoch,
-                scope=scope,
-                agent=entry.run.agent,
-                detail={"claimed": claimed[:MAX_CLAIMED]},
-            )
-        foreign_plans(entry.run, update)
-        handle._enter(entry.run)
-        self.engine.tally.decided(entry.run, "entry", name, "root entry")
-        self.engine.tally.ran(entry.run, "entry", name, "root entry")
-        return entry.run, entry
-
-    def _speaks(self, graph: Any) -> bool:
-        """Whether a graph has a channel in which a human says what the task is."""
-        return graph is None or any(name in graph.channels for name in self._channels)
+        return AtCall(parent, opener)
 
     def watch(self, graph: Any) -> tuple[str, ...]:
-        """The channels whose edit changes a graph's task: the declared ones, or all where it has none of those."""
+        """Return the channels whose edits change the task: the declared ones, or all if the graph has none of them."""
         return self._channels if self._speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
 
-    def memory(self, graph: Any, subject: Subject) -> ReadMemory:
-        """An effect: digest of what the store remembers for a subject, as far as it counts as the task."""
+    def _speaks(self, graph: Any) -> bool:
+        """Return True if the graph has a channel in which a user states the task."""
+        return graph is None or any(name in graph.channels for name in self._channels)
+
+    def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
+        """Return the digest of what the store remembers for a subject, as far as it counts as the task."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
-        return ReadMemory(getattr(graph, "store", None), own)
+        return read_memory(getattr(graph, "store", None), own)
 
     def enter(
-        self,
-        name: str,
-        input: Any,
-        config: Mapping[str, Any],
-        at_call: AtCall,
-        graph: Any = None,
+        self, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any = None
     ) -> Entering[tuple[Any, Any]]:
-        """A root entry, to be opened by `with` or `async with`; gives the input and config for the graph.
+        """Return a root entry for `with` or `async with`; it gives the input and config for the graph.
 
-        `graph` is asked for its state where a correction waits that the input can not carry.
+        `graph` is asked for its state if a correction waits that the input cannot carry.
 
         Raises:
             AuthzDenied: on the way in: the subject may not start or resume here.
@@ -220,91 +153,164 @@ class Entrance:
         return _Root(self, name, input, config, at_call, graph)
 
     def enter_child(self, parent: Run, name: str, config: Mapping[str, Any], graph: Any = None) -> Entering[Any]:
-        """A child agent below `parent`, likewise; gives the config for the child's graph.
+        """Return a child agent's entry below `parent`, likewise; it gives the config for the child's graph.
 
         `graph` is asked for the state that it keeps, if it keeps one.
         """
         return _Child(self, parent, name, config, graph)
 
-    def updated_inside(self, graph: Any, config: Mapping[str, Any], place: Any) -> Flow[None]:
-        """A node or tool of ours updated the state of a graph below: what it left is no edit from outside.
+    def open(
+        self, name: str, input: Any, config: Mapping[str, Any], opener: RunHandle | None, graph: Any
+    ) -> Flow[Entry]:
+        """Open a root entry: find out what its input changes, and take its lease."""
+        handle = opener or self._implicit(config)
+        if handle.closed:
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        thread = (config.get("configurable") or {}).get("thread_id")
+        saver, update = saver_of(graph), written(input)
+        head = (yield from read_head(saver, config)) if saver is not None and thread is not None else None
+        texts, standing = yield from self._texts(handle, update, config, graph, head)
+        entry: Entry = yield from open_entry(
+            self.engine,
+            scope=self.scope(name, f"run:{new_id()}" if thread is None else str(thread)),
+            subject=handle.subject,
+            run_id=handle.run_id,
+            agent=name,
+            task=handle.pinned_task(),
+            given=Given(
+                texts=texts,
+                standing=standing,
+                resume=input is None or isinstance(input, Command),
+                kept=saver is not None and thread is not None,
+                head=head,
+                memory=(yield from self.memory(graph, handle.subject)) if saver is not None else None,
+                waiting=None if head is None else lambda: read_waiting(graph, config, self.watch(graph)),
+                moved=None if head is None else lambda left: moved(graph, config, head.id, left, self.watch(graph)),
+            ),
+            grant=handle.grant,
+        )
+        run = entry.run
+        if claimed := claimed_identities(config, handle.subject):
+            # Ignored, and on record: names only, since a client wrote the values.
+            detail = {"claimed": claimed[:MAX_CLAIMED]}
+            yield Record(
+                run_record,
+                now=entry.now,
+                event="identity_ignored",
+                run_id=run.run_id,
+                jti=run.jti,
+                epoch=run.epoch,
+                scope=run.scope,
+                agent=run.agent,
+                detail=detail,
+            )
+        foreign_plans(run, update)
+        handle.enter(run)
+        self.engine.tally.decided(run, "entry", name, "root entry")
+        self.engine.tally.ran(run, "entry", name, "root entry")
+        return entry
+
+    def _implicit(self, config: Mapping[str, Any]) -> RunHandle:
+        found = self._subject_from(config) if self._subject_from is not None else None
+        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
+
+    def _texts(
+        self, handle: RunHandle, update: Any, config: Mapping[str, Any], graph: Any, head: Head | None
+    ) -> Flow[tuple[list[HumanText], frozenset[str]]]:
+        """Return what the user says by an input, and the digests of the user's texts in the state already."""
+        if not handle.human or update is None:
+            return [], frozenset()
+        channels, texts = self._channels, human_texts(update)
+        edited = any(writes(update, name) for name in others(channels))
+        removes, standing = bool(removals(update)), frozenset[str]()
+        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
+            state = (yield ReadState(graph, config)).values if head is not None else {}
+            standing = frozenset(t.digest for t in human_texts(state))
+            texts = unheard(texts, state)
+            edits = brought(update, state, channels) if edited else []
+            edits += taken_out(update, state) if removes else []
+            # On a new thread only what the user declared says something.
+            texts += edits if head is not None else [e for e in edits if e.text]
+        if not texts and not self._speaks(graph):
+            # Such an input may change the task, but its words are not known to be the user's.
+            texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
+        return texts, standing
+
+    def update(self, graph: Any, config: Any, supersteps: Any, write: Read) -> Flow[Any]:
+        """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
 
         Raises:
-            AuthzHalt: the ledger failed. The state is written, and counts as an edit from outside when it is next looked at.
+            AuthzDenied: the ledger failed. The state is written, and the next root entry finds the edit.
         """
-        handle = handle_in(config)
-        run = handle.run if handle is not None else running()
-        if run is not None:
-            mark = mark_of(place, graph.get_name())
-            change = SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))
-            try:
-                yield Commit(run.scope, None, [change])
-            except Exception as exc:
-                decision = run.engine.ledger_failed(exc)
-                raise AuthzHalt(decision.reason, decision.decision_id) from exc
-
-    def update(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Any]) -> Any:
-        """`update_state` from outside every run: a correction where it alters what a task is made of.
-
-        Raises:
-            AuthzDenied: the ledger failed. The state is written, and the next root entry finds what was done.
-        """
-        opener = None if beside() else opened(config)  # else a protected graph's own code does it: no human speaks
-        with beside_scope():
-            before = graph.get_state(config)
-            place = update()
-            drive(self.engine, self._altered(graph, before, place, opener, supersteps))
-        return place
-
-    async def aupdate(self, graph: Any, config: Any, supersteps: Any, update: Callable[[], Awaitable[Any]]) -> Any:
-        """Like `update`."""
-        opener = None if beside() else opened(config)
-        with beside_scope():
-            before = await graph.aget_state(config)
-            place = await update()
-            await adrive(self.engine, self._altered(graph, before, place, opener, supersteps))
-        return place
-
-    def _altered(
-        self, graph: Any, before: StateSnapshot, place: Any, handle: RunHandle | None, supersteps: Any
-    ) -> Flow[None]:
+        opener = opened(config or {})
+        before: StateSnapshot = yield ReadState(graph, config)
+        place = yield write
         if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
-            return
+            return place
         texts: list[HumanText] = []
-        if handle is not None and handle.human and not handle.closed:
-            updates = [u[0] for step in supersteps for u in step]
-            texts = [t for u in updates for t in human_texts(u)]
-        by = handle.subject.principal if handle is not None else ""
+        if opener is not None and opener.human and not opener.closed:
+            texts = [t for step in supersteps for update in step for t in human_texts(update[0])]
+        by = opener.subject.principal if opener is not None else ""
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
-        below = yield ReadBelow(graph, place, self.watch(graph))
+        waiting = yield from read_waiting(graph, place, self.watch(graph))
         try:
-            yield from altered(scope, texts, by, found["checkpoint_id"], below.digest if below is not None else None)
+            yield from altered(scope, texts, by, found["checkpoint_id"], waiting.digest if waiting else None)
         except AuthzDenied:
             raise
         except Exception as exc:
             decision = self.engine.ledger_failed(exc)
             raise AuthzDenied(decision.reason, decision.decision_id) from exc
+        return place
+
+    def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: Read) -> Flow[Any]:
+        """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own.
+
+        Raises:
+            AuthzHalt: the ledger failed. The state is written, and counts as an edit when it is next loaded.
+        """
+        place = yield write
+        handle = handle_in(config)
+        run = handle.run if handle is not None else running()
+        if run is not None:
+            mark = mark_of(place, graph.get_name())
+            try:
+                yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
+            except Exception as exc:
+                decision = run.engine.ledger_failed(exc)
+                raise AuthzHalt(decision.reason, decision.decision_id) from exc
+        return place
 
 
 class Entering(Generic[T]):
-    """Opens a run on the way in and closes it on the way out, without blocking where it is `async with`.
+    """Open a run on the way in and close it on the way out, without blocking in its `async with` form.
 
-    A class and no generator: an event loop that ends closes generators in any order, an inner one
+    A class, not a generator: an event loop that ends closes generators in any order, an inner one
     before the stream that it serves.
     """
 
-    def __init__(self, entrance: Entrance) -> None:
-        self.entrance = entrance
-        self.engine = entrance.engine
+    def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
+        self.root_entry, self.engine = root_entry, root_entry.engine
+        self.name, self.config, self.graph = name, config, graph
         self.run: Run | None = None
-        self.raised = False  # what a task left that did not end is found by its next try
+
+    def __enter__(self) -> T:
+        try:
+            return drive(self.engine, self._enter())
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    async def __aenter__(self) -> T:
+        try:
+            return await adrive(self.engine, self._enter())
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.raised = kind is not None
         if self.run is not None:
-            with run_scope(self.run):  # the checkpointer and what shows a state are the user's
-                drive(self.engine, self._over(self.run, cut=False))
+            drive(self.engine, self._leave(self.run, raised=kind is not None, cut=False))
 
     async def __aexit__(
         self,
@@ -312,151 +318,103 @@ class Entering(Generic[T]):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.raised = kind is not None
         if self.run is not None:
-            with run_scope(self.run):
-                await adrive(self.engine, self._over(self.run, cut=kind is GeneratorExit))
+            await adrive(self.engine, self._leave(self.run, raised=kind is not None, cut=kind is GeneratorExit))
 
-    def _over(self, run: Run, *, cut: bool) -> Flow[None]:
-        """`cut`: a stream that was closed before its end may still be writing."""
-        return close(run, _ending(run))
-
-    def __enter__(self) -> T:
+    def _enter(self) -> Flow[T]:
         raise NotImplementedError
 
-    async def __aenter__(self) -> T:
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
+        """`raised`: tasks may not have ended. `cut`: a stream that was closed early may still be writing."""
         raise NotImplementedError
 
 
 class _Root(Entering[tuple[Any, Any]]):
     def __init__(
-        self,
-        entrance: Entrance,
-        name: str,
-        input: Any,
-        config: Mapping[str, Any],
-        at_call: AtCall,
-        graph: Any,
+        self, root_entry: RootEntry, name: str, input: Any, config: Mapping[str, Any], at_call: AtCall, graph: Any
     ) -> None:
-        super().__init__(entrance)
-        self.name, self.input, self.config, self.at_call, self.graph = name, input, config, at_call, graph
+        super().__init__(root_entry, name, config, graph)
+        self.input, self.opener = input, at_call.opener
 
-    def __enter__(self) -> tuple[Any, Any]:
-        with beside_scope():  # the checkpointer's own code, before there is a run
-            run, entry = drive(self.engine, self._open())
-        self.run = run
-        try:
-            with run_scope(run):  # what reads the graph's state runs its reducers
-                self.input = drive(self.engine, self._told(entry))
-        except BaseException as exc:  # no task has ended with it
-            self.__exit__(type(exc), exc, exc.__traceback__)
-            raise
-        return self.input, with_run(self.config, entry.run)
-
-    async def __aenter__(self) -> tuple[Any, Any]:
-        with beside_scope():
-            run, entry = await adrive(self.engine, self._open())
-        self.run = run
-        try:
-            with run_scope(run):
-                self.input = await adrive(self.engine, self._told(entry))
-        except BaseException as exc:
-            await self.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
-        return self.input, with_run(self.config, entry.run)
-
-    def _open(self) -> Flow[tuple[Run, Entry]]:
-        return self.entrance._open(self.name, self.input, self.config, self.at_call, self.graph)
+    def _enter(self) -> Flow[tuple[Any, Any]]:
+        entry = yield from self.root_entry.open(self.name, self.input, self.config, self.opener, self.graph)
+        self.run = entry.run
+        return (yield from self._told(entry)), with_run(self.config, entry.run)
 
     def _told(self, entry: Entry) -> Flow[Any]:
-        """The input, with the answers in it put into the ledger and the pending corrections put into it."""
+        """Put the answers in the input into the ledger, and the pending corrections into the input; return it."""
         given = self.input
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
             state = yield ReadState(self.graph, self.config)
-            given = yield from resumed(entry, given, state, below=is_below(self.config), human=not self.at_call.beside)
-        elif self.graph is not None and given is None and saver_of(self.graph) is not None:
-            given = settled_beside(entry, (yield ReadState(self.graph, self.config)))
+            given = yield from resumed(entry, given, state, below=is_below(self.config))
+        elif given is None and saver_of(self.graph) is not None:
+            given = answered_elsewhere(entry, (yield ReadState(self.graph, self.config)))
         if entry.pending:
             state = (yield ReadState(self.graph, self.config)) if known else None
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = delivered(entry, given, state.values if state is not None else None, asked)
         return given
 
-    def _over(self, run: Run, *, cut: bool) -> Flow[None]:
-        left, saver = Left(), saver_of(self.graph)
-        over: list[Change] = []
-        edits: list[HumanText] = []
-        if saver is not None and (place := thread_config(self.config)) is not None:
-            watch, below = self.entrance.watch, None
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
+        left, over, edits = Left(), list[Change](), list[HumanText]()
+        saver, place, watch = saver_of(self.graph), thread_config(self.config), self.root_entry.watch
+        if saver is not None and place is not None:
             try:
+                waiting = None
                 if not cut:
-                    head = yield ReadHead(saver, place)
-                    memory = yield self.entrance.memory(self.graph, run.subject)
-                    # A tool's child waits only where a human is asked; after a failure its own mark tells.
-                    below = yield ReadBelow(self.graph, place, watch(self.graph), nodes_only=not run.paused)
-                    digest = below.digest if below is not None else None
-                    left = Left(head.id if head is not None else None, memory, digest)
-                    # Every task has ended, and with it what marks of tasks' children are for.
-                    over = [DeleteMarks(OF_TASK)] if not (self.raised or run.paused or below is not None) else []
-                edits = yield from written_beside(
-                    run, self.graph, place, below.namespaces if below is not None else (), watch
+                    head = yield from read_head(saver, place)
+                    memory = yield from self.root_entry.memory(self.graph, run.subject)
+                    # A tool's child waits only if a user is asked; after a failure its own mark tells.
+                    waiting = yield from read_waiting(self.graph, place, watch(self.graph), nodes_only=not run.paused)
+                    left = Left(head.id if head is not None else None, memory, waiting.digest if waiting else None)
+                    # Every task has ended, and with it the use of the marks of tasks' children.
+                    over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
+                edits = yield from updates_during(
+                    run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
                 )
-            except Exception as exc:  # noqa: BLE001  (as of a run that was cut)
+            except Exception as exc:  # noqa: BLE001  (likewise if the run was cut)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         yield from close(run, _ending(run), left, over, edits)
 
 
 class _Child(Entering[Any]):
-    def __init__(self, entrance: Entrance, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
-        super().__init__(entrance)
-        self.parent, self.name, self.config, self.graph = parent, name, config, graph
+    def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
+        super().__init__(root_entry, name, config, graph)
+        self.parent = parent
         self.place: Place | None = None
         self.marked = False
         if graph is not None:
             self.config, number = counted_graph(config)
             self.place = place_below(graph, config, number)
 
-    def __enter__(self) -> Any:
-        self.run = drive(self.engine, self._enter())
+    def _enter(self) -> Flow[Any]:
+        ticket, parent, name = current_ticket(), self.parent, self.name
+        args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
+        tally = self.engine.tally
+        tally.decided(parent, "agent", name, "child entry")
+        try:
+            if self.place is not None:
+                watch = self.root_entry.watch(self.graph)
+                self.marked = yield from check_child(parent, self.graph, self.place, watch)
+            kind = kind_of_child(ticket.tool if ticket is not None else None, args)
+            mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
+            self.run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)
+        except AuthzDenied as denied:
+            if ticket is not None:  # a tool edge: the tool's answer carries the denial
+                raise
+            raise AuthzHalt(denied.code, denied.decision_id) from None
+        tally.ran(parent, "agent", name, "child entry")
         return with_run(self.config, self.run)
 
-    async def __aenter__(self) -> Any:
-        self.run = await adrive(self.engine, self._enter())
-        return with_run(self.config, self.run)
-
-    def _enter(self) -> Flow[Run]:
-        return _child(self.parent, self.name, self._held())
-
-    def _held(self) -> Flow[None]:
-        if self.place is not None:
-            self.marked = yield from held_against(self.parent, self.graph, self.place, self.entrance.watch(self.graph))
-
-    def _over(self, run: Run, *, cut: bool) -> Flow[None]:
+    def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []
         if self.place is not None and not cut:
             try:
-                marks = yield from left_at(self.graph, self.place, known=self.marked, again=self.raised)
+                marks = yield from mark_child(self.graph, self.place, known=self.marked, again=raised)
             except Exception as exc:  # noqa: BLE001  (as of a root's)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
         yield from close(run, _ending(run), also=marks)
-
-
-def _child(parent: Run, name: str, held: Flow[None]) -> Flow[Run]:
-    ticket = current_ticket()
-    args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
-    parent.engine.tally.decided(parent, "agent", name, "child entry")
-    try:
-        yield from held
-        kind = kind_of_child(ticket.tool if ticket is not None else None, args)
-        mine = ticket is not None and ticket.agent == parent.agent  # else it is an outer agent's
-        run = yield from open_child(parent, name, kind, call_id=ticket.call_id if ticket and mine else None)
-        parent.engine.tally.ran(parent, "agent", name, "child entry")
-        return run
-    except AuthzDenied as denied:
-        if ticket is not None:  # a tool edge: the tool's answer carries the denial
-            raise
-        raise AuthzHalt(denied.code, denied.decision_id) from None
 
 
 def _ending(run: Run) -> Literal["suspended", "ended"]:
@@ -464,5 +422,74 @@ def _ending(run: Run) -> Literal["suspended", "ended"]:
 
 
 def with_run(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """`config` with the run's handle in it."""
+    """Return `config` with the run's handle in it."""
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
+
+
+def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
+    """Put the answers of a resume value into the ledger, before any task starts; return the resume.
+
+    Only those to questions that are open in the graph. A plain value is given its question's id, because
+    LangGraph would hand it to the first task that asks. Not `below`, at a child's checkpoint: the child goes on
+    from a copy, in which the question has another id.
+
+    Raises:
+        AuthzDenied: `approval_partial`, `approval_settled`, `approval_approver`: nothing of the value was taken, and
+            open questions stay open; or as `corrections.answer`.
+    """
+    value = given.resume
+    questions = {i.id: i.value for i in state.interrupts}
+    if is_resume_map(value):
+        answered = {i: v for i, v in value.items() if i in questions}
+    elif len(questions) == 1:
+        answered = dict.fromkeys(questions, value)
+    else:
+        return given  # LangGraph refuses it, or it resumes nothing
+    asks = [a for a in entry.asks if a.interrupt_id in answered]
+    open_ids = {a.id for a in asks}
+    try:
+        left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
+    except ValueError:
+        raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
+    if asks:
+        yield from answer(entry.run, asks, left)
+    reviewed = {a.interrupt_id for a in asks}
+    corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed})
+    return replace(given, resume=answered) if (asks or corrected) and not below else given
+
+
+def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
+    """Return the input of a re-invocation that goes on after every question of ours was answered outside the graph.
+
+    LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
+    again. The value says nothing: the enforcement point reads the ledger.
+    """
+    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
+    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
+    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
+
+
+def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
+    """Return the input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
+
+    Before what a new input says itself; as an update of a resumed state. If calls of that state are still
+    unanswered, a user message may not come between. Then the answers to those calls, which the correction made
+    stale, carry the text.
+    """
+    before = messages_in(state)
+    heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
+    # The reason of a rejection outside the graph is told with the answer to the rejected call.
+    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
+    texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
+    if not texts:
+        return input
+    # An id of its own from the first: a pending write gets another one each time that a state is read.
+    messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
+    if isinstance(input, dict):
+        return with_messages(input, messages)
+    update = input.update if isinstance(input, Command) else None
+    if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
+        entry.run.undelivered = tuple(t.text for t in texts)
+        return input
+    merged = with_messages(update, messages)
+    return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)

@@ -1,47 +1,69 @@
-"""The run handle: how a gate finds its run.
+"""Open a run for an application, and find the run that a step belongs to.
 
-A run is an object, not ambient state. The wrapped root entry puts a `Handle` into
-`configurable["__authz"]`, and gates read it there. It is absent from state, checkpoints, tracers
-and remote configs; in the stream modes `debug` and `checkpoints` the wrapped stream takes it out.
-Whoever gets hold of one all the same can print, copy, pickle or serialise it and learns nothing.
+A run is an object, not ambient state. The root entry puts a `Handle` into `configurable["__authz"]`,
+and enforcement points read it there. It is absent from state, checkpoints, tracers and remote configs;
+in the stream modes `debug` and `checkpoints` the stream removes it. A handle that leaks prints, copies,
+pickles and serialises as an empty placeholder.
 
 Evolution rule: the key `__authz` and the type check stay. A forged string, dict or foreign object
-under the key counts as no handle.
+under the key does not count as a handle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import contextlib
+import inspect
+import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from types import FrameType, TracebackType
+from typing import Any, Final, NamedTuple, cast
 
-from langchain_runtime_authz.credential.ticket import ticket_scope
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphBubbleUp
+
+from langchain_runtime_authz.authzen import Subject, deny
+from langchain_runtime_authz.credential.ticket import tell_by, ticket_scope
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pep.credentials import RefusedMints
-from langchain_runtime_authz.pep.engine import Run
-
-if TYPE_CHECKING:
-    from langchain_runtime_authz.langgraph.run import RunHandle
+from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.entry import Entry, Given, close, open_entry
 
 __all__ = [
     "HANDLE_KEY",
+    "AuthzHalt",
     "Handle",
-    "beside",
-    "beside_scope",
+    "RunHandle",
+    "SubjectLike",
     "find_run",
     "gated_task",
     "handle_in",
+    "opened",
     "run_scope",
     "running",
     "settled",
 ]
 
 HANDLE_KEY: Final = "__authz"
+SubjectLike = Subject | str | dict[str, Any]
 _PLACEHOLDER: Final = "runtime-authz-run"
+_GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_OUTSIDE: Final = "guard"  # the agent's name where guarded tools are called outside every protected graph
+
+
+class AuthzHalt(AuthzDenied, GraphBubbleUp):
+    """Stop the graph and leave the thread resumable.
+
+    A `GraphBubbleUp`: RetryPolicy does not retry it, `handle_tool_errors` and error-handling
+    middleware do not swallow it, and no error is written to the checkpoint.
+    """
 
 
 class Handle:
-    """Opaque. Holds a run of one root entry or agent, or what `.run` opened."""
+    """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened."""
 
     __slots__ = ("__target", "__weakref__")
 
@@ -50,19 +72,19 @@ class Handle:
 
     @property
     def run(self) -> Run | None:
-        """The run, where this is the handle of a root entry or of an agent below one."""
+        """The run, in the handle of a root entry or of an agent below one."""
         return self.__target if isinstance(self.__target, Run) else None
 
     @property
     def opener(self) -> RunHandle | None:
-        """What `.run` opened, where this is `run.config()`'s handle."""
+        """The application's run, in the handle of `run.config()`."""
         return None if isinstance(self.__target, Run) else self.__target
 
     def __repr__(self) -> str:
         return ""
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        # Unpickles as a constant string, which no gate accepts.
+        # Unpickles as a constant string, which does not count as a handle.
         return str, (_PLACEHOLDER,)
 
     def __copy__(self) -> Handle:
@@ -72,49 +94,35 @@ class Handle:
         return self
 
 
-# Set around one node or one tool by our own gates; never the source of truth where a config is at
-# hand. Restored by setting the previous value, never by Token: a generator may be closed elsewhere.
-_running: ContextVar[Run | None] = ContextVar("langchain_runtime_authz.running", default=None)
+class _Current:
+    """The run of the enforcement point around the current code.
 
-# How often the code of one node (or tool) execution has had an answer to a call, for calls that no
-# message planned: the n-th of equal calls is the same call when the node is executed again.
-_settled: ContextVar[dict[str, int] | None] = ContextVar("langchain_runtime_authz.settled", default=None)
+    `counts` are the equal calls that the code of one node or tool execution has had an answer to, for calls that
+    no message planned: the n-th of equal calls is the same call when the node is executed again. `task` is the
+    Pregel task that a node's enforcement point is around.
+    """
 
+    __slots__ = ("counts", "run", "task")
 
-def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
-    """The handle in a config, type-checked."""
-    handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
-    return handle if type(handle) is Handle else None
-
-
-def find_run(config: Mapping[str, Any] | None) -> Run | None:
-    """The run that a step belongs to: from its config, else from the gate around it."""
-    handle = handle_in(config)
-    if handle is not None and handle.run is not None:
-        return handle.run
-    return _running.get()
+    def __init__(self, run: Run | None, counts: dict[str, int] | None, task: str) -> None:
+        self.run, self.counts, self.task = run, counts, task
 
 
-def running() -> Run | None:
-    """The run of the gate around the current code, if any."""
-    return _running.get()
-
-
-# Set where code of a protected graph runs and no run is open: what it starts is not permitted by nobody.
-_beside: ContextVar[bool] = ContextVar("langchain_runtime_authz.beside", default=False)
-
-# The Pregel task that a node gate stands around: a graph that is called inside it is not gated by that.
-_gated: ContextVar[str] = ContextVar("langchain_runtime_authz.gated", default="")
+_NONE: Final = _Current(None, None, "")
+# Set around one node or one tool; never the source of truth if a config is at hand.
+_current: ContextVar[_Current] = ContextVar("langchain_runtime_authz.current", default=_NONE)
+# Set by `with authz.run(...)`, read by root entries at the call.
+_opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
 
 
 class run_scope:
-    """Make `run` the current one for the code inside; `task` is the one that a node gate is around.
+    """Make `run` the current one for the code inside; `task` is the one that a node's enforcement point is around.
 
-    `counts` of equal calls go on from an earlier scope. A tool that is running outside keeps its credential to itself:
-    what is inside may be another agent.
+    `counts` of equal calls continue those of an earlier scope. The ticket of a tool outside is not current inside:
+    the code inside may belong to another agent.
     """
 
-    __slots__ = ("_counted", "_counts", "_gated", "_previous", "_run", "_task", "_ticket")
+    __slots__ = ("_counts", "_previous", "_run", "_task", "_ticket")
 
     def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
         self._run, self._task = run, task
@@ -122,41 +130,232 @@ class run_scope:
         self._ticket = ticket_scope(None, RefusedMints(run))
 
     def __enter__(self) -> None:
-        self._previous, self._counted, self._gated = _running.get(), _settled.get(), _gated.get()
-        _running.set(self._run)
-        _settled.set(self._counts)
-        if self._task is not None:
-            _gated.set(self._task)
+        self._previous = _current.get()
+        task = self._previous.task if self._task is None else self._task
+        _current.set(_Current(self._run, self._counts, task))
         self._ticket.__enter__()
 
     def __exit__(self, *exc: object) -> None:
+        # Never by Token: a generator may be closed in another context.
         self._ticket.__exit__()
-        _running.set(self._previous)
-        _settled.set(self._counted)
-        _gated.set(self._gated)
+        _current.set(self._previous)
 
 
-@contextmanager
-def beside_scope() -> Iterator[None]:
-    """Around what of a protected graph runs beside every entry: reducers and edges, as its state is read or edited."""
-    previous = _beside.get()
-    _beside.set(True)
-    try:
-        yield
-    finally:
-        _beside.set(previous)
+def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
+    """Return the handle in a config, type-checked."""
+    handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
+    return handle if type(handle) is Handle else None
 
 
-def beside() -> bool:
-    """Whether the current code belongs to a protected graph."""
-    return _beside.get()
+def find_run(config: Mapping[str, Any] | None) -> Run | None:
+    """Return the run that a step belongs to: from its config, else from the enforcement point around it."""
+    handle = handle_in(config)
+    if handle is not None and handle.run is not None:
+        return handle.run
+    return _current.get().run
+
+
+def running() -> Run | None:
+    """Return the run of the enforcement point around the current code."""
+    return _current.get().run
 
 
 def gated_task() -> str:
-    """The task of the innermost node gate around the current code."""
-    return _gated.get()
+    """Return the task of the innermost node enforcement point around the current code."""
+    return _current.get().task
 
 
 def settled() -> dict[str, int] | None:
-    """The counts of equal calls in the node or tool execution around the current code."""
-    return _settled.get()
+    """Return the counts of equal calls in the node or tool execution around the current code."""
+    return _current.get().counts
+
+
+class RunHandle:
+    """A run: who asks, for what, with which grant. Yielded by `RuntimeAuthz.run`.
+
+    Use it as a context manager, synchronous or asynchronous, or call `close`. Inside generators pass `config()`
+    to each call.
+
+    Attributes:
+        run_id: names the run in records, spans and tokens (`txn`).
+    """
+
+    __slots__ = (
+        "__weakref__", "_closed", "_entries", "_in_generator", "_outside", "_previous",
+        "engine", "grant", "run_id", "settled", "subject", "task",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine, subject: Subject, task: str | None, grant: Grant | None) -> None:
+        self.engine = engine
+        self._entries: list[Run] = []
+        self._outside: Run | None = None
+        self.settled: dict[str, int] = {}
+        self._closed = self._in_generator = False
+        self._previous: RunHandle | None = None
+        self.subject = subject
+        self.task = task
+        self.grant = grant
+        self.run_id = new_id()
+
+    def __repr__(self) -> str:
+        return f"RunHandle(run_id={self.run_id!r})"
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (_PLACEHOLDER,)
+
+    @property
+    def jti(self) -> str | None:
+        """The jti of the newest root entry's lease; `None` before the first."""
+        return self._entries[-1].jti if self._entries else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The newest root entry's epoch; `None` before the first."""
+        return self._entries[-1].epoch if self._entries else None
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._closed
+
+    def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
+        """Return `config` with this run in it, for generators and other tasks. It dies with the run."""
+        given = dict(config or {})
+        given["configurable"] = {**(given.get("configurable") or {}), HANDLE_KEY: Handle(self)}
+        return cast("RunnableConfig", given)
+
+    def close(self) -> None:
+        """End every lease of the run. Paused threads stay resumable. Closing twice is not an error."""
+        for run in self._take():
+            drive(self.engine, close(run, "suspended" if run.paused else "ended"))
+
+    async def aclose(self) -> None:
+        """Like `close`, without blocking the event loop."""
+        for run in self._take():
+            await adrive(self.engine, close(run, "suspended" if run.paused else "ended"))
+
+    def _take(self) -> list[Run]:
+        self._closed = True
+        return [run for run in self._entries if not run.closed]
+
+    def outside_run(self) -> Flow[Run]:
+        """Return the run of guarded tools called outside every protected graph; the first call opens it."""
+        if self._closed:
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        if self._outside is None:
+            engine = self.engine
+            entry: Entry = yield from open_entry(
+                engine,
+                scope=Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}"),
+                subject=self.subject,
+                run_id=self.run_id,
+                agent=_OUTSIDE,
+                task=self.pinned_task(),
+                given=Given(),
+                grant=self.grant,
+            )
+            self.enter(entry.run)
+            if self._outside is None:
+                self._outside = entry.run
+            else:  # another thread was first
+                yield from close(entry.run, "ended")
+        return self._outside
+
+    def pinned_task(self) -> HumanText | None:
+        """Return the text of `.run(task=)`, if the subject is a user."""
+        if self.task is None or not self.human:
+            return None
+        return HumanText(content_digest(self.task), self.task)
+
+    @property
+    def human(self) -> bool:
+        """True if the run's subject is a user. Agents, crons and webhooks state no task of their own."""
+        return self.subject.human
+
+    def enter(self, run: Run) -> None:
+        """Add a root entry's run, which `close` then ends.
+
+        Raises:
+            AuthzDenied: the run was closed meanwhile.
+        """
+        if self._closed:
+            run.closed = True
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        self._entries.append(run)
+
+    def _open(self, frame: FrameType) -> None:
+        if frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:  # `ExitStack`
+            frame = frame.f_back
+        self._in_generator = bool(frame.f_code.co_flags & _GENERATORS)
+        self._previous = _opened.get()
+        _opened.set(self)
+        tell_by(_refusals)
+
+    def __enter__(self) -> RunHandle:
+        self._open(sys._getframe(1))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._leave()
+        self.close()
+
+    async def __aenter__(self) -> RunHandle:
+        self._open(sys._getframe(1))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._leave()
+        await self.aclose()
+
+    def _leave(self) -> None:
+        # Never by Token: a generator may be closed in another context, which has nothing to restore.
+        if _opened.get() is self:
+            _opened.set(self._previous)
+
+
+def opened(config: Mapping[str, Any]) -> RunHandle | None:
+    """Return the application's run that a call is in: from its config, else from the `with authz.run(...)` around it.
+
+    Raises:
+        ConfigError: a generator opened the run that is current, so the call may belong to other code.
+    """
+    handle = handle_in(config)
+    return (handle.opener if handle is not None else None) or _around()
+
+
+def _around() -> RunHandle | None:
+    """Return the run of the `with` around the current code.
+
+    A paused generator leaves its run behind for the code that steps it. So a run that a generator opened
+    is never taken from the context.
+    """
+    handle = _opened.get()
+    while handle is not None and handle.closed:
+        handle = handle._previous
+    if handle is not None and handle._in_generator:
+        msg = "a generator opened the current run, so this call may not belong to it; pass `run.config()` to the call"
+        raise ConfigError(msg)
+    return handle
+
+
+class _OutsideRun(NamedTuple):
+    """A run, for credential requests outside every agent; the epoch is 0 before its first root entry."""
+
+    engine: Engine
+    run_id: str
+    epoch: int
+    agent: tuple[str, ...] = ()
+
+
+def _refusals() -> RefusedMints | None:
+    """Return the recorder of credential requests made outside every agent."""
+    try:
+        handle = _around()
+    except ConfigError:  # the record could name another run
+        return None
+    return None if handle is None else RefusedMints(_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0))

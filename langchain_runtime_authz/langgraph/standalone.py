@@ -28,9 +28,8 @@ from langchain_runtime_authz.langgraph._private import (
     started_graph,
 )
 from langchain_runtime_authz.langgraph.hitl import newest_plan, note_question
-from langchain_runtime_authz.langgraph.messages import ai_messages
+from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import is_gated
-from langchain_runtime_authz.langgraph.plans import record_plans
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run, drive

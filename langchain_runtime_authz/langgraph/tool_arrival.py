@@ -27,8 +27,7 @@ from langchain_runtime_authz.langgraph.arguments import (
     without,
 )
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.run import RunHandle, opened
-from langchain_runtime_authz.langgraph.run_context import find_run, settled
+from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, opened, settled
 from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -85,7 +84,7 @@ class Arrival:
             return self.verdict
         if self.run is None and self.opener is not None:
             try:
-                self.run = yield from self.opener.beside()
+                self.run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # nothing may start here
                 return denied(self.call, exc)
         run, call = self.run, self.call

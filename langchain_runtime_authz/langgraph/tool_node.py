@@ -19,7 +19,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.hitl import reviewed_tools
-from langchain_runtime_authz.langgraph.root_entry import Entrance
+from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool, is_guarded
@@ -166,7 +166,7 @@ class _Authz(Protocol):
     def profiles(self) -> Profiles: ...
 
     @property
-    def entrance(self) -> Entrance: ...
+    def root_entry(self) -> RootEntry: ...
 
 
 class AuthzToolNode(_Gate):
@@ -189,7 +189,7 @@ class AuthzToolNode(_Gate):
     def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
-        entrance = self._authz.entrance
+        entrance = self._authz.root_entry
         with (
             entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered),
             run_scope(cast("Run", find_run(entered))),
@@ -199,7 +199,7 @@ class AuthzToolNode(_Gate):
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
-        entrance = self._authz.entrance
+        entrance = self._authz.root_entry
         async with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
             with run_scope(cast("Run", find_run(entered))):
                 return await self._agated(given, entered, runtime, standalone=True)

@@ -102,13 +102,12 @@ def _as_announced(
     return found
 
 
-def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object], *, human: bool) -> Flow[bool]:
+def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]) -> Flow[bool]:
     """Answers to what tools and nodes ask by themselves: what is no plain answer corrects the task.
 
     `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
     before any task starts, with nothing carried over; the words are told with the answers to the
     calls that it makes stale. The same answer to the same question once more says nothing new.
-    Unless `human`, no word of them is the subject's, whoever that is.
     Returns whether the task changed.
 
     Raises:
@@ -117,7 +116,7 @@ def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     if not said:
         return False
-    human, author = human and run.subject.human, run.subject.principal
+    human, author = run.subject.human, run.subject.principal
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     known = {(t.key, t.digest) for t in snapshot.log}
     texts = tuple(

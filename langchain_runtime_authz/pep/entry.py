@@ -56,7 +56,6 @@ from langchain_runtime_authz.pep.engine import (
     ATTEMPTS,
     Ask,
     Commit,
-    Effect,
     Engine,
     Flow,
     Load,
@@ -102,9 +101,9 @@ class Given(NamedTuple):
     resume: bool = False
     kept: bool = False
     head: Head | None = None
-    moved: Callable[[str], Effect] | None = None
+    moved: Callable[[str], Flow[bool]] | None = None
     memory: str | None = None
-    below: Effect | None = None
+    waiting: Callable[[], Flow[Below | None]] | None = None
 
 
 class Left(NamedTuple):
@@ -248,8 +247,8 @@ def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText
     if snapshot.underway:  # or cut: then it may be its own doing
         return tuple(found)
     below: Below | None = None
-    if given.below is not None and snapshot.marks.get(BELOW):
-        below = yield given.below
+    if given.waiting is not None and snapshot.marks.get(BELOW):
+        below = yield from given.waiting()
     digest = below.digest if below is not None else None
     for name, now, key in ((MEMORY, given.memory, memory_key), (BELOW, digest, below_key)):
         if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
@@ -269,12 +268,14 @@ def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[Hum
     if how == "fork":
         return (HumanText(content_digest(head.id), "", fork_key(jti), own=False),)
     left = snapshot.marks.get(HEAD, UNKNOWN)
-    if how == "outside" and (left == UNKNOWN or (yield given.moved(left))):
+    if how == "outside" and (left == UNKNOWN or (yield from given.moved(left))):
         return (HumanText(content_digest(head.id), "", outside_key(head.id), own=False),)
     return ()
 
 
-def edited(run: Run, mark: ChildMark, read: Effect, moved: Callable[[str, str], Effect]) -> Flow[bool]:
+def edited(
+    run: Run, mark: ChildMark, read: Callable[[], Flow[Head | None]], moved: Callable[[str, str], Flow[bool]]
+) -> Flow[bool]:
     """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
 
     `read` is an effect of the newest checkpoint (`Head`), `moved` makes one of whether it says something else
@@ -287,8 +288,8 @@ def edited(run: Run, mark: ChildMark, read: Effect, moved: Callable[[str, str], 
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
         return left is not None
-    head: Head | None = yield read
-    if head is None or head.id == left or head.source != "update" or not (yield moved(head.id, left)):
+    head = yield from read()
+    if head is None or head.id == left or head.source != "update" or not (yield from moved(head.id, left)):
         return True
     text = HumanText(content_digest(head.id), "", outside_key(head.id), own=False)
     if (yield from _pinned(run, (text,))):

@@ -28,7 +28,7 @@ from langgraph.types import Command, Send, interrupt
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.ticket import current_ticket
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests import readme
@@ -278,7 +278,7 @@ class Desk:
 
     @property
     def epoch(self) -> int:
-        return int(self.authz.ledger.load(self.authz.entrance.scope("desk", self.thread), Query()).epoch)
+        return int(self.authz.ledger.load(self.authz.root_entry.scope("desk", self.thread), Query()).epoch)
 
     def finish(self) -> list[Any]:
         """Enter the thread until nothing is left to do; its messages."""

@@ -119,12 +119,12 @@ class Scene:
     @property
     def epoch(self) -> int:
         """The thread's epoch in the ledger."""
-        return int(self.authz.ledger.load(self.authz.entrance.scope("scene", self.thread), Query()).epoch)
+        return int(self.authz.ledger.load(self.authz.root_entry.scope("scene", self.thread), Query()).epoch)
 
     @property
     def log(self) -> Any:
         """The pinned texts."""
-        return self.authz.ledger.load(self.authz.entrance.scope("scene", self.thread), Query(log=True)).log
+        return self.authz.ledger.load(self.authz.root_entry.scope("scene", self.thread), Query(log=True)).log
 
     def go(self, given: Any, step: Callable[[State], Any] = lambda state: {}, how: str | None = None) -> Any:
         """One root entry, in one of the call forms."""

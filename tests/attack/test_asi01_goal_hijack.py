@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool, tool
 
 import langchain_runtime_authz
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
 

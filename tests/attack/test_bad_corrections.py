@@ -37,7 +37,7 @@ from .test_outside import House
 
 
 def epoch(authz: Any, name: str) -> int:
-    return int(authz.ledger.load(authz.entrance.scope(name, "t"), Query()).epoch)
+    return int(authz.ledger.load(authz.root_entry.scope(name, "t"), Query()).epoch)
 
 
 # --- message ids ---------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_a_correction_is_heard_in_every_form(form: str, by: str) -> None:
     with contextlib.suppress(ValueError):  # a plan that was overwritten can not be answered
         house.go(given)
     assert (house.epoch, house.ran) == (2, [])
-    texts = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), Query(log=True)).log
+    texts = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True)).log
     assert "STOP" in [t.text for t in texts if t.own]
 
 
@@ -239,7 +239,7 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool) -> None:
         assert ran == [PAID]
         return
     assert ran == []
-    task = authz.ledger.load(authz.entrance.scope("odd", "t"), Query(log=True)).task
+    task = authz.ledger.load(authz.root_entry.scope("odd", "t"), Query(log=True)).task
     assert task.text == "Pay the bill, never above 10\nSTOP, pay nobody"
     assert epoch(authz, "odd") == 2
 

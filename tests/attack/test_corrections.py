@@ -17,7 +17,7 @@ from langgraph.types import Command, Send
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 from ._graphs import (

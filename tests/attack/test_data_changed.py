@@ -15,7 +15,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel
 from tests.attack._graphs import call, hand_written, human, says
@@ -86,7 +86,7 @@ def built(office: Office, *turns: Any, protected: bool = True) -> Any:
 
 
 def epoch(office: Office) -> int:
-    return int(office.authz.ledger.load(office.authz.entrance.scope("hand", "t"), Query()).epoch)
+    return int(office.authz.ledger.load(office.authz.root_entry.scope("hand", "t"), Query()).epoch)
 
 
 def test_what_the_application_says_changed_is_not_acted_on() -> None:

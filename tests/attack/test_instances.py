@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import multiprocessing
@@ -18,13 +17,11 @@ import pytest
 from langchain_core.messages import AIMessage
 from langgraph.errors import InvalidUpdateError
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.stream import StreamTransformer
 
 from langchain_runtime_authz import AlreadyProtected, AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.protect import owner_of
-from langchain_runtime_authz.langgraph.transformers import beside
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import (
@@ -207,28 +204,6 @@ def test_a_graphs_transformers_are_found_as_they_were_given() -> None:
         assert kept == given
         assert {*kept} == {*given}
         assert [kept.index(factory) for factory in given] == [*range(len(given))]
-
-
-def test_a_transformer_that_many_streams_share_is_wrapped_once() -> None:
-    """LangGraph asks for a fresh one each time; who gives the same one all the same does not run out of stack."""
-
-    class Counting(StreamTransformer):
-        seen = 0
-
-        def init(self) -> dict[str, Any]:
-            return {}
-
-        def process(self, event: Any) -> bool:
-            self.seen += 1
-            return True
-
-    shared = Counting()
-    (factory,) = beside([lambda scope: shared])
-    for _ in range(2 * sys.getrecursionlimit()):
-        assert factory(()) is shared
-    assert shared.process({})
-    assert asyncio.run(shared.aprocess({}))
-    assert shared.seen == 2
 
 
 def test_builder_protected_twice_and_compiled_twice() -> None:

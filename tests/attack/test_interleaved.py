@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.testing import StaticPDP
 from tests.ids import shown
 
@@ -97,7 +97,7 @@ def check(authz: RuntimeAuthz, pdp: StaticPDP, *, calls: int | None = None) -> N
 
 
 kinds = pytest.mark.parametrize("kind", ["hand", "agent", "subgraph"])
-modes = pytest.mark.parametrize("mode", ["config", "with", "with+config"])
+modes = pytest.mark.parametrize("mode", ["config", "with+config"])
 
 
 def _streaming(authz: Any, graph: Any, user: str, mode: str) -> Iterator[Any]:
@@ -109,7 +109,7 @@ def _streaming(authz: Any, graph: Any, user: str, mode: str) -> Iterator[Any]:
             run.close()
         return
     with authz.run(subject=user) as run:
-        yield from graph.stream(human(user), run.config() if mode == "with+config" else None, subgraphs=True)
+        yield from graph.stream(human(user), run.config(), subgraphs=True)
 
 
 @kinds
@@ -146,25 +146,6 @@ def test_several_entries_of_one_generator_with_config(kind: str) -> None:
     check(authz, pdp, calls=12)
 
 
-@kinds
-def test_several_entries_of_one_generator_without_config(kind: str) -> None:
-    """The plain `with` form in a generator never enters under the user of another generator."""
-    ran: list[Any] = []
-    authz, pdp, graph = build(kind, ran)
-
-    def talk(user: str) -> Iterator[Any]:
-        with authz.run(subject=user):
-            for _ in range(2):
-                yield from graph.stream(human(user))
-
-    streams = [talk(user) for user in USERS]
-    while streams:
-        for stream in list(streams):
-            if next(stream, None) is None:
-                streams.remove(stream)
-    check(authz, pdp, calls=12)
-
-
 def test_code_beside_an_open_generator_is_nobody() -> None:
     """While a generator with `run.config()` is paused, code beside it does not act as its user."""
     ran: list[Any] = []
@@ -178,11 +159,11 @@ def test_code_beside_an_open_generator_is_nobody() -> None:
 
 
 def test_run_around_an_open_generator_is_its_own() -> None:
-    """A run that steps another user's plain generator stays its own user afterwards."""
+    """A run that steps another user's generator stays its own user afterwards."""
     ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
     with authz.run(subject="alice"):
-        stream = _streaming(authz, graph, "bob", "with")
+        stream = _streaming(authz, graph, "bob", "config")
         next(stream)
         graph.invoke(human("alice"))
         list(stream)
@@ -190,63 +171,94 @@ def test_run_around_an_open_generator_is_its_own() -> None:
     check(authz, pdp, calls=9)
 
 
-def test_runs_nested_through_context_managers() -> None:
-    """The innermost run counts, also where `contextlib` made the context managers, also in generators."""
+def test_nested_runs() -> None:
+    """The innermost run counts."""
     ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
-
-    @contextlib.contextmanager
-    def acting_as(user: str) -> Iterator[None]:
-        with authz.run(subject=user):
-            yield
-
-    with acting_as("alice"):
+    with authz.run(subject="alice"):
         graph.invoke(human("alice"))
-        with acting_as("bob"):
+        with authz.run(subject="bob"):
             graph.invoke(human("bob"))
         graph.invoke(human("alice"))
-
-    def talk(user: str) -> Iterator[Any]:
-        with acting_as(user):
-            for _ in range(2):
-                yield from graph.stream(human(user))
-
-    streams = [talk(user) for user in USERS]
-    while streams:
-        for stream in list(streams):
-            if next(stream, None) is None:
-                streams.remove(stream)
-    check(authz, pdp, calls=21)
+    check(authz, pdp, calls=9)
 
 
-def test_threads_of_interleaved_generators_are_refused_or_right() -> None:
-    """Where it can not be told whose thread it is, the call is refused with `config`, not guessed."""
-    from langchain_runtime_authz.errors import ConfigError
+def _plain(authz: Any, act: Callable[[], Any]) -> Iterator[Any]:
+    with authz.run(subject="alice"):
+        yield act()
+        yield act()
 
-    ran: list[Any] = []
-    authz, pdp, graph = build("hand", ran)
 
-    def talk(user: str) -> Iterator[Any]:
-        with authz.run(subject=user):
+def _stack(authz: Any, act: Callable[[], Any]) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(authz.run(subject="alice"))
+        yield act()
+
+
+def _nested(authz: Any, act: Callable[[], Any]) -> Iterator[Any]:
+    @contextlib.contextmanager
+    def acting() -> Iterator[None]:
+        with authz.run(subject="alice"):
             yield
-            yield graph.batch([human(user)] * 2)
 
-    first, second = (talk(user) for user in USERS)
-    next(first)
-    next(second)
+    with acting():
+        yield act()
+
+
+@pytest.mark.parametrize("opens", [_plain, _stack, _nested])
+@pytest.mark.parametrize("form", ["here", "thread", "task", "tool"])
+def test_a_generators_run_counts_only_by_its_config(opens: Any, form: str) -> None:
+    """A paused generator leaves its run behind for the code that steps it, so the run is never taken from there."""
+    authz, pdp, graph = build("hand", [])
+    who = authz.guard(_speaking([]))
+    acts: dict[str, Callable[[], Any]] = {
+        "here": lambda: graph.invoke(human("alice")),
+        "thread": lambda: graph.batch([human("alice")] * 2),
+        "task": lambda: asyncio.run(graph.ainvoke(human("alice"))),
+        "tool": lambda: who.invoke({"user": "alice"}),
+    }
+    with pytest.raises(ConfigError, match=r"run\.config\(\)"):
+        next(opens(authz, acts[form]))
+    assert pdp.requests == []
+
+
+def test_an_async_generators_run_counts_only_by_its_config() -> None:
+    authz, pdp, graph = build("hand", [])
+
+    async def plain() -> AsyncIterator[Any]:
+        async with authz.run(subject="alice"):
+            yield await graph.ainvoke(human("alice"))
+
+    async def stack() -> AsyncIterator[Any]:
+        async with contextlib.AsyncExitStack() as opened:
+            await opened.enter_async_context(authz.run(subject="alice"))
+            yield await graph.ainvoke(human("alice"))
+
+    for opens in (plain, stack):
+        with pytest.raises(ConfigError, match=r"run\.config\(\)"):
+            asyncio.run(anext(opens()))  # type: ignore[arg-type]
+    assert pdp.requests == []
+
+
+def test_code_beside_a_generators_plain_run_is_refused() -> None:
+    """It could be taken for the generator's user; once the generator has ended, it is nobody again."""
+    authz, pdp, graph = build("hand", [])
+    paused = _plain(authz, lambda: None)
+    next(paused)
     with pytest.raises(ConfigError):
-        next(first)
-    next(second, None)
-    for request in calls_of(pdp):
-        assert request.context.call is not None
-        assert request.subject.id == request.context.call.args["user"]
+        graph.invoke(human("anonymous"))
+    with authz.run(subject="bob"):
+        graph.invoke(human("bob"))
+    paused.close()
+    graph.invoke(human("anonymous"))
+    check(authz, pdp, calls=6)
 
 
 def test_code_after_interleaved_generators_is_nobody() -> None:
     """After generators ended out of order, a later entry is under an implicit run, not a dead one."""
     ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
-    first, second = (_streaming(authz, graph, user, "with") for user in USERS)
+    first, second = (_streaming(authz, graph, user, "with+config") for user in USERS)
     next(first)
     next(second)
     list(first)
@@ -259,29 +271,6 @@ def test_code_after_interleaved_generators_is_nobody() -> None:
     check(authz, pdp)
 
 
-def test_code_inside_a_generators_run_may_use_threads_and_tasks() -> None:
-    """Plain `with` in a generator still holds for batch (threads) and tasks made inside it."""
-    ran: list[Any] = []
-    authz, pdp, graph = build("hand", ran)
-
-    def talk(user: str) -> Iterator[Any]:
-        with authz.run(subject=user):
-            yield graph.batch([human(user)] * 2)
-
-    assert len(list(talk("alice"))) == 1
-
-    async def atalk(user: str) -> AsyncIterator[Any]:
-        async with authz.run(subject=user):
-            yield await asyncio.gather(*(graph.ainvoke(human(user)) for _ in range(2)))
-
-    async def go() -> None:
-        async for _ in atalk("bob"):
-            pass
-
-    asyncio.run(go())
-    check(authz, pdp, calls=12)
-
-
 async def _astreaming(authz: Any, graph: Any, user: str, mode: str) -> AsyncIterator[Any]:
     if mode == "config":
         run = authz.run(subject=user)
@@ -292,7 +281,7 @@ async def _astreaming(authz: Any, graph: Any, user: str, mode: str) -> AsyncIter
             await run.aclose()
         return
     async with authz.run(subject=user) as run:
-        async for chunk in graph.astream(human(user), run.config() if mode == "with+config" else None, subgraphs=True):
+        async for chunk in graph.astream(human(user), run.config(), subgraphs=True):
             yield chunk
 
 

@@ -130,7 +130,7 @@ class Office:
 
     def pinned(self, name: str, thread: str = "t") -> str:
         """The subject's own words, as the ledger has them."""
-        log = self.authz.ledger.load(self.authz.entrance.scope(name, thread), Query(log=True)).log
+        log = self.authz.ledger.load(self.authz.root_entry.scope(name, thread), Query(log=True)).log
         return "\n".join(t.text for t in log if t.own)
 
 
@@ -393,7 +393,7 @@ def test_a_history_that_is_sent_again_without_its_ids_makes_nobody_its_author(fo
     assert [m.text for m in shown] == [TASK, MAIL]
     with authz.run(subject="alice"):
         graph.invoke({"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
-    task = authz.ledger.load(authz.entrance.scope("g", "t"), Query(log=True))
+    task = authz.ledger.load(authz.root_entry.scope("g", "t"), Query(log=True))
     assert [t.text for t in task.log if t.own] == [TASK, "Go on"]
     assert EVIL not in task.task.text
 

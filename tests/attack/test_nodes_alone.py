@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz import AuthzDenied
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import PAID, PAY, agent_graph, answer_to, authz_with, calls_of, deny_only, hand_written, pay_tool, says

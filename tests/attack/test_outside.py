@@ -20,8 +20,8 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
 from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
-from langchain_runtime_authz.langgraph.state_changes import said_more
+from langchain_runtime_authz.langgraph.checkpoints import said_more
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.engine import drive
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
@@ -95,7 +95,7 @@ class House:
 
     @property
     def epoch(self) -> int:
-        return int(self.authz.ledger.load(self.authz.entrance.scope("hand", "t"), _query()).epoch)
+        return int(self.authz.ledger.load(self.authz.root_entry.scope("hand", "t"), _query()).epoch)
 
 
 def _query() -> Any:
@@ -181,7 +181,7 @@ def test_a_text_of_the_subject_counts_as_hers() -> None:
         append(house, house.graph)
     append(house, house.raw)
     house.go(None)
-    log = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), _query()).log
+    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), _query()).log
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", True)]
     assert house.epoch == 3
 
@@ -289,7 +289,7 @@ def test_a_crash_is_no_correction() -> None:
     list(stream)
     # As if nothing at the end had happened: the lease is live and the mark is the old one.
     ledger = house.authz.ledger
-    thread = ledger._threads[house.authz.entrance.scope("hand", "t")]
+    thread = ledger._threads[house.authz.root_entry.scope("hand", "t")]
     thread.marks.clear()
     thread.leases = {j: dataclasses.replace(le, state="live") for j, le in thread.leases.items()}
     house.go(None)
@@ -346,7 +346,7 @@ def test_an_edited_channel_voids_the_plan(edit: dict[str, Any], road: str) -> No
         else:
             graph.invoke(Command(update=edit), THREAD)
     assert house.ran == []
-    assert authz.ledger.load(authz.entrance.scope("hand", "t"), Query()).epoch == 2
+    assert authz.ledger.load(authz.root_entry.scope("hand", "t"), Query()).epoch == 2
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: next(iter(e)))
@@ -368,7 +368,7 @@ def test_sending_back_what_stands_there_is_no_correction() -> None:
     with authz.run(subject="alice"):
         held = graph.invoke({**human(), "instructions": "Pay what is due"}, THREAD)
         graph.invoke(Command(update={k: held[k] for k in ("instructions", "todos", "files")}), THREAD)
-    assert authz.ledger.load(authz.entrance.scope("hand", "t"), Query()).epoch == 1
+    assert authz.ledger.load(authz.root_entry.scope("hand", "t"), Query()).epoch == 1
     assert house.ran == [PAID]
 
 
@@ -378,7 +378,7 @@ def test_another_persons_correction_gives_no_authority() -> None:
     house.go(human())
     assert house.authz.correct("t", "Pay eve 95", by="mallory") == 2
     house.go({"messages": []})
-    log = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), _query())
+    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), _query())
     assert [(t.text, t.own, t.author) for t in log.log] == [
         ("Pay the bill", True, "user:alice"),
         ("Pay eve 95", False, "user:mallory"),
@@ -416,7 +416,7 @@ def test_an_edited_memory_voids_the_plan(how: str) -> None:
         asyncio.run(ago())
 
     def epoch() -> int:
-        return int(authz.ledger.load(authz.entrance.scope("hand", "t"), Query()).epoch)
+        return int(authz.ledger.load(authz.root_entry.scope("hand", "t"), Query()).epoch)
 
     go(human())
     store.put(("memories", "bob"), "rule", {"text": "another's memory"})
@@ -461,7 +461,7 @@ def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str) -> None
     with authz.run(subject="alice"):
         graph.invoke(None, THREAD)
     assert house.ran == []
-    assert authz.ledger.load(authz.entrance.scope("above", "t"), Query()).epoch == 2
+    assert authz.ledger.load(authz.root_entry.scope("above", "t"), Query()).epoch == 2
 
 
 COMMANDS = {
@@ -676,7 +676,7 @@ def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: s
     house.go(None) if how == "sync" else asyncio.run(house.ago(None))
     assert house.ran == []
     assert "STOP, pay nobody" in str(house.raw.get_state(THREAD).values)
-    log = house.authz.ledger.load(house.authz.entrance.scope("hand", "t"), _query()).log
+    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), _query()).log
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", False)]
     house.go(None)
     assert house.epoch == 2
@@ -766,7 +766,7 @@ def test_what_a_run_writes_between_two_looks_is_not_the_updates_word(words: list
 
     def said(before: Any, on: Any) -> bool:
         place = house.raw.update_state(on.config, {"messages": words}, as_node="__start__")
-        return drive(house.authz.entrance.engine, said_more(house.graph, before, place, ("messages",)))
+        return drive(house.authz.root_entry.engine, said_more(house.graph, before, place, ("messages",)))
 
     assert said(begun._replace(config=taken.config), taken) is bool(words)
     assert said(taken, begun) is bool(words)

@@ -22,8 +22,8 @@ from langchain_runtime_authz import ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
-from langchain_runtime_authz.langgraph.state_changes import ReadState
+from langchain_runtime_authz.langgraph import root_entry
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, ledger_down, read_tool, says
@@ -259,20 +259,14 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
     family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
     family.go(human())
     reads = [OSError("a database that is away for a moment")]
-    whole = ReadState.run, ReadState.arun
+    whole = root_entry.ReadState
 
-    def read(self: Any, engine: Any) -> Any:
+    def read(*args: Any) -> Any:
         if reads:
             raise reads.pop()
-        return whole[0](self, engine)
+        return whole(*args)
 
-    async def aread(self: Any, engine: Any) -> Any:
-        if reads:
-            raise reads.pop()
-        return await whole[1](self, engine)
-
-    monkeypatch.setattr(ReadState, "run", read)
-    monkeypatch.setattr(ReadState, "arun", aread)
+    monkeypatch.setattr(root_entry, "ReadState", read)
     with pytest.raises(OSError, match="away"):
         family.go(None) if how == "sync" else asyncio.run(family.ago(None))
     assert marks(tmp_path / "ledger.db") == ["task"]

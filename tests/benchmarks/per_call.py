@@ -34,8 +34,8 @@ from rich.table import Table
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
+from langchain_runtime_authz.langgraph.messages import record_plans
 from langchain_runtime_authz.langgraph.node_pep import gate_bound
-from langchain_runtime_authz.langgraph.plans import record_plans
 from langchain_runtime_authz.langgraph.run_context import find_run
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -106,7 +106,7 @@ class Bench:
         self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES, **options)
         self.node = gate_tool_node(ToolNode(tools), self.authz.profiles)
         self.handle = self.authz.run(subject="alice", task=TASK)
-        entrance = self.authz.entrance
+        entrance = self.authz.root_entry
         config = self.handle.config({"configurable": {"thread_id": "bench"}})
         self._scope = entrance.enter("bench", {"messages": []}, config, entrance.at_call(config))
         _, self.config = self._scope.__enter__()

@@ -33,7 +33,7 @@ from langgraph.types import Command, interrupt
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
@@ -180,7 +180,7 @@ class CorrectionMachine(RuleBasedStateMachine):
 
     @property
     def scope(self) -> Any:
-        return self.authz.entrance.scope("g", self.thread)
+        return self.authz.root_entry.scope("g", self.thread)
 
     @property
     def epoch(self) -> int:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from langchain_runtime_authz import AuthzDenied
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay_tool, replying

@@ -23,7 +23,7 @@ from langgraph.pregel import Pregel
 from langgraph.types import Command, RetryPolicy, interrupt
 
 from langchain_runtime_authz.langgraph import _private as private
-from langchain_runtime_authz.langgraph.halt import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 
 THREAD = {"configurable": {"thread_id": "t"}}
 

@@ -42,7 +42,6 @@ from langchain_runtime_authz.langgraph.object_graph import (
 )
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself, facts_of, is_guarded
-from langchain_runtime_authz.langgraph.transformers import made_by
 from langchain_runtime_authz.pep.tally import Counted, Gate
 
 if TYPE_CHECKING:
@@ -72,6 +71,9 @@ _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     ("middleware",): "what middleware before ours calls by itself is not seen: call `authz.protect` on the root graph",
 }
 _ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
+# Code that also runs before a run begins, or in the hands of the code that reads its events.
+_OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
+_TRANSFORMS: Final = ("init", "process", "finalize", "fail", "aprocess", "afinalize", "afail")
 _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
@@ -93,8 +95,8 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         functions=_functions(found),
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
-    rows = _with_seen(rows, protection.entrance.engine.tally.of(graph.get_name()))
-    return CoverageReport(graph.get_name(), protection.entrance.engine.evaluator.pdp.name, tuple(_numbered(rows)))
+    rows = _with_seen(rows, protection.root_entry.engine.tally.of(graph.get_name()))
+    return CoverageReport(graph.get_name(), protection.root_entry.engine.evaluator.pdp.name, tuple(_numbered(rows)))
 
 
 def _entrance_of(value: object) -> object:
@@ -114,7 +116,11 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
             f"{name}/trace_policy",
             (getattr(policy, "process_inputs", None), getattr(policy, "process_outputs", None)),
         )
-    yield "stream_transformers", [hook for f in getattr(graph, "stream_transformers", ()) for hook in made_by(f)]
+    if not type(graph.checkpointer).__module__.startswith(("langgraph.", "builtins")):
+        yield "checkpointer", [v for v in vars(type(graph.checkpointer)).values() if isinstance(v, FunctionType)]
+    for made in getattr(graph, "stream_transformers", ()):
+        hooks = [getattr(made, name, None) for name in _TRANSFORMS] if isinstance(made, type) else [made]
+        yield "stream_transformers", hooks
     yield "retry_policy", graph.retry_policy
     yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
@@ -228,9 +234,13 @@ class _Look:
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
         """Tools that the graph's own loop would call, between nodes: no gate is around that, only the ambient hook."""
+        outside = route in _OUTSIDE_RUNS
+        look = replace(self, hooked=False) if outside else self
         for tool in walk([value], deep=True, into_tools=False):
             if isinstance(tool, BaseTool):
-                yield from self._tool(tool, label, route, None)
+                for row in look._tool(tool, label, route, None):
+                    unseen = outside and row.kind == "tool" and not row.layers
+                    yield replace(row, note="runs outside every run, unseen: `authz.guard` it") if unseen else row
 
     @staticmethod
     def _node_note(bound: Any, gated: tuple[str, ...], held: list[Any]) -> str:
@@ -245,7 +255,7 @@ class _Look:
     def _model_layers(self, gated: tuple[str, ...], around: Iterable[Any]) -> tuple[str, ...]:
         """What stands before a model's call, outermost first; the hook only hears of what runs inside a gate."""
         owners = (v.__self__ if isinstance(v, MethodType) else v for v in around)
-        ours = any(_entrance_of(o) is self.protection.entrance for o in owners)
+        ours = any(_entrance_of(o) is self.protection.root_entry for o in owners)
         hooked = bool(gated) and self.hooked
         return (*gated, *(("middleware",) if ours else ()), *(("ambient hook",) if hooked else ()))
 
@@ -301,7 +311,10 @@ class _Look:
         if not layers and self.hooked:
             note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
         elif layers == ("ambient hook",):
-            note = "held by plain code, and a bare thread or a call of its function passes: `authz.guard` it"
+            note = (
+                "held by plain code, and a bare thread, a call of its function or a state that is read outside a run "
+                "passes: `authz.guard` it"
+            )
         elif layers:
             profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
             note = "" if profiled.declared else f"unprofiled: {profiled.why}"

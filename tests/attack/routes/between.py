@@ -338,56 +338,51 @@ def _checkpointer(when: str) -> Callable[[Kit, Bank], Play]:
     return build
 
 
-def _transformer(where: str) -> Callable[[Kit, Bank], Play]:
-    """It is handed each event by whoever reads them, outside the graph."""
+def _transformer(kit: Kit, bank: Bank) -> Play:
+    """The code that reads a graph's events hands each to it, outside the graph."""
+    pay: BaseTool = kit.tool(bank.tool())
+    seen: list[bool] = []
 
-    def build(kit: Kit, bank: Bank) -> Play:
-        pay: BaseTool = kit.tool(bank.tool())
-        seen: list[bool] = []
+    class Paying(StreamTransformer):
+        def init(self) -> dict[str, Any]:
+            return {}
 
-        class Paying(StreamTransformer):
-            def init(self) -> dict[str, Any]:
-                return {}
+        def process(self, event: Any) -> bool:
+            if not seen:
+                seen.append(True)
+                pay.invoke(SENT)
+            return True
 
-            def process(self, event: Any) -> bool:
-                if not seen:
-                    seen.append(True)
-                    pay.invoke(SENT)
-                return True
+    builder = StateGraph(_Plain)
+    builder.add_node("step", lambda state: {})
+    builder.add_edge(START, "step")
+    graph = kit.graph(builder.compile(transformers=[Paying]))
 
-        builder = StateGraph(_Plain)
-        builder.add_node("step", lambda state: {})
-        builder.add_edge(START, "step")
-        graph = kit.graph(builder.compile(transformers=[Paying] if where == "compiled" else None))
-        options: Any = {"version": "v3", "transformers": [Paying] if where == "given" else None}
+    async def asynchronous() -> Any:
+        return [event async for event in await graph.astream_events({"said": "x"}, version="v3")]
 
-        async def asynchronous() -> Any:
-            return [event async for event in await graph.astream_events({"said": "x"}, **options)]
-
-        return Play(lambda: list(graph.stream_events({"said": "x"}, **options)), asynchronous, graph)
-
-    return build
+    return Play(lambda: list(graph.stream_events({"said": "x"}, version="v3")), asynchronous, graph)
 
 
 BOTH = ("entry", "guard")
+OUTSIDE = "the code runs outside every run: guard the tool"
 
 ROUTES = [
     Route("trace_policy", "a tool called by a node's trace policy", _trace_policy, closed_by=BOTH),
     Route("managed_value", "a tool called by a managed value of the state", _managed, closed_by=BOTH),
     Route("context", "a tool called by a validator of the context's schema", _context, closed_by=BOTH),
-    Route("checkpointer_read", "a tool called by a checkpointer as it is read, before the graph begins", _checkpointer("read"), closed_by=BOTH),
+    Route("checkpointer_read", "a tool called by a checkpointer as it is read, before the graph begins", _checkpointer("read"), closed_by=("guard",), open=OUTSIDE),
     Route("checkpointer_write", "a tool called by a checkpointer as it is written", _checkpointer("write"), closed_by=BOTH),
-    Route("transformer", "a tool called by a stream transformer that the graph was compiled with", _transformer("compiled"), closed_by=BOTH),
-    Route("given_transformer", "a tool called by a stream transformer that comes with a call", _transformer("given"), closed_by=BOTH),
+    Route("transformer", "a tool called by a stream transformer that the graph was compiled with", _transformer, closed_by=("guard",), open=OUTSIDE),
     Route("reducer", "a tool called by a channel's reducer", _reducer, closed_by=BOTH),
     Route("validator", "a tool called by a validator of the state's schema", _validator, closed_by=BOTH),
     Route("retry_on", "a tool called by a retry policy's `retry_on`", _retry, closed_by=BOTH),
     Route("cache_key", "a tool called by a cache policy's `key_func`", _cache_key, closed_by=BOTH),
     Route("callback", "a tool called by a callback handler that the graph was made with", _callback, closed_by=BOTH),
     Route("edge", "a tool called by the function of a conditional edge", _edge, closed_by=BOTH),
-    Route("update_state", "the same, as `update_state` goes along the edge", _update_state, closed_by=BOTH),
-    Route("read_state", "a tool called by a channel's reducer, as `get_state` shows a paused step", _read_state, closed_by=BOTH),
-    Route("read_history", "a tool called by a validator of the state's schema, as `get_state_history` shows it", _read_history, closed_by=BOTH),
+    Route("update_state", "the same, as `update_state` goes along the edge", _update_state, closed_by=("guard",), open=OUTSIDE),
+    Route("read_state", "a tool called by a channel's reducer, as `get_state` shows a paused step", _read_state, closed_by=("guard",), open=OUTSIDE),
+    Route("read_history", "a tool called by a validator of the state's schema, as `get_state_history` shows it", _read_history, closed_by=("guard",), open=OUTSIDE),
     Route("error_handler", "a tool called by a node's `error_handler`", _error_handler, closed_by=BOTH),
     Route("embedding", "a tool called by the embedding function of the graph's store", _embedding, closed_by=BOTH),
     Route("given_callback", "a tool called by a callback handler that comes with a call", _given_callback, closed_by=BOTH),

@@ -1,0 +1,351 @@
+"""Read threads' checkpoints, and hold what is loaded against what a run of ours left.
+
+One rule: a checkpoint that differs from the recorded one changes the task if its watched channels, or the
+tasks that wait in it, differ. Most reads need a checkpoint's ids and metadata only (`_frames`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import Any, Final, cast
+
+import ormsgpack
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.constants import START
+from langgraph.store.base import BaseStore, SearchItem
+from langgraph.types import StateSnapshot
+
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.facts.state import Below, ChildMark, Head, outside_key
+from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.langgraph._private import (
+    Place,
+    Pregel,
+    graph_at,
+    is_of_task,
+    lent,
+    namespace_of_graph,
+    namespaces_of_task,
+)
+from langchain_runtime_authz.langgraph.messages import human_texts
+from langchain_runtime_authz.langgraph.state_changes import differ, said, watched
+from langchain_runtime_authz.ledger.base import Change, DeleteMarks, Query, SetMark, Snapshot
+from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.entry import edited
+
+__all__ = [
+    "Read",
+    "ReadState",
+    "check_child",
+    "is_below",
+    "mark_child",
+    "mark_of",
+    "moved",
+    "read_head",
+    "read_memory",
+    "read_waiting",
+    "said_more",
+    "saver_of",
+    "thread_config",
+    "updates_during",
+]
+
+MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
+_UPDATES: Final = {"source": "update"}
+
+
+class Read:
+    """An effect: one call of a graph, checkpointer or store, in both its forms."""
+
+    __slots__ = ("_asynchronous", "_blocking")
+
+    def __init__(self, blocking: Callable[[], Any], asynchronous: Callable[[], Awaitable[Any]]) -> None:
+        self._blocking, self._asynchronous = blocking, asynchronous
+
+    def run(self, engine: Engine) -> Any:
+        """Perform it, blocking."""
+        return self._blocking()
+
+    async def arun(self, engine: Engine) -> Any:
+        """Perform it."""
+        return await self._asynchronous()
+
+
+class ReadState(Read):
+    """An effect: read a graph's state (`StateSnapshot`)."""
+
+    __slots__ = ()
+
+    def __init__(self, graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> None:
+        super().__init__(
+            partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
+        )
+
+
+def _get(saver: BaseCheckpointSaver[Any], place: Any) -> Read:
+    return Read(partial(saver.get_tuple, place), partial(saver.aget_tuple, place))
+
+
+class _FrameSerializer:
+    """Read plain values, and leave the objects among them packed."""
+
+    def __init__(self, real: JsonPlusSerializer) -> None:
+        self._real = real
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        kind, packed = data
+        if kind != "msgpack":
+            return self._real.loads_typed(data)
+        return ormsgpack.unpackb(packed, ext_hook=lambda *_: None, option=ormsgpack.OPT_NON_STR_KEYS)
+
+
+def _frames(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
+    """Return a saver that leaves the messages in a checkpoint's channels packed, if it is one of LangGraph's own."""
+    if type(saver.serde) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
+        return saver
+    frames = copy.copy(saver)
+    frames.serde = cast("Any", _FrameSerializer(saver.serde))
+    return frames
+
+
+def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
+    """Return the checkpointer that keeps a root graph's state."""
+    saver = getattr(graph, "checkpointer", None)
+    return saver if isinstance(saver, BaseCheckpointSaver) else None
+
+
+def is_below(config: Mapping[str, Any]) -> bool:
+    """Return True if a root config names a child's checkpoint, as `get_state(subgraphs=True)` gives it."""
+    return bool((config.get("configurable") or {}).get("checkpoint_ns"))
+
+
+def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any] | None:
+    """Return where a thread's checkpoints are; `None` for a call without a thread."""
+    configurable = config.get("configurable") or {}
+    if configurable.get("thread_id") is None:
+        return None
+    place = {
+        "thread_id": configurable["thread_id"],
+        "checkpoint_ns": configurable.get("checkpoint_ns", ""),
+        **lent(config),
+    }
+    return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
+
+
+def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
+    """Read the checkpoint that an entry with this config loads; `None` for a thread without one."""
+    frames, newest = _frames(saver), thread_config(config)
+    named = (config.get("configurable") or {}).get("checkpoint_id")
+    found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
+    if found is None:
+        return None
+    last: CheckpointTuple | None = (yield _get(frames, newest)) if named else found
+    ident = found.checkpoint["id"]
+    ahead = last.checkpoint["id"] if last is not None else ident
+    return Head(ident, str(found.metadata.get("source", "")), ahead if ahead != ident else "")
+
+
+def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:
+    """Return the digest of what a store holds under the namespaces; `None` without a store."""
+    if store is None or not namespaces:
+        return None
+    held: list[Any] = []
+    for name in namespaces:
+        items: list[SearchItem] = yield Read(
+            partial(store.search, name, limit=MAX_ITEMS), partial(store.asearch, name, limit=MAX_ITEMS)
+        )
+        held += [[*item.namespace, item.key, said(item.value)] for item in items]
+    return raw_digest(sorted(held))
+
+
+def moved(graph: Any, config: Mapping[str, Any], head: str, left: str, channels: Sequence[str]) -> Flow[bool]:
+    """Return True if the state at `head` differs from the one that a run left at `left`."""
+    before: StateSnapshot = yield ReadState(graph, thread_config(config, left))
+    now: StateSnapshot = yield ReadState(graph, thread_config(config, head))
+    return differ(before, now, channels)
+
+
+def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
+    """Return True if an update that left `place` changed the state `before` it.
+
+    A run in flight may have written more after that was read, or be about to take its input. Its own words are
+    not an edit.
+    """
+    after: StateSnapshot = yield ReadState(graph, place)
+    if not differ(before, after, channels):
+        return False
+    base, read = after, _checkpoint(before.config)
+    while base is after or (base.metadata or {}).get("source") == "update":
+        if _checkpoint(base.parent_config) <= read:
+            # Read as it was kept: the update was not made on what its tasks have written since.
+            base = (yield ReadState(graph, before.config)) if read else before
+            return START not in base.next or differ(base, after, channels)
+        base = yield ReadState(graph, base.parent_config)
+    return differ(base, after, channels)
+
+
+def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -> str:
+    return ((config or {}).get("configurable") or {}).get(name) or ""
+
+
+# Children: their checkpoints are their own, and the root's say nothing of them.
+
+
+def read_waiting(
+    graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
+) -> Flow[Below | None]:
+    """Read what the graphs hold that wait below a thread's root; `None` if none does.
+
+    LangGraph knows the graphs that are nodes. The graphs that a tool or a node's code called are found by their
+    namespace, one level deep; `nodes_only` leaves them out.
+    """
+    if nodes_only and not any(True for _ in graph.get_subgraphs()):
+        return None
+    thread = {"thread_id": (config.get("configurable") or {}).get("thread_id")}
+    state: StateSnapshot = yield ReadState(graph, {"configurable": thread}, subgraphs=True)
+    kept: list[tuple[Any, Any]] = []
+    found = _waiting(state, kept, channels)
+    saver = saver_of(graph)
+    for name, first in _called(graph, state).items():
+        if saver is None:
+            break
+        for number in count(first):  # one place after the other: it ends at the first empty one
+            place = {"configurable": {**thread, "checkpoint_ns": namespace_of_graph(name, number)}}
+            one: CheckpointTuple | None = yield _get(saver, place)
+            if one is None:
+                break
+            found.append(watched(one.checkpoint["channel_values"], channels))
+            kept.append((one.config, one.metadata))
+    if not found:
+        return None
+    updates = [_checkpoint(config) for config, metadata in kept if (metadata or {}).get("source") == "update"]
+    namespaces = dict.fromkeys(_checkpoint(config, "checkpoint_ns") for config, _ in kept)
+    return Below(raw_digest(found), tuple(filter(None, updates)), tuple(filter(None, namespaces)))
+
+
+def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
+    """Return the namespaces under which each task's graphs keep their state, and the number of the first."""
+    named: dict[str, int] = {}
+    for task in state.tasks:
+        node = graph.nodes.get(task.name)
+        if node is None or not isinstance(node.bound, Pregel):  # which is the only graph of its task
+            first = 1 if isinstance(task.state, StateSnapshot) else 0  # LangGraph knows the first one of a function
+            named |= dict.fromkeys(namespaces_of_task(task.name, task.id), first)
+    return named
+
+
+def _waiting(state: StateSnapshot, kept: list[tuple[Any, Any]], channels: Sequence[str]) -> list[Any]:
+    found: list[Any] = []
+    for task in state.tasks:
+        if isinstance(child := task.state, StateSnapshot):
+            kept.append((child.config, child.metadata))
+            says = watched(child.values, channels)
+            found.append([task.name, says, sorted(child.next), _waiting(child, kept, channels)])
+    return found
+
+
+def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
+    """Return the mark that holds the checkpoint which a child's run left at a place.
+
+    A child on a thread of its own may have a checkpointer of its own, so its name is part of the mark.
+    """
+    configurable = place["configurable"]
+    namespace = configurable.get("checkpoint_ns", "")
+    where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
+    return ChildMark(where, lasting=not is_of_task(namespace))
+
+
+def check_child(run: Run, graph: Any, place: Place, channels: Sequence[str]) -> Flow[bool]:
+    """Hold what a child is about to load against what its last run in the thread of `run` left, if that is known.
+
+    Raises:
+        AuthzDenied: `stale_epoch`: it was edited meanwhile. The next epoch is open.
+    """
+    return (
+        yield from edited(
+            run,
+            mark_of(place.config, graph.get_name()),
+            lambda: read_head(place.saver, place.config),
+            lambda head, left: moved(graph, place.config, head, left, channels),
+        )
+    )
+
+
+def mark_child(graph: Any, place: Place, *, known: bool, again: bool) -> Flow[list[Change]]:
+    """Return how the mark of a child changes as its run ends: `known`, it has one; `again`, its task has not ended."""
+    mark = mark_of(place.config, graph.get_name())
+    if place.lasting or again:
+        head = yield from read_head(place.saver, place.config)
+        return [SetMark(mark.name, mark.value(head.id if head is not None else None))]
+    return [DeleteMarks(mark.name)] if known else []
+
+
+# What others wrote while a run was in flight.
+
+
+def updates_during(
+    run: Run,
+    graph: Any,
+    place: Mapping[str, Any],
+    namespaces: Sequence[str],
+    watch: Callable[[Any], Sequence[str]],
+) -> Flow[list[HumanText]]:
+    """Return the state updates made while a root entry was in flight, as texts to pin; they give no authority.
+
+    The run goes on from what it loaded, and its next checkpoint leaves an update behind: in LangGraph it is lost.
+    The ledger hears of this process's updates at once, and of another's here. `namespaces` are those of the graphs
+    that wait below; `watch` says which channels of a graph count.
+    """
+    edits = yield from _update_at(run, graph, place, watch(graph))
+    for namespace in namespaces:
+        there = {"configurable": {**place["configurable"], "checkpoint_ns": namespace}}
+        edits += yield from _update_at(run, graph, there, watch(graph_at(graph, there)))
+    return edits
+
+
+def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
+    saver = saver_of(graph)
+    if saver is None:
+        return []
+    frames = _frames(saver)
+    found: CheckpointTuple | None = yield _newest_update(frames, place)
+    if found is None or found.checkpoint["id"] <= run.loaded:
+        return []
+    mark = mark_of(place, graph.get_name())
+    snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(mark.name,)))
+    known = {t.key for t in snapshot.log} | {outside_key(mark.left(snapshot.marks) or "")}
+    if not _is_news(found, known):
+        return []
+    ident = found.checkpoint["id"]
+    # What a child's run loaded was judged then. Nobody has loaded what still is the newest.
+    line: CheckpointTuple | None = yield _get(frames, place)
+    newest = line is not None and line.checkpoint["id"] == ident
+    while line is not None and line.checkpoint["id"] > ident:
+        line = (yield _get(frames, line.parent_config)) if line.parent_config else None
+    if line is not None and line.checkpoint["id"] == ident and not newest:
+        return []
+    base: CheckpointTuple | None = found
+    while base is not None and _is_news(base, known):
+        base = (yield _get(frames, base.parent_config)) if base.parent_config else None
+    now: StateSnapshot = yield ReadState(graph, found.config)
+    before: StateSnapshot | None = (yield ReadState(graph, base.config)) if base is not None else None
+    if not (differ(before, now, channels) if before is not None else watched(now.values, channels)):
+        return []
+    heard = {t.digest for t in human_texts(before.values)} if before is not None else set()
+    texts = [HumanText(t.digest, t.text, t.key, own=False) for t in human_texts(now.values) if t.digest not in heard]
+    return [*texts, HumanText(content_digest(ident), "", outside_key(ident), own=False)]
+
+
+def _newest_update(saver: BaseCheckpointSaver[Any], place: Any) -> Read:
+    async def first() -> CheckpointTuple | None:
+        return next(iter([found async for found in saver.alist(place, filter=_UPDATES, limit=1)]), None)
+
+    return Read(lambda: next(iter([*saver.list(place, filter=_UPDATES, limit=1)]), None), first)
+
+
+def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
+    return found.metadata.get("source") == "update" and outside_key(found.checkpoint["id"]) not in known
