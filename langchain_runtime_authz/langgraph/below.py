@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import Below, ChildMark, Head
 from langchain_runtime_authz.langgraph._private import Place, Pregel, is_of_task, namespace_of_graph, namespaces_of_task
 from langchain_runtime_authz.langgraph.state_changes import Moved, ReadHead, saver_of, watched
-from langchain_runtime_authz.ledger.base import Change, DeleteMarks, SetMark
+from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run
 from langchain_runtime_authz.pep.entry import edited
 

@@ -17,7 +17,8 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.langgraph.halt import AuthzHalt
 from langchain_runtime_authz.langgraph.messages import ai_messages, as_message, messages_in
-from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
+from langchain_runtime_authz.ledger.base import Conflict
+from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 
 __all__ = ["foreign_plans", "note_model_call", "note_model_output", "record_plans"]

@@ -55,7 +55,8 @@ from langchain_runtime_authz.langgraph.state_changes import (
     thread_config,
     writes,
 )
-from langchain_runtime_authz.ledger.base import Change, DeleteMarks, Scope, SetMark
+from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.corrections import altered
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Record, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry

@@ -21,7 +21,7 @@ from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.schema import Version
-from langchain_runtime_authz.ledger.state import Needs, Thread, tokens
+from langchain_runtime_authz.ledger.state import Needs, Thread
 
 __all__ = ["Fetch", "Row", "Statement", "keep", "located", "lookup", "open_questions", "question", "thread_key"]
 
@@ -273,7 +273,7 @@ class Fetch:
         return read
 
 
-def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> list[Statement]:
+def keep(f: Fetch, scope: b.Scope, now: float) -> list[Statement]:
     """What keeps the thread as `state.apply` left it."""
     t, before = f.thread, f.before
     of = (f.tenant, f.key)
@@ -306,8 +306,9 @@ def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> l
         else:
             result = None if row.result is None else _text(row.result)
             add(_PUT_CALL, *of, _text(key), row.state, _text(row.jti), result)
-    for jti, key, lease_jti in tokens(changes):
-        add(_PUT_TOKEN, f.tenant, _text(jti), f.key, _text(key), _text(lease_jti))
+    for jti, call, lease_jti in t.issued:
+        if call is not None:
+            add(_PUT_TOKEN, f.tenant, _text(jti), f.key, _text(call), _text(lease_jti))
     for key in _touched(t.approvals):
         asked = t.approvals.get(key)
         if asked is None:
@@ -334,10 +335,10 @@ def keep(f: Fetch, scope: b.Scope, changes: Sequence[b.Change], now: float) -> l
                 *where,
                 _text(_fields(plan)),
             )
-    for agent, call in _touched(t.by_call):
-        plan = t.by_call[agent, call]
+    for agent, call_id in _touched(t.by_call):
+        plan = t.by_call[agent, call_id]
         sql = f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES (?, ?, ?, ?, ?, ?)"
-        add(sql, *of, _text(agent), _text(call), _text(plan.id), plan.epoch)
+        add(sql, *of, _text(agent), _text(call_id), _text(plan.id), plan.epoch)
     for edge in [e for e in t.edges if e in _touched(t.edges)]:
         add(f"INSERT INTO edge ({_KEY}, parent, child, kind) VALUES (?, ?, ?, ?, ?){_ONCE}", *of, *map(_text, edge))
     return found

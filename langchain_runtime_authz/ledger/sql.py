@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.effects import apply
+from langchain_runtime_authz.ledger.changes import Change, apply, needs
 from langchain_runtime_authz.ledger.rows import (
     Fetch,
     Row,
@@ -32,7 +32,7 @@ from langchain_runtime_authz.ledger.rows import (
     thread_key,
 )
 from langchain_runtime_authz.ledger.schema import Version, check
-from langchain_runtime_authz.ledger.state import Needs, ledger_time, needs, needs_of, snapshot, status
+from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, status
 
 __all__ = ["SqlLedger", "Tx"]
 
@@ -73,11 +73,11 @@ class SqlLedger:
         """See `Ledger.load`."""
         seen = self._position(scope.tenant)
         with self._reading(scope.tenant) as tx:
-            found = Fetch(scope.tenant, thread_key(scope), needs_of(query))
+            found = Fetch(scope.tenant, thread_key(scope), Needs.of(query))
             now = self._fetch(tx, tx.commit, found, seen)
         return snapshot(found.thread, query, now)
 
-    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
+    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
         key = thread_key(scope)
         seen = self._position(scope.tenant)
@@ -89,7 +89,7 @@ class SqlLedger:
             nonce = secrets.token_hex(16)
             journal = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
             entry = (journal, (scope.tenant, key, nonce, now))
-            ((position,),) = tx.commit([*keep(found, scope, changes, now), entry])[-1]
+            ((position,),) = tx.commit([*keep(found, scope, now), entry])[-1]
         self._saw(scope.tenant, position, nonce)
         return b.Committed(now, found.thread.epoch)
 
@@ -144,7 +144,7 @@ class SqlLedger:
         self,
         scope: b.Scope,
         guard: b.Guard | None,
-        changes: Sequence[b.Change],
+        changes: Sequence[Change],
     ) -> b.Committed | b.Conflict:
         """`commit` in a thread. A cancelled one may still happen: whoever waited can not tell."""
         return await self._in_thread(self.commit, scope, guard, changes)
