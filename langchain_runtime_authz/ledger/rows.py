@@ -292,10 +292,7 @@ _PUTS: Final[Mapping[str, tuple[str, Callable[[Any, Any], Row]]]] = {
         _put("rate", ("tenant", "thread", "counter", "span"), "times"),
         lambda rate, times: (_text(rate[0]), rate[1], _text(times)),
     ),
-    "marks": (
-        _put("mark", ("tenant", "thread", "name"), "value"),
-        lambda name, value: (_text(name), _text(value)),
-    ),
+    "marks": (_put("mark", ("tenant", "thread", "name"), "value"), lambda name, value: (_text(name), _text(value))),
     "by_call": (
         f"INSERT INTO planned ({_KEY}, agent, call, message, epoch) VALUES (?, ?, ?, ?, ?, ?)",
         lambda place, plan: (*map(_text, place), _text(plan.id), plan.epoch),
