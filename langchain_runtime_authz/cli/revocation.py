@@ -13,7 +13,7 @@ from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.ledger.base import Reinstate, Revoke
+    from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
 
 __all__ = ["reinstate", "revoke"]
 
@@ -48,7 +48,7 @@ def revoke(
       runtime-authz revoke ledger.db thread-1 --graph payments
       runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
     """  # noqa: D301  (`\b` is what keeps the lines apart)
-    from langchain_runtime_authz.ledger.base import Revoke
+    from langchain_runtime_authz.ledger.changes import Revoke
 
     with reporting():
         _commit(Revoke(_path(agent)), "revoked", where, schema, role, thread, graph, tenant, issuer, audit)
@@ -74,7 +74,7 @@ def reinstate(
     Examples:
       runtime-authz reinstate ledger.db thread-1 --graph payments
     """  # noqa: D301
-    from langchain_runtime_authz.ledger.base import Reinstate
+    from langchain_runtime_authz.ledger.changes import Reinstate
 
     with reporting():
         _commit(Reinstate(_path(agent)), "reinstated", where, schema, role, thread, graph, tenant, issuer, audit)

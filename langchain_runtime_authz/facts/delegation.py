@@ -1,7 +1,7 @@
-"""Delegation edges: how authority went from agent to agent, by our own account of the path.
+"""Delegation edges: how authority went from agent to agent, by our own record of the path.
 
-Names that the framework reports (`lc_agent_name`, namespaces) can be forged by a caller; the path
-here grows only when one of our own gates opens a child.
+A caller can forge the names that the framework reports (`lc_agent_name`, namespaces). The path here grows
+only when one of our enforcement points opens a child.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_runtime_authz.authzen import DelegationContext, Edge, EdgeKind
+from langchain_runtime_authz.authzen import Edge, EdgeKind
 
 __all__ = ["HANDOFF_KEY", "edge", "handoff_edge", "kind_of_child", "to_context"]
 
@@ -17,23 +17,24 @@ HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgra
 
 
 def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
-    """The edge from the agent at `parent` to `child`."""
+    """Return the edge from the agent at `parent` to `child`."""
     return Edge.model_validate({"from": parent[-1] if parent else "", "to": child, "kind": kind})
 
 
 def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Edge | None:
-    """The edge that a handoff tool's call opens, before the child acts; `None` for other tools."""
+    """Return the edge that a handoff tool's call opens, before the child acts; `None` for other tools."""
     destination = (metadata or {}).get(HANDOFF_KEY)
     return edge(agent, destination, "handoff") if isinstance(destination, str) else None
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None) -> EdgeKind:
-    """What kind of edge opens when a protected graph is entered below another one."""
+    """Return the kind of edge that opens when a protected graph is entered below another one."""
     if tool is None:
         return "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"
 
 
-def to_context(path: Sequence[str], edges: Sequence[Edge]) -> DelegationContext:
-    """Depth and edges as the request holds them."""
-    return DelegationContext(depth=max(len(path) - 1, 0), edges=list(edges))
+def to_context(path: Sequence[str], edges: Sequence[Edge]) -> dict[str, Any]:
+    """Return `context.delegation` of a request, as JSON."""
+    told = [{"from": e.from_, "to": e.to, "kind": e.kind} for e in edges]
+    return {"depth": max(len(path) - 1, 0), "edges": told}

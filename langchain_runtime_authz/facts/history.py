@@ -5,9 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
-
-from langchain_runtime_authz.authzen import HistoryContext
+from typing import Any, Final
 
 __all__ = [
     "MAX_NAMES",
@@ -17,7 +15,9 @@ __all__ = [
     "TIMES",
     "Confined",
     "History",
+    "Step",
     "confine",
+    "count",
     "handed_down",
     "held",
     "left",
@@ -34,15 +34,36 @@ Path = tuple[str, ...]
 Confined = tuple[tuple[str, Path], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """Immutable view. `calls` counts permitted calls by tool, `effects` by effect.
+@dataclass(slots=True)
+class Step:
+    """One step as it is counted.
 
-    `times` are ledger seconds of the newest permitted calls; the other counters are told at
-    `authzen.HistoryContext`. `changed`: tool → the step at which a read of it gave another content
-    than before, since the task last changed. `resources`: what was read → its version then, a space,
-    and the tool that read it. `confined`: (data class, agent path), for the classes that only these
-    agents and their relatives can know; a class that was read and is not here may be known to all.
+    `call` names a permitted call and `side_effect` says that it has one. `unplanned` and `tainted` describe a
+    denial, `resource` (name, tool, version) a read. `agent` took the step. Without one, everybody counts as
+    knowing what was read.
+    """
+
+    call: str | None = None
+    effect: str | None = None
+    denials: int = 0
+    data_class: str | None = None
+    recent: str | None = None
+    side_effect: bool = False
+    unplanned: int = 0
+    tainted: int = 0
+    resource: tuple[str, str, str] | None = None
+    agent: Path = ()
+
+
+@dataclass(slots=True)
+class History:
+    """The steps of a thread, shared by its snapshots: never change one in place, make another.
+
+    `calls` counts permitted calls by tool, `effects` by effect. `times` are ledger seconds of the newest
+    permitted calls. `authzen.HistoryContext` describes the other counters. `changed`: tool → the step at which
+    a read of it returned different content, since the task last changed. `resources`: what was read → its
+    version then, a space, and the tool that read it. `confined`: (data class, agent path), for the classes
+    that only these agents and their relatives can know. Any other class that was read may be known to all.
     """
 
     steps: int = 0
@@ -63,15 +84,14 @@ class History:
 
 # --- which agent can know data of which class -------------------------------------------------------
 #
-# What an agent read, its parents are judged by from then on (it answers them when it likes), and so is
-# whoever they hand work to afterwards: a parent's words may carry anything that it knows. What an
-# agent does to the world (a file, a row, a message, an address it fetched) others may read. Only
-# agents at work side by side, of which none has done anything yet, do not know what the other read.
-# A ledger that forgets `confined`, or an older package that drops it, makes everybody know everything.
+# An agent may tell its parents what it read at any time. A parent's words may carry all it knows to the
+# agents it hands work to afterwards. Others may read what an agent does to the world (a file, a row, a
+# message, an address it fetched). Only agents that work in parallel, and have not acted yet, do not know
+# what the other read. If `confined` is lost, everybody counts as knowing everything.
 
 
 def held(history: History, agent: Path) -> list[str]:
-    """The data classes that `agent` can know something of."""
+    """Return the data classes that `agent` can know something of."""
     if not history.confined:
         return list(history.classes_read)
     elsewhere = {name for name, _ in history.confined} - set(_known(history.confined, agent))
@@ -79,7 +99,7 @@ def held(history: History, agent: Path) -> list[str]:
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """`confined` after `agent` read data of class `name`; `read` are the classes that were read before."""
+    """Return `confined` after `agent` read data of class `name`, given the classes that were `read` before."""
     if name in read and all(n != name for n, _ in confined):
         return confined  # everybody knows it, or it is not recorded who does
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
@@ -88,19 +108,19 @@ def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> 
 
 
 def left(confined: Confined, agent: Path) -> Confined:
-    """`confined` after `agent` did something that others can see."""
+    """Return `confined` after `agent` did something that others can see."""
     return _without(confined, set(_known(confined, agent)))
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """`confined` after `parent` gave work to a child; without a parent a root entry began, on all that there is."""
-    if len(parent) <= 1:  # the root agent is everybody's relative, and so is an entry without one
+    """Return `confined` after `parent` gave work to a child, or, without a parent, after a root entry began."""
+    if len(parent) <= 1:  # the root agent is related to all agents, and so is an entry without one
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))
 
 
 def _known(confined: Confined, agent: Path) -> Iterator[str]:
-    """What was read by `agent`, by one above it, or by one below it."""
+    """Yield the classes read by `agent`, by one above it, or by one below it."""
     for name, reader in confined:
         shorter = min(len(reader), len(agent))
         if reader[:shorter] == agent[:shorter]:
@@ -111,23 +131,61 @@ def _without(confined: Confined, names: set[str]) -> Confined:
     return tuple(c for c in confined if c[0] not in names)
 
 
-# --- what is told ------------------------------------------------------------------------------------
+# --- counting and telling ----------------------------------------------------------------------------
 
 
-def to_context(history: History, now: float, agent: Sequence[str]) -> HistoryContext:
-    """The part of the request of `agent` that a policy reads."""
-    return HistoryContext(
-        steps=history.steps,
-        calls=dict(history.calls),
-        effects=dict(history.effects),
-        denials=history.denials,
-        classes_read=list(history.classes_read),
-        classes_held=held(history, tuple(agent)),
-        recent=list(history.recent),
-        streak=history.streak,
-        unplanned=history.unplanned,
-        tainted=history.tainted,
-        rotations=history.rotations,
-        # Ledger time never goes back, so the times stand in their order.
-        last_minute=len(history.times) - bisect_right(history.times, now - MINUTE),
+def count(h: History, step: Step, now: float) -> History:
+    """Return the history after one more step."""
+    calls, effects, classes, confined = h.calls, h.effects, h.classes_read, h.confined
+    if (call := step.call) is not None:
+        call = call if call in calls or len(calls) < MAX_NAMES else "*"
+        calls = {**calls, call: calls.get(call, 0) + 1}
+    if (effect := step.effect) is not None:
+        effect = effect if effect in effects or len(effects) < MAX_NAMES else "*"
+        effects = {**effects, effect: effects.get(effect, 0) + 1}
+    if confined and step.effect not in (None, "read"):  # a fetched address is seen by others too
+        confined = left(confined, step.agent)
+    if (name := step.data_class) is not None and (confined or name not in classes):
+        name = name if name in classes or len(classes) < MAX_NAMES else "*"
+        confined = confine(confined, classes, name, step.agent)
+        classes = classes if name in classes else tuple(sorted({*classes, name}))
+    return History(
+        h.steps + 1,
+        calls,
+        effects,
+        h.denials + step.denials,
+        classes,
+        h.recent if step.recent is None else (*h.recent, step.recent)[-RECENT:],
+        0 if step.call is not None else h.streak + step.denials,
+        h.unplanned + step.unplanned,
+        h.tainted + step.tainted,
+        0 if step.side_effect else h.rotations,
+        h.times if step.call is None else (*h.times, int(now))[-TIMES:],
+        h.changed,
+        h.resources if step.resource is None else _read(h.resources, *step.resource),
+        confined,
     )
+
+
+def _read(known: Mapping[str, str], name: str, tool: str, version: str) -> Mapping[str, str]:
+    others = [(k, v) for k, v in known.items() if k != name]
+    return dict([*others, (name, f"{version} {tool}")][-RESOURCES:])
+
+
+def to_context(history: History, now: float, agent: Sequence[str]) -> dict[str, Any]:
+    """Return `context.history` of a request of `agent`, as JSON."""
+    return {
+        "steps": history.steps,
+        "calls": dict(history.calls),
+        "effects": dict(history.effects),
+        "denials": history.denials,
+        "classes_read": list(history.classes_read),
+        "classes_held": held(history, tuple(agent)) if history.confined else list(history.classes_read),
+        "recent": list(history.recent),
+        "streak": history.streak,
+        "unplanned": history.unplanned,
+        "tainted": history.tainted,
+        "rotations": history.rotations,
+        # Ledger time never goes back, so the times are in order.
+        "last_minute": len(history.times) - bisect_right(history.times, now - MINUTE),
+    }

@@ -33,7 +33,8 @@ from langchain_runtime_authz.langgraph._private import (
 )
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.state_changes import differ, said, watched
-from langchain_runtime_authz.ledger.base import Change, DeleteMarks, Query, SetMark, Snapshot
+from langchain_runtime_authz.ledger.base import Query, Snapshot
+from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.entry import edited
 

@@ -26,7 +26,8 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph._private import interrupt_id, task_id
 from langchain_runtime_authz.langgraph.arguments import unknown
 from langchain_runtime_authz.langgraph.messages import ai_messages
-from langchain_runtime_authz.ledger.base import AskApproval, Query, Snapshot
+from langchain_runtime_authz.ledger.base import Query, Snapshot
+from langchain_runtime_authz.ledger.calls import AskApproval
 from langchain_runtime_authz.pep.approvals import DECISIONS, is_ours, reviews
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decide import review_key

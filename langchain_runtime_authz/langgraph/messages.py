@@ -32,7 +32,8 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Conflict, RecordPlan
+from langchain_runtime_authz.ledger.base import Conflict
+from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 

@@ -68,7 +68,8 @@ from langchain_runtime_authz.langgraph.state_changes import (
     unheard,
     writes,
 )
-from langchain_runtime_authz.ledger.base import Change, DeleteMarks, Scope, SetMark
+from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.approvals import is_ours, remaining
 from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Record, Run, adrive, drive, new_id

@@ -1,6 +1,6 @@
 """What is known of threads, outside the graph's own state: `MemoryLedger`, `SqliteLedger`, `PostgresLedger`.
 
-Each is loaded when it is asked for, so that only PostgreSQL's needs the extra `postgres`.
+Each is imported at its first use, so that only `PostgresLedger` needs the extra `postgres`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an operator does to a SQL ledger: its schema up and down, and retention.
+"""Operations on a SQL ledger: migration, retention, and a clock that was set right.
 
-`sqlite.administer(path)` and `postgres.administer(dsn)` open one for it, in one transaction that holds
-every other writer out.
+`sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for them, in one transaction that
+excludes every other writer.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ class Admin(Protocol):
     dialect: Dialect
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
-        """Run one statement; its rows."""
+        """Run one statement and return its rows."""
         ...
 
     def tables(self) -> set[str]:
-        """The tables that are there."""
+        """Return the names of the tables."""
         ...
 
     def secured(self) -> None:
-        """Give the application what it may do, after the tables changed."""
+        """Grant the application its rights, after the tables changed."""
         ...
 
     def now(self) -> float:
-        """The ledger's clock."""
+        """Return the time by the ledger's clock."""
         ...
 
 
 class Pruned(NamedTuple):
-    """What retention took away."""
+    """The counts of what retention removed."""
 
     threads: int
     commits: int
 
 
 def version(admin: Admin) -> Version:
-    """The schema that the ledger has.
+    """Return the schema that the ledger has.
 
     Raises:
-        LedgerError: `ledger_schema`: what is there is no ledger.
+        LedgerError: `ledger_schema`: the tables are not a ledger's.
     """
     tables = admin.tables()
     if "migration" not in tables:
@@ -74,10 +74,10 @@ def version(admin: Admin) -> Version:
 
 
 def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...] = MIGRATIONS) -> Version:
-    """Bring the schema to version `target`, up or down. Down drops what the versions above had added.
+    """Migrate the schema to version `target`. Going down drops what the versions above had added.
 
     Raises:
-        LedgerError: `ledger_schema`: no way to `target` is known.
+        LedgerError: `ledger_schema`: no migration to `target` is known.
     """
     found = version(admin)
     if not admin.tables():
@@ -105,10 +105,9 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
 def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     """Forget threads whose last commit is older than `older_than` seconds, and the journal of that time.
 
-    At most `most` threads, so that nobody waits long for one transaction: where it took so many, there may be more.
-    Kept are threads with a living lease and threads with a revocation; of a forgotten one stays its epoch,
-    which never decreases. A forgotten thread counts as new: its old plans are unplanned, so forgetting denies.
-    The newest commit of each tenant stays in the journal.
+    It forgets at most `most` threads, to keep the transaction short. Threads with a living lease or a revocation
+    are kept. A forgotten thread keeps its epoch, which never decreases. It counts as new and its old plans as
+    unplanned, so forgetting denies. The newest commit of each tenant stays in the journal.
 
     Raises:
         LedgerError: `ledger_schema`.
@@ -118,7 +117,7 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     until = now - older_than
     forgotten = 0
     for of in admin.run(_ENDED, (until, now, most)):
-        # Whoever came in between has set its time.
+        # A commit in between has set its time.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
             continue
         ((epoch,),) = admin.run(f"SELECT coalesce(max(epoch), 1) FROM epoch WHERE {_OF}", of)
@@ -139,10 +138,10 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
 
 
 def accept_clock(admin: Admin) -> int:
-    """Go on from what the clock says now, though the ledger has seen a later time; how many leases that ended.
+    """Continue from the clock's time, though the ledger has seen a later one, and count the leases it ended.
 
-    For a clock that ran ahead and was set right: without this the ledger denies until that time has come. Every
-    living lease ends, so that none lives longer by it than it was given.
+    If a clock ran ahead and was set right, the ledger otherwise denies until that time has come. Every living
+    lease ends, so that none lives longer than it was given.
 
     Raises:
         LedgerError: `ledger_schema`.

@@ -11,8 +11,8 @@ from typing import Final
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.effects import apply
-from langchain_runtime_authz.ledger.state import Thread, ledger_time, snapshot, status, tokens
+from langchain_runtime_authz.ledger.changes import Change, apply
+from langchain_runtime_authz.ledger.state import Thread, ledger_time, snapshot, status
 
 __all__ = ["MemoryLedger"]
 
@@ -22,14 +22,16 @@ MAX_PLANS: Final = 4096  # messages with calls, per thread
 MAX_DEAD: Final = 256  # leases, per thread
 MAX_VALUES: Final = 50_000  # keys of values seen, per thread; the oldest is forgotten first
 
+Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
+
 
 class MemoryLedger:
     """Keeps threads in a dictionary behind one lock.
 
     Args:
         clock: ledger time, epoch seconds.
-        max_threads: threads kept. The least recently used thread without a live lease goes first;
-            it then counts as never seen: its old plans are unplanned, so forgetting denies.
+        max_threads: threads kept. The least recently used thread without a live lease or a revocation is
+            forgotten first. It then counts as new and its old plans as unplanned, so forgetting denies.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -40,44 +42,54 @@ class MemoryLedger:
         self._latest = 0.0
         self._max = max_threads
         self._threads: dict[b.Scope, Thread] = {}
-        # What may be forgotten, least recently used first. A thread that may not leaves it when it is looked at and
-        # comes back with its next commit: with many revoked threads each commit would look at all of them.
+        # Threads that may be forgotten, least recently used first. A thread that may not leaves it when it is looked
+        # at and returns with its next commit; otherwise each commit would look at all revoked threads.
         self._order: OrderedDict[b.Scope, None] = OrderedDict()
-        # Where a jti is: leases that were taken, tokens of claimed calls. (A plain dict finds its oldest key slowly.)
-        self._leases: OrderedDict[tuple[str, str], b.Scope] = OrderedDict()
-        self._tokens: OrderedDict[tuple[str, str], tuple[b.Scope, str, str]] = OrderedDict()
+        # Leases that were taken and tokens of claimed calls. (A plain dict finds its oldest key slowly.)
+        self._leases: Jtis = OrderedDict()
+        self._tokens: Jtis = OrderedDict()
         self._lock = forkable_lock()
 
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
         """See `Ledger.load`."""
         with self._lock:
-            return snapshot(self._threads.get(scope) or Thread(), query, self._now())
+            clock = self._clock()
+            now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
+            return snapshot(self._threads.get(scope) or Thread(), query, now)
 
-    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
+    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
         with self._lock:
-            now = self._now()
+            clock = self._clock()
+            now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
             thread = self._threads.get(scope) or Thread()
             if (refused := apply(thread, guard, changes, now)) is not None:
                 return refused
-            _forget(thread)
-            self._index(scope, changes)
+            if thread.issued:
+                self._index(scope, thread)
+            if (
+                len(thread.marks) > b.MAX_MARKS
+                or len(thread.values) > MAX_VALUES
+                or len(thread.plans) > MAX_PLANS
+                or len(thread.leases) > MAX_DEAD
+            ):
+                _forget(thread)
             self._threads[scope] = thread
             self._order[scope] = None
             self._order.move_to_end(scope)
-            self._evict(scope)
+            if len(self._threads) > self._max:
+                self._evict(scope)
             return b.Committed(now, thread.epoch)
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
         """See `Ledger.status`."""
         with self._lock:
-            scope = self._leases.get((tenant, jti))
-            key, lease_jti = None, jti
-            if (token := self._tokens.get((tenant, jti))) is not None:
-                scope, key, lease_jti = token
-            if scope is None:
+            found = self._tokens.get((tenant, jti)) or self._leases.get((tenant, jti))
+            if found is None:
                 return "unknown"
-            return status(self._threads.get(scope) or Thread(), lease_jti, key, self._now())
+            scope, key, lease_jti = found
+            now = self._latest = ledger_time(self._clock(), self._latest)
+            return status(self._threads.get(scope) or Thread(), lease_jti, key, now)
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         """See `Asked.asked`."""
@@ -92,53 +104,42 @@ class MemoryLedger:
             return list(islice(found, b.MAX_ASKED))
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        """Memory does not block: the same as `asked`."""
+        """Do as `asked`: memory does not block."""
         return self.asked(tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
-        """Memory does not block: the same as `status`."""
+        """Do as `status`: memory does not block."""
         return self.status(tenant, jti)
 
     async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        """Memory does not block: the same as `load`."""
+        """Do as `load`: memory does not block."""
         return self.load(scope, query)
 
     async def acommit(
-        self,
-        scope: b.Scope,
-        guard: b.Guard | None,
-        changes: Sequence[b.Change],
+        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
     ) -> b.Committed | b.Conflict:
-        """Memory does not block: the same as `commit`."""
+        """Do as `commit`: memory does not block."""
         return self.commit(scope, guard, changes)
 
-    def _now(self) -> float:
-        self._latest = ledger_time(self._clock(), self._latest)
-        return self._latest
-
-    def _index(self, scope: b.Scope, changes: Sequence[b.Change]) -> None:
-        for change in changes:
-            if isinstance(change, b.TakeLease):
-                self._leases[scope.tenant, change.lease.jti] = scope
-        for jti, key, lease_jti in tokens(changes):
-            self._tokens[scope.tenant, jti] = (scope, key, lease_jti)
-        for jtis in (self._leases, self._tokens):
-            while len(jtis) > MAX_JTIS:  # what is forgotten is dead
+    def _index(self, scope: b.Scope, thread: Thread) -> None:
+        for jti, key, lease_jti in thread.issued:
+            jtis = self._leases if key is None else self._tokens
+            jtis[scope.tenant, jti] = (scope, key, lease_jti)
+            if len(jtis) > MAX_JTIS:  # a forgotten jti is dead
                 jtis.popitem(last=False)
+        thread.issued.clear()
 
     def _evict(self, committed: b.Scope) -> None:
-        if len(self._threads) <= self._max:
-            return
         while (scope := next(iter(self._order))) != committed:
             del self._order[scope]
             thread = self._threads[scope]
-            if not thread.revoked and not any(le.state == "live" for le in thread.leases.values()):
+            if not thread.revoked and not any(lease.state == "live" for lease in thread.leases.values()):
                 del self._threads[scope]
                 return
 
 
 def _forget(t: Thread) -> None:
-    """Bound a long thread: an evicted plan's calls count as unplanned, a forgotten jti is as dead as one that ended."""
+    """Bound a long thread. A forgotten plan's calls count as unplanned, a forgotten jti is dead."""
     while len(t.marks) > b.MAX_MARKS:
         t.marks.pop(next(iter(t.marks)))
     while len(t.values) > MAX_VALUES:
@@ -148,5 +149,5 @@ def _forget(t: Thread) -> None:
         t.plans.pop(oldest)
         t.by_call = {k: p for k, p in t.by_call.items() if (p.agent, p.id) != oldest}
     if len(t.leases) > MAX_DEAD:
-        for jti in [j for j, le in t.leases.items() if le.state != "live"][: len(t.leases) - MAX_DEAD]:
+        for jti in [j for j, lease in t.leases.items() if lease.state != "live"][: len(t.leases) - MAX_DEAD]:
             del t.leases[jti]

@@ -1,8 +1,8 @@
 """The ledger in PostgreSQL: any number of machines. Needs the extra `postgres`.
 
-Its tables lie in a schema of their own. Whatever role the connection logs in with, each transaction takes the
-application's role, which may read and add, and change or delete only what is state and not history; and row-level
-security shows it the rows of one tenant, the transaction's own.
+Its tables have their own schema. Each transaction takes the application's role, with any login role. It may
+read and add rows, and change or delete only state, not history. Row-level security shows it the rows of the
+transaction's tenant.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SETTINGS: Final = (
     "SELECT set_config('role', ?, true), set_config('search_path', ?, true),"
     " set_config('runtime_authz.tenant', ?, true), set_config('statement_timeout', ?, true),"
     " set_config('lock_timeout', ?, true),"
-    # A commit is the point of no return: it is on the disk when it returns, also where the server is set otherwise.
+    # A commit is the point of no return: it is on the disk when it returns, whatever the server's default.
     " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
 )
 
@@ -47,23 +47,20 @@ Connection = psycopg.Connection[Any]
 class PostgresLedger(SqlLedger):
     """Keeps threads in PostgreSQL (14 or newer).
 
-    A commit locks its thread's row, so that commits of one thread come one after the other, and those of
-    different threads do not wait for each other. A load is one snapshot (`REPEATABLE READ`). Ledger time is the
-    database's clock.
-
-    The schema is made by `runtime-authz ledger migrate DSN`, under a role that may create it.
+    A commit locks its thread's row: commits of one thread are serial, those of different threads do not wait
+    for each other. A load is one snapshot (`REPEATABLE READ`). Ledger time is the database's clock. Make the
+    schema with `runtime-authz ledger migrate DSN`, under a role that may create it.
 
     Args:
-        dsn: a libpq connection string or URL of a role that is a member of `role`; or a pool, which stays the
-            caller's.
+        dsn: a libpq connection string or URL of a role that is a member of `role`, or the caller's pool.
         schema: of the tables.
         role: the application's role.
         timeout: seconds to wait for a connection, a lock or an answer before `ledger_timeout`.
-        max_size: connections at most, with a pool of its own.
+        max_size: most connections of the ledger's own pool.
         clock: another ledger time than the database's, for tests.
 
     Raises:
-        LedgerError: the database can not be reached or used.
+        LedgerError: the database cannot be reached or used.
     """
 
     _lock_clause = " FOR UPDATE"
@@ -97,24 +94,23 @@ class PostgresLedger(SqlLedger):
             self._pool.close()
 
     def _open(self) -> ConnectionPool[Connection]:
-        milliseconds = int(self._timeout * 1000)
-        pool = ConnectionPool(
-            cast("str", self._dsn),
+        options = {
+            "autocommit": True,
+            "connect_timeout": max(2, int(self._timeout)),
+            "tcp_user_timeout": int(self._timeout * 1000),
+            "fallback_application_name": "runtime-authz",
+        }
+        dsn, wait, size = cast("str", self._dsn), self._timeout, self._max_size
+        return ConnectionPool(
+            dsn,
+            kwargs=options,
             min_size=1,
-            max_size=self._max_size,
-            timeout=self._timeout,
-            reconnect_timeout=self._timeout,
-            open=False,
+            max_size=size,
+            timeout=wait,
+            reconnect_timeout=wait,
+            open=True,
             check=_alive,
-            kwargs={
-                "autocommit": True,
-                "connect_timeout": max(2, int(self._timeout)),
-                "tcp_user_timeout": milliseconds,
-                "fallback_application_name": "runtime-authz",
-            },
         )
-        pool.open()
-        return pool
 
     @contextmanager
     def _reading(self, tenant: str) -> Iterator[_Tx]:
@@ -122,7 +118,7 @@ class PostgresLedger(SqlLedger):
 
     @contextmanager
     def _writing(self, tenant: str, key: bytes) -> Iterator[_Tx]:
-        # A row to lock, where the thread has none yet; a refused commit takes it back.
+        # A row to lock, if the thread has none yet. A refused commit takes it back.
         row = "INSERT INTO thread (tenant, thread, scope, subject, history, at) VALUES (?, ?, '', '\"\"', '{}', 0) ON CONFLICT DO NOTHING"
         yield from self._transaction(("BEGIN", ()), self._settings(tenant), (row, (tenant, key)))
 
@@ -136,7 +132,7 @@ class PostgresLedger(SqlLedger):
                 yield _Tx(conn, prelude, self._clock)
             finally:
                 if conn.info.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
-                    with suppress(psycopg.Error):  # what failed already says why
+                    with suppress(psycopg.Error):  # the first failure says why
                         conn.execute("ROLLBACK")
                 if not autocommit and not conn.closed:
                     conn.set_autocommit(False)
@@ -187,16 +183,16 @@ class _Tx:
 
 @contextmanager
 def administer(dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create: bool = False) -> Iterator[Admin]:
-    """The schema for its owner (`ledger.admin`), in one transaction, kept at the end.
+    """Open the schema for its owner (`ledger.admin`), in one transaction, committed at the end.
 
     Args:
-        dsn: of the role that owns the schema; to make it and the application's role, one that may.
+        dsn: of the role that owns the schema, or that may make it and the application's role.
         schema: of the tables.
-        role: the application's role; `create` makes it where there is none, and a member of it of whoever owns the schema.
-        create: make the schema where there is none.
+        role: the application's role.
+        create: make the schema and the role if they are missing, and the owner a member of the role.
 
     Raises:
-        LedgerError: the database can not be reached or used.
+        LedgerError: the database cannot be reached or used.
     """
     with _failures(), psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
         admin = _Admin(conn, schema, role)
@@ -223,7 +219,7 @@ class _Admin:
         return {name for (name,) in self.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self._schema,))}
 
     def make(self) -> None:
-        # Two that come at once would both find nothing. Schemas may share the role.
+        # Two at once would both find nothing. Schemas may share the role.
         for name in (f"runtime-authz {self._schema}", f"runtime-authz role {self._role}"):
             self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
         if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
@@ -240,12 +236,12 @@ class _Admin:
             if table in ("meta", "migration"):
                 self._named("GRANT SELECT ON {table} TO {role}", table)
                 continue
-            # What this version does not know is taken for history.
+            # A table that this version does not know counts as history.
             more = ", UPDATE, DELETE" if table in STATE else ""
             self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
             self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
             self._named("DROP POLICY IF EXISTS tenant ON {table}", table)
-            # Not the tenant itself: outside a transaction of ours the setting is empty, and that is no tenant.
+            # Prefixed, since outside our transactions the setting is empty, and a tenant may be too.
             whose = "('=' || tenant) = current_setting('runtime_authz.tenant')"
             self._named(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
 
@@ -265,7 +261,7 @@ def _query(text: str) -> LiteralString:
 
 
 def _alive(conn: Connection) -> None:
-    """A connection that the server closed is readable: only then is it asked."""
+    """Check a connection only if it is readable, as one that the server closed is."""
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
     if poll.poll(0):

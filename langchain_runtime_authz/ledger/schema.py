@@ -1,17 +1,14 @@
-"""The tables of the SQL ledgers, as versions that can be gone up and down.
+"""The tables of the SQL ledgers, as versions to migrate up and down.
 
 Evolution rule. A version only adds: a table, or a column with a default that means what its absence meant.
-`min_reader` is the oldest package version of the schema (`SCHEMA`) that may still work on it: it is raised
-only where an older writer would lose or misread something that a decision needs. So
+`min_reader` is the oldest `SCHEMA` of a package that may still work on it. It is raised only if an older
+writer would lose or misread something that a decision needs. A package works on every schema from its own
+`SCHEMA` up that `min_reader` admits. It refuses an older one until `runtime-authz ledger migrate` was run,
+with `ledger_schema`.
 
-- a package works on every schema from its own `SCHEMA` up, as long as `min_reader` admits it;
-- an older schema is refused until `runtime-authz ledger migrate` was run;
-- everything else is refused with `ledger_schema`.
-
-Rows whose columns nobody searches by are JSON in `body`. Texts that a model or a client may choose are kept
-as JSON strings in ASCII, so that no character in them is special to a store.
-
-`HISTORY` names the tables that only grow: PostgreSQL's application role may neither change nor delete there.
+Columns that are not searched by are JSON in `body`. Texts that a model or a client may choose are JSON
+strings in ASCII, so that no character in them is special to a store. `HISTORY` names the tables that only
+grow: PostgreSQL's application role may neither change nor delete there.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ __all__ = ["HISTORY", "MIGRATIONS", "SCHEMA", "STATE", "Dialect", "Migration", "
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a store spells what SQL left open."""
+    """How a store spells what standard SQL leaves open."""
 
     serial: str
     bytes: str
@@ -36,7 +33,7 @@ class Dialect:
 
 
 class Version(NamedTuple):
-    """The schema that a ledger has; 0 is none."""
+    """The schema that a ledger has; 0 means none."""
 
     version: int
     min_reader: int
@@ -44,7 +41,7 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One version: what makes it out of the one before, and what takes it back."""
+    """One version: the statements that make it from the version before, and that take it back."""
 
     version: int
     min_reader: int
@@ -123,7 +120,7 @@ SCHEMA: Final = MIGRATIONS[-1].version
 
 
 def check(found: Version) -> None:
-    """Refuse a schema that this version can not work on.
+    """Refuse a schema that this version cannot work on.
 
     Raises:
         LedgerError: `ledger_schema`.
@@ -131,7 +128,5 @@ def check(found: Version) -> None:
     if found.version < SCHEMA:
         raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}")
     if found.min_reader > SCHEMA:
-        raise LedgerError(
-            Code.LEDGER_SCHEMA,
-            f"it has version {found.version} and admits packages from {found.min_reader} up, this one knows {SCHEMA}",
-        )
+        why = f"it has version {found.version} and admits packages from {found.min_reader} up, this one knows {SCHEMA}"
+        raise LedgerError(Code.LEDGER_SCHEMA, why)

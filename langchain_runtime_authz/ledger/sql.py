@@ -1,8 +1,8 @@
-"""What the SQL ledgers share: the four verbs over one transaction each.
+"""The base of the SQL ledgers: each verb in one transaction.
 
-A store gives transactions (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`.
-The async forms run the same code in threads of the ledger's own, so that neither a lock nor a disk ever
-holds an event loop, and the two forms can not come apart.
+A store gives transactions (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The
+async forms run the same code in the ledger's own threads, so that neither a lock nor a disk holds an event
+loop.
 """
 
 from __future__ import annotations
@@ -19,20 +19,11 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.effects import apply
-from langchain_runtime_authz.ledger.rows import (
-    Fetch,
-    Row,
-    Statement,
-    keep,
-    located,
-    lookup,
-    open_questions,
-    question,
-    thread_key,
-)
+from langchain_runtime_authz.ledger import rows
+from langchain_runtime_authz.ledger.changes import Change, apply, needs
+from langchain_runtime_authz.ledger.rows import Fetch, Row, Statement
 from langchain_runtime_authz.ledger.schema import Version, check
-from langchain_runtime_authz.ledger.state import Needs, ledger_time, needs, needs_of, snapshot, status
+from langchain_runtime_authz.ledger.state import Needs, ledger_time, snapshot, status
 
 __all__ = ["SqlLedger", "Tx"]
 
@@ -45,14 +36,14 @@ class Tx(Protocol):
     """One transaction."""
 
     clock: float
-    """What the ledger's clock said, once the first `batch` has returned."""
+    """The time by the ledger's clock, once the first `batch` has returned."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        """Run statements in order; their rows."""
+        """Run statements in order and return their rows."""
         ...
 
     def commit(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
-        """Run statements and commit. Leaving the transaction without it undoes everything."""
+        """Run statements and commit. A transaction that is left without it is undone."""
         ...
 
 
@@ -73,13 +64,13 @@ class SqlLedger:
         """See `Ledger.load`."""
         seen = self._position(scope.tenant)
         with self._reading(scope.tenant) as tx:
-            found = Fetch(scope.tenant, thread_key(scope), needs_of(query))
+            found = Fetch(scope.tenant, rows.thread_key(scope), Needs.of(query))
             now = self._fetch(tx, tx.commit, found, seen)
         return snapshot(found.thread, query, now)
 
-    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[b.Change]) -> b.Committed | b.Conflict:
+    def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`."""
-        key = thread_key(scope)
+        key = rows.thread_key(scope)
         seen = self._position(scope.tenant)
         with self._writing(scope.tenant, key) as tx:
             found = Fetch(scope.tenant, key, needs(guard, changes), self._lock_clause)
@@ -89,7 +80,7 @@ class SqlLedger:
             nonce = secrets.token_hex(16)
             journal = "INSERT INTO journal (tenant, thread, nonce, at) VALUES (?, ?, ?, ?) RETURNING position"
             entry = (journal, (scope.tenant, key, nonce, now))
-            ((position,),) = tx.commit([*keep(found, scope, changes, now), entry])[-1]
+            ((position,),) = tx.commit([*rows.keep(found, scope, now), entry])[-1]
         self._saw(scope.tenant, position, nonce)
         return b.Committed(now, found.thread.epoch)
 
@@ -97,7 +88,7 @@ class SqlLedger:
         """See `Ledger.status`."""
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
-            place = located(tx.batch(lookup(tenant, jti)), jti)
+            place = rows.located(tx.batch(rows.lookup(tenant, jti)), jti)
             if place is None:
                 return "unknown"
             thread, key, lease_jti = place
@@ -106,11 +97,11 @@ class SqlLedger:
         return status(found.thread, lease_jti, key, now)
 
     def anchor(self, tenant: str) -> b.Anchor | None:
-        """See `Ledger.anchor`."""
+        """See `Anchored.anchor`."""
         return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
-        """See `Ledger.holds`. What retention has taken out of the journal counts as held."""
+        """See `Anchored.holds`. Commits that retention took out of the journal count as held."""
         if anchor.ledger != self._identity:
             return False
         with self._reading(tenant) as tx:
@@ -124,29 +115,26 @@ class SqlLedger:
         seen = self._position(tenant)
         with self._reading(tenant) as tx:
             self._fetch(tx, tx.batch, Fetch(tenant, b"", Needs()), seen)
-            (rows,) = tx.commit([open_questions(tenant)])
-        found = [one for row in rows if (one := question(row))[1].id and id in (None, one[1].id)]
+            (asked,) = tx.commit([rows.open_questions(tenant)])
+        found = [one for row in asked if (one := rows.question(row))[1].id and id in (None, one[1].id)]
         return found[: b.MAX_ASKED]
 
     async def aasked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
-        """`asked` in a thread."""
+        """Run `asked` in a thread."""
         return await self._in_thread(self.asked, tenant, id)
 
     async def astatus(self, tenant: str, jti: str) -> b.TokenStatus:
-        """`status` in a thread."""
+        """Run `status` in a thread."""
         return await self._in_thread(self.status, tenant, jti)
 
     async def aload(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
-        """`load` in a thread."""
+        """Run `load` in a thread."""
         return await self._in_thread(self.load, scope, query)
 
     async def acommit(
-        self,
-        scope: b.Scope,
-        guard: b.Guard | None,
-        changes: Sequence[b.Change],
+        self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]
     ) -> b.Committed | b.Conflict:
-        """`commit` in a thread. A cancelled one may still happen: whoever waited can not tell."""
+        """Run `commit` in a thread. If it is cancelled, it may still happen."""
         return await self._in_thread(self.commit, scope, guard, changes)
 
     def close(self) -> None:
@@ -161,10 +149,10 @@ class SqlLedger:
         self.close()
 
     def _fetch(self, tx: Tx, run: Run, found: Fetch, seen: int) -> float:
-        """Bring the rows; ledger time. `seen` is the newest commit that was known before the transaction began.
+        """Bring the rows and return ledger time. `seen` is the newest commit known before the transaction.
 
         Raises:
-            LedgerError: `ledger_rolled_back`: that commit is gone; `ledger_schema`, `ledger_clock`.
+            LedgerError: `ledger_rolled_back` if that commit is gone; `ledger_schema`, `ledger_clock`.
         """
         found.read(run(found.statements()))
         check(found.version)
@@ -184,16 +172,15 @@ class SqlLedger:
         return seen.position if (seen := self._seen.get(tenant)) is not None else 0
 
     def _recognise(self) -> None:
-        """Which ledger this is, and whether this version can work on it."""
+        """Read the ledger's identity and check that this version can work on it."""
         schema = "SELECT coalesce(max(version), 0), coalesce(max(min_reader), 0) FROM migration"
         with self._reading("") as tx:
-            (found,), ((self._identity,),) = tx.batch(
-                [(schema, ()), ("SELECT value FROM meta WHERE name = 'ledger'", ())]
-            )
+            identity = ("SELECT value FROM meta WHERE name = 'ledger'", ())
+            (found,), ((self._identity,),) = tx.batch([(schema, ()), identity])
         check(Version(*found))
 
     def _here(self) -> None:
-        """A process that was forked has connections and threads of its own."""
+        """Give a forked process its own connections and threads."""
         if os.getpid() != self._pid:
             self._workers = None
             self._lock = threading.Lock()
@@ -211,7 +198,7 @@ class SqlLedger:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, "it was closed") from None
         return await asyncio.wrap_future(job)
 
-    # --- what a store brings ---
+    # What a store brings:
 
     def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         raise NotImplementedError

@@ -19,7 +19,7 @@ from langchain_runtime_authz.ledger.sql import SqlLedger
 
 __all__ = ["SqliteLedger", "administer"]
 
-TIMEOUT: Final = 5.0  # seconds to wait for whoever holds the file
+TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
 
 
@@ -27,19 +27,17 @@ class SqliteLedger(SqlLedger):
     """Keeps threads in one file, in write-ahead mode.
 
     Every commit is one `BEGIN IMMEDIATE` transaction, and on the disk (`synchronous=FULL`) when it returns.
-    Threads, processes and forks may share the file. It must lie on a local disk: write-ahead mode does not work
-    over a network file system.
-
-    A file that was removed or replaced is refused while this instance lives, as is one that lost commits which
-    this instance has seen (`ledger_rolled_back`).
+    Threads, processes and forks may share the file. It must be on a local disk: write-ahead mode does not work
+    over a network file system. A file that was removed or replaced is refused while this instance lives, as is
+    one that lost commits which this instance has seen (`ledger_rolled_back`).
 
     Args:
-        path: of the file; made with mode 0600, and with its tables, where there is none.
+        path: of the file. If it is missing, it is made with mode 0600 and its tables.
         timeout: seconds to wait for a lock before `ledger_timeout`.
         clock: ledger time, epoch seconds.
 
     Raises:
-        LedgerError: the file can not be used.
+        LedgerError: the file cannot be used.
     """
 
     def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
@@ -53,13 +51,12 @@ class SqliteLedger(SqlLedger):
         self._idle: list[sqlite3.Connection] = []
         self._left: list[sqlite3.Connection] = []  # of the parent process: never used, never closed
         self._closed = False
-        self._guard = threading.Lock()  # of what is here
-        self._writer = threading.Lock()
+        self._guard, self._writer = threading.Lock(), threading.Lock()  # of the connections, of commits
         with _failures(self.path):
             _make(self.path)
             self._file = _identity(self.path)
             with self._connection() as conn:
-                # Whoever made it may have died before the tables were there.
+                # The process that made it may have died before it made the tables.
                 new = not conn.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
             if new:
                 with administer(self.path) as admin:
@@ -90,14 +87,14 @@ class SqliteLedger(SqlLedger):
         with _failures(self.path), self._turn(), self._connection() as conn:
             conn.execute("BEGIN IMMEDIATE")
             try:
-                # After the lock was taken, so that time goes on from the last commit.
+                # Read after the lock was taken, so that time goes on from the last commit.
                 yield _Tx(conn, self._clock())
             finally:
                 _undo(conn)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Writers of this process queue here: SQLite's own waiting is a lottery, in which some never win."""
+        """Queue the writers of this process: SQLite's own waiting may starve some."""
         self._here()
         writer = self._writer
         if not writer.acquire(timeout=self._timeout):
@@ -112,7 +109,7 @@ class SqliteLedger(SqlLedger):
         self._here()
         if self._closed:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-        # A file that is gone, or another one, would be written to unseen through the open descriptor.
+        # Through the open descriptor, a removed file would be written to unseen.
         if _identity(self.path) != self._file:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
         with self._guard:
@@ -121,7 +118,7 @@ class SqliteLedger(SqlLedger):
         try:
             yield conn
         except sqlite3.Error:
-            conn.close()  # whatever it was, the next one begins anew
+            conn.close()  # the next one begins anew
             raise
         except BaseException:
             self._give_back(conn)
@@ -160,10 +157,10 @@ class _Tx:
 
 @contextmanager
 def administer(path: str | Path, *, create: bool = False) -> Iterator[Admin]:
-    """The file for its operator (`ledger.admin`); every other writer waits. What is done is kept at the end.
+    """Open the file for its operator (`ledger.admin`) and commit at the end. Every other writer waits.
 
     Raises:
-        LedgerError: the file can not be used.
+        LedgerError: the file cannot be used.
     """
     path = Path(path)
     with _failures(path):
@@ -192,20 +189,16 @@ class _Admin:
         return {name for (name,) in self.run("SELECT name FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'")}
 
     def secured(self) -> None:
-        """Whoever may write the file may write all of it."""
+        """Do nothing: a process that may write the file may write all of it."""
 
     def now(self) -> float:
         return time.time()
 
 
 def _connect(path: Path, timeout: float) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=rw"
     conn = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        timeout=timeout,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=256,
+        uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     try:
         if conn.execute("PRAGMA journal_mode").fetchone() != ("wal",):
@@ -218,10 +211,10 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
 
 
 def _make(path: Path) -> None:
-    """Make the file where there is none, and never open one that is there.
+    """Make the file if it is missing, and never open an existing one.
 
-    To close any descriptor of a file drops every lock that this process has on it, SQLite's among them; another
-    process would then take the write-ahead log away from under open connections, and commits with it
+    Closing any descriptor of a file drops every lock that this process has on it, SQLite's among them. Another
+    process could then remove the write-ahead log, and commits with it
     (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
     """
     with suppress(FileExistsError):
@@ -238,7 +231,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _undo(conn: sqlite3.Connection) -> None:
     if conn.in_transaction:
-        with suppress(sqlite3.Error):  # what failed already says why
+        with suppress(sqlite3.Error):  # the first failure says why
             conn.execute("ROLLBACK")
 
 

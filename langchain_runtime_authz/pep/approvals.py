@@ -25,16 +25,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.facts.inert import inert
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
-from langchain_runtime_authz.ledger.base import (
-    AnswerApproval,
-    Approval,
-    AskApproval,
-    Change,
-    Conflict,
-    Scope,
-    SpendBudget,
-    SpendRate,
-)
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
+from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval, SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.pep.engine import Commit, Flow, new_id
 
 if TYPE_CHECKING:

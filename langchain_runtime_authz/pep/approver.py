@@ -13,19 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.ledger.base import (
-    AdvanceEpoch,
-    AnswerApproval,
-    Approval,
-    Asked,
-    Change,
-    Committed,
-    Conflict,
-    Query,
-    RecordPlan,
-    Scope,
-    Snapshot,
-)
+from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.calls import AnswerApproval
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approvals import corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Record, new_id

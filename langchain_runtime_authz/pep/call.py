@@ -12,10 +12,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import Match
 from langchain_runtime_authz.facts.task import Task
-from langchain_runtime_authz.ledger.base import (
-    Approval,
-    CallRow,
-)
+from langchain_runtime_authz.ledger.base import Approval, CallRow
 from langchain_runtime_authz.pep.obligations import Terms
 from langchain_runtime_authz.profile import ToolProfile
 

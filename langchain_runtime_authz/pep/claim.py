@@ -23,20 +23,16 @@ from langchain_runtime_authz.facts.source import (
     resource_of,
 )
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import (
+from langchain_runtime_authz.ledger.base import Conflict
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendApproval, SpendBudget
+from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     Change,
-    ClaimCall,
-    ConcludeCall,
-    Conflict,
     RecordEdge,
     RecordStep,
     RecordValues,
-    ReleaseCall,
     Revoke,
     SetMark,
-    SpendApproval,
-    SpendBudget,
     TakePending,
 )
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict

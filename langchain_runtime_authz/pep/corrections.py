@@ -14,20 +14,15 @@ from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
-from langchain_runtime_authz.ledger.base import (
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.calls import AnswerApproval
+from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
-    AnswerApproval,
-    Approval,
     Change,
-    Committed,
-    Conflict,
-    Query,
     RecordPlan,
     Reinstate,
     Revoke,
-    Scope,
     SetMark,
-    Snapshot,
     TakeLease,
 )
 from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial

@@ -19,15 +19,8 @@ from langchain_runtime_authz.facts.source import (
     UNREAD,
     resource_of,
 )
-from langchain_runtime_authz.ledger.base import (
-    Approval,
-    CallRow,
-    CallState,
-    Query,
-    RenewLease,
-    Scope,
-    Snapshot,
-)
+from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.pep.approvals import edited_action
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run

@@ -20,17 +20,8 @@ from langchain_runtime_authz.authzen import Decision, Subject, deny
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.base import Identity
-from langchain_runtime_authz.ledger.base import (
-    Anchored,
-    Change,
-    Committed,
-    Conflict,
-    Guard,
-    Ledger,
-    Query,
-    Scope,
-    Snapshot,
-)
+from langchain_runtime_authz.ledger.base import Anchored, Committed, Conflict, Guard, Ledger, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.kill_switch import KillSwitch

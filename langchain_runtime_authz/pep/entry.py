@@ -34,21 +34,16 @@ from langchain_runtime_authz.facts.state import (
 )
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import (
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Lease, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
-    Approval,
     Change,
-    Conflict,
     EndLease,
-    Lease,
     OpenThread,
-    Query,
     RecordEdge,
     RecordPlan,
     Redeliver,
-    Scope,
     SetMark,
-    Snapshot,
     TakeLease,
     TakePending,
 )

@@ -23,7 +23,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision, Obligation
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.base import Change, SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.calls import SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.changes import Change
 
 __all__ = ["REDACTED", "Terms", "demands", "keepable", "obliged_fields", "owed", "redact", "understood"]
 

@@ -6,7 +6,7 @@ run, or while its task does, are serialised once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -156,8 +156,8 @@ def request_json(
                     "now": now,
                     "task": task[2],
                     "agent": agent,
-                    "delegation": _delegation(run.agent, edges),
-                    "history": history.to_context(steps, snapshot.now, run.agent).model_dump(),
+                    "delegation": delegation.to_context(run.agent, edges),
+                    "history": history.to_context(steps, snapshot.now, run.agent),
                     "lease": {
                         "jti": run.jti,
                         "epoch": run.epoch,
@@ -175,10 +175,6 @@ def request_json(
         )
     except (TypeError, ValueError, RecursionError):
         return None
-
-
-def _delegation(path: Sequence[str], edges: Sequence[Any]) -> JSON:
-    return delegation.to_context(path, edges).model_dump(by_alias=True)
 
 
 def _of_run(run: Run) -> tuple[Any, Any, Any]:

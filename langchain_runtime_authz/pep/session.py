@@ -13,7 +13,9 @@ from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import AnswerApproval, Approval, AskApproval, Conflict, RecordPlan, Scope
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
+from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval
+from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.approvals import behind
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_call, conclude

@@ -12,14 +12,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuditError, Code
-from langchain_runtime_authz.ledger.base import (
-    Change,
-    Conflict,
-    Query,
-    RecordStep,
-    Revoke,
-    Snapshot,
-)
+from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
+from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.decide import lease_refusal, renewed
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import owed, understood

@@ -15,7 +15,8 @@ from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.ledger.base import AdvanceEpoch, Query
+from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.session import Session

@@ -9,18 +9,8 @@ import pytest
 
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import (
-    AdvanceEpoch,
-    EndLease,
-    Lease,
-    Ledger,
-    OpenThread,
-    Query,
-    Reinstate,
-    Revoke,
-    Scope,
-    TakeLease,
-)
+from langchain_runtime_authz.ledger.base import Lease, Ledger, Query, Scope
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, EndLease, OpenThread, Reinstate, Revoke, TakeLease
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract, LedgerContract

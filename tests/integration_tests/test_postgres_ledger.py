@@ -26,19 +26,14 @@ from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.admin import migrate, prune
-from langchain_runtime_authz.ledger.base import (
+from langchain_runtime_authz.ledger.base import Committed, Guard, Lease, Ledger, Query, Scope
+from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
-    Committed,
-    Guard,
-    Lease,
-    Ledger,
     OpenThread,
-    Query,
     RecordEdge,
     RecordPlan,
     RecordStep,
     Revoke,
-    Scope,
     TakeLease,
 )
 from langchain_runtime_authz.ledger.postgres import ROLE, PostgresLedger, administer

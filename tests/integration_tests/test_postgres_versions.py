@@ -18,20 +18,9 @@ from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.admin import migrate, version
-from langchain_runtime_authz.ledger.base import (
-    AdvanceEpoch,
-    ClaimCall,
-    Committed,
-    ConcludeCall,
-    Conflict,
-    Lease,
-    OpenThread,
-    Query,
-    RecordStep,
-    Revoke,
-    Scope,
-    TakeLease,
-)
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Lease, Query, Scope
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, Revoke, TakeLease
 from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Migration, Version
 from langchain_runtime_authz.testing import StaticPDP

@@ -11,7 +11,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.langgraph import root_entry
-from langchain_runtime_authz.ledger import base, effects, memory
+from langchain_runtime_authz.ledger import changes, memory
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep import corrections as correction
 from langchain_runtime_authz.pep import decide as judge
@@ -26,35 +27,32 @@ def old_plans_stand(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_epoch_is_compared(patch: pytest.MonkeyPatch) -> None:
-    dead, check = judge.lease_refusal, effects._check
+    dead, broken = judge.lease_refusal, changes._broken
 
     def lease_refusal(run: Any, snapshot: Any) -> Any:
         code = dead(run, snapshot)
         return None if code == judge.Code.STALE_EPOCH else code
 
-    def _check(thread: Any, guard: Any) -> None:
-        try:
-            check(thread, guard)
-        except effects._Refused as refused:
-            if refused.conflict.code != effects.Code.STALE_EPOCH:
-                raise
+    def _broken(thread: Any, guard: Any) -> Any:
+        conflict = broken(thread, guard)
+        return None if conflict is not None and conflict.code == changes.Code.STALE_EPOCH else conflict
 
     patch.setattr(judge, "lease_refusal", lease_refusal)
-    patch.setattr(effects, "_check", _check)
+    patch.setattr(changes, "_broken", _broken)
     old_plans_stand(patch)
 
 
 def nothing_is_claimed(patch: pytest.MonkeyPatch) -> None:
     commit = MemoryLedger.commit
 
-    def unclaimed(self: Any, scope: Any, guard: Any, changes: Sequence[base.Change]) -> Any:
-        return commit(self, scope, guard, [c for c in changes if not isinstance(c, base.ClaimCall | base.ConcludeCall)])
+    def unclaimed(self: Any, scope: Any, guard: Any, given: Sequence[changes.Change]) -> Any:
+        return commit(self, scope, guard, [c for c in given if not isinstance(c, ClaimCall | ConcludeCall)])
 
     patch.setattr(MemoryLedger, "commit", unclaimed)
 
 
 def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
-    apply = effects.apply
+    apply = changes.apply
 
     def freed(thread: Any, guard: Any, changes: Any, now: float) -> Any:
         refused = apply(thread, guard, changes, now)

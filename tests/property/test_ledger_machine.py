@@ -15,30 +15,25 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import RECENT
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import (
-    AdvanceEpoch,
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Lease, Ledger, Query, Scope
+from langchain_runtime_authz.ledger.calls import (
     AnswerApproval,
-    Approval,
     AskApproval,
-    Change,
     ClaimCall,
-    Committed,
     ConcludeCall,
-    Conflict,
+    ReleaseCall,
+    SpendApproval,
+    SpendBudget,
+)
+from langchain_runtime_authz.ledger.changes import (
+    AdvanceEpoch,
+    Change,
     EndLease,
-    Guard,
-    Lease,
-    Ledger,
-    Query,
     RecordPlan,
     RecordStep,
     Reinstate,
-    ReleaseCall,
     RenewLease,
     Revoke,
-    Scope,
-    SpendApproval,
-    SpendBudget,
     TakeLease,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger

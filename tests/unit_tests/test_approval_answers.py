@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.ledger.base import AnswerApproval, Approval
+from langchain_runtime_authz.ledger.base import Approval
+from langchain_runtime_authz.ledger.calls import AnswerApproval
 from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action
 from tests.ids import shown
 

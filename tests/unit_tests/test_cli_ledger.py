@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import langchain_runtime_authz.ledger
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.ledger.base import AdvanceEpoch, Lease, OpenThread, Query, RecordStep, Scope, TakeLease
+from langchain_runtime_authz.ledger.base import Lease, Query, Scope
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, TakeLease
 from langchain_runtime_authz.ledger.schema import SCHEMA
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 

@@ -15,22 +15,16 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import admin as admin_module
 from langchain_runtime_authz.ledger.admin import migrate, prune, version
-from langchain_runtime_authz.ledger.base import (
+from langchain_runtime_authz.ledger.base import Anchor, Committed, Conflict, Lease, Query, Scope
+from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
-    Anchor,
-    ClaimCall,
-    Committed,
-    ConcludeCall,
-    Conflict,
     EndLease,
-    Lease,
     OpenThread,
-    Query,
     RecordPlan,
     RecordStep,
     Reinstate,
     Revoke,
-    Scope,
     TakeLease,
 )
 from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Migration, Version

@@ -516,7 +516,7 @@ def test_introspection_is_configured_safely() -> None:
 
 async def test_the_ledger_is_asked_for_key_and_token() -> None:
     """A key that was withdrawn in the ledger refuses every token that it signed."""
-    from langchain_runtime_authz.ledger.base import Reinstate, Revoke
+    from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
     from langchain_runtime_authz.pep.credentials import key_scope
 
     class Live(MemoryLedger):

@@ -22,18 +22,9 @@ from langchain_runtime_authz.errors import (
     MappingError,
 )
 from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.ledger.base import (
-    Change,
-    ClaimCall,
-    Committed,
-    Conflict,
-    Guard,
-    Ledger,
-    Query,
-    ReleaseCall,
-    Scope,
-    Snapshot,
-)
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Ledger, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.calls import ClaimCall, ReleaseCall
+from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.engine import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.pep.session import Session

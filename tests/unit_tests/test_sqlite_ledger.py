@@ -18,7 +18,8 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger import sqlite
-from langchain_runtime_authz.ledger.base import Committed, OpenThread, Query, RecordStep, Revoke, Scope
+from langchain_runtime_authz.ledger.base import Committed, Query, Scope
+from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 

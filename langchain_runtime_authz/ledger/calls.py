@@ -1,0 +1,264 @@
+"""The changes of calls and of what they use up: approvals, budgets and rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict
+from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
+from langchain_runtime_authz.ledger.state import Needs, Thread
+
+__all__ = [
+    "AnswerApproval",
+    "AskApproval",
+    "ClaimCall",
+    "ConcludeCall",
+    "ReleaseCall",
+    "SpendApproval",
+    "SpendBudget",
+    "SpendRate",
+]
+
+
+@dataclass(slots=True)
+class ClaimCall(Change):
+    """Take the call. `repeatable`: a read, a profile that declares it idempotent, or an approval.
+
+    A new or suspended call becomes `claimed`. Otherwise, if it is not repeatable: a claimed one is
+    `call_in_progress`, a done one a `Conflict` with the recorded row, a failed or unknown one
+    `outcome_unknown`. A claim whose lease lapsed counts as unknown: its process died. `tokens` are the jtis of
+    the tokens to be minted for this call. They live as long as the claim.
+    """
+
+    key: str
+    jti: str
+    repeatable: bool
+    tokens: tuple[str, ...] = ()
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        if not self.repeatable:
+            if ("call", self.key) in used:
+                return Conflict(Code.CALL_IN_PROGRESS)
+            row = t.call(self.key, now) if self.key in t.calls else None
+            if row is not None and row.state != "suspended":
+                code = Code.CALL_IN_PROGRESS if row.state == "claimed" else Code.OUTCOME_UNKNOWN
+                return Conflict(code, row if row.state == "done" else None)
+        used["call", self.key] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.calls[self.key] = CallRow(self.key, "claimed", self.jti)
+        for token in self.tokens:
+            t.issued.append((token, self.key, self.jti))
+
+
+@dataclass(slots=True)
+class ReleaseCall(Unrefusable):
+    """Give back a claimed call that never ran: its claim, its approval and its budgets.
+
+    `approval` is the approval's key if it is not the call's own.
+    """
+
+    key: str
+    refund: tuple[str, ...] = ()
+    approval: str = ""
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+        n.approvals.add(self.approval or self.key)
+        n.budgets.update(self.refund)
+
+    def apply(self, t: Thread, now: float) -> None:
+        # Only what is held can be given back: not twice, and not by a call that ran.
+        if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
+            return
+        t.calls.pop(self.key)
+        asked = self.approval or self.key
+        if (used := t.approvals.get(asked)) is not None and used.state == "spent":
+            t.approvals[asked] = replace(used, state="approved")
+        for counter in self.refund:
+            t.budgets[counter] = max(t.budgets.get(counter, 0) - 1, 0)
+
+
+@dataclass(slots=True)
+class ConcludeCall(Unrefusable):
+    """Record that the call returned, failed or paused. `state=None` keeps nothing of it (a read)."""
+
+    key: str
+    state: Literal["done", "failed", "suspended", "unknown"] | None
+    result: str | None = None
+
+    def needs(self, n: Needs) -> None:
+        n.calls.add(self.key)
+
+    def apply(self, t: Thread, now: float) -> None:
+        if self.state is None:
+            t.calls.pop(self.key, None)
+            return
+        jti = t.calls[self.key].jti if self.key in t.calls else ""
+        t.calls[self.key] = CallRow(self.key, self.state, jti, self.result)
+
+
+@dataclass(slots=True)
+class SpendBudget(Change):
+    """Count one more permitted call of the counter, at most `maximum`; else `budget_exhausted`."""
+
+    counter: str
+    maximum: int
+
+    def needs(self, n: Needs) -> None:
+        n.budgets.add(self.counter)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        spent = t.budgets.get(self.counter, 0) + used.get(("budget", self.counter), 0)
+        if spent >= self.maximum:
+            return Conflict(Code.BUDGET_EXHAUSTED)
+        used["budget", self.counter] = used.get(("budget", self.counter), 0) + 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        # Each by its own name: budgets that share a counter would not be kept.
+        t.budgets[self.counter] = t.budgets.get(self.counter, 0) + 1
+
+
+@dataclass(slots=True)
+class SpendRate(Change):
+    """Count one more in the sliding window of `window` seconds, at most `maximum`; else `rate_exceeded`."""
+
+    counter: str
+    window: int
+    maximum: int
+
+    def needs(self, n: Needs) -> None:
+        n.rates.add((self.counter, self.window))
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        mine = ("rate", self.counter, str(self.window))
+        if len(self._recent(t, now)) + used.get(mine, 0) >= self.maximum:
+            return Conflict(Code.RATE_EXCEEDED)
+        used[mine] = used.get(mine, 0) + 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        # By window too: the shorter of two must not forget what the longer one counts.
+        t.rates[self.counter, self.window] = (*self._recent(t, now), now)
+
+    def _recent(self, t: Thread, now: float) -> list[float]:
+        return [at for at in t.rates.get((self.counter, self.window), ()) if at > now - self.window]
+
+
+@dataclass(slots=True)
+class AskApproval(Unrefusable):
+    """Open a question. An open one for the same call and arguments stays, an answered one is asked anew."""
+
+    approval: Approval
+
+    def needs(self, n: Needs) -> None:
+        n.approvals.add(self.approval.call_key)
+
+    def apply(self, t: Thread, now: float) -> None:
+        asked = t.approvals.get(self.approval.call_key)
+        if asked is None or asked.state != "asked" or asked.args_digest != self.approval.args_digest:
+            t.approvals[self.approval.call_key] = self.approval
+
+
+@dataclass(slots=True)
+class AnswerApproval(Change):
+    """Answer an open question. An answered one keeps its first answer.
+
+    It is refused as `approval_approver` if the approver may not answer, and as `approval_not_distinct` if the
+    subject approves what another must, or somebody approves twice. A question that needs several approvers
+    stays open until the last one; one `rejected` closes it. `id`, if given, must be the question's.
+    `answered`: the approver answers in the tool's place, by `message`, and the call does not run.
+    """
+
+    call_key: str
+    state: Literal["approved", "rejected", "answered", "malformed"]
+    approver: str
+    authenticated: bool
+    message: str = ""
+    edited: str = ""
+    id: str = ""
+
+    def needs(self, n: Needs) -> None:
+        n.approvals.add(self.call_key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        asked = t.approvals.get(self.call_key)
+        if (
+            asked is None
+            or asked.state != "asked"
+            or self.id not in ("", asked.id)
+            or ("answer", self.call_key) in used
+        ):
+            return Conflict(Code.APPROVAL_VOID)
+        used["answer", self.call_key] = 1
+        code = self._barred(asked, now)
+        return Conflict(code) if code is not None else None
+
+    def _barred(self, asked: Approval, now: float) -> Code | None:
+        by = self.approver
+        may = not asked.eligible or by in asked.eligible or (by in asked.fallback and now >= asked.fallback_at)
+        if self.state not in ("approved", "answered"):
+            may = may or by == asked.subject  # the subject may always take their call back
+            return None if may else Code.APPROVAL_APPROVER
+        if not may:
+            return Code.APPROVAL_APPROVER
+        # By name, under any type: a person's cron job or agent is not a second person.
+        behind = {_name(asked.subject), *asked.behind} if asked.distinct else set()
+        again = _name(by) in behind or _name(by) in map(_name, asked.approvers)
+        return Code.APPROVAL_NOT_DISTINCT if again else None
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (asked := t.approvals.get(self.call_key)) is None:  # an earlier change of this commit voided it
+            return
+        approves = self.state == "approved"
+        approvers = (*asked.approvers, self.approver) if approves else asked.approvers
+        t.approvals[self.call_key] = replace(
+            asked,
+            state="asked" if approves and len(approvers) < asked.needed else self.state,
+            approver=" ".join(approvers) if approves else self.approver,
+            # One that is not authenticated would be the weakest of them.
+            authenticated=self.authenticated and (asked.authenticated or not asked.approvers),
+            message=self.message,
+            edited=self.edited,
+            approvers=approvers,
+        )
+
+
+@dataclass(slots=True)
+class SpendApproval(Change):
+    """Use an approval, once, before it expires, for exactly these arguments; else `approval_void`."""
+
+    call_key: str
+    args_digest: str
+
+    def needs(self, n: Needs) -> None:
+        n.approvals.add(self.call_key)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        held = t.approvals.get(self.call_key)
+        if (
+            held is None
+            or held.state != "approved"
+            or held.args_digest != self.args_digest
+            or held.epoch != t.epoch
+            or 0 < held.expires_at <= now
+            or ("approval", self.call_key) in used
+        ):
+            return Conflict(Code.APPROVAL_VOID)
+        used["approval", self.call_key] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        if (held := t.approvals.get(self.call_key)) is not None:
+            t.approvals[self.call_key] = replace(held, state="spent")
+
+
+def _name(principal: str) -> str:
+    return principal.partition(":")[2] or principal

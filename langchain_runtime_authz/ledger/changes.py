@@ -1,0 +1,407 @@
+"""The changes that a commit may hold. Each knows the rows it needs, its conditions and its effect.
+
+Pure, as `ledger.state`. A commit is checked whole before any of it takes effect: `check` of every change sees
+the thread as it was before the commit, with `used` for what earlier changes of the same commit use up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from langchain_runtime_authz.authzen import Edge
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.history import RESOURCES, Step, count, handed_down
+from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.provenance.observe import Sighting
+from langchain_runtime_authz.facts.task import HumanText, extend
+from langchain_runtime_authz.ledger.base import AgentPath, Conflict, Guard, Lease, LeaseState
+from langchain_runtime_authz.ledger.state import Needs, Thread
+
+__all__ = [
+    "AdvanceEpoch",
+    "Change",
+    "DeleteMarks",
+    "EndLease",
+    "OpenThread",
+    "RecordEdge",
+    "RecordPlan",
+    "RecordStep",
+    "RecordValues",
+    "Redeliver",
+    "Reinstate",
+    "RenewLease",
+    "Revoke",
+    "SetMark",
+    "TakeLease",
+    "TakePending",
+    "Unrefusable",
+    "Used",
+    "apply",
+    "needs",
+]
+
+Used = dict[tuple[str, ...], int]
+
+
+def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
+    """Return what `apply` looks at."""
+    n = Needs(leases={guard.jti} if guard is not None else set())
+    for change in changes:
+        change.needs(n)
+    return n
+
+
+def apply(t: Thread, guard: Guard | None, changes: Sequence[Change], now: float) -> Conflict | None:
+    """Apply all of `changes` to `t`, or none of them and say why.
+
+    Raises:
+        TypeError: a change is unknown; nothing was applied.
+    """
+    if guard is not None and (conflict := _broken(t, guard)) is not None:
+        return conflict
+    used: Used = {}
+    for change in changes:
+        if change.refusable and (conflict := change.check(t, now, used)) is not None:
+            return conflict
+    for change in changes:
+        change.apply(t, now)
+    t.exists = True
+    return None
+
+
+def _broken(t: Thread, guard: Guard) -> Conflict | None:
+    lease = t.leases.get(guard.jti)
+    if lease is None:
+        return Conflict(Code.LEASE_ENDED)
+    if lease.state == "revoked" or (t.revoked and t.is_revoked(lease.agent)):
+        return Conflict(Code.REVOKED)
+    # Before the lease's state: a correction ends the leases, and "the task changed" tells more.
+    if t.epoch != guard.epoch or lease.epoch != guard.epoch:
+        return Conflict(Code.STALE_EPOCH)
+    return Conflict(Code.LEASE_ENDED) if lease.state != "live" else None
+
+
+class Change:
+    """Base of what a commit may hold."""
+
+    __slots__ = ()
+    refusable: ClassVar[bool] = True
+
+    def needs(self, n: Needs) -> None:
+        """Add the rows that the change looks at."""
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        """Return why the change cannot be applied, and note in `used` what it uses up."""
+        msg = f"unknown change {type(self).__name__}"
+        raise TypeError(msg)
+
+    def apply(self, t: Thread, now: float) -> None:
+        """Change the thread's rows."""
+        raise NotImplementedError
+
+
+class Unrefusable(Change):
+    """A change that is never refused."""
+
+    __slots__ = ()
+    refusable = False
+
+
+# The thread, its task and its history.
+
+
+@dataclass(slots=True)
+class OpenThread(Change):
+    """Create the thread for `subject`, or check that it is theirs (`subject_mismatch`)."""
+
+    subject: str
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        return Conflict(Code.SUBJECT_MISMATCH) if t.subject and t.subject != self.subject else None
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.subject = self.subject
+
+
+@dataclass(slots=True)
+class AdvanceEpoch(Change):
+    """Pin `texts` and set the epoch from `expected` to `expected + 1`; else `stale_epoch`.
+
+    Ends every live lease of the thread and voids open approvals. `first` pins the opening texts of a thread
+    and keeps the epoch. `deliver` keeps the texts for the next root entry, for corrections from outside the
+    graph's input. `keep` are the keys of approvals that the correction itself gives. They were answered by
+    earlier changes of the same commit, and move to the new epoch.
+    """
+
+    expected: int
+    texts: tuple[HumanText, ...] = ()
+    first: bool = False
+    deliver: bool = False
+    keep: tuple[str, ...] = ()
+
+    def needs(self, n: Needs) -> None:
+        n.living = n.open = True
+        n.pending |= self.deliver
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        if t.epoch != self.expected or (self.first and t.task.digest) or ("epoch",) in used:
+            return Conflict(Code.STALE_EPOCH)
+        used["epoch",] = 1
+        return None
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.log.extend(self.texts)
+        t.task = extend(t.task, self.texts, correction=not self.first)
+        if self.deliver:
+            t.pending.extend(self.texts)
+        if self.first:
+            return
+        t.epoch += 1
+        # The subject may change the task at will; changes by others are counted.
+        own = any(text.own for text in self.texts)
+        t.history = replace(t.history, rotations=0 if own else t.history.rotations + 1, changed={})
+        _end(t, "ended", lambda _: True)
+        for key, held in list(t.approvals.items()):
+            if held.state == "approved" and key in self.keep:
+                t.approvals[key] = replace(held, epoch=t.epoch)
+            elif held.state in ("asked", "approved"):
+                del t.approvals[key]
+
+
+@dataclass(slots=True)
+class TakePending(Unrefusable):
+    """Forget the pending corrections: a root entry received them."""
+
+    def needs(self, n: Needs) -> None:
+        n.pending = True
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.pending.clear()
+
+
+@dataclass(slots=True)
+class Redeliver(Unrefusable):
+    """Make texts pending again, each once. An older run may have overwritten them in the graph's state."""
+
+    texts: tuple[HumanText, ...]
+
+    def needs(self, n: Needs) -> None:
+        n.pending = True
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.pending.extend([text for text in self.texts if text not in t.pending])
+
+
+@dataclass(slots=True)
+class SetMark(Unrefusable):
+    """Keep `value` under `name`. A store may forget the oldest of more than `MAX_MARKS`.
+
+    If the value differs from the one it replaces, the history records a change of `source`, if one is given.
+    """
+
+    name: str
+    value: str
+    source: str = ""
+
+    def needs(self, n: Needs) -> None:
+        n.marks.add(self.name)
+
+    def apply(self, t: Thread, now: float) -> None:
+        before = t.marks.pop(self.name, self.value)  # the newest comes last
+        t.marks[self.name] = self.value
+        if self.source and before != self.value:
+            changed = {**t.history.changed, self.source: t.history.steps}
+            t.history = replace(t.history, changed=dict(list(changed.items())[-RESOURCES:]))
+
+
+@dataclass(slots=True)
+class DeleteMarks(Unrefusable):
+    """Forget the marks whose names begin with `prefix`."""
+
+    prefix: str
+
+    def needs(self, n: Needs) -> None:
+        n.unmarked.add(self.prefix)
+
+    def apply(self, t: Thread, now: float) -> None:
+        for name in [name for name in t.marks if name.startswith(self.prefix)]:
+            t.marks.pop(name)
+
+
+class RecordStep(Step, Unrefusable):
+    """Add a step to the history's counters."""
+
+    __slots__ = ()
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.history = count(t.history, self, now)
+
+
+# Leases and revocations.
+
+
+def _end(t: Thread, state: LeaseState, doomed: Callable[[Lease], bool]) -> None:
+    for jti, lease in list(t.leases.items()):
+        if lease.state == "live" and doomed(lease):
+            t.leases[jti] = replace(lease, state=state)
+
+
+@dataclass(slots=True)
+class TakeLease(Change):
+    """Add a lease. It is refused (`revoked`) while the agent's subtree is revoked."""
+
+    lease: Lease
+
+    def needs(self, n: Needs) -> None:
+        n.leases |= {jti for jti in (self.lease.jti, self.lease.parent) if jti}
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        lease = self.lease
+        if t.is_revoked(lease.agent):
+            return Conflict(Code.REVOKED)
+        if lease.epoch != t.epoch:
+            return Conflict(Code.STALE_EPOCH)
+        parent = t.leases.get(lease.parent) if lease.parent else None
+        orphaned = lease.parent and (parent is None or parent.state != "live")
+        return Conflict(Code.LEASE_ENDED) if orphaned else None
+
+    def apply(self, t: Thread, now: float) -> None:
+        lease = self.lease
+        t.leases[lease.jti] = lease
+        t.issued.append((lease.jti, None, lease.jti))
+        if t.history.confined:
+            t.history = replace(t.history, confined=handed_down(t.history.confined, lease.agent[:-1]))
+
+
+@dataclass(slots=True)
+class RenewLease(Change):
+    """Move a live lease's expiry forward, never back."""
+
+    jti: str
+    expires_at: int
+
+    def needs(self, n: Needs) -> None:
+        n.leases.add(self.jti)
+
+    def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
+        held = t.leases.get(self.jti)
+        return Conflict(Code.LEASE_ENDED) if held is None or held.state != "live" else None
+
+    def apply(self, t: Thread, now: float) -> None:
+        held = t.leases[self.jti]
+        t.leases[self.jti] = replace(held, expires_at=max(held.expires_at, self.expires_at))
+
+
+@dataclass(slots=True)
+class EndLease(Unrefusable):
+    """End a live lease and every live lease below it. Ending twice is not an error.
+
+    Calls of these leases that are still claimed become `unknown`.
+    """
+
+    jti: str
+    state: Literal["suspended", "ended", "revoked"]
+
+    def needs(self, n: Needs) -> None:
+        n.below.add(self.jti)
+
+    def apply(self, t: Thread, now: float) -> None:
+        doomed = {self.jti}
+        grew = True
+        while grew:  # rows come in no order
+            below = {lease.jti for lease in t.leases.values() if lease.parent in doomed}
+            grew = not below <= doomed
+            doomed |= below
+        _end(t, self.state, lambda lease: lease.jti in doomed)
+        # Nobody will conclude these: whether they took effect is unknown.
+        for key, row in list(t.calls.items()):
+            if row.state == "claimed" and row.jti in doomed:
+                t.calls[key] = row._replace(state="unknown")
+
+
+@dataclass(slots=True)
+class Revoke(Unrefusable):
+    """End the live leases of the agent's subtree and refuse new ones until `Reinstate`."""
+
+    agent: AgentPath
+
+    def needs(self, n: Needs) -> None:
+        n.living = True
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.revoked.add(self.agent)
+        _end(t, "revoked", lambda lease: lease.agent[: len(self.agent)] == self.agent)
+
+
+@dataclass(slots=True)
+class Reinstate(Unrefusable):
+    """Lift every revocation at or below the agent's subtree."""
+
+    agent: AgentPath
+
+    def apply(self, t: Thread, now: float) -> None:
+        t.revoked.difference_update([path for path in t.revoked if path[: len(self.agent)] == self.agent])
+
+
+# Plans, edges and what tools returned.
+
+
+@dataclass(slots=True)
+class RecordPlan(Unrefusable):
+    """Keep a plan, first write wins: a second record for the same key changes nothing. The store sets `at`."""
+
+    plan: PlanRecord
+
+    def needs(self, n: Needs) -> None:
+        n.plans.add((self.plan.agent, self.plan.id))
+
+    def apply(self, t: Thread, now: float) -> None:
+        plan = self.plan
+        records = t.plans.get((plan.agent, plan.id), {})
+        if plan.epoch in records:  # INVARIANT: first write wins
+            return
+        if not plan.origin:  # a carried plan keeps the step at which it was made
+            plan = replace(plan, at=t.history.steps)
+        t.plans[plan.agent, plan.id] = {**records, plan.epoch: plan}
+        for call in plan.calls:
+            if call.call_id is not None:
+                t.by_call[plan.agent, call.call_id] = plan
+
+
+@dataclass(slots=True)
+class RecordEdge(Unrefusable):
+    """Keep one delegation edge. The same edge twice is one edge."""
+
+    edge: Edge
+
+    def needs(self, n: Needs) -> None:
+        n.edges = True
+
+    def apply(self, t: Thread, now: float) -> None:
+        key = (self.edge.from_, self.edge.to, self.edge.kind)
+        if key not in t.edges:
+            t.edges[key] = self.edge
+
+
+@dataclass(slots=True)
+class RecordValues(Unrefusable):
+    """Keep values that a tool returned, by digest (`facts.provenance`), never the values themselves.
+
+    Of one key at most one sighting is kept for each combination of its fields besides the source, and the
+    first source stays. A store keeps at least 10,000 keys of a thread and may forget others, because a
+    sighting only ever adds trust.
+    """
+
+    values: tuple[Sighting, ...]
+
+    def needs(self, n: Needs) -> None:
+        n.values.update([seen.key for seen in self.values])
+
+    def apply(self, t: Thread, now: float) -> None:
+        for seen in self.values:
+            if seen.key not in t.values:
+                t.values[seen.key] = (seen,)
+            elif all(known[:-1] != seen[:-1] for known in t.values[seen.key]):
+                t.values[seen.key] = (*t.values[seen.key], seen)
