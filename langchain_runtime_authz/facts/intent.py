@@ -92,9 +92,10 @@ _DELEGATIONS: Final = tuple(_phrase(f"{verb} {order}") for verb in _CARRY_OUT fo
 class Request:
     """The words of a task, ready to be compared. Immutable."""
 
-    __slots__ = ("_places", "_words")
+    __slots__ = ("_asked", "_places", "_words")
 
     def __init__(self, texts: Sequence[str]) -> None:
+        self._asked: dict[tuple[str, ...], bool] = {}
         found = [w for at, t in enumerate(texts) for w in _words(t, at)][-MAX_WORDS:]
         raw = [w for w, _, _ in found]
         self._words = tuple(_stem(w) if w not in _STOPS else w for w in raw)
@@ -106,9 +107,12 @@ class Request:
             if i not in silent and found[i][1] >= max(halted, forbidden.get(word, 0)):
                 self._places.setdefault(word, []).append(i)
 
-    def asks(self, entries: Sequence[str]) -> bool:
-        """Whether one of `entries` is among the words."""
-        return any(self._has(_phrase(e)) for e in entries)
+    def asks(self, entries: tuple[str, ...]) -> bool:
+        """Return True if one of `entries` is among the words. A process asks about few of them."""
+        known = self._asked.get(entries)
+        if known is None:
+            known = self._asked[entries] = any(self._has(_phrase(e)) for e in entries)
+        return known
 
     @property
     def delegates(self) -> bool:

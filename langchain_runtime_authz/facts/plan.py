@@ -90,7 +90,7 @@ class PlanRecord:
     prompt: str | None = None
     todos: tuple[str, ...] = ()
 
-    def lists(self, entries: Sequence[str]) -> bool | None:
+    def lists(self, entries: tuple[str, ...]) -> bool | None:
         """Whether the to-do list asks for one of `entries` (`facts.intent`); `None` where there is nothing to compare."""
         return _request(self.todos).asks(entries) if self.todos and entries else None
 

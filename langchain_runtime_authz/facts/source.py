@@ -8,7 +8,7 @@ import string
 from collections.abc import Mapping
 from typing import Any, Final
 
-from langchain_runtime_authz.authzen import ArgumentProvenance
+from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["UNREAD", "changed_since", "content_version", "read_mark", "resource_of", "sources"]
@@ -46,7 +46,7 @@ def changed_since(changed: Mapping[str, int], at: int) -> list[str]:
     return sorted(tool for tool, step in changed.items() if step > at)
 
 
-def sources(traced: Mapping[str, ArgumentProvenance]) -> set[str]:
+def sources(traced: Mapping[str, Provenance]) -> set[str]:
     """The tools that critical arguments came from, but for what the human said as well."""
     said = [s for a in traced.values() if a.standing != "told" for i in (a, *a.items) for s in i.asserted_by]
     said += [s for a in traced.values() if a.standing != "told" for i in (a, *a.items) for s in i.mentioned_by]

@@ -14,7 +14,6 @@ from typing import Final
 from langchain_runtime_authz.authzen import ArgumentProvenance, Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.facts.provenance.trace import effect_target, wanted
 from langchain_runtime_authz.facts.source import (
     UNREAD,
     resource_of,
@@ -32,8 +31,9 @@ from langchain_runtime_authz.pep.approvals import edited_action
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import understood
-from langchain_runtime_authz.pep.provenance import TaskWords, sentences
+from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.pep.request import call_request
+from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["data_scope", "decide_calls", "effect_counter", "lease_refusal", "renewed", "review_key"]
 
@@ -158,7 +158,7 @@ def _reread(
     """Read the task's words, which changed or were never read here, and what is counted by them."""
     if words is not None:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=True))
-    words = run.engine.memory.hear(run.scope, snapshot)
+    words = run.engine.memory.read_words(run.scope, snapshot)
     anew = [effect_counter(words, c) for c in calls]
     if anew != counters:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
@@ -180,7 +180,7 @@ def effect_counter(words: TaskWords | None, call: Call) -> str:
     """
     if words is None or call.error is not None or not (call.profiled and call.profile.side_effect):
         return ""
-    hit = effect_target(call.profile, call.args)
+    hit = call.atoms.effect_target()
     return f"same:{words.turns}:{call.tool}:{hit}" if hit else ""
 
 
@@ -217,7 +217,7 @@ def _query(
         if call.amends:
             wanted_rows.append(call.amends)
         if call.error is None:
-            values += wanted(call.profile, call.args)
+            values += call.atoms.keys
     return Query(
         jti=run.jti,
         plan=(run.agent, plan_id) if plan_id is not None else None,

@@ -28,6 +28,8 @@ from urllib.parse import urlsplit
 
 __all__ = [
     "MAX_VALUE",
+    "REMEMBERED",
+    "TELLING",
     "canonical",
     "decimals",
     "fold",
@@ -35,12 +37,14 @@ __all__ = [
     "identifiers",
     "key",
     "mentions",
+    "remembered",
     "said_forms",
     "skeleton",
     "tidy",
 ]
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
+REMEMBERED: Final = 256  # characters of a value whose forms are remembered
 _DIGITS: Final = 15  # beyond that a number is a name
 
 _EMAIL: Final = re.compile(r"(?<![\w.%+\-@])[a-z0-9._%+\-]{1,64}@[a-z0-9.\-]{1,253}(?![\w@])", re.IGNORECASE | re.ASCII)
@@ -60,7 +64,7 @@ _NUMBER: Final = re.compile(
     r"[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))",
 )
-_TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
+TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")
 _MONTH: Final = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _MONTHS: Final = {m: i for i, m in enumerate(_MONTH[1:48].split("|"), 1)}
@@ -80,7 +84,6 @@ _BESIDE: Final = re.compile(
 _TIME: Final = re.compile(r"(?<![\d:])(\d{1,2}):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?(am|pm)?(?![\d:])", re.IGNORECASE)
 
 
-# Letters that are drawn like Latin ones; enough to notice, not to equate (UTS #39 has the full list).
 # Letters that are drawn like others; enough to notice, not to equate (UTS #39 has the full list).
 def _lookalikes() -> dict[int, str]:
     pairs = (  # noqa: SIM905  (a table that can be read)
@@ -126,11 +129,18 @@ def fold(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """What a text looks like: compatibility forms, accents, case and look-alike letters folded."""
+    """Return what a text looks like: compatibility forms, accents, case and look-alike letters folded."""
+    return _known_skeleton(text) if len(text) <= REMEMBERED else _skeleton(text)
+
+
+def _skeleton(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text[:MAX_VALUE]).casefold().translate(_LOOKS)
     if folded.isascii() and folded.isprintable():
         return folded.replace("rn", "m")
     return "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc")).replace("rn", "m")
+
+
+_known_skeleton: Final = lru_cache(maxsize=1024)(_skeleton)
 
 
 def canonical(number: Decimal) -> str:
@@ -165,11 +175,18 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 
 
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """The forms of one scalar, or none where what it reaches can not be known.
+    """Return the forms of one scalar, or none if it cannot be known what it reaches.
 
-    `said`: of one that vouches for others. A date with a year then stands for no other year's day, and
-    one without a year, as a value, for that day of the year that was said.
+    `said`: the value vouches for others. Then a date with a year does not stand for another year's day, and a date
+    without a year stands for that day of the year that was said.
     """
+    kind = type(value)
+    if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
+        return remembered(value, said)
+    return _forms(value, said)
+
+
+def _forms(value: object, said: bool) -> tuple[str, ...]:
     if isinstance(value, bool) or value is None:
         return ()
     if isinstance(value, int | float):
@@ -180,6 +197,8 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     text = tidy(value)
     if not text or not _plain(text) or _respelled(value):
         return ()
+    if not TELLING.search(text):
+        return (f"text:{fold(text)}",)
     if _EMAIL.fullmatch(text):
         return (f"email:{text.lower()}",)
     if _URL.fullmatch(text):
@@ -195,6 +214,10 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
         found.append("digits:" + "".join(c for c in text if c.isdigit()))
     found += _moment(text, said=said)
     return tuple(dict.fromkeys(found))
+
+
+# For exact numbers and for texts of at most `REMEMBERED` characters.
+remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 
 def _moment(text: str, *, said: bool) -> list[str]:
@@ -263,7 +286,7 @@ def _checked(iban: str) -> bool:
 def mentions(text: str) -> dict[str, str]:
     """Every identifier, number, date and time inside a free text: form → as it was written."""
     found: dict[str, str] = {}
-    if not _TELLING.search(text):
+    if not TELLING.search(text):
         return found
     spans = list(_identifiers(text))
     spans += _dates(text, said=True)

@@ -1,10 +1,10 @@
-"""What a tool returned: which values it asserts, field by field, and which it merely mentions.
+"""What a tool returned: which values it asserts, field by field, and which it only mentions.
 
-A whole field is an assertion by whoever writes the field, says the profile. What stands *inside* a
-free text is a mention. What a call was given and gives back is neither: an echo proves nothing.
+A whole field is an assertion by the writer of the field, whom the profile names. A value *inside* a free text is a
+mention. A value that the call was given and gives back is neither: an echo proves nothing.
 
-Bounded: values, characters and depth. What lies beyond a limit was not seen, and what was not seen
-is unknown; nothing here can make a value less trusted than it was, so forgetting only ever denies.
+Values, characters and depth are bounded. A value beyond a limit was not seen and is unknown. Nothing here makes a
+value less trusted than it was, so forgetting only denies.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ import datetime
 import decimal
 import enum
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from langchain_runtime_authz.facts.provenance.forms import forms, key, mentions, said_forms
+from langchain_runtime_authz.facts.provenance.atoms import FIELD
+from langchain_runtime_authz.facts.provenance.forms import (
+    REMEMBERED,
+    TELLING,
+    forms,
+    key,
+    mentions,
+    remembered,
+    said_forms,
+)
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["FIELD", "Harvest", "Number", "Prose", "Sighting", "observe_output"]
+__all__ = ["Number", "Observation", "Prose", "Sighting", "observe_output"]
 
 MAX_SIGHTINGS: Final = 4096  # per output
 MAX_NODES: Final = 20_000
@@ -34,10 +41,11 @@ MAX_LEAF: Final = 100_000
 MAX_ECHO: Final = 10_000  # of one argument; a longer text is no field of what comes back
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
-TELLING: Final = 4  # a shorter text names no record and mentions nothing
+SHORTEST: Final = 4  # a shorter text names no record and mentions nothing
 MAX_FIELDS: Final = 1024
+MAX_FLAT: Final = 64  # arguments
+_NUMBERS: Final = frozenset((int, float, bool, type(None)))
 SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
-FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 
 Origin = Literal["system", "internal", "external"]
 
@@ -84,14 +92,16 @@ class Prose(NamedTuple):
     folded: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    """All that one output gave. `complete` is false where a limit cut it short."""
+class Observation(NamedTuple):
+    """All that was read in one output. `complete` is false if a limit cut it short."""
 
     sightings: tuple[Sighting, ...] = ()
     numbers: tuple[Number, ...] = ()
     prose: tuple[Prose, ...] = ()
     complete: bool = True
+
+
+_NOTHING: Final = Observation()
 
 
 def observe_output(
@@ -103,7 +113,7 @@ def observe_output(
     words: HumanWords,
     named: bool = False,
     failed: bool = False,
-) -> Harvest:
+) -> Observation:
     """Read one output.
 
     Args:
@@ -115,9 +125,36 @@ def observe_output(
         named: the human named what was read (`trace.names_source`).
         failed: the output tells an error, which nobody vouches for.
     """
+    if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
+        plain = _plain(tool, profile, args, output, words, named)
+        if plain is not None:
+            return plain
     reader = _Reader(tool, profile, _echo(args), words, named, failed)
     reader.read(_parsed(output), (), 0, selected=False)
-    return Harvest(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+    return Observation(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+
+
+def _plain(
+    tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str, words: HumanWords, named: bool
+) -> Observation | None:
+    """Read a short line without digits, addresses, links and structure, or return `None`: then `_Reader` reads it."""
+    if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
+        return None
+    whole = remembered(output, False)
+    if not whole:
+        return _NOTHING
+    for given in (*args, *args.values()):
+        kind = type(given)
+        if kind is str:
+            if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
+                return _NOTHING  # an echo
+        elif kind not in _NUMBERS:
+            return None
+    origin = profile.trust if isinstance(profile.trust, str) else profile.trust.get("", "external")
+    counterparty = "" in profile.counterparty
+    selected = bool(words.beginnings) and origin != "external" and not counterparty and words.describes(whole)
+    seen = Sighting(key(whole[0]), origin, True, counterparty, selected, named, tool)
+    return Observation((seen,))
 
 
 def _echo(args: Mapping[str, Any]) -> set[str]:
@@ -197,7 +234,7 @@ class _Reader:
     def _selected(self, items: Sequence[tuple[Any, Any]], path: tuple[str, ...]) -> bool:
         """Whether a field that the counterparty could not write says something that the human said."""
         for name, inner in items[:64]:
-            if not isinstance(inner, str) or not TELLING <= len(inner) <= SHORT or not isinstance(name, str):
+            if not isinstance(inner, str) or not SHORTEST <= len(inner) <= SHORT or not isinstance(name, str):
                 continue
             field = self._field((*path, name))
             if field.prose or field.counterparty or field.origin == "external":
@@ -224,7 +261,7 @@ class _Reader:
             selected = selected or (not field.counterparty and self.words.describes(whole))
             for form in says:
                 self._see(form, field, asserted=True, selected=selected)
-        if isinstance(value, str) and (prose or len(value) >= TELLING):
+        if isinstance(value, str) and (prose or len(value) >= SHORTEST):
             inner = [f for f in mentions(value) if f not in whole and f not in says]
             for form in inner:
                 if form not in self.echo:

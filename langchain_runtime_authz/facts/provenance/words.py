@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.prohibition import prohibitions
-from langchain_runtime_authz.facts.provenance.forms import decimals, fold, forms, mentions, skeleton, tidy
+from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, decimals, fold, forms, mentions, skeleton, tidy
 
-__all__ = ["HumanWords", "own_words"]
+__all__ = ["HumanWords", "Told", "own_words"]
 
 MAX_TEXT: Final = 100_000  # characters looked at; what stands beyond was not said
 MAX_NUMBERS: Final = 24  # numbers kept for derivations
+MAX_KNOWN: Final = 128  # values of which it is remembered whether they were said
 _APART: Final = "\x1e"  # between texts: a blank that no line has
 _TRIES: Final = 64
 _SHORTEST: Final = 2  # a text of one letter names nothing
@@ -65,19 +66,32 @@ _EMPTY: Final = frozenset(
 )
 
 
+class Told(NamedTuple):
+    """Whether a value was said, was said as somebody's name, and was forbidden last."""
+
+    said: bool
+    named: bool
+    withdrawn: bool
+
+
 class HumanWords:
     """The words of one task at one epoch. Immutable.
 
     `forbids`: whether what the texts forbid is looked for.
 
     Attributes:
+        beginnings: how what was asked for begins ("the channel starting with X").
         numbers: numbers that were said, in order, bounded.
         percents: of these, the ones said as percentages.
     """
 
-    __slots__ = ("_beginnings", "_forbidden", "_looks", "_parts", "_text", "_tokens", "_written", "numbers", "percents")
+    __slots__ = (
+        *("beginnings", "_forbidden", "_known", "_looks", "_parts", "_text", "_tokens", "_written"),
+        *("numbers", "percents"),
+    )
 
     def __init__(self, texts: Sequence[str], *, forbids: bool = True) -> None:
+        self._known: dict[tuple[str, ...], Told] = {}
         # The newest words are the ones that count when there are too many.
         whole = _unnumbered(_APART.join(own_words(t) for t in texts)[-MAX_TEXT:])
         several = [_RUN_ON.sub(" ", t) for t in whole.split(_APART)]
@@ -100,12 +114,24 @@ class HumanWords:
             for b in _BEGINS.finditer(self._text)
             if not _OTHERS.search(self._text, max(0, b.start() - 2 * _LEAD), b.start())
         )
-        self._beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
+        self.beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
             :_TRIES
         ]
         numbers = (f for f in found if f.startswith("num:") and not self.withdrawn((f,)))
         self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
+
+    def told(self, value_forms: tuple[str, ...]) -> Told:
+        """Return all three answers about a value; those about short values are remembered."""
+        known = self._known.get(value_forms)
+        if known is None:
+            said = self.said(value_forms)
+            known = Told(said, said and self.names(value_forms), self.withdrawn(value_forms))
+            if sum(map(len, value_forms)) <= REMEMBERED:
+                if len(self._known) >= MAX_KNOWN:
+                    self._known.clear()
+                self._known[value_forms] = known
+        return known
 
     def withdrawn(self, value_forms: Sequence[str]) -> bool:
         """Whether the newest text that has a value with these forms forbids it, and does not say it too."""
@@ -138,8 +164,8 @@ class HumanWords:
 
     def describes(self, value_forms: Sequence[str]) -> bool:
         """Whether the human asked for what begins so ("the channel starting with X")."""
-        return bool(self._beginnings) and any(
-            f.startswith("text:") and f[5:].startswith(self._beginnings) for f in value_forms
+        return bool(self.beginnings) and any(
+            f.startswith("text:") and f[5:].startswith(self.beginnings) for f in value_forms
         )
 
     def names(self, value_forms: Sequence[str]) -> bool:
