@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from langchain_runtime_authz.authzen import ArgumentProvenance, Decision, deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
+from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import (
     UNREAD,
     resource_of,
@@ -48,7 +49,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "failed": Code.OUTCOME_UNKNOWN,
     "unknown": Code.OUTCOME_UNKNOWN,
 }
-_NOTHING: Final[Mapping[str, ArgumentProvenance]] = {}
+_NOTHING: Final[Mapping[str, Provenance]] = {}
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # in the place of a decision until there is one
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,

@@ -66,7 +66,7 @@ def of(evidence: Evidence, **args: Any) -> Provenance:
     return found
 
 
-def told(found: ArgumentProvenance) -> tuple[str, str]:
+def told(found: Provenance) -> tuple[str, str]:
     return found.class_, found.standing
 
 

@@ -86,13 +86,11 @@ class CallAtoms:
 
     def destinations(self) -> list[str]:
         """Return the texts that say whom or what the call is for."""
-        found = []
+        found: list[Any] = []
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
-                for text in value if isinstance(value, list) else (value,):
-                    if isinstance(text, str) and text:
-                        found.append(text)
-        return found
+                found += value if isinstance(value, list) else (value,)
+        return [text for text in found if isinstance(text, str) and text]
 
 
 NO_ATOMS: Final = CallAtoms((), (), {}, ())
@@ -100,7 +98,9 @@ NO_ATOMS: Final = CallAtoms((), (), {}, ())
 
 def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
     """Read the critical and date arguments of a call."""
-    kinds: dict[str, Any] = {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical  # type: ignore[dict-item]
+    kinds: dict[str, Any] = (
+        {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical
+    )
     if not kinds:
         return NO_ATOMS
     atoms: list[Atom] = []

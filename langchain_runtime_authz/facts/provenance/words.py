@@ -114,9 +114,7 @@ class HumanWords:
             for b in _BEGINS.finditer(self._text)
             if not _OTHERS.search(self._text, max(0, b.start() - 2 * _LEAD), b.start())
         )
-        self.beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
-            :_TRIES
-        ]
+        self.beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[:_TRIES]
         numbers = (f for f in found if f.startswith("num:") and not self.withdrawn((f,)))
         self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
