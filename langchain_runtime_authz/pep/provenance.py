@@ -18,7 +18,6 @@ from langchain_runtime_authz.pep.engine import Effect, Engine, Run
 from langchain_runtime_authz.pep.thread_memory import NO_WORDS, TaskWords
 from langchain_runtime_authz.profile import argument
 
-
 __all__ = ["Observe", "arguments", "intent", "observe", "sentences", "small"]
 
 _log = logging.getLogger(__name__)

@@ -59,7 +59,9 @@ class CallAtoms:
 
     __slots__ = ("atoms", "bound", "keys", "target")
 
-    def __init__(self, atoms: Sequence[Atom], keys: Sequence[str], target: dict[str, Any], bound: Collection[str]) -> None:
+    def __init__(
+        self, atoms: Sequence[Atom], keys: Sequence[str], target: dict[str, Any], bound: Collection[str]
+    ) -> None:
         self.atoms, self.keys, self.target, self.bound = atoms, keys, target, bound
 
     def effect_target(self) -> str:
