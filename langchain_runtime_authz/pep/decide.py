@@ -211,7 +211,8 @@ def _query(
     run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, counters: Sequence[str], *, log: bool
 ) -> Query:
     plan_id = calls[0].plan_id
-    wanted_rows, values = list(keys), []
+    values: list[str] = []
+    wanted_rows = list(keys)
     for call in calls:
         if plan_id is not None:
             wanted_rows.append(review_key(run, call, origin))

@@ -56,10 +56,10 @@ class Sighting(NamedTuple):
     Attributes:
         key: `forms.key` of one form of the value.
         origin: who writes the field, by the tool's profile.
-        asserted: the field says it; otherwise the value is merely mentioned in it.
-        counterparty: whoever is on the other side chose it.
-        selected: the record it stands in is one that the human's words name.
-        named: the human named the source that was read.
+        asserted: the field says it; otherwise the value is only mentioned in it.
+        counterparty: the other side chose it.
+        selected: it stands in a record that the user's words name.
+        named: the user named the source that was read.
         source: `tool` or `tool/field`, names only.
     """
 
@@ -80,9 +80,9 @@ class Number(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text seen, for telling where a value was mentioned; kept in this process only.
+    """A free text seen, for showing where a value was mentioned; kept in this process only.
 
-    `folded` is the text as it is searched, case-folded; filled in by who keeps it.
+    `folded` is the text as it is searched, case-folded; `ThreadMemory` fills it in.
     """
 
     text: str
@@ -119,11 +119,11 @@ def observe_output(
     Args:
         tool: the tool's name.
         profile: its profile; only a reviewed one may trust.
-        args: what it was called with: what comes back of these is an echo.
+        args: what it was called with: an output that repeats these is an echo.
         output: what it returned: JSON-like values, models, dataclasses; other objects are not read.
-        words: what the human said.
-        named: the human named what was read (`trace.names_source`).
-        failed: the output tells an error, which nobody vouches for.
+        words: what the user said.
+        named: the user named what was read (`trace.names_source`).
+        failed: the output tells an error, for which nobody vouches.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
         plain = _plain(tool, profile, args, output, words, named)
@@ -153,12 +153,11 @@ def _plain(
     origin = profile.trust if isinstance(profile.trust, str) else profile.trust.get("", "external")
     counterparty = "" in profile.counterparty
     selected = bool(words.beginnings) and origin != "external" and not counterparty and words.describes(whole)
-    seen = Sighting(key(whole[0]), origin, True, counterparty, selected, named, tool)
-    return Observation((seen,))
+    return Observation((Sighting(key(whole[0]), origin, True, counterparty, selected, named, tool),))
 
 
 def _echo(args: Mapping[str, Any]) -> set[str]:
-    """What a call was given, as a whole and inside its texts."""
+    """Return the forms of what a call was given, as a whole and inside its texts."""
     found: set[str] = set()
     for value in _scalars(args):
         own = forms(value)
@@ -182,7 +181,7 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
 
 
 def _parsed(output: object) -> object:
-    """A text that is a JSON object or list is read as one."""
+    """Return the value of a text that is a JSON object or list; all else as it is."""
     if isinstance(output, str) and len(output) <= MAX_JSON and output.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(output)
@@ -192,14 +191,10 @@ def _parsed(output: object) -> object:
 
 
 class _Reader:
+    """One reading of one output."""
+
     def __init__(
-        self,
-        tool: str,
-        profile: ToolProfile,
-        echo: set[str],
-        words: HumanWords,
-        named: bool,
-        failed: bool,
+        self, tool: str, profile: ToolProfile, echo: set[str], words: HumanWords, named: bool, failed: bool
     ) -> None:
         self.tool, self.profile, self.echo, self.words = tool, profile, echo, words
         self.named, self.failed = named, failed
@@ -220,7 +215,7 @@ class _Reader:
             for name, inner in items:
                 if isinstance(name, str) and FIELD.fullmatch(name):
                     self.read(inner, (*path, name), depth + 1, selected=selected)
-                else:  # a key that is no name is a value
+                else:  # a key that is not a name is a value
                     self._leaf(name, path, selected=selected)
                     self.read(inner, path, depth + 1, selected=selected)
         elif isinstance(value, list | tuple | set | frozenset):
@@ -232,7 +227,7 @@ class _Reader:
             self._leaf(_scalar(value), path, selected=selected)
 
     def _selected(self, items: Sequence[tuple[Any, Any]], path: tuple[str, ...]) -> bool:
-        """Whether a field that the counterparty could not write says something that the human said."""
+        """Return True if a field that the counterparty could not write says something that the user said."""
         for name, inner in items[:64]:
             if not isinstance(inner, str) or not SHORTEST <= len(inner) <= SHORT or not isinstance(name, str):
                 continue
@@ -273,15 +268,8 @@ class _Reader:
         if len(self.found) >= MAX_SIGHTINGS:
             self.complete = False
             return
-        seen = Sighting(
-            key(form),
-            field.origin,
-            asserted,
-            field.counterparty,
-            selected and field.origin != "external",
-            self.named,
-            field.source,
-        )
+        selected = selected and field.origin != "external"
+        seen = Sighting(key(form), field.origin, asserted, field.counterparty, selected, self.named, field.source)
         self.found[seen] = None
         if form.startswith("num:"):
             self.numbers.append(Number(decimal.Decimal(form[4:]), seen))
@@ -305,15 +293,9 @@ class _Field(NamedTuple):
 def _field(tool: str, profile: ToolProfile, path: tuple[str, ...], *, failed: bool) -> _Field:
     # The longest declared prefix decides; `""` is the whole.
     prefixes = [".".join(path[:i]) for i in range(len(path), -1, -1)]
-    trust: Origin = "external"
-    if failed:
-        trust = "external"
-    elif isinstance(profile.trust, str):
-        trust = profile.trust
-    else:
-        trust = next((profile.trust[p] for p in prefixes if p in profile.trust), "external")
+    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
     return _Field(
-        origin=trust,
+        origin="external" if failed else next((declared[p] for p in prefixes if p in declared), "external"),
         prose=any(p in profile.prose for p in prefixes),
         counterparty=any(p in profile.counterparty for p in prefixes),
         source="/".join(filter(None, [tool, ".".join(path[-3:])])),
@@ -321,7 +303,7 @@ def _field(tool: str, profile: ToolProfile, path: tuple[str, ...], *, failed: bo
 
 
 def _items(value: object) -> list[tuple[Any, Any]] | None:
-    """The fields of what has fields."""
+    """Return the fields of a mapping, model or dataclass."""
     if isinstance(value, Mapping):
         return list(value.items())[:MAX_NODES]
     if isinstance(value, BaseModel):

@@ -29,7 +29,6 @@ A list is worth what its weakest item is worth.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -104,7 +103,7 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """The numbers and free texts that were seen, newest last, and what is worked out of them once for all questions."""
+    """The numbers and free texts that were seen, newest last, and what is worked out of them once."""
 
     __slots__ = ("_folded", "_orders", "_outcomes", "numbers", "prose")
 
@@ -116,24 +115,23 @@ class Memory:
 
     @property
     def orders(self) -> Request:
-        """What the texts ask for that stand in sources which the human named."""
+        """What the texts ask for that stand in sources which the user named."""
         if self._orders is None:
             self._orders = Request([p.text for p in self.prose if p.named])
         return self._orders
 
     def mentions(self, phrase: str) -> Iterator[Prose]:
-        """The texts that hold a case-folded phrase without line breaks, newest first."""
+        """Yield the texts that hold a case-folded phrase without line breaks, newest first."""
         if self._folded is None:
             self._folded = "\n".join(p.folded or p.text.casefold() for p in self.prose)
         if phrase in self._folded:
             yield from (p for p in reversed(self.prose) if phrase in (p.folded or p.text.casefold()))
 
     def outcomes(self, words: HumanWords) -> _Outcomes:
-        """What can be worked out of these numbers and the human's."""
-        known = self._outcomes
-        if known is None or known[0] is not words:
-            known = self._outcomes = (words, _Outcomes(words, self.numbers))
-        return known[1]
+        """Return what can be worked out of these numbers and the user's."""
+        if self._outcomes is None or self._outcomes[0] is not words:
+            self._outcomes = (words, _Outcomes(words, self.numbers))
+        return self._outcomes[1]
 
 
 NO_MEMORY: Final = Memory()
@@ -198,7 +196,7 @@ _TOLD: Final = Provenance("human", "told", (Attribution("human"),))
 _OWN: Final = Provenance("principal", "told", (Attribution("principal"),))
 
 
-def _weakness(found: Provenance) -> tuple[int, int]:
+def _weakness(found: Provenance | _Term) -> tuple[int, int]:
     return STANDINGS.index(found.standing), CLASSES.index(found.class_)
 
 
@@ -219,39 +217,31 @@ def _item(item: Item, kind: str, evidence: Evidence, profile: ToolProfile) -> Pr
 
 
 def _part(part: tuple[str, ...], value: object, kind: str, evidence: Evidence, *, withdrawn: bool) -> Provenance:
-    words = evidence.words
     if evidence.own.intersection(part):
         return _OWN
     sightings = [s for f in part for s in evidence.seen.get(key(f), ())]
+    trusted = [s for s in sightings if _class(s) in ("system", "internal")]
     # "60, not 30": though 30 is the half of 60.
-    if kind == "amount" and not withdrawn and not any(_class(s) in ("system", "internal") for s in sightings):
-        derived = _derived(part, evidence)
-        if derived is not None:
-            return derived
+    if kind == "amount" and not withdrawn and not trusted and (derived := _derived(part, evidence)) is not None:
+        return derived
     asserted = sorted((s for s in sightings if s.asserted), key=lambda s: CLASSES.index(_class(s)))
-    lookalike = isinstance(value, str) and words.resembles(value)
-    by = [_attribution(s) for s in asserted[:MAX_SAID]]
+    by = tuple(_attribution(s) for s in asserted[:MAX_SAID])
     within = list(dict.fromkeys(_attribution(s) for s in sightings if not s.asserted))[:MAX_SAID]
     if not sightings and isinstance(value, str):
         within = _mentions(value, evidence.memory)
-    if asserted:
-        class_ = _class(asserted[0])
-        if class_ in ("system", "internal"):
-            selected = any(_selected(s, kind) for s in asserted if _class(s) in ("system", "internal"))
-            standing = "selected" if selected else "known"
-            if standing == "known" and kind == "object" and class_ == "internal" and _addresses(part):
-                standing = "outside"
-            return Provenance(class_, standing, by, within, lookalike=lookalike)
-        standing = "named" if any(s.named for s in sightings) else "outside"
-        return Provenance(class_, standing, by, within, lookalike=lookalike)
-    if within:
-        standing = "named" if any(s.named for s in within) else "outside"
-        return Provenance("mentioned", standing, (), within, lookalike=lookalike)
-    return Provenance("unknown", "outside", lookalike=lookalike)
+    class_ = _class(asserted[0]) if asserted else "mentioned" if within else "unknown"
+    if trusted:
+        standing = "selected" if any(_selected(s, kind) for s in trusted) else "known"
+        if standing == "known" and kind == "object" and class_ == "internal" and _addresses(part):
+            standing = "outside"
+    else:
+        standing = "named" if any(s.named for s in (sightings if asserted else within)) else "outside"
+    lookalike = isinstance(value, str) and evidence.words.resembles(value)
+    return Provenance(class_, standing, by, within, lookalike=lookalike)
 
 
 def _selected(seen: Sighting, kind: str) -> bool:
-    """A source that the human named selects what it says, but nobody to send or pay to: whoever got into it would be one."""
+    """Return True if the user selected what a source says. Naming the source selects none of its destinations."""
     return seen.selected or (seen.named and kind not in DESTINATIONS)
 
 
@@ -270,12 +260,10 @@ def _attribution(seen: Sighting) -> Attribution:
 
 
 def _mentions(value: str, memory: Memory) -> list[Attribution]:
-    """The free texts in which a value stands, newest first."""
+    """Return the free texts in which a value stands, newest first."""
     phrase = tidy(value).casefold()
-    if len(phrase) < SHORTEST:
-        return []
     found: dict[Attribution, None] = {}
-    for p in memory.mentions(phrase):
+    for p in memory.mentions(phrase) if len(phrase) >= SHORTEST else ():
         found[Attribution(p.origin, p.source, named=p.named)] = None
         if len(found) == MAX_SAID:
             break
@@ -285,31 +273,31 @@ def _mentions(value: str, memory: Memory) -> list[Attribution]:
 # --- numbers that somebody worked out ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
+class _Term(NamedTuple):
     value: Decimal
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`
-    said: Attribution
+    by: Attribution
+
+    def scaled(self, by: Decimal) -> _Term:
+        return self._replace(value=self.value * by)
 
 
 def _derived(part: tuple[str, ...], evidence: Evidence) -> Provenance | None:
-    """A part, a percentage, or the sum or difference of two numbers, one of which the human told or named.
+    """Return the provenance of a part, a percentage, or the sum or difference of two numbers, or `None`.
 
-    Worth what the weaker number is worth. Rounded to the hundredth. One step of each kind at most,
-    so that not every amount is the outcome of something.
+    The user told or named one of the two. The result is worth what the weaker number is worth. It is rounded to the
+    hundredth, with at most one step of each kind, so that not every amount is the outcome of something.
     """
     target = next((Decimal(f[4:]) for f in part if f.startswith("num:")), None)
     if target is None or not _countable(target):
         return None
-    best: tuple[_Term, ...] | None = None
-    for found in evidence.memory.outcomes(evidence.words).of(target):
-        if best is None or _rank(found) < _rank(best):
-            best = found
+    found = evidence.memory.outcomes(evidence.words).of(target)
+    best = min(found, key=lambda terms: max(map(_weakness, terms)), default=None)
     if best is None:
         return None
-    weakest = max(best, key=lambda t: (STANDINGS.index(t.standing), CLASSES.index(t.class_)))
-    by = list(dict.fromkeys(t.said for t in best))
+    weakest = max(best, key=_weakness)
+    by = list(dict.fromkeys(t.by for t in best))
     asserted = weakest.class_ != "mentioned"
     return Provenance(weakest.class_, weakest.standing, by if asserted else (), () if asserted else by, derived=True)
 
@@ -320,8 +308,8 @@ class _Outcomes:
     def __init__(self, words: HumanWords, numbers: Sequence[Number]) -> None:
         told = [_Term(n, "human", "told", Attribution("human")) for n in words.numbers if _countable(n)]
         seen = [t for n in numbers if (t := _term(n)) is not None]
-        parts = [_scaled(t, Decimal(1) / n) for t in told for n in (2, 3, 4)]
-        percents = [_scaled(t, p / 100) for p in words.percents for t in [*told, *seen]]
+        parts = [t.scaled(Decimal(1) / n) for t in told for n in (2, 3, 4)]
+        percents = [t.scaled(p / 100) for p in words.percents for t in [*told, *seen]]
         self._scaled = (*parts, *percents)
         self._anchors = (*told, *(t for t in seen if t.standing == "named"), *self._scaled)
         self._by_value: dict[Decimal, list[_Term]] = {}
@@ -329,8 +317,8 @@ class _Outcomes:
             self._by_value.setdefault(term.value.quantize(_CENT), []).append(term)
 
     def of(self, target: Decimal) -> Iterator[tuple[_Term, ...]]:
-        """One term that is the target, or two whose sum or difference is."""
-        yield from ((term,) for term in self._scaled if _same(term.value, target))
+        """Yield one term that is the target, or two whose sum or difference is."""
+        yield from ((term,) for term in self._scaled if abs(term.value - target) < _CENT / 2)
         for anchor in self._anchors:
             for other in (target - anchor.value, anchor.value - target, target + anchor.value):
                 for term in self._by_value.get(other.quantize(_CENT), ()):
@@ -338,12 +326,8 @@ class _Outcomes:
                         yield (anchor, term)
 
 
-def _rank(terms: Sequence[_Term]) -> tuple[int, int]:
-    return max((STANDINGS.index(t.standing), CLASSES.index(t.class_)) for t in terms)
-
-
 def _countable(number: Decimal) -> bool:
-    """An amount that somebody could mean; others overflow."""
+    """Return True for an amount that somebody could mean; others overflow."""
     return number.adjusted() < _LARGEST
 
 
@@ -356,11 +340,3 @@ def _term(number: Number) -> _Term | None:
         # What the counterparty paid or asked is a fact of the record, though not a destination.
         return _Term(number.value, class_, "selected" if _selected(seen, "amount") else "known", _attribution(seen))
     return _Term(number.value, class_, "named", _attribution(seen)) if seen.named else None
-
-
-def _scaled(term: _Term, by: Decimal) -> _Term:
-    return _Term(term.value * by, term.class_, term.standing, term.said)
-
-
-def _same(a: Decimal, b: Decimal) -> bool:
-    return abs(a - b) < _CENT / 2
