@@ -122,14 +122,14 @@ def _fits(output: object, left: int) -> bool:
     return left > 0
 
 
-# --- what a human is shown --------------------------------------------------------------------------
+# --- what an approver is shown --------------------------------------------------------------------------
 
 
 def sentences(run: Run, call: Call, traced: Mapping[str, Provenance]) -> tuple[str, ...]:
-    """For each bound argument its value, and where it is not the human's own, who says it, and what stands around it.
+    """Return a line for each argument: its value and, unless the user told it, who says it and what stands around it.
 
-    What a tool returned is an attacker's text: it is labelled, quoted, shortened and inert
-    (`facts.inert`), so that it can not pass for a part of the question.
+    A tool's output may be an attacker's text. It is labelled, quoted, shortened and inert (`facts.inert`), so that it
+    cannot pass for a part of the question.
     """
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)
@@ -162,7 +162,7 @@ def _source(found: Provenance) -> str:
 
 
 def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
-    """A warning where a destination is drawn like a known one and is another, or mixes scripts."""
+    """Return a warning if a destination is drawn like a known one and is another, or mixes scripts."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
         own = forms(one)
@@ -187,7 +187,7 @@ _TOLD: Final = {
 
 
 def _sentence(value: object, memory: Memory) -> str | None:
-    """What stands around the newest mention of a value, or of the first item of a list that is mentioned."""
+    """Return the text around the newest mention of a value, or of the first mentioned item of a list."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))

@@ -75,30 +75,16 @@ class Provenance(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return what the request holds: the schema's fields under their wire names, none left out."""
-        asserted: list[dict[str, Any]] = []
-        mentioned: list[dict[str, Any]] = []
-        for by, shown in ((self.asserted_by, asserted), (self.mentioned_by, mentioned)):
-            for origin, source, counterparty, selected, named in by:
-                shown.append(
-                    {
-                        "origin": origin,
-                        "source": source,
-                        "counterparty": counterparty,
-                        "selected": selected,
-                        "named": named,
-                    }
-                )
         found = {
             "class": self.class_,
             "standing": self.standing,
-            "asserted_by": asserted,
-            "mentioned_by": mentioned,
+            "asserted_by": list(map(Attribution._asdict, self.asserted_by)),
+            "mentioned_by": list(map(Attribution._asdict, self.mentioned_by)),
             "derived": self.derived,
             "lookalike": self.lookalike,
         }
         if self.kind is not None:
-            found["kind"] = self.kind
-            found["items"] = [item.to_json() for item in self.items] if self.items else []
+            found |= {"kind": self.kind, "items": list(map(Provenance.to_json, self.items))}
         return found
 
 
