@@ -1,9 +1,8 @@
 """Answers to questions that a tool or node asks by itself: which of them say something about the task.
 
-A plain answer to a closed question leaves the task alone: a boolean, a number, nothing, one of the
-options that the question offers, or one of `CLOSED`; a mapping or list of such. Every other answer
-is a correction. What a form sends back as the question had it is plain too, and is never pinned as
-the human's words: the question is a machine's.
+A plain answer to a closed question leaves the task alone: a boolean, a number, nothing, one of the options that the
+question offers, one of `CLOSED`, or a mapping or list of such. Every other answer is a correction. A part of a form that
+comes back as the question had it is plain too: the question is a machine's, so it is never pinned as the user's words.
 """
 
 from __future__ import annotations
@@ -15,31 +14,10 @@ from typing import Any, Final
 __all__ = ["CLOSED", "OFFERS", "free_text"]
 
 CLOSED: Final = frozenset(
-    [
-        "yes",
-        "no",
-        "y",
-        "n",
-        "ok",
-        "okay",
-        "true",
-        "false",
-        "approve",
-        "approved",
-        "accept",
-        "accepted",
-        "reject",
-        "rejected",
-        "deny",
-        "denied",
-        "cancel",
-        "cancelled",
-        "confirm",
-        "confirmed",
-        "continue",
-        "proceed",
-        "ignore",
-    ]
+    (  # noqa: SIM905  (words)
+        "yes no y n ok okay true false approve approved accept accepted reject rejected deny denied cancel cancelled "
+        "confirm confirmed continue proceed ignore"
+    ).split()
 )
 OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists what it takes
 _NAMES: Final = ("value", "label", "id")  # how an option that is a mapping may be called
@@ -47,7 +25,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """What an answer says beside plain answers: the text, or canonical JSON of the parts that do; else empty.
+    """Return what an answer says apart from plain answers: its text, canonical JSON of such parts, or "".
 
     `question` is the value of the interrupt that is answered.
     """
@@ -62,14 +40,14 @@ def _plain(text: str) -> str:
     return text.casefold().strip()
 
 
-def _said(value: object, closed: frozenset[str] | set[str], depth: int = 0) -> Any:
-    """The parts of an answer that are not plain; `None` where all are."""
+def _said(value: object, closed: frozenset[str], depth: int = 0) -> Any:
+    """Return the parts of an answer that are not plain, or `None`."""
     if value is None or isinstance(value, bool | int | float):
         return None
     if isinstance(value, str):
         return None if not _plain(value) or _plain(value) in closed else value
     if depth < MAX_DEPTH and isinstance(value, Mapping):
-        # A field's name is the form's; one with a blank in it is a sentence.
+        # A field's name is the form's. One with a blank in it is a sentence.
         found = {
             str(k): v if said is None else said
             for k, v in value.items()

@@ -1,11 +1,10 @@
 r"""Text that is only text, wherever it is shown: in a terminal, in HTML, in Markdown.
 
-A human who is asked reads values that a model wrote and sentences that a stranger wrote. Nobody knows
-what renders them, so every character that some renderer takes for more than itself is written as
-`\uXXXX`: control characters and escape sequences, bidirectional overrides (Trojan Source,
-CVE-2021-42574), invisible and default-ignorable characters (UTS #39 §3.1), piled-up accents, and the
-punctuation of HTML, Markdown and terminal markup. A backslash is one of them, so a text has one
-reading. Letters of every script stay: what merely looks like something else is said in words.
+An approver reads values that a model wrote and sentences that a stranger wrote. It is not known what renders them. So
+every character that some renderer takes for more than itself is written as `\uXXXX`: control characters and escape
+sequences, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible and default-ignorable characters (UTS #39
+§3.1), piled-up accents, and the punctuation of HTML, Markdown and terminal markup. A backslash is one of them, so a text
+has one reading. Letters of every script stay: a look-alike is named in words.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"
 _BLANK: Final = re.compile("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _MARKUP: Final = re.compile(
     r"""[<>&"\\`*\[\]{}|~^]"""  # HTML; code, emphasis, links, tables, strikes; rich's own markup
-    r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis; inside a word it is none
+    r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis, but not inside a word
     r"|:(?=//)|:(?=[A-Za-z_][\w+\-]*:)|(?<=\bwww)\.",  # links that are found in text; emoji codes
     re.IGNORECASE,
 )
 
 
 def inert(text: str) -> str:
-    """`text` on one line, in which nothing is markup, invisible or in another order than written."""
+    """Return `text` on one line, in which nothing is markup, invisible or in another order than written."""
     shown: list[str] = []
     accents = 0
     for c in unicodedata.normalize("NFC", text):
@@ -59,10 +58,9 @@ def _escape(c: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
-    """A value in quotation marks, inert and of bounded length.
+    """Return a value in quotation marks, inert and of bounded length.
 
-    What is too long shows its beginning, its end, its length and a digest, so that nothing hides behind
-    the cut.
+    A longer one shows its beginning, its end, its length and a digest, so that nothing hides behind the cut.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if len(text) <= limit:
@@ -73,6 +71,6 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def scripts(text: str) -> tuple[str, ...]:
-    """The scripts whose letters `text` is written in, as Unicode names them, sorted."""
+    """Return the scripts whose letters `text` is written in, as Unicode names them, sorted."""
     letters = (c for c in text if unicodedata.category(c)[0] == "L")
     return tuple(sorted({unicodedata.name(c, "UNKNOWN").split(" ", 1)[0] for c in letters}))

@@ -1,19 +1,20 @@
 # ruff: noqa: RUF001, PLR2004  (people write typographic apostrophes; endings have lengths)
-"""Whether the human's words ask for what a tool does: a boring matcher, on purpose.
+"""Whether the user's words ask for what a tool does: a boring matcher, on purpose.
 
-A profile lists words, `intent: [pay, "create event", refund]`. One entry in the task is enough. Words
-are compared by case-folded letters after a plain English ending (`s`, `es`, `ed`, `ing`, `er`) is cut
-off; an entry of several words needs them in this order in one sentence, close together. A word with a
-negation shortly before it, in the same clause ("without emailing"), or in what is forbidden
-(`facts.prohibition`) does not count, unless what is negated is forgetting or failing; and what a later text
-forbids ("do not pay", "stop") no earlier one asks for. Nor does a word count that names things which are
-counted ("the number of messages", "how many payments"): a plural after `of` or `many`. No synonyms, no model, no other language than the one
-that the words are written in: a word list is reviewed like a profile is.
+A profile lists words, `intent: [pay, "create event", refund]`. One entry in the task is enough. Words are compared
+case-folded and without a plain English ending (`s`, `es`, `ed`, `ing`, `er`). An entry of several words needs them in
+this order, close together, in one sentence. Some words do not count:
 
-A human may also say: do what is written there ("follow the instructions in the file"). Then what is
-asked stands in the sources that he named, and `delegates` is true.
+- a word shortly after a negation in the same clause ("without emailing"), unless forgetting or failing is negated;
+- a word in what is forbidden (`facts.prohibition`), and one that a later text forbids ("do not pay", "stop");
+- a word for things that are counted ("the number of messages"): a plural after `of` or `many`.
 
-It tells what is *asked*, so that the rest can be asked about. It never permits anything by itself.
+There are no synonyms, no model and no other language: a word list is reviewed like a profile.
+
+A user may also say to do what is written elsewhere ("follow the instructions in the file"). Then `delegates` is true, and
+the sources that the user named say what is asked.
+
+A match tells what is *asked*, so that the policy can ask about the rest. It never permits anything by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _WORD: Final = re.compile(r"[^\W_]+(?:[.@'’_/:+\-][^\W_]+)*|[.!?;:,\n]|(?<= )[
 _NEGATIONS: Final = frozenset({"not", "never", "without", "no", "dont", "don't", "don’t", "doesn't", "avoid", "stop"})
 _FORBIDS: Final = frozenset({"not", "never", "dont", "don't", "don’t"})
 # "He did not pay" forbids nothing.
-_STATED: Final = frozenset("does did is are was were has have had could would can will".split())  # noqa: SIM905
+_STATED: Final = frozenset(
+    {"does", "did", "is", "are", "was", "were", "has", "have", "had"} | {"could", "would", "can", "will"}
+)
 _WHO: Final = frozenset({"i", "we", "you", "they"})
 _UNDONE: Final = frozenset({"forget", "fail", "hesitate", "miss", "just", "only", "problem", "later"})
 # A text that takes back what was asked before it: "Stop", "No, cancel that", "Never mind".
@@ -52,7 +55,7 @@ _STOPS: Final = frozenset(".!?;:\n")
 _PAUSES: Final = _STOPS | frozenset(",-–—")  # what a negation does not reach over
 _CARRY_OUT: Final = ("follow", "do", "perform", "complete", "execute", "carry out", "act on", "implement", "take")
 _ORDERS: Final = ("instructions", "actions", "tasks", "steps", "todo", "todos", "items", "requests")
-_OWN: Final = "following"  # "the following tasks" are the human's own words
+_OWN: Final = "following"  # "the following tasks" are the user's own words
 
 
 @lru_cache(maxsize=4096)
@@ -76,12 +79,12 @@ def _phrase(entry: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def deed_words(entries: tuple[str, ...]) -> frozenset[str]:
-    """The words of `entries`, as they are compared."""
+    """Return the words of `entries`, as they are compared."""
     return frozenset(w for e in entries for w in _phrase(e))
 
 
 def only_deeds(text: str, entries: tuple[str, ...]) -> bool:
-    """Whether a text has no other words than those by which a human asks for something."""
+    """Return True if a text has only words by which a user asks for the tool."""
     words = _phrase(text[:200])
     return bool(words) and deed_words(entries).issuperset(words)
 
@@ -92,9 +95,10 @@ _DELEGATIONS: Final = tuple(_phrase(f"{verb} {order}") for verb in _CARRY_OUT fo
 class Request:
     """The words of a task, ready to be compared. Immutable."""
 
-    __slots__ = ("_places", "_words")
+    __slots__ = ("_asked", "_places", "_words")
 
     def __init__(self, texts: Sequence[str]) -> None:
+        self._asked: dict[tuple[str, ...], bool] = {}
         found = [w for at, t in enumerate(texts) for w in _words(t, at)][-MAX_WORDS:]
         raw = [w for w, _, _ in found]
         self._words = tuple(_stem(w) if w not in _STOPS else w for w in raw)
@@ -106,13 +110,16 @@ class Request:
             if i not in silent and found[i][1] >= max(halted, forbidden.get(word, 0)):
                 self._places.setdefault(word, []).append(i)
 
-    def asks(self, entries: Sequence[str]) -> bool:
-        """Whether one of `entries` is among the words."""
-        return any(self._has(_phrase(e)) for e in entries)
+    def asks(self, entries: tuple[str, ...]) -> bool:
+        """Return True if one of `entries` is among the words. A process asks about few of them."""
+        known = self._asked.get(entries)
+        if known is None:
+            known = self._asked[entries] = any(self._has(_phrase(e)) for e in entries)
+        return known
 
     @property
     def delegates(self) -> bool:
-        """Whether the words say to do what is written somewhere else."""
+        """Whether the words say to do what is written elsewhere."""
         for order in _DELEGATIONS:
             for i in self._places.get(order[0], ()):
                 end = self._end(order, i)
@@ -124,7 +131,7 @@ class Request:
         return bool(phrase) and any(self._end(phrase, i) is not None for i in self._places.get(phrase[0], ()))
 
     def _end(self, phrase: tuple[str, ...], start: int) -> int | None:
-        """Where the rest of `phrase` ends that begins at `start`, in one sentence and close by."""
+        """Return where the `phrase` that begins at `start` ends, in one sentence and close by, or `None`."""
         at = start
         for word in phrase[1:]:
             for i in range(at + 1, min(start + _WINDOW, len(self._words))):
@@ -139,7 +146,7 @@ class Request:
 
 
 def _words(text: str, at: int) -> Iterator[tuple[str, int, bool]]:
-    """The words of the text numbered `at`, and whether each is forbidden."""
+    """Yield the words of the text numbered `at`, and whether each is forbidden."""
     spans = prohibitions(text)
     ends = iter(spans)
     span = next(ends, None)
@@ -168,7 +175,7 @@ def _negated(words: Sequence[str]) -> set[int]:
 
 
 def _forbidden(words: Sequence[str]) -> Iterator[int]:
-    """What follows a prohibition at once."""
+    """Yield what follows a prohibition at once."""
     for i, word in enumerate(words[1:], 1):
         before = list(reversed(words[max(0, i - 3) : i - 1]))
         who = before[1:] if before[:1] == ["do"] else before
@@ -178,7 +185,7 @@ def _forbidden(words: Sequence[str]) -> Iterator[int]:
 
 
 def _counted(words: Sequence[str]) -> set[int]:
-    """Plurals that are counted."""
+    """Return the plurals that are counted."""
     reached: set[int] = set()
     for i, word in enumerate(words):
         if word not in _COUNTS:

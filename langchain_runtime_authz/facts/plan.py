@@ -1,13 +1,10 @@
 """The plan: which calls a model (or code) announced, as recorded when the model node returned.
 
-First write wins. A call on a recorded message that differs from its record is `changed`, a call that
-no record holds is unplanned: both are the policy's business, which is asked about the call as it
-would run. It is not refused here, since middleware may rewrite a call for a good reason, and only a
-policy knows which. The shipped one denies it (`plan_changed`). A record made under an older epoch is
-`stale`: what it holds and has a side effect is refused, whatever the policy says.
+First write wins. A call that differs from its record is `changed`; a call that no record holds is unplanned. The policy is
+asked about both as they would run, since middleware may rewrite a call for a good reason. The shipped policy denies them
+(`plan_changed`). A record of an older epoch is `stale`: its side effects are refused, whatever the policy says.
 
-Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays
-`model` or `code`.
+Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays `model` or `code`.
 """
 
 from __future__ import annotations
@@ -21,21 +18,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from langchain_runtime_authz.facts.intent import Request
 
-__all__ = [
-    "Match",
-    "PlanRecord",
-    "PlannedCall",
-    "authority",
-    "call_key",
-    "calls_digest",
-    "carry",
-    "idempotency_key",
-    "intent_of",
-    "locate",
-    "match",
-    "plan_calls",
-    "plan_todos",
-]
+__all__ = ["Match", "PlanRecord", "PlannedCall", "authority", "call_key", "calls_digest", "carry", "idempotency_key"]
+__all__ += ["intent_of", "locate", "match", "plan_calls", "plan_todos"]
 
 
 MAX_TODOS: Final = 64
@@ -47,7 +31,7 @@ _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_n
 class PlannedCall(NamedTuple):
     """One announced call; `args_digest` is of the arguments as the model wrote them.
 
-    Of one that a human edited, `was_tool` and `was_args` say what the model had announced.
+    If an approver edited it, `was_tool` and `was_args` say what the model had announced.
     """
 
     position: int
@@ -58,12 +42,12 @@ class PlannedCall(NamedTuple):
     was_args: str = ""
 
     def edited(self, instead: PlannedCall) -> PlannedCall:
-        """`instead`, in the place of this one."""
+        """Return `instead`, in the place of this call."""
         was = (self.was_tool, self.was_args) if self.was_args else (self.tool, self.args_digest)
         return instead._replace(was_tool=was[0], was_args=was[1])
 
     def announced(self) -> PlannedCall:
-        """The call as it was before any edit."""
+        """Return the call as it was before any edit."""
         return PlannedCall(self.position, self.call_id, self.was_tool, self.was_args) if self.was_args else self
 
 
@@ -71,12 +55,10 @@ class PlannedCall(NamedTuple):
 class PlanRecord:
     """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded.
 
-    `origin` is the epoch in which the message was planned, where a human's answer carried its calls
-    into another one (0: this one). Keys of calls are made of it, so that carried calls stay what
-    they are: what has run is not run again. `todos` are the texts of the to-do list as it stood when the
-    message was planned: the model's own words, shortened, which can be held against it and permit
-    nothing. `model` and `prompt` (a digest of its instructions) say
-    which model planned them, where that was seen.
+    `origin` is the epoch in which the message was planned, if an answer carried its calls into another one (0: this one).
+    Keys of calls are made of it, so that a carried call that has run does not run again. `todos` are the texts of the
+    to-do list at the time, shortened: the model's own words, which permit nothing. `model` and `prompt` (a digest of its
+    instructions) say which model planned them, if that was seen.
     """
 
     id: str
@@ -90,8 +72,8 @@ class PlanRecord:
     prompt: str | None = None
     todos: tuple[str, ...] = ()
 
-    def lists(self, entries: Sequence[str]) -> bool | None:
-        """Whether the to-do list asks for one of `entries` (`facts.intent`); `None` where there is nothing to compare."""
+    def lists(self, entries: tuple[str, ...]) -> bool | None:
+        """Return whether the to-do list asks for one of `entries` (`facts.intent`), or `None` without one of both."""
         return _request(self.todos).asks(entries) if self.todos and entries else None
 
 
@@ -117,10 +99,9 @@ _quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def raw_digest(args: object) -> str:
-    """Digest of arguments as written; what is not JSON never matches anything.
+    """Return a digest of arguments as written. If they are not JSON, it matches nothing.
 
-    Only ever compared with another of its own kind, so it need not be RFC 8785: it is taken twice
-    per call, and the C encoder is ten times faster.
+    It is only compared with others of its kind, so it need not be RFC 8785, and the C encoder is ten times faster.
     """
     try:
         text = _encode(args)
@@ -130,19 +111,19 @@ def raw_digest(args: object) -> str:
 
 
 def plan_todos(state: object) -> tuple[str, ...]:
-    """The to-do list in a graph's state, as LangChain and deepagents keep one: texts, or records with `content`."""
+    """Return the to-do list in a graph's state, as LangChain and deepagents keep one: texts, or records with `content`."""
     listed = state.get("todos") if isinstance(state, Mapping) else getattr(state, "todos", None)
     texts = [t.get("content") if isinstance(t, Mapping) else t for t in listed] if isinstance(listed, list) else []
     return tuple(t[:MAX_TODO] for t in texts if isinstance(t, str) and t)[:MAX_TODOS]
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
-    """The planned calls of a message's `tool_calls` (mappings with `id`, `name`, `args`)."""
+    """Return the planned calls of a message's `tool_calls` (mappings with `id`, `name`, `args`)."""
     return tuple(PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])) for i, c in enumerate(tool_calls))
 
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:
-    """Digest of a message's calls, for recognising the same calls on another road."""
+    """Return a digest of a message's calls, for recognising the same calls elsewhere."""
     return _sha256(list(calls))
 
 
@@ -181,7 +162,7 @@ def match(plan: PlanRecord | None, epoch: int, call: Intended) -> Match:
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """The planned call of an id; of several that share it, the one that says the same."""
+    """Return the planned call of an id; of several that share it, the one that says the same."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -193,10 +174,10 @@ def carry(
     instead: Mapping[int, PlannedCall | None],
     announced: Collection[int] = (),
 ) -> PlanRecord:
-    """The plan as a human's answer leaves it, for the epoch that the answer opens.
+    """Return the plan as an approver's answer leaves it, for the epoch that the answer opens.
 
-    `instead` has the calls that were edited, and `None` for those that were rejected or answered;
-    `announced` the places of those that stand as the model announced them, whatever edits came before.
+    `instead` has the calls that were edited, and `None` for those that were rejected or answered. `announced` has the
+    places of those that stand as the model announced them, whatever edits came before.
     """
     calls = []
     for call in plan.calls:

@@ -1,13 +1,12 @@
-"""Where a human's text forbids something: the stretches of it that nobody is asked to act on.
+"""Where a user's text forbids something: the stretches of it that nobody is asked to act on.
 
-A prohibition reaches from its word to the end of the clause, and over the list that goes on from there
-("don't pay Bob, Mallory or Eve"); back to whom it is said of ("Mallory must not be paid"); and, where it has
-no object of its own, back to the beginning of the sentence ("this account is a fraud, never use it").
-`but` ends one, and sets apart what follows `everyone`. "He did not pay" forbids nothing, what stands in
-quotation marks is a title, and `don't forget` is an order.
+A prohibition reaches from its word to the end of the clause, and over a list that goes on from there ("don't pay Bob,
+Mallory or Eve"). It reaches back to its subject ("Mallory must not be paid"). Without an object of its own it reaches back
+to the beginning of the sentence ("this account is a fraud, never use it"). `but` ends one, and sets apart what follows
+`everyone`. "He did not pay" forbids nothing, text in quotation marks is a title, and `don't forget` is an order.
 
-In doubt it forbids: the call is asked about or denied, while a permit can not be taken back. English words, as in
-`facts.intent`. Linear in the text: what is forbidden is not looked at again, and a look back is bounded.
+An ambiguous prohibition is treated as a prohibition: a call is then asked about or denied, while a permit cannot be taken
+back. The words are English, as in `facts.intent`. The work is linear in the text, since a look back is bounded.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ _SUBJECT: Final = re.compile(r"(?:[A-Z\d][^\s,;:!?]{0,80}(?<!\.) ){0,8}[^\s,;:!?
 _SOMEBODY: Final = re.compile(r"\b(?:I|we|he|she|they) \Z", re.IGNORECASE)
 _BEGIN: Final = re.compile(r"[.;!?]\s|\n")
 _PART: Final = re.compile(r"[,:.;!?]\s|\n|\bbut\b", re.IGNORECASE)
-# Nothing but a deed and a pronoun: what it is about was said before.
+# Only a deed and a pronoun: its object was said before.
 _ABOUT: Final = re.compile(
     r"(?: (?!than\b)\w{1,40}){1,2} (?:it|him|her|them|that|this|those)(?: (?:yet|now|ever|again|anymore))?\s*",
     re.IGNORECASE,
@@ -90,7 +89,7 @@ _ABOUT: Final = re.compile(
 
 
 class Span(NamedTuple):
-    """What is forbidden from `start` to `end`, and from `before` on whom or what it is said of."""
+    """A forbidden stretch from `start` to `end`; from `before` on stands its subject."""
 
     before: int
     start: int
@@ -98,7 +97,7 @@ class Span(NamedTuple):
 
 
 def prohibitions(text: str) -> list[Span]:
-    """The forbidden stretches of a text, in order."""
+    """Return the forbidden stretches of a text, in order."""
     plain = _EMPHASIS.sub(lambda m: " " * len(m[0]), text) if "_" in text else text
     plain = _QUIET.sub(lambda m: "x" * len(m[0]), plain)
     found: list[Span] = []
@@ -138,7 +137,7 @@ def _end(text: str, word: re.Match[str]) -> int:
 
 
 def _before(ahead: str, forbidden: str, word: re.Match[str]) -> int:
-    """Where in what stands ahead the prohibition begins."""
+    """Return where in the text ahead of it the prohibition begins."""
     if not forbidden.strip():  # "but Mallory not", "Mallory gets nothing"
         return _last(_PART, ahead)
     if _ABOUT.fullmatch(forbidden) and not word["none"] and not (word["of"] and _SOMEBODY.search(ahead)):

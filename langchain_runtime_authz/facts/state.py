@@ -1,9 +1,9 @@
-"""Whose work a thread's state is: what a run of ours left there, or what somebody did from outside.
+"""Whose work a thread's state is: what a run of ours left there, or what somebody changed from outside.
 
-A graph's state can be altered beside every entry: `update_state`, a fork from an older checkpoint,
-another process that runs the graph unprotected. When a root entry ends, the ledger remembers the
-checkpoint that it left (`HEAD`), and what the graphs below held that it left waiting (`BELOW`); the next entry loads either that one, or what a run in flight or a
-dead process of ours went on to, or somebody else's.
+A graph's state can be changed without an entry of ours: `update_state`, a fork from an older checkpoint, another process
+that runs the graph unprotected. When a root entry ends, the ledger remembers the checkpoint that it left (`HEAD`) and what
+the waiting graphs below held (`BELOW`). The next entry loads that checkpoint, one that a run in flight or a dead process of
+ours went on to, or somebody else's.
 """
 
 from __future__ import annotations
@@ -12,30 +12,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-__all__ = [
-    "BELOW",
-    "HEAD",
-    "MEMORY",
-    "OF_TASK",
-    "UNKNOWN",
-    "Below",
-    "ChildMark",
-    "Head",
-    "Standing",
-    "below_key",
-    "fork_key",
-    "memory_key",
-    "outside_key",
-    "standing",
-]
+__all__ = ["BELOW", "HEAD", "MEMORY", "OF_TASK", "UNKNOWN", "Below", "ChildMark", "Head", "Standing"]
+__all__ += ["below_key", "fork_key", "memory_key", "outside_key", "standing"]
 
 HEAD: Final = "head"  # the mark that holds the newest checkpoint id of a thread's own runs
-
 MEMORY: Final = "memory"  # the mark that holds the digest of the memory that a thread's runs left
 BELOW: Final = "below"  # the mark that holds the digest of what the waiting children of a thread's runs held
-OF_TASK: Final = "task:"  # how the marks begin that are of no use once their root's tasks have ended
+OF_TASK: Final = "task:"  # begins the marks that are of no use once their root's tasks have ended
 SLOTS: Final = 2**16
-UNKNOWN: Final = ""  # its value after a run that may still have been writing when it ended
+UNKNOWN: Final = ""  # a mark's value after a run that may still have been writing when it ended
 
 Standing = Literal["ours", "outside", "fork"]
 
@@ -45,7 +30,7 @@ class Head:
     """The checkpoint that a root entry loads.
 
     `source` is LangGraph's `CheckpointMetadata.source` (input, loop, update, fork). `newest` is the thread's newest
-    one, where the caller named another although the thread has moved on.
+    checkpoint, if the caller named an older one.
     """
 
     id: str
@@ -54,7 +39,7 @@ class Head:
 
 
 class Below(NamedTuple):
-    """What waits below a root: digest of what it holds, the checkpoints of it that an `update` left, and its namespaces."""
+    """What waits below a root: a digest of it, the checkpoints in it that an `update` left, and its namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
@@ -62,32 +47,31 @@ class Below(NamedTuple):
 
 
 def outside_key(checkpoint: str) -> str:
-    """The key under which an act from outside that left this checkpoint is pinned, once."""
+    """Return the key under which an act from outside that left this checkpoint is pinned, once."""
     return f"checkpoint:{checkpoint}"
 
 
 def fork_key(jti: str) -> str:
-    """The key under which the fork that a root entry begins with is pinned."""
+    """Return the key under which the fork that a root entry begins with is pinned."""
     return f"fork:{jti}"
 
 
 def memory_key(digest: str) -> str:
-    """The key under which an edit of the memory is pinned."""
+    """Return the key under which an edit of the memory is pinned."""
     return f"memory:{digest}"
 
 
 def below_key(digest: str) -> str:
-    """The key under which an edit of a waiting child's state is pinned."""
+    """Return the key under which an edit of a waiting child's state is pinned."""
     return f"below:{digest}"
 
 
 @dataclass(frozen=True, slots=True)
 class ChildMark:
-    """Where the ledger holds the checkpoint which the run of a child left at a `place` (a digest).
+    """Where the ledger holds the checkpoint that a child's run left at a `place` (a digest).
 
-    `lasting`: other tasks than the one that called it find the child's state there. Such places may be ever new ones,
-    as of a child that works on a thread of its own for each question: so they share `SLOTS` marks, and of two that meet
-    in one the newer is remembered.
+    `lasting`: tasks other than the calling one find the child's state there. A child with a thread of its own for each
+    question makes ever new places, so these share `SLOTS` marks. Of two in one slot the newer is remembered.
     """
 
     place: str
@@ -95,24 +79,24 @@ class ChildMark:
 
     @property
     def name(self) -> str:
-        """The mark's name."""
+        """Return the mark's name."""
         return f"child:{int(self.place, 16) % SLOTS}" if self.lasting else f"{OF_TASK}{self.place}"
 
     def value(self, checkpoint: str | None) -> str:
-        """What stands in it."""
+        """Return what stands in it."""
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:
-        """The checkpoint, `UNKNOWN`, or `None` where the place has no mark."""
+        """Return the checkpoint, `UNKNOWN`, or `None` if the place has no mark."""
         place, _, checkpoint = marks.get(self.name, "").partition(" ")
         return checkpoint if place == self.place else None
 
 
 def standing(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Standing:
-    """How `head` stands to what is known of the thread.
+    """Return how `head` stands to what is known of the thread.
 
-    `pinned` are the keys of the pinned texts; `underway`: a root entry has not ended, or its process
-    died, so that checkpoints newer than the mark may be its own. An `update` never is.
+    `pinned` are the keys of the pinned texts. `underway`: a root entry has not ended, or its process died, so
+    checkpoints newer than the mark may be its own. An `update` never is.
     """
     if head.newest:
         return "fork"

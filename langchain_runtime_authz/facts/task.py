@@ -1,9 +1,8 @@
-"""The task: what the human asked, and when it changed.
+"""The task: what the user asked, and when it changed.
 
-The task is a grow-only list of human-origin texts, pinned in the ledger by digest. It does not live
-in graph state: a summary cannot drop "never above 10", and a machine's rewriting is no correction.
-Human origin is decided by the road a text came in by (root input of a `user` subject,
-`.run(task=)`, `.correct()`), never by message class, role, name or markers.
+The task is a grow-only list of texts of human origin, pinned in the ledger by digest. It does not live in graph state:
+a summary cannot drop "never above 10", and a machine's rewriting is not a correction. A text is of human origin if it
+came by root input of a `user` subject, `.run(task=)` or `.correct()`. Message class, role, name and markers prove nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +17,16 @@ from langchain_runtime_authz.digest import fingerprint
 
 __all__ = ["ANSWER", "HumanText", "Task", "changed", "content_digest", "content_text", "extend"]
 
-ANSWER: Final = "answer:"  # keys of texts that a human said in answer to a question
+ANSWER: Final = "answer:"  # keys of texts that a user said in answer to a question
 MAX_TASK_TEXT: Final = 4000  # characters of task text that travel in a request; the digest covers all
 
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
-    """One text that altered the task. `key` is the id its sender gave it, if any.
+    """One text that changed the task. `key` is the id its sender gave it, if any.
 
-    `own`: the thread's own subject said it. What somebody else said, or an edit of unknown origin,
-    rotates the epoch all the same, but its words give no authority: they can only narrow. `author`
-    is `type:id` of who said it, empty where that is not known.
+    `own`: the thread's own subject said it. A text of somebody else, or an edit of unknown origin, advances the epoch
+    too, but its words can only narrow. `author` is `type:id` of its author, empty if unknown.
     """
 
     digest: str
@@ -49,7 +47,7 @@ class Task:
 
 
 def content_text(content: object) -> str:
-    """The words of a message's content; blocks without words stand as `[type]`."""
+    """Return the words of a message's content; blocks without words stand as `[type]`."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -66,7 +64,7 @@ def _block_text(block: Any) -> str:
 
 
 def content_digest(content: object) -> str:
-    """Digest of a message's content: `"x"` equals one text block `x`; media count by their bytes."""
+    """Return the digest of a message's content: `"x"` equals one text block `x`; media count by their bytes."""
     if isinstance(content, list) and all(
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):
@@ -76,7 +74,7 @@ def content_digest(content: object) -> str:
 
 
 def _canonical(content: object) -> str:
-    # Key order and tuples are a serialiser's business: a round trip is no other content.
+    # A serialiser's round trip changes key order and tuples, not the content.
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
@@ -84,7 +82,7 @@ def _canonical(content: object) -> str:
 
 
 def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
-    """The task after pinning `texts`."""
+    """Return the task after pinning `texts`."""
     if not texts:
         return task
     value = task.digest
@@ -97,14 +95,14 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
 
 
 def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """The texts in `incoming` that the human had not said before.
+    """Return the texts in `incoming` that the user had not said before.
 
-    A stateless client sends the whole history each turn. A known id with an equal digest is
-    nothing new, with another digest it is a correction; without ids, texts that repeat pinned ones
-    in their order are history and only the rest is new. Leaving texts out is no correction.
+    A stateless client sends the whole history each turn. A known id with an equal digest is not new; with another
+    digest it is a correction. Texts without ids that repeat pinned ones in their order are history, the rest is new.
+    Leaving texts out is not a correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
-    # What was said in answer to a question stands in no history.
+    # Answers to questions do not stand in a history.
     known = [t.digest for t in pinned if t.key is None or not t.key.startswith(ANSWER)]
     fresh: list[HumanText] = []
     heard = 0

@@ -13,6 +13,7 @@ from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.facts.provenance.atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.langgraph._private import takes_no_arguments
 from langchain_runtime_authz.langgraph.tool_profiles import ToolFacts
 from langchain_runtime_authz.pep.call import Call
@@ -96,6 +97,7 @@ def describe(
         raw=written,
         args=args,
         args_digest=args_digest,
+        atoms=atoms_of(facts.profiled.profile, args),
         parsed=parsed,
         sent=sent,
         injected=facts.injected,
@@ -175,5 +177,6 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
         raw=written,
         args={},
         args_digest=_EMPTY,
+        atoms=NO_ATOMS,
         error=Code.UNKNOWN_TOOL,
     )

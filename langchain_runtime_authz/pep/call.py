@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final
 
-from langchain_runtime_authz.authzen import ArgumentProvenance, Decision
+from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import Match
+from langchain_runtime_authz.facts.provenance.atoms import CallAtoms
+from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import Approval, CallRow
 from langchain_runtime_authz.pep.obligations import Terms
@@ -35,6 +37,7 @@ class Call:
         raw: the arguments as the model wrote them.
         args: JSON projection of the parsed arguments, without injected ones.
         args_digest: `digest.digest` of `args`.
+        atoms: critical and date arguments of `args` in normal form.
         parsed: the object that the tool will receive.
         sent: the arguments as they were sent, without injected ones.
         injected: names of the arguments that the framework supplies.
@@ -57,6 +60,7 @@ class Call:
     raw: Mapping[str, Any] | str
     args: Mapping[str, Any]
     args_digest: str
+    atoms: CallAtoms
     parsed: Any = None
     sent: Any = None
     injected: frozenset[str] = frozenset()
@@ -99,7 +103,7 @@ class DecidedCall:
     started: int = 0
     now: int = 0
     match: Match | None = None
-    provenance: Mapping[str, ArgumentProvenance] = field(default_factory=dict)
+    provenance: Mapping[str, Provenance] = field(default_factory=dict)
     prior_calls: int = 0
     counter: str = ""
     task: Task = _NO_TASK

@@ -16,7 +16,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import delegation, plan
-from langchain_runtime_authz.facts.provenance.observe import Harvest
+from langchain_runtime_authz.facts.provenance.observe import Observation
 from langchain_runtime_authz.facts.source import (
     content_version,
     read_mark,
@@ -40,7 +40,7 @@ from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, 
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Flow, Record, Run
 from langchain_runtime_authz.pep.obligations import owed
-from langchain_runtime_authz.pep.provenance import observing
+from langchain_runtime_authz.pep.provenance import Observe, observe, small
 from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, tell
 
 __all__ = ["claim_call", "conclude", "deny_call"]
@@ -263,10 +263,13 @@ def conclude(
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):
-        found: Harvest = yield observing(run, call, output, failed=state == "failed")
+        failed = state == "failed"
+        found: Observation = (
+            observe(run, call, output, failed) if small(output) else (yield (Observe, run, call, output, failed))
+        )
         memory.keep(run.scope, found)
-        if state == "done":
-            memory.reached(run.scope, profile, call.args)
+        if state == "done" and side_effect:
+            memory.reached(run.scope, call.atoms.destinations())
         if found.sightings:
             changes.append(RecordValues(found.sightings))
         if not side_effect and state == "done":

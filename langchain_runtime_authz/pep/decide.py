@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from langchain_runtime_authz.authzen import ArgumentProvenance, Decision, deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.facts.provenance.trace import effect_target, wanted
+from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import (
     UNREAD,
     resource_of,
@@ -25,8 +25,9 @@ from langchain_runtime_authz.pep.approvals import edited_action
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import understood
-from langchain_runtime_authz.pep.provenance import TaskWords, sentences
+from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.pep.request import call_request
+from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["data_scope", "decide_calls", "effect_counter", "lease_refusal", "renewed", "review_key"]
 
@@ -41,7 +42,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "failed": Code.OUTCOME_UNKNOWN,
     "unknown": Code.OUTCOME_UNKNOWN,
 }
-_NOTHING: Final[Mapping[str, ArgumentProvenance]] = {}
+_NOTHING: Final[Mapping[str, Provenance]] = {}
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # in the place of a decision until there is one
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
@@ -151,7 +152,7 @@ def _reread(
     """Read the task's words, which changed or were never read here, and what is counted by them."""
     if words is not None:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=True))
-    words = run.engine.memory.hear(run.scope, snapshot)
+    words = run.engine.memory.read_words(run.scope, snapshot)
     anew = [effect_counter(words, c) for c in calls]
     if anew != counters:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
@@ -173,7 +174,7 @@ def effect_counter(words: TaskWords | None, call: Call) -> str:
     """
     if words is None or call.error is not None or not (call.profiled and call.profile.side_effect):
         return ""
-    hit = effect_target(call.profile, call.args)
+    hit = call.atoms.effect_target()
     return f"same:{words.turns}:{call.tool}:{hit}" if hit else ""
 
 
@@ -203,14 +204,15 @@ def _query(
     run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, counters: Sequence[str], *, log: bool
 ) -> Query:
     plan_id = calls[0].plan_id
-    wanted_rows, values = list(keys), []
+    values: list[str] = []
+    wanted_rows = list(keys)
     for call in calls:
         if plan_id is not None:
             wanted_rows.append(review_key(run, call, origin))
         if call.amends:
             wanted_rows.append(call.amends)
         if call.error is None:
-            values += wanted(call.profile, call.args)
+            values += call.atoms.keys
     return Query(
         jti=run.jti,
         plan=(run.agent, plan_id) if plan_id is not None else None,

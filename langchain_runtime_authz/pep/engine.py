@@ -26,8 +26,8 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
-from langchain_runtime_authz.pep.provenance import ThreadMemory
 from langchain_runtime_authz.pep.tally import Tally
+from langchain_runtime_authz.pep.thread_memory import ThreadMemory
 
 if TYPE_CHECKING:  # its module loads the signing library, which an import of ours should not
     from langchain_runtime_authz.credential.issuer import Issuer

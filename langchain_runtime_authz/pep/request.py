@@ -11,15 +11,16 @@ from typing import Any, Final
 
 import orjson
 
-from langchain_runtime_authz.authzen import SCHEMA_VERSION, ArgumentProvenance
+from langchain_runtime_authz.authzen import SCHEMA_VERSION
 from langchain_runtime_authz.digest import MAX_STRING, abbreviate
 from langchain_runtime_authz.facts import delegation, history, plan
+from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import changed_since, sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.engine import Run
-from langchain_runtime_authz.pep.provenance import TaskWords, arguments, effective_sink, intent
-from langchain_runtime_authz.profile import argument
+from langchain_runtime_authz.pep.provenance import arguments, intent
+from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["call_request", "request_json"]
 
@@ -38,7 +39,7 @@ def call_request(
     approval: Approval | None,
     moved: frozenset[str],
     prior_calls: int,
-) -> tuple[bytes | None, Mapping[str, ArgumentProvenance]]:
+) -> tuple[bytes | None, Mapping[str, Provenance]]:
     """Return what is asked about one call, and where its bound arguments came from.
 
     Args:
@@ -57,12 +58,7 @@ def call_request(
     stale = moved
     if snapshot.history.changed:
         stale = moved | set(changed_since(snapshot.history.changed, recorded.at if recorded is not None else 0))
-    bound, target = set(), {}
-    for name in profile.critical:
-        head = name.partition(".")[0]
-        bound.add(head)
-        if head in args:
-            target[name] = args[name] if head == name else argument(args, name)
+    bound = call.atoms.bound
     shown: JSON = {}
     for name, value in args.items():
         short = name in bound or type(value) in _SHORT or (type(value) is str and len(value) <= MAX_STRING)
@@ -72,7 +68,7 @@ def call_request(
         "sink": profile.sink,
         "data_class": profile.data_class,
         "profiled": call.profiled,
-        "target": target,
+        "target": call.atoms.target,
     }
     if profile.reaches:
         properties["reaches"] = profile.chain()
@@ -97,9 +93,9 @@ def call_request(
             "state": row.state if row is not None else "new",
             "args": shown,
             "args_digest": call.args_digest,
-            "provenance": {name: found.model_dump(by_alias=True) for name, found in traced.items()} if traced else {},
-            "intent": intent(run, words, call).model_dump(),
-            "sink": effective_sink(profile, args),
+            "provenance": {name: found.to_json() for name, found in traced.items()},
+            "intent": intent(run, words, call),
+            "sink": call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & sources(traced)) if stale else [],
             "repeats": prior_calls,
         },

@@ -11,6 +11,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
+from langchain_runtime_authz.facts.provenance.atoms import atoms_of
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
@@ -276,6 +277,7 @@ class Session:
 
     def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:
         declared = self._profiles.get(tool)
+        profile = declared or raise_by_hints(UNPROFILED, None, tool)
         error: Code | None = None
         projected: dict[str, Any] = {}
         try:
@@ -285,7 +287,7 @@ class Session:
             error, args_digest = Code(exc.code), digest({})
         return Call(
             tool=tool,
-            profile=declared or raise_by_hints(UNPROFILED, None, tool),
+            profile=profile,
             profiled=declared is not None,
             call_id=plan_id,
             plan_id=plan_id,
@@ -293,6 +295,7 @@ class Session:
             raw=projected,
             args=projected,
             args_digest=args_digest,
+            atoms=atoms_of(profile, projected),
             error=error,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,13 +13,16 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts import prohibition as prohibition_module
+from langchain_runtime_authz.facts.provenance import atoms as atoms_module
 from langchain_runtime_authz.facts.provenance import forms as forms_module
-from langchain_runtime_authz.facts.provenance import observe as harvest_module
+from langchain_runtime_authz.facts.provenance import observe as observe_module
 from langchain_runtime_authz.facts.provenance import trace as trace_module
 from langchain_runtime_authz.facts.provenance import words as words_module
+from langchain_runtime_authz.facts.provenance.atoms import atoms_of
 from langchain_runtime_authz.facts.provenance.forms import forms, mentions
 from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_output
-from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, trace
+from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
+from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -82,17 +85,21 @@ def formatted(value: str | float, how: list[str]) -> str | float:
     return value
 
 
-def index(*harvests: Any) -> dict[str, list[Sighting]]:
+def index(*several: Any) -> dict[str, list[Sighting]]:
     found: dict[str, list[Sighting]] = {}
-    for one in harvests:
+    for one in several:
         for seen in one.sightings:
             found.setdefault(seen.key, []).append(seen)
     return found
 
 
-def standing(value: Any, kind: str, *harvests: Any, words: HumanWords) -> str:
+def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:
+    return trace_atoms(atoms_of(profile, args), profile, evidence)
+
+
+def standing(value: Any, kind: str, *several: Any, words: HumanWords) -> str:
     evidence = Evidence(
-        words, frozenset(), index(*harvests), Memory([n for h in harvests for n in h.numbers], [p for h in harvests for p in h.prose]),
+        words, frozenset(), index(*several), Memory([n for h in several for n in h.numbers], [p for h in several for p in h.prose]),
     )
     found = trace(ToolProfile(critical={} if kind == "when" else {"x": kind}, when=("x",) if kind == "when" else ()), {"x": value}, evidence)
     return found["x"].standing if found else "absent"
@@ -352,11 +359,23 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Nothing that a normaliser said is remembered for its mutant, or the other way."""
+    remembered = [f for m in (forms_module, atoms_module) for f in vars(m).values() if hasattr(f, "cache_clear")]
+    for f in remembered:
+        f.cache_clear()
+    yield
+    for f in remembered:
+        f.cache_clear()
+
+
 def test_unmutated_nothing_is_noticed() -> None:
     """The twin."""
     assert not _noticed()
 
 
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_a_mutated_normaliser_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is needed, and none may go further than it does."""
@@ -366,10 +385,10 @@ def test_a_mutated_normaliser_is_noticed(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def _believe_prose(tool: str, *_: Any, failed: bool) -> Any:
-    return harvest_module._Field("system", False, False, tool)
+    return observe_module._Field("system", False, False, tool)
 
 
-_see = harvest_module._Reader._see
+_see = observe_module._Reader._see
 
 
 def _assert_all(self: Any, form: str, field: Any, *, asserted: bool, selected: bool) -> None:
@@ -377,17 +396,18 @@ def _assert_all(self: Any, form: str, field: Any, *, asserted: bool, selected: b
 
 
 RULES: dict[str, tuple[Any, str, Any]] = {
-    "believe every field": (harvest_module, "_field", _believe_prose),
-    "mentions are assertions": (harvest_module._Reader, "_see", _assert_all),
-    "believe echoes": (harvest_module, "_scalars", lambda _: []),
+    "believe every field": (observe_module, "_field", _believe_prose),
+    "mentions are assertions": (observe_module._Reader, "_see", _assert_all),
+    "believe echoes": (observe_module, "_scalars", lambda _: []),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
     "who is in a named source is selected": (trace_module, "_selected", lambda seen, _: seen.selected or seen.named),
     "the best item counts": (trace_module, "max", min),
-    "an address is all that is there": (trace_module, "_places", lambda _: ()),
+    "an address is all that is there": (atoms_module, "_places", lambda _: ()),
     "what is said of the deed is said": (trace_module, "only_deeds", lambda *_: False),
 }
 
 
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("name", [None, *sorted(RULES)])
 def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules above the normal forms are needed too; without a mutation nothing is trusted."""

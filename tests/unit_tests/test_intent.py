@@ -31,7 +31,7 @@ ASKS = [
 @pytest.mark.parametrize(("text", "words", "asks"), ASKS, ids=repr)
 def test_words_ask(text: str, words: list[str], asks: bool) -> None:
     """Inflected, in order, in one sentence, not negated."""
-    assert Request([text]).asks(words) is asks
+    assert Request([text]).asks(tuple(words)) is asks
 
 
 LATER = [
@@ -55,7 +55,7 @@ LATER = [
 @pytest.mark.parametrize(("texts", "asks"), LATER, ids=repr)
 def test_what_a_later_text_forbids_no_earlier_one_asks_for(texts: list[str], asks: bool) -> None:
     """Until a text asks for it anew; a statement forbids nothing."""
-    assert Request(texts).asks(["pay"]) is asks
+    assert Request(texts).asks(("pay",)) is asks
 
 
 def test_the_words_of_a_deed_are_known() -> None:
@@ -86,4 +86,4 @@ def test_a_human_may_delegate(text: str, delegates: bool) -> None:
 
 def test_a_long_task_is_read_once() -> None:
     """Words that begin an entry again and again do not multiply the work."""
-    assert not Request(["create " * 20_000]).asks(["create event", "create meeting"])
+    assert not Request(["create " * 20_000]).asks(("create event", "create meeting"))

@@ -11,18 +11,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from langchain_runtime_authz.authzen import ArgumentProvenance
+from langchain_runtime_authz.facts.provenance.atoms import MAX_ITEMS, atoms_of
 from langchain_runtime_authz.facts.provenance.forms import forms, key
-from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Harvest, Sighting, observe_output
-from langchain_runtime_authz.facts.provenance.trace import (
-    MAX_ITEMS,
-    Evidence,
-    Memory,
-    effect_target,
-    names_source,
-    trace,
-    wanted,
-)
+from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Observation, Sighting, observe_output
+from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance, names_source
+from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -39,33 +32,41 @@ SEND = ToolProfile(
 )
 
 
-def index(*harvests: Harvest) -> dict[str, list[Sighting]]:
+def index(*several: Observation) -> dict[str, list[Sighting]]:
     found: dict[str, list[Sighting]] = {}
-    for one in harvests:
+    for one in several:
         for seen in one.sightings:
             found.setdefault(seen.key, []).append(seen)
     return found
 
 
-def known(*harvests: Harvest, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
+def known(*several: Observation, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
     return Evidence(
         HumanWords([said] if said else []),
         frozenset(f for v in own for f in forms(v)),
-        index(*harvests),
-        Memory([n for h in harvests for n in h.numbers], [p for h in harvests for p in h.prose]),
+        index(*several),
+        Memory([n for h in several for n in h.numbers], [p for h in several for p in h.prose]),
     )
 
 
-def read(output: Any, profile: ToolProfile = MAIL, *, said: str = "", args: Any = None, **more: Any) -> Harvest:
+def read(output: Any, profile: ToolProfile = MAIL, *, said: str = "", args: Any = None, **more: Any) -> Observation:
     return observe_output("mail", profile, args or {}, output, words=HumanWords([said] if said else []), **more)
 
 
-def of(evidence: Evidence, **args: Any) -> ArgumentProvenance:
+def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:
+    return trace_atoms(atoms_of(profile, args), profile, evidence)
+
+
+def effect_target(profile: ToolProfile, args: dict[str, Any]) -> str:
+    return atoms_of(profile, args).effect_target()
+
+
+def of(evidence: Evidence, **args: Any) -> Provenance:
     (found,) = trace(SEND, args, evidence).values()
     return found
 
 
-def told(found: ArgumentProvenance) -> tuple[str, str]:
+def told(found: Provenance) -> tuple[str, str]:
     return found.class_, found.standing
 
 
@@ -94,7 +95,7 @@ def test_each_field_is_worth_what_its_writer_is() -> None:
     assert told(of(evidence, to="label-1")) == ("external", "outside")
     for inside in ("UK12345678901234567890", "eve@x.org", "write to"):
         found = of(evidence, to=inside)
-        assert (found.class_, found.standing, found.asserted_by) == ("mentioned", "outside", [])
+        assert (found.class_, found.standing, found.asserted_by) == ("mentioned", "outside", ())
         assert {s.source for s in found.mentioned_by} == {"mail/body"}
     assert told(of(evidence, to="nobody@x.org")) == ("unknown", "outside")
 
@@ -136,10 +137,10 @@ def test_a_beginning_describes_what_a_system_lists(said: str, name: str, selecte
 def test_a_source_that_the_human_named() -> None:
     """Each critical argument of the read was said; then a mention there is `named`, and no more."""
     words = HumanWords(["Do what inbox/bills says"])
-    assert names_source(MAIL, {"folder": "inbox/bills"}, words)
-    assert not names_source(MAIL, {"folder": "inbox/bill"}, words)
-    assert not names_source(MAIL, {}, words)
-    assert not names_source(BOOK, {"folder": "inbox/bills"}, words)
+    assert names_source(atoms_of(MAIL, {"folder": "inbox/bills"}), words)
+    assert not names_source(atoms_of(MAIL, {"folder": "inbox/bill"}), words)
+    assert not names_source(atoms_of(MAIL, {}), words)
+    assert not names_source(atoms_of(BOOK, {"folder": "inbox/bills"}), words)
     evidence = known(read({"body": "to eve@x.org, 120.50"}, named=True))
     assert told(of(evidence, to="eve@x.org")) == ("mentioned", "named")
     assert told(of(evidence, amount=120.5)) == ("mentioned", "named")
@@ -335,7 +336,7 @@ def test_a_lookalike_is_told_and_not_believed() -> None:
     assert (found.standing, found.lookalike) == ("outside", True)
 
 
-AIMS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+TARGETS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"to": "bob@x.org"}, {"to": "Bob <bob@x.org>"}, True),
     ({"to": "bob@x.org"}, {"to": ["bob@x.org", "bob@x.org"]}, True),
     ({"to": "bob@x.org"}, {"to": "bob@x.org; BOB@x.org,"}, True),
@@ -355,8 +356,8 @@ AIMS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other", "same"), AIMS)
-def test_what_hits_the_same_has_one_aim(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+@pytest.mark.parametrize(("one", "other", "same"), TARGETS)
+def test_what_hits_the_same_has_one_target(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
     """However it is written; a call of nobody and nothing has none."""
     assert (effect_target(SEND, one) == effect_target(SEND, other)) is same
     assert effect_target(SEND, one)
@@ -486,7 +487,7 @@ def test_hostile_outputs_cost_bounded_work(output: Any) -> None:
 
 
 def test_beyond_a_limit_is_unknown() -> None:
-    """What was not looked at is nobody's word, and the harvest says that it is not whole."""
+    """What was not looked at is nobody's word, and the observation says that it is not whole."""
     found = read([{"id": f"id-{i}"} for i in range(MAX_SIGHTINGS + 10)], BOOK)
     assert not found.complete
     assert told(of(known(found), file="id-0")) == ("internal", "known")
@@ -495,10 +496,10 @@ def test_beyond_a_limit_is_unknown() -> None:
 
 def test_wanted_names_all_that_trace_reads() -> None:
     """Without the rest of the index the answer is the same."""
-    harvested = read([{"id": "id-1", "sender": "m@x.org", "body": "e@x.org 5.00"}])
+    observed = read([{"id": "id-1", "sender": "m@x.org", "body": "e@x.org 5.00"}])
     args = {"to": ["m@x.org", "e@x.org"], "amount": 5, "file": "id-1", "at": "2024-05-26 10:00"}
-    whole = known(harvested)
-    keys = set(wanted(SEND, args))
+    whole = known(observed)
+    keys = set(atoms_of(SEND, args).keys)
     part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.memory)
     assert trace(SEND, args, part) == trace(SEND, args, whole)
     assert key("email:m@x.org") in keys

@@ -1,17 +1,14 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
 """Normal forms: when two ways of writing are the same value.
 
-A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:` (phones and account
-numbers), `num:`, `date:`, `time:`, `text:`. Two values are the same when they share a form.
+A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:` (phones and account numbers), `num:`,
+`date:`, `day:`, `time:`, `text:`. Two values are the same if they share a form.
 
-Normalising may only ever join what reaches the same target, because a form that is vouched for
-makes its argument trusted. So letters of other scripts that merely look alike are *not* folded
-here; `skeleton` folds them, and finding the same skeleton without the same form raises suspicion.
-A value with invisible characters or with compatibility characters (full width, ligatures) has no
-form at all: what it reaches is not known.
+A form that is vouched for makes its argument trusted, so normalising joins only what reaches the same target.
+Letters of other scripts that look alike are *not* folded: `skeleton` folds them, and an equal skeleton without an
+equal form raises suspicion. A value with invisible or compatibility characters (full width, ligatures) has no form.
 
-Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is
-linear in the text.
+Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text.
 """
 
 from __future__ import annotations
@@ -26,23 +23,12 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
-__all__ = [
-    "MAX_VALUE",
-    "canonical",
-    "decimals",
-    "fold",
-    "forms",
-    "identifiers",
-    "key",
-    "mentions",
-    "said_forms",
-    "skeleton",
-    "tidy",
-]
+__all__ = ["MAX_VALUE", "REMEMBERED", "TELLING", "canonical", "decimals", "fold", "forms", "identifiers", "key"]
+__all__ += ["mentions", "remembered", "said_forms", "skeleton", "tidy"]
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
+REMEMBERED: Final = 256  # characters of a value whose forms are remembered
 _DIGITS: Final = 15  # beyond that a number is a name
-
 _EMAIL: Final = re.compile(r"(?<![\w.%+\-@])[a-z0-9._%+\-]{1,64}@[a-z0-9.\-]{1,253}(?![\w@])", re.IGNORECASE | re.ASCII)
 _URL: Final = re.compile(r"(?<![\w@.\-/])(?:https?://|www\.)[^\s<>\"'`(){}\[\]|\\‘’“”«»—…]{1,2000}", re.IGNORECASE)
 _IBAN: Final = re.compile(
@@ -60,7 +46,7 @@ _NUMBER: Final = re.compile(
     r"[-+]?(?:\d{1,3}(?:[,.'’ ]\d{3}){1,4}(?![\d])(?:[.,]\d{1,2}(?!\d))?|\d{1,15}(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))",
 )
-_TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
+TELLING: Final = re.compile(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without any of these holds none of the above
 _ZEROS: Final = re.compile(r"[-+]?0\d")
 _MONTH: Final = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _MONTHS: Final = {m: i for i, m in enumerate(_MONTH[1:48].split("|"), 1)}
@@ -72,40 +58,36 @@ _DMY: Final = re.compile(
     rf"(?<![\w])(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?(?![\w])", re.IGNORECASE
 )
 _SLASH: Final = re.compile(r"(?<![\w/.])(\d{1,2})[/.](\d{1,2})[/.](\d{4})(?![\w/])")
-# What may stand beside a date and a time in a value that is nothing else; a zone is not looked at.
+# What may stand next to a date and a time in a value that is nothing else; a zone is not looked at.
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 _BESIDE: Final = re.compile(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
 )
 _TIME: Final = re.compile(r"(?<![\d:])(\d{1,2}):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?(am|pm)?(?![\d:])", re.IGNORECASE)
 
-
-# Letters that are drawn like Latin ones; enough to notice, not to equate (UTS #39 has the full list).
 # Letters that are drawn like others; enough to notice, not to equate (UTS #39 has the full list).
-def _lookalikes() -> dict[int, str]:
-    pairs = (  # noqa: SIM905  (a table that can be read)
+_LOOKS: Final = {
+    ord(pair[0]): pair[1]
+    for pair in (  # noqa: SIM905  (a table that can be read)
         "аa еe оo рp сc уy хx іi јj ѕs һh ԁd ԛq ԝw вb нh кk мm тt ɡg αa βb γy εe ιi κk νv οo ρp τt υu χx ωw "
         "ßb øo łl đd ıi ɩi ʟl ｏo 0o 1l |l 3e 5s"
     ).split()
-    return {ord(p[0]): p[1] for p in pairs}
-
-
-_LOOKS: Final = _lookalikes()
+}
 
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """The digest under which a form is kept: 128 bits, hex. It hides nothing that can be guessed."""
+    """Return the digest under which a form is kept: 128 bits, hex. It does not hide what can be guessed."""
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def tidy(text: str) -> str:
-    """NFC, every kind of blank one space, ends trimmed."""
+    """Return the text in NFC, every blank as one space, ends trimmed."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _plain(text: str) -> bool:
-    """Whether what is written is what is meant: nothing invisible, nothing that NFKC would change."""
+    """Return True if nothing in the text is invisible or changed by NFKC."""
     if text.isascii():
         return text.isprintable()
     if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs", "Cn") for c in text):
@@ -114,47 +96,50 @@ def _plain(text: str) -> bool:
 
 
 def _respelled(value: str) -> bool:
-    """Whether NFC makes a plain letter of something else: the Kelvin sign is no K to a mail server."""
+    """Return True if NFC makes an ASCII letter of another: to a mail server the Kelvin sign is not a K."""
     return not value.isascii() and any(
         unicodedata.normalize("NFC", c).isascii() for c in value if not (c.isascii() or c.isspace())
     )
 
 
 def fold(text: str) -> str:
-    """Without case. Not `casefold`, to which ß is ss: these are two names."""
+    """Return the text without case. `casefold` would make ss of ß, and these are two names."""
     return text.lower().replace("ς", "σ")
 
 
 def skeleton(text: str) -> str:
-    """What a text looks like: compatibility forms, accents, case and look-alike letters folded."""
+    """Return what a text looks like: compatibility forms, accents, case and look-alike letters folded."""
+    return _known_skeleton(text) if len(text) <= REMEMBERED else _skeleton(text)
+
+
+def _skeleton(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text[:MAX_VALUE]).casefold().translate(_LOOKS)
-    if folded.isascii() and folded.isprintable():
-        return folded.replace("rn", "m")
-    return "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc")).replace("rn", "m")
+    if not (folded.isascii() and folded.isprintable()):
+        folded = "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc"))
+    return folded.replace("rn", "m")
+
+
+_known_skeleton: Final = lru_cache(maxsize=1024)(_skeleton)
 
 
 def canonical(number: Decimal) -> str:
-    """One writing per number."""
+    """Return the one writing of a number."""
     text = format(number.normalize(), "f")
-    return "0" if text in ("-0", "0") else text
+    return "0" if text == "-0" else text
 
 
 def decimals(text: str) -> tuple[Decimal, ...]:
-    """What a written number may mean; `1,200` is 1200 or 1.2, so both."""
+    """Return what a written number may mean: `1,200` is 1200 or 1.2, so both."""
     digits = re.sub(r"[^\d.,+\-]", "", text)
     marks = [c for c in digits if c in ".,"]
-    readings = []
     if len(set(marks)) == 2:  # the last one is the decimal mark
-        other = marks[0]
-        readings.append(digits.replace(other, "").replace(marks[-1], "."))
+        readings = [digits.replace(marks[0], "").replace(marks[-1], ".")]
     elif len(marks) > 1:
-        readings.append(digits.replace(marks[0], ""))
-    elif marks:
-        readings.append(digits.replace(",", "."))
+        readings = [digits.replace(marks[0], "")]
+    else:
+        readings = [digits.replace(",", ".")]
         if re.fullmatch(r"[-+]?[1-9]\d{0,2}[.,]\d{3}", digits):
             readings.append(digits.replace(marks[0], ""))
-    else:
-        readings.append(digits)
     found = []
     for reading in readings:
         try:
@@ -165,14 +150,19 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 
 
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """The forms of one scalar, or none where what it reaches can not be known.
+    """Return the forms of one scalar, or none if it cannot be known what it reaches.
 
-    `said`: of one that vouches for others. A date with a year then stands for no other year's day, and
-    one without a year, as a value, for that day of the year that was said.
+    `said`: the value vouches for others. Then a date with a year does not stand for another year's day, and a date
+    without a year stands for that day of the year that was said.
     """
-    if isinstance(value, bool) or value is None:
-        return ()
-    if isinstance(value, int | float):
+    kind = type(value)
+    if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
+        return remembered(value, said)
+    return _forms(value, said)
+
+
+def _forms(value: object, said: bool) -> tuple[str, ...]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
         number = Decimal(repr(value))
         return (f"num:{canonical(number)}",) if number.is_finite() and abs(number.adjusted()) < 30 else ()
     if not isinstance(value, str) or len(value) > MAX_VALUE:
@@ -180,6 +170,8 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     text = tidy(value)
     if not text or not _plain(text) or _respelled(value):
         return ()
+    if not TELLING.search(text):
+        return (f"text:{fold(text)}",)
     if _EMAIL.fullmatch(text):
         return (f"email:{text.lower()}",)
     if _URL.fullmatch(text):
@@ -188,7 +180,7 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     if text.isascii() and _IBAN.fullmatch(compact):
         return (f"iban:{compact}",)
     found = [f"text:{fold(text)}"]
-    # A number is no word, and a name that begins with zeros is no number.
+    # A number is not a word, and a name that begins with zeros is not a number.
     if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
         found = [f"num:{canonical(d)}" for d in decimals(text)]
     if _PHONE.fullmatch(text):
@@ -197,27 +189,28 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _moment(text: str, *, said: bool) -> list[str]:
-    """The forms of a text that is a date, a time or both: one that holds more is no moment."""
-    if not any(c.isdigit() for c in text):
-        return []
-    text = _ZONE.sub("", text)
-    several = list(_dates(text, said=said))
-    spans = {span for _, span in several}
-    rest = _masked(text, list(spans))
-    alone = len(spans) <= 2 and len({f[:5] for f, _ in several} - {"day:-"}) == len(spans) and _BESIDE.fullmatch(rest)
-    return [f for f, _ in several] if alone else []
+# For exact numbers and for texts of at most `REMEMBERED` characters.
+remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 
 def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
-    """The forms by which a value vouches for others, where its own are known: only dates differ."""
+    """Return the forms by which a value vouches for others. Only those of dates differ from its own."""
     return forms(value, said=True) if any(f.startswith("date:") for f in own) else own
 
 
-def _url(text: str) -> tuple[str, ...]:
-    """Scheme, default port, a last slash and a place in the page make no other target.
+def _moment(text: str, *, said: bool) -> list[str]:
+    """Return the forms of a text that is a date, a time or both, and nothing more."""
+    text = _ZONE.sub("", text)
+    several = list(_dates(text, said=said))
+    spans = {span for _, span in several}
+    alone = len(spans) <= 2 and len({f[:5] for f, _ in several} - {"day:-"}) == len(spans)
+    return [f for f, _ in several] if alone and several and _BESIDE.fullmatch(_masked(text, list(spans))) else []
 
-    A user part or a foreign host is no form; nor is a fragment that a tool might read as a list of links.
+
+def _url(text: str) -> tuple[str, ...]:
+    """Return the form of a link. Scheme, default port, a last slash and a place in the page do not count.
+
+    A link with a user part or a foreign host has no form, nor has one whose fragment might be read as a list of links.
     """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -234,8 +227,8 @@ def _url(text: str) -> tuple[str, ...]:
 
 
 def identifiers(text: str) -> list[str]:
-    """The forms of addresses, links and account numbers inside a text, in order, without repetition."""
-    return list(dict.fromkeys(f for f, _ in _identifiers(text)))
+    """Return the forms of addresses, links and account numbers inside a text, in order, each once."""
+    return list(dict.fromkeys(f for f, _ in _identifiers(text))) if TELLING.search(text) else []
 
 
 def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -256,17 +249,15 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _checked(iban: str) -> bool:
-    """Whether the check digits are right."""
     return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
 
 
 def mentions(text: str) -> dict[str, str]:
-    """Every identifier, number, date and time inside a free text: form → as it was written."""
+    """Return every identifier, number, date and time inside a free text: form → as it was written."""
     found: dict[str, str] = {}
-    if not _TELLING.search(text):
+    if not TELLING.search(text):
         return found
-    spans = list(_identifiers(text))
-    spans += _dates(text, said=True)
+    spans = [*_identifiers(text), *_dates(text, said=True)]
     for form, (start, end) in spans:
         found.setdefault(form, text[start:end])
     rest = _masked(text, [span for _, span in spans])
@@ -281,19 +272,17 @@ def mentions(text: str) -> dict[str, str]:
 
 
 def _masked(text: str, spans: list[tuple[int, int]]) -> str:
-    """The text with what was read already blanked: the 13 of "June 13" is no number."""
+    """Return the text with the spans blanked: the 13 of "June 13" is not a number."""
     parts, at = [], 0
     for start, end in sorted(spans):
         if start >= at:
             parts += [text[at:start], "\n"]
-            at = end
-        else:
-            at = max(at, end)
+        at = max(at, end)
     return "".join([*parts, text[at:]])
 
 
 def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Dates and times. One without a year is `date:-05-26`; `day:-05-26` is what it has in common with a full one."""
+    """Yield dates and times. `date:-05-26` is one without a year, `day:-05-26` what it shares with a full one."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))

@@ -1,10 +1,10 @@
-"""What a tool returned: which values it asserts, field by field, and which it merely mentions.
+"""What a tool returned: which values it asserts, field by field, and which it only mentions.
 
-A whole field is an assertion by whoever writes the field, says the profile. What stands *inside* a
-free text is a mention. What a call was given and gives back is neither: an echo proves nothing.
+A whole field is an assertion by the writer of the field, whom the profile names. A value *inside* a free text is a
+mention. A value that the call was given and gives back is neither: an echo proves nothing.
 
-Bounded: values, characters and depth. What lies beyond a limit was not seen, and what was not seen
-is unknown; nothing here can make a value less trusted than it was, so forgetting only ever denies.
+Values, characters and depth are bounded. A value beyond a limit was not seen and is unknown. Nothing here makes a
+value less trusted than it was, so forgetting only denies.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ import datetime
 import decimal
 import enum
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from langchain_runtime_authz.facts.provenance.forms import forms, key, mentions, said_forms
+from langchain_runtime_authz.facts.provenance.atoms import FIELD
+from langchain_runtime_authz.facts.provenance.forms import (
+    REMEMBERED,
+    TELLING,
+    forms,
+    key,
+    mentions,
+    remembered,
+    said_forms,
+)
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["FIELD", "Harvest", "Number", "Prose", "Sighting", "observe_output"]
+__all__ = ["Number", "Observation", "Prose", "Sighting", "observe_output"]
 
 MAX_SIGHTINGS: Final = 4096  # per output
 MAX_NODES: Final = 20_000
@@ -34,10 +41,11 @@ MAX_LEAF: Final = 100_000
 MAX_ECHO: Final = 10_000  # of one argument; a longer text is no field of what comes back
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
-TELLING: Final = 4  # a shorter text names no record and mentions nothing
+SHORTEST: Final = 4  # a shorter text names no record and mentions nothing
 MAX_FIELDS: Final = 1024
+MAX_FLAT: Final = 64  # arguments
+_NUMBERS: Final = frozenset((int, float, bool, type(None)))
 SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
-FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 
 Origin = Literal["system", "internal", "external"]
 
@@ -48,10 +56,10 @@ class Sighting(NamedTuple):
     Attributes:
         key: `forms.key` of one form of the value.
         origin: who writes the field, by the tool's profile.
-        asserted: the field says it; otherwise the value is merely mentioned in it.
-        counterparty: whoever is on the other side chose it.
-        selected: the record it stands in is one that the human's words name.
-        named: the human named the source that was read.
+        asserted: the field says it; otherwise the value is only mentioned in it.
+        counterparty: the other side chose it.
+        selected: it stands in a record that the user's words name.
+        named: the user named the source that was read.
         source: `tool` or `tool/field`, names only.
     """
 
@@ -72,9 +80,9 @@ class Number(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text seen, for telling where a value was mentioned; kept in this process only.
+    """A free text seen, for showing where a value was mentioned; kept in this process only.
 
-    `folded` is the text as it is searched, case-folded; filled in by who keeps it.
+    `folded` is the text as it is searched, case-folded; `ThreadMemory` fills it in.
     """
 
     text: str
@@ -84,14 +92,16 @@ class Prose(NamedTuple):
     folded: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    """All that one output gave. `complete` is false where a limit cut it short."""
+class Observation(NamedTuple):
+    """All that was read in one output. `complete` is false if a limit cut it short."""
 
     sightings: tuple[Sighting, ...] = ()
     numbers: tuple[Number, ...] = ()
     prose: tuple[Prose, ...] = ()
     complete: bool = True
+
+
+_NOTHING: Final = Observation()
 
 
 def observe_output(
@@ -103,25 +113,51 @@ def observe_output(
     words: HumanWords,
     named: bool = False,
     failed: bool = False,
-) -> Harvest:
+) -> Observation:
     """Read one output.
 
     Args:
         tool: the tool's name.
         profile: its profile; only a reviewed one may trust.
-        args: what it was called with: what comes back of these is an echo.
+        args: what it was called with: an output that repeats these is an echo.
         output: what it returned: JSON-like values, models, dataclasses; other objects are not read.
-        words: what the human said.
-        named: the human named what was read (`trace.names_source`).
-        failed: the output tells an error, which nobody vouches for.
+        words: what the user said.
+        named: the user named what was read (`trace.names_source`).
+        failed: the output tells an error, for which nobody vouches.
     """
+    if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
+        plain = _plain(tool, profile, args, output, words, named)
+        if plain is not None:
+            return plain
     reader = _Reader(tool, profile, _echo(args), words, named, failed)
     reader.read(_parsed(output), (), 0, selected=False)
-    return Harvest(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+    return Observation(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+
+
+def _plain(
+    tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str, words: HumanWords, named: bool
+) -> Observation | None:
+    """Read a short line without digits, addresses, links and structure, or return `None`: then `_Reader` reads it."""
+    if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
+        return None
+    whole = remembered(output, False)
+    if not whole:
+        return _NOTHING
+    for given in (*args, *args.values()):
+        kind = type(given)
+        if kind is str:
+            if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
+                return _NOTHING  # an echo
+        elif kind not in _NUMBERS:
+            return None
+    origin = profile.trust if isinstance(profile.trust, str) else profile.trust.get("", "external")
+    counterparty = "" in profile.counterparty
+    selected = bool(words.beginnings) and origin != "external" and not counterparty and words.describes(whole)
+    return Observation((Sighting(key(whole[0]), origin, True, counterparty, selected, named, tool),))
 
 
 def _echo(args: Mapping[str, Any]) -> set[str]:
-    """What a call was given, as a whole and inside its texts."""
+    """Return the forms of what a call was given, as a whole and inside its texts."""
     found: set[str] = set()
     for value in _scalars(args):
         own = forms(value)
@@ -145,7 +181,7 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
 
 
 def _parsed(output: object) -> object:
-    """A text that is a JSON object or list is read as one."""
+    """Return the value of a text that is a JSON object or list; all else as it is."""
     if isinstance(output, str) and len(output) <= MAX_JSON and output.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(output)
@@ -155,14 +191,10 @@ def _parsed(output: object) -> object:
 
 
 class _Reader:
+    """One reading of one output."""
+
     def __init__(
-        self,
-        tool: str,
-        profile: ToolProfile,
-        echo: set[str],
-        words: HumanWords,
-        named: bool,
-        failed: bool,
+        self, tool: str, profile: ToolProfile, echo: set[str], words: HumanWords, named: bool, failed: bool
     ) -> None:
         self.tool, self.profile, self.echo, self.words = tool, profile, echo, words
         self.named, self.failed = named, failed
@@ -183,7 +215,7 @@ class _Reader:
             for name, inner in items:
                 if isinstance(name, str) and FIELD.fullmatch(name):
                     self.read(inner, (*path, name), depth + 1, selected=selected)
-                else:  # a key that is no name is a value
+                else:  # a key that is not a name is a value
                     self._leaf(name, path, selected=selected)
                     self.read(inner, path, depth + 1, selected=selected)
         elif isinstance(value, list | tuple | set | frozenset):
@@ -195,9 +227,9 @@ class _Reader:
             self._leaf(_scalar(value), path, selected=selected)
 
     def _selected(self, items: Sequence[tuple[Any, Any]], path: tuple[str, ...]) -> bool:
-        """Whether a field that the counterparty could not write says something that the human said."""
+        """Return True if a field that the counterparty could not write says something that the user said."""
         for name, inner in items[:64]:
-            if not isinstance(inner, str) or not TELLING <= len(inner) <= SHORT or not isinstance(name, str):
+            if not isinstance(inner, str) or not SHORTEST <= len(inner) <= SHORT or not isinstance(name, str):
                 continue
             field = self._field((*path, name))
             if field.prose or field.counterparty or field.origin == "external":
@@ -224,7 +256,7 @@ class _Reader:
             selected = selected or (not field.counterparty and self.words.describes(whole))
             for form in says:
                 self._see(form, field, asserted=True, selected=selected)
-        if isinstance(value, str) and (prose or len(value) >= TELLING):
+        if isinstance(value, str) and (prose or len(value) >= SHORTEST):
             inner = [f for f in mentions(value) if f not in whole and f not in says]
             for form in inner:
                 if form not in self.echo:
@@ -236,15 +268,8 @@ class _Reader:
         if len(self.found) >= MAX_SIGHTINGS:
             self.complete = False
             return
-        seen = Sighting(
-            key(form),
-            field.origin,
-            asserted,
-            field.counterparty,
-            selected and field.origin != "external",
-            self.named,
-            field.source,
-        )
+        selected = selected and field.origin != "external"
+        seen = Sighting(key(form), field.origin, asserted, field.counterparty, selected, self.named, field.source)
         self.found[seen] = None
         if form.startswith("num:"):
             self.numbers.append(Number(decimal.Decimal(form[4:]), seen))
@@ -268,23 +293,16 @@ class _Field(NamedTuple):
 def _field(tool: str, profile: ToolProfile, path: tuple[str, ...], *, failed: bool) -> _Field:
     # The longest declared prefix decides; `""` is the whole.
     prefixes = [".".join(path[:i]) for i in range(len(path), -1, -1)]
-    trust: Origin = "external"
-    if failed:
-        trust = "external"
-    elif isinstance(profile.trust, str):
-        trust = profile.trust
-    else:
-        trust = next((profile.trust[p] for p in prefixes if p in profile.trust), "external")
+    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    origin = "external" if failed else next((declared[p] for p in prefixes if p in declared), "external")
+    source = "/".join(filter(None, [tool, ".".join(path[-3:])]))
     return _Field(
-        origin=trust,
-        prose=any(p in profile.prose for p in prefixes),
-        counterparty=any(p in profile.counterparty for p in prefixes),
-        source="/".join(filter(None, [tool, ".".join(path[-3:])])),
+        origin, not set(prefixes).isdisjoint(profile.prose), not set(prefixes).isdisjoint(profile.counterparty), source
     )
 
 
 def _items(value: object) -> list[tuple[Any, Any]] | None:
-    """The fields of what has fields."""
+    """Return the fields of a mapping, model or dataclass."""
     if isinstance(value, Mapping):
         return list(value.items())[:MAX_NODES]
     if isinstance(value, BaseModel):

@@ -1,8 +1,8 @@
-"""What the human said, ready to be asked about: does this value stand in it?
+"""What the user said, ready to be asked about: does this value stand in it?
 
-Only texts of human origin come here, from the ledger. What a human *pastes* is somebody else's text:
-fenced blocks and quoted lines (`> …`) are left out. What he *forbids* he did not say ("pay Bob, never
-Mallory"), and no longer once a later text forbids it ("45, not 90").
+Only texts of human origin come here, from the ledger. What a user *pastes* is somebody else's text: fenced blocks and
+quoted lines (`> …`) are left out. What a user *forbids* was not said ("pay Bob, never Mallory"), and no longer once a
+later text forbids it ("45, not 90").
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.prohibition import prohibitions
-from langchain_runtime_authz.facts.provenance.forms import decimals, fold, forms, mentions, skeleton, tidy
+from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, decimals, fold, forms, mentions, skeleton, tidy
 
-__all__ = ["HumanWords", "own_words"]
+__all__ = ["HumanWords", "Told", "own_words"]
 
 MAX_TEXT: Final = 100_000  # characters looked at; what stands beyond was not said
 MAX_NUMBERS: Final = 24  # numbers kept for derivations
+MAX_KNOWN: Final = 128  # values of which it is remembered whether they were said
 _APART: Final = "\x1e"  # between texts: a blank that no line has
 _TRIES: Final = 64
 _SHORTEST: Final = 2  # a text of one letter names nothing
@@ -30,7 +31,7 @@ _IDENTIFIER: Final = re.compile(r"[\d@#/_]|\w[.\-]\w")
 _LEAD: Final = 12  # characters before a name that tell its role
 _ROLE: Final = re.compile(r"(?:\b(?:to|with):?|@) ?$")
 _FOLLOWING: Final = re.compile(r" ([a-z]{2,})")
-# "to alice, bob and carol": who is counted with one who has a role has it too.
+# "to alice, bob and carol": what is listed with a name in a role has that role too.
 _LISTED: Final = 120  # characters of a list that are looked back at
 _COUNTED: Final = re.compile(r"\b(?:to|with):? (?:[\w.\-]{1,40}, ){0,8}[\w.\-]{1,40}(?:,? and|,? or| &|,) $")
 _LIST_ENDS: Final = re.compile(r"[.!?;:]? ?$|[.!?;:,] | (?:and|or|&) ")
@@ -47,48 +48,50 @@ _HOST: Final = re.compile(
     r"(?![\w@\-\\]|[.:]\w)",
     re.IGNORECASE | re.ASCII,
 )
-# "the channel starting with X": whatever begins so was described. "those that do not start with X" says nothing.
+# "the channel starting with X" describes all that begins so. "those that do not start with X" says nothing.
 _BEGINS: Final = re.compile(r"\b(?:start|begin)(?:s|ing|ning)? with [^\w\s#@]?([\w#@][\w.\-]{1,63})")
 _OTHERS: Final = re.compile(r"\b(?:not|no|never|but|except|excluding|unless|without|than)\b|n['\u2019]t\b")
 _QUOTES: Final = "\"'`*\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 _ENDS: Final = ".!?:;-•*"
 # Words that name nobody and nothing.
 _EMPTY: Final = frozenset(
-    re.findall(
-        r"\w+",
-        """
-    a an and any at be by do for from have he her him his i if in is it its me my no not of on or our
-    out please she so that the their them then they this to up us was we what who with you your yes none null
-    true false
-    """,
-    ),
+    (  # noqa: SIM905  (words)
+        "a an and any at be by do for from have he her him his i if in is it its me my no not of on or our out please she "
+        "so that the their them then they this to up us was we what who with you your yes none null true false"
+    ).split()
 )
+
+
+class Told(NamedTuple):
+    """Whether a value was said, was said as somebody's name, and was forbidden last."""
+
+    said: bool
+    named: bool
+    withdrawn: bool
 
 
 class HumanWords:
     """The words of one task at one epoch. Immutable.
 
-    `forbids`: whether what the texts forbid is looked for.
-
     Attributes:
+        beginnings: how what was asked for begins ("the channel starting with X").
         numbers: numbers that were said, in order, bounded.
         percents: of these, the ones said as percentages.
     """
 
-    __slots__ = ("_beginnings", "_forbidden", "_looks", "_parts", "_text", "_tokens", "_written", "numbers", "percents")
-
     def __init__(self, texts: Sequence[str], *, forbids: bool = True) -> None:
+        self._known: dict[tuple[str, ...], Told] = {}
         # The newest words are the ones that count when there are too many.
         whole = _unnumbered(_APART.join(own_words(t) for t in texts)[-MAX_TEXT:])
         several = [_RUN_ON.sub(" ", t) for t in whole.split(_APART)]
         parts = [_parted(t) if forbids else (t, "") for t in several]
         forbidden = [f for _, f in parts if f]
-        self._forbidden = _said_plainly("\n".join(forbidden)) if forbidden else None
+        self._forbidden = HumanWords(["\n".join(forbidden)], forbids=False) if forbidden else None
         # Only where something is forbidden: what each text says and what it forbids, the newest first.
-        self._parts = [(_said_plainly(p), _said_plainly(f)) for p, f in reversed(parts)] if forbidden else []
-        self._hear("\n".join(p for p, _ in parts))
-
-    def _hear(self, said: str) -> None:
+        self._parts = [
+            (HumanWords([p], forbids=False), HumanWords([f], forbids=False)) for p, f in reversed(parts) if forbidden
+        ]
+        said = "\n".join(p for p, _ in parts)
         found = mentions(said)
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
         self._tokens = frozenset((*found, *hosts))
@@ -100,15 +103,25 @@ class HumanWords:
             for b in _BEGINS.finditer(self._text)
             if not _OTHERS.search(self._text, max(0, b.start() - 2 * _LEAD), b.start())
         )
-        self._beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[
-            :_TRIES
-        ]
+        self.beginnings = tuple(dict.fromkeys(b for b in described if len(b) >= _SHORTEST and b not in _EMPTY))[:_TRIES]
         numbers = (f for f in found if f.startswith("num:") and not self.withdrawn((f,)))
         self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
 
+    def told(self, value_forms: tuple[str, ...]) -> Told:
+        """Return all three answers about a value; those about short values are remembered."""
+        known = self._known.get(value_forms)
+        if known is None:
+            said = self.said(value_forms)
+            known = Told(said, said and self.names(value_forms), self.withdrawn(value_forms))
+            if sum(map(len, value_forms)) <= REMEMBERED:
+                if len(self._known) >= MAX_KNOWN:
+                    self._known.clear()
+                self._known[value_forms] = known
+        return known
+
     def withdrawn(self, value_forms: Sequence[str]) -> bool:
-        """Whether the newest text that has a value with these forms forbids it, and does not say it too."""
+        """Return True if the newest text that has such a value forbids it and does not say it too."""
         if self._forbidden is None or not self._forbidden.said(value_forms):
             return False
         for said, forbidden in self._parts:
@@ -119,10 +132,7 @@ class HumanWords:
         return False
 
     def said(self, value_forms: Sequence[str]) -> bool:
-        """Whether a value with these forms was said.
-
-        An identifier, number or date as such, and never as a part of another; a text as whole words.
-        """
+        """Return True if such a value was said: an identifier, number or date as such, a text as whole words."""
         return any(self._said(form) for form in value_forms) and not self.withdrawn(value_forms)
 
     def _said(self, form: str) -> bool:
@@ -137,19 +147,18 @@ class HumanWords:
         return _within(phrase, self._text)
 
     def describes(self, value_forms: Sequence[str]) -> bool:
-        """Whether the human asked for what begins so ("the channel starting with X")."""
-        return bool(self._beginnings) and any(
-            f.startswith("text:") and f[5:].startswith(self._beginnings) for f in value_forms
+        """Return True if the user asked for what begins so ("the channel starting with X")."""
+        return bool(self.beginnings) and any(
+            f.startswith("text:") and f[5:].startswith(self.beginnings) for f in value_forms
         )
 
     def names(self, value_forms: Sequence[str]) -> bool:
-        """Whether a value with these forms was said as somebody's name.
+        """Return True if such a value was said as somebody's name: "Bill called", but not "pay the bill".
 
-        An address or account number as such. A word where it can be nothing else: it has a digit or a
-        sign in it, as identifiers do; or it is quoted; or it follows `to` or `with`, or is counted with
-        one that does ("to alice, bob and carol"); or it is written with a capital inside a sentence, or
-        at its beginning and goes on like a subject or a list and not like an order ("Apple called",
-        "Alice and Bob", but not "Pay the" or "Bill me"). The bill of "pay the bill" is nobody.
+        An address or account number counts as such. A word counts in these cases: it has a digit or a sign in it; it
+        is quoted; it follows `to` or `with`, or is listed with one that does ("to alice, bob and carol"); it has a
+        capital inside a sentence; or it has one at its beginning and goes on like a subject or a list ("Apple called",
+        "Alice and Bob"), not like an order ("Pay the", "Bill me").
         """
         named = any(self._named(f[5:]) if f.startswith("text:") else self._said(f) for f in value_forms)
         return named and not self.withdrawn(value_forms)
@@ -179,22 +188,19 @@ class HumanWords:
         return following is not None and following[1] not in _EMPTY
 
     def resembles(self, value: str) -> bool:
-        """Whether `value` looks like something that was said without being it."""
+        """Return True if `value` looks like something that was said and is not it."""
         look = skeleton(tidy(value))
         own = forms(value)
         if len(look) < _LOOKS or self.said(own) or self.withdrawn(own):
             return False
         if self._looks is None:
-            self._looks = skeleton_of(self._text)
+            ends = range(0, min(len(self._text), MAX_TEXT), 1024)
+            self._looks = "".join(skeleton(self._text[i : i + 1024]) for i in ends)
         return _within(look, self._looks)
 
 
-def _said_plainly(text: str) -> HumanWords:
-    return HumanWords([text], forbids=False)
-
-
 def _parted(text: str) -> tuple[str, str]:
-    """What a text says, and what it forbids."""
+    """Return what a text says, and what it forbids."""
     said, forbidden, at = [], [], 0
     for before, _, end in prohibitions(text):
         said.append(text[at:before])
@@ -203,13 +209,8 @@ def _parted(text: str) -> tuple[str, str]:
     return " ; ".join([*said, text[at:]]), "\n".join(forbidden)
 
 
-def skeleton_of(text: str) -> str:
-    """`skeleton` of a text of any length."""
-    return "".join(skeleton(text[i : i + 1024]) for i in range(0, min(len(text), MAX_TEXT), 1024))
-
-
 def own_words(text: str) -> str:
-    """A message without what is quoted in it."""
+    """Return a message without what is quoted in it."""
     lines, fenced = [], False
     for line in text.splitlines():
         if _FENCE.match(line):
@@ -220,7 +221,7 @@ def own_words(text: str) -> str:
 
 
 def _unnumbered(text: str) -> str:
-    """The text without the numbers of its list: the `1.` and `2.` of two requests are no numbers said."""
+    """Return the text without the numbers of its list: the `1.` and `2.` of two requests were not said."""
     found, expected = [], 1
     for number in _ENUMERATOR.finditer(text):
         if int(number[1]) == expected:
@@ -234,12 +235,12 @@ def _unnumbered(text: str) -> str:
 
 
 def _within(phrase: str, text: str) -> bool:
-    """Whether `phrase` stands in `text` as whole words: not inside a longer name, address or path."""
+    """Return True if `phrase` stands in `text` as whole words: not inside a longer name, address or path."""
     return next(_places(phrase, text), None) is not None
 
 
 def _places(phrase: str, text: str) -> Iterator[tuple[int, int]]:
-    """Where it does."""
+    """Yield where `phrase` stands in `text` as whole words."""
     at = -1
     for _ in range(_TRIES):
         at = text.find(phrase, at + 1)
@@ -251,7 +252,7 @@ def _places(phrase: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _joined(text: str, i: int, step: int) -> bool:
-    """Whether the character at `i` makes one name of what stands on either side of it."""
+    """Return True if the character at `i` joins its two sides into one name."""
     if not 0 <= i < len(text):
         return False
     c = text[i]

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, attack_texts, judge, load_suite
 from langchain_runtime_authz.demo.graph import agent_graph, converse
-from langchain_runtime_authz.facts.provenance.trace import effect_target
+from langchain_runtime_authz.facts.provenance.atoms import atoms_of
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 from .attackers import TACTICS, WORDINGS, calls_of, identifiers, plant
@@ -183,8 +183,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
 
 
 def _twice(profiles: Mapping[str, ToolProfile], own: Sequence[Any], ran: Sequence[Any]) -> bool:
-    asked = Counter((c.function, effect_target(profiles[c.function], dict(c.args))) for c in own if profiles[c.function].side_effect)
-    done = Counter((c["name"], effect_target(profiles[c["name"]], c["args"])) for c in ran)
+    asked = Counter((c.function, atoms_of(profiles[c.function], dict(c.args)).effect_target()) for c in own if profiles[c.function].side_effect)
+    done = Counter((c["name"], atoms_of(profiles[c["name"]], c["args"]).effect_target()) for c in ran)
     return any(done[what] > times for what, times in asked.items())
 
 

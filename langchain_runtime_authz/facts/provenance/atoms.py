@@ -1,0 +1,214 @@
+"""The arguments of one call in normal form: read once, then asked by look-up.
+
+An `Atom` is one critical or date argument. Its items are the scalars in it, and an item's parts must each be
+vouched for. Short scalars are remembered for the whole process, so that a repeated value costs one look-up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
+from langchain_runtime_authz.profile import ToolProfile, argument
+
+__all__ = ["DESTINATIONS", "FIELD", "NO_ATOMS", "Atom", "CallAtoms", "Item", "atoms_of"]
+
+MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
+DESTINATIONS: Final = ("principal", "url", "channel")
+FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
+_SCALARS: Final = frozenset((str, int, float, bool))
+# `Bob <bob@x.org>`: what is shown, and where it goes (RFC 5322).
+_SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
+_BETWEEN: Final = re.compile(r"[,;\r\n]")
+
+
+class Item(NamedTuple):
+    """One scalar of an argument.
+
+    `parts` holds the forms of each part; a part without forms is never vouched for. `keys` are their digests.
+    """
+
+    value: Any
+    parts: tuple[tuple[str, ...], ...]
+    keys: tuple[str, ...]
+
+
+class Atom(NamedTuple):
+    """One argument. `items` is `None` if there are too many; `marks` says what the argument hits, in any writing."""
+
+    name: str
+    kind: Any
+    value: Any
+    items: tuple[Item, ...] | None
+    marks: list[str]
+
+
+class CallAtoms:
+    """The atoms of one call.
+
+    Attributes:
+        atoms: one for each critical and each date argument, given or not.
+        keys: the digests to look up before `trace` can answer.
+        target: the critical arguments that were given, as the request holds them.
+        bound: names of the arguments that a request never shortens.
+    """
+
+    __slots__ = ("atoms", "bound", "keys", "target")
+
+    def __init__(
+        self, atoms: Sequence[Atom], keys: Sequence[str], target: dict[str, Any], bound: Collection[str]
+    ) -> None:
+        self.atoms, self.keys, self.target, self.bound = atoms, keys, target, bound
+
+    def effect_target(self) -> str:
+        """Return one digest for all calls of a tool that hit the same, or "" if it was given no critical argument.
+
+        The order, repetitions, signs around a value and a shown name do not count. A false match costs one
+        question; a false mismatch allows a duplicate payment.
+        """
+        hit = []
+        for name, _, _, _, marks in sorted(self.atoms):
+            if marks:
+                hit.append((name, marks))
+        return key(repr(hit)) if hit else ""
+
+    def effective_sink(self, declared: str) -> str:
+        """Return the declared sink, or "none" if the tool has destinations and was given none of them."""
+        silent = False
+        for _, kind, value, _, _ in self.atoms:
+            if kind in DESTINATIONS:
+                if value:
+                    return declared
+                silent = True
+        return "none" if silent else declared
+
+    def destinations(self) -> list[str]:
+        """Return the texts that say whom or what the call is for."""
+        found: list[Any] = []
+        for _, kind, value, _, _ in self.atoms:
+            if kind in DESTINATIONS:
+                found += value if isinstance(value, list) else (value,)
+        return [text for text in found if isinstance(text, str) and text]
+
+
+NO_ATOMS: Final = CallAtoms((), (), {}, ())
+
+
+def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
+    """Read the critical and date arguments of a call."""
+    kinds: dict[str, Any] = (
+        {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical
+    )
+    if not kinds:
+        return NO_ATOMS
+    atoms: list[Atom] = []
+    keys: list[str] = []
+    target: dict[str, Any] = {}
+    bound: list[str] = []
+    for name, kind in kinds.items():
+        root, dotted, _ = name.partition(".")
+        value = argument(args, name) if dotted else args.get(name)
+        if kind != "when" and root in args:
+            target[name] = value
+            bound.append(root)
+        short = type(value) in _SCALARS and (type(value) is not str or len(value) <= REMEMBERED)
+        atom = _short_atom(name, kind, value) if short else _atom(name, kind, value)
+        atoms.append(atom)
+        for item in atom.items or ():
+            keys += item.keys
+    return CallAtoms(atoms, tuple(dict.fromkeys(keys)), target, bound)
+
+
+def _atom(name: str, kind: str, value: Any) -> Atom:
+    flat = _flat(value)
+    if flat is None:
+        return Atom(name, kind, value, None, [repr(value)] if kind != "when" else [])
+    items = []
+    for one in flat:
+        parts = tuple(_parts(one, kind))
+        items.append(Item(one, parts, tuple(key(f) for part in parts for f in part)))
+    marks = {m for one in flat for m in _marks(one, kind)} if kind != "when" else ()
+    return Atom(name, kind, value, tuple(items), sorted(marks))
+
+
+_short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
+
+
+def absent(value: object) -> bool:
+    """Return True if an argument or item says nothing."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _flat(value: object) -> list[Any] | None:
+    """Return the scalars of an argument, keys that are values among them, or `None` if there are too many."""
+    flat: list[Any] = []
+    stack: list[Any] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, dict):
+            stack += [*reversed(top.values())]
+            # A key that is not the name of a field is a value.
+            stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers(k)]
+        elif isinstance(top, list):
+            stack += reversed(top)
+        elif not absent(top):
+            flat.append(top)
+        if len(flat) + len(stack) > MAX_ITEMS * 4:
+            return None
+    if not flat and isinstance(value, dict):  # then its keys are all that is said
+        flat = list(value)
+    return flat if len(flat) <= MAX_ITEMS else None
+
+
+def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
+    """Return the forms of each part of a scalar that must be vouched for.
+
+    A text with addresses or links goes to each of them, whatever name it shows, and to whatever else stands in it.
+    A date with a time is both. If a number can be read in two ways, each reading must be vouched for.
+    """
+    whole = forms(value)
+    if kind == "when":
+        dates = tuple(f for f in whole if f.startswith(("date:", "day:")))
+        times = tuple(f for f in whole if f.startswith("time:"))
+        return [part for part in (dates, times) if part] or [whole]
+    if len(readings := [f for f in whole if f.startswith("num:")]) > 1:
+        return [(f,) for f in readings]
+    if isinstance(value, str) and kind in DESTINATIONS:
+        inner = identifiers(tidy(value))
+        if inner and not set(inner) <= set(whole):
+            return [*((f,) for f in inner), *_places(value)]
+    return [whole]
+
+
+def _places(value: str) -> Iterator[tuple[str, ...]]:
+    """Yield the forms of each place a text goes to. An address with something before or behind it is another one.
+
+    It is not known here what a parser makes of `bob@x.org.é.net` or `https://x.org(.evil.net`.
+    """
+    for part in _BETWEEN.split(value):
+        if part.strip():
+            shown = _SHOWN.fullmatch(part)
+            yield forms(shown[1] if shown is not None else part)
+
+
+def _marks(value: object, kind: str) -> Iterator[str]:
+    """Yield what a scalar hits: of a destination its addresses alone, of a number the most that it may mean."""
+    if kind in DESTINATIONS and isinstance(value, int):
+        value = str(value)  # an account's number
+    found = [f for part in _parts(value, kind) for f in part[:1]]
+    if isinstance(value, str) and kind in DESTINATIONS:
+        found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found
+    elif isinstance(value, str) and kind == "amount":
+        found = [f for f in mentions(value) if f.startswith("num:")] or found
+        found = [max(found, key=_worth)] if found else []
+    for form in found or [repr(value)]:
+        signless = "".join(c for c in skeleton(form.partition(":")[2]) if c.isalnum())
+        yield form if kind == "amount" or not signless else signless
+
+
+def _worth(form: str) -> Decimal:
+    return Decimal(form.removeprefix("num:")) if form.startswith("num:") else Decimal(-1)
