@@ -29,8 +29,6 @@ from typing import Any, Final
 from langchain_runtime_authz.authzen import Decision
 
 __all__ = [
-    "ERASED",
-    "VERSION",
     "completion_record",
     "decision_record",
     "mint_record",
@@ -166,9 +164,9 @@ def run_record(
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of an event of a run: `started`, `resumed`, `corrected`, `ended`, `revoked`, …
+    """Return the record of an event of a run.
 
-    `epoch` is the one after the event. `detail` holds JSON values, codes and digests rather than texts.
+    `event` is `started`, `resumed`, `corrected`, `ended`, `revoked`, … and `epoch` the one after it. `detail` holds JSON values, codes and digests rather than texts.
     """
     return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
@@ -114,19 +114,11 @@ class FileSink:
         return self._at[2]
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record.
-
-        Raises:
-            AuditError: `audit_unavailable` or `chain_broken`: the record may not be written.
-        """
+        """Append one record. Raises `AuditError`: `audit_unavailable` or `chain_broken`."""
         self._write(record)
 
     def anchor(self, tenant: str) -> dict[str, Any] | None:
-        """Return the newest anchor of a tenant's ledger in the file.
-
-        Raises:
-            AuditError: `audit_unavailable`.
-        """
+        """Return the newest anchor of a tenant's ledger in the file. Raises `AuditError`."""
         try:
             with self.path.open("rb") as file:
                 return _newest_anchor(file, tenant)
@@ -155,15 +147,17 @@ class FileSink:
     def _open(self) -> None:
         """Open the file that the path names now."""
         if self._fd >= 0:
-            if _inode_of(self.path) == self._file:
-                return
+            with suppress(FileNotFoundError):
+                if _inode(self.path.stat()) == self._file:
+                    return
             self._close()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(self.path, flags, 0o600)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+        opened = os.fstat(self._fd)
+        if not stat.S_ISREG(opened.st_mode):
             self._close()
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name} is not a regular file")
-        file = _inode_of(self._fd)
+        file = _inode(opened)
         if self._file is not None and file != self._file:
             self._left, self._at = self.head, (0, 0, GENESIS)
         self._file = file
@@ -233,11 +227,7 @@ class FileSink:
         return f"<FileSink {self.path.name} durable={self.durable}>"
 
 
-def _inode_of(file: Path | int) -> tuple[int, int] | None:
-    try:
-        found = os.stat(file)
-    except FileNotFoundError:
-        return None
+def _inode(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
@@ -263,15 +253,16 @@ def _exclusive(fd: int) -> Iterator[None]:
 def _last_lines(fd: int, size: int) -> list[bytes]:
     """Return the end of the file, split at newlines, with at least the last whole record if there is one."""
     length = BLOCK
-    while True:
-        start = max(0, size - length)
-        lines = _read(fd, start, size).split(b"\n")
-        if start == 0:
-            return lines
-        lines = lines[1:]  # the first may begin before `start`
-        if len(lines) > MAX_FRAGMENTS + 2 or any(parse_line(line) for line in reversed(lines[:-1])):
-            return lines
-        length *= 4
+    with os.fdopen(fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)
+        while True:
+            start = file.seek(max(0, size - length))
+            lines = file.read(size - start).split(b"\n")
+            if start == 0:
+                return lines
+            lines = lines[1:]  # the first may begin before `start`
+            if len(lines) > MAX_FRAGMENTS + 2 or any(parse_line(line) for line in reversed(lines[:-1])):
+                return lines
+            length *= 4
 
 
 def _tenant_of(record: Mapping[str, Any]) -> str | None:
@@ -294,15 +285,3 @@ def _newest_anchor(file: BinaryIO, tenant: str) -> dict[str, Any] | None:
                 return dict(record[ANCHOR])
             at = start
     return None
-
-
-def _read(fd: int, start: int, end: int) -> bytes:
-    os.lseek(fd, start, os.SEEK_SET)  # writes go to the end whatever the position (O_APPEND)
-    parts = []
-    while start < end:
-        part = os.read(fd, end - start)
-        if not part:
-            break
-        parts.append(part)
-        start += len(part)
-    return b"".join(parts)

@@ -102,8 +102,7 @@ class TokenExchange:
         async_client: httpx.AsyncClient | None = None,
     ) -> None:
         if (client_id is None) != (client_secret is None) or max_lifetime < 1:
-            msg = "`client_id` and `client_secret` belong together, and `max_lifetime` is positive"
-            raise ConfigError(msg)
+            raise ConfigError("`client_id` and `client_secret` belong together, and `max_lifetime` is positive")
         self._url = checked_url(url, "url")
         self.audience = audience or self._url
         self._max_lifetime = max_lifetime
@@ -162,8 +161,7 @@ class TokenExchange:
         return f"<TokenExchange {self._url}>"
 
     def __reduce__(self) -> NoReturn:
-        msg = "a TokenExchange cannot be copied or pickled"
-        raise TypeError(msg)
+        raise TypeError("a TokenExchange cannot be copied or pickled")
 
 
 class ExchangeAuth(TicketAuth):
@@ -211,11 +209,9 @@ class ExchangeAuth(TicketAuth):
 def _form(subject_token: str, options: Mapping[str, Any]) -> dict[str, str]:
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := given.keys() - _OPTIONS:
-        msg = f"unknown parameters of an exchange: {', '.join(sorted(unknown))}"
-        raise ConfigError(msg)
+        raise ConfigError(f"unknown parameters of an exchange: {', '.join(sorted(unknown))}")
     if len(_ACTOR & given.keys()) == 1:
-        msg = "`actor_token` and `actor_token_type` belong together"
-        raise ConfigError(msg)
+        raise ConfigError("`actor_token` and `actor_token_type` belong together")
     own = {"grant_type": GRANT, "subject_token": subject_token}
     return {**own, "subject_token_type": JWT, "requested_token_type": ACCESS_TOKEN, **given}
 

@@ -142,8 +142,7 @@ class CallAuth(TicketAuth):
         outside: Literal["refuse", "anonymous"] = "refuse",
     ) -> None:
         if outside not in ("refuse", "anonymous"):
-            msg = "`outside` is `refuse` or `anonymous`"
-            raise ConfigError(msg)
+            raise ConfigError("`outside` is `refuse` or `anonymous`")
         self._named = {checked_url(url, "audiences"): audience for url, audience in (audiences or {}).items()}
         self._dpop, self._anonymous = dpop, outside == "anonymous"
         self._nonces: OrderedDict[str, str] = OrderedDict()
@@ -185,9 +184,6 @@ class CallAuth(TicketAuth):
                 self._nonces.popitem(last=False)
         challenge = response.headers.get("WWW-Authenticate", "")
         return response.status_code == UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
-
-    def __repr__(self) -> str:
-        return f"<CallAuth dpop={self._dpop}>"
 
 
 class _Bearing(httpx.Request):

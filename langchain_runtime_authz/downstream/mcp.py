@@ -17,11 +17,11 @@ client = MultiServerMCPClient(
 )
 ```
 
-MCP's clients follow redirects within one origin with all their headers. Neither way puts a token there: it goes to
-URLs under its audience, and a redirect to another URL is refused.
+MCP's clients follow redirects within one origin with all their headers. Neither way gives them a token to keep: it
+goes to URLs under its audience, and a redirect to another URL is refused.
 
-Each tool's profile names the server's URL as its audience. A `session` that is kept open belongs to the call that
-opened it. So let the adapters open one for each call, as they do by default.
+Each tool's profile names the server's URL as its audience. Let the adapters open a `session` for each call, as they do
+by default: one that stays open belongs to the call that opened it.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class CredentialInterceptor:
         self._audiences = {name: checked_url(url, "audiences") for name, url in audiences.items()}
 
     async def __call__(
-        self,
-        request: MCPToolCallRequest,
-        handler: Callable[[MCPToolCallRequest], Awaitable[MCPToolCallResult]],
+        self, request: MCPToolCallRequest, handler: Callable[[MCPToolCallRequest], Awaitable[MCPToolCallResult]]
     ) -> MCPToolCallResult:
         """See `langchain_mcp_adapters.interceptors.ToolCallInterceptor`.
 
@@ -72,8 +70,7 @@ class CredentialInterceptor:
         """
         audience = self._audiences.get(request.server_name)
         if audience is None:
-            msg = f"no audience is named for the MCP server `{request.server_name}`; add it to `audiences`"
-            raise ConfigError(msg)
+            raise ConfigError(f"no audience is named for the MCP server `{request.server_name}`; add it to `audiences`")
         await acurrent_credential(audience)  # before anything is sent, where an error reaches the caller
         owed = _Owed(audience)
         try:
@@ -95,9 +92,7 @@ class _Owed:
 
 
 def credential_client(
-    headers: Mapping[str, Any] | None = None,
-    timeout: httpx.Timeout | None = None,
-    auth: httpx.Auth | None = None,
+    headers: Mapping[str, Any] | None = None, timeout: httpx.Timeout | None = None, auth: httpx.Auth | None = None
 ) -> httpx.AsyncClient:
     """Return the HTTP client of a connection with a `CredentialInterceptor` (`httpx_client_factory`).
 
@@ -111,7 +106,6 @@ def credential_client(
             continue
         value.redeemed = True
         if auth is not None:
-            msg = "an MCP connection has `auth` or the interceptor, not both"
-            raise ConfigError(msg)
+            raise ConfigError("an MCP connection has `auth` or the interceptor, not both")
         auth = CallAuth({value.audience: value.audience})
     return httpx.AsyncClient(headers=kept, timeout=timeout or TIMEOUT, auth=auth)

@@ -41,8 +41,7 @@ class StaticIdentity:
 
     def __init__(self, base: str = BASE) -> None:
         if not isinstance(base, str) or not base or base.lower().startswith("spiffe:"):
-            msg = "`base` must be a URN of your own; a SPIFFE id needs an attested identity"
-            raise ConfigError(msg)
+            raise ConfigError("`base` must be a URN of your own; a SPIFFE id needs an attested identity")
         self.base = base
 
     def agent_id(self, path: tuple[str, ...]) -> str:

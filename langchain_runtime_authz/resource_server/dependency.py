@@ -23,19 +23,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, MutableMapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
-from langchain_runtime_authz.resource_server.dpop import App, ProofVerifier, Receive, Scope, Send, send_json
+from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.introspection import send_json
 from langchain_runtime_authz.resource_server.status import Status
 
 __all__ = ["BAD_REQUEST", "ProtectedApp", "Refusal", "ResourceServer", "refuse"]
@@ -43,20 +45,18 @@ __all__ = ["BAD_REQUEST", "ProtectedApp", "Refusal", "ResourceServer", "refuse"]
 _log: Final = logging.getLogger(__name__)
 
 BAD_REQUEST: Final = "invalid_request"
+_WAIT: Final = (429, 503)
 # code → HTTP status and OAuth error; any other code is an invalid token
 _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
-    Code.CREDENTIAL_MISSING: (401, None),
     BAD_REQUEST: (400, BAD_REQUEST),
+    Code.CREDENTIAL_MISSING: (401, None),
     Code.CREDENTIAL_TOOL: (403, "insufficient_scope"),
-    Code.PROOF_NONCE: (401, "use_dpop_nonce"),
+    Code.KEYS_UNAVAILABLE: (503, None),
     Code.PROOF_INVALID: (401, "invalid_dpop_proof"),
+    Code.PROOF_LIMIT: (429, None),  # RFC 6585 §4
+    Code.PROOF_NONCE: (401, "use_dpop_nonce"),
     Code.PROOF_REPLAYED: (401, "invalid_dpop_proof"),
-}
-# code → HTTP status of answers that ask the caller to wait
-_WAIT: Final[dict[str, int]] = {
-    Code.KEYS_UNAVAILABLE: 503,
-    Code.STATUS_UNAVAILABLE: 503,
-    Code.PROOF_LIMIT: 429,  # RFC 6585 §4
+    Code.STATUS_UNAVAILABLE: (503, None),
 }
 
 
@@ -107,11 +107,9 @@ class ResourceServer:
             msg = "a resource server needs its `audience`, and a `status`: LedgerStatus, Introspection or Offline"
             raise ConfigError(msg)
         if require_proof and proofs is None:
-            msg = "`require_proof` needs `proofs`"
-            raise ConfigError(msg)
+            raise ConfigError("`require_proof` needs `proofs`")
         if not realm.isascii() or not realm.isprintable() or '"' in realm or "\\" in realm:
-            msg = "`realm` must be plain text"
-            raise ConfigError(msg)
+            raise ConfigError("`realm` must be plain text")
         self.audience = audience
         self._prefix = _prefix(public_url, proofs)
         self._verifier, self._tenant, self._status = verifier, tenant, status
@@ -178,9 +176,9 @@ class ResourceServer:
         headers = [("Cache-Control", "no-store")]
         if (nonce := self.nonce()) is not None:
             headers.append(("DPoP-Nonce", nonce))
-        if (status := _WAIT.get(code)) is not None:
-            return Refusal(status, (*headers, ("Retry-After", "1")), code)
         status, error = _ANSWERS.get(code, (401, "invalid_token"))
+        if status in _WAIT:
+            return Refusal(status, (*headers, ("Retry-After", "1")), code)
         said = f'realm="{self._realm}"'
         if error is not None:
             said += f', error="{error}", error_description="{code}"'
@@ -229,7 +227,7 @@ class ProtectedApp:
         server: decides which callers may use it.
     """
 
-    def __init__(self, app: App, server: ResourceServer) -> None:
+    def __init__(self, app: ASGIApp, server: ResourceServer) -> None:
         self._app, self._server = app, server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -253,7 +251,7 @@ class ProtectedApp:
             return send
         header = (b"dpop-nonce", nonce.encode())
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
@@ -268,8 +266,7 @@ def _prefix(public_url: str | None, proofs: ProofVerifier | None) -> str:
     target = normal_target(public_url)
     plain = target is not None and not any(mark in public_url for mark in "?#")
     if proofs is None or not plain or not f"{target}/".startswith(f"{proofs.origin}/"):
-        msg = "`public_url` is an absolute URL without a query, under the `origin` of `proofs`"
-        raise ConfigError(msg)
+        raise ConfigError("`public_url` is an absolute URL without a query, under the `origin` of `proofs`")
     return str(target).removeprefix(proofs.origin).rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""Verify DPoP proofs (RFC 9449) once each, with or without server nonces; and read ASGI requests.
+"""Verify DPoP proofs (RFC 9449) once each, with or without server nonces.
 
 ```python
 proofs = ProofVerifier(origin="https://bank.example", nonces=Nonces())
@@ -11,36 +11,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import secrets
 import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from langchain_runtime_authz.credential.dpop import LEEWAY, MAX_AGE, Proof, normal_target, read_proof
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = [
-    "App",
-    "MemoryReplays",
-    "Nonces",
-    "ProofVerifier",
-    "Receive",
-    "Replays",
-    "Scope",
-    "Send",
-    "read_body",
-    "send_json",
-]
-
-Scope = MutableMapping[str, Any]  # ASGI
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+__all__ = ["MemoryReplays", "Nonces", "ProofVerifier", "Replays"]
 
 MAX_REPLAYS: Final = 100_000
 NONCE_AGE: Final = 300  # seconds
@@ -71,8 +54,7 @@ class MemoryReplays:
     def __init__(self, max_entries: int = MAX_REPLAYS, max_per_key: int | None = None) -> None:
         each = max(1, max_entries // 100) if max_per_key is None else max_per_key
         if max_entries < 1 or not 1 <= each <= max_entries:
-            msg = "`max_entries` must be positive, and `max_per_key` between 1 and that"
-            raise ConfigError(msg)
+            raise ConfigError("`max_entries` must be positive, and `max_per_key` between 1 and that")
         self._max, self._max_per_key = max_entries, each
         self._lock = threading.Lock()
         self._seen: OrderedDict[str, tuple[float, str]] = OrderedDict()
@@ -115,8 +97,7 @@ class Nonces:
 
     def __init__(self, secret: bytes | None = None, max_age: int = NONCE_AGE) -> None:
         if (secret is not None and len(secret) < hashlib.sha256().digest_size) or max_age < 1:
-            msg = "`secret` must have 32 bytes or more, and `max_age` be positive"
-            raise ConfigError(msg)
+            raise ConfigError("`secret` must have 32 bytes or more, and `max_age` be positive")
         self._secret = secrets.token_bytes(32) if secret is None else secret
         self._max_age = max_age
 
@@ -138,9 +119,6 @@ class Nonces:
     def _of(self, made: int) -> str:
         stamp = struct.pack(">q", made)
         return base64.urlsafe_b64encode(stamp + hmac.digest(self._secret, stamp, "sha256")[:16]).decode()
-
-    def __repr__(self) -> str:
-        return f"<Nonces max_age={self._max_age}>"
 
 
 class ProofVerifier:
@@ -171,20 +149,14 @@ class ProofVerifier:
     ) -> None:
         target = normal_target(origin)
         if target is None or not target.endswith("/") or target.count("/") != 3:  # noqa: PLR2004  (scheme://host/)
-            msg = "`origin` must be scheme and authority, such as https://bank.example"
-            raise ConfigError(msg)
+            raise ConfigError("`origin` must be scheme and authority, such as https://bank.example")
         if not 0 < max_age <= NONCE_AGE or not set(algorithms) <= set(ALGORITHMS) or not algorithms:
             msg = f"`max_age` must be between 1 and {NONCE_AGE}, `algorithms` some of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
         self.algorithms = tuple(algorithms)
-        self._origin = target.removesuffix("/")
+        self.origin = target.removesuffix("/")
         self._nonces, self._max_age, self._clock = nonces, max_age, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
-
-    @property
-    def origin(self) -> str:
-        """Scheme and authority of the service, normalised."""
-        return self._origin
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
         """Return the proof of one request, checked against the token and its `cnf.jkt`. Refuse it the second time.
@@ -201,7 +173,7 @@ class ProofVerifier:
         found = read_proof(
             proof,
             htm=method,
-            htu=self._origin + path,
+            htu=self.origin + path,
             token=token,
             jkt=jkt,
             now=now,
@@ -212,41 +184,16 @@ class ProofVerifier:
         # Last, so that only the holder of the key can fill the store. The key is part of the id, so that nobody
         # can use up another holder's.
         proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()
-        if not self._is_first(found.jkt, proof_id, now):
+        try:
+            first = self._replays.first(found.jkt, proof_id, now + self._max_age + LEEWAY, now)
+        except CredentialError:
+            raise
+        except Exception as exc:
+            raise CredentialError(Code.STATUS_UNAVAILABLE, f"used proofs: {type(exc).__name__}") from exc
+        if not first:
             raise CredentialError(Code.PROOF_REPLAYED)
         return found
 
     def nonce(self) -> str | None:
         """Return the `DPoP-Nonce` to send; `None` if proofs need none."""
         return None if self._nonces is None else self._nonces.issue(self._clock())
-
-    def _is_first(self, key: str, proof_id: str, now: float) -> bool:
-        try:
-            return self._replays.first(key, proof_id, now + self._max_age + LEEWAY, now)
-        except CredentialError:
-            raise
-        except Exception as exc:
-            raise CredentialError(Code.STATUS_UNAVAILABLE, f"used proofs: {type(exc).__name__}") from exc
-
-
-async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return the body of an ASGI request; `None` if it is longer than `limit` bytes or its sender left."""
-    body, more = bytearray(), True  # grows in place: bytes sent one at a time would cost the square
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > limit:
-            return None
-    return bytes(body)
-
-
-async def send_json(send: Send, status: int, body: Any, headers: Iterable[tuple[str, str]]) -> None:
-    """Send an ASGI answer with a JSON body."""
-    data = json.dumps(body, default=dict).encode()  # `dict` for the read-only mappings of a token's claims
-    sent = [*headers, ("content-type", "application/json"), ("content-length", str(len(data)))]
-    pairs = [(name.lower().encode(), value.encode()) for name, value in sent]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": data})

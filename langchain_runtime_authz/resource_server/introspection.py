@@ -17,9 +17,10 @@ import base64
 import binascii
 import hashlib
 import hmac
+import json
 import logging
-from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import parse_qsl, unquote_plus
 
 import httpx
@@ -28,10 +29,12 @@ from langchain_runtime_authz.credential.fetch import Fetcher, basic, checked_url
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
-from langchain_runtime_authz.resource_server.dpop import Receive, Scope, Send, read_body, send_json
 from langchain_runtime_authz.resource_server.status import Status
 
-__all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint"]
+if TYPE_CHECKING:  # the endpoint needs no Starlette
+    from starlette.types import Receive, Scope, Send
+
+__all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint", "read_body", "send_json"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -69,8 +72,7 @@ class Introspection:
         async_client: httpx.AsyncClient | None = None,
     ) -> None:
         if not client_id or not client_secret:
-            msg = "introspection needs `client_id` and `client_secret`"
-            raise ConfigError(msg)
+            raise ConfigError("introspection needs `client_id` and `client_secret`")
         self._url = checked_url(url, "url")
         self._headers = {"Authorization": basic(client_id, client_secret), "Accept": "application/json"}
         self._fetcher = Fetcher(timeout=timeout, async_client=async_client)
@@ -92,8 +94,7 @@ class Introspection:
         return f"<Introspection {self._url}>"
 
     def __reduce__(self) -> NoReturn:
-        msg = "an Introspection cannot be copied or pickled"
-        raise TypeError(msg)
+        raise TypeError("an Introspection cannot be copied or pickled")
 
 
 class IntrospectionClient:
@@ -112,17 +113,13 @@ class IntrospectionClient:
 
     def __init__(self, secret: str, *, audiences: tuple[str, ...], tenant: str | None = None) -> None:
         if len(secret) < MIN_SECRET or isinstance(audiences, str) or not audiences:
-            msg = f"a client has a secret of {MIN_SECRET} characters or more, and a tuple of audiences"
-            raise ConfigError(msg)
+            raise ConfigError(f"a client has a secret of {MIN_SECRET} characters or more, and a tuple of audiences")
         self._digest = hashlib.sha256(secret.encode()).digest()
         self.audiences, self.tenant = frozenset(audiences), tenant
 
     def is_secret(self, secret: str) -> bool:
         """Compare a secret with the client's, in constant time."""
         return hmac.compare_digest(self._digest, hashlib.sha256(secret.encode()).digest())
-
-    def __repr__(self) -> str:
-        return f"<IntrospectionClient {sorted(self.audiences)}>"
 
 
 class IntrospectionEndpoint:
@@ -201,3 +198,26 @@ async def _token(headers: list[tuple[bytes, bytes]], receive: Receive) -> str | 
         return None
     tokens = [value for name, value in form if name == "token"]
     return tokens[0] if len(tokens) == 1 else None
+
+
+async def read_body(receive: Receive, limit: int) -> bytes | None:
+    """Return the body of an ASGI request; `None` if it is longer than `limit` bytes or its sender left."""
+    body, more = bytearray(), True  # grows in place: bytes sent one at a time would cost the square
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+async def send_json(send: Send, status: int, body: Any, headers: Iterable[tuple[str, str]]) -> None:
+    """Send an ASGI answer with a JSON body."""
+    data = json.dumps(body, default=dict).encode()  # `dict` for the read-only mappings of a token's claims
+    sent = [*headers, ("content-type", "application/json"), ("content-length", str(len(data)))]
+    pairs = [(name.lower().encode(), value.encode()) for name, value in sent]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": data})

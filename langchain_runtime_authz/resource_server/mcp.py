@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, MutableMapping
+from collections.abc import Collection
 from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_runtime_authz.credential.token import parse_object
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
-from langchain_runtime_authz.resource_server.dpop import App, Receive, Scope, Send, read_body
+from langchain_runtime_authz.resource_server.introspection import read_body
 
 __all__ = ["OPEN", "ProtectedMcp"]
 
@@ -29,12 +31,7 @@ class ProtectedMcp(ProtectedApp):
     """
 
     def __init__(
-        self,
-        app: App,
-        server: ResourceServer,
-        *,
-        prefix: str = "",
-        open_methods: Collection[str] = OPEN,
+        self, app: ASGIApp, server: ResourceServer, *, prefix: str = "", open_methods: Collection[str] = OPEN
     ) -> None:
         super().__init__(app, server)
         self._open, self._prefix = frozenset(open_methods), prefix
@@ -73,9 +70,9 @@ def _message(body: bytes | None) -> dict[str, Any] | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receiving() -> MutableMapping[str, Any]:
+    async def receiving() -> Message:
         return messages.pop() if messages else await receive()
 
     return receiving

@@ -56,9 +56,6 @@ class LedgerStatus:
             return "revoked"
         return await self._ledger.astatus(credential.tenant, credential.jti)
 
-    def __repr__(self) -> str:
-        return "<LedgerStatus>"
-
 
 class Offline:
     """Asks nobody. A token is accepted until it expires, even if its call ends before."""
@@ -68,6 +65,3 @@ class Offline:
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
         return "live"
-
-    def __repr__(self) -> str:
-        return f"<Offline window={self.window}>"
