@@ -31,7 +31,6 @@ GRANT: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # §2.1
 ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  (§3, a name)
 JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 MAX_LIFETIME: Final = 300  # seconds
-OK: Final = 200
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 _ACTOR: Final = {"actor_token", "actor_token_type"}
@@ -41,25 +40,14 @@ _OPTIONS: Final = _ACTOR | {"subject_token_type", "resource", "audience", "scope
 class ExchangedToken:
     """A token that the endpoint issued. Text forms, copies and pickles never hold it.
 
-    Attributes:
-        issued_token_type: RFC 8693 §3 identifier.
-        expires_at: epoch seconds.
-        scope: as granted; `None` if it is the requested one.
+    `issued_token_type` is an RFC 8693 §3 identifier, and `expires_at` is in epoch seconds. `scope` is as granted, or
+    `None` if it is the requested one. Send `token` to its service; never return or log it.
     """
 
-    __slots__ = ("_token", "expires_at", "issued_token_type", "scope")
+    __slots__ = ("expires_at", "issued_token_type", "scope", "token")
 
     def __init__(self, token: str, issued_token_type: str, expires_at: float, scope: str | None) -> None:
-        self._token = token
-        self.issued_token_type, self.expires_at, self.scope = issued_token_type, expires_at, scope
-
-    @property
-    def token(self) -> str:
-        """The token. Send it to its service; never return or log it."""
-        return self._token
-
-    def __repr__(self) -> str:
-        return f"<ExchangedToken {self.issued_token_type}>"
+        self.token, self.issued_token_type, self.expires_at, self.scope = token, issued_token_type, expires_at, scope
 
     def __copy__(self) -> ExchangedToken:
         return self
@@ -76,17 +64,13 @@ class TokenExchange:
 
     Args:
         url: the token endpoint: https, or on this machine.
-        client_id: this application's name there (RFC 6749 §2.3.1); `None` if the endpoint identifies it
-            otherwise.
+        client_id: this application's name there (RFC 6749 §2.3.1); `None` if the endpoint needs none.
         client_secret: its secret.
         audience: the endpoint's own audience, for which the call's token is minted; by default its URL.
         max_lifetime: seconds. A token with a longer or no `expires_in` is refused.
         timeout: seconds.
         client: for the blocking form.
         async_client: for the asynchronous form; it belongs to one event loop.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(
@@ -139,7 +123,7 @@ class TokenExchange:
         body = answer.body
         if body is None:
             _fail("the answer is not a JSON object")
-        if answer.status != OK:
+        if answer.status != httpx.codes.OK:
             error = body.get("error")
             known = error if isinstance(error, str) and _ERROR.fullmatch(error) else "no error code"
             raise CredentialError(Code.EXCHANGE_REFUSED, known)
@@ -156,9 +140,6 @@ class TokenExchange:
         if (ticket := current_ticket()) is not None:
             ticket.track(token)
         return ExchangedToken(token, wanted, time.time() + lifetime, scope if isinstance(scope, str) else None)
-
-    def __repr__(self) -> str:
-        return f"<TokenExchange {self._url}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a TokenExchange cannot be copied or pickled")

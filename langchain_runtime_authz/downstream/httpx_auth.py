@@ -22,6 +22,7 @@ import threading
 import unicodedata
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -30,13 +31,7 @@ import httpx
 
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
-from langchain_runtime_authz.credential.ticket import (
-    CallCredential,
-    Ticket,
-    arefused_outside,
-    current_ticket,
-    refused_outside,
-)
+from langchain_runtime_authz.credential.ticket import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["CallAuth", "Step", "TicketAuth", "bearing", "is_under"]
@@ -45,7 +40,6 @@ MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
 _SLASH: Final = re.compile(r"[/\\]")
 _AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
-UNAUTHORIZED: Final = 401
 
 
 class Step:
@@ -66,30 +60,24 @@ class TicketAuth(httpx.Auth):
     """Base of the auths that ask the ticket of the current call: one flow, sync and async."""
 
     _anonymous = False
+    _audience: Callable[[httpx.Request, Ticket], str]  # raises `CredentialError` if there is none
+    _send: Callable[[httpx.Request, str, Any, str], Flow]  # of request, origin, ticket or `None`, and audience
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """See `httpx.Auth`."""
         flow, got = self._flow(request), None
-        try:
+        with closing(flow), suppress(StopIteration):
             while True:
                 step = flow.send(got)
                 got = step.run() if isinstance(step, Step) else (yield step)
-        except StopIteration:
-            return
-        finally:
-            flow.close()
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
         flow, got = self._flow(request), None
-        try:
+        with closing(flow), suppress(StopIteration):
             while True:
                 step = flow.send(got)
                 got = await step.arun() if isinstance(step, Step) else (yield step)
-        except StopIteration:
-            return
-        finally:
-            flow.close()
 
     def _flow(self, request: httpx.Request) -> Flow:
         origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
@@ -106,14 +94,6 @@ class TicketAuth(httpx.Auth):
         finally:  # responses and errors keep their request
             if isinstance(request, _Bearing):
                 request.headers = _without_credential(request.headers)
-
-    def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
-        """Return the audience of a request, or raise `CredentialError`."""
-        raise NotImplementedError
-
-    def _send(self, request: httpx.Request, origin: str, ticket: Any, audience: str) -> Flow:
-        """Obtain the credential and send the request; without a ticket send it bare."""
-        raise NotImplementedError
 
 
 class CallAuth(TicketAuth):
@@ -164,7 +144,7 @@ class CallAuth(TicketAuth):
         if ticket is None:
             yield request
             return
-        credential: CallCredential = yield Step(ticket.credential, ticket.acredential, audience, dpop=self._dpop)
+        credential = yield Step(ticket.credential, ticket.acredential, audience, dpop=self._dpop)
         for _ in range(2):
             headers = credential.headers(request.method, str(request.url), self._nonces.get(origin))
             response = yield bearing(request, headers)
@@ -183,7 +163,7 @@ class CallAuth(TicketAuth):
             while len(self._nonces) > MAX_ORIGINS:
                 self._nonces.popitem(last=False)
         challenge = response.headers.get("WWW-Authenticate", "")
-        return response.status_code == UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
+        return response.status_code == httpx.codes.UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
 
 
 class _Bearing(httpx.Request):

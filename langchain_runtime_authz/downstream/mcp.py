@@ -64,9 +64,7 @@ class CredentialInterceptor:
     ) -> MCPToolCallResult:
         """See `langchain_mcp_adapters.interceptors.ToolCallInterceptor`.
 
-        Raises:
-            ConfigError: the server is not one of `audiences`, or its connection has another client.
-            CredentialError: as `current_credential`.
+        Raises `ConfigError` if the server is not one of `audiences`, or its connection has another client.
         """
         audience = self._audiences.get(request.server_name)
         if audience is None:

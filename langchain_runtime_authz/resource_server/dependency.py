@@ -85,9 +85,6 @@ class ResourceServer:
             `https://bank.example/api`. Proofs are compared with it and the path as it arrives. It is never read
             from a header (`Host`, `Forwarded`, `X-Forwarded-*`), which the sender chooses. A prefix that a router
             takes off (`Mount`), or that the server puts back (`uvicorn --root-path`), is already in the path.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(
@@ -123,15 +120,9 @@ class ResourceServer:
         return narrowed
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return the credential of one request.
+        """Return the credential of one request, or raise `CredentialError` with a code for `refusal`.
 
-        Args:
-            method: of the request.
-            path: its path as it arrives, percent-encoded, without the query.
-            headers: all of them, names in lower case.
-
-        Raises:
-            CredentialError: with the code that `refusal` turns into an answer.
+        `path` is the one that arrives, percent-encoded, without the query. `headers` are all, names in lower case.
         """
         pairs = tuple(headers)
         given = [value for name, value in pairs if name == "authorization"]

@@ -132,9 +132,6 @@ class ProofVerifier:
         max_age: seconds for which a proof is accepted, at most 300.
         algorithms: allow-list.
         clock: epoch seconds.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(

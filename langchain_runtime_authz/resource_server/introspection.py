@@ -38,7 +38,6 @@ __all__ = ["Introspection", "IntrospectionClient", "IntrospectionEndpoint", "rea
 
 _log: Final = logging.getLogger(__name__)
 
-OK: Final = 200
 MIN_SECRET: Final = 16  # characters
 MAX_BODY: Final = MAX_TOKEN + 4096
 
@@ -55,9 +54,6 @@ class Introspection:
         client_secret: its secret.
         timeout: seconds.
         async_client: the application's own; it belongs to one event loop.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     window: Final = 0
@@ -81,7 +77,7 @@ class Introspection:
         """See `Status.status`."""
         form = {"token": credential.token, "token_type_hint": "access_token"}
         answer = await self._fetcher.asend("POST", self._url, headers=self._headers, data=form)
-        body = answer.body if answer is not None and answer.status == OK else None
+        body = answer.body if answer is not None and answer.status == httpx.codes.OK else None
         if body is None or not isinstance(body.get("active"), bool):
             raise CredentialError(Code.STATUS_UNAVAILABLE, "introspection")
         if body["active"] is not True:
@@ -89,9 +85,6 @@ class Introspection:
         if body.get("jti") != credential.jti:
             raise CredentialError(Code.STATUS_UNAVAILABLE, "introspection answered for another token")
         return "live"
-
-    def __repr__(self) -> str:
-        return f"<Introspection {self._url}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an Introspection cannot be copied or pickled")
@@ -104,9 +97,6 @@ class IntrospectionClient:
         secret: 16 characters or more; only its digest is kept.
         audiences: names of the service.
         tenant: whose tokens it may ask about; `None` for every tenant's.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     __slots__ = ("_digest", "audiences", "tenant")
@@ -169,7 +159,7 @@ class IntrospectionEndpoint:
         if token is None:
             return 400, {"error": "invalid_request"}
         try:
-            return OK, await self.introspect(token, client)
+            return 200, await self.introspect(token, client)
         except Exception as exc:  # noqa: BLE001  (the endpoint stays up, and says that it cannot tell)
             _log.error("introspection failed: %s", type(exc).__name__)
             return 503, {"error": "temporarily_unavailable"}, ("retry-after", "1")

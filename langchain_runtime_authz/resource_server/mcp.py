@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,7 +41,10 @@ class ProtectedMcp(ProtectedApp):
             await super()._guarded(scope, receive, send)
             return
         body = await read_body(receive, MAX_BODY)
-        message = _message(body)
+        try:  # strictly, so that this and the application cannot read two methods out of one body
+            message = None if body is None else parse_object(body)
+        except ValueError:
+            message = None
         if body is None or message is None:
             await refuse(self._server.refusal(BAD_REQUEST), scope, send)
             return
@@ -59,14 +62,6 @@ class ProtectedMcp(ProtectedApp):
         # INVARIANT: the name that is checked is the one in the body that the application reads.
         narrowed = ProtectedApp(self._app, self._server.for_tools(self._prefix + name))
         await narrowed(scope, again, send)
-
-
-def _message(body: bytes | None) -> dict[str, Any] | None:
-    """Parse the body strictly, so that this and the application cannot read two methods out of it."""
-    try:
-        return None if body is None else parse_object(body)
-    except ValueError:
-        return None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

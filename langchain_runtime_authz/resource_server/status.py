@@ -49,10 +49,9 @@ class LedgerStatus:
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
-        if self._kill_switch is not None and self._kill_switch.engaged:
-            return "revoked"
         scope = key_scope(credential.tenant, credential.issuer, credential.kid)
-        if (await self._ledger.aload(scope, Query())).revoked:
+        killed = self._kill_switch is not None and self._kill_switch.engaged
+        if killed or (await self._ledger.aload(scope, Query())).revoked:
             return "revoked"
         return await self._ledger.astatus(credential.tenant, credential.jti)
 
