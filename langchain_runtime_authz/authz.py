@@ -17,8 +17,7 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.identity.base import Identity
-from langchain_runtime_authz.identity.static import StaticIdentity
+from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph.callback_backstop import Ambient, install
 from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport

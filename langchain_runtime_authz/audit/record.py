@@ -1,13 +1,22 @@
-"""What the decision log holds. Pure: time is a parameter, and nothing is written here.
+"""Build the records of the decision log. Pure: time is a parameter, and nothing is written here.
 
-Evolution rule, version 1 (`v`): a field may be added; a field is never renamed, never changes its
-type or meaning, and is never removed. Readers ignore fields and kinds they do not know. `seq` and
-`prev` belong to the chain (`audit.chain`), and `ledger`, the tenant and the newest commit of it that the writer had
-seen in the ledger (`ledger.base.Anchor`), is added where there is one.
+The parameters of each function are the record's fields. Every record has `v`, `kind` and `ts` (epoch seconds, from
+`now`). These fields occur in several kinds:
 
-Contents are left out unless asked for, and what was left out is named in `erased`, as OPA's decision
-logs do (JSON pointers, RFC 6901). Digests are not keyed: they prove what was decided, they do not
-hide a guessable argument.
+| field | meaning |
+|---|---|
+| `decision_id` | of the decision, or of the permit that the event belongs to |
+| `run_id`, `epoch` | of the run; of its task |
+| `jti` | of the run's lease; in `mint`, of the token |
+| `scope` | tenant, issuer, graph and thread |
+| `agent` | path from the root agent |
+
+Evolution rule, version 1 (`v`): a field may be added. A field is never renamed, never changes its type or meaning,
+and is never removed. Readers ignore unknown fields and kinds. `seq` and `prev` belong to the chain (`audit.chain`).
+`ledger` (`ledger.base.Anchor`) holds the tenant and the newest commit that the writer had seen, if there is one.
+
+Contents are left out by default. As in OPA's decision logs, `erased` lists them (JSON pointers, RFC 6901). Digests
+have no key: they prove what was decided, but do not hide an argument that can be guessed.
 """
 
 from __future__ import annotations
@@ -17,11 +26,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.authzen import Decision
 
 __all__ = [
-    "ERASED",
-    "VERSION",
     "completion_record",
     "decision_record",
     "mint_record",
@@ -32,7 +39,6 @@ __all__ = [
 
 VERSION: Final = 1
 ERASED: Final = ("/context/call/args", "/context/task/text", "/resource/properties/target")
-
 MAX_NAME: Final = 128
 
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
@@ -45,7 +51,6 @@ def decision_record(
     pdp: str,
     action: str,
     resource: str,
-    request: EvaluationRequest | None,
     body: bytes | None = None,
     run_id: str = "",
     jti: str = "",
@@ -53,47 +58,35 @@ def decision_record(
     agent: tuple[str, ...] = (),
     content: bool = False,
 ) -> dict[str, Any]:
-    """The record of one decision.
+    """Return the record of one decision.
 
-    Args:
-        now: epoch seconds.
-        decision: what was decided.
-        pdp: name of the engine.
-        action: AuthZEN `action.name`.
-        resource: AuthZEN `resource.id`.
-        request: what was asked; `None` where it could not be put into words (a mapping error) or the
-            enforcement point refused by itself.
-        body: `request.to_json()`, where it is at hand.
-        run_id: of the run.
-        jti: of the lease.
-        scope: whose thread: tenant, issuer, graph, thread.
-        agent: path from the root agent.
-        content: keep arguments, task text and targets.
+    `body` is the request as JSON. It is `None` if the request has no JSON form (a mapping error) or was not needed.
+    `action` is AuthZEN's `action.name`, `resource` its `resource.id`, `pdp` the engine's name. `content` keeps
+    arguments, task text and targets.
     """
-    if request is not None and body is None:
-        body = request.to_json()
     asked = None if body is None else json.loads(body)
     erased = [] if content or asked is None else [p for p in ERASED if _erase(asked, p)]
-    return {
-        **_head("decision", now),
-        "decision_id": decision.decision_id,
-        "outcome": decision.outcome,
-        "reasons": list(decision.reasons),
-        "failure": decision.failure,
-        "obligations": [o.type for o in decision.obligations],
-        "policy_revision": decision.policy_revision,
-        "pdp_decision_id": decision.pdp_decision_id,
-        "pdp": pdp,
-        "action": action,
-        "resource": resource,
-        "run_id": run_id,
-        "jti": jti,
-        "scope": None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True)),
-        "agent": list(agent),
-        "request": asked,
-        "request_digest": None if body is None else "sha256:" + hashlib.sha256(body).hexdigest(),
-        "erased": erased,
-    }
+    return _record(
+        "decision",
+        now,
+        decision_id=decision.decision_id,
+        outcome=decision.outcome,
+        reasons=decision.reasons,
+        failure=decision.failure,
+        obligations=[o.type for o in decision.obligations],
+        policy_revision=decision.policy_revision,
+        pdp_decision_id=decision.pdp_decision_id,
+        pdp=pdp,
+        action=action,
+        resource=resource,
+        run_id=run_id,
+        jti=jti,
+        scope=_named(scope),
+        agent=agent,
+        request=asked,
+        request_digest=None if body is None else "sha256:" + hashlib.sha256(body).hexdigest(),
+        erased=erased,
+    )
 
 
 def completion_record(
@@ -108,30 +101,13 @@ def completion_record(
     leaked: bool = False,
     withheld: bool = False,
 ) -> dict[str, Any]:
-    """The record of a call's end.
+    """Return the record of a call's end.
 
-    Args:
-        now: epoch seconds.
-        decision_id: of the permit.
-        call_key: the ledger's key of the call.
-        state: `done`, `failed`, `suspended` or `released`.
-        run_id: of the run.
-        output_digest: `sha256:<hex>` of what the tool returned.
-        error: type of the exception, never its text.
-        leaked: whether a live token stood in the output, and was taken out.
-        withheld: whether a part of the output could not be searched for a token, and was left out.
+    `call_key` is the ledger's key of the call; `state` is `done`, `failed`, `suspended` or `released`.
+    `output_digest` is `sha256:<hex>` of the output, `error` the exception's type, never its text. `leaked`: a live
+    token was found in the output and removed. `withheld`: a part of it could not be searched and was left out.
     """
-    return {
-        **_head("completion", now),
-        "decision_id": decision_id,
-        "call_key": call_key,
-        "state": state,
-        "run_id": run_id,
-        "output_digest": output_digest,
-        "error": error,
-        "leaked": leaked,
-        "withheld": withheld,
-    }
+    return _record("completion", **locals())
 
 
 def mint_record(
@@ -147,32 +123,12 @@ def mint_record(
     kid: str = "",
     jkt: str | None = None,
 ) -> dict[str, Any]:
-    """The record of a token that was handed to a tool; never the token.
+    """Return the record of a token that was handed to a tool; never the token.
 
-    Args:
-        now: epoch seconds.
-        decision_id: of the permit that it belongs to.
-        jti: of the token.
-        audience: its one audience.
-        expires_at: epoch seconds.
-        epoch: of the task.
-        run_id: of the run.
-        agent_id: of the acting agent.
-        kid: of the issuer's key that signed it.
-        jkt: thumbprint of the holder's key, where it is bound to one.
+    `expires_at` is in epoch seconds. `kid` is of the issuer's signing key; `jkt` is the thumbprint of the holder's
+    key, if the token is bound to one.
     """
-    return {
-        **_head("mint", now),
-        "decision_id": decision_id,
-        "jti": jti,
-        "audience": audience,
-        "expires_at": expires_at,
-        "epoch": epoch,
-        "run_id": run_id,
-        "agent_id": agent_id,
-        "kid": kid,
-        "jkt": jkt,
-    }
+    return _record("mint", **locals())
 
 
 def refused_mint_record(
@@ -187,31 +143,14 @@ def refused_mint_record(
     run_id: str = "",
     agent: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The record of a token that was asked for and not minted.
+    """Return the record of a token that was asked for and not minted.
 
-    Args:
-        now: epoch seconds.
-        decision_id: of the permit of the call that asked; empty where it was no call.
-        reason: `outside_profile`, `outside_grant`, or a stable code: `credential_unavailable` after the call's end,
-            beside it, or of another agent.
-        audience: for which it was asked, where the tool's profile names it.
-        asked_digest: `sha256:<hex>` of what was asked for otherwise: text of whoever asked, and maybe a secret.
-        tool: its name; empty where no tool asked.
-        epoch: of the task.
-        run_id: of the run.
-        agent: path from the root agent.
+    `reason` is `outside_profile`, `outside_grant` or a stable code: `credential_unavailable` after the call's end,
+    outside any call, or in another agent's. `audience` is the requested one if the tool's profile names it;
+    otherwise `asked_digest` is its `sha256:<hex>`, since the text is the caller's and may be a secret. Outside a
+    call, `tool` and `decision_id` are empty.
     """
-    return {
-        **_head("mint_refused", now),
-        "decision_id": decision_id,
-        "reason": reason,
-        "audience": audience,
-        "asked_digest": asked_digest,
-        "tool": tool,
-        "epoch": epoch,
-        "run_id": run_id,
-        "agent": list(agent),
-    }
+    return _record("mint_refused", **locals())
 
 
 def run_record(
@@ -225,43 +164,25 @@ def run_record(
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The record of something that happened to a run.
+    """Return the record of an event of a run.
 
-    Args:
-        now: epoch seconds.
-        event: `started`, `resumed`, `corrected`, `suspended`, `ended`, `revoked`, `reinstated`, …
-        run_id: of the run.
-        jti: of the lease.
-        epoch: of the task, after the event.
-        scope: whose thread: tenant, issuer, graph, thread.
-        agent: path from the root agent.
-        detail: JSON values; codes and digests rather than texts.
+    `event` is `started`, `resumed`, `corrected`, `ended`, `revoked`, … and `epoch` the one after it. `detail` holds JSON values, codes and digests rather than texts.
     """
-    return {
-        **_head("run", now),
-        "event": event,
-        "run_id": run_id,
-        "jti": jti,
-        "epoch": epoch,
-        "scope": None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True)),
-        "agent": list(agent),
-        "detail": dict(detail or {}),
-    }
+    return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 
 
 def observation_record(*, now: float, what: str, name: str) -> dict[str, Any]:
-    """The record of something that ran outside the gates, and was not decided.
-
-    Args:
-        now: epoch seconds.
-        what: `tool`, `model`, `graph` or `chain`.
-        name: its own name, at most 128 characters of it.
-    """
-    return {**_head("observation", now), "what": what, "name": name[:MAX_NAME]}
+    """Return the record of a `tool`, `model`, `graph` or `chain` that ran outside every enforcement point."""
+    return _record("observation", now, what=what, name=name[:MAX_NAME])
 
 
-def _head(kind: str, now: float) -> dict[str, Any]:
-    return {"v": VERSION, "kind": kind, "ts": now}
+def _record(kind: str, now: float, **fields: Any) -> dict[str, Any]:
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {"v": VERSION, "kind": kind, "ts": now, **plain}
+
+
+def _named(scope: Scope | None) -> dict[str, str] | None:
+    return None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True))
 
 
 def _erase(document: dict[str, Any], pointer: str) -> bool:

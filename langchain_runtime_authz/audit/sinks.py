@@ -1,4 +1,4 @@
-"""Where records go. A sink that fails raises `AuditError`, and the step that was to be recorded is denied."""
+"""Keep audit records. If a sink fails, it raises `AuditError`, and the step to be recorded is denied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
 
@@ -26,7 +27,7 @@ __all__ = ["AuditSink", "FileSink", "MemorySink"]
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
 BLOCK: Final = 8192
-ANCHOR: Final = "ledger"  # the member of a record that holds the ledger's anchor
+ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
 
 
 @runtime_checkable
@@ -35,11 +36,11 @@ class AuditSink(Protocol):
 
     @property
     def content(self) -> bool:
-        """Whether it wants arguments, targets and task texts."""
+        """Whether records hold arguments, targets and task texts."""
         ...
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record; it is not changed. Returns when it is kept.
+        """Keep one record, without changing it, before this returns.
 
         Raises:
             AuditError: `audit_unavailable`; the caller denies.
@@ -52,7 +53,7 @@ class MemorySink:
 
     Args:
         maxlen: how many.
-        content: whether arguments, targets and task texts are kept.
+        content: whether records hold arguments, targets and task texts.
     """
 
     durable: Final = False
@@ -60,6 +61,8 @@ class MemorySink:
     def __init__(self, maxlen: int = 10_000, *, content: bool = False) -> None:
         self.content = content
         self._records: deque[dict[str, Any] | Callable[[], dict[str, Any]]] = deque(maxlen=maxlen)
+        self.defer: Callable[[Callable[[], dict[str, Any]]], None] = self._records.append
+        """Keep one record that is built when it is read, from values that do not change."""
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -70,47 +73,40 @@ class MemorySink:
         """Keep one record."""
         self._records.append(record)
 
-    def defer(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Keep one record that is built when somebody reads it, from values that do not change."""
-        self._records.append(build)
-
 
 class FileSink:
     """Appends records to a hash chain in a file (`audit.chain`).
 
-    Threads and processes may write one file, each through a sink of its own or one inherited by fork:
-    every write holds an exclusive lock and begins where the file ends. Where the operating system has
-    no `fcntl`, one process only.
+    Several threads and processes may write one file, each through its own sink or one inherited by fork. Every
+    write holds an exclusive lock and begins at the file's end. On systems without `fcntl`, use one process only.
 
-    What a writer that died left behind stays in the file and is named by a `torn` record. A file that
-    was moved away (log rotation) is followed by a new one, whose first record, `continued`, holds the
-    head of the old one; records of the newest anchor of each tenant's ledger follow. A file that became
-    shorter is refused: `chain_broken`.
+    If a writer dies, its fragment stays in the file and is named by a `torn` record. If the file is moved away (log
+    rotation), a new one follows. Its first record, `continued`, holds the old head, and the next records hold the
+    newest anchor of each tenant's ledger. If the file becomes shorter, it is refused: `chain_broken`.
 
     Args:
-        path: of the file; made with mode 0600 where there is none.
+        path: of the file; created with mode 0600 if it does not exist.
         durable: whether each record is on the disk (`fsync`) before `write` returns.
-        content: whether arguments, targets and task texts are kept.
+        content: whether records hold arguments, targets and task texts.
 
     Raises:
-        AuditError: the file can not be opened, or is not a chain.
+        AuditError: the file cannot be opened, or is not a chain.
     """
 
     def __init__(self, path: str | Path, *, durable: bool = False, content: bool = False) -> None:
-        self.path = Path(path)
-        self.durable = durable
-        self.content = content
+        self.path, self.durable, self.content = Path(path), durable, content
         self._lock = threading.Lock()
         self._fd = -1
         self._file: tuple[int, int] | None = None  # device and inode of the file written so far
-        # Size of the file after our last look, number of its next line, hash of its last. One value,
-        # so that an interrupt finds either the old or the new.
+        # Size of the file after our last look, number of its next line, hash of its last. One value, so that an
+        # interrupt finds either the old or the new.
         self._at = (0, 0, GENESIS)
         self._left: str | None = None  # head of the file that was moved away
-        self._anchors: dict[str, object] = {}  # by tenant, of the ledger, as their last records bore them
-        _after_fork(self)
-        with self._lock:
-            self._locked_do(None)
+        self._anchors: dict[str, object] = {}  # by tenant, from their last records
+        if hasattr(os, "register_at_fork"):
+            forked = weakref.WeakMethod(self._forked)
+            os.register_at_fork(after_in_child=lambda: (method := forked()) is not None and method())
+        self._write(None)
 
     @property
     def head(self) -> str:
@@ -118,20 +114,11 @@ class FileSink:
         return self._at[2]
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record.
-
-        Raises:
-            AuditError: `audit_unavailable` or `chain_broken`: do not take it for written.
-        """
-        with self._lock:
-            self._locked_do(record)
+        """Append one record. Raises `AuditError`: `audit_unavailable` or `chain_broken`."""
+        self._write(record)
 
     def anchor(self, tenant: str) -> dict[str, Any] | None:
-        """The newest anchor of a tenant's ledger in the file, as its record bears it.
-
-        Raises:
-            AuditError: `audit_unavailable`.
-        """
+        """Return the newest anchor of a tenant's ledger in the file. Raises `AuditError`."""
         try:
             with self.path.open("rb") as file:
                 return _newest_anchor(file, tenant)
@@ -143,27 +130,26 @@ class FileSink:
         with self._lock:
             self._close()
 
-    def _locked_do(self, record: Mapping[str, Any] | None) -> None:
+    def _write(self, record: Mapping[str, Any] | None) -> None:
         try:
-            self._open()
-            _acquire(self._fd)
-            try:
-                self._catch_up()
-                self._continue()
-                if record is not None:
-                    self._append(record)
-            finally:
-                _release(self._fd)
+            with self._lock:
+                self._open()
+                with _exclusive(self._fd):
+                    self._catch_up()
+                    self._continue()
+                    if record is not None:
+                        self._append(record)
         except (OSError, ValueError, TypeError, RecursionError) as exc:
-            # The type, or the system's words: an encoder's text may quote the record.
+            # An encoder's text may quote the record, so name its type only.
             why = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {why}") from None
 
     def _open(self) -> None:
         """Open the file that the path names now."""
         if self._fd >= 0:
-            if _named(self.path) == self._file:
-                return
+            with suppress(FileNotFoundError):
+                if _inode(self.path.stat()) == self._file:
+                    return
             self._close()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._fd = os.open(self.path, flags, 0o600)
@@ -171,21 +157,20 @@ class FileSink:
         if not stat.S_ISREG(opened.st_mode):
             self._close()
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name} is not a regular file")
-        file = _identity(opened)
+        file = _inode(opened)
         if self._file is not None and file != self._file:
             self._left, self._at = self.head, (0, 0, GENESIS)
         self._file = file
 
     def _catch_up(self) -> None:
-        """Learn what others wrote since our last look, and end what they left unfinished."""
+        """Read the end of the file if others wrote to it, and end their unfinished line."""
         size = os.fstat(self._fd).st_size
         if size == self._at[0]:
             return
         if size < self._at[0]:
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter")
         lines = _last_lines(self._fd, size)
-        open_end = lines[-1] != b""
-        if not open_end:
+        if not (open_end := lines[-1] != b""):
             lines.pop()
         fragments: list[str] = []
         record = None
@@ -194,7 +179,7 @@ class FileSink:
         if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
         if open_end:
-            # One byte can not be torn. Where only the newline was missing, the record is whole.
+            # One byte cannot be torn. If only the newline was missing, the record is whole.
             self._put(b"\n")
         after = GENESIS if record is None else line_hash(lines[-1])
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
@@ -219,7 +204,7 @@ class FileSink:
             self._anchors[tenant] = record[ANCHOR]
 
     def _put(self, data: bytes) -> None:
-        # What a short write leaves is a fragment; the next write will name it.
+        # A short write leaves a fragment, which the next write names.
         if os.write(self._fd, data) != len(data):
             msg = "the disk took only a part of the record"
             raise OSError(0, msg)
@@ -232,8 +217,8 @@ class FileSink:
             self._fd = -1
 
     def _forked(self) -> None:
-        # The inherited descriptor shares its lock with the parent: a file lock between the two needs
-        # one of our own. The parent's lock stays as it is when the child closes its copy.
+        # The inherited descriptor shares its lock with the parent, so the child needs its own to exclude it.
+        # The parent's lock stays as it is when the child closes its copy.
         self._lock = threading.Lock()
         self._close()
         self._at = (0, 0, GENESIS)
@@ -242,65 +227,46 @@ class FileSink:
         return f"<FileSink {self.path.name} durable={self.durable}>"
 
 
-def _after_fork(sink: FileSink) -> None:
-    if not hasattr(os, "register_at_fork"):
-        return
-    weak = weakref.ref(sink)
-
-    def forked() -> None:
-        if (alive := weak()) is not None:
-            alive._forked()  # noqa: SLF001  (its own module)
-
-    os.register_at_fork(after_in_child=forked)
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
+def _inode(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _named(path: Path) -> tuple[int, int] | None:
-    try:
-        return _identity(path.stat())
-    except FileNotFoundError:
-        return None
-
-
-def _acquire(fd: int) -> None:
-    if fcntl is None:
-        return
+@contextmanager
+def _exclusive(fd: int) -> Iterator[None]:
+    """Hold a file's lock among processes; without `fcntl` there is none."""
     until = time.monotonic() + LOCK_TIMEOUT
-    while True:
+    while fcntl is not None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
             if time.monotonic() > until:
                 raise
             time.sleep(0.0005)
-        else:
-            return
-
-
-def _release(fd: int) -> None:
-    if fcntl is not None and fd >= 0:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+    try:
+        yield
+    finally:
+        if fcntl is not None:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _last_lines(fd: int, size: int) -> list[bytes]:
-    """The end of the file, split at newlines: at least the last whole record, if there is one."""
+    """Return the end of the file, split at newlines, with at least the last whole record if there is one."""
     length = BLOCK
-    while True:
-        start = max(0, size - length)
-        lines = _read(fd, start, size).split(b"\n")
-        if start == 0:
-            return lines
-        lines = lines[1:]  # the first may have begun before
-        if len(lines) > MAX_FRAGMENTS + 2 or any(parse_line(line) for line in reversed(lines[:-1])):
-            return lines
-        length *= 4
+    with os.fdopen(fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)
+        while True:
+            start = file.seek(max(0, size - length))
+            lines = file.read(size - start).split(b"\n")
+            if start == 0:
+                return lines
+            lines = lines[1:]  # the first may begin before `start`
+            if len(lines) > MAX_FRAGMENTS + 2 or any(parse_line(line) for line in reversed(lines[:-1])):
+                return lines
+            length *= 4
 
 
 def _tenant_of(record: Mapping[str, Any]) -> str | None:
-    """Whose ledger's anchor a record bears, if any."""
+    """Return the tenant whose ledger's anchor a record holds."""
     anchor = record.get(ANCHOR)
     return str(anchor.get("tenant")) if isinstance(anchor, dict) else None
 
@@ -313,21 +279,9 @@ def _newest_anchor(file: BinaryIO, tenant: str) -> dict[str, Any] | None:
         at = len(text)
         while (at := text.rfind(mark, 0, at)) >= 0:
             start, end = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-            # A request may hold such a member too: only the record's own counts.
+            # A request may have such a member too. Only the record's own counts.
             record = parse_line(text[start : end if end >= 0 else len(text)]) or {}
             if _tenant_of(record) == tenant:
                 return dict(record[ANCHOR])
             at = start
     return None
-
-
-def _read(fd: int, start: int, end: int) -> bytes:
-    os.lseek(fd, start, os.SEEK_SET)  # writes go to the end whatever the position (O_APPEND)
-    parts = []
-    while start < end:
-        part = os.read(fd, end - start)
-        if not part:
-            break
-        parts.append(part)
-        start += len(part)
-    return b"".join(parts)

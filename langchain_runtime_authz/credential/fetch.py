@@ -9,6 +9,7 @@ a client of its own.
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import ssl
 import threading
@@ -17,14 +18,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlsplit
 
 import httpx
 
 from langchain_runtime_authz.credential.token import parse_object
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["Answer", "Fetcher", "checked_url", "is_loopback"]
+__all__ = ["Answer", "Fetcher", "basic", "checked_url", "is_loopback"]
 
 MAX_OPEN: Final = 32  # exchanges of one fetcher at the same time, blocking form
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -217,3 +218,8 @@ def checked_url(url: str, name: str) -> str:
         msg = f"`{name}` must be an https URL"
         raise ConfigError(msg)
     return url
+
+
+def basic(name: str, secret: str) -> str:
+    """Return the `Authorization` of a client with a secret (RFC 6749 §2.3.1)."""
+    return "Basic " + base64.b64encode(f"{quote_plus(name)}:{quote_plus(secret)}".encode()).decode()

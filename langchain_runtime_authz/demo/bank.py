@@ -218,13 +218,15 @@ class _Both(MemorySink):
 
     def __init__(self, log: Path | None) -> None:
         super().__init__(content=log is not None)
-        self._file = None if log is None else FileSink(log, content=True)
+        if log is None:
+            return
+        keep, file = self.defer, FileSink(log, content=True)
 
-    def defer(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Keep one record."""
-        super().defer(build)
-        if self._file is not None:
-            self._file.write(build())
+        def both(build: Callable[[], dict[str, Any]]) -> None:
+            keep(build)
+            file.write(build())
+
+        self.defer = both
 
 
 class _Stage:

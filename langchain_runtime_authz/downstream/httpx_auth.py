@@ -1,4 +1,4 @@
-"""`httpx.Auth` that sends the credential of the call under way, sync and async.
+"""Send the credential of the current call with httpx, sync and async.
 
 ```python
 bank = httpx.Client(base_url="https://bank.example", auth=CallAuth(dpop=True))  # one client, for all tools and agents
@@ -10,9 +10,8 @@ def pay(recipient: str, amount: float) -> str:
     return bank.post("/payments", json={"recipient": recipient, "amount": amount}).text
 ```
 
-The client holds no token: each request asks the call that makes it. A token goes to its own audience
-and nowhere else; a redirect that the client follows goes on without it, and so does the request
-that a response or an error keeps.
+The client holds no token: each request asks the call that makes it. A token goes to its own audience only.
+If the client follows a redirect, the token stays behind. Requests kept by responses and errors do not hold it.
 """
 
 from __future__ import annotations
@@ -22,41 +21,96 @@ import sys
 import threading
 import unicodedata
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Generator, Mapping
-from typing import Final, Literal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
-from langchain_runtime_authz.credential.ticket import CallCredential, arefused_outside, current_ticket, refused_outside
+from langchain_runtime_authz.credential.ticket import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["CallAuth", "bare", "bearing", "is_under", "origin_of"]
+__all__ = ["CallAuth", "Step", "TicketAuth", "bearing", "is_under"]
 
 MAX_ORIGINS: Final = 256  # whose last nonce is kept
 MAX_NONCE: Final = 512
 _SLASH: Final = re.compile(r"[/\\]")
-_AFTER: Final = re.compile(r"[;?#]")  # what some cut off a segment
-UNAUTHORIZED: Final = 401
+_AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
 
 
-class CallAuth(httpx.Auth):
+class Step:
+    """A call that waits, with its blocking form and its asynchronous form."""
+
+    __slots__ = ("arun", "run")
+
+    def __init__(
+        self, call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
+    ) -> None:
+        self.run, self.arun = partial(call, *args, **options), partial(acall, *args, **options)
+
+
+Flow = Generator[Step | httpx.Request, Any, Any]
+
+
+class TicketAuth(httpx.Auth):
+    """Base of the auths that ask the ticket of the current call: one flow, sync and async."""
+
+    _anonymous = False
+    _audience: Callable[[httpx.Request, Ticket], str]  # raises `CredentialError` if there is none
+    _send: Callable[[httpx.Request, str, Any, str], Flow]  # of request, origin, ticket or `None`, and audience
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """See `httpx.Auth`."""
+        flow, got = self._flow(request), None
+        with closing(flow), suppress(StopIteration):
+            while True:
+                step = flow.send(got)
+                got = step.run() if isinstance(step, Step) else (yield step)
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """See `httpx.Auth`."""
+        flow, got = self._flow(request), None
+        with closing(flow), suppress(StopIteration):
+            while True:
+                step = flow.send(got)
+                got = await step.arun() if isinstance(step, Step) else (yield step)
+
+    def _flow(self, request: httpx.Request) -> Flow:
+        origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
+        ticket, audience = current_ticket(), ""
+        if ticket is None and not self._anonymous:
+            raise (yield Step(refused_outside, arefused_outside, origin))
+        if ticket is not None:
+            try:
+                audience = self._audience(request, ticket)
+            except CredentialError as exc:  # put on record before it is raised
+                raise (yield Step(ticket.refused, ticket.arefused, exc, origin)) from None
+        try:
+            yield from self._send(request, origin, ticket, audience)
+        finally:  # responses and errors keep their request
+            if isinstance(request, _Bearing):
+                request.headers = _without_credential(request.headers)
+
+
+class CallAuth(TicketAuth):
     """Sends the per-call token for the request's audience.
 
-    The audience is the one of the call's (profile and grant) that the request's URL lies under: same
-    scheme, host and port, and its path as a prefix. For audiences that are no URLs, say where they live.
+    The request's URL must lie under one of the call's audiences (profile and grant): same scheme, host and
+    port, and the audience's path as a prefix. If an audience is not a URL, `audiences` says where it lives.
 
     Args:
-        audiences: URL → audience, for audiences that are named otherwise than their URL.
-        dpop: bind tokens to a key of their call, and prove each request (RFC 9449). A server that asks
-            for a nonce is asked once more with it.
-        outside: what a request outside any call does: `refuse` raises, `anonymous` sends it without a
-            credential (for the listing of an MCP server's tools, for one).
+        audiences: URL → audience, for audiences that are not their own URL.
+        dpop: bind tokens to a key of their call, and prove each request (RFC 9449). If a server asks for a
+            nonce, the request is sent once more with it.
+        outside: handling of a request outside any call. `refuse` raises. `anonymous` sends it without a
+            credential, for example to list an MCP server's tools.
 
     Raises:
-        ConfigError: an audience's URL is not https, nor of this machine.
+        ConfigError: an audience's URL is neither https nor on this machine.
         CredentialError: from a request: `audience`, or `credential_unavailable`.
     """
 
@@ -68,52 +122,14 @@ class CallAuth(httpx.Auth):
         outside: Literal["refuse", "anonymous"] = "refuse",
     ) -> None:
         if outside not in ("refuse", "anonymous"):
-            msg = "`outside` is `refuse` or `anonymous`"
-            raise ConfigError(msg)
+            raise ConfigError("`outside` is `refuse` or `anonymous`")
         self._named = {checked_url(url, "audiences"): audience for url, audience in (audiences or {}).items()}
-        self._dpop, self._outside = dpop, outside
+        self._dpop, self._anonymous = dpop, outside == "anonymous"
         self._nonces: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """See `httpx.Auth`."""
-        ticket = current_ticket()
-        credential = None
-        if ticket is None and self._outside == "refuse":
-            raise refused_outside(origin_of(request))
-        if ticket is not None:
-            try:
-                audience = self._audience(str(request.url), ticket.audiences)
-            except CredentialError as exc:
-                raise ticket.refused(exc, origin_of(request)) from None
-            credential = ticket.credential(audience, dpop=self._dpop)
-        try:
-            response = yield self._signed(request, credential)
-            if self._wants_nonce(request, response) and credential is not None:
-                yield self._signed(request, credential)
-        finally:
-            bare(request)
-
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """See `httpx.Auth`."""
-        ticket = current_ticket()
-        credential = None
-        if ticket is None and self._outside == "refuse":
-            raise await arefused_outside(origin_of(request))
-        if ticket is not None:
-            try:
-                audience = self._audience(str(request.url), ticket.audiences)
-            except CredentialError as exc:
-                raise await ticket.arefused(exc, origin_of(request)) from None
-            credential = await ticket.acredential(audience, dpop=self._dpop)
-        try:
-            response = yield self._signed(request, credential)
-            if self._wants_nonce(request, response) and credential is not None:
-                yield self._signed(request, credential)
-        finally:
-            bare(request)
-
-    def _audience(self, url: str, audiences: tuple[str, ...]) -> str:
+    def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
+        url, audiences = str(request.url), ticket.audiences
         parts = urlsplit(url)
         if parts.scheme != "https" and not is_loopback(parts.hostname):
             raise CredentialError(Code.AUDIENCE, "a token is not sent over plain HTTP")
@@ -121,94 +137,83 @@ class CallAuth(httpx.Auth):
         places += [(audience, audience) for audience in audiences if audience not in self._named.values()]
         under = [(len(place), audience) for place, audience in places if is_under(url, place)]
         if not under:
-            raise CredentialError(Code.AUDIENCE, f"{parts.scheme}://{parts.netloc} is none of the call's")
-        return max(under)[1]  # the longest, where one lies under another
+            raise CredentialError(Code.AUDIENCE, f"{parts.scheme}://{parts.netloc} is none of the call's audiences")
+        return max(under)[1]  # the longest, if one lies under another
 
-    def _signed(self, request: httpx.Request, credential: CallCredential | None) -> httpx.Request:
-        if credential is not None:
-            nonce = self._nonces.get(origin_of(request))
-            return bearing(request, credential.headers(request.method, str(request.url), nonce))
-        return request
+    def _send(self, request: httpx.Request, origin: str, ticket: Ticket | None, audience: str) -> Flow:
+        if ticket is None:
+            yield request
+            return
+        credential = yield Step(ticket.credential, ticket.acredential, audience, dpop=self._dpop)
+        for _ in range(2):
+            headers = credential.headers(request.method, str(request.url), self._nonces.get(origin))
+            response = yield bearing(request, headers)
+            if not self._wants_nonce(origin, response):
+                return
 
-    def _wants_nonce(self, request: httpx.Request, response: httpx.Response) -> bool:
-        """Keep the server's nonce; whether the request was refused for the lack of it."""
+    def _wants_nonce(self, origin: str, response: httpx.Response) -> bool:
+        """Keep the server's nonce, and return True if the request was refused for the lack of it."""
         nonce = response.headers.get("DPoP-Nonce")
-        # After a redirect it is somebody else's.
+        # After a redirect the nonce is another server's.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
         with self._lock:
-            self._nonces[origin_of(request)] = nonce
-            self._nonces.move_to_end(origin_of(request))
+            self._nonces[origin] = nonce
+            self._nonces.move_to_end(origin)
             while len(self._nonces) > MAX_ORIGINS:
                 self._nonces.popitem(last=False)
         challenge = response.headers.get("WWW-Authenticate", "")
-        return response.status_code == UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
-
-    def __repr__(self) -> str:
-        return f"<CallAuth dpop={self._dpop}>"
+        return response.status_code == httpx.codes.UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
 
 
 class _Bearing(httpx.Request):
-    """A request whose credential is left behind where a client makes a redirect of it.
+    """A request that hides its credential from the code that turns it into a redirect.
 
-    Everybody else (transports, instrumentation that copies or replaces headers) sees all of them.
+    Transports and instrumentation, which may copy or replace the headers, see all of them.
     """
 
     @property
     def headers(self) -> httpx.Headers:
         headers: httpx.Headers = self.__dict__["headers"]
-        if sys._getframe(1).f_code is not _REDIRECT:  # noqa: SLF001
-            return headers
-        return httpx.Headers([(k, v) for k, v in headers.raw if k.lower() not in _CREDENTIAL])
+        return _without_credential(headers) if sys._getframe(1).f_code is _REDIRECT else headers  # noqa: SLF001
 
     @headers.setter
     def headers(self, value: httpx.Headers) -> None:
         self.__dict__["headers"] = value
 
 
-# Both clients copy a request's headers here, and keep `Authorization` within one origin and `DPoP` everywhere.
-# An `Auth` is not asked again for a redirect, and is not told whether the client follows any.
+# Both clients copy a request's headers here. They keep `Authorization` within one origin and `DPoP` everywhere.
+# httpx neither asks an `Auth` again for a redirect nor tells it that one is followed.
 _REDIRECT: Final = httpx.Client._redirect_headers.__code__  # noqa: SLF001
-_CREDENTIAL: Final = (b"authorization", b"dpop")
+
+
+def _without_credential(headers: httpx.Headers) -> httpx.Headers:
+    return httpx.Headers([(k, v) for k, v in headers.raw if k.lower() not in (b"authorization", b"dpop")])
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
-    """`request` with the headers of a credential, which a redirect does not inherit.
+    """Add a credential's headers to a request, such that a redirect does not inherit them.
 
-    An audience may be a path of its origin, and what lies beside it is another service.
+    An audience may be a path of its origin, and the other paths belong to other services.
     """
     request.headers.update(credential)
     request.__class__ = _Bearing
     return request
 
 
-def bare(request: httpx.Request) -> None:
-    """Take the credential off a request that was sent: its response and its errors keep it, and are kept themselves."""
-    if isinstance(request, _Bearing):
-        request.headers = httpx.Headers([(k, v) for k, v in request.headers.raw if k.lower() not in _CREDENTIAL])
-
-
-def origin_of(request: httpx.Request) -> str:
-    """Scheme and authority of where a request goes."""
-    return f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
-
-
 def is_under(url: str, place: str) -> bool:
-    """Whether `url` is `place`, or lies below it; what is no URL has nothing below it."""
+    """Return True if `url` is `place` or lies below it; False if either is not a URL."""
     target, root = normal_target(url), normal_target(place)
-    if target is None or root is None:
-        return False
-    if not _is_plain(urlsplit(target).path):
+    if target is None or root is None or not _is_plain(urlsplit(target).path):
         return False
     return target == root or target.startswith(root if root.endswith("/") else root + "/")
 
 
 def _is_plain(path: str) -> bool:
-    """Whether every server reads the same path in it, and nothing in it leads up.
+    """Return True if every server reads the same path, and no part of it leads up.
 
-    They differ in how often they decode, what they make of broken or overlong UTF-8, of backslashes, parameters and
-    compatibility characters, and in which of that comes before dot segments are resolved. What any of them may
-    resolve might lead out again of where it seems to lie.
+    Servers differ in how often they decode, and in how they treat broken or overlong UTF-8, backslashes, parameters
+    and compatibility characters. Some resolve dot segments first, some last.
     """
     try:
         read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))

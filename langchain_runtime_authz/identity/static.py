@@ -1,38 +1,51 @@
-"""Names that this process gives its own agents; nobody vouches for them."""
+"""Name agents by their path in this process, without an attestation."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["StaticIdentity"]
+__all__ = ["Identity", "StaticIdentity"]
 
 BASE: Final = "urn:langchain-runtime-authz:agent"
 
 
+@runtime_checkable
+class Identity(Protocol):
+    """Names agents. It is asked on the hot path, so it is pure unless it is attested."""
+
+    @property
+    def attested(self) -> bool:
+        """Whether a party outside this process vouches for the name."""
+        ...
+
+    def agent_id(self, path: tuple[str, ...]) -> str:
+        """Return the id of the agent at `path`, root first. Two paths never share one."""
+        ...
+
+
 class StaticIdentity:
-    """Ids `<base>:<path joined by />`, percent-encoded (RFC 3986 §2.1), so that no two paths share one.
+    """Ids `<base>:<path joined by />`, percent-encoded (RFC 3986 §2.1) so that no two paths share one.
 
     Args:
-        base: what the ids begin with: a URN (RFC 8141) of your own.
+        base: the start of each id: a URN (RFC 8141) of your own.
 
     Raises:
-        ConfigError: `base` is empty or a SPIFFE id: those come from an attestation.
+        ConfigError: `base` is empty or a SPIFFE id, which needs an attestation.
     """
 
     attested = False
 
     def __init__(self, base: str = BASE) -> None:
         if not isinstance(base, str) or not base or base.lower().startswith("spiffe:"):
-            msg = "`base` must be a URN of your own; a SPIFFE id needs an attested identity"
-            raise ConfigError(msg)
+            raise ConfigError("`base` must be a URN of your own; a SPIFFE id needs an attested identity")
         self.base = base
 
     def agent_id(self, path: tuple[str, ...]) -> str:
-        """The id of the agent at `path`, root first."""
+        """Return the id of the agent at `path`, root first."""
         return f"{self.base}:{_joined(path)}" if path else self.base
 
 

@@ -1,18 +1,17 @@
-"""Where the subject of a run comes from, for `RuntimeAuthz(subject_from=...)`.
+"""Find the subject of a run, for `RuntimeAuthz(subject_from=...)`.
 
 - `platform_user`: LangGraph Platform's authenticated user.
-- `BearerSubject`: the bearer token of the request under way, verified.
+- `BearerSubject`: the verified bearer token of the current request.
 - an explicit argument: `authz.run(subject=oidc.verify(token))`.
 
-What a client writes into `configurable` or metadata is nobody's identity: it is ignored, and
-`claimed_identities` names it for the audit log.
+Names that a client writes into `configurable` or metadata are not identities. They are ignored, and
+`claimed_identities` lists them for the audit log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.authzen import Subject
@@ -25,35 +24,19 @@ __all__ = ["BearerSubject", "claimed_identities", "platform_user"]
 
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
-# What clients and examples put beside a call to say who calls.
-CLAIMS: Final = (
-    PLATFORM_USER,
-    "langgraph_auth_user_id",
-    "user_id",
-    "user",
-    "username",
-    "user_name",
-    "userid",
-    "subject",
-    "sub",
-    "email",
-    "identity",
-    "principal",
-    "actor",
-    "role",
-    "roles",
-    "x-user-id",
-    "x-forwarded-user",
+# Names under which clients and examples say who calls.
+CLAIMS: Final = frozenset(
+    f"{PLATFORM_USER} {PLATFORM_USER}_id user_id user username user_name userid subject sub email identity principal "
+    "actor role roles x-user-id x-forwarded-user".split()
 )
 _PLAIN: Final = (Mapping, list, tuple, set, str, bytes, int, float)
 
 
 def platform_user(config: Mapping[str, Any]) -> Subject | None:
-    """The user whom LangGraph Platform's own authentication put beside the run, as `runtime.server_info.user`.
+    """Return the user whom LangGraph Platform authenticated for the run, as in `runtime.server_info.user`.
 
-    Only the server's object counts: one with `is_authenticated` and `identity`, which no JSON makes. A
-    plain mapping or text of the same name came from the client. A cron job's run is a `service`, though
-    it bears the name of who made the job.
+    Only the server's object counts, with `is_authenticated` and `identity`: JSON cannot hold one. A mapping or text
+    of the same name came from the client. A cron job's run is a `service` under its creator's name.
     """
     configurable = _part(config, "configurable")
     user = configurable.get(PLATFORM_USER)
@@ -63,7 +46,7 @@ def platform_user(config: Mapping[str, Any]) -> Subject | None:
     if not isinstance(identity, str) or not identity:
         return None
     places = (configurable, _part(config, "metadata"))
-    # A client can say of itself that it is a cron job: that only takes authority, for four eyes go by the name.
+    # A client may call itself a cron job. That only removes authority, since four-eyes rules compare the name.
     cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
     if cron is not None:
         return Subject(type="service", id=identity, properties={"cron": cron})
@@ -71,17 +54,13 @@ def platform_user(config: Mapping[str, Any]) -> Subject | None:
 
 
 def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]:
-    """Names, like `configurable.user_id`, under which a config says that somebody else than `subject` calls.
-
-    The names only: the values are the client's.
-    """
-    found = []
-    for place in ("configurable", "metadata"):
-        part = _part(config, place)
-        for key, value in part.items():
-            if isinstance(key, str) and key.lower() in CLAIMS and not _same(value, subject):
-                found.append(f"{place}.{key}")
-    return sorted(found)
+    """Return the places, like `configurable.user_id`, where a config names another caller than `subject`."""
+    return sorted(
+        f"{place}.{key}"
+        for place in ("configurable", "metadata")
+        for key, value in _part(config, place).items()
+        if isinstance(key, str) and key.lower() in CLAIMS and not _same(value, subject)
+    )
 
 
 def _same(value: object, subject: Subject) -> bool:
@@ -98,7 +77,7 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
 
 
 class BearerSubject:
-    """Who calls, by the bearer token (RFC 6750) of the request under way.
+    """Takes the subject from the bearer token (RFC 6750) of the current request.
 
     ```python
     caller = BearerSubject(OidcVerifier("https://idp.example", audience="https://agent.example"))
@@ -108,7 +87,7 @@ class BearerSubject:
         await graph.ainvoke(...)
     ```
 
-    The token itself goes no further than `presented`: not into a config, which LangGraph keeps.
+    The token stays in `presented`. It never reaches a config, which LangGraph stores.
     """
 
     def __init__(self, verifier: OidcVerifier) -> None:
@@ -116,14 +95,14 @@ class BearerSubject:
         self._subject: ContextVar[Subject | None] = ContextVar("runtime_authz_caller", default=None)
 
     def __call__(self, config: Mapping[str, Any]) -> Subject | None:
-        """`subject_from`: the caller of the request under way; nobody outside one."""
+        """Return the caller of the current request; `None` outside one."""
         return self._subject.get()
 
     def presented(self, authorization: str | None) -> _Presented:
-        """The request that bears an `Authorization` header, for `with` or `async with`; gives the subject.
+        """Return the scope of a request with an `Authorization` header; entering it gives the subject.
 
         Raises:
-            AuthzError: on the way in: `identity_invalid` or `identity_unavailable`.
+            AuthzError: on entering: `identity_invalid` or `identity_unavailable`.
         """
         return _Presented(self._verifier, self._subject, authorization)
 
@@ -131,12 +110,7 @@ class BearerSubject:
 class _Presented:
     __slots__ = ("_authorization", "_previous", "_subject", "_verifier")
 
-    def __init__(
-        self,
-        verifier: OidcVerifier,
-        subject: ContextVar[Subject | None],
-        authorization: str | None,
-    ) -> None:
+    def __init__(self, verifier: OidcVerifier, subject: ContextVar[Subject | None], authorization: str | None) -> None:
         self._verifier, self._subject, self._authorization = verifier, subject, authorization
         self._previous: Subject | None = None
 
@@ -146,16 +120,11 @@ class _Presented:
     async def __aenter__(self) -> Subject:
         return self._set(await self._verifier.averify(self._token()))
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._subject.set(self._previous)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, exc, tb)
+    async def __aexit__(self, *exc: object) -> None:
+        self._subject.set(self._previous)
 
     def _set(self, subject: Subject) -> Subject:
         self._previous = self._subject.get()
@@ -166,8 +135,5 @@ class _Presented:
         scheme, _, token = (self._authorization or "").partition(" ")
         self._authorization = None
         if scheme.lower() != "bearer" or not token.strip():
-            raise AuthzError(Code.IDENTITY_INVALID, "the request bears no bearer token")
+            raise AuthzError(Code.IDENTITY_INVALID, "the request has no bearer token")
         return token.strip()
-
-    def __repr__(self) -> str:
-        return "<presented>"

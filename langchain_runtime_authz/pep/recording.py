@@ -69,7 +69,6 @@ def step_record(
         pdp=pdp,
         action=action,
         resource=resource,
-        request=None,  # its JSON says all, and a record that is kept should keep no more
         body=body,
         run_id=run.run_id,
         jti=run.jti,

@@ -1,4 +1,4 @@
-"""What a server remembers of DPoP proofs (RFC 9449): which were used, and which nonce is current.
+"""Verify DPoP proofs (RFC 9449) once each, with or without server nonces.
 
 ```python
 proofs = ProofVerifier(origin="https://bank.example", nonces=Nonces())
@@ -30,33 +30,31 @@ NONCE_AGE: Final = 300  # seconds
 
 
 class Replays(Protocol):
-    """Which proofs were used. A service of several processes needs one that they share."""
+    """Remembers used proofs. A service of several processes needs one that they share."""
 
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
-        """Whether `proof_id` is seen for the first time; it is remembered up to and at `until` (epoch seconds).
+        """Return True if `proof_id` is new, and remember it up to and including `until` (epoch seconds).
 
-        Two calls with one id must not both be told `True`. Raises where it can not tell, and may raise `proof_limit`
-        where `key` (thumbprint of the holder's key, of which the id is unique by itself) is used too often.
+        Of two calls with one id, only one may get True. Raise if the answer is unknown. Raise `proof_limit` if `key`,
+        the thumbprint of the holder's key, is used too often; the id is unique without it.
         """
         ...
 
 
 class MemoryReplays:
-    """Used proofs in this process's memory.
+    """Remembers used proofs in this process.
 
     Args:
-        max_entries: remembered at once. Where more are still valid, a new proof is refused rather
-            than an old one forgotten.
-        max_per_key: of one holder's key; a hundredth of `max_entries` by default. `CallAuth` makes a key for each call,
-            so that it bounds the requests of one call in `max_age` seconds, and whoever wants to fill the
-            memory of all others needs a hundred permitted calls, each minted and on record.
+        max_entries: remembered at once. If more are still valid, a new proof is refused; no valid one is forgotten.
+        max_per_key: of one holder's key; by default a hundredth of `max_entries`. `CallAuth` makes a key for each
+            call, so this bounds one call's requests in `max_age` seconds. An attacker needs a hundred permitted
+            calls, each minted and on record, to fill the memory of all others.
     """
 
     def __init__(self, max_entries: int = MAX_REPLAYS, max_per_key: int | None = None) -> None:
         each = max(1, max_entries // 100) if max_per_key is None else max_per_key
         if max_entries < 1 or not 1 <= each <= max_entries:
-            msg = "`max_entries` must be positive, and `max_per_key` between 1 and that"
-            raise ConfigError(msg)
+            raise ConfigError("`max_entries` must be positive, and `max_per_key` between 1 and that")
         self._max, self._max_per_key = max_entries, each
         self._lock = threading.Lock()
         self._seen: OrderedDict[str, tuple[float, str]] = OrderedDict()
@@ -68,10 +66,10 @@ class MemoryReplays:
             known = self._seen.get(proof_id)
             if known is not None and now <= known[0]:
                 return False
-            # All live equally long, so that the oldest come first.
+            # All entries live equally long, so the oldest come first.
             while self._seen and next(iter(self._seen.values()))[0] < now:
                 self._forget(next(iter(self._seen)))
-            # Its own bound first: one holder must not be able to refuse the others.
+            # Check the key's own bound first: one holder must not get the others refused.
             if self._of_key.get(key, 0) >= self._max_per_key:
                 raise CredentialError(Code.PROOF_LIMIT)
             if len(self._seen) >= self._max:
@@ -90,7 +88,7 @@ class MemoryReplays:
 
 
 class Nonces:
-    """Server nonces (§8, §9) without memory: a time and its HMAC.
+    """Makes server nonces (§8, §9) that need no memory: a time and its HMAC.
 
     Args:
         secret: 32 bytes or more, the same in all processes of a service; random by default.
@@ -99,17 +97,16 @@ class Nonces:
 
     def __init__(self, secret: bytes | None = None, max_age: int = NONCE_AGE) -> None:
         if (secret is not None and len(secret) < hashlib.sha256().digest_size) or max_age < 1:
-            msg = "`secret` must have 32 bytes or more, and `max_age` be positive"
-            raise ConfigError(msg)
+            raise ConfigError("`secret` must have 32 bytes or more, and `max_age` be positive")
         self._secret = secrets.token_bytes(32) if secret is None else secret
         self._max_age = max_age
 
     def issue(self, now: float) -> str:
-        """The nonce to send as `DPoP-Nonce`."""
+        """Return the nonce to send as `DPoP-Nonce`."""
         return self._of(int(now))
 
     def accepts(self, nonce: str | None, now: float) -> bool:
-        """Whether `nonce` was issued here, and lately."""
+        """Return True if `nonce` was issued here in the last `max_age` seconds."""
         if nonce is None:
             return False
         try:
@@ -123,24 +120,18 @@ class Nonces:
         stamp = struct.pack(">q", made)
         return base64.urlsafe_b64encode(stamp + hmac.digest(self._secret, stamp, "sha256")[:16]).decode()
 
-    def __repr__(self) -> str:
-        return f"<Nonces max_age={self._max_age}>"
-
 
 class ProofVerifier:
-    """Believes a DPoP proof once.
+    """Accepts each DPoP proof once.
 
     Args:
         origin: scheme and authority of the service as its clients know it. A proof is compared with
-            this, never with a `Host` header, which whoever sends the request may choose.
-        nonces: where a proof must hold a nonce of this server; without, its `iat` bounds its age.
-        replays: which proofs were used.
+            this, never with a `Host` header, which the sender chooses.
+        nonces: if given, a proof must hold one of its nonces; without it, `iat` bounds the proof's age.
+        replays: remembers used proofs.
         max_age: seconds for which a proof is accepted, at most 300.
         algorithms: allow-list.
         clock: epoch seconds.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(
@@ -155,29 +146,23 @@ class ProofVerifier:
     ) -> None:
         target = normal_target(origin)
         if target is None or not target.endswith("/") or target.count("/") != 3:  # noqa: PLR2004  (scheme://host/)
-            msg = "`origin` must be scheme and authority, such as https://bank.example"
-            raise ConfigError(msg)
+            raise ConfigError("`origin` must be scheme and authority, such as https://bank.example")
         if not 0 < max_age <= NONCE_AGE or not set(algorithms) <= set(ALGORITHMS) or not algorithms:
             msg = f"`max_age` must be between 1 and {NONCE_AGE}, `algorithms` some of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
         self.algorithms = tuple(algorithms)
-        self._origin = target.removesuffix("/")
+        self.origin = target.removesuffix("/")
         self._nonces, self._max_age, self._clock = nonces, max_age, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
-    @property
-    def origin(self) -> str:
-        """Scheme and authority of the service, normalised."""
-        return self._origin
-
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
-        """Believe `proof` for one request, with the token and its `cnf.jkt`. The second time it is refused.
+        """Return the proof of one request, checked against the token and its `cnf.jkt`. Refuse it the second time.
 
         Raises:
             CredentialError: `proof_invalid`, `proof_nonce`, `proof_replayed`, `proof_limit`, or `status_unavailable`
-                where the store of used proofs fails.
+                if the store of used proofs fails.
         """
-        # A request target may be anything (RFC 9112 §3.2); without the slash it would be the end of another host's name.
+        # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
         now = self._clock()
@@ -185,7 +170,7 @@ class ProofVerifier:
         found = read_proof(
             proof,
             htm=method,
-            htu=self._origin + path,
+            htu=self.origin + path,
             token=token,
             jkt=jkt,
             now=now,
@@ -193,21 +178,19 @@ class ProofVerifier:
             algorithms=self.algorithms,
             is_nonce=(lambda _: True) if nonces is None else (lambda nonce: nonces.accepts(nonce, now)),
         )
-        # Last, so that only the holder of the key can fill the store. By key, so that nobody can use
-        # up another's id.
+        # Last, so that only the holder of the key can fill the store. The key is part of the id, so that nobody
+        # can use up another holder's.
         proof_id = hashlib.sha256(f"{found.jkt} {found.jti}".encode("utf-8", "surrogatepass")).hexdigest()
-        if not self._is_first(found.jkt, proof_id, now):
-            raise CredentialError(Code.PROOF_REPLAYED)
-        return found
-
-    def nonce(self) -> str | None:
-        """What to send as `DPoP-Nonce`; `None` where proofs need none."""
-        return None if self._nonces is None else self._nonces.issue(self._clock())
-
-    def _is_first(self, key: str, proof_id: str, now: float) -> bool:
         try:
-            return self._replays.first(key, proof_id, now + self._max_age + LEEWAY, now)
+            first = self._replays.first(found.jkt, proof_id, now + self._max_age + LEEWAY, now)
         except CredentialError:
             raise
         except Exception as exc:
             raise CredentialError(Code.STATUS_UNAVAILABLE, f"used proofs: {type(exc).__name__}") from exc
+        if not first:
+            raise CredentialError(Code.PROOF_REPLAYED)
+        return found
+
+    def nonce(self) -> str | None:
+        """Return the `DPoP-Nonce` to send; `None` if proofs need none."""
+        return None if self._nonces is None else self._nonces.issue(self._clock())

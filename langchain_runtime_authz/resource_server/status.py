@@ -1,10 +1,10 @@
-"""Whether a token still lives: asked of the ledger, asked over HTTP, or not asked at all.
+"""Find out whether a token is still live: ask the ledger, ask over HTTP, or ask nobody.
 
-| | a correction, the end of a call or run, a revocation or a withdrawn key reaches the service |
+| status | when a correction, the end of a call or run, a revocation or a withdrawn key reaches the service |
 |---|---|
 | `LedgerStatus` | at once |
 | `introspection.Introspection` | at once |
-| `Offline` | when the token expires: `exp` and the leeway, at most 65 seconds; keys: `jwks.JwksClient` |
+| `Offline` | when the token expires: `exp` and the leeway, at most 65 seconds; keys: see `jwks.JwksClient` |
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["LedgerStatus", "Offline", "Status"]
 
 @runtime_checkable
 class Status(Protocol):
-    """Who knows whether a token lives."""
+    """Knows whether a token is live."""
 
     @property
     def window(self) -> int:
@@ -30,7 +30,7 @@ class Status(Protocol):
         ...
 
     async def status(self, credential: Credential) -> str:
-        """`live`, or any other word. Raising counts as not knowing, and the token is refused."""
+        """Return `live`, or any other word. If this raises, the token is refused."""
         ...
 
 
@@ -39,7 +39,7 @@ class LedgerStatus:
 
     Args:
         ledger: the one in which the calls are claimed.
-        kill_switch: while it is engaged no token lives.
+        kill_switch: while it is engaged, no token is live.
     """
 
     window: Final = 0
@@ -49,25 +49,18 @@ class LedgerStatus:
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
-        if self._kill_switch is not None and self._kill_switch.engaged:
-            return "revoked"
         scope = key_scope(credential.tenant, credential.issuer, credential.kid)
-        if (await self._ledger.aload(scope, Query())).revoked:
+        killed = self._kill_switch is not None and self._kill_switch.engaged
+        if killed or (await self._ledger.aload(scope, Query())).revoked:
             return "revoked"
         return await self._ledger.astatus(credential.tenant, credential.jti)
 
-    def __repr__(self) -> str:
-        return "<LedgerStatus>"
-
 
 class Offline:
-    """Asks nobody. A token lives until it expires: what happens to its call meanwhile is not seen."""
+    """Asks nobody. A token is accepted until it expires, even if its call ends before."""
 
     window: Final = MAX_TTL + MAX_LEEWAY
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""
         return "live"
-
-    def __repr__(self) -> str:
-        return f"<Offline window={self.window}>"

@@ -24,7 +24,6 @@ from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT
-from langchain_runtime_authz.downstream.mcp import ProtectedMcp
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
@@ -33,6 +32,7 @@ from langchain_runtime_authz.resource_server.introspection import (
     IntrospectionClient,
     IntrospectionEndpoint,
 )
+from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
 SECRET = "a secret of a service"

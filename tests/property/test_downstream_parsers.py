@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.credential.dpop import normal_target, read_proof
+from langchain_runtime_authz.credential.fetch import basic
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import PRIVATE_MEMBERS
@@ -25,7 +26,7 @@ from langchain_runtime_authz.downstream.httpx_auth import is_under
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
-from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint, basic
+from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint
 from langchain_runtime_authz.resource_server.status import Offline
 from tests.unit_tests.tokens import BANK
 

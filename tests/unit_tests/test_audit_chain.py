@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,8 +41,8 @@ from langchain_runtime_authz.authzen import (
     deny,
 )
 from langchain_runtime_authz.errors import AuditError, ConfigError
-from langchain_runtime_authz.identity.base import Identity
-from langchain_runtime_authz.identity.static import StaticIdentity
+from langchain_runtime_authz.identity.static import Identity, StaticIdentity
+from langchain_runtime_authz.pep.engine import Record
 
 NASTY = 'x"\n\r\u2028\u0085\x00\ud800\\","prev":"0"}\n{"seq":0}'
 
@@ -79,7 +80,7 @@ def a_record(request: EvaluationRequest | None, **changes: Any) -> dict[str, Any
         "action": "tools/call",
         "resource": "pay",
     }
-    return decision_record(request=request, **{**fields, **changes})
+    return decision_record(body=request.to_json() if request else None, **{**fields, **changes})
 
 
 def test_a_decision_record_says_what_was_decided_and_by_whom() -> None:
@@ -162,6 +163,26 @@ def test_memory_keeps_the_last() -> None:
         sink.write({"n": n})
     assert sink.records == [{"n": 1}, {"n": 2}]
     assert (sink.content, sink.durable) == (False, False)
+
+
+def test_memory_builds_a_record_when_it_is_read() -> None:
+    """A permitted call's two records cost it four Python calls at most, and hold what they would have held at once."""
+    sink, body = MemorySink(), a_request().to_json()
+    engine: Any = SimpleNamespace(audit=sink)
+    written: list[dict[str, Any]] = [
+        {"now": 5.0, "decision": PERMIT, "pdp": "wasm", "action": "tools/call", "resource": "pay", "body": body},
+        {"now": 6.0, "decision_id": "d-1", "call_key": "k", "state": "done"},
+    ]
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, arg: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        for build, fields in zip((decision_record, completion_record), written):
+            effect, *arguments = Record(build, **fields)
+            effect.do(engine, *arguments)
+    finally:
+        sys.setprofile(None)
+    assert len(calls) <= 4, calls
+    assert sink.records == [decision_record(**written[0]), completion_record(**written[1])]
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
+import langchain_runtime_authz
 from langchain_runtime_authz.credential.dpop import ProofKey
+from langchain_runtime_authz.credential.fetch import basic
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.mcp import ProtectedMcp
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
@@ -30,8 +33,8 @@ from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
     IntrospectionClient,
     IntrospectionEndpoint,
-    basic,
 )
+from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline, Status
 from tests.unit_tests.tokens import BANK, a_request
 
@@ -626,3 +629,21 @@ def test_a_public_url_is_the_services_own(url: str) -> None:
         server(public_url=url)
     with pytest.raises(ConfigError, match="public_url"):
         server(public_url=f"{BANK}/api", proofs=None)
+
+
+def test_a_service_loads_no_agent_framework() -> None:
+    """Each module alone, whatever the root package imports: neither LangChain nor LangGraph, nor the client side."""
+    folder = Path(langchain_runtime_authz.__file__).parent
+    code = """
+import importlib, sys, types
+root = sys.modules["langchain_runtime_authz"] = types.ModuleType("langchain_runtime_authz")
+root.__path__ = [sys.argv[1]]
+for name in sys.argv[2:]:
+    importlib.import_module(f"langchain_runtime_authz.resource_server.{name}")
+    tops = {m.partition(".")[0] for m in sys.modules}
+    print(name, [t for t in sorted(tops) if t.startswith(("langchain", "langgraph"))])
+print([m for m in sys.modules if m.startswith("langchain_runtime_authz.downstream")])
+"""
+    modules = sorted(path.stem for path in (folder / "resource_server").glob("[!_]*.py"))
+    done = subprocess.run([sys.executable, "-c", code, str(folder), *modules], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [*(f"{name} ['langchain_runtime_authz']" for name in modules), "[]"]

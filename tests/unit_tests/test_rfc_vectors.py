@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from langchain_runtime_authz.credential.fetch import basic
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.resource_server.introspection import basic
 
 JOE = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
 
