@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["Answer", "Fetcher", "checked_url", "is_loopback"]

@@ -14,7 +14,7 @@ from typing import Final, Self, get_args
 
 from langchain_runtime_authz.credential.keyring import CACHE_AGE, Held, KeyInfo, KeyRing, KeyState, hold, like
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, SigningKey
-from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.fork import file_lock
 

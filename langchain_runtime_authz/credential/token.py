@@ -18,11 +18,12 @@ from typing import Annotated, Any, Final, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, Subject, strict_json
+from langchain_runtime_authz.authzen import MAX_DEPTH, Subject
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
 
-__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of", "parse_object"]
+__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of"]
 
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing; ours alone, no other JWT passes for it
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"  # RFC 9396 §2: `type` of authorization_details
@@ -308,23 +309,6 @@ def frozen(value: Any, depth: int = 0) -> Any:
         return MappingProxyType({k: frozen(v, depth + 1) for k, v in value.items()})
     if isinstance(value, list | tuple):
         return tuple(frozen(v, depth + 1) for v in value)
-    return value
-
-
-def parse_object(data: str | bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8, with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
-
-    Raises:
-        ValueError: anything else, nesting too deep for the parser included.
-    """
-    try:
-        value = strict_json(data)
-    except RecursionError:
-        msg = "nested too deeply"
-        raise ValueError(msg) from None
-    if not isinstance(value, dict):
-        msg = "not an object"
-        raise ValueError(msg)  # noqa: TRY004  (one exception for every way of being wrong)
     return value
 
 

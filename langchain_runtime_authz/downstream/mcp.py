@@ -33,7 +33,7 @@ import httpx
 
 from langchain_runtime_authz.credential.fetch import checked_url
 from langchain_runtime_authz.credential.ticket import acurrent_credential
-from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.resource_server._asgi import App, Receive, Scope, Send, read_body
