@@ -12,19 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
-from langchain_runtime_authz.credential.token import (
-    APPROVAL,
-    APPROVAL_TYP,
-    AUDIENCE,
-    EXPIRES_AT,
-    ISSUED_AT,
-    ISSUER,
-    SUBJECT,
-    TENANT,
-    TOKEN_ID,
-)
+from langchain_runtime_authz.credential.token import APPROVAL_TYP
 from langchain_runtime_authz.credential.verifier import MAX_LEEWAY, KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -33,6 +24,7 @@ __all__ = ["Approvers", "Question", "Statement", "sign_statement"]
 MAX_LIFE: Final = 300  # seconds for which a statement may be presented
 HERE: Final = "urn:langchain-runtime-authz:approvals"  # `iss` of statements that `Approvers` signs
 _CODE: Final = Code.APPROVAL_STATEMENT
+_STATED: Final = ("id", "graph", "thread", "epoch", "tool", "args_digest")
 
 Verdict = Literal["approve", "deny"]
 
@@ -86,14 +78,14 @@ def sign_statement(
     """
     at = int(time.time() if now is None else now)
     claims = {
-        ISSUER: approver if issuer is None else issuer,
-        SUBJECT: approver,
-        AUDIENCE: question.issuer,
-        ISSUED_AT: at,
-        EXPIRES_AT: at + expires_in,
-        TOKEN_ID: jti,
-        TENANT: question.tenant,
-        APPROVAL: _about(question, verdict),
+        names.ISSUER: approver if issuer is None else issuer,
+        names.SUBJECT: approver,
+        names.AUDIENCE: question.issuer,
+        names.ISSUED_AT: at,
+        names.EXPIRES_AT: at + expires_in,
+        names.TOKEN_ID: jti,
+        names.TENANT: question.tenant,
+        names.APPROVAL: _about(question, verdict),
     }
     return sign_compact({"typ": APPROVAL_TYP, "alg": signer.alg, "kid": signer.kid}, claims, signer)
 
@@ -116,8 +108,8 @@ class Approvers:
         *,
         services: Mapping[str, KeySet | KeySource] | None = None,
     ) -> None:
-        self._people = {name: key_source(keys) for name, keys in (people or {}).items()}
-        self._services = {name: key_source(keys) for name, keys in (services or {}).items()}
+        self._people = {name: _source(keys) for name, keys in (people or {}).items()}
+        self._services = {name: _source(keys) for name, keys in (services or {}).items()}
         if not all(map(_is_user, self._people)):
             msg = "approvers are people: name each as `user:<id>`"
             raise ConfigError(msg)
@@ -150,11 +142,11 @@ class Approvers:
         return _verified(jws, await self._keys_of(jws).aget(jws.header["kid"]), question, now)
 
     def _keys_of(self, jws: Jws) -> KeySource:
-        issuer = jws.claims.get(ISSUER)
+        issuer = jws.claims.get(names.ISSUER)
         if not isinstance(issuer, str):
             refuse("its `iss` is not a string", _CODE)
         found = self._services.get(issuer)
-        if found is None and jws.claims.get(SUBJECT) == issuer:
+        if found is None and jws.claims.get(names.SUBJECT) == issuer:
             found = self._people.get(issuer)
         if found is None:
             refuse("its approver is not known", _CODE)
@@ -162,6 +154,11 @@ class Approvers:
 
     def __repr__(self) -> str:
         return f"<Approvers {len(self._people)} people, {len(self._services) - 1} services>"
+
+
+def _source(keys: KeySet | KeySource) -> KeySource:
+    malformed = isinstance(keys, Mapping) and not isinstance(keys.get("keys"), list)
+    return key_source({"keys": []} if malformed else keys)
 
 
 def _read(statement: object) -> Jws:
@@ -173,22 +170,22 @@ def _verified(jws: Jws, jwk: Mapping[str, Any] | None, question: Question, now: 
     if key is None or not is_signed(jws, key):
         refuse("it is not signed with a key of its approver", _CODE)
     claims, at = jws.claims, time.time() if now is None else now
-    issued, expires = claims.get(ISSUED_AT), claims.get(EXPIRES_AT)
+    issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
     if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
         refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
     if not issued - MAX_LEEWAY <= at < expires + MAX_LEEWAY:
         refuse("it is not valid now", _CODE)
-    about = claims.get(APPROVAL)
+    about = claims.get(names.APPROVAL)
     verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"
-    same = about == _about(question, verdict) and claims.get(TENANT) == question.tenant
-    if not same or claims.get(AUDIENCE) != question.issuer:
+    same = about == _about(question, verdict) and claims.get(names.TENANT) == question.tenant
+    if not same or claims.get(names.AUDIENCE) != question.issuer:
         refuse("it is about another question", _CODE)
-    approver, jti = claims.get(SUBJECT), claims.get(TOKEN_ID)
+    approver, jti = claims.get(names.SUBJECT), claims.get(names.TOKEN_ID)
     if not isinstance(jti, str) or not jti:
         refuse("it has no `jti`", _CODE)
     if not isinstance(approver, str) or not _is_user(approver):
         raise CredentialError(Code.APPROVAL_APPROVER, "only a user approves")
-    return Statement(approver, verdict, str(claims[ISSUER]), jti)
+    return Statement(approver, verdict, str(claims[names.ISSUER]), jti)
 
 
 def _is_user(approver: str) -> bool:
@@ -196,12 +193,4 @@ def _is_user(approver: str) -> bool:
 
 
 def _about(question: Question, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "id": question.id,
-        "decision": verdict,
-        "graph": question.graph,
-        "thread": question.thread,
-        "epoch": question.epoch,
-        "tool": question.tool,
-        "args_digest": question.args_digest,
-    }
+    return {"decision": verdict, **{name: getattr(question, name) for name in _STATED}}

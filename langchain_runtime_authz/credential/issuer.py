@@ -11,21 +11,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
 
+from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import Signer, SigningKey
 from langchain_runtime_authz.credential.token import (
-    ACTOR,
-    AUTHORIZATION_DETAILS,
-    CLIENT_ID,
-    CONFIRMATION,
     MAX_TOKEN,
     MAX_TTL,
-    SUBJECT,
-    SUBJECT_TYPE,
-    TASK,
-    TOKEN_ID,
-    TRANSACTION,
     TYP,
     Credential,
     TokenRequest,
@@ -160,14 +152,14 @@ async def amint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | N
 
 # A remote issuer sets its own times and issuer; the verifier checks those.
 _ECHOED: Final = (
-    SUBJECT,
-    SUBJECT_TYPE,
-    CLIENT_ID,
-    AUTHORIZATION_DETAILS,
-    CONFIRMATION,
-    TRANSACTION,
-    TOKEN_ID,
-    TASK,
+    names.SUBJECT,
+    names.SUBJECT_TYPE,
+    names.CLIENT_ID,
+    names.AUTHORIZATION_DETAILS,
+    names.CONFIRMATION,
+    names.TRANSACTION,
+    names.TOKEN_ID,
+    names.TASK,
 )
 
 
@@ -181,6 +173,6 @@ def _required(verifier: Verifier | None) -> Verifier:
 def _echoed(got: Credential, asked: Mapping[str, Any]) -> Credential:
     asked = frozen(asked)
     same = all(got.claims.get(name) == asked.get(name) for name in _ECHOED)
-    if not same or got.actor != asked[ACTOR][SUBJECT]:
+    if not same or got.actor != asked[names.ACTOR][names.SUBJECT]:
         raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")
     return got

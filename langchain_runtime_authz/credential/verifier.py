@@ -13,37 +13,26 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from jwt import PyJWK
 
+from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS
-from langchain_runtime_authz.credential.token import (
-    ACTOR,
-    AUDIENCE,
-    AUTHORIZATION_DETAILS,
-    CLIENT_ID,
-    CONFIRMATION,
-    EXPIRES_AT,
-    ISSUED_AT,
-    ISSUER,
-    JKT,
-    MAX_TTL,
-    NOT_BEFORE,
-    SUBJECT,
-    SUBJECT_TYPE,
-    TASK,
-    TENANT,
-    TOKEN_ID,
-    TRANSACTION,
-    TYP,
-    Credential,
-    seal,
-)
+from langchain_runtime_authz.credential.token import MAX_TTL, TYP, Credential, seal
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["KeySource", "Verifier", "key_source"]
 
 MAX_LEEWAY: Final = 5  # seconds
 MAX_KEYS: Final = 64  # parsed keys in the cache
-_NAMES: Final = (ISSUER, SUBJECT, SUBJECT_TYPE, AUDIENCE, TOKEN_ID, TRANSACTION, CLIENT_ID, TENANT)
+_NAMES: Final = (
+    names.ISSUER,
+    names.SUBJECT,
+    names.SUBJECT_TYPE,
+    names.AUDIENCE,
+    names.TOKEN_ID,
+    names.TRANSACTION,
+    names.CLIENT_ID,
+    names.TENANT,
+)
 
 KeySet = Mapping[str, Any]
 
@@ -82,7 +71,7 @@ class _SetSource:
     def _named(self, kid: str) -> list[Mapping[str, Any]] | None:
         try:
             keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
-            return [jwk for jwk in keys if jwk.get("kid") == kid]
+            return [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
         except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
             return None
 
@@ -178,7 +167,7 @@ class Verifier:
         claims = jws.claims
         _check_shape(claims)
         self._check_meaning(claims, tenant, int(time.time()) if now is None else now)
-        if claims[AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
+        if claims[names.AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
         credential = _sealed(token, claims)
         if credential is None:
@@ -201,16 +190,16 @@ class Verifier:
         return key
 
     def _check_meaning(self, claims: dict[str, Any], tenant: str | None, now: int) -> None:
-        issued, expires = claims[ISSUED_AT], claims[EXPIRES_AT]
-        if claims[ISSUER] != self._issuer:
+        issued, expires = claims[names.ISSUED_AT], claims[names.EXPIRES_AT]
+        if claims[names.ISSUER] != self._issuer:
             refuse("its `iss` is another")
         if not 0 < expires - issued <= MAX_TTL + self._leeway:
             refuse("it lives too long")
         if not now < expires + self._leeway:
             raise CredentialError(Code.CREDENTIAL_EXPIRED)
-        if issued > now + self._leeway or claims.get(NOT_BEFORE, issued) > now + self._leeway:
+        if issued > now + self._leeway or claims.get(names.NOT_BEFORE, issued) > now + self._leeway:
             raise CredentialError(Code.CREDENTIAL_NOT_YET_VALID)
-        if tenant is not None and claims[TENANT] != tenant:
+        if tenant is not None and claims[names.TENANT] != tenant:
             raise CredentialError(Code.CREDENTIAL_TENANT)
 
 
@@ -218,10 +207,12 @@ def _check_shape(claims: dict[str, Any]) -> None:
     for name in _NAMES:
         if not isinstance(claims.get(name), str) or not claims[name]:
             refuse(f"`{name}` must be a string")
-    for name in (EXPIRES_AT, ISSUED_AT, *([NOT_BEFORE] if NOT_BEFORE in claims else [])):
+    for name in (names.EXPIRES_AT, names.ISSUED_AT, *([names.NOT_BEFORE] if names.NOT_BEFORE in claims else [])):
         if type(claims.get(name)) is not int:
             refuse(f"`{name}` must be an integer")
-    task, actor, details, cnf = (claims.get(name) for name in (TASK, ACTOR, AUTHORIZATION_DETAILS, CONFIRMATION))
+    task, actor, details, cnf = (
+        claims.get(name) for name in (names.TASK, names.ACTOR, names.AUTHORIZATION_DETAILS, names.CONFIRMATION)
+    )
     if not (
         isinstance(task, dict)
         and isinstance(task.get("id"), str)
@@ -229,15 +220,15 @@ def _check_shape(claims: dict[str, Any]) -> None:
         and type(task.get("epoch")) is int
         and task["epoch"] >= 0
     ):
-        refuse(f"`{TASK}` must hold id, epoch and digest")
-    if not isinstance(actor, dict) or actor.get(SUBJECT) != claims[CLIENT_ID]:
-        refuse(f"`{ACTOR}` must name the client")
+        refuse(f"`{names.TASK}` must hold id, epoch and digest")
+    if not isinstance(actor, dict) or actor.get(names.SUBJECT) != claims[names.CLIENT_ID]:
+        refuse(f"`{names.ACTOR}` must name the client")
     if not isinstance(details, list) or not details:
-        refuse(f"`{AUTHORIZATION_DETAILS}` must be an array")
+        refuse(f"`{names.AUTHORIZATION_DETAILS}` must be an array")
     if not all(isinstance(detail, dict) and isinstance(detail.get("type"), str) for detail in details):
-        refuse(f"`{AUTHORIZATION_DETAILS}` must hold objects with a type")
-    if CONFIRMATION in claims and not (isinstance(cnf, dict) and isinstance(cnf.get(JKT), str)):
-        refuse(f"`{CONFIRMATION}` must hold jkt")
+        refuse(f"`{names.AUTHORIZATION_DETAILS}` must hold objects with a type")
+    if names.CONFIRMATION in claims and not (isinstance(cnf, dict) and isinstance(cnf.get(names.JKT), str)):
+        refuse(f"`{names.CONFIRMATION}` must hold jkt")
 
 
 def _check_status(answer: object) -> None:

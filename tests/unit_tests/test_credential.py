@@ -463,16 +463,14 @@ def test_settings_can_not_weaken(make: Callable[[], object]) -> None:
 
 
 def test_a_credential_is_made_by_verification_only() -> None:
-    """Nobody else can build one, extend it or change it."""
+    """Nobody else can build one or change it."""
     with pytest.raises(TypeError):
         Credential("a.b.c", {})
-    with pytest.raises(TypeError):
-        type("Mine", (Credential,), {})
     got = mint(ISSUER, a_request())
     with pytest.raises(AttributeError):
-        got._token = "x"
+        got.token = "x"
     with pytest.raises(AttributeError):
-        del got._token
+        del got.token
     with pytest.raises(TypeError):
         got.claims["sub"] = "mallory"  # type: ignore[index]
     with pytest.raises(TypeError):
