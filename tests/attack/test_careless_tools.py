@@ -26,7 +26,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel, SecretStr
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_credential
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import agent_graph, call, hand_written, human, replying
