@@ -224,7 +224,9 @@ def _refusals() -> RefusedMints | None:
         handle = _around()
     except ConfigError:  # one of several; the record of another would be wrong
         return None
-    return None if handle is None else RefusedMints(_Beside(handle.engine, handle.run_id, handle.epoch or 0))
+    if handle is None:
+        return None
+    return RefusedMints((_Beside(handle.engine, handle.run_id, handle.epoch or 0), None, None))
 
 
 def _place() -> tuple[int, int]:

@@ -119,7 +119,7 @@ class run_scope:
     def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
         self._run, self._task = run, task
         self._counts = {} if counts is None else counts
-        self._ticket = ticket_scope(None, RefusedMints(run))
+        self._ticket = ticket_scope(None, RefusedMints((run, None, None)))
 
     def __enter__(self) -> None:
         self._previous, self._counted, self._gated = _running.get(), _settled.get(), _gated.get()
