@@ -16,7 +16,7 @@ from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
 from langchain_runtime_authz.credential.keys import ALGORITHMS, Signer, SigningKey
 from langchain_runtime_authz.credential.token import APPROVAL_TYP
-from langchain_runtime_authz.credential.verifier import MAX_LEEWAY, KeySet, KeySource, key_source
+from langchain_runtime_authz.credential.verifier import LEEWAY, KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["Approvers", "Question", "Statement", "sign_statement"]
@@ -173,7 +173,7 @@ def _verified(jws: Jws, jwk: Mapping[str, Any] | None, question: Question, now: 
     issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
     if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
         refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
-    if not issued - MAX_LEEWAY <= at < expires + MAX_LEEWAY:
+    if not issued - LEEWAY <= at < expires + LEEWAY:
         refuse("it is not valid now", _CODE)
     about = claims.get(names.APPROVAL)
     verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"

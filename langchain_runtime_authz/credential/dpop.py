@@ -11,19 +11,20 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from jwt.utils import base64url_encode
 
-from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, sign_compact
-from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, SigningKey, thumbprint
+from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
+from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["MAX_AGE", "Proof", "ProofKey", "normal_target", "read_proof", "token_digest"]
 
 TYP: Final = "dpop+jwt"  # §4.2
 HEADER: Final = ("typ", "alg", "jwk")
+_CODE: Final = Code.PROOF_INVALID
 MAX_AGE: Final = 30  # seconds for which a proof is accepted; then its `jti` may be forgotten
 LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_NAME: Final = 512  # characters of `jti` and `nonce`
@@ -33,7 +34,7 @@ _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-class ProofKey:
+class ProofKey(Secret):
     """A holder's key, made for one call and never shown.
 
     Attributes:
@@ -78,10 +79,6 @@ class ProofKey:
     def __repr__(self) -> str:
         return f"<ProofKey {self.jkt}>"
 
-    def __reduce__(self) -> NoReturn:
-        msg = "a ProofKey cannot be copied or pickled"
-        raise TypeError(msg)
-
 
 class Proof(NamedTuple):
     """An accepted proof: its id, the thumbprint of its key, its time and nonce."""
@@ -120,29 +117,29 @@ def read_proof(
     Raises:
         CredentialError: `proof_invalid` or `proof_nonce`. Never quotes the proof.
     """
-    jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=Code.PROOF_INVALID)
+    jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     found = _thumbprint(jws)
     if found is None:
-        _refuse("its `jwk` is not a public key for its algorithm")
+        refuse("its `jwk` is not a public key for its algorithm", _CODE)
     claims = jws.claims
     jti, nonce, issued = claims.get("jti"), claims.get("nonce"), claims.get("iat")
     if not isinstance(jti, str) or not 0 < len(jti) <= MAX_NAME:
-        _refuse("`jti` must be a string")
+        refuse("`jti` must be a string", _CODE)
     if nonce is not None and (not isinstance(nonce, str) or len(nonce) > MAX_NAME):
-        _refuse("`nonce` must be a string")
+        refuse("`nonce` must be a string", _CODE)
     if type(issued) is not int:
-        _refuse("`iat` must be an integer")
+        refuse("`iat` must be an integer", _CODE)
     if claims.get("htm") != htm:
-        _refuse("it is for another method")
+        refuse("it is for another method", _CODE)
     target = normal_target(claims["htu"]) if isinstance(claims.get("htu"), str) else None
     if target is None or target != normal_target(htu):
-        _refuse("it is for another URL")
+        refuse("it is for another URL", _CODE)
     if not now - max_age <= issued <= now + LEEWAY:
-        _refuse("it is too old, or from the future")
+        refuse("it is too old, or from the future", _CODE)
     if token is not None and not _same(claims.get("ath"), token_digest(token)):
-        _refuse("it is for another token")
+        refuse("it is for another token", _CODE)
     if jkt is not None and not _same(found, jkt):
-        _refuse("it was made with another key than the token's")
+        refuse("it was made with another key than the token's", _CODE)
     if not is_nonce(nonce):
         raise CredentialError(Code.PROOF_NONCE)
     return Proof(jti, found, issued, nonce)
@@ -178,17 +175,8 @@ def _thumbprint(jws: Jws) -> str | None:
     """Return the thumbprint of the key in the header if it made the signature."""
     jwk = jws.header["jwk"]
     key = public_key(jwk, jws.alg) if isinstance(jwk, dict) else None
-    if key is None or not is_signed(jws, key):
-        return None
-    try:
-        return thumbprint(jwk)
-    except ConfigError:
-        return None
+    return thumbprint(jwk) if key is not None and is_signed(jws, key) else None
 
 
 def _same(a: object, b: str) -> bool:
     return isinstance(a, str) and hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode())
-
-
-def _refuse(why: str) -> NoReturn:
-    raise CredentialError(Code.PROOF_INVALID, why)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.keyring import KeyRing
-from langchain_runtime_authz.credential.keys import Signer, SigningKey
+from langchain_runtime_authz.credential.keys import Secret, Signer, SigningKey
 from langchain_runtime_authz.credential.token import (
     MAX_TOKEN,
     MAX_TTL,
@@ -57,16 +57,13 @@ class Issuer(Protocol):
         ...
 
 
-class LocalIssuer:
+class LocalIssuer(Secret):
     """Signs in this process, about 40 µs a token.
 
     Args:
         key: one key, or a `KeyRing`, whose active key signs. A new ES256 key by default, so that tokens
             die with the process.
         issuer: the `iss` of its tokens.
-
-    Raises:
-        ConfigError: an argument is wrong.
     """
 
     def __init__(self, key: Signer | KeyRing | None = None, issuer: str = LOCAL) -> None:
@@ -117,10 +114,6 @@ class LocalIssuer:
     def __repr__(self) -> str:
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"
 
-    def __reduce__(self) -> NoReturn:
-        msg = "a LocalIssuer cannot be copied or pickled"
-        raise TypeError(msg)
-
 
 def mint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | None = None) -> Credential:
     """Have `request` signed.
@@ -150,17 +143,8 @@ async def amint(issuer: Issuer, request: TokenRequest, *, verifier: Verifier | N
     return _echoed(await verify(token, audience=request.audience, tenant=request.tenant, now=request.issued_at), asked)
 
 
-# A remote issuer sets its own times and issuer; the verifier checks those.
-_ECHOED: Final = (
-    names.SUBJECT,
-    names.SUBJECT_TYPE,
-    names.CLIENT_ID,
-    names.AUTHORIZATION_DETAILS,
-    names.CONFIRMATION,
-    names.TRANSACTION,
-    names.TOKEN_ID,
-    names.TASK,
-)
+# A remote issuer sets these itself; the verifier checks them.
+_OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
 
 
 def _required(verifier: Verifier | None) -> Verifier:
@@ -172,7 +156,7 @@ def _required(verifier: Verifier | None) -> Verifier:
 
 def _echoed(got: Credential, asked: Mapping[str, Any]) -> Credential:
     asked = frozen(asked)
-    same = all(got.claims.get(name) == asked.get(name) for name in _ECHOED)
+    same = all(got.claims.get(name) == asked.get(name) for name in {*asked, names.CONFIRMATION} - _OWN)
     if not same or got.actor != asked[names.ACTOR][names.SUBJECT]:
         raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")
     return got

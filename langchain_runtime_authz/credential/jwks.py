@@ -37,17 +37,8 @@ class CachedDocument(Generic[T]):
     """A cached document behind a URL. Safe to use from many threads and event loops.
 
     It is fetched again after half of `max_age`, while callers get the old copy, and for a value that the
-    copy does not hold.
-
-    Args:
-        fetcher: makes the exchange.
-        url: of the document.
-        headers: of the request.
-        read: returns the value of a JSON object (`None`: the fetch failed), given the value before
-            (`None`: there is none). If it returns `None`, the old copy stays.
-        max_age: seconds for which a copy is used.
-        min_refresh: minimum seconds between two fetches.
-        monotonic: seconds.
+    copy does not hold. `read` returns the value of a JSON object (`None`: the fetch failed), given the value
+    before (`None`: there is none). If it returns `None`, the old copy stays.
     """
 
     def __init__(
@@ -165,11 +156,7 @@ class JwksClient:
         )
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """Return the key of that name, `None` if the issuer does not have it.
-
-        Raises:
-            CredentialError: `keys_unavailable`: there is no current copy.
-        """
+        """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""
         return _named(self._keys.get(lambda keys: kid in keys), kid)
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:

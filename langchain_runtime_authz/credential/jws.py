@@ -67,17 +67,10 @@ def read(
     algorithms: Collection[str],
     code: Code = Code.CREDENTIAL_INVALID,
 ) -> Jws:
-    """Take `token` apart.
+    """Take `token` apart, or raise `CredentialError` with `code`.
 
-    Args:
-        token: what was presented.
-        typ: the only `typ` accepted (RFC 8725 §3.11).
-        members: exactly the members of the header; so `crit`, `jku`, `x5u` and `b64` are refused.
-        algorithms: allow-list.
-        code: of the refusal.
-
-    Raises:
-        CredentialError: with `code`. Never quotes the token, not even in its cause or context.
+    `typ` is the only type accepted (RFC 8725 §3.11). The header must hold exactly `members`, so `crit`, `jku`,
+    `x5u` and `b64` are refused. The error never quotes the token, not even in its cause or context.
     """
     if not isinstance(token, str):
         refuse("it is not a string", code)

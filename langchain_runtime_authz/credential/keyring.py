@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, NoReturn, Self, get_args
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from langchain_runtime_authz.credential.jws import public_key
-from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Signer, SigningKey, thumbprint
+from langchain_runtime_authz.credential.keys import Alg, Secret, Signer, SigningKey, thumbprint
 from langchain_runtime_authz.credential.token import MAX_TTL
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -63,31 +63,29 @@ class Withdrawal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    info: KeyInfo
+    kid: str
+    alg: str
+    state: KeyState
+    since: float
     jwk: Mapping[str, str]
     signer: Signer | None = None  # of the active and the next key
 
     @property
-    def kid(self) -> str:
-        return self.info.kid
-
-    @property
-    def state(self) -> KeyState:
-        return self.info.state
+    def info(self) -> KeyInfo:
+        return KeyInfo(self.kid, self.alg, self.state, self.since)
 
     def moved(self, state: KeyState, now: float) -> _Key:
-        signer = self.signer if state == "active" else None
-        return replace(self, info=self.info._replace(state=state, since=now), signer=signer)
+        return replace(self, state=state, since=now, signer=self.signer if state == "active" else None)
 
     def is_published(self, now: float) -> bool:
-        retired = self.state == "retired" and now < self.info.since + KEEP_RETIRED
+        retired = self.state == "retired" and now < self.since + KEEP_RETIRED
         return retired or self.state in ("next", "active")
 
     def __repr__(self) -> str:
         return f"<{self.state} key {self.kid}>"
 
 
-class KeyRing:
+class KeyRing(Secret):
     """Keys in this process. Safe to use from many threads.
 
     Args:
@@ -162,7 +160,7 @@ class KeyRing:
                 not know it yet; or the new key is or was one of the ring's.
         """
         with self._changing() as now:
-            wait = self._one("next").info.since + self._cache_age + self._lag - now
+            wait = self._one("next").since + self._cache_age + self._lag - now
             if wait > 0:
                 msg = f"verifiers may not know the next key yet; rotate in {wait:.0f} s, or withdraw the active key"
                 raise ConfigError(msg)
@@ -204,7 +202,7 @@ class KeyRing:
         keys = [other.moved(state, now) if other is key else other for other in self._keys]
         past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
         # A compromised key is remembered longest: it must never come back.
-        for old in sorted(past, key=lambda old: old.info.since)[: max(len(keys) - MAX_KEPT, 0)]:
+        for old in sorted(past, key=lambda old: old.since)[: max(len(keys) - MAX_KEPT, 0)]:
             keys.remove(old)
         if key.state in ("active", "next"):
             signer = following or _like(self._one("active").signer)
@@ -238,10 +236,6 @@ class KeyRing:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(f'{i.state} {i.kid}' for i in self.infos()[:3])}>"
-
-    def __reduce__(self) -> NoReturn:
-        msg = "a KeyRing cannot be copied or pickled"
-        raise TypeError(msg)
 
 
 class KeyDirectory(KeyRing):
@@ -285,16 +279,13 @@ class KeyDirectory(KeyRing):
         Raises:
             ConfigError: there is a ring already, or the algorithm is unknown.
         """
-        path = Path(path)
-        if alg not in ALGORITHMS:
-            msg = f"the algorithm is one of {', '.join(ALGORITHMS)}"
-            raise ConfigError(msg)
+        path, keys = Path(path), _pair(SigningKey.generate(alg), None, time.time())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(path / LOCK):
             if (path / RING).exists():
                 msg = f"{path.name} holds a key ring already; rotate it"
                 raise ConfigError(msg)
-            _write(path, _pair(SigningKey.generate(alg), None, time.time()), password)
+            _write(path, keys, password)
         return cls(path, password)
 
     def _current(self) -> tuple[_Key, ...]:
@@ -352,7 +343,7 @@ def _published(signer: Signer, state: KeyState, now: float) -> _Key:
     if public_key(jwk, signer.alg) is None or thumbprint(jwk) != signer.kid:
         msg = f"`public_jwk` of the key `{signer.kid}` must be its public key, and `kid` its RFC 7638 thumbprint"
         raise ConfigError(msg)
-    return _Key(KeyInfo(signer.kid, signer.alg, state, now), MappingProxyType(jwk), signer)
+    return _Key(signer.kid, signer.alg, state, now, MappingProxyType(jwk), signer)
 
 
 def _like(signer: Signer | None) -> SigningKey:
@@ -392,34 +383,36 @@ def _replace_file(file: Path, data: bytes) -> None:
 
 
 def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
-    rows = _rows(path)
-    states = [info.state for info, _ in rows]
-    if states.count("active") != 1 or states.count("next") != 1 or len({info.kid for info, _ in rows}) != len(rows):
+    keys = _public_keys(path)
+    states = [key.state for key in keys]
+    if states.count("active") != 1 or states.count("next") != 1 or len({key.kid for key in keys}) != len(keys):
         msg = f"{path.name}/{RING} must be a key ring with one active and one next key; restore it"
         raise ConfigError(msg)
-    return tuple(_Key(info, jwk, _signer(path, info, password)) for info, jwk in rows)
+    signing = ("next", "active")
+    return tuple(replace(key, signer=_signer(path, key, password)) if key.state in signing else key for key in keys)
 
 
-def _rows(path: Path) -> list[tuple[KeyInfo, Mapping[str, str]]]:
+def _public_keys(path: Path) -> list[_Key]:
     try:
         document = parse_object((path / RING).read_bytes())
-        rows: list[tuple[KeyInfo, Mapping[str, str]]] = [
-            (
-                KeyInfo(str(row["kid"]), str(row["alg"]), row["state"], float(row["since"])),
+        keys = [
+            _Key(
+                str(row["kid"]),
+                str(row["alg"]),
+                row["state"],
+                float(row["since"]),
                 MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()}),
             )
             for row in document["keys"]
         ]
-        sound = all(info.state in get_args(KeyState) and _KID.fullmatch(info.kid) for info, _ in rows)
+        sound = all(key.state in get_args(KeyState) and _KID.fullmatch(key.kid) for key in keys)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return rows if sound and document.get("v") == VERSION else []
+    return keys if sound and document.get("v") == VERSION else []
 
 
-def _signer(path: Path, info: KeyInfo, password: bytes | None) -> SigningKey | None:
-    if info.state not in ("next", "active"):
-        return None
-    file = path / f"{info.kid}.pem"
+def _signer(path: Path, key: _Key, password: bytes | None) -> SigningKey:
+    file = path / f"{key.kid}.pem"
     try:
         pem, mode = file.read_bytes(), file.stat().st_mode
     except OSError:
@@ -427,8 +420,8 @@ def _signer(path: Path, info: KeyInfo, password: bytes | None) -> SigningKey | N
     if os.name == "posix" and mode & 0o077:
         msg = f"{path.name}/{file.name} may be read by others; `chmod 600` it, and rotate"
         raise ConfigError(msg)
-    key = SigningKey.from_pem(pem, password)
-    if key.kid != info.kid:
+    signer = SigningKey.from_pem(pem, password)
+    if signer.kid != key.kid:
         msg = f"{path.name}/{file.name} does not hold the key of its name; restore it"
         raise ConfigError(msg)
-    return key
+    return signer

@@ -27,7 +27,7 @@ from jwt.utils import base64url_encode
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["ALGORITHMS", "Alg", "Signer", "SigningKey", "thumbprint"]
+__all__ = ["ALGORITHMS", "Alg", "Secret", "Signer", "SigningKey", "thumbprint"]
 
 Alg = Literal["ES256", "EdDSA", "RS256"]
 ALGORITHMS: Final[tuple[Alg, ...]] = get_args(Alg)
@@ -76,11 +76,7 @@ class Signer(Protocol):
 
 
 def thumbprint(jwk: Mapping[str, object]) -> str:
-    """Return the RFC 7638 SHA-256 thumbprint of a public JWK, base64url.
-
-    Raises:
-        ConfigError: not an EC, OKP or RSA key, or a member is missing or not a string.
-    """
+    """Return the RFC 7638 SHA-256 thumbprint of a public JWK. Raises `ConfigError` for another value."""
     kty = jwk.get("kty")
     names = _THUMBPRINT_MEMBERS.get(kty, ()) if isinstance(kty, str) else ()
     required = {name: jwk.get(name) for name in names}
@@ -91,11 +87,18 @@ def thumbprint(jwk: Mapping[str, object]) -> str:
     return base64url_encode(hashlib.sha256(canonical).digest()).decode()
 
 
-class SigningKey:
-    """A private key in this process. Made by `generate` or `from_pem`.
+class Secret:
+    """An object that cannot be copied or pickled."""
 
-    No text form, copy or pickle holds the private part; only `to_pem` exports it.
-    """
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:  # copies come this way too
+        msg = f"a {type(self).__name__} cannot be copied or pickled"
+        raise TypeError(msg)
+
+
+class SigningKey(Secret):
+    """A private key in this process, from `generate` or `from_pem`. Only `to_pem` shows the private part."""
 
     __slots__ = ("_alg", "_jwk", "_kid", "_private")
 
@@ -118,11 +121,7 @@ class SigningKey:
 
     @classmethod
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
-        """Return a new key that dies with the process.
-
-        Raises:
-            ConfigError: another algorithm than ES256, EdDSA or RS256.
-        """
+        """Return a new key that dies with the process. Raises `ConfigError` for another algorithm."""
         if alg not in ALGORITHMS:
             msg = f"the algorithm is one of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
@@ -133,11 +132,7 @@ class SigningKey:
 
     @classmethod
     def from_pem(cls, pem: bytes, password: bytes | None = None) -> SigningKey:
-        """Return the key in a PEM (PKCS #8 or SEC 1).
-
-        Raises:
-            ConfigError: not a P-256, Ed25519 or RSA private key, or the password is wrong.
-        """
+        """Return the key in a PEM (PKCS #8 or SEC 1). Raises `ConfigError` for another key or password."""
         try:
             private = load_pem_private_key(pem, password)
         except Exception:  # noqa: BLE001  (any failure of the parser; its text may quote the input)
@@ -175,7 +170,3 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"<SigningKey alg={self._alg} kid={self._kid}>"
-
-    def __reduce__(self) -> NoReturn:  # copies come this way too
-        msg = "a SigningKey cannot be copied or pickled"
-        raise TypeError(msg)

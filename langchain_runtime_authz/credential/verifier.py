@@ -21,7 +21,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["KeySource", "Verifier", "key_source"]
 
-MAX_LEEWAY: Final = 5  # seconds
+LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_KEYS: Final = 64  # parsed keys in the cache
 _NAMES: Final = (
     names.ISSUER,
@@ -91,7 +91,6 @@ class Verifier:
         jwks: its JWK set (RFC 7517 §5), a callable that returns it, or a `KeySource`. A callable runs at
             every verification, so that a withdrawn key is refused at once: let it cache.
         algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
-        leeway: seconds by which clocks may differ, at most 5.
         status: returns the status of a token from its claims: `live`, or any other word.
 
     Raises:
@@ -104,7 +103,6 @@ class Verifier:
         issuer: str,
         jwks: KeySet | Callable[[], KeySet] | KeySource,
         algorithms: Sequence[str] = ALGORITHMS,
-        leeway: int = MAX_LEEWAY,
         status: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
         if not isinstance(issuer, str) or not issuer:
@@ -113,11 +111,8 @@ class Verifier:
         if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
             msg = f"`algorithms` must be some of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
-        if type(leeway) is not int or not 0 <= leeway <= MAX_LEEWAY:
-            msg = f"`leeway` must be between 0 and {MAX_LEEWAY} seconds"
-            raise ConfigError(msg)
         self._issuer, self._keys = issuer, key_source(jwks)
-        self._algorithms, self._leeway, self._status = frozenset(algorithms), leeway, status
+        self._algorithms, self._status = frozenset(algorithms), status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
     def verify(
@@ -193,11 +188,11 @@ class Verifier:
         issued, expires = claims[names.ISSUED_AT], claims[names.EXPIRES_AT]
         if claims[names.ISSUER] != self._issuer:
             refuse("its `iss` is another")
-        if not 0 < expires - issued <= MAX_TTL + self._leeway:
+        if not 0 < expires - issued <= MAX_TTL + LEEWAY:
             refuse("it lives too long")
-        if not now < expires + self._leeway:
+        if not now < expires + LEEWAY:
             raise CredentialError(Code.CREDENTIAL_EXPIRED)
-        if issued > now + self._leeway or claims.get(names.NOT_BEFORE, issued) > now + self._leeway:
+        if issued > now + LEEWAY or claims.get(names.NOT_BEFORE, issued) > now + LEEWAY:
             raise CredentialError(Code.CREDENTIAL_NOT_YET_VALID)
         if tenant is not None and claims[names.TENANT] != tenant:
             raise CredentialError(Code.CREDENTIAL_TENANT)
