@@ -24,10 +24,10 @@ from typing import Any, Final
 import rfc8785
 from pydantic import BaseModel
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES
+from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
 
-__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "project"]
+__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "parse_object", "project"]
 
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: beyond it two integers may look alike
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each takes two bytes of JSON at least
@@ -39,6 +39,23 @@ _TOLD: Final = (  # whose own words are short and say all
     *(datetime.timedelta, datetime.timezone, zoneinfo.ZoneInfo, decimal.Decimal, complex),
     *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
 )
+
+
+def parse_object(data: str | bytes) -> dict[str, Any]:
+    """Parse a JSON object in UTF-8 with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
+
+    Raises:
+        ValueError: anything else, including nesting too deep for the parser.
+    """
+    try:
+        value = strict_json(data)
+    except RecursionError:
+        msg = "nested too deeply"
+        raise ValueError(msg) from None
+    if not isinstance(value, dict):
+        msg = "not an object"
+        raise ValueError(msg)  # noqa: TRY004  (one exception for every kind of bad input)
+    return value
 
 
 def digest(value: Any) -> str:

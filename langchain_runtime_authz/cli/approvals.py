@@ -169,7 +169,7 @@ def _authz(
 ) -> Iterator[RuntimeAuthz]:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approval_statement import Approvers
-    from langchain_runtime_authz.credential.token import parse_object
+    from langchain_runtime_authz.digest import parse_object
 
     try:
         people: dict[str, Any] = parse_object(approvers.read_bytes())

@@ -12,7 +12,7 @@ import typer
 from langchain_runtime_authz.cli._errors import reporting
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.credential.keydir import KeyDirectory
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
 
 __all__ = ["app"]
 
@@ -48,7 +48,7 @@ def generate(
       runtime-authz keys generate keys/
       runtime-authz keys generate keys/ --alg EdDSA
     """  # noqa: D301  (`\b` is what keeps the lines apart)
-    from langchain_runtime_authz.credential.keydir import KeyDirectory
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     with reporting():
         _show(KeyDirectory.create(directory, alg, _bytes(password)))  # type: ignore[arg-type]  # checked there
@@ -113,7 +113,7 @@ def compromise(
 
 
 def _opened(directory: Path, password: str | None) -> KeyDirectory:
-    from langchain_runtime_authz.credential.keydir import KeyDirectory
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     return KeyDirectory(directory, _bytes(password))
 

@@ -1,31 +1,30 @@
 """DPoP (RFC 9449): proofs that the sender of a token holds the key to which it is bound.
 
-Here are the two pure ends: a holder's key that makes proofs, and the reading of one. What a server
-must remember (used proofs, nonces) is in `resource_server.dpop`.
+This module makes and reads proofs. A server's memory (used proofs, nonces) is in `resource_server.dpop`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import time
 from collections.abc import Callable, Collection
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from jwt.utils import base64url_encode
 
-from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read
-from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, SigningKey, thumbprint
+from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse, sign_compact
+from langchain_runtime_authz.credential.keys import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["MAX_AGE", "Proof", "ProofKey", "normal_target", "read_proof", "token_digest"]
 
 TYP: Final = "dpop+jwt"  # §4.2
 HEADER: Final = ("typ", "alg", "jwk")
+_CODE: Final = Code.PROOF_INVALID
 MAX_AGE: Final = 30  # seconds for which a proof is accepted; then its `jti` may be forgotten
 LEEWAY: Final = 5  # seconds by which clocks may differ
 MAX_NAME: Final = 512  # characters of `jti` and `nonce`
@@ -35,8 +34,8 @@ _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-class ProofKey:
-    """A key of the holder, for as long as its token: made for one call, and never shown.
+class ProofKey(Secret):
+    """A holder's key, made for one call and never shown.
 
     Attributes:
         jkt: RFC 7638 thumbprint, for `cnf.jkt` of the token.
@@ -49,7 +48,7 @@ class ProofKey:
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """A proof for one request (§4.2). Make a new one for each.
+        """Return a proof for one request (§4.2). Each request needs a new one.
 
         Args:
             htm: the HTTP method.
@@ -75,20 +74,14 @@ class ProofKey:
             claims["ath"] = token_digest(token)
         if nonce is not None:
             claims["nonce"] = nonce
-        header = {"typ": TYP, "alg": self._key.alg, "jwk": jwk}
-        signing_input = b".".join(base64url_encode(_compact(part)) for part in (header, claims))
-        return (signing_input + b"." + base64url_encode(self._key.sign(signing_input))).decode()
+        return sign_compact({"typ": TYP, "alg": self._key.alg, "jwk": jwk}, claims, self._key)
 
     def __repr__(self) -> str:
         return f"<ProofKey {self.jkt}>"
 
-    def __reduce__(self) -> NoReturn:
-        msg = "a ProofKey can not be copied or pickled"
-        raise TypeError(msg)
-
 
 class Proof(NamedTuple):
-    """A proof that was believed: its id, the thumbprint of its key, its time and nonce."""
+    """An accepted proof: its id, the thumbprint of its key, its time and nonce."""
 
     jti: str
     jkt: str
@@ -108,57 +101,57 @@ def read_proof(
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
 ) -> Proof:
-    """Check a proof as §4.3 asks, all but its replay.
+    """Check a proof as §4.3 requires, except for its replay.
 
     Args:
-        proof: the one `DPoP` header.
+        proof: the only `DPoP` header.
         htm: method of the request.
-        htu: its URL as the server knows itself; never taken from a `Host` header alone.
+        htu: its URL as the server knows itself, never from a `Host` header alone.
         token: the access token that came along.
         jkt: `cnf.jkt` of that token.
         now: epoch seconds.
         max_age: seconds for which a proof is accepted.
         algorithms: allow-list.
-        is_nonce: whether the proof's nonce will do; asked last.
+        is_nonce: accepts or refuses the proof's nonce; called last.
 
     Raises:
         CredentialError: `proof_invalid` or `proof_nonce`. Never quotes the proof.
     """
-    jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=Code.PROOF_INVALID)
+    jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     found = _thumbprint(jws)
     if found is None:
-        _refuse("its `jwk` is not a public key for its algorithm")
+        refuse("its `jwk` is not a public key for its algorithm", _CODE)
     claims = jws.claims
     jti, nonce, issued = claims.get("jti"), claims.get("nonce"), claims.get("iat")
     if not isinstance(jti, str) or not 0 < len(jti) <= MAX_NAME:
-        _refuse("`jti` must be a string")
+        refuse("`jti` must be a string", _CODE)
     if nonce is not None and (not isinstance(nonce, str) or len(nonce) > MAX_NAME):
-        _refuse("`nonce` must be a string")
+        refuse("`nonce` must be a string", _CODE)
     if type(issued) is not int:
-        _refuse("`iat` must be an integer")
+        refuse("`iat` must be an integer", _CODE)
     if claims.get("htm") != htm:
-        _refuse("it is for another method")
+        refuse("it is for another method", _CODE)
     target = normal_target(claims["htu"]) if isinstance(claims.get("htu"), str) else None
     if target is None or target != normal_target(htu):
-        _refuse("it is for another URL")
+        refuse("it is for another URL", _CODE)
     if not now - max_age <= issued <= now + LEEWAY:
-        _refuse("it is too old, or of the future")
+        refuse("it is too old, or from the future", _CODE)
     if token is not None and not _same(claims.get("ath"), token_digest(token)):
-        _refuse("it is for another token")
+        refuse("it is for another token", _CODE)
     if jkt is not None and not _same(found, jkt):
-        _refuse("it was made with another key than the token's")
+        refuse("it was made with another key than the token's", _CODE)
     if not is_nonce(nonce):
         raise CredentialError(Code.PROOF_NONCE)
     return Proof(jti, found, issued, nonce)
 
 
 def token_digest(token: str) -> str:
-    """`ath` (§4.2): base64url of SHA-256 over the token's ASCII."""
+    """Return `ath` (§4.2): base64url of SHA-256 over the token's ASCII."""
     return base64url_encode(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()).decode()
 
 
 def normal_target(url: str) -> str | None:
-    """`htu` in one spelling (RFC 3986 §6.2.2, §6.2.3) without query and fragment; `None` where it is none."""
+    """Return `url` normalised (RFC 3986 §6.2.2, §6.2.3), without query and fragment; `None` if it is not http(s)."""
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
@@ -166,7 +159,7 @@ def normal_target(url: str) -> str | None:
         return None
     if scheme not in _PORTS or not host or parts.username is not None or not url.isascii() or not url.isprintable():
         return None
-    if _BROKEN.search(parts.path):  # `%%32e` would be another URL each time that it is read
+    if _BROKEN.search(parts.path):  # `%%32e` would become another URL each time it is normalised
         return None
     host = f"[{host}]" if ":" in host else host
     netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"
@@ -179,24 +172,11 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def _thumbprint(jws: Jws) -> str | None:
-    """The thumbprint of the key in the header, where it made the signature."""
+    """Return the thumbprint of the key in the header if it made the signature."""
     jwk = jws.header["jwk"]
     key = public_key(jwk, jws.alg) if isinstance(jwk, dict) else None
-    if key is None or not is_signed(jws, key):
-        return None
-    try:
-        return thumbprint(jwk)
-    except ConfigError:
-        return None
+    return thumbprint(jwk) if key is not None and is_signed(jws, key) else None
 
 
 def _same(a: object, b: str) -> bool:
     return isinstance(a, str) and hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode())
-
-
-def _compact(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _refuse(why: str) -> NoReturn:
-    raise CredentialError(Code.PROOF_INVALID, why)

@@ -22,7 +22,7 @@ from urllib.parse import quote_plus, urlsplit
 
 import httpx
 
-from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import ConfigError
 
 __all__ = ["Answer", "Fetcher", "basic", "checked_url", "is_loopback"]

@@ -1,47 +1,129 @@
-"""A JWK set (RFC 7517 §5) fetched over HTTP, with a bounded cache.
+"""Documents fetched over HTTP into a bounded cache, and the JWK set (RFC 7517 §5) as one.
 
-What is believed is at most `max_age` seconds old: a key that was withdrawn is refused by then, also
-where the endpoint does not answer any more. What is asked for is bounded too: nobody can make this
-process fetch by sending tokens with keys that do not exist.
+A copy is used for at most `max_age` seconds, even if the server stops answering. So a withdrawn key
+is refused by then. Fetches are at least `min_refresh` seconds apart, so tokens with unknown keys cannot
+make this process fetch at will.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
+from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
 from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
-from langchain_runtime_authz.credential.kept import Kept
 from langchain_runtime_authz.credential.keyring import CACHE_AGE
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["JwksClient", "usable_keys"]
+__all__ = ["CachedDocument", "JwksClient", "usable_keys"]
 
-MAX_KEYS: Final = 64  # in one set; a longer one is a lie
+OK: Final = 200
+MAX_KEYS: Final = 64  # in one set; a longer one is refused
+_HEADERS: Final = {"Accept": "application/jwk-set+json, application/json"}
 
+T = TypeVar("T")
 Keys = Mapping[str, Mapping[str, Any]]
+
+
+class CachedDocument(Generic[T]):
+    """A cached document behind a URL. Safe to use from many threads and event loops.
+
+    It is fetched again after half of `max_age`, while callers get the old copy, and for a value that the
+    copy does not hold. `read` returns the value of a JSON object (`None`: the fetch failed), given the value
+    before (`None`: there is none). If it returns `None`, the old copy stays.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        url: str,
+        headers: Mapping[str, str],
+        read: Callable[[Mapping[str, Any] | None, T | None], T | None],
+        *,
+        max_age: float,
+        min_refresh: float,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._fetcher, self._url, self._headers, self._read = fetcher, url, headers, read
+        self._max_age, self._min_refresh, self._monotonic = max_age, min_refresh, monotonic
+        self._lock = threading.Lock()
+        self._copy: tuple[T, float] | None = None  # the value, and when it was asked for
+        self._asked = float("-inf")
+        self._pending: Future[None] | None = None
+
+    def get(self, holds: Callable[[T], bool] = lambda _: True) -> T | None:
+        """Return the current value, fetched if the copy does not satisfy `holds`; `None` if there is none."""
+        known, pending, mine = self._look(holds)
+        if mine is not None:
+            try:
+                self._store(self._fetcher.send("GET", self._url, headers=self._headers))
+            finally:
+                self._end(mine)
+        elif pending is not None and not known:
+            pending.result()
+        return self._current()
+
+    async def aget(self, holds: Callable[[T], bool] = lambda _: True) -> T | None:
+        """Return the value like `get`, without blocking the event loop."""
+        known, pending, mine = self._look(holds)
+        if mine is not None:
+            try:
+                self._store(await self._fetcher.asend("GET", self._url, headers=self._headers))
+            finally:
+                self._end(mine)
+        elif pending is not None and not known:
+            # Shielded: a caller that stops waiting does not end the fetch for the others.
+            await asyncio.shield(asyncio.wrap_future(pending))
+        return self._current()
+
+    def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
+        """Return whether a current copy holds it, another's fetch in progress, the caller's own fetch."""
+        with self._lock:
+            now, copy = self._monotonic(), self._copy
+            age = float("inf") if copy is None else now - copy[1]
+            known = copy is not None and age < self._max_age and holds(copy[0])
+            if self._pending is not None:
+                return known, self._pending, None
+            if (known and age < self._max_age / 2) or now - self._asked < self._min_refresh:
+                return known, None, None
+            self._asked, self._pending = now, Future()
+            return known, None, self._pending
+
+    def _store(self, answer: Answer | None) -> None:
+        copy = self._copy  # only the one fetch in progress replaces it
+        body = answer.body if answer is not None and answer.status == OK else None
+        if (value := self._read(body, None if copy is None else copy[0])) is not None:
+            # Its age counts from the request: the document may have changed since.
+            self._copy = value, self._asked
+
+    def _end(self, mine: Future[None]) -> None:
+        with self._lock:
+            self._pending = None
+        mine.set_result(None)
+
+    def _current(self) -> T | None:
+        copy = self._copy
+        return None if copy is None or not self._monotonic() - copy[1] < self._max_age else copy[0]
 
 
 class JwksClient:
     """The keys of one issuer, for a `Verifier`. Safe to use from many threads and event loops.
 
-    A copy is fetched anew when half of `max_age` has passed (who asks meanwhile gets the old one), and
-    for a key that it does not hold, at most every `min_refresh` seconds.
-
     Args:
-        url: of the key set: https, or of this machine. Redirects are not followed.
-        max_age: seconds for which a copy is believed.
-        min_refresh: least seconds between two fetches.
+        url: of the key set: https, or on this machine. Redirects are not followed.
+        max_age: seconds for which a copy is used.
+        min_refresh: minimum seconds between two fetches.
         timeout: seconds for one fetch.
-        max_bytes: of the document.
         client: for the blocking form.
-        async_client: for the other; it belongs to one event loop.
+        async_client: for the asynchronous form; it belongs to one event loop.
         monotonic: seconds, for tests.
 
     Raises:
@@ -55,7 +137,6 @@ class JwksClient:
         max_age: float = CACHE_AGE,
         min_refresh: float = 1.0,
         timeout: float = 2.0,
-        max_bytes: int = 64 * 1024,
         client: httpx.Client | None = None,
         async_client: httpx.AsyncClient | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -64,8 +145,8 @@ class JwksClient:
             msg = "`min_refresh` must be positive and at most `max_age`"
             raise ConfigError(msg)
         self._url = checked_url(url, "url")
-        self._keys = Kept(
-            Fetcher(timeout=timeout, max_bytes=max_bytes, client=client, async_client=async_client),
+        self._keys = CachedDocument(
+            Fetcher(timeout=timeout, client=client, async_client=async_client),
             self._url,
             _HEADERS,
             lambda document, _: usable_keys(document),
@@ -75,22 +156,15 @@ class JwksClient:
         )
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """The key of that name, `None` where the issuer has none.
-
-        Raises:
-            CredentialError: `keys_unavailable`: there is no copy that may still be believed.
-        """
+        """Return the key of that name, `None` if the issuer does not have it. Raises `keys_unavailable`."""
         return _named(self._keys.get(lambda keys: kid in keys), kid)
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
-        """Like `get`."""
+        """Return the key like `get`, without blocking the event loop."""
         return _named(await self._keys.aget(lambda keys: kid in keys), kid)
 
     def __repr__(self) -> str:
         return f"<JwksClient {self._url}>"
-
-
-_HEADERS: Final = {"Accept": "application/jwk-set+json, application/json"}
 
 
 def _named(keys: Keys | None, kid: str) -> Mapping[str, Any] | None:
@@ -100,23 +174,15 @@ def _named(keys: Keys | None, kid: str) -> Mapping[str, Any] | None:
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:
-    """The public signing keys of a key set by `kid`; `None` where it is no key set.
+    """Return the public signing keys of a JWK set by `kid`, `None` if it is not a JWK set.
 
-    Keys that are private, symmetric, weak, for something else or malformed are left out, as RFC 7517 §5
-    asks; so are all of those that share a name.
+    Keys that are private, symmetric, weak, malformed or for another use are left out, as RFC 7517 §5
+    requires. So are all keys that share a name.
     """
     keys = document.get("keys") if document is not None else None
     if not isinstance(keys, list) or len(keys) > MAX_KEYS or not all(isinstance(jwk, dict) for jwk in keys):
         return None
-    names = Counter(jwk["kid"] for jwk in keys if isinstance(jwk.get("kid"), str))
-    return MappingProxyType(
-        {
-            jwk["kid"]: MappingProxyType(jwk)
-            for jwk in keys
-            if isinstance(jwk.get("kid"), str) and names[jwk["kid"]] == 1 and _is_usable(jwk)
-        },
-    )
-
-
-def _is_usable(jwk: Mapping[str, Any]) -> bool:
-    return any(public_key(jwk, alg) is not None for alg in KEY_TYPES)
+    named = [jwk for jwk in keys if isinstance(jwk.get("kid"), str)]
+    names = Counter(jwk["kid"] for jwk in named)
+    usable = [jwk for jwk in named if names[jwk["kid"]] == 1 and any(public_key(jwk, alg) for alg in KEY_TYPES)]
+    return MappingProxyType({jwk["kid"]: MappingProxyType(jwk) for jwk in usable})

@@ -1,12 +1,12 @@
-"""Compact JWS (RFC 7515 §7.1), read strictly.
+"""Compact JWS (RFC 7515 §7.1), written, and read strictly.
 
-One token has one spelling, the header holds exactly the members that its `typ` allows, and the key
-says which algorithm it is for, not the header (RFC 8725 §3.1). Our tokens and DPoP proofs are read
-here, so that both are refused for the same things.
+A token has one spelling, its header holds exactly the members of its `typ`, and the key, not the
+header, says which algorithm it is for (RFC 8725 §3.1). Tokens, statements and DPoP proofs share this.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
@@ -15,25 +15,29 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK, PyJWTError
 from jwt.utils import base64url_decode, base64url_encode
 
-from langchain_runtime_authz.credential.keys import MAX_RSA_BITS, MIN_RSA_BITS
-from langchain_runtime_authz.credential.token import MAX_TOKEN, parse_object
+from langchain_runtime_authz.credential.keys import MAX_RSA_BITS, MIN_RSA_BITS, Signer
+from langchain_runtime_authz.credential.token import MAX_TOKEN
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 
-__all__ = ["KEY_TYPES", "Jws", "decoded", "is_signed", "json_object", "public_key", "read", "refuse"]
+__all__ = ["KEY_TYPES", "Jws", "decoded", "is_signed", "json_object", "public_key", "read", "refuse", "sign_compact"]
 
 KEY_TYPES: Final = {"ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519"), "RS256": ("RSA", None)}
-# RFC 7518 §6.2.2, §6.3.2, §6.4, RFC 8037 §2: members that only private or symmetric keys have
+# RFC 7518 §6.2.2, §6.3.2, §6.4, RFC 8037 §2: members of private or symmetric keys only
 PRIVATE_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+HEADER: Final = ("typ", "alg", "kid")
 
 MAX_MODULUS: Final = 2 * MAX_RSA_BITS // 8  # characters of `n`
-MIN_EXPONENT, MAX_EXPONENT = 2**16, 2**32  # a larger one makes each verification dear
+MIN_EXPONENT, MAX_EXPONENT = 2**16, 2**32  # a larger exponent makes each verification slow
 _VERIFY: Final = ["verify"]
 _PARTS: Final = 3  # header, payload, signature
 _COMPACT: Final = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
+# ASCII, so that no claim depends on how a reader decodes it; NaN is refused.
+_json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Jws(NamedTuple):
-    """A compact JWS taken apart; nothing of it is believed yet. Its text form shows nothing."""
+    """A compact JWS in parts, not verified yet. Its text form shows nothing."""
 
     header: dict[str, Any]
     claims: dict[str, Any]
@@ -42,32 +46,31 @@ class Jws(NamedTuple):
 
     @property
     def alg(self) -> str:
-        """Checked against the allow-list of `read`."""
+        """Return the algorithm, which `read` checked against its allow-list."""
         return str(self.header["alg"])
 
     def __repr__(self) -> str:
         return "<Jws>"
 
 
+def sign_compact(header: Mapping[str, Any], claims: Mapping[str, Any], signer: Signer) -> str:
+    """Return `claims` as a compact JWS signed by `signer`."""
+    signing_input = b".".join(base64url_encode(_json(part).encode()) for part in (header, claims))
+    return (signing_input + b"." + base64url_encode(signer.sign(signing_input))).decode()
+
+
 def read(
     token: object,
     *,
     typ: str,
-    members: Collection[str],
+    members: Collection[str] = HEADER,
     algorithms: Collection[str],
     code: Code = Code.CREDENTIAL_INVALID,
 ) -> Jws:
-    """Take `token` apart.
+    """Take `token` apart, or raise `CredentialError` with `code`.
 
-    Args:
-        token: what was presented.
-        typ: the one `typ` that is read here (RFC 8725 §3.11).
-        members: exactly what the header must hold: `crit`, `jku`, `x5u`, `b64` have no say.
-        algorithms: allow-list.
-        code: of the refusal.
-
-    Raises:
-        CredentialError: with `code`. Never quotes the token, and has no cause or context that would.
+    `typ` is the only type accepted (RFC 8725 §3.11). The header must hold exactly `members`, so `crit`, `jku`,
+    `x5u` and `b64` are refused. The error never quotes the token, not even in its cause or context.
     """
     if not isinstance(token, str):
         refuse("it is not a string", code)
@@ -89,6 +92,8 @@ def read(
         refuse("its `typ` is another", code)
     if not isinstance(header["alg"], str) or header["alg"] not in algorithms:
         refuse("its `alg` is not permitted", code)
+    if not isinstance(header.get("kid", ""), str):
+        refuse("its `kid` is not a string", code)
     claims = json_object(segments[1])
     if claims is None:
         refuse("its claims are not a JSON object", code)
@@ -96,15 +101,15 @@ def read(
 
 
 def public_key(jwk: Mapping[str, Any], alg: str) -> PyJWK | None:
-    """The key that `jwk` is, where it is a public key for signatures with `alg`; else `None`."""
+    """Return the key of `jwk` if it is a public signature key for `alg`, else `None`."""
     if PRIVATE_MEMBERS & set(jwk):
         return None
     if (jwk.get("kty"), jwk.get("crv")) != KEY_TYPES.get(alg) or jwk.get("alg", alg) != alg:
         return None
-    # RFC 7517 §4.2, §4.3: a key for anything else, or whose members contradict each other, is for nothing.
+    # RFC 7517 §4.2, §4.3: refuse a key for another use, and one whose members contradict each other.
     if jwk.get("use", "sig") != "sig" or jwk.get("key_ops", _VERIFY) != _VERIFY:
         return None
-    if len(str(jwk.get("n", ""))) > MAX_MODULUS:  # before it is a number
+    if len(str(jwk.get("n", ""))) > MAX_MODULUS:  # before it is parsed as a number
         return None
     try:
         key = PyJWK(dict(jwk), algorithm=alg)
@@ -114,7 +119,7 @@ def public_key(jwk: Mapping[str, Any], alg: str) -> PyJWK | None:
 
 
 def _is_sound(key: object) -> bool:
-    """Whether an RSA key is of a usual size, and such as FIPS 186-5 §5.4 makes them."""
+    """Return True for an RSA key of a usual size, with the numbers that FIPS 186-5 §5.4 requires."""
     if not isinstance(key, RSAPublicKey) or not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return False
     numbers = key.public_numbers()
@@ -122,7 +127,7 @@ def _is_sound(key: object) -> bool:
 
 
 def is_signed(jws: Jws, key: PyJWK) -> bool:
-    """Whether `jws` was signed with the private part of `key`."""
+    """Return True if the private part of `key` signed `jws`."""
     try:
         return bool(key.Algorithm.verify(jws.signing_input, key.key, jws.signature))
     except (PyJWTError, ValueError, TypeError):
@@ -130,15 +135,15 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise the refusal. Call it outside any `except`: a context would quote what was parsed."""
+    """Raise the refusal. Call it outside any `except`: its context would quote the input."""
     raise CredentialError(code, why)
 
 
-# The helpers below answer instead of raising, for the same reason.
+# The helpers below return `None` instead of raising, for the same reason.
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object that a segment holds, if it does."""
+    """Return the JSON object in a segment."""
     try:
         return parse_object(data)
     except ValueError:
@@ -146,7 +151,7 @@ def json_object(data: bytes) -> dict[str, Any] | None:
 
 
 def decoded(segment: str) -> bytes | None:
-    """The bytes of a segment in base64url, in its one spelling; else `None`."""
+    """Return the bytes of a base64url segment in its only spelling."""
     try:
         data = base64url_decode(segment)
     except ValueError:

@@ -1,32 +1,43 @@
-"""The keys of one issuer over time: next, active, retired, compromised.
+"""The keys of one issuer over time (next, active, retired, compromised), in memory or in a directory.
 
-Rotation without downtime: the next key is published before it signs, and a retired key stays published
-until its last token has expired; so a verifier whose copy of the key set is at most `cache_age`
-seconds old knows every key that signs. A compromised key leaves the set at once and never comes back.
+Rotation needs no downtime. The next key is published before it signs; a retired key stays published
+until its last token has expired. So a verifier whose copy of the key set is at most `cache_age` seconds
+old knows every key that signs. A compromised key leaves the set at once and never comes back.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from langchain_runtime_authz.credential.jws import public_key
-from langchain_runtime_authz.credential.keys import Signer, SigningKey, thumbprint
+from langchain_runtime_authz.credential.keys import Alg, Secret, Signer, SigningKey, thumbprint
 from langchain_runtime_authz.credential.token import MAX_TTL
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.fork import file_lock
 
-__all__ = ["Held", "KeyInfo", "KeyRing", "KeyState", "Withdrawal", "hold", "like"]
+__all__ = ["KeyDirectory", "KeyInfo", "KeyRing", "KeyState", "Withdrawal"]
 
 KeyState = Literal["next", "active", "retired", "compromised"]
 
 CACHE_AGE: Final = 60  # seconds for which a verifier may keep a copy of the key set (`jwks.JwksClient`)
 KEEP_RETIRED: Final = 2 * MAX_TTL  # seconds: the last token's life, with room for clocks
-MAX_KEPT: Final = 64  # keys of the past that a ring remembers
+MAX_KEPT: Final = 64  # past keys that a ring remembers
+LOOK_AGAIN: Final = 1.0  # seconds between looks at a directory
+VERSION: Final = 1
+RING: Final = "ring.json"
+LOCK: Final = "ring.lock"
+_KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # it names a file
 
 
 class KeyInfo(NamedTuple):
@@ -39,10 +50,10 @@ class KeyInfo(NamedTuple):
 
 
 class Withdrawal(NamedTuple):
-    """What became of a compromised key.
+    """The withdrawal of a compromised key; `active` signs now.
 
-    `active` signs now. From `refused_by` on (epoch seconds) every verifier whose copy of the key set
-    is at most `cache_age` old refuses the key; who asks the ledger or the issuer refuses it at once.
+    From `refused_by` (epoch seconds) every verifier refuses the key, if its copy of the key set is at most
+    `cache_age` old. A service that asks the ledger or the issuer refuses it at once.
     """
 
     kid: str
@@ -51,25 +62,37 @@ class Withdrawal(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A key of a ring: what is known of it, its public JWK, and its signer while it may sign."""
-
-    info: KeyInfo
+class _Key:
+    kid: str
+    alg: str
+    state: KeyState
+    since: float
     jwk: Mapping[str, str]
     signer: Signer | None = None  # of the active and the next key
 
+    @property
+    def info(self) -> KeyInfo:
+        return KeyInfo(self.kid, self.alg, self.state, self.since)
+
+    def moved(self, state: KeyState, now: float) -> _Key:
+        return replace(self, state=state, since=now, signer=self.signer if state == "active" else None)
+
+    def is_published(self, now: float) -> bool:
+        retired = self.state == "retired" and now < self.since + KEEP_RETIRED
+        return retired or self.state in ("next", "active")
+
     def __repr__(self) -> str:
-        return f"<{self.info.state} key {self.info.kid}>"
+        return f"<{self.state} key {self.kid}>"
 
 
-class KeyRing:
+class KeyRing(Secret):
     """Keys in this process. Safe to use from many threads.
 
     Args:
-        active: what signs now; a new ES256 key by default.
-        following: what will sign after the next rotation; by default a new key of the same algorithm.
-            A signer outside this process (KMS, PKCS #11) needs to be given one.
-        cache_age: seconds for which verifiers may keep a copy of the key set: a key is published for as
+        active: the key that signs now; a new ES256 key by default.
+        following: the key that signs after the next rotation; a new key of the same algorithm by default.
+            It is required if `active` is a signer outside this process (KMS, PKCS #11).
+        cache_age: seconds for which verifiers may keep a copy of the key set. A key is published for as
             long before it signs.
         clock: epoch seconds.
 
@@ -87,147 +110,232 @@ class KeyRing:
         cache_age: float = CACHE_AGE,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        first = active if active is not None else SigningKey.generate()
+        self._begin(_pair(first, following, clock()), cache_age, clock)
+
+    def _begin(self, keys: tuple[_Key, ...], cache_age: float, clock: Callable[[], float]) -> None:
         if cache_age < 0:
             msg = "`cache_age` must not be negative"
             raise ConfigError(msg)
-        self._clock = clock
-        self._cache_age = cache_age
+        self._clock, self._cache_age = clock, cache_age
         self._lock = threading.RLock()
-        self._told: list[Callable[[str], None]] = []
-        first = active if active is not None else SigningKey.generate()
-        now = clock()
-        self._held: tuple[Held, ...] = (hold(first, "active", now), hold(following or like(first), "next", now))
+        self._listeners: list[Callable[[str], None]] = []
+        self._keys = keys
 
     @property
     def active(self) -> Signer:
-        """What signs now."""
-        for held in self._current():
-            if held.info.state == "active" and held.signer is not None:
-                return held.signer
+        """Return the key that signs now."""
+        for key in self._current():
+            if key.state == "active" and key.signer is not None:
+                return key.signer
         raise CredentialError(Code.KEYS_UNAVAILABLE)
 
     def infos(self) -> tuple[KeyInfo, ...]:
-        """Every key that is remembered, the active one first."""
-        order = get_args(KeyState)
-        infos = [held.info for held in self._current()]
-        return tuple(sorted(infos, key=lambda i: (i.state != "active", order.index(i.state), -i.since)))
+        """Return every remembered key, the active one first."""
+        order = ("active", *get_args(KeyState))
+        return tuple(sorted((key.info for key in self._current()), key=lambda i: (order.index(i.state), -i.since)))
 
     def jwks(self) -> dict[str, Any]:
-        """The JWK set (RFC 7517 §5): next, active, and retired keys whose tokens may still live."""
+        """Return the JWK set (RFC 7517 §5): next, active, and retired keys whose tokens may still live."""
         now = self._clock()
-        return {"keys": [dict(held.jwk) for held in self._current() if _is_published(held, now)]}
+        return {"keys": [dict(key.jwk) for key in self._current() if key.is_published(now)]}
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """One key of `jwks`, for a verifier in this process."""
+        """Return one key of `jwks`, for a verifier in this process."""
         now = self._clock()
-        return next((h.jwk for h in self._current() if h.info.kid == kid and _is_published(h, now)), None)
+        return next((key.jwk for key in self._current() if key.kid == kid and key.is_published(now)), None)
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
-        """Like `get`."""
+        """Return the key like `get`."""
         return self.get(kid)
 
     def rotate(self, following: Signer | None = None) -> KeyInfo:
-        """The next key signs from now on, the active one retires, and a new next key is published.
+        """Retire the active key, sign with the next one, and publish a new next key.
 
         Args:
             following: the new next key; a new key of the same algorithm by default.
 
         Raises:
-            ConfigError: the next key was published less than `cache_age` seconds ago, so that
-                verifiers may not know it yet; or the new key is one of the ring's own.
+            ConfigError: the next key was published less than `cache_age` seconds ago, so verifiers may
+                not know it yet; or the new key is or was one of the ring's.
         """
         with self._changing() as now:
-            upcoming = self._one("next")
-            if (wait := upcoming.info.since + self._cache_age + self._lag - now) > 0:
+            wait = self._one("next").since + self._cache_age + self._lag - now
+            if wait > 0:
                 msg = f"verifiers may not know the next key yet; rotate in {wait:.0f} s, or withdraw the active key"
                 raise ConfigError(msg)
-            return self._advance(now, "retired", following).info
+            self._replace(self._one("active"), "retired", now, following)
+            return self._one("active").info
 
     def compromise(self, kid: str, following: Signer | None = None) -> Withdrawal:
-        """Withdraw a key for good: out of the key set at once. Where it was active, the next one signs.
+        """Withdraw a key for good, from the key set at once. If it was active, the next one signs.
 
         Args:
             kid: of a key in any state.
-            following: as in `rotate`, where the key was active or next.
+            following: as in `rotate`, if the key was active or next.
 
         Raises:
-            ConfigError: no such key.
+            ConfigError: the ring does not hold the key.
         """
         with self._changing() as now:
-            held = next((h for h in self._held if h.info.kid == kid), None)
-            if held is None:
+            key = next((key for key in self._keys if key.kid == kid), None)
+            if key is None:
                 msg = f"there is no key `{kid}` in the ring"
                 raise ConfigError(msg)
-            if held.info.state == "active":
-                self._advance(now, "compromised", following)
-            elif held.info.state == "next":
-                fresh = self._fresh(following or like(self._one("active").signer), now)
-                self._held = (*self._as(held, "compromised", now), fresh)
-            elif held.info.state == "retired":
-                self._held = self._as(held, "compromised", now)
-            self._save()
-            done = Withdrawal(kid, self._one("active").info.kid, now + self._cache_age + self._lag)
-        for tell in tuple(self._told):
-            tell(kid)
+            if key.state != "compromised":
+                self._replace(key, "compromised", now, following)
+            done = Withdrawal(kid, self._one("active").kid, now + self._cache_age + self._lag)
+        self._notify((kid,))
         return done
 
-    def on_compromise(self, tell: Callable[[str], None]) -> None:
-        """Call `tell(kid)` when a key was withdrawn, here or (in a thread) by another process."""
-        self._told.append(tell)
+    def on_compromise(self, listener: Callable[[str], None]) -> None:
+        """Call `listener(kid)` when a key is withdrawn, here or (in a thread) by another process."""
+        self._listeners.append(listener)
 
-    def _advance(self, now: float, left: KeyState, following: Signer | None) -> Held:
-        active, upcoming = self._one("active"), self._one("next")
-        fresh = self._fresh(following or like(active.signer), now)
-        self._held = self._as(active, left, now)
-        promoted = replace(upcoming, info=upcoming.info._replace(state="active", since=now))
-        self._held = (*(promoted if h is upcoming else h for h in self._held), fresh)
+    def _notify(self, kids: tuple[str, ...]) -> None:
+        for kid in kids:
+            for listener in tuple(self._listeners):
+                listener(kid)
+
+    def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None) -> None:
+        """Move a key to `state`, and fill the place that it leaves."""
+        keys = [other.moved(state, now) if other is key else other for other in self._keys]
+        past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
+        # A compromised key is remembered longest: it must never come back.
+        for old in sorted(past, key=lambda old: old.since)[: max(len(keys) - MAX_KEPT, 0)]:
+            keys.remove(old)
+        if key.state in ("active", "next"):
+            signer = following or _like(self._one("active").signer)
+            if any(old.kid == signer.kid for old in self._keys):
+                msg = f"the key `{signer.kid}` is or was one of the ring's"
+                raise ConfigError(msg)
+            if key.state == "active":
+                keys = [other.moved("active", now) if other.state == "next" else other for other in keys]
+            keys.append(_published(signer, "next", now))
+        self._keys = tuple(keys)
         self._save()
-        return promoted
 
-    def _fresh(self, signer: Signer, now: float) -> Held:
-        if any(h.info.kid == signer.kid for h in self._held):
-            msg = f"the key `{signer.kid}` is or was one of the ring's"
-            raise ConfigError(msg)
-        return hold(signer, "next", now)
+    def _one(self, state: KeyState) -> _Key:
+        return next(key for key in self._keys if key.state == state)
 
-    def _as(self, held: Held, state: KeyState, now: float) -> tuple[Held, ...]:
-        changed = replace(held, info=held.info._replace(state=state, since=now), signer=None)
-        kept = [changed if h is held else h for h in self._held]
-        past = [h for h in kept if h.info.state == "retired" and not _is_published(h, now)]
-        # What was compromised is remembered longest: it must never come back.
-        for old in sorted(past, key=lambda h: h.info.since)[: max(len(kept) - MAX_KEPT, 0)]:
-            kept.remove(old)
-        return tuple(kept)
-
-    def _one(self, state: KeyState) -> Held:
-        return next(h for h in self._held if h.info.state == state)
-
-    def _current(self) -> tuple[Held, ...]:
-        return self._held
+    def _current(self) -> tuple[_Key, ...]:
+        return self._keys
 
     @contextmanager
     def _changing(self) -> Iterator[float]:
         with self._lock:
-            before = self._held
+            before = self._keys
             try:
                 yield self._clock()
             except BaseException:
-                self._held = before
+                self._keys = before
                 raise
 
     def _save(self) -> None:
-        """Keep the change. For subclasses."""
+        """Store the change. For subclasses."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(f'{i.state} {i.kid}' for i in self.infos()[:3])}>"
 
-    def __reduce__(self) -> NoReturn:
-        msg = "a KeyRing can not be copied or pickled"
-        raise TypeError(msg)
+
+class KeyDirectory(KeyRing):
+    """Keys in a directory: one PEM file (PKCS #8) for each key that may sign, and `ring.json`.
+
+    Processes that hold the same directory see a rotation, and a compromise, within a second. A
+    directory that cannot be read any more neither signs nor publishes.
+
+    Evolution rule of `ring.json` (version 1): members may be added, never renamed or removed.
+
+    Args:
+        path: the directory.
+        password: of the PEM files.
+        cache_age: as for `KeyRing`.
+        clock: epoch seconds.
+
+    Raises:
+        ConfigError: there is no readable ring, or others may read the keys.
+    """
+
+    _lag = LOOK_AGAIN
+
+    def __init__(
+        self,
+        path: str | Path,
+        password: bytes | None = None,
+        *,
+        cache_age: float = CACHE_AGE,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path, self._password = Path(path), password
+        self._stamp: tuple[int, int, int] | None = None
+        self._looked = float("-inf")
+        self._begin((), cache_age, clock)
+        self._load()
+
+    @classmethod
+    def create(cls, path: str | Path, alg: Alg = "ES256", password: bytes | None = None) -> Self:
+        """Make a ring with an active and a next key.
+
+        Raises:
+            ConfigError: there is a ring already, or the algorithm is unknown.
+        """
+        path, keys = Path(path), _pair(SigningKey.generate(alg), None, time.time())
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with file_lock(path / LOCK):
+            if (path / RING).exists():
+                msg = f"{path.name} holds a key ring already; rotate it"
+                raise ConfigError(msg)
+            _write(path, keys, password)
+        return cls(path, password)
+
+    def _current(self) -> tuple[_Key, ...]:
+        if time.monotonic() - self._looked >= LOOK_AGAIN:
+            with self._lock:
+                if time.monotonic() - self._looked >= LOOK_AGAIN:
+                    self._look()
+        return self._keys
+
+    def _look(self) -> None:
+        before = self._compromised()
+        try:
+            self._load()
+        except ConfigError:
+            # An unreadable ring may hold a compromise: no key is used until it can be read.
+            self._keys, self._stamp = (), None
+        self._looked = time.monotonic()
+        if (gone := self._compromised() - before) and self._listeners:
+            # In a thread: signing and key look-up do not wait for a ledger.
+            threading.Thread(target=self._notify, args=(tuple(gone),), daemon=True).start()
+
+    def _compromised(self) -> frozenset[str]:
+        return frozenset(key.kid for key in self._keys if key.state == "compromised")
+
+    def _load(self) -> None:
+        try:
+            stamp = _stamp(self._path)
+        except OSError as exc:
+            msg = f"{self._path.name}: no key ring ({exc.strerror}); make one with `runtime-authz keys generate`"
+            raise ConfigError(msg) from None
+        if stamp != self._stamp:
+            self._keys, self._stamp = _read(self._path, self._password), stamp
+
+    @contextmanager
+    def _changing(self) -> Iterator[float]:
+        with self._lock, file_lock(self._path / LOCK):
+            self._load()
+            with super()._changing() as now:
+                yield now
+
+    def _save(self) -> None:
+        _write(self._path, self._keys, self._password)
+        self._stamp = _stamp(self._path)
 
 
-def hold(signer: Signer, state: KeyState, now: float) -> Held:
-    """A signer as a key of a ring. Raises `ConfigError` where it would publish something else."""
+def _pair(active: Signer, following: Signer | None, now: float) -> tuple[_Key, ...]:
+    return _published(active, "active", now), _published(following or _like(active), "next", now)
+
+
+def _published(signer: Signer, state: KeyState, now: float) -> _Key:
     if not isinstance(signer, Signer):
         msg = "a key is a `Signer`: alg, kid, sign and public_jwk"
         raise ConfigError(msg)
@@ -235,17 +343,85 @@ def hold(signer: Signer, state: KeyState, now: float) -> Held:
     if public_key(jwk, signer.alg) is None or thumbprint(jwk) != signer.kid:
         msg = f"`public_jwk` of the key `{signer.kid}` must be its public key, and `kid` its RFC 7638 thumbprint"
         raise ConfigError(msg)
-    return Held(KeyInfo(signer.kid, signer.alg, state, now), MappingProxyType(jwk), signer)
+    return _Key(signer.kid, signer.alg, state, now, MappingProxyType(jwk), signer)
 
 
-def like(signer: Signer | None) -> SigningKey:
-    """A new key of the same algorithm. Raises `ConfigError` for a signer outside this process."""
+def _like(signer: Signer | None) -> SigningKey:
     if not isinstance(signer, SigningKey):
-        msg = "a signer outside this process needs the next one given: `following=`"
+        msg = "a signer outside this process needs the next one: pass `following=`"
         raise ConfigError(msg)
     return SigningKey.generate(signer.alg)
 
 
-def _is_published(held: Held, now: float) -> bool:
-    state, since = held.info.state, held.info.since
-    return state in ("next", "active") or (state == "retired" and now < since + KEEP_RETIRED)
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = (path / RING).stat()
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def _write(path: Path, keys: tuple[_Key, ...], password: bytes | None) -> None:
+    signing = {path / f"{key.kid}.pem": key.signer for key in keys if key.signer is not None}
+    for file, signer in signing.items():
+        if isinstance(signer, SigningKey) and not file.exists():
+            _replace_file(file, signer.to_pem(password))
+    rows = [{**key.info._asdict(), "jwk": dict(key.jwk)} for key in keys]
+    _replace_file(path / RING, json.dumps({"v": VERSION, "keys": rows}, indent=1).encode())
+    # A private key is deleted only after the ring says that it does not sign any more.
+    for file in path.glob("*.pem"):
+        if file not in signing:
+            file.unlink(missing_ok=True)
+
+
+def _replace_file(file: Path, data: bytes) -> None:
+    # Whole or not at all, and never readable by others, not even for a moment.
+    temporary = file.with_name(f".{file.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file)
+
+
+def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
+    keys = _public_keys(path)
+    states = [key.state for key in keys]
+    if states.count("active") != 1 or states.count("next") != 1 or len({key.kid for key in keys}) != len(keys):
+        msg = f"{path.name}/{RING} must be a key ring with one active and one next key; restore it"
+        raise ConfigError(msg)
+    signing = ("next", "active")
+    return tuple(replace(key, signer=_signer(path, key, password)) if key.state in signing else key for key in keys)
+
+
+def _public_keys(path: Path) -> list[_Key]:
+    try:
+        document = parse_object((path / RING).read_bytes())
+        keys = [
+            _Key(
+                str(row["kid"]),
+                str(row["alg"]),
+                row["state"],
+                float(row["since"]),
+                MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()}),
+            )
+            for row in document["keys"]
+        ]
+        sound = all(key.state in get_args(KeyState) and _KID.fullmatch(key.kid) for key in keys)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return keys if sound and document.get("v") == VERSION else []
+
+
+def _signer(path: Path, key: _Key, password: bytes | None) -> SigningKey:
+    file = path / f"{key.kid}.pem"
+    try:
+        pem, mode = file.read_bytes(), file.stat().st_mode
+    except OSError:
+        pem, mode = b"", 0
+    if os.name == "posix" and mode & 0o077:
+        msg = f"{path.name}/{file.name} may be read by others; `chmod 600` it, and rotate"
+        raise ConfigError(msg)
+    signer = SigningKey.from_pem(pem, password)
+    if signer.kid != key.kid:
+        msg = f"{path.name}/{file.name} does not hold the key of its name; restore it"
+        raise ConfigError(msg)
+    return signer

@@ -1,8 +1,7 @@
-"""Signing keys: what an issuer needs of one, and one that lives in this process.
+"""Signing keys: the protocol of a signer, and a key in this process.
 
-Algorithms: ES256 (RFC 7518 §3.4, P-256), EdDSA (RFC 8037, Ed25519) and, for keys and services that know
-nothing newer, RS256 (RFC 7518 §3.3, 2048 bits or more). No symmetric algorithm: a verifier never holds
-what an issuer holds.
+Algorithms: ES256 (RFC 7518 §3.4, P-256), EdDSA (RFC 8037, Ed25519) and, for older keys and services, RS256
+(RFC 7518 §3.3, 2048 bits or more). No symmetric algorithm, so a verifier never holds an issuer's secret.
 """
 
 from __future__ import annotations
@@ -10,13 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, NoReturn, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Final, Literal, NoReturn, Protocol, cast, get_args, runtime_checkable
 
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    generate_private_key,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
@@ -32,22 +27,24 @@ from jwt.utils import base64url_encode
 
 from langchain_runtime_authz.errors import ConfigError
 
-__all__ = ["ALGORITHMS", "Alg", "Signer", "SigningKey", "thumbprint"]
+__all__ = ["ALGORITHMS", "Alg", "Secret", "Signer", "SigningKey", "thumbprint"]
 
 Alg = Literal["ES256", "EdDSA", "RS256"]
 ALGORITHMS: Final[tuple[Alg, ...]] = get_args(Alg)
 
-_EC: Final = ECAlgorithm(ECAlgorithm.SHA256, SECP256R1)
-_OKP: Final = OKPAlgorithm()
-_RSA: Final = RSAAlgorithm(RSAAlgorithm.SHA256)
 MIN_RSA_BITS: Final = 2048  # RFC 7518 §3.3
 MAX_RSA_BITS: Final = 8192  # a verification costs the square of it
 NEW_RSA_BITS: Final = 3072
 _PUBLIC_EXPONENT: Final = 65537
-# RFC 7638 §3.2, RFC 8037 §2: the members that make the key
+# RFC 7638 §3.2, RFC 8037 §2: the members of the key itself
 _THUMBPRINT_MEMBERS: Final = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
 
 _Private = EllipticCurvePrivateKey | Ed25519PrivateKey | RSAPrivateKey
+_SIGN: Final[dict[str, Any]] = {
+    "ES256": ECAlgorithm(ECAlgorithm.SHA256, SECP256R1),
+    "EdDSA": OKPAlgorithm(),
+    "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
+}
 _MAKERS: Final[dict[str, Callable[[], _Private]]] = {
     "ES256": lambda: generate_private_key(SECP256R1()),
     "EdDSA": Ed25519PrivateKey.generate,
@@ -57,40 +54,29 @@ _MAKERS: Final[dict[str, Callable[[], _Private]]] = {
 
 @runtime_checkable
 class Signer(Protocol):
-    """A private key that signs, wherever it lives: here, in a KMS, behind PKCS #11.
-
-    A remote signer's `sign` blocks; an issuer outside this process is then the better place for it.
-
-    Attributes:
-        alg: JWS algorithm.
-        kid: RFC 7638 thumbprint of the public key.
-    """
+    """A private key that signs: in this process, in a KMS, or behind PKCS #11."""
 
     @property
     def alg(self) -> str:
-        """JWS algorithm (RFC 7518)."""
+        """Return the JWS algorithm (RFC 7518)."""
         ...
 
     @property
     def kid(self) -> str:
-        """RFC 7638 thumbprint of the public key."""
+        """Return the RFC 7638 thumbprint of the public key."""
         ...
 
     def sign(self, signing_input: bytes) -> bytes:
-        """The JWS signature of `signing_input`; for ES256 the 64 bytes r‖s, not DER (RFC 7518 §3.4)."""
+        """Return the JWS signature; for ES256 the 64 bytes r‖s, not DER (RFC 7518 §3.4). It may block."""
         ...
 
     def public_jwk(self) -> dict[str, str]:
-        """The public key (RFC 7517) with `kid`, `alg` and `use`."""
+        """Return the public key (RFC 7517) with `kid`, `alg` and `use`."""
         ...
 
 
 def thumbprint(jwk: Mapping[str, object]) -> str:
-    """RFC 7638 SHA-256 thumbprint of a public JWK, base64url.
-
-    Raises:
-        ConfigError: not an EC, OKP or RSA key, or a member is missing or no string.
-    """
+    """Return the RFC 7638 SHA-256 thumbprint of a public JWK. Raises `ConfigError` for another value."""
     kty = jwk.get("kty")
     names = _THUMBPRINT_MEMBERS.get(kty, ()) if isinstance(kty, str) else ()
     required = {name: jwk.get(name) for name in names}
@@ -101,98 +87,86 @@ def thumbprint(jwk: Mapping[str, object]) -> str:
     return base64url_encode(hashlib.sha256(canonical).digest()).decode()
 
 
-class SigningKey:
-    """A private key in this process. Made by `generate` or `from_pem`.
+class Secret:
+    """An object that cannot be copied or pickled."""
 
-    The private part never leaves it but as PEM for a key directory: no text form, copy or pickle
-    holds it.
-    """
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:  # copies come this way too
+        msg = f"a {type(self).__name__} cannot be copied or pickled"
+        raise TypeError(msg)
+
+
+class SigningKey(Secret):
+    """A private key in this process, from `generate` or `from_pem`. Only `to_pem` shows the private part."""
 
     __slots__ = ("_alg", "_jwk", "_kid", "_private")
 
     def __init__(self, private: _Private) -> None:
+        self._alg: Alg
         if isinstance(private, EllipticCurvePrivateKey) and isinstance(private.curve, SECP256R1):
-            self._alg: Alg = "ES256"
-            jwk = ECAlgorithm.to_jwk(private.public_key(), as_dict=True)
+            self._alg = "ES256"
         elif isinstance(private, Ed25519PrivateKey):
             self._alg = "EdDSA"
-            jwk = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
         elif isinstance(private, RSAPrivateKey) and private.key_size >= MIN_RSA_BITS:
             self._alg = "RS256"
-            jwk = RSAAlgorithm.to_jwk(private.public_key(), as_dict=True)
         else:
             msg = f"a signing key is a P-256, Ed25519 or RSA (≥ {MIN_RSA_BITS} bits) private key"
             raise ConfigError(msg)
         self._private = private
+        jwk = _SIGN[self._alg].to_jwk(private.public_key(), as_dict=True)
         self._kid = thumbprint(jwk)
         members = {name: jwk[name] for name in _THUMBPRINT_MEMBERS[jwk["kty"]]}
         self._jwk = {**members, "kid": self._kid, "alg": self._alg, "use": "sig"}
 
     @classmethod
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
-        """A new key that dies with the process.
-
-        Raises:
-            ConfigError: another algorithm than ES256, EdDSA or RS256.
-        """
+        """Return a new key that dies with the process. Raises `ConfigError` for another algorithm."""
         if alg not in ALGORITHMS:
             msg = f"the algorithm is one of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
         while True:
             key = cls(_MAKERS[alg]())
-            # A name that begins with a dash is an option to every command line.
-            if not key.kid.startswith("-"):
+            if not key.kid.startswith("-"):  # a command line would read the name as an option
                 return key
 
     @classmethod
     def from_pem(cls, pem: bytes, password: bytes | None = None) -> SigningKey:
-        """A key from PEM (PKCS #8 or SEC 1).
-
-        Raises:
-            ConfigError: not a P-256, Ed25519 or RSA private key, or the password is wrong.
-        """
+        """Return the key in a PEM (PKCS #8 or SEC 1). Raises `ConfigError` for another key or password."""
         try:
             private = load_pem_private_key(pem, password)
         except Exception:  # noqa: BLE001  (any failure of the parser; its text may quote the input)
-            msg = "the PEM holds no private key that can be read with this password"
+            msg = "the PEM does not hold a private key that this password opens"
             raise ConfigError(msg) from None
         return cls(cast("_Private", private))  # checked in `__init__`
 
     def to_pem(self, password: bytes | None = None) -> bytes:
-        """The private key as PKCS #8 PEM, for `keydir.KeyDirectory`. Never log it."""
+        """Return the private key as PKCS #8 PEM, for `keyring.KeyDirectory`. Never log it."""
         encryption = BestAvailableEncryption(password) if password else NoEncryption()
         return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
     @property
     def alg(self) -> Alg:
-        """JWS algorithm."""
+        """Return the JWS algorithm."""
         return self._alg
 
     @property
     def kid(self) -> str:
-        """RFC 7638 thumbprint of the public key."""
+        """Return the RFC 7638 thumbprint of the public key."""
         return self._kid
 
     def sign(self, signing_input: bytes) -> bytes:
-        """The JWS signature of `signing_input`."""
-        if isinstance(self._private, Ed25519PrivateKey):
-            return _OKP.sign(signing_input, self._private)
-        if isinstance(self._private, RSAPrivateKey):
-            return _RSA.sign(signing_input, self._private)
-        return _EC.sign(signing_input, self._private)
+        """Return the JWS signature of `signing_input`."""
+        signature: bytes = _SIGN[self._alg].sign(signing_input, self._private)
+        return signature
 
     def public_jwk(self) -> dict[str, str]:
-        """The public key (RFC 7517) with `kid`, `alg` and `use`."""
+        """Return the public key (RFC 7517) with `kid`, `alg` and `use`."""
         return dict(self._jwk)
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """A JWK set (RFC 7517 §5) that holds this public key."""
+        """Return a JWK set (RFC 7517 §5) of this public key."""
         return {"keys": [self.public_jwk()]}
 
     def __repr__(self) -> str:
         return f"<SigningKey alg={self._alg} kid={self._kid}>"
-
-    def __reduce__(self) -> NoReturn:
-        # Copies come this way too: there is one object per private key.
-        msg = "a SigningKey can not be copied or pickled"
-        raise TypeError(msg)

@@ -1,9 +1,9 @@
-"""Search what a tool returns, or raises, for the live tokens of its call.
+"""Search the output of a tool for the live tokens of its call.
 
-A token is useless without its signature, so the signature segment is what is looked for: as it is,
-in base64 (both alphabets, at any alignment), percent-encoded, and broken over lines. Objects are
-searched for what a serialiser would write of them, whatever their text shows. This catches
-tools that echo what they were given. It does not catch a tool that hides a token on purpose.
+A token is useless without its signature. So the search is for the signature segment: plain, in base64
+(both alphabets, any alignment), percent-encoded, and broken over lines. Objects are searched for what a
+serialiser would write of them. This finds the tokens of a careless tool, not those that a tool hides on
+purpose.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-__all__ = ["REDACTED", "UNSEARCHED", "Search", "scrub"]
+__all__ = ["REDACTED", "UNSEARCHED", "Search"]
 
 REDACTED: Final = "[redacted credential]"
 UNSEARCHED: Final = "[not searched for credentials]"
@@ -29,36 +29,23 @@ MAX_DEPTH: Final = 64
 _T = TypeVar("_T")
 
 
-def scrub(value: _T, tokens: Iterable[str]) -> tuple[_T, bool]:
-    """`value` without the tokens, and whether one was found. See `Search`.
-
-    Args:
-        value: what the tool returned or raised.
-        tokens: compact JWTs.
-    """
-    search = Search(tokens)
-    return search.clean(value), search.found
-
-
 class Search:
-    """Takes tokens out of values.
+    """Removes tokens from values. The caller takes messages and commands apart.
 
-    Looks into strings, bytes, mappings (keys too), lists, tuples, sets and exceptions (arguments,
-    notes, attributes; cause and context are dropped where anything was found, and an exception that
-    still shows a token becomes another). Any other object is taken apart as LangGraph's serialiser and
-    pickle would, and goes as a whole where a token stands in it. Where nothing was found, the very same
-    object comes back. The caller takes messages and commands apart.
+    It searches strings, bytes, mappings (keys too), lists, tuples, sets and exceptions: arguments,
+    notes and attributes. An exception with a token loses its cause and context; if its text still shows
+    the token, another exception replaces it. Any other object is searched for what LangGraph's serialiser
+    and pickle would write, and is replaced as a whole. A value without a token is returned unchanged.
 
-    Work is linear in the size of what is searched. What is nested deeper than 64, lies beyond a million
-    nodes, contains itself, or can not be taken apart (a generator, a socket) is not searched, and
-    therefore not passed on: a constant takes its place.
+    Work is linear in the size of the value. A constant replaces what cannot be searched: nesting
+    deeper than 64, more than a million nodes, a cycle, a generator, a socket.
 
     Args:
         tokens: compact JWTs.
 
     Attributes:
-        found: whether a token stood in anything so far.
-        withheld: whether anything was not passed on because it could not be searched.
+        found: True if any value so far held a token.
+        withheld: True if any value could not be searched and was replaced.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -69,8 +56,8 @@ class Search:
         self._raised = False
 
     def clean(self, value: _T) -> _T:
-        """`value` without the tokens."""
-        self._nodes = 0  # each value has its own limit: a message is searched part by part, and then whole
+        """Return `value` without the tokens."""
+        self._nodes = 0  # the limit is for each value: a message is searched in parts, and then whole
         return self._walk(value, 0) if self._forms else value
 
     def _walk(self, value: Any, depth: int) -> Any:
@@ -93,12 +80,12 @@ class Search:
                 self._open.discard(id(value))
         else:
             return self._whole(value)
-        # Only the plain kinds have nothing but their content. What is raised is written by its text.
+        # Subclasses of the plain types may have attributes. A raised exception is written as text only.
         raised = isinstance(value, BaseException) and (depth == 0 or self._raised)
         return clean if clean is not value or kind in _PLAIN or raised else self._whole(value)
 
     def _whole(self, value: Any) -> Any:
-        """An object that is passed on as it is, or not at all."""
+        """Return an object unchanged, or a constant for all of it."""
         if self._raised:
             return value
         holds = self._holds(value)
@@ -108,28 +95,24 @@ class Search:
         return REDACTED if holds else value
 
     def _holds(self, value: Any) -> bool | None:
-        """Whether a token stands in what would be written of `value`; `None` where that can not be told."""
+        """Return True if a serialiser would write a token for `value`, `None` if that cannot be known."""
         todo: list[Any] = [value]
-        seen: dict[int, Any] = {}  # with the objects: the id of one that is gone is given to another
+        seen: dict[int, Any] = {}  # holds the objects, so that no id is reused
         while todo:
             one = todo.pop()
             if one is None or type(one) in _NUMBERS or isinstance(one, _EMPTY) or id(one) in seen:
                 continue
             seen[id(one)] = one
             self._nodes += 1
-            if isinstance(one, str):
-                shows = self._text(one) is not one
-            elif isinstance(one, bytes | bytearray | memoryview):
-                shows = self._bytes(data := bytes(one)) is not data
-            else:
-                shows = False
-            if shows:
+            if isinstance(one, str) and self._text(one) is not one:
+                return True
+            if isinstance(one, bytes | bytearray | memoryview) and self._bytes(data := bytes(one)) is not data:
                 return True
             if type(one) in _TEXTS:
                 continue
             try:
                 todo += islice(_parts(one), MAX_NODES - self._nodes - len(todo) + 1)
-            except Exception:  # noqa: BLE001  (a foreign `__reduce__`; what can not be taken apart is not known)
+            except Exception:  # noqa: BLE001  (a foreign `__reduce__` may fail in any way)
                 return None
             if self._nodes + len(todo) > MAX_NODES:
                 return None
@@ -172,7 +155,7 @@ class Search:
             regrown = isinstance(exc, BaseExceptionGroup) and any(
                 self._walk(member, depth) is not member for member in exc.exceptions
             )
-            if regrown or self._text(shown := _shown(exc)) is not shown:  # a text of its own making
+            if regrown or self._text(shown := _shown(exc)) is not shown:  # its text is not made of its arguments
                 exc = RuntimeError(f"{type(exc).__name__}: {REDACTED}")
         self.found, self._raised = self.found or outer, before
         return exc
@@ -191,8 +174,8 @@ class Search:
                 clean = _without(clean, form)
         if "%" in clean and (cleaner := _ESCAPED.sub(self._in_run, clean)) != clean:
             clean = cleaner
-        # Wrapped, the position is lost: the whole text goes.
-        # A text inside another one's quotes has its line ends written out.
+        # Without line breaks the position is unknown, so the whole text is replaced.
+        # In a quoted text a line break may be an escape.
         if ("\n" in clean or "\\n" in clean or "\r" in clean) and self._in(_unwrapped(clean)):
             clean = REDACTED
         if clean is not text:
@@ -209,18 +192,18 @@ class Search:
 _NUMBERS: Final = frozenset((bool, int, float))
 _TEXTS: Final = frozenset((str, bytes, bytearray, memoryview))
 _PLAIN: Final = _TEXTS | {dict, list, tuple, set, frozenset, MappingProxyType}
-# Written by name, or holding nothing.
+# Written by name, or empty.
 _EMPTY: Final = (type, FunctionType, ModuleType, type(threading.Lock()), type(threading.RLock()))
-# What LangGraph's serialiser asks an object for, the first that it has.
+# LangGraph's serialiser calls the first of these methods that an object has.
 _ASKED: Final = ("model_dump", "get_secret_value", "dict", "_asdict")
 _PROTOCOL: Final = 4  # of pickle
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What would be written of an object, by LangGraph's serialiser or by pickle.
+    """Yield what LangGraph's serialiser or pickle would write of an object.
 
     Raises:
-        Exception: whatever its own methods raise; `TypeError` where it can not be pickled.
+        Exception: raised by its own methods; `TypeError` if it cannot be pickled.
     """
     kind = type(value)
     if isinstance(value, Mapping):
@@ -236,7 +219,7 @@ def _parts(value: Any) -> Iterator[Any]:
         yield getattr(value, asked)()
     elif dataclasses.is_dataclass(kind):
         yield from (getattr(value, field.name) for field in dataclasses.fields(kind))
-    # A pickler reduces with what was registered for the kind, else asks the object.
+    # pickle prefers a registered reducer to the object's own.
     reducer = copyreg.dispatch_table.get(kind)
     reduced = value.__reduce_ex__(_PROTOCOL) if reducer is None else reducer(value)
     if isinstance(reduced, tuple):  # else a name
@@ -250,27 +233,27 @@ def _parts(value: Any) -> Iterator[Any]:
 def _shown(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001  (a foreign `__str__`; what can not be shown shows no token)
+    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way; then there is no text)
         return ""
 
 
 def _unwrapped(text: str) -> str:
-    # By way of bytes, where the deletion is one pass in C.
+    # `bytes.translate` deletes in one pass in C.
     text = text.replace("\\r", "").replace("\\n", "")
     data = text.encode("utf-8", "surrogatepass").translate(None, b" \t\r\n")
     return data.decode("utf-8", "surrogatepass")
 
 
-# What may stand around a signature: header and payload, or more of the same base64 or percent-encoding.
+# Characters around a signature: header and payload, or more of the same base64 or percent-encoding.
 _BEFORE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.%+/-")
 _AFTER: Final = _BEFORE | {"="}
-# Shorter texts stand in others by chance: a token that has none this long is not found.
+# Shorter texts occur in others by chance, so shorter tokens are not searched for.
 MIN_FORM: Final = 12
 _ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{12,}")
 
 
 def _without(text: str, form: str) -> str:
-    """`text` with the whole run around each occurrence of `form` replaced. One pass."""
+    """Replace the whole run of token characters around each occurrence of `form`, in one pass."""
     parts: list[str] = []
     done, at = 0, text.find(form)
     while at >= 0:
@@ -285,13 +268,13 @@ def _without(text: str, form: str) -> str:
 
 
 def _forms(token: str) -> tuple[str, ...]:
-    """Texts of which one stands in whatever holds the token's signature."""
+    """Return the texts to search for: one of them occurs in any encoding of the token's signature."""
     signature = token.rpartition(".")[2]
-    if len(signature) < 2 * MIN_FORM:  # no signature: somebody else's token, whole
+    if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token
     forms = [signature]
     for alignment in range(3):
-        # Only the characters that depend on nothing but the signature.
+        # Only the characters that depend on the signature alone.
         padded = base64.b64encode(b"\0" * alignment + signature.encode())
         known = padded[(0, 2, 3)[alignment] : (alignment + len(signature)) * 8 // 6].decode()
         forms += [known, known.translate(_URL_SAFE)]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import REDACTED, Credential
-from langchain_runtime_authz.credential.watch import unwatch, watch
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 if TYPE_CHECKING:  # its module loads the signing library
@@ -157,7 +156,7 @@ class Ticket:
     """
 
     __slots__ = (
-        "__weakref__", "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed", "_refusals",
+        "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed", "_refusals",
         "_withheld",
         "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
         "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "spent", "tool", "tool_ref",
@@ -238,7 +237,6 @@ class Ticket:
         """End the call: nothing is minted or handed out any more."""
         # Without the lock, so that the end of a call never waits for an issuer; see `credential`.
         self._concluded = True
-        unwatch(self)
 
     def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
         """The credential for one audience, minted when first asked for.
@@ -345,14 +343,8 @@ class Ticket:
             self._minted[audience] = made
             # INVARIANT: what was minted is listed before it is handed out, and not handed out after
             # the end: whoever concludes and then reads `minted_tokens` has seen them all.
-            self._watch()
             self._check_running()
         return made
-
-    def _watch(self) -> None:
-        watch(self)
-        if self._concluded:
-            unwatch(self)
 
     def _end(self, audience: str, mine: _Minting) -> None:
         with self._lock:
@@ -367,7 +359,6 @@ class Ticket:
         """Search for `token` too: a secret that the call got in exchange for its own."""
         with self._lock:
             self._others = (*self._others, token)
-            self._watch()
 
     def minted_tokens(self) -> tuple[str, ...]:
         """The tokens handed out, for searching what the tool returns."""

@@ -1,56 +1,56 @@
-"""The token: the one place where its claims are named, and the two values around it.
+"""The token: the names of its claims, the request for one, and the verified credential.
 
-Evolution rule, for everything in this module: a claim may be added; a claim is never renamed, never
-changes its type or meaning, and is never removed. Verifiers ignore claims they do not know. The JOSE
-header is closed: exactly `typ`, `alg` and `kid`; what is new goes into the claims. A change that can
-not keep to this takes another `typ`. `tests/unit_tests/test_credential.py` pins the list.
+Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or
+meaning. Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other
+change needs another `typ`. `tests/unit_tests/test_credential.py` pins the list.
 
-This module signs nothing and verifies nothing, and imports no cryptography.
+This module neither signs nor verifies, and imports no cryptography.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, Subject, strict_json
+from langchain_runtime_authz.authzen import MAX_DEPTH, Subject
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.grant import Grant
 
-__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of", "parse_object"]
+__all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of"]
 
-TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing; ours alone, no other JWT passes for it
+TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT passes for it
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"  # RFC 9396 §2: `type` of authorization_details
 
-APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # a person's statement (`credential.approval_statement`)
+APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # see `credential.approval_statement`
 
 # RFC 7519 §4.1
 ISSUER: Final = "iss"
-SUBJECT: Final = "sub"  # the human (or service) principal, never the agent
+SUBJECT: Final = "sub"  # the user or service, never the agent
 AUDIENCE: Final = "aud"  # always one string: the resource of this call
 EXPIRES_AT: Final = "exp"
-NOT_BEFORE: Final = "nbf"  # never issued, obeyed where present
+NOT_BEFORE: Final = "nbf"  # never issued, but obeyed
 ISSUED_AT: Final = "iat"
 TOKEN_ID: Final = "jti"  # noqa: S105  (a name)
-# RFC 8693 §4.1, §4.3: who acts; delegators nested inside are information, never authority
+# RFC 8693 §4.1, §4.3: the acting agent; nested delegators are information, never authority
 ACTOR: Final = "act"
 CLIENT_ID: Final = "client_id"
 # RFC 9396 §9.1: the attenuated grant; RFC 7800 §3.1 with RFC 9449 §6.1: the holder's key
 AUTHORIZATION_DETAILS: Final = "authorization_details"
 CONFIRMATION: Final = "cnf"
 JKT: Final = "jkt"
-# draft-ietf-oauth-transaction-tokens: correlates what belongs to one run
+# draft-ietf-oauth-transaction-tokens: the id of the run
 TRANSACTION: Final = "txn"
 # Ours
 TENANT: Final = "tenant"
 SUBJECT_TYPE: Final = "sub_type"  # the user `alice` and the service `alice` are two principals
 TASK: Final = "task"  # {id, epoch, digest}
-APPROVAL: Final = "approval"  # of a statement: {id, decision, graph, thread, epoch, tool, args_digest}
+APPROVAL: Final = "approval"  # in a statement: {id, decision, graph, thread, epoch, tool, args_digest}
 
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 MAX_TOKEN: Final = 16 * 1024  # characters
@@ -60,7 +60,7 @@ Name = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
 class Task(BaseModel):
-    """The human's task at the moment of the call; `epoch` only grows."""
+    """The user's task at the moment of the call; `epoch` only grows."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -70,7 +70,7 @@ class Task(BaseModel):
 
 
 class TokenRequest(BaseModel):
-    """What an issuer is asked to sign, for one permitted call. Holds no secret.
+    """A request to an issuer to sign a token for one permitted call. Holds no secret.
 
     Attributes:
         subject: on whose behalf.
@@ -81,11 +81,11 @@ class TokenRequest(BaseModel):
         txn: id of the run.
         task: id, epoch and digest of the task.
         tool: the tool whose call was permitted.
-        grant: the acting agent's attenuated grant; `None` where it was given none.
-        jti: id of the token; dies with the call.
+        grant: the acting agent's attenuated grant, if it has one.
+        jti: id of the token.
         issued_at: epoch seconds.
         expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
-        cnf_jkt: RFC 7638 thumbprint of the holder's key, when sender-constrained.
+        cnf_jkt: RFC 7638 thumbprint of the holder's key, if the token is bound to one.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -105,18 +105,18 @@ class TokenRequest(BaseModel):
     cnf_jkt: Name | None = None
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON for an issuer in another process."""
+        """Return UTF-8 JSON for an issuer in another process."""
         return self.model_dump_json(exclude_none=True).encode()
 
     @classmethod
     def from_json(cls, data: str | bytes) -> TokenRequest:
-        """Inverse of `to_json`, strict.
+        """Parse the JSON of `to_json` strictly.
 
         Raises:
             CredentialError: `credential_unavailable`, naming the first wrong field.
         """
         try:
-            parse_object(data)  # duplicate members, which pydantic would let the last one win
+            parse_object(data)  # refuses duplicate members, of which pydantic keeps the last
             return cls.model_validate_json(data)
         except ValidationError as exc:
             where = ".".join(map(str, exc.errors()[0]["loc"])) or "the document"
@@ -126,10 +126,10 @@ class TokenRequest(BaseModel):
 
 
 def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
-    """The claims that stand for `request`, as `issuer` states them."""
+    """Return the claims of `request`, as stated by `issuer`."""
     actor: dict[str, Any] = {}
-    for delegator in reversed(request.delegators):
-        actor = _actor(issuer, delegator, actor)
+    for agent in (*reversed(request.delegators), request.agent):
+        actor = {ISSUER: issuer, SUBJECT: agent, **({ACTOR: actor} if actor else {})}
     detail: dict[str, Any] = {"type": GRANT_TYPE, "actions": ["tools/call"], "identifier": request.tool}
     if request.grant is not None:
         detail["grant"] = request.grant.to_json()
@@ -144,7 +144,7 @@ def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
         TRANSACTION: request.txn,
         CLIENT_ID: request.agent,
         TENANT: request.tenant,
-        ACTOR: _actor(issuer, request.agent, actor),
+        ACTOR: actor,
         AUTHORIZATION_DETAILS: [detail],
         TASK: {"id": request.task.id, "epoch": request.task.epoch, "digest": request.task.digest},
     }
@@ -153,36 +153,53 @@ def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
     return claims
 
 
-def _actor(issuer: str, agent: str, prior: Mapping[str, Any]) -> dict[str, Any]:
-    own = {ISSUER: issuer, SUBJECT: agent}
-    return {**own, ACTOR: prior} if prior else own
+class _Text:
+    """A property of a `Credential`: one claim as text."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, credential: Credential, owner: type[Credential]) -> str:
+        return str(credential.claims[self._name])
 
 
 _SEAL: Final = object()
 
 
+@final
 class Credential:
     """A token that was verified, or that this process has just had issued.
 
-    The unverified state is unrepresentable: `Verifier.verify` and `issuer.mint` are its only
-    makers. `claims` is read-only all the way down. Text forms, copies and pickles never hold the
-    token: a pickle of a `Credential` yields a constant string.
+    Only `Verifier.verify` and `issuer.mint` make one, so an unverified credential cannot exist. Text
+    forms, copies and pickles never hold the token: a pickle yields a constant string.
+
+    Attributes:
+        token: the compact JWT. Send it to `audience`; never return or log it.
+        claims: the claims, read-only: mappings and tuples instead of objects and arrays.
+        subject: on whose behalf (`sub`).
+        tenant: whose data (`tenant`).
+        audience: the one resource that may accept it (`aud`).
+        issuer: the issuer (`iss`).
+        jti: id of the token.
+        txn: id of the run.
     """
 
-    __slots__ = ("_claims", "_token")
-    _claims: Mapping[str, Any]
-    _token: str
+    __slots__ = ("claims", "token")
+    token: str
+    claims: Mapping[str, Any]
+    subject = _Text(SUBJECT)
+    tenant = _Text(TENANT)
+    audience = _Text(AUDIENCE)
+    issuer = _Text(ISSUER)
+    jti = _Text(TOKEN_ID)
+    txn = _Text(TRANSACTION)
 
     def __init__(self, token: str, claims: Mapping[str, Any], *, _seal: object = None) -> None:
         if _seal is not _SEAL:
             msg = "a Credential is made by `Verifier.verify` only"
             raise TypeError(msg)
-        object.__setattr__(self, "_token", token)
-        object.__setattr__(self, "_claims", frozen(claims))
-
-    def __init_subclass__(cls) -> NoReturn:
-        msg = "Credential can not be subclassed"
-        raise TypeError(msg)
+        object.__setattr__(self, "token", token)
+        object.__setattr__(self, "claims", frozen(claims))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         msg = "a Credential does not change"
@@ -192,38 +209,18 @@ class Credential:
         self.__setattr__(name, None)
 
     @property
-    def token(self) -> str:
-        """The compact JWT. Send it to `audience`; never return or log it."""
-        return self._token
-
-    @property
-    def claims(self) -> Mapping[str, Any]:
-        """The claims: mappings and tuples in place of objects and arrays."""
-        return self._claims
-
-    @property
-    def subject(self) -> str:
-        """On whose behalf (`sub`)."""
-        return str(self._claims[SUBJECT])
-
-    @property
-    def tenant(self) -> str:
-        """Whose data (`tenant`)."""
-        return str(self._claims[TENANT])
-
-    @property
     def actor(self) -> str:
-        """Id of the acting agent (`act.sub`)."""
-        return str(self._claims[ACTOR][SUBJECT])
+        """Return the id of the acting agent (`act.sub`)."""
+        return self.actors[0]
 
     @property
     def actors(self) -> tuple[str, ...]:
-        """The `act` chain: the acting agent, then who delegated to it, nearest first.
+        """Return the `act` chain: the acting agent, then its delegators, nearest first.
 
         All but the first are information for the log, never authority (RFC 8693 §4.1).
         """
         found: list[str] = []
-        act = self._claims[ACTOR]
+        act = self.claims[ACTOR]
         while isinstance(act, Mapping) and len(found) <= MAX_DEPTH:
             found.append(str(act.get(SUBJECT)))
             act = act.get(ACTOR)
@@ -231,51 +228,31 @@ class Credential:
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Tools for whose call it was minted (`authorization_details[].identifier`, our type)."""
-        details = [d for d in self._claims[AUTHORIZATION_DETAILS] if d.get("type") == GRANT_TYPE]
+        """Return the tools for whose call it was minted (`authorization_details[].identifier`, our type)."""
+        details = [d for d in self.claims[AUTHORIZATION_DETAILS] if d.get("type") == GRANT_TYPE]
         return tuple(str(d["identifier"]) for d in details if isinstance(d.get("identifier"), str))
 
     @property
-    def audience(self) -> str:
-        """The one resource that may accept it (`aud`)."""
-        return str(self._claims[AUDIENCE])
-
-    @property
-    def issuer(self) -> str:
-        """Who issued it (`iss`)."""
-        return str(self._claims[ISSUER])
-
-    @property
     def kid(self) -> str:
-        """RFC 7638 thumbprint of the issuer's key that signed it."""
-        header = self._token.partition(".")[0]
+        """Return the RFC 7638 thumbprint of the issuer's key that signed it."""
+        header = self.token.partition(".")[0]
         return str(json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"])
 
     @property
     def jkt(self) -> str | None:
-        """RFC 7638 thumbprint of the holder's key (`cnf.jkt`), where the token is bound to one."""
-        cnf = self._claims.get(CONFIRMATION)
+        """Return the RFC 7638 thumbprint of the holder's key (`cnf.jkt`), if the token is bound to one."""
+        cnf = self.claims.get(CONFIRMATION)
         return None if cnf is None else str(cnf[JKT])
 
     @property
-    def jti(self) -> str:
-        """Id of the token."""
-        return str(self._claims[TOKEN_ID])
-
-    @property
-    def txn(self) -> str:
-        """Id of the run."""
-        return str(self._claims[TRANSACTION])
-
-    @property
     def epoch(self) -> int:
-        """Epoch of the task for which it was issued."""
-        return int(self._claims[TASK]["epoch"])
+        """Return the epoch of the task for which it was issued."""
+        return int(self.claims[TASK]["epoch"])
 
     @property
     def expires_at(self) -> int:
-        """Epoch seconds (`exp`)."""
-        return int(self._claims[EXPIRES_AT])
+        """Return the expiry in epoch seconds (`exp`)."""
+        return int(self.claims[EXPIRES_AT])
 
     def __repr__(self) -> str:
         return f"<Credential jti={self.jti!r} audience={self.audience!r}>"
@@ -291,7 +268,7 @@ class Credential:
 
 
 def seal(token: str, claims: Mapping[str, Any]) -> Credential:
-    """A `Credential`. For `Verifier.verify` and `issuer.mint` only; a test keeps the list.
+    """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this; a test checks it.
 
     Raises:
         ValueError: claims nested deeper than 32.
@@ -300,7 +277,7 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
 
 
 def frozen(value: Any, depth: int = 0) -> Any:
-    """Read-only all the way down: mappings and tuples. Raises `ValueError` where nested deeper than 32."""
+    """Return `value` as read-only mappings and tuples. Raises `ValueError` if nested deeper than 32."""
     if depth > MAX_DEPTH:
         msg = "nested too deeply"
         raise ValueError(msg)
@@ -311,24 +288,7 @@ def frozen(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def parse_object(data: str | bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8, with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
-
-    Raises:
-        ValueError: anything else, nesting too deep for the parser included.
-    """
-    try:
-        value = strict_json(data)
-    except RecursionError:
-        msg = "nested too deeply"
-        raise ValueError(msg) from None
-    if not isinstance(value, dict):
-        msg = "not an object"
-        raise ValueError(msg)  # noqa: TRY004  (one exception for every way of being wrong)
-    return value
-
-
-def claim_names() -> Iterator[str]:
-    """Every claim that this package issues or reads."""
-    yield from (ISSUER, SUBJECT, AUDIENCE, EXPIRES_AT, NOT_BEFORE, ISSUED_AT, TOKEN_ID, ACTOR, CLIENT_ID)
-    yield from (AUTHORIZATION_DETAILS, CONFIRMATION, TRANSACTION, TENANT, SUBJECT_TYPE, TASK, APPROVAL)
+def claim_names() -> tuple[str, ...]:
+    """Return every claim that this package issues or reads."""
+    registered = (ISSUER, SUBJECT, AUDIENCE, EXPIRES_AT, NOT_BEFORE, ISSUED_AT, TOKEN_ID, ACTOR, CLIENT_ID)
+    return (*registered, AUTHORIZATION_DETAILS, CONFIRMATION, TRANSACTION, TENANT, SUBJECT_TYPE, TASK, APPROVAL)

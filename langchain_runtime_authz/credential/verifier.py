@@ -1,7 +1,7 @@
-"""Who believes: the only road from a string to a `Credential`.
+"""The verifier: the only path from a string to a `Credential`.
 
-Offline by itself: a token is good until `exp` plus leeway. With `status` it is also asked whether the
-token's call, task and run are still alive, and anything but `live` refuses.
+It works offline: a token is good until `exp` plus leeway. With `status`, the token's call, task and run
+must also be live.
 """
 
 from __future__ import annotations
@@ -13,69 +13,85 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from jwt import PyJWK
 
+from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key, read, refuse
 from langchain_runtime_authz.credential.keys import ALGORITHMS
-from langchain_runtime_authz.credential.token import (
-    ACTOR,
-    AUDIENCE,
-    AUTHORIZATION_DETAILS,
-    CLIENT_ID,
-    CONFIRMATION,
-    EXPIRES_AT,
-    ISSUED_AT,
-    ISSUER,
-    JKT,
-    MAX_TTL,
-    NOT_BEFORE,
-    SUBJECT,
-    SUBJECT_TYPE,
-    TASK,
-    TENANT,
-    TOKEN_ID,
-    TRANSACTION,
-    TYP,
-    Credential,
-    seal,
-)
+from langchain_runtime_authz.credential.token import MAX_TTL, TYP, Credential, seal
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
-__all__ = ["KeySource", "Verifier"]
+__all__ = ["KeySource", "Verifier", "key_source"]
 
-MAX_LEEWAY: Final = 5  # seconds
-MAX_KEYS: Final = 64  # parsed and kept
-HEADER: Final = ("typ", "alg", "kid")
-_NAMES: Final = (ISSUER, SUBJECT, SUBJECT_TYPE, AUDIENCE, TOKEN_ID, TRANSACTION, CLIENT_ID, TENANT)
+LEEWAY: Final = 5  # seconds by which clocks may differ
+MAX_KEYS: Final = 64  # parsed keys in the cache
+_NAMES: Final = (
+    names.ISSUER,
+    names.SUBJECT,
+    names.SUBJECT_TYPE,
+    names.AUDIENCE,
+    names.TOKEN_ID,
+    names.TRANSACTION,
+    names.CLIENT_ID,
+    names.TENANT,
+)
 
 KeySet = Mapping[str, Any]
 
 
 @runtime_checkable
 class KeySource(Protocol):
-    """Where public keys come from, one at a time: `keyring.KeyRing`, `jwks.JwksClient`.
+    """A source of public keys, one at a time: `keyring.KeyRing`, `jwks.JwksClient`.
 
-    `get` answers `None` for a key that is not the issuer's, and raises `CredentialError`
-    (`keys_unavailable`) where it can not tell.
+    `get` returns `None` if the issuer does not have the key. It raises `CredentialError`
+    (`keys_unavailable`) if that cannot be known.
     """
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """The JWK (RFC 7517 §4) of that `kid`."""
+        """Return the JWK (RFC 7517 §4) of that `kid`."""
         ...
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
-        """Like `get`, without blocking the event loop."""
+        """Return the JWK like `get`, without blocking the event loop."""
         ...
+
+
+class _SetSource:
+    """Looks keys up in a JWK set, or in the one that a callable returns."""
+
+    def __init__(self, jwks: KeySet | Callable[[], KeySet]) -> None:
+        self._jwks = jwks
+
+    def get(self, kid: str) -> Mapping[str, Any] | None:
+        if (found := self._named(kid)) is None:
+            raise CredentialError(Code.KEYS_UNAVAILABLE)
+        return found[0] if len(found) == 1 else None
+
+    async def aget(self, kid: str) -> Mapping[str, Any] | None:
+        return self.get(kid)
+
+    def _named(self, kid: str) -> list[Mapping[str, Any]] | None:
+        try:
+            keys = (self._jwks() if callable(self._jwks) else self._jwks)["keys"]
+            return [jwk for jwk in keys if isinstance(jwk, Mapping) and jwk.get("kid") == kid]
+        except Exception:  # noqa: BLE001  (a callable may fail in any way; then no key is known)
+            return None
+
+
+def key_source(jwks: KeySet | Callable[[], KeySet] | KeySource) -> KeySource:
+    """Return `jwks` as a `KeySource`."""
+    if isinstance(jwks, KeySource) and not isinstance(jwks, Mapping):
+        return jwks
+    return _SetSource(jwks)
 
 
 class Verifier:
     """Verifies the tokens of one issuer.
 
     Args:
-        issuer: the `iss` that is believed.
-        jwks: its JWK set (RFC 7517 §5), what returns it, or a `KeySource`. A callable is asked at
+        issuer: the `iss` that is accepted.
+        jwks: its JWK set (RFC 7517 §5), a callable that returns it, or a `KeySource`. A callable runs at
             every verification, so that a withdrawn key is refused at once: let it cache.
         algorithms: allow-list (RFC 8725 §3.1), of ES256, EdDSA and RS256.
-        leeway: seconds by which clocks may differ, at most 5.
-        status: what is known of a token beyond its text, from its claims: `live`, or any other word.
+        status: returns the status of a token from its claims: `live`, or any other word.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -87,7 +103,6 @@ class Verifier:
         issuer: str,
         jwks: KeySet | Callable[[], KeySet] | KeySource,
         algorithms: Sequence[str] = ALGORITHMS,
-        leeway: int = 5,
         status: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
         if not isinstance(issuer, str) or not issuer:
@@ -96,25 +111,19 @@ class Verifier:
         if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
             msg = f"`algorithms` must be some of {', '.join(ALGORITHMS)}"
             raise ConfigError(msg)
-        if type(leeway) is not int or not 0 <= leeway <= MAX_LEEWAY:
-            msg = f"`leeway` must be between 0 and {MAX_LEEWAY} seconds"
-            raise ConfigError(msg)
-        self._issuer = issuer
-        self._jwks = jwks
-        self._algorithms = frozenset(algorithms)
-        self._leeway = leeway
-        self._status = status
+        self._issuer, self._keys = issuer, key_source(jwks)
+        self._algorithms, self._status = frozenset(algorithms), status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
     def verify(
         self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
     ) -> Credential:
-        """The credential that `token` is.
+        """Return the credential in `token`, verified.
 
         Args:
             token: compact JWS (RFC 7515 §7.1).
-            audience: who asks: must be the token's `aud`, exactly; or a collection of such names.
-            tenant: whose data is asked for; `None` only where there is one tenant.
+            audience: the service that asks: exactly the token's `aud`; or a collection of such names.
+            tenant: whose data is asked for; `None` only if there is one tenant.
             now: epoch seconds; the clock by default.
 
         Raises:
@@ -123,34 +132,23 @@ class Verifier:
                 `credential_tenant`, `audience`, `credential_revoked` or `status_unavailable`. Never
                 quotes the token.
         """
-        jws = self._read(token)
-        credential = self._believed(token, jws, self._found(jws.header["kid"]), audience, tenant, now)
+        jws = read(token, typ=TYP, algorithms=self._algorithms)
+        credential = self._verified(token, jws, self._keys.get(jws.header["kid"]), audience, tenant, now)
         if self._status is not None:
             _check_status(_asked(self._status, credential.claims))
         return credential
 
     async def averify(
-        self,
-        token: str,
-        *,
-        audience: str | Collection[str],
-        tenant: str | None = None,
-        now: int | None = None,
+        self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
     ) -> Credential:
-        """Like `verify`, without blocking the event loop: a `status` waits in a thread."""
-        jws = self._read(token)
-        credential = self._believed(token, jws, await self._afound(jws.header["kid"]), audience, tenant, now)
+        """Verify like `verify`, without blocking the event loop: `status` runs in a thread."""
+        jws = read(token, typ=TYP, algorithms=self._algorithms)
+        credential = self._verified(token, jws, await self._keys.aget(jws.header["kid"]), audience, tenant, now)
         if self._status is not None:
             _check_status(await asyncio.to_thread(_asked, self._status, credential.claims))
         return credential
 
-    def _read(self, token: object) -> Jws:
-        jws = read(token, typ=TYP, members=HEADER, algorithms=self._algorithms)
-        if not isinstance(jws.header["kid"], str):
-            refuse("its `kid` is not a string")
-        return jws
-
-    def _believed(
+    def _verified(
         self,
         token: str,
         jws: Jws,
@@ -164,7 +162,7 @@ class Verifier:
         claims = jws.claims
         _check_shape(claims)
         self._check_meaning(claims, tenant, int(time.time()) if now is None else now)
-        if claims[AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
+        if claims[names.AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
         credential = _sealed(token, claims)
         if credential is None:
@@ -174,10 +172,10 @@ class Verifier:
     def _key(self, kid: str, jwk: Mapping[str, Any] | None, alg: str) -> PyJWK:
         if jwk is None:
             raise CredentialError(Code.CREDENTIAL_KEY)
-        # Kept by algorithm too: a key is for one algorithm, whatever the header says.
-        kept = self._parsed.get(kid)
-        if kept is not None and kept[0] == jwk and kept[1].algorithm_name == alg:
-            return kept[1]
+        # Cached by algorithm too: a key is for one algorithm, whatever the header says.
+        cached = self._parsed.get(kid)
+        if cached is not None and cached[0] == jwk and cached[1].algorithm_name == alg:
+            return cached[1]
         key = public_key(jwk, alg)
         if key is None:
             refuse("its key is not a public key for its algorithm", Code.CREDENTIAL_KEY)
@@ -186,30 +184,17 @@ class Verifier:
         self._parsed[kid] = (dict(jwk), key)
         return key
 
-    def _found(self, kid: str) -> Mapping[str, Any] | None:
-        if isinstance(self._jwks, KeySource) and not isinstance(self._jwks, Mapping):
-            return self._jwks.get(kid)
-        found = _of_set(self._jwks, kid)
-        if found is None:
-            raise CredentialError(Code.KEYS_UNAVAILABLE)
-        return found[0] if len(found) == 1 else None
-
-    async def _afound(self, kid: str) -> Mapping[str, Any] | None:
-        if isinstance(self._jwks, KeySource) and not isinstance(self._jwks, Mapping):
-            return await self._jwks.aget(kid)
-        return self._found(kid)
-
     def _check_meaning(self, claims: dict[str, Any], tenant: str | None, now: int) -> None:
-        issued, expires = claims[ISSUED_AT], claims[EXPIRES_AT]
-        if claims[ISSUER] != self._issuer:
+        issued, expires = claims[names.ISSUED_AT], claims[names.EXPIRES_AT]
+        if claims[names.ISSUER] != self._issuer:
             refuse("its `iss` is another")
-        if not 0 < expires - issued <= MAX_TTL + self._leeway:
+        if not 0 < expires - issued <= MAX_TTL + LEEWAY:
             refuse("it lives too long")
-        if not now < expires + self._leeway:
+        if not now < expires + LEEWAY:
             raise CredentialError(Code.CREDENTIAL_EXPIRED)
-        if issued > now + self._leeway or claims.get(NOT_BEFORE, issued) > now + self._leeway:
+        if issued > now + LEEWAY or claims.get(names.NOT_BEFORE, issued) > now + LEEWAY:
             raise CredentialError(Code.CREDENTIAL_NOT_YET_VALID)
-        if tenant is not None and claims[TENANT] != tenant:
+        if tenant is not None and claims[names.TENANT] != tenant:
             raise CredentialError(Code.CREDENTIAL_TENANT)
 
 
@@ -217,10 +202,12 @@ def _check_shape(claims: dict[str, Any]) -> None:
     for name in _NAMES:
         if not isinstance(claims.get(name), str) or not claims[name]:
             refuse(f"`{name}` must be a string")
-    for name in (EXPIRES_AT, ISSUED_AT, *([NOT_BEFORE] if NOT_BEFORE in claims else [])):
+    for name in (names.EXPIRES_AT, names.ISSUED_AT, *([names.NOT_BEFORE] if names.NOT_BEFORE in claims else [])):
         if type(claims.get(name)) is not int:
             refuse(f"`{name}` must be an integer")
-    task, actor, details = (claims.get(name) for name in (TASK, ACTOR, AUTHORIZATION_DETAILS))
+    task, actor, details, cnf = (
+        claims.get(name) for name in (names.TASK, names.ACTOR, names.AUTHORIZATION_DETAILS, names.CONFIRMATION)
+    )
     if not (
         isinstance(task, dict)
         and isinstance(task.get("id"), str)
@@ -228,17 +215,15 @@ def _check_shape(claims: dict[str, Any]) -> None:
         and type(task.get("epoch")) is int
         and task["epoch"] >= 0
     ):
-        refuse(f"`{TASK}` must hold id, epoch and digest")
-    if not isinstance(actor, dict) or actor.get(SUBJECT) != claims[CLIENT_ID]:
-        refuse(f"`{ACTOR}` must name the client")
+        refuse(f"`{names.TASK}` must hold id, epoch and digest")
+    if not isinstance(actor, dict) or actor.get(names.SUBJECT) != claims[names.CLIENT_ID]:
+        refuse(f"`{names.ACTOR}` must name the client")
     if not isinstance(details, list) or not details:
-        refuse(f"`{AUTHORIZATION_DETAILS}` must be an array")
+        refuse(f"`{names.AUTHORIZATION_DETAILS}` must be an array")
     if not all(isinstance(detail, dict) and isinstance(detail.get("type"), str) for detail in details):
-        refuse(f"`{AUTHORIZATION_DETAILS}` must hold objects with a type")
-    if CONFIRMATION in claims:
-        cnf = claims[CONFIRMATION]
-        if not isinstance(cnf, dict) or not isinstance(cnf.get(JKT), str):
-            refuse(f"`{CONFIRMATION}` must hold jkt")
+        refuse(f"`{names.AUTHORIZATION_DETAILS}` must hold objects with a type")
+    if names.CONFIRMATION in claims and not (isinstance(cnf, dict) and isinstance(cnf.get(names.JKT), str)):
+        refuse(f"`{names.CONFIRMATION}` must hold jkt")
 
 
 def _check_status(answer: object) -> None:
@@ -248,25 +233,15 @@ def _check_status(answer: object) -> None:
         raise CredentialError(Code.CREDENTIAL_REVOKED)
 
 
-# The helpers below answer instead of raising: an exception's context would quote what was parsed.
+# The helpers below return `None` instead of raising: an exception's context would quote the token.
 
 
 def _asked(status: Callable[[Mapping[str, Any]], str], claims: Mapping[str, Any]) -> object:
-    """What `status` says; `None` where it can not say, and what is not known to live is dead."""
     try:
         answer = status(claims)
-    except Exception:  # noqa: BLE001  (whoever is asked may fail in any way)
+    except Exception:  # noqa: BLE001  (`status` may fail in any way; the token is then refused)
         return None
     return "" if answer is None else answer
-
-
-def _of_set(jwks: Any, kid: str) -> list[dict[str, Any]] | None:
-    """The keys of that name; `None` where there is no set."""
-    try:
-        document = jwks() if callable(jwks) else jwks
-        return [dict(jwk) for jwk in document["keys"] if jwk.get("kid") == kid]
-    except Exception:  # noqa: BLE001  (whatever fetches keys may fail in any way: no key, no belief)
-        return None
 
 
 def _sealed(token: str, claims: dict[str, Any]) -> Credential | None:

@@ -25,9 +25,8 @@ import httpx
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
-from langchain_runtime_authz.credential.jwks import JwksClient
+from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
-from langchain_runtime_authz.credential.kept import Kept
 from langchain_runtime_authz.credential.keys import ALGORITHMS
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 
@@ -86,7 +85,7 @@ class OidcVerifier:
             JwksClient, timeout=timeout, client=client, async_client=async_client, monotonic=monotonic
         )
         self._why: str | None = None
-        self._keys = Kept(
+        self._keys = CachedDocument(
             Fetcher(timeout=timeout, client=client, async_client=async_client),
             self.issuer.rstrip("/") + DISCOVERY,
             {"Accept": "application/json"},

@@ -127,7 +127,7 @@ class run_scope:
     def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
         self._run, self._task = run, task
         self._counts = {} if counts is None else counts
-        self._ticket = ticket_scope(None, RefusedMints(run))
+        self._ticket = ticket_scope(None, RefusedMints((run, None, None)))
 
     def __enter__(self) -> None:
         self._previous = _current.get()
@@ -358,4 +358,4 @@ def _refusals() -> RefusedMints | None:
         handle = _around()
     except ConfigError:  # the record could name another run
         return None
-    return None if handle is None else RefusedMints(_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0))
+    return None if handle is None else RefusedMints((_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0), None, None))

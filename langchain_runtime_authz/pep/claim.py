@@ -149,7 +149,7 @@ def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         spent=spent,
         mint=made.mint if made is not None else None,
         amint=made.amint if made is not None else None,
-        refusals=RefusedMints(run, decided, done.now),
+        refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
 
 

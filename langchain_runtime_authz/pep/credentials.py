@@ -1,10 +1,9 @@
-"""The credential of one call: minted at its permit, when the tool asks, dead when the call ends."""
+"""The credential of one call: minted when the tool asks for it, revoked when the call ends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
@@ -12,7 +11,7 @@ from langchain_runtime_authz.credential.token import Credential, Task, TokenRequ
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.pep.engine import Engine, Flow, Record, adrive, drive
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Record, adrive, drive
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.pep.call import DecidedCall
@@ -22,28 +21,21 @@ __all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minte
 
 TOKEN_TTL: Final = 60  # seconds
 KEYS: Final = "urn:langchain-runtime-authz:keys"
-NO_TASK: Final = "none"  # a claim may not be empty; a run without a human text has no task
+NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text has no task
 
 
-@dataclass(frozen=True, slots=True)
-class Mint:
-    """Effect: have one request signed."""
+def _mint(engine: Engine, request: TokenRequest) -> Credential:
+    from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
 
-    request: TokenRequest
+    _check_killed(engine)
+    return mint(engine.issuer, request, verifier=engine.verifier)
 
-    def run(self, engine: Engine) -> Credential:
-        """Perform it, blocking."""
-        _check_killed(engine)
-        from langchain_runtime_authz.credential.issuer import mint  # loads the signing library
 
-        return mint(engine.issuer, self.request, verifier=engine.verifier)
+async def _amint(engine: Engine, request: TokenRequest) -> Credential:
+    from langchain_runtime_authz.credential.issuer import amint
 
-    async def arun(self, engine: Engine) -> Credential:
-        """Perform it."""
-        _check_killed(engine)
-        from langchain_runtime_authz.credential.issuer import amint
-
-        return await amint(engine.issuer, self.request, verifier=engine.verifier)
+    _check_killed(engine)
+    return await amint(engine.issuer, request, verifier=engine.verifier)
 
 
 def _check_killed(engine: Engine) -> None:
@@ -51,15 +43,18 @@ def _check_killed(engine: Engine) -> None:
         raise CredentialError(Code.KILLED)
 
 
+Mint: Final = Effect(_mint, _amint)  # request → `Credential`
+
+
 class Minter(NamedTuple):
-    """What mints the tokens of one call: for an audience, bound to a key's thumbprint or to none."""
+    """Mints the tokens of one call, for an audience, and bound to a key's thumbprint if one is given."""
 
     mint: Callable[[str, str | None], Credential]
     amint: Callable[[str, str | None], Awaitable[Credential]]
 
 
 class Asking(Protocol):
-    """Whose code asks for a token: an agent's place (`Run`), or a run beside every agent."""
+    """The run whose code asks for a token."""
 
     @property
     def engine(self) -> Engine: ...
@@ -71,68 +66,60 @@ class Asking(Protocol):
     def agent(self) -> tuple[str, ...]: ...
 
 
-class RefusedMints:
-    """Puts on record what was asked for and not minted, by a call or, without one, by whatever else runs.
+class RefusedMints(tuple[Asking, "DecidedCall | None", "float | None"]):
+    """Records each refused mint (`credential.ticket.Refusals`): of a call, or of other code in a run.
 
-    `claimed_at` is ledger time of the call's claim, as in `minter`.
+    It holds the run, the call (`None` for other code), and ledger time minus monotonic time at the commit.
+    It is a tuple because every call has one: making a tuple runs no Python code.
     """
 
-    __slots__ = ("_call", "_declared", "_offset", "_run")
-
-    def __init__(self, run: Asking, judged: DecidedCall | None = None, claimed_at: float | None = None) -> None:
-        self._run = run
-        self._offset = None if claimed_at is None else claimed_at - time.monotonic()
-        self._call = (judged.call.tool, judged.decision.decision_id) if judged is not None else ("", "")
-        self._declared = judged.call.profile.audience if judged is not None else ()
+    __slots__ = ()
 
     def refused(self, code: str, audience: str | None) -> None:
-        """See `credential.ticket.Refusals`."""
-        drive(self._run.engine, self._flow(code, audience))
+        """Record that nothing is minted for `audience`."""
+        drive(self[0].engine, self._flow(code, audience))
 
     async def arefused(self, code: str, audience: str | None) -> None:
-        """See `credential.ticket.Refusals`."""
-        await adrive(self._run.engine, self._flow(code, audience))
+        """Record like `refused`, without blocking the event loop."""
+        await adrive(self[0].engine, self._flow(code, audience))
 
     def _flow(self, code: str, audience: str | None) -> Flow[None]:
-        tool, decision_id = self._call
-        named = audience if audience in self._declared else None
+        run, decided, offset = self
+        known = decided is not None and audience in decided.call.profile.audience
+        reason = code
         if code == Code.AUDIENCE:
-            reason = "outside_grant" if named is not None or audience is None else "outside_profile"
-        else:
-            reason = code
-        # What a tool asks for is its own text: by digest, where it is none of the profile's.
-        digest = None if named is not None or audience is None else content_digest(audience)
+            reason = "outside_grant" if known or audience is None else "outside_profile"
         yield Record(
             refused_mint_record,
-            now=time.time() if self._offset is None else self._offset + time.monotonic(),
-            decision_id=decision_id,
+            now=time.time() if offset is None else offset + time.monotonic(),
+            decision_id=decided.decision.decision_id if decided is not None else "",
             reason=reason,
-            audience=named,
-            asked_digest=digest,
-            tool=tool,
-            epoch=self._run.epoch,
-            run_id=self._run.run_id,
-            agent=self._run.agent,
+            audience=audience if known else None,
+            # An audience that the profile does not declare is the tool's own text: record its digest.
+            asked_digest=None if known or audience is None else content_digest(audience),
+            tool=decided.call.tool if decided is not None else "",
+            epoch=run.epoch,
+            run_id=run.run_id,
+            agent=run.agent,
         )
 
 
 def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
-    """The audiences of a profile that the run's grant holds too."""
-    # INVARIANT: no token for an audience outside the grant, whatever the policy permits.
+    """Return the audiences of a profile that the run's grant allows."""
+    # INVARIANT: no token for an audience outside the grant, even if the policy permits the call.
     allowed = run.grant.audiences if run.grant is not None else None
     return declared if allowed is None else tuple(a for a in declared if a in allowed)
 
 
 def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
-    """Where a ledger keeps what is known of an issuer's key: a revoked scope is a compromised key."""
+    """Return the ledger scope of an issuer's key. A revoked scope is a compromised key."""
     return Scope(tenant, issuer, KEYS, kid)
 
 
-def minter(run: Run, judged: DecidedCall, jtis: Mapping[str, str], claimed_at: float) -> Minter:
-    """What mints the tokens of one claimed call; `jtis` by audience.
+def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Minter:
+    """Return the minter of one committed call; `jtis` by audience.
 
-    `claimed_at` is ledger time of the claim; what passed since is measured here, so that minting
-    needs no other look at the ledger.
+    `committed_at` is ledger time. Later times are measured from it, so minting does not read the ledger.
     """
     since = time.monotonic()
     engine = run.engine
@@ -140,9 +127,9 @@ def minter(run: Run, judged: DecidedCall, jtis: Mapping[str, str], claimed_at: f
     delegators = tuple(engine.identity.agent_id(run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1))
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:
-        if run.over:  # the call never came back, and the run went on without it
+        if run.over:  # the call never returned, and the run went on without it
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-        now = int(claimed_at + (time.monotonic() - since))
+        now = int(committed_at + (time.monotonic() - since))
         credential: Credential = yield Mint(
             TokenRequest(
                 subject=run.subject,
@@ -151,8 +138,8 @@ def minter(run: Run, judged: DecidedCall, jtis: Mapping[str, str], claimed_at: f
                 delegators=delegators,
                 audience=audience,
                 txn=run.run_id,
-                task=Task(id=judged.task.id or NO_TASK, epoch=run.epoch, digest=judged.task.digest or NO_TASK),
-                tool=judged.call.tool,
+                task=Task(id=decided.task.id or NO_TASK, epoch=run.epoch, digest=decided.task.digest or NO_TASK),
+                tool=decided.call.tool,
                 grant=run.grant,
                 jti=jtis[audience],
                 issued_at=now,
@@ -160,11 +147,11 @@ def minter(run: Run, judged: DecidedCall, jtis: Mapping[str, str], claimed_at: f
                 cnf_jkt=jkt,
             ),
         )
-        # A mint that is not recorded is not handed out.
+        # Hand out no token before it is recorded.
         yield Record(
             mint_record,
             now=now,
-            decision_id=judged.decision.decision_id,
+            decision_id=decided.decision.decision_id,
             jti=credential.jti,
             audience=audience,
             expires_at=credential.expires_at,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz.credential.token import MAX_TTL, Credential
-from langchain_runtime_authz.credential.verifier import MAX_LEEWAY
+from langchain_runtime_authz.credential.verifier import LEEWAY
 from langchain_runtime_authz.ledger.base import Ledger, Query
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
@@ -59,7 +59,7 @@ class LedgerStatus:
 class Offline:
     """Asks nobody. A token is accepted until it expires, even if its call ends before."""
 
-    window: Final = MAX_TTL + MAX_LEEWAY
+    window: Final = MAX_TTL + LEEWAY
 
     async def status(self, credential: Credential) -> str:
         """See `Status.status`."""

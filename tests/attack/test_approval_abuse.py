@@ -414,6 +414,16 @@ def test_a_statement_is_valid_for_its_time_and_the_clocks_difference(at: float, 
         assert approvers.verify(said, question, now=1e9 + at).jti == "j"
 
 
+def test_a_key_signs_for_its_user_alone() -> None:
+    """A statement that names its signer as `iss` and another approver as `sub` approves nothing."""
+    approvers = Approvers({"user:bob": BOBS.jwks(), "user:carol": CAROLS.jwks()})
+    options: dict[str, Any] = {"verdict": "approve", "question": Question("i", "iss", "t", "g", "th", 1, "pay", "d"), "jti": "j"}
+    assert approvers.verify(sign_statement(BOBS, approver="user:bob", **options), options["question"]).approver == "user:bob"
+    with pytest.raises(CredentialError) as refused:
+        approvers.verify(sign_statement(BOBS, approver="user:carol", issuer="user:bob", **options), options["question"])
+    assert refused.value.code == "approval_statement"
+
+
 def test_a_key_is_found_by_its_id_alone() -> None:
     """A name that is not in the set finds none, and one that is there twice neither; what is no key is passed over."""
     question = Question("i", "iss", "t", "g", "th", 1, "pay", "d")

@@ -1,4 +1,4 @@
-"""ASI03 Identity and Privilege Abuse: a tool that prints, returns, raises, stores or streams its token.
+"""ASI03 Identity and Privilege Abuse: a tool that returns, raises, stores or streams its token.
 
 The twin is the same graph without protection, whose tool was provisioned with a token that lives on: there
 the token ends up in every one of the places.
@@ -26,7 +26,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel, SecretStr
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_credential
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import agent_graph, call, hand_written, human, replying
@@ -71,45 +71,6 @@ class Place:
 
     def tool(self, how: str) -> BaseTool:
         return getattr(self, how)()  # type: ignore[no-any-return]
-
-    def prints(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Print."""
-            print("calling with", self.mine())
-            return "done"
-
-        return careless
-
-    def logs(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Log."""
-            logging.getLogger("bank.client").info("headers %s", {"Authorization": f"Bearer {self.mine()}"})
-            return "done"
-
-        return careless
-
-    def logs_a_field(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Log, for a formatter that writes every field of a record."""
-            logging.getLogger("bank.client").info("calling", extra={"headers": [{"Authorization": self.mine()}]})
-            return "done"
-
-        return careless
-
-    def logs_error(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Log an error."""
-            try:
-                raise ValueError(f"refused {self.mine()}")
-            except ValueError:
-                logging.getLogger("bank.client").exception("failed")
-            return "done"
-
-        return careless
 
     def returns(self) -> BaseTool:
         @tool
@@ -342,17 +303,6 @@ class Place:
             runtime.emit_output_delta([self.mine()])
             await asyncio.sleep(0)
             runtime.emit_output_delta("done")
-            return "done"
-
-        return careless
-
-    def prints_async(self) -> BaseTool:
-        @tool
-        async def careless() -> str:
-            """Print."""
-            if self.protected:
-                self.token = (await acurrent_credential()).token
-            await asyncio.to_thread(print, "calling with", self.token)
             return "done"
 
         return careless

@@ -29,7 +29,7 @@ from langchain_runtime_authz import (
     profile,
 )
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keydir import KeyDirectory
+from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth

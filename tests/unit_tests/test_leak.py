@@ -24,13 +24,18 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, PrivateAttr, SecretBytes, SecretStr, computed_field, model_serializer
 
 from langchain_runtime_authz.credential import leak
-from langchain_runtime_authz.credential.leak import REDACTED, UNSEARCHED, Search, scrub
+from langchain_runtime_authz.credential.leak import REDACTED, UNSEARCHED, Search
 from langchain_runtime_authz.langgraph.output_filter import Cleaner
 
 HEADER = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"runtime-authz+jwt"}').decode().rstrip("=")
 PAYLOAD = base64.urlsafe_b64encode(b'{"sub":"alice","jti":"j-1"}').decode().rstrip("=")
 SIGNATURE = base64.urlsafe_b64encode(bytes(range(190, 254))).decode().rstrip("=")
 TOKEN = f"{HEADER}.{PAYLOAD}.{SIGNATURE}"
+
+
+def scrub(value: Any, tokens: list[str]) -> tuple[Any, bool]:
+    search = Search(tokens)
+    return search.clean(value), search.found
 
 
 class Pair(NamedTuple):
