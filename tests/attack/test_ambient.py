@@ -26,7 +26,7 @@ from langchain_runtime_authz import (
     AuthzToolNode,
     RuntimeAuthz,
     ToolProfile,
-    current_credential,
+    current_call,
 )
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
@@ -428,7 +428,7 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
 
     def take(text: str) -> str:
         try:
-            got.append(current_credential().audience)
+            got.append(current_call().credential().audience)
         except CredentialError as error:
             got.append(error.code)
         return "ok"

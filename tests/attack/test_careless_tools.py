@@ -26,7 +26,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel, SecretStr
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import agent_graph, call, hand_written, human, replying
@@ -66,7 +66,7 @@ class Place:
 
     def mine(self) -> str:
         if self.protected:
-            self.token = current_credential().token
+            self.token = current_call().credential().token
         return self.token
 
     def tool(self, how: str) -> BaseTool:
@@ -351,7 +351,7 @@ class Place:
         async def careless() -> str:
             """Print."""
             if self.protected:
-                self.token = (await acurrent_credential()).token
+                self.token = (await current_call().acredential()).token
             await asyncio.to_thread(print, "calling with", self.token)
             return "done"
 

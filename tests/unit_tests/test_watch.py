@@ -151,13 +151,13 @@ def test_no_stream_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_ticket_is_watched_from_its_mint_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     """Not before, not after, also from a thread that the tool started; the ticket knows that it happened."""
-    from langchain_runtime_authz import current_credential
+    from langchain_runtime_authz import current_call
 
     stream = sys.stdout
     with ticket_scope(a_ticket()) as ticket:
         ticket.redeem()
         assert sys.stdout is stream
-        token = current_credential().token
+        token = current_call().credential().token
         thread = threading.Thread(target=print, args=(token,))
         thread.start()
         thread.join()
@@ -176,23 +176,23 @@ def test_a_token_minted_across_the_end_is_not_watched_for_ever() -> None:
         ticket.conclude()
         return minted(audience, jkt)
 
-    from langchain_runtime_authz import current_credential
+    from langchain_runtime_authz import current_call
     from langchain_runtime_authz.errors import CredentialError
 
     with ticket_scope(a_ticket(mint=slow)) as ticket:
         ticket.redeem()
         with pytest.raises(CredentialError):
-            current_credential()
+            current_call().credential()
     assert not module._alive
 
 
 def test_a_call_that_is_never_concluded_is_forgotten() -> None:
     """With its ticket."""
-    from langchain_runtime_authz import current_credential
+    from langchain_runtime_authz import current_call
 
     with ticket_scope(a_ticket()) as ticket:
         ticket.redeem()
-        current_credential()
+        current_call().credential()
     assert len(module._alive) == 1
     del ticket
     gc.collect()
