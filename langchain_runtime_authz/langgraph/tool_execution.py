@@ -246,8 +246,9 @@ class Passage:
             self._scopes.append(ticket_scope(self.ticket))
         for scope in self._scopes:
             scope.__enter__()
-        agent_id = run.engine.identity.agent_id(run.agent)
-        self._span = execute_tool_span(call.tool, self.call_id, run.agent[-1], run.scope.thread, agent_id=agent_id)
+        self._span = execute_tool_span(
+            call.tool, self.call_id, run.agent, run.scope.thread, run.engine.identity.agent_id
+        )
         self._span.__enter__()
         return self
 
