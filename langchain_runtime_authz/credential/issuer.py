@@ -127,6 +127,11 @@ class LocalIssuer:
         return self._keys.active if isinstance(self._keys, KeyRing) else self._keys
 
     @property
+    def ephemeral(self) -> bool:
+        """True if the key that signs ends with the process."""
+        return getattr(self._key, "ephemeral", False)
+
+    @property
     def ring(self) -> KeyRing | None:
         """The key ring, where there is one."""
         return self._keys if isinstance(self._keys, KeyRing) else None

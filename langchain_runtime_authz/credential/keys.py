@@ -106,9 +106,12 @@ class SigningKey:
 
     The private part never leaves it but as PEM for a key directory: no text form, copy or pickle
     holds it.
+
+    Attributes:
+        ephemeral: True for a key of `generate`, which ends with the process unless its PEM is kept.
     """
 
-    __slots__ = ("_alg", "_jwk", "_kid", "_private")
+    __slots__ = ("_alg", "_jwk", "_kid", "_private", "ephemeral")
 
     def __init__(self, private: _Private) -> None:
         if isinstance(private, EllipticCurvePrivateKey) and isinstance(private.curve, SECP256R1):
@@ -123,6 +126,7 @@ class SigningKey:
         else:
             msg = f"a signing key is a P-256, Ed25519 or RSA (≥ {MIN_RSA_BITS} bits) private key"
             raise ConfigError(msg)
+        self.ephemeral = False
         self._private = private
         self._kid = thumbprint(jwk)
         members = {name: jwk[name] for name in _THUMBPRINT_MEMBERS[jwk["kty"]]}
@@ -130,7 +134,7 @@ class SigningKey:
 
     @classmethod
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
-        """A new key that dies with the process.
+        """Return a new key, which ends with the process.
 
         Raises:
             ConfigError: another algorithm than ES256, EdDSA or RS256.
@@ -142,6 +146,7 @@ class SigningKey:
             key = cls(_MAKERS[alg]())
             # A name that begins with a dash is an option to every command line.
             if not key.kid.startswith("-"):
+                key.ephemeral = True
                 return key
 
     @classmethod

@@ -293,7 +293,7 @@ def test_ready_profiles_by_name_and_beside_ones_own() -> None:
     assert "terminal" in RuntimeAuthz(profiles="langchain").profiles.declared
     both = {**load_profiles("langchain"), **load_profiles({"terminal": {"effect": "admin", "class": "secret"}})}
     assert RuntimeAuthz(profiles=both).profiles.declared["terminal"].data_class == "secret"
-    with pytest.raises(ConfigError, match="can not be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         load_profiles("langchains")
 
 
