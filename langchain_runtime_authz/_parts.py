@@ -127,10 +127,7 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
 
 def both(
     flow: Callable[Concatenate[RuntimeAuthz, P], Flow[T]],
-) -> tuple[
-    Callable[Concatenate[RuntimeAuthz, P], T],
-    Callable[Concatenate[RuntimeAuthz, P], Coroutine[Any, Any, T]],
-]:
+) -> tuple[Callable[Concatenate[RuntimeAuthz, P], T], Callable[Concatenate[RuntimeAuthz, P], Coroutine[Any, Any, T]]]:
     """Return a method that runs a flow, and the one that runs it without blocking the event loop."""
     name = flow.__name__.removeprefix("_")
 

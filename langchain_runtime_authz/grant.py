@@ -178,14 +178,7 @@ class Grant(_Frozen):
         return self if request is None else self.meet(request)
 
     def refuses(
-        self,
-        *,
-        tool: str,
-        args: Mapping[str, object],
-        data_class: str,
-        sink: str,
-        depth: int,
-        now: float,
+        self, *, tool: str, args: Mapping[str, object], data_class: str, sink: str, depth: int, now: float
     ) -> Code | None:
         """Return the code for which this grant refuses the step, or `None` if it holds the step.
 

@@ -129,16 +129,14 @@ class ToolProfile(BaseModel):
     def _consistent(self) -> ToolProfile:
         for one, other in (("critical", "when"), ("critical", "text"), ("when", "text")):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
-                msg = f"`{min(both)}` is in `{one}` and in `{other}`"
-                raise ValueError(msg)
+                raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
         self._arguments_of_resource()
         return self
 
     def _arguments_of_resource(self) -> list[str]:
         fields = [f for _, f, _, _ in string.Formatter().parse(self.resource or "") if f is not None]
         if wrong := [f for f in fields if not f.isidentifier()]:
-            msg = f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces"
-            raise ValueError(msg)
+            raise ValueError(f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces")
         return fields
 
     _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
@@ -185,8 +183,7 @@ def profile(**fields: Any) -> Callable[[_T], _T]:
 
     def declare(tool: _T) -> _T:
         if not hasattr(tool, "metadata"):
-            msg = "put `@profile(...)` above `@tool`; it needs the tool object"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError("put `@profile(...)` above `@tool`; it needs the tool object", Code.PROFILE_INVALID)
         tool.metadata = {**(tool.metadata or {}), METADATA_KEY: declared}
         return tool
 
@@ -212,24 +209,21 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         try:
             loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-            msg = f"{where} cannot be read: {unreadable(exc)}"
-            raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+            raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.PROFILE_INVALID) from exc
         source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
         if not isinstance(source, dict):
-            msg = f"{where} must hold one mapping named `tools`"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError(f"{where} must hold one mapping named `tools`", Code.PROFILE_INVALID)
     if not isinstance(source, Mapping):
-        msg = f"profiles must be a mapping or a path, not {type(source).__name__}"
-        raise ConfigError(msg, Code.PROFILE_INVALID)
+        raise ConfigError(f"profiles must be a mapping or a path, not {type(source).__name__}", Code.PROFILE_INVALID)
     for name in source:
         if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
-            msg = f"{where}: `{name}` is not text; put the tool's name in quotes"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError(f"{where}: `{name}` is not text; put the tool's name in quotes", Code.PROFILE_INVALID)
     found = {name: _validate(f"{where}: {name}", fields) for name, fields in source.items()}
     for name, declared in found.items():
         if unknown := sorted(set(declared.reaches) - found.keys()):
-            msg = f"{where}: {name}: `reaches` names `{unknown[0]}`, which has no profile here"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError(
+                f"{where}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
+            )
     for declared in found.values():
         declared.link(found)
     return found
@@ -270,11 +264,11 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
             first, *inner = path.split(".")
             if first not in arguments:
                 takes = ", ".join(sorted(arguments)) or "nothing"
-                msg = f"{name}: `{fact}` names `{path}`, but the tool takes {takes}"
-                raise ConfigError(msg, Code.PROFILE_INVALID)
+                raise ConfigError(f"{name}: `{fact}` names `{path}`, but the tool takes {takes}", Code.PROFILE_INVALID)
             if not _leads(arguments[first], inner):
-                msg = f"{name}: `{fact}` names `{path}`, which the tool's schema does not have"
-                raise ConfigError(msg, Code.PROFILE_INVALID)
+                raise ConfigError(
+                    f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
+                )
 
 
 def _leads(schema: object, steps: Sequence[str]) -> bool:
@@ -301,8 +295,7 @@ def _validate(where: str, fields: object) -> ToolProfile:
         first = exc.errors()[0]
         # Skip a union's own parts: they are not names of a profile.
         name = ".".join(str(p) for p in first["loc"] if "[" not in str(p)) or "profile"
-        msg = f"{where}: `{name}`: {first['msg']}"
-        raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+        raise ConfigError(f"{where}: `{name}`: {first['msg']}", Code.PROFILE_INVALID) from exc
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:

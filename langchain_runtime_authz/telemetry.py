@@ -160,13 +160,7 @@ def execute_tool_span(
 
 
 def record_decision(
-    decision: Decision,
-    body: bytes | None,
-    *,
-    pdp: str,
-    action: str,
-    resource: str,
-    started: int | None = None,
+    decision: Decision, body: bytes | None, *, pdp: str, action: str, resource: str, started: int | None = None
 ) -> None:
     """Record one decision as a span.
 

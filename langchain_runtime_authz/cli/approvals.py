@@ -47,8 +47,7 @@ Password = Annotated[
     typer.Option("--password", envvar="RUNTIME_AUTHZ_KEY_PASSWORD", show_envvar=True, help="Of the private key."),
 ]
 Known = Annotated[
-    Path,
-    typer.Option("--approvers", help="The people's public keys: JSON, `user:<name>` to JWK set (RFC 7517)."),
+    Path, typer.Option("--approvers", help="The people's public keys: JSON, `user:<name>` to JWK set (RFC 7517).")
 ]
 Audit = Annotated[Path | None, typer.Option("--audit", help="A hash-chained file to record the answer in.")]
 
@@ -174,7 +173,6 @@ def _authz(
     try:
         people: dict[str, Any] = parse_object(approvers.read_bytes())
     except ValueError as exc:
-        msg = f"{approvers} must hold a JSON object, `user:<name>` to JWK set: {unreadable(exc)}"
-        raise ConfigError(msg) from exc
+        raise ConfigError(f"{approvers} must hold a JSON object, `user:<name>` to JWK set: {unreadable(exc)}") from exc
     with opened(where, schema, role) as ledger:
         yield RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)

@@ -23,8 +23,7 @@ REGO: Final = "rego/runtime_authz.rego"
 
 def controls(
     results: Annotated[
-        Path | None,
-        typer.Option("--results", metavar="FILE", help="A report of `pytest --junitxml FILE`."),
+        Path | None, typer.Option("--results", metavar="FILE", help="A report of `pytest --junitxml FILE`.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -15,12 +15,10 @@ __all__ = ["demo"]
 
 def demo(
     agentdojo: Annotated[
-        bool,
-        typer.Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name)."),
+        bool, typer.Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
     ] = False,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", min=1, help="With --agentdojo: so many attacked pairs; all when absent."),
+        int | None, typer.Option("--limit", min=1, help="With --agentdojo: so many attacked pairs; all when absent.")
     ] = None,
     rubber_stamp: Annotated[
         float,
@@ -39,8 +37,7 @@ def demo(
         ),
     ] = None,
     as_json: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report."),
+        Path | None, typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
     ] = None,
 ) -> None:
     """A bank's agent meets a hostile bill, protected and unprotected.

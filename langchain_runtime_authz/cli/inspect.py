@@ -34,13 +34,11 @@ __all__ = ["inspect", "load_graph", "tools_of"]
 
 def inspect(
     target: Annotated[
-        str,
-        typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one."),
+        str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     fail_ungoverned: Annotated[
-        bool,
-        typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection."),
+        bool, typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection.")
     ] = False,
     baseline: Annotated[
         Path | None,
@@ -53,8 +51,7 @@ def inspect(
         typer.Option("--write-baseline", metavar="FILE", help="Accept what is ungoverned now: write it to FILE."),
     ] = None,
     profiles: Annotated[
-        Path | None,
-        typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with."),
+        Path | None, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with.")
     ] = None,
 ) -> None:
     """Show what of a graph is governed: as it is, and as it would be under `protect`.
@@ -75,8 +72,7 @@ def inspect(
 
     with reporting():
         if baseline is not None and not fail_ungoverned:
-            msg = "`--baseline` says what `--fail-ungoverned` accepts; give both"
-            raise ConfigError(msg)
+            raise ConfigError("`--baseline` says what `--fail-ungoverned` accepts; give both")
         accepted = Baseline.read(baseline) if baseline is not None else None
         with redirect_stdout(sys.stderr):  # what the module prints must not mix with the answer
             graph = load_graph(target)
@@ -122,8 +118,9 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
     owner = owner_of(graph)
     if owner is not None:
         if profiles is not None:
-            msg = "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
-            raise ConfigError(msg)
+            raise ConfigError(
+                "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
+            )
         return None, coverage_of(graph, owner), owner.profiles
     authz = RuntimeAuthz(profiles=profiles)
     before = authz.coverage(graph)
@@ -169,12 +166,10 @@ def load_graph(target: str) -> Graph:
 
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
-        msg = f"`{target}` must be `module:graph`, like `my_agent:graph`"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{target}` must be `module:graph`, like `my_agent:graph`")
     if "/" in name or name.endswith(".py"):
         dotted = name.removeprefix("./").removesuffix(".py").replace("/", ".")
-        msg = f"`{name}` is a file; name its module: `{dotted}:{path}`"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{name}` is a file; name its module: `{dotted}:{path}`")
     found: Any = _imported(name)
     for step in path.split("."):
         if not hasattr(found, step):
@@ -186,8 +181,7 @@ def load_graph(target: str) -> Graph:
         with _user_code(f"`{target}` does not compile"):
             found = found.compile()
     if not isinstance(found, Pregel):
-        msg = f"`{target}` is not a graph but {type(found).__name__}"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{target}` is not a graph but {type(found).__name__}")
     return found
 
 
@@ -206,8 +200,7 @@ def _called(target: str, factory: Any) -> Any:
     except (TypeError, ValueError):
         needed = []
     if needed:
-        msg = f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters")
     with _user_code(f"`{target}` failed"):
         return factory()
 
@@ -221,8 +214,7 @@ def _user_code(what: str) -> Iterator[None]:
         frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename]
         last = frames[-1]  # this module's own, where theirs did not begin
         where = f" ({Path(last.filename).name}:{last.lineno})" if last.filename != __file__ else ""
-        msg = f"{what}: {type(exc).__name__}: {exc}{where}"
-        raise ConfigError(msg) from exc
+        raise ConfigError(f"{what}: {type(exc).__name__}: {exc}{where}") from exc
 
 
 def _unknown(module: str, owner: Any, name: str) -> NoReturn:
@@ -233,5 +225,4 @@ def _unknown(module: str, owner: Any, name: str) -> NoReturn:
     close = difflib.get_close_matches(name, names, n=1)
     graphs = [n for n in names if isinstance(getattr(owner, n, None), Pregel | StateGraph)]
     hint = f"did you mean `{close[0]}`?" if close else f"its graphs are {', '.join(graphs) or 'none'}"
-    msg = f"`{module}` has no `{name}`; {hint}"
-    raise ConfigError(msg)
+    raise ConfigError(f"`{module}` has no `{name}`; {hint}")

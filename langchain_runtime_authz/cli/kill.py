@@ -22,16 +22,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Watched = Annotated[
-    Path,
-    typer.Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The file that the application watches."),
+    Path, typer.Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The file that the application watches.")
 ]
 
 
 @app.command("engage")
-def engage(
-    file: Watched,
-    reason: Annotated[str, typer.Option(help="For whoever finds it engaged.")] = "",
-) -> None:
+def engage(file: Watched, reason: Annotated[str, typer.Option(help="For whoever finds it engaged.")] = "") -> None:
     """Deny every step from here on.
 
     \b

@@ -116,8 +116,7 @@ def downgrade(
     with reporting(), _admin(where, schema, role) as admin:
         found = do.version(admin)
         if to > found.version:
-            msg = f"the ledger has version {found.version}; `migrate` goes up"
-            raise ConfigError(msg)
+            raise ConfigError(f"the ledger has version {found.version}; `migrate` goes up")
         if to < found.version and not yes:
             typer.confirm(f"Drop what versions {to + 1} to {found.version} hold?", abort=True)
         found = do.migrate(admin, to)
@@ -197,15 +196,13 @@ def _needing_postgres() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
-        raise ConfigError(msg) from exc
+        raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc
 
 
 def _must_be_there(where: str) -> None:
     """A mistyped path must not make a ledger; SQLite takes an empty file for one."""
     if not Path(where).is_file() or not Path(where).stat().st_size:
-        msg = f"there is no ledger at {where or 'an empty path'}; `runtime-authz ledger migrate` makes one"
-        raise ConfigError(msg)
+        raise ConfigError(f"there is no ledger at {where or 'an empty path'}; `runtime-authz ledger migrate` makes one")
 
 
 @contextmanager

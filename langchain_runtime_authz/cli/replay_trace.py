@@ -25,8 +25,7 @@ _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED"
 def replay_trace(
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="The trace.")],
     profiles: Annotated[
-        str,
-        typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`."),
+        str, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
     ],
     policy_data: Annotated[
         Path | None,
@@ -42,8 +41,7 @@ def replay_trace(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     opa: Annotated[
-        str | None,
-        typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH."),
+        str | None, typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH.")
     ] = None,
 ) -> None:
     """Decide a recorded trace: what would have been stopped, and what disturbed. Nothing is run.

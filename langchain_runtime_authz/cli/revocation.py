@@ -106,8 +106,9 @@ def _commit(
     scope = Scope(tenant, issuer, graph, thread)
     with opened(where, schema, role) as ledger:
         if not ledger.load(scope, Query()).exists:
-            msg = f"the ledger knows no thread {thread!r} of graph {graph!r} (tenant {tenant!r}, issuer {issuer!r})"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"the ledger knows no thread {thread!r} of graph {graph!r} (tenant {tenant!r}, issuer {issuer!r})"
+            )
         # The file is opened first: where it can not be written, nothing is done.
         with closing(FileSink(audit)) if audit is not None else nullcontext() as sink:
             done = ledger.commit(scope, None, [change])

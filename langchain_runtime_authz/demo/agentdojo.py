@@ -177,8 +177,7 @@ def load_suite(name: str) -> Any:
     try:
         from agentdojo.task_suite.load_suites import get_suite
     except ImportError as exc:
-        msg = "this replay needs AgentDojo: pip install 'langchain-runtime-authz[agentdojo]'"
-        raise ConfigError(msg) from exc
+        raise ConfigError("this replay needs AgentDojo: pip install 'langchain-runtime-authz[agentdojo]'") from exc
     return get_suite(VERSION, name)
 
 
@@ -284,10 +283,7 @@ class World:
             return output
 
         return StructuredTool(
-            name=function.name,
-            description=function.description,
-            args_schema=function.parameters,
-            func=call,
+            name=function.name, description=function.description, args_schema=function.parameters, func=call
         )
 
 

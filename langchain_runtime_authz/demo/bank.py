@@ -52,16 +52,13 @@ PROFILES: Final = {
     "read_file": ToolProfile(effect="read", sink="none", critical={"path": "object"}, trust="external"),
     "get_transactions": ToolProfile(effect="read", sink="none", data_class="confidential", trust="system"),
     "send_money": ToolProfile(
-        effect="pay",
-        sink="external",
-        critical={"recipient": "principal", "amount": "amount"},
-        trust="system",
+        effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, trust="system"
     ),
 }
 
 # The application knows its workflow: whom this household pays, and how much at most.
 GRANT: Final = Grant(
-    args={"send_money": {"recipient": Constraint(one_of=(SUPPLIER, PLUMBER)), "amount": Constraint(le=100)}},
+    args={"send_money": {"recipient": Constraint(one_of=(SUPPLIER, PLUMBER)), "amount": Constraint(le=100)}}
 )
 
 

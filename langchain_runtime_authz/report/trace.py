@@ -84,8 +84,7 @@ class ToolOutput(_Event):
     @model_validator(mode="after")
     def _one(self) -> ToolOutput:
         if self.model_fields_set.isdisjoint({"output", "error"}):
-            msg = "give `output` or `error`"
-            raise ValueError(msg)
+            raise ValueError("give `output` or `error`")
         return self
 
 
@@ -219,20 +218,17 @@ def read_trace(path: str | Path) -> Trace:
             except ValidationError as exc:
                 first = exc.errors()[0]
                 where = ".".join(str(p) for p in first["loc"])
-                msg = f"{name}, line {number}: {where and where + ': '}{first['msg']}"
-                raise ConfigError(msg) from exc
+                raise ConfigError(f"{name}, line {number}: {where and where + ': '}{first['msg']}") from exc
             except (ValueError, RecursionError) as exc:
                 why = (
                     f"not JSON: {exc.msg}, column {exc.colno}"
                     if isinstance(exc, json.JSONDecodeError)
                     else unreadable(exc)
                 )
-                msg = f"{name}, line {number}: {why}"
-                raise ConfigError(msg) from exc
+                raise ConfigError(f"{name}, line {number}: {why}") from exc
             events.append((number, event))
     if header is None:
-        msg = f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing'
-        raise ConfigError(msg)
+        raise ConfigError(f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing')
     return Trace(header.subject, tuple(events))
 
 
@@ -247,37 +243,31 @@ class _Known:
     def take(self, event: Event) -> None:
         if event.at is not None:
             if self._at is not None and event.at < self._at:
-                msg = "`at` is before the line that came before"
-                raise ValueError(msg)
+                raise ValueError("`at` is before the line that came before")
             self._at = event.at
         if isinstance(event, ToolCall):
             self._agent(event.agent)
             if event.id in self._calls:
-                msg = f"the id `{event.id}` is taken"
-                raise ValueError(msg)
+                raise ValueError(f"the id `{event.id}` is taken")
             self._calls[event.id] = False
         elif isinstance(event, ToolOutput):
             if self._calls.get(event.id) is not False:
-                msg = f"no call `{event.id}` waits for an output"
-                raise ValueError(msg)
+                raise ValueError(f"no call `{event.id}` waits for an output")
             self._calls[event.id] = True
         elif isinstance(event, Delegate):
             self._agent(event.parent)
             if event.agent in self._agents:
-                msg = f"the agent `{event.agent}` is at work already"
-                raise ValueError(msg)
+                raise ValueError(f"the agent `{event.agent}` is at work already")
             self._agents.add(event.agent)
         elif isinstance(event, End):
             self._agent(event.agent)
             if event.agent == MAIN:
-                msg = f"`{MAIN}` ends with the trace"
-                raise ValueError(msg)
+                raise ValueError(f"`{MAIN}` ends with the trace")
             self._agents.remove(event.agent)
 
     def _agent(self, name: str) -> None:
         if name not in self._agents:
-            msg = f"no agent `{name}` is at work"
-            raise ValueError(msg)
+            raise ValueError(f"no agent `{name}` is at work")
 
 
 class _Clock:

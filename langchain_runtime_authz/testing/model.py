@@ -117,8 +117,7 @@ class ScriptedChatModel(BaseChatModel):
         number = self._cursor.take()
         if number >= len(self.script):
             last = f", after {messages[-1].type!r} message {messages[-1].text!r:.80}" if messages else ""
-            msg = f"the script holds {len(self.script)} turns and turn {number + 1} was asked for{last}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the script holds {len(self.script)} turns and turn {number + 1} was asked for{last}")
         self.prompts.append(list(messages))
         turn = self.script[number]
         return _with_ids(turn if isinstance(turn, AIMessage) else turn(messages))

@@ -88,7 +88,7 @@ class PDPContract:
         with self._evaluator(True) as evaluator:
             request = self.make_request()
             context = request.context.model_copy(
-                update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})},
+                update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})}
             )
             (large,) = evaluator.evaluate([request.model_copy(update={"context": context})])
             assert (large.reason, large.failure) == (Code.REQUEST_TOO_LARGE, "mapping")

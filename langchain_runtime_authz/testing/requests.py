@@ -31,23 +31,14 @@ _EXAMPLE: dict[str, JsonValue] = {
     "context": {
         "schema_version": 1,
         "now": NOW,
-        "task": {
-            "id": "task-1",
-            "epoch": 2,
-            "digest": _DIGEST,
-            "text": "Book the December bill",
-            "corrections": 1,
-        },
+        "task": {"id": "task-1", "epoch": 2, "digest": _DIGEST, "text": "Book the December bill", "corrections": 1},
         "prompt": {"model": "model-1", "digest": _DIGEST},
         "agent": {
             "path": ["supervisor", "bookkeeper"],
             "id": "spiffe://example.org/agent/bookkeeper",
             "attested": True,
         },
-        "delegation": {
-            "depth": 1,
-            "edges": [{"from": "supervisor", "to": "bookkeeper", "kind": "handoff"}],
-        },
+        "delegation": {"depth": 1, "edges": [{"from": "supervisor", "to": "bookkeeper", "kind": "handoff"}]},
         "plan": {
             "id": "plan-1",
             "source": "model",
@@ -71,7 +62,7 @@ _EXAMPLE: dict[str, JsonValue] = {
                     "class": "human",
                     "standing": "told",
                     "asserted_by": [
-                        {"origin": "human", "source": None, "counterparty": False, "selected": False, "named": False},
+                        {"origin": "human", "source": None, "counterparty": False, "selected": False, "named": False}
                     ],
                     "mentioned_by": [],
                     "derived": False,
@@ -90,7 +81,7 @@ _EXAMPLE: dict[str, JsonValue] = {
                             "counterparty": False,
                             "selected": False,
                             "named": True,
-                        },
+                        }
                     ],
                     "derived": False,
                     "lookalike": False,

@@ -26,8 +26,7 @@ class StaticPDP:
 
     def __init__(self, permit: bool | Callable[[EvaluationRequest], object], *, name: str = "static") -> None:
         if not (isinstance(permit, bool) or callable(permit)):
-            msg = f"`permit` must be a bool or a callable, not {type(permit).__name__}"
-            raise TypeError(msg)
+            raise TypeError(f"`permit` must be a bool or a callable, not {type(permit).__name__}")
         self.name = name
         self.requests: list[EvaluationRequest] = []
         self._permit = permit

@@ -83,9 +83,7 @@ def _group() -> None:
 
 
 @app.command("init")
-def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
-) -> None:
+def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")]) -> None:
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
 
     Rules of your own go to DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...`
@@ -280,7 +278,7 @@ def _tell(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy
         for f in flips:
             typer.echo(
                 f"flip  {f.decision_id[:12]}  {f.action} {f.asked}: "
-                f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}",
+                f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}"
             )
         for f in others:
             was, now = (", ".join(terms) or "nothing" for terms in (f.obliged_before, f.obliged_after))
@@ -312,8 +310,7 @@ def _said(outcome: str, reasons: tuple[str, ...]) -> str:
 def explain(
     source: Annotated[Path, typer.Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
     decision_id: Annotated[
-        str | None,
-        typer.Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning."),
+        str | None, typer.Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", metavar="POLICY", help="Ask this policy.")] = None,
     as_json: AsJson = False,

@@ -359,12 +359,7 @@ def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
         )
     try:
         done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)
-            [binary, *arguments],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=OPA_SECONDS,
-            check=False,
+            [binary, *arguments], cwd=cwd, capture_output=True, text=True, timeout=OPA_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise _invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc

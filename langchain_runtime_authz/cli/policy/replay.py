@@ -115,7 +115,7 @@ def read_log(path: Path) -> tuple[list[Recorded], int]:
                         str(record["policy_revision"]),
                         request,
                         tuple(sorted(map(str, record.get("obligations", ())))),
-                    ),
+                    )
                 )
             except (ValidationError, ValueError, KeyError, TypeError):
                 lost += 1
