@@ -1,32 +1,31 @@
 """Runtime authorization for LangChain and LangGraph.
 
-Every step of a graph run is seen, decided by a policy engine on the full execution state, and
-enforced. `RuntimeAuthz` is the way in; see the README.
+A policy engine decides every step of a graph run on the full execution state, and the library enforces
+the answer. Start with `RuntimeAuthz`; the README shows how.
+
+Every export is loaded when it is first used, so that a service which only verifies tokens
+(`resource_server`) loads neither LangChain nor LangGraph.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
-from langchain_runtime_authz.authz import RuntimeAuthz
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
-from langchain_runtime_authz.credential.ticket import acurrent_credential, current_call, current_credential
-from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, AuthzError
-from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
-from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
-from langchain_runtime_authz.pdp.base import PDP
-from langchain_runtime_authz.profile import ToolProfile, profile
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.ticket import current_call
+    from langchain_runtime_authz.errors import AuthzDenied, AuthzError
+    from langchain_runtime_authz.grant import Constraint, Grant
+    from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
+    from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+    from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
+    from langchain_runtime_authz.profile import ToolProfile, profile
 
 __all__ = [
-    "PDP",
-    "AlreadyProtected",
     "AuthzCallbackHandler",
     "AuthzDenied",
     "AuthzError",
@@ -34,31 +33,59 @@ __all__ = [
     "AuthzMiddleware",
     "AuthzToolNode",
     "Constraint",
-    "CoverageReport",
-    "Decision",
-    "EvaluationRequest",
     "Grant",
     "RuntimeAuthz",
     "ToolProfile",
-    "acurrent_credential",
     "current_call",
-    "current_credential",
     "profile",
 ]
 
-__version__ = version("langchain-runtime-authz")
+_MODULES: Final = {
+    "AuthzCallbackHandler": "langgraph.callback_handler",
+    "AuthzDenied": "errors",
+    "AuthzError": "errors",
+    "AuthzHalt": "langgraph.run_context",
+    "AuthzMiddleware": "langgraph.middleware",
+    "AuthzToolNode": "langgraph.tool_node",
+    "Constraint": "grant",
+    "Grant": "grant",
+    "RuntimeAuthz": "authz",
+    "ToolProfile": "profile",
+    "current_call": "credential.ticket",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # `langchain` is optional, and heavy: it is imported where its middleware is used.
-    if name == "AuthzMiddleware":
-        try:
-            from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
-        except ModuleNotFoundError as exc:
-            if exc.name != "langchain":
-                raise
-            msg = "AuthzMiddleware needs LangChain: install langchain-runtime-authz[langchain]"
-            raise ModuleNotFoundError(msg, name="langchain") from exc
-        return AuthzMiddleware
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("langchain-runtime-authz")
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as exc:
+        if name != "AuthzMiddleware" or exc.name != "langchain":
+            raise
+        msg = "AuthzMiddleware needs LangChain: install langchain-runtime-authz[langchain]"
+        raise ModuleNotFoundError(msg, name="langchain") from exc
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keep `profile` the decorator: importing the module of that name would bind the module instead."""
+
+    @property
+    def profile(self) -> Any:
+        return import_module(f"{__name__}.profile").profile
+
+    @profile.setter
+    def profile(self, module: ModuleType) -> None:
+        """Ignore the import system, which binds a submodule when it is first loaded."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,7 +1,7 @@
 """Canonical JSON and digests (RFC 8785, SHA-256).
 
-`project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or
-not at all. What runs is what was decided because both sides compare `digest(project(args))`.
+`project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all.
+The call that was decided is the call that runs: both sides compare `digest(project(args))`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import datetime
 import decimal
 import enum
 import hashlib
+import json
 import math
 import pathlib
 import types
@@ -29,13 +30,14 @@ from langchain_runtime_authz.errors import Code, MappingError
 
 __all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "parse_object", "project"]
 
-MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: beyond it two integers may look alike
-MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each takes two bytes of JSON at least
-MAX_STRING: Final = 4096  # longer free text travels as digest and length
-MAX_LOOKED: Final = 500_000  # objects that one fingerprint is made of
+MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
+_DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
+MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON
+MAX_STRING: Final = 4096  # longer free text is sent as digest and length
+MAX_LOOKED: Final = 500_000  # objects in one fingerprint
 _LISTS: Final = (list, tuple, collections.deque)
 _SETS: Final = (set, frozenset)
-_TOLD: Final = (  # whose own words are short and say all
+_EXACT_REPR: Final = (  # types whose `repr` is short and complete
     *(datetime.timedelta, datetime.timezone, zoneinfo.ZoneInfo, decimal.Decimal, complex),
     *(pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
 )
@@ -58,36 +60,72 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
     return value
 
 
+# Equal to RFC 8785 for what `_flat` accepts, and written in C.
+_encode: Final = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+).encode
+
+
+def _flat(value: object) -> bool:
+    """Return True for a mapping of names to scalars that `_encode` spells as RFC 8785 does."""
+    if type(value) is not dict or len(value) > MAX_VALUES:
+        return False
+    for name, held in value.items():
+        # Names are sorted by UTF-16 units there and by code points here: the same for ASCII.
+        if type(name) is not str or not name.isascii() or "\x00" in name:
+            return False
+        kind = type(held)
+        if kind is str:
+            if not (held.isascii() or held.isprintable()) or "\x00" in held:  # a lone surrogate is not printable
+                return False
+        elif kind is int:
+            if not -MAX_INT <= held <= MAX_INT:
+                return False
+        elif kind is float:
+            if not _DECIMAL <= abs(held) <= MAX_INT and held != 0:
+                return False
+        elif held is not None and kind is not bool:
+            return False
+    return True
+
+
 def digest(value: Any) -> str:
-    """`sha256:<hex>` of the RFC 8785 form of a JSON value.
+    """Return `sha256:<hex>` of the RFC 8785 form of a JSON value.
 
     Raises:
         MappingError: `uncanonical_argument`.
     """
     try:
-        data = rfc8785.dumps(value)
-    except Exception as exc:  # `CanonicalizationError`, and what objects raise that are no JSON value
+        if _flat(value):
+            for name, held in value.items():
+                if type(held) is float and held.is_integer():  # RFC 8785 writes 5.0 as 5
+                    value = {**value, name: int(held)}
+            data = _encode(value).encode()
+        else:
+            data = rfc8785.dumps(value)
+    except Exception as exc:  # `CanonicalizationError`, or raised by an object that is not a JSON value
         raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def project(value: object) -> Any:
-    """The JSON value that stands for `value`, exactly.
+    """Return the JSON value that stands for `value`, exactly.
 
-    Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates,
-    times, decimals, UUIDs and paths have a JSON form. Everything else has not: non-finite numbers,
-    integers beyond 2^53, lone surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise
-    when looked at.
+    Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
+    UUIDs and paths have a JSON form. Everything else is refused: non-finite numbers, integers beyond 2^53, lone
+    surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read.
 
     Raises:
-        MappingError: `uncanonical_argument`, or `request_too_large` for more values than any request
-            could hold (few lists that hold each other many times are many values).
+        MappingError: `uncanonical_argument`, or `request_too_large` for more values than any request could hold
+            (a few lists that hold each other many times are many values).
     """
+    if _flat(value):
+        return dict(value)  # type: ignore[call-overload]
     return _project(value, 0, [MAX_VALUES])
 
 
 def _project(value: object, depth: int, left: list[int]) -> Any:
-    # Exact types only: a subclass may lie, see `_project_object`.
+    # Exact types only: a subclass may misreport its value, see `_project_object`.
     if type(value) is str:
         if "\x00" in value or (not value.isascii() and _has_surrogate(value)):
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
@@ -106,7 +144,7 @@ def _project(value: object, depth: int, left: list[int]) -> Any:
         return _project_object(value, depth, left)
     except MappingError:
         raise
-    except Exception as exc:  # code of the object's own: what raises has no JSON form
+    except Exception as exc:  # raised by the object's own code: it has no JSON form
         raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
 
 
@@ -132,7 +170,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
         return str(value)
     if isinstance(value, uuid.UUID | pathlib.PurePath):
         return _project(str(value), depth + 1, left)
-    # Subclasses of scalars, by what they hold and not by what they say of themselves.
+    # Subclasses of scalars count by the value they hold, not by their own `__str__`.
     if isinstance(value, str):
         return _project(str.__str__(value), depth, left)
     if isinstance(value, int):
@@ -149,7 +187,7 @@ def _project_items(items: list[tuple[object, object]], depth: int, left: list[in
         if not isinstance(key, str):
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
         projected[_project(str.__str__(key), depth, left)] = _project(value, depth + 1, left)
-    if len(projected) != len(items):  # two names that JSON can not tell apart: one would hide the other
+    if len(projected) != len(items):  # two names that are equal in JSON: one would hide the other
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
     return projected
 
@@ -169,9 +207,9 @@ def _has_surrogate(text: str) -> bool:
 
 
 def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
-    """`value` with each string longer than `limit` replaced by its digest and length.
+    """Return `value` with each string longer than `limit` replaced by its digest and length.
 
-    Keeps a request small where a tool is handed a document. Never applied to a critical argument.
+    This keeps a request small if an argument is a document. It is never applied to a critical argument.
     """
     if isinstance(value, str):
         if len(value) <= limit:
@@ -185,25 +223,26 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 
 
 def fingerprint(value: object) -> str:
-    """`sha256:<hex>` of what any value holds, JSON or not, to tell whether somebody exchanged it.
+    """Return `sha256:<hex>` of any value's content, JSON or not, to detect that it was exchanged.
 
-    What a serialiser brings back has the fingerprint of what it was given: lists, tuples and sets count by their items,
-    mappings and objects by their entries and attributes (an object may come back as a mapping), arrays by their bytes. No
-    `__eq__`, `__hash__` or `__repr__` of an object's own runs, and the cost is linear. What lies beyond `MAX_LOOKED`
-    objects or deeper than `2 * MAX_DEPTH` is not looked at, nor is what Python can not read in an object (a data frame's
-    columns), nor what raises: of these only the class counts.
+    A value and its copy from a serialiser have the same fingerprint. Lists, tuples and sets count by their items,
+    mappings and objects by their entries and attributes (an object may come back as a mapping), arrays by their
+    bytes. No `__eq__`, `__hash__` or `__repr__` of the object runs, and the cost is linear.
+
+    Of some objects only the class counts: those beyond `MAX_LOOKED` objects or `2 * MAX_DEPTH` levels, those whose
+    content Python cannot read (a data frame's columns), and those that raise.
     """
     return "sha256:" + _Look().at(value, 0).hex()
 
 
 class _Look:
-    """One walk: each object is looked at once, however often it is held, and even if it holds itself."""
+    """Walk a value. Each object is read once, even if it is held often or holds itself."""
 
     __slots__ = ("_left", "_seen")
 
     def __init__(self) -> None:
         self._left = MAX_LOOKED
-        self._seen: dict[int, tuple[object, bytes]] = {}  # with the object, so that no other one gets its id
+        self._seen: dict[int, tuple[object, bytes]] = {}  # keep the object, so that its id is not reused
 
     def at(self, value: object, depth: int) -> bytes:
         if (seen := self._seen.get(id(value))) is not None:
@@ -215,7 +254,7 @@ class _Look:
             if held is None:
                 self._seen[id(value)] = value, b"itself"
                 held = self._within(value, depth + 1)
-        except Exception:  # noqa: BLE001  (code of the object's own that `isinstance` or a time zone runs)
+        except Exception:  # noqa: BLE001  (raised by the object's own code)
             held = _class(value)
         found = hashlib.sha256(held).digest()
         if id(value) in self._seen:
@@ -246,12 +285,12 @@ def _class(value: object) -> bytes:
 
 
 def _plain(value: object) -> bytes | None:
-    """The bytes that stand for a scalar, a text, an array; `None` for what holds other objects."""
+    """Return the bytes of a scalar, text or array; `None` if the value holds other objects."""
     if value is None or isinstance(value, bool):
         return repr(value).encode()
     if isinstance(value, float) and not float.is_integer(value):
         return b"number" + float.__repr__(value).encode()
-    if isinstance(value, int | float):  # 1.0 may come back as 1; in hexadecimal, since decimals have a limit
+    if isinstance(value, int | float):  # 1.0 may come back as 1; hexadecimal, since decimal text has a limit
         whole = int.__int__(value) if isinstance(value, int) else float.__int__(value)
         return b"number" + format(whole, "x").encode()
     if isinstance(value, str):
@@ -259,9 +298,9 @@ def _plain(value: object) -> bytes | None:
     if isinstance(value, datetime.date | datetime.time):
         kind = next(k for k in (datetime.datetime, datetime.date, datetime.time) if isinstance(value, k))
         return b"time" + kind.isoformat(value).encode()  # type: ignore[arg-type]
-    if type(value) in _TOLD:
+    if type(value) in _EXACT_REPR:
         return b"told" + repr(value).encode()
-    with contextlib.suppress(Exception):  # of whatever kind an object's own `__buffer__` raises
+    with contextlib.suppress(Exception):  # an object's own `__buffer__` may raise anything
         view = memoryview(value)  # type: ignore[arg-type]
         if "O" not in view.format:
             return f"bytes {view.format} {view.shape}".encode() + view.tobytes()
@@ -269,14 +308,14 @@ def _plain(value: object) -> bytes | None:
 
 
 def _attributes(value: object) -> list[tuple[Any, Any]]:
-    """What an object holds under names, in slots and in its dictionary."""
+    """Return an object's attributes, from its slots and its dictionary."""
     if isinstance(value, type | types.ModuleType):
         return []
     held: list[tuple[Any, Any]] = []
     for kind in type(value).__mro__:
         for name, slot in kind.__dict__.items():
             if type(slot) is types.MemberDescriptorType and not name.startswith("__"):
-                with contextlib.suppress(AttributeError):  # nothing stands in it
+                with contextlib.suppress(AttributeError):  # the slot is empty
                     held.append((name, slot.__get__(value)))
     with contextlib.suppress(AttributeError):  # it has no dictionary
         held += dict.items(object.__getattribute__(value, "__dict__"))

@@ -1,15 +1,15 @@
-"""Every stable code and every exception of the package, in one place.
+"""Every stable code and every exception of the package.
 
 ```
-AuthzError                 a code, and one sentence that says what to do
-├── ConfigError            something given at construction is wrong
+AuthzError                 a code, with a sentence for the operator
+├── ConfigError            a constructor's argument or a setting is wrong
 │   └── AlreadyProtected   the graph belongs to another `RuntimeAuthz`
-├── MappingError           the state can not be expressed as a request (a deny)
+├── MappingError           the state cannot be expressed as a request (a deny)
 ├── CredentialError        a token was refused
-├── PDPError               a PDP could not be asked, or its answer not be read (a deny)
+├── PDPError               the PDP could not be asked, or its answer not be read (a deny)
 ├── AuditError             a record could not be written, or a chain does not verify
-├── LedgerError            the ledger can not be used (a deny)
-└── AuthzDenied            a step was denied where no message can carry the answer
+├── LedgerError            the ledger cannot be used (a deny)
+└── AuthzDenied            a step was denied and no message can carry the answer
 ```
 
 A denial that a message can carry is a *value* (`authzen.Decision`), not an exception.
@@ -39,19 +39,18 @@ __all__ = [
 
 
 class Code(StrEnum):
-    """The stable reason codes that this package itself gives.
+    """Stable reason codes of this package: metric labels and search keys.
 
-    Low in cardinality on purpose: they are metric labels and search keys. A foreign policy may
-    give codes of its own. A code is never renamed; a code no longer used stays reserved.
+    A policy may give codes of its own. A code is never renamed, and an unused one stays reserved.
     """
 
-    # The state can not be put to the PDP (AuthZEN: mapping error).
+    # The state cannot be expressed as a request (AuthZEN: mapping error).
     UNCANONICAL_ARGUMENT = "uncanonical_argument"
     REQUEST_TOO_LARGE = "request_too_large"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNREPEATABLE_ARGUMENTS = "unrepeatable_arguments"
     UNKNOWN_TOOL = "unknown_tool"
-    # The PDP can not be believed (AuthZEN: PDP communication error).
+    # The PDP gave no usable answer (AuthZEN: PDP communication error).
     PDP_ERROR = "pdp_error"
     PDP_MALFORMED = "pdp_malformed"
     PDP_TIMEOUT = "pdp_timeout"
@@ -67,7 +66,7 @@ class Code(StrEnum):
     POLICY_STALE = "policy_stale"
     POLICY_CHANGED = "policy_changed"
     NOT_EVALUATED = "not_evaluated"
-    # Not left to policy: the PEP refuses whatever the PDP says.
+    # Refused by the PEP, whatever the PDP answers.
     NO_RUN = "no_run"
     NO_CALL = "no_call"
     LEASE_ENDED = "lease_ended"
@@ -171,125 +170,125 @@ class Code(StrEnum):
 _SENTENCES: Final[dict[Code, str]] = {
     Code.UNCANONICAL_ARGUMENT: "an argument has no exact JSON form; send finite numbers within 2^53, valid Unicode and JSON types",
     Code.REQUEST_TOO_LARGE: "the request for the PDP exceeds its size limit; shorten the critical arguments",
-    Code.INVALID_ARGUMENTS: "the tool's own schema refused the arguments; correct the call",
-    Code.UNREPEATABLE_ARGUMENTS: "the arguments parse differently each time, so a human can not approve them; make the defaults deterministic",
-    Code.UNKNOWN_TOOL: "no such tool is registered with the tool node; register it or correct the call",
-    Code.PDP_ERROR: "the PDP failed; look at its log and try again",
+    Code.INVALID_ARGUMENTS: "the tool's schema refused the arguments; correct the call",
+    Code.UNREPEATABLE_ARGUMENTS: "the arguments parse differently each time, so nobody can approve them; make the defaults deterministic",
+    Code.UNKNOWN_TOOL: "the tool node has no tool of this name; register the tool or correct the call",
+    Code.PDP_ERROR: "the PDP failed; check its log and try again",
     Code.PDP_MALFORMED: "the PDP's answer is not a decision document; point it at an entrypoint that answers `{decision, context}`",
     Code.PDP_TIMEOUT: "the PDP answered after the deadline; raise the deadline or make the policy faster",
-    Code.PDP_UNREACHABLE: "no connection to the PDP; start it, or correct its address",
-    Code.PDP_TLS: "the PDP's certificate was not believed, or it did not believe ours; correct the CA file, the name or the client certificate",
-    Code.PDP_REDIRECT: "the PDP's address answers with a redirect, which is never followed; give the address that it points to, if you trust it",
-    Code.PDP_UNAUTHORIZED: "the PDP refused our credentials, or the token file can not be read; renew the token",
-    Code.PDP_STATUS: "the PDP answered with an HTTP error; look at its log",
-    Code.PDP_PROTOCOL: "the PDP's answer broke off or is no HTTP; look for what stands between it and us",
-    Code.PDP_TOO_LARGE: "the PDP's answer exceeds its size limit; point it at an entrypoint that answers `{decision, context}`",
-    Code.PDP_UNDEFINED: "the PDP has no such rule, or the rule is undefined for this request; load the policy, or give the rule a default",
+    Code.PDP_UNREACHABLE: "the PDP cannot be reached; start it or correct its address",
+    Code.PDP_TLS: "the TLS handshake with the PDP failed; correct the CA file, the host name or the client certificate",
+    Code.PDP_REDIRECT: "the PDP's address answers with a redirect, which is never followed; if you trust the target, use its address",
+    Code.PDP_UNAUTHORIZED: "the PDP refused our credentials, or the token file cannot be read; renew the token",
+    Code.PDP_STATUS: "the PDP answered with an HTTP error; check its log",
+    Code.PDP_PROTOCOL: "the PDP's answer broke off or is not HTTP; check what stands between it and this process",
+    Code.PDP_TOO_LARGE: "the PDP's answer exceeds its size limit; point it at an entrypoint that answers `{decision, context}` alone",
+    Code.PDP_UNDEFINED: "the PDP's rule does not exist or is undefined for this request; load the policy, or give the rule a default",
     Code.PDP_CIRCUIT_OPEN: "the PDP failed so often that it is not asked for a while; repair it",
     Code.NOT_EVALUATED: "the PDP ended the batch before this request; ask with `execute_all`, or ask again",
     Code.NO_RUN: "the guarded tool was called outside a run; call it inside a protected graph or `authz.run(...)`",
     Code.NO_CALL: "no permitted call of this tool with these arguments is open; decide it first, and observe it once",
     Code.LEASE_ENDED: "the run has ended; start a new one",
-    Code.LEASE_EXPIRED: "the run outlived its maximum lifetime; start a new one",
+    Code.LEASE_EXPIRED: "the run exceeded its maximum lifetime; start a new one",
     Code.REVOKED: "the run was revoked; an operator can reinstate it",
-    Code.KILLED: "the kill switch is engaged; `runtime-authz kill release` lifts it",
+    Code.KILLED: "the kill switch is engaged; `runtime-authz kill release` releases it",
     Code.STALE_EPOCH: "the task changed after this step was planned; plan again",
-    Code.GRANT_EXCEEDED: "the step lies outside the grant that was delegated; widen the grant where it was given",
-    Code.PROVIDER_TOOL: "the model is shown a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which takes it out",
+    Code.GRANT_EXCEEDED: "the step lies outside the delegated grant; widen the grant where it was given",
+    Code.PROVIDER_TOOL: "the model has a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which removes it",
     Code.BUDGET_EXHAUSTED: "the grant's budget is spent; give a larger one",
-    Code.RATE_EXCEEDED: "the rate limit of the policy is reached; wait or raise the limit in data.json",
-    Code.CALL_IN_PROGRESS: "the same call is already under way; wait for its result",
-    Code.OUTCOME_UNKNOWN: "the call ran before and its outcome is unknown; check the effect by hand, do not repeat",
-    Code.SUBJECT_MISMATCH: "the thread belongs to another subject; use a thread of your own",
-    Code.UNKNOWN_OBLIGATION: "the PDP demands an obligation that this PEP does not know; upgrade or change the policy",
-    Code.APPROVAL_UNAVAILABLE: "an approval is needed but nobody can be asked; compile the graph with a checkpointer",
-    Code.APPROVAL_REJECTED: "a human rejected the call",
+    Code.RATE_EXCEEDED: "the policy's rate limit is reached; wait, or raise the limit in data.json",
+    Code.CALL_IN_PROGRESS: "the same call is in progress; wait for its result",
+    Code.OUTCOME_UNKNOWN: "the call ran before and its outcome is unknown; check the effect by hand and do not repeat the call",
+    Code.SUBJECT_MISMATCH: "the thread belongs to another subject; use another thread",
+    Code.UNKNOWN_OBLIGATION: "the PDP demands an obligation that this version does not know; upgrade, or change the policy",
+    Code.APPROVAL_UNAVAILABLE: "the call needs an approval and nobody can be asked; compile the graph with a checkpointer",
+    Code.APPROVAL_REJECTED: "an approver rejected the call; do not repeat it without a new request by the user",
     Code.APPROVAL_MALFORMED: "the resume value is not a list of decisions; send one {'type': 'approve'|'edit'|'reject'|'respond'} per request",
-    Code.APPROVAL_PARTIAL: "the list answers only some of the calls that were asked about, and nothing of it was taken; send one decision for each, in order, or answer single calls by `authz.approve` and `authz.deny_approval`",
-    Code.APPROVAL_SETTLED: "the list rejects a call that somebody approved already, and nothing of it was taken; answer what is open, or stop the whole by `authz.correct`",
+    Code.APPROVAL_PARTIAL: "the list answers only some of the calls, so none of it was applied; send one decision for each, in order, or answer single calls by `authz.approve` and `authz.deny_approval`",
+    Code.APPROVAL_SETTLED: "the list rejects a call that is already approved, so none of it was applied; answer the open calls, or stop all of them by `authz.correct`",
     Code.APPROVAL_VOID: "the approval is spent, expired or for another call; ask again",
-    Code.APPROVAL_EXPIRED: "the approval expired before the call was made; plan the call anew, or raise `approvals` in data.json",
-    Code.APPROVAL_ANSWERED: "a human answered in the tool's place, so the call was not made",
-    Code.APPROVAL_APPROVER: "the approver is not one who may answer this; a person whom the policy names, authenticated, must",
-    Code.APPROVAL_NOT_DISTINCT: "four eyes: another person than the subject and than those who approved already must approve",
-    Code.APPROVAL_WAITS: "the approval is recorded, and another approver is needed; the question stays open",
-    Code.APPROVAL_CAPPED: "the run or its subject asked for more approvals than `approvals.asks` of the policy bears; look at what it asks",
-    Code.APPROVAL_STATEMENT: "the approver's statement is not one for this question, or was altered",
-    Code.IDENTITY_INVALID: "the token does not prove who calls: another issuer, audience or kind, altered or expired",
-    Code.IDENTITY_UNAVAILABLE: "the identity provider can not be asked; look at its discovery document and key set",
+    Code.APPROVAL_EXPIRED: "the approval expired before the call ran; plan the call again, or raise `approvals` in data.json",
+    Code.APPROVAL_ANSWERED: "an approver answered in the tool's place, so the call did not run; use that answer",
+    Code.APPROVAL_APPROVER: "this approver may not answer; ask an authenticated person whom the policy names",
+    Code.APPROVAL_NOT_DISTINCT: "the approver is the subject or has approved already; ask another person (four eyes)",
+    Code.APPROVAL_WAITS: "the approval is recorded and another one is needed; the question stays open for the next approver",
+    Code.APPROVAL_CAPPED: "the approval limit `approvals.asks` is reached; review what the run asks for",
+    Code.APPROVAL_STATEMENT: "the approver's statement was altered or is for another question; sign the question that is open",
+    Code.IDENTITY_INVALID: "the identity token was refused (issuer, audience, type, signature or lifetime); sign in again",
+    Code.IDENTITY_UNAVAILABLE: "the identity provider cannot be asked; check its discovery document and key set",
     Code.AUDIT_UNAVAILABLE: "the mandatory audit sink failed; repair it",
     Code.LEDGER_UNAVAILABLE: "the ledger failed; repair it",
-    Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; look for who holds it, or raise the ledger's `timeout`",
-    Code.LEDGER_SCHEMA: "this version can not work on the schema that the ledger has; see `runtime-authz ledger migrate --help`",
-    Code.LEDGER_ROLLED_BACK: "the ledger is older than what it has confirmed before; restore the newest copy, or begin a new ledger and a new audit file",
-    Code.LEDGER_CLOCK: "the clock was set back; set it right, or see `runtime-authz ledger clock --help` where it was wrong before",
-    Code.NO_PERMIT: "no rule of the policy permits the step",
-    Code.LEASE_INVALID: "the lease is missing, expired or of another epoch",
-    Code.STALE_PLAN: "the plan belongs to an older task",
-    Code.UNPLANNED: "no recorded plan holds the call; protect the graph so that the model node is seen",
-    Code.UNLISTED: "the agent's own to-do list does not have it; put it there first, or ask the human",
-    Code.REPEATED: "the same was done before for this task; do not do it again, or ask the human",
-    Code.PLAN_CHANGED: "the call differs from the one that was planned; plan it anew",
-    Code.GRANT_TOOL: "the grant does not hold the tool",
-    Code.GRANT_ARGUMENT: "an argument lies outside the grant's constraint",
-    Code.GRANT_DATA_CLASS: "the grant does not hold the tool's data class",
-    Code.GRANT_SINK: "the grant does not hold the tool's sink",
-    Code.GRANT_DEPTH: "the delegation is deeper than the grant permits",
-    Code.GRANT_EXPIRED: "the grant has expired",
+    Code.LEDGER_TIMEOUT: "the ledger is locked or too slow; find the process that holds it, or raise the ledger's `timeout`",
+    Code.LEDGER_SCHEMA: "this version does not support the ledger's schema; see `runtime-authz ledger migrate --help`",
+    Code.LEDGER_ROLLED_BACK: "the ledger is older than a commit it has confirmed; restore the newest copy, or start a new ledger and a new audit file",
+    Code.LEDGER_CLOCK: "the clock was set back; correct it, or see `runtime-authz ledger clock --help` if it was wrong before",
+    Code.NO_PERMIT: "no rule of the policy permits the step; add a rule, or use another tool",
+    Code.LEASE_INVALID: "the lease is missing, expired or of another epoch; start a new run",
+    Code.STALE_PLAN: "the plan belongs to an earlier state of the task; plan again",
+    Code.UNPLANNED: "no recorded plan holds the call; protect the whole graph, so that the model node is seen",
+    Code.UNLISTED: "the agent's to-do list does not have the call; list it first, or ask the user",
+    Code.REPEATED: "the task has already had this effect; do not repeat it, or ask the user",
+    Code.PLAN_CHANGED: "the call differs from the planned one; plan it again",
+    Code.GRANT_TOOL: "the grant does not hold the tool; widen the grant, or use another tool",
+    Code.GRANT_ARGUMENT: "an argument lies outside the grant's constraint; widen the grant, or change the argument",
+    Code.GRANT_DATA_CLASS: "the grant does not hold the tool's data class; widen the grant, or use another tool",
+    Code.GRANT_SINK: "the grant does not hold the tool's sink; widen the grant, or use another tool",
+    Code.GRANT_DEPTH: "the delegation is deeper than the grant permits; raise `max_depth`, or delegate less",
+    Code.GRANT_EXPIRED: "the grant has expired; give a new one",
     Code.ANONYMOUS: "the subject is anonymous; open the run with `authz.run(subject=...)`",
     Code.UNPROFILED: "the tool has no reviewed profile; declare a `ToolProfile` for it",
-    Code.EFFECT: "the policy does not permit this effect without an approval",
-    Code.NOT_ASKED: "the task does not ask for what the tool does; the `intent` words of its profile say when it would",
-    Code.ARGUMENT_SOURCE: "an argument that decides whom or what the call hits was not said by the human, nor by a source that counts",
-    Code.DATA_FLOW: "data of a class read in this run must not reach the tool's sink without an approval",
-    Code.DENIAL_STREAK: "the run was denied so often that the policy revoked it; look at its records, then reinstate",
-    Code.DATA_CHANGED: "what an argument was read from changed since the plan was made; read it again and plan again",
-    Code.BURST: "the run made more calls in a minute than the policy bears and was revoked; look at it, then reinstate it",
-    Code.UNPLANNED_STREAK: "the run tried too many side effects that no plan held and was revoked; look at it, then reinstate it",
-    Code.TAINTED_STREAK: "the run tried too many side effects with arguments from outside and was revoked; look at what it read",
-    Code.ROTATIONS: "others changed the task again and again and nothing came of it; the run was revoked, look at who does",
-    Code.TOO_DEEP: "the agent is delegated too deep for this policy; flatten the graph or raise `anomaly.max_depth`",
-    Code.STEP_BUDGET: "this entry took as many steps as the policy bears; enter the graph anew",
-    Code.TIME_BUDGET: "this entry took as long as the policy bears; enter the graph anew",
+    Code.EFFECT: "the policy requires an approval for this effect; ask an approver",
+    Code.NOT_ASKED: "the task does not ask for the tool's effect; compare the `intent` words of its profile with the task",
+    Code.ARGUMENT_SOURCE: "an argument that decides whom or what the call hits comes neither from the user nor from a trusted source; ask the user",
+    Code.DATA_FLOW: "the run read data that must not reach the tool's sink without an approval; ask an approver",
+    Code.DENIAL_STREAK: "the run was denied too often and was revoked; review its records, then reinstate it",
+    Code.DATA_CHANGED: "the source of an argument changed after the plan was made; read it again and plan again",
+    Code.BURST: "the run made more calls in a minute than the policy allows and was revoked; review it, then reinstate it",
+    Code.UNPLANNED_STREAK: "the run tried too many unplanned side effects and was revoked; review it, then reinstate it",
+    Code.TAINTED_STREAK: "the run tried too many side effects with arguments from outside and was revoked; review what it read",
+    Code.ROTATIONS: "the task was changed too often by others, so the run was revoked; check who changes it",
+    Code.TOO_DEEP: "the delegation is deeper than the policy allows; flatten the graph, or raise `anomaly.max_depth`",
+    Code.STEP_BUDGET: "the entry took as many steps as the policy allows; enter the graph again",
+    Code.TIME_BUDGET: "the entry took as long as the policy allows; enter the graph again",
     Code.MODEL: "the policy does not list the model or its provider; add it to `models` in data.json",
-    Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type",
-    Code.CREDENTIAL_UNAVAILABLE: "there is no permitted call to issue a credential for; ask inside the tool, while it runs",
-    Code.CREDENTIAL_INVALID: "the token is not one of ours, or was altered",
-    Code.CREDENTIAL_REVOKED: "the token's call, task or run is over",
-    Code.CREDENTIAL_EXPIRED: "the token has expired; use it within its life, inside the call it was minted for",
-    Code.CREDENTIAL_NOT_YET_VALID: "the token is not valid yet; set the clocks of issuer and verifier",
-    Code.CREDENTIAL_TENANT: "the token is of another tenant",
-    Code.CREDENTIAL_KEY: "the token's key is not one of the issuer's: unknown, withdrawn or compromised",
-    Code.CREDENTIAL_TOOL: "the token was minted for a call of another tool",
-    Code.CREDENTIAL_MISSING: "the request bears no credential; send the token of the call under way",
-    Code.KEYS_UNAVAILABLE: "the issuer's keys can not be had; look at its JWKS endpoint and the key directory",
-    Code.STATUS_UNAVAILABLE: "nobody can tell whether the token lives; repair the ledger or the introspection endpoint",
-    Code.PROOF_MISSING: "the token is bound to a key and came without a DPoP proof; send it with the DPoP scheme and a proof",
-    Code.PROOF_INVALID: "the DPoP proof is not one for this request, this token and its key",
+    Code.UNKNOWN_ACTION: "the policy has no rule for this action or resource type; add one",
+    Code.CREDENTIAL_UNAVAILABLE: "no permitted call is running, so no credential is issued; ask inside the tool, while it runs",
+    Code.CREDENTIAL_INVALID: "the token was altered or is not one of ours; send the token of the running call",
+    Code.CREDENTIAL_REVOKED: "the token's call, task or run is over; start a new call",
+    Code.CREDENTIAL_EXPIRED: "the token has expired; use it inside the call for which it was minted",
+    Code.CREDENTIAL_NOT_YET_VALID: "the token is not valid yet; synchronise the clocks of issuer and verifier",
+    Code.CREDENTIAL_TENANT: "the token is of another tenant; use this tenant's instance",
+    Code.CREDENTIAL_KEY: "the token's key is unknown, withdrawn or compromised; check the issuer's key set",
+    Code.CREDENTIAL_TOOL: "the token was minted for a call of another tool; send the token of this tool's call",
+    Code.CREDENTIAL_MISSING: "the request has no credential; send the token of the running call",
+    Code.KEYS_UNAVAILABLE: "the issuer's keys cannot be read; check its JWKS endpoint and the key directory",
+    Code.STATUS_UNAVAILABLE: "the token's status cannot be looked up; repair the ledger or the introspection endpoint",
+    Code.PROOF_MISSING: "the token is bound to a key and came without a proof; send it with the DPoP scheme and a proof",
+    Code.PROOF_INVALID: "the DPoP proof is not for this request, token and key; make a proof for this request",
     Code.PROOF_REPLAYED: "the DPoP proof was used before; make a new one for each request",
-    Code.PROOF_NONCE: "the DPoP proof lacks the server's current nonce; repeat the request with the one that was sent",
-    Code.PROOF_LIMIT: "more requests were proven with one key than the server remembers; wait, send fewer in one call, or raise `max_per_key`",
-    Code.EXCHANGE_REFUSED: "the token endpoint refused the exchange; look at its policy for this client and audience",
-    Code.EXCHANGE_FAILED: "the token endpoint's answer is not what RFC 8693 asks for; look at its log",
-    Code.AUDIENCE: "the audience is not in the tool's profile, or not in the grant",
+    Code.PROOF_NONCE: "the DPoP proof lacks the server's current nonce; repeat the request with the nonce of this answer",
+    Code.PROOF_LIMIT: "one key proved more requests than the server remembers; wait, send fewer in one call, or raise `max_per_key`",
+    Code.EXCHANGE_REFUSED: "the token endpoint refused the exchange; check its policy for this client and audience",
+    Code.EXCHANGE_FAILED: "the token endpoint's answer does not follow RFC 8693; check its log",
+    Code.AUDIENCE: "the audience is not in the tool's profile or not in the grant; add it there",
     Code.CHAIN_BROKEN: "the audit chain does not verify; keep it as evidence and compare it with a copy",
-    Code.CONFIG: "a setting is wrong",
-    Code.POLICY_INVALID: "the policy can not be loaded",
+    Code.CONFIG: "a setting is wrong; correct it",
+    Code.POLICY_INVALID: "the policy cannot be loaded; correct it",
     Code.POLICY_UNSIGNED: "no trusted key signed the policy; sign it with `runtime-authz policy build --key`",
-    Code.POLICY_OLDER: "a policy never goes back; to undo a change release the old content under a new number",
-    Code.POLICY_STALE: "the policy's source could not be confirmed for too long; look at where its bundle comes from",
-    Code.POLICY_CHANGED: "the tool's profile is another revision's than the policy; decide the call again",
-    Code.NOTIFY_UNAVAILABLE: "a notification that the policy demands could not be sent; look at the notifier",
-    Code.PROFILE_INVALID: "a tool profile is wrong",
-    Code.UNGOVERNED: "no gate stands in front of it; govern it as its note says, or accept it in a baseline",
-    Code.BASELINE_INVALID: "the baseline can not be used; write it anew with `runtime-authz inspect --write-baseline`",
-    Code.ALREADY_PROTECTED: "another RuntimeAuthz protects this graph; use that one or build the graph anew",
-    Code.DEEP_COPY: "LangGraph's compiled graphs do not run once they are deep-copied; take `graph.copy()`, which stays protected, or compile the builder again",
+    Code.POLICY_OLDER: "the policy is older than the one in use; to undo a change, release the old content under a new number",
+    Code.POLICY_STALE: "the policy's source could not be confirmed for too long; check where its bundle comes from",
+    Code.POLICY_CHANGED: "the tool's profile and the policy are of different revisions; decide the call again",
+    Code.NOTIFY_UNAVAILABLE: "a notification that the policy demands could not be sent; check the notifier",
+    Code.PROFILE_INVALID: "a tool profile is wrong; correct it",
+    Code.UNGOVERNED: "no enforcement point stands in front of it; follow its note, or accept it in a baseline",
+    Code.BASELINE_INVALID: "the baseline cannot be used; write it again with `runtime-authz inspect --write-baseline`",
+    Code.ALREADY_PROTECTED: "another RuntimeAuthz protects this graph; use that one, or build the graph again",
+    Code.DEEP_COPY: "compiled graphs cannot be deep-copied; use `graph.copy()`, which stays protected, or compile the builder again",
 }
 
 
 def sentence(code: str) -> str:
-    """One sentence for the operator; a foreign code speaks for itself."""
+    """Return the sentence for the operator. A policy's own code is quoted."""
     try:
         return _SENTENCES[Code(code)]
     except ValueError:
@@ -297,7 +296,7 @@ def sentence(code: str) -> str:
 
 
 def unreadable(exc: Exception) -> str:
-    """Why a file of text, JSON or YAML can not be used: the place and the reason, in nobody's internal words."""
+    """Return why a text, JSON or YAML file cannot be used: the place and the reason."""
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror
     if isinstance(exc, UnicodeDecodeError):
@@ -306,17 +305,19 @@ def unreadable(exc: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(exc, json.JSONDecodeError):
         return f"line {exc.lineno}, column {exc.colno}: {exc.msg}"
-    if (mark := getattr(exc, "problem_mark", None)) is not None:  # a `yaml.MarkedYAMLError`, known without PyYAML
+    if (
+        mark := getattr(exc, "problem_mark", None)
+    ) is not None:  # a `yaml.MarkedYAMLError`, recognised without importing PyYAML
         return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(exc, 'problem', None)}"
     return str(exc) or type(exc).__name__
 
 
 class AuthzError(Exception):
-    """Base of every exception that this package raises on purpose.
+    """The base of every exception that this package raises on purpose.
 
     Attributes:
         code: a stable reason code (`Code`, or a policy's own).
-        detail: what it is about; `None` where the code says all.
+        detail: what the error is about; `None` if the code says all.
     """
 
     def __init__(self, code: str, detail: str | None = None) -> None:
@@ -327,7 +328,7 @@ class AuthzError(Exception):
 
 
 class ConfigError(AuthzError):
-    """Something given at construction is wrong; nothing was changed."""
+    """A constructor's argument or a setting is wrong; nothing was changed."""
 
     def __init__(self, detail: str, code: str = Code.CONFIG) -> None:
         super().__init__(code, detail)
@@ -341,7 +342,7 @@ class AlreadyProtected(ConfigError):
 
 
 class MappingError(AuthzError):
-    """The execution state can not be expressed exactly as a request: always a deny."""
+    """The execution state cannot be expressed exactly as a request: always a deny."""
 
 
 class PDPError(AuthzError):
@@ -349,7 +350,7 @@ class PDPError(AuthzError):
 
 
 class CredentialError(AuthzError):
-    """A token was refused, or none may be issued here."""
+    """A token was refused, or none may be issued."""
 
 
 class AuditError(AuthzError):
@@ -357,23 +358,22 @@ class AuditError(AuthzError):
 
 
 class LedgerError(AuthzError):
-    """The ledger can not be used: whoever asked is denied with its code."""
+    """The ledger cannot be used: the step is denied with this code."""
 
 
 def ledger_code(exc: BaseException) -> Code:
-    """Why a ledger failed, as far as it says."""
+    """Return the code of a ledger's failure."""
     return Code(exc.code) if isinstance(exc, LedgerError) else Code.LEDGER_UNAVAILABLE
 
 
 class AuthzDenied(AuthzError):
-    """A step was denied where no message can carry the answer.
+    """A step was denied and no message can carry the answer.
 
-    Its text is neutral, because it may reach a model: code and reason are attributes for the
-    operator.
+    The text is neutral, because it may reach a model. Code and reason are attributes for the operator.
 
     Attributes:
         code: the first reason's code.
-        decision_id: finds the record in the audit log.
+        decision_id: the id that finds the audit record.
     """
 
     def __init__(self, code: str, decision_id: str) -> None:

@@ -1,7 +1,7 @@
-"""Locks that a process may be forked under: servers fork workers after they have loaded an application.
+"""Locks that survive a fork: servers fork workers after they have loaded an application.
 
-A lock of threads that another thread holds at the fork is never released in the child, and what it guards may be
-half written. So the forking thread takes all of them first, and both processes give them back.
+If another thread holds a lock at the fork, the child never sees it released, and the data it guards may be half
+written. So the forking thread takes all locks first, and both processes release them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # no such locks there: one process only
+except ImportError:  # no such locks on this platform: one process only
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["file_lock", "forkable_lock"]
@@ -26,7 +26,7 @@ _taken: list[threading.Lock] = []
 
 
 def forkable_lock() -> threading.Lock:
-    """A lock that is free in a forked child. No thread may hold one while it waits for another."""
+    """Return a lock that is free in a forked child. No thread may hold one while it waits for another."""
     lock = threading.Lock()
     with _registry:
         _locks.add(lock)
@@ -35,10 +35,10 @@ def forkable_lock() -> threading.Lock:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the file is made where there is none.
+    """Hold a lock between processes; create the file if it does not exist.
 
     Raises:
-        OSError: it can not be opened or locked.
+        OSError: the file cannot be opened or locked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -47,7 +47,7 @@ def file_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         if fcntl is not None:
-            # Not by closing alone: a child that was forked meanwhile holds the same lock open.
+            # Closing is not enough: a child forked meanwhile holds the same lock open.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 

@@ -1,11 +1,8 @@
-"""What may be done: grants, and the lattice they form.
+"""Grants, and the lattice they form.
 
-`a.meet(b)` is the greatest grant that both permit, and everything else follows from it:
-`a.covers(b)` holds exactly when `a ⊓ b = b`. `None` in a field is the top of that field (no
-limit). `Grant()` is the top of the lattice. `tests/property/test_grant_lattice.py` proves meet
-idempotent, commutative, associative and monotone, and that `permits` respects it.
-
-Text never widens a grant: narrowing is `covers`, not language.
+`a.meet(b)` is the greatest grant that both permit. `a.covers(b)` holds exactly if `a ⊓ b = b`. `None` in a field
+is the top of that field (no limit), and `Grant()` is the top of the lattice. `tests/property/test_grant_lattice.py`
+proves meet idempotent, commutative, associative and monotone, and that `permits` respects it.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ Scalar = str | int | float | bool
 
 
 def _key(value: object) -> str:
-    """JSON text of a scalar: numbers compare by value, booleans are not numbers."""
+    """Return the JSON text of a scalar. Numbers compare by value; booleans are not numbers."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value)
@@ -53,12 +50,12 @@ class _Frozen(BaseModel):
 
 
 class Constraint(_Frozen):
-    """The values one argument may take.
+    """Limit the values of one argument.
 
     Attributes:
         one_of: the permitted scalars; empty permits nothing.
-        ge: least number permitted; a value that is not a number is then not permitted.
-        le: greatest number permitted; likewise.
+        ge: the least number permitted; other values than numbers are then not permitted.
+        le: the greatest number permitted; likewise.
     """
 
     one_of: Scalars | None = None
@@ -68,7 +65,7 @@ class Constraint(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """One normal form per meaning, so that equality is equivalence."""
+        """Reduce to one normal form per meaning, so that equality is equivalence."""
         if not isinstance(data, Mapping):
             return data
         data = {k: v for k, v in data.items() if v is not None}
@@ -86,7 +83,7 @@ class Constraint(_Frozen):
         return data
 
     def __eq__(self, other: object) -> bool:
-        """By meaning: `True` is not `1`, though Python's tuples compare them equal."""
+        """Compare by meaning: `True` is not `1`, although Python compares them equal."""
         if not isinstance(other, Constraint):
             return NotImplemented
         return self._meaning() == other._meaning()
@@ -99,7 +96,7 @@ class Constraint(_Frozen):
         return keys, self.ge, self.le
 
     def permits(self, value: object) -> bool:
-        """Whether `value` (a JSON value) satisfies the constraint."""
+        """Return True if `value` (a JSON value) satisfies the constraint."""
         if self.one_of is not None:
             if not isinstance(value, str | int | float | bool):
                 return False
@@ -109,7 +106,7 @@ class Constraint(_Frozen):
         return _within(value, self.ge, self.le)
 
     def meet(self, other: Constraint) -> Constraint:
-        """The greatest constraint that both permit."""
+        """Return the greatest constraint that both permit."""
         if self.one_of is not None and other.one_of is not None:
             theirs = {_key(v) for v in other.one_of}
             one_of: tuple[Scalar, ...] | None = tuple(v for v in self.one_of if _key(v) in theirs)
@@ -119,17 +116,16 @@ class Constraint(_Frozen):
 
 
 class Grant(_Frozen):
-    """What may be done (RFC 9396 `authorization_details` is its form in a token).
+    """Limit what a run may do. In a token it is RFC 9396 `authorization_details`.
 
     Attributes:
-        tools: names of tools; `None` = every reachable tool (policy still decides).
+        tools: names of tools; `None` leaves every reachable tool to policy.
         args: tool → argument → `Constraint`. A constrained argument must be present.
         data_classes: classes of data whose tools may be used.
         sinks: sinks (`none`, `internal`, `external`) whose tools may be used.
-        audiences: for which a tool may have a token minted. A tool runs without one all the same.
-        max_depth: greatest delegation depth at which the grant holds.
-        budgets: counter → how many permitted calls; a counter is a tool's name or
-            `effect:<effect>`.
+        audiences: audiences for which a tool may have a token minted. The tool also runs without a token.
+        max_depth: the greatest delegation depth at which the grant holds.
+        budgets: counter → number of permitted calls. A counter is a tool's name or `effect:<effect>`.
         expires_at: epoch seconds from which nothing is permitted.
     """
 
@@ -145,14 +141,14 @@ class Grant(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Constraints that say nothing are dropped, so that equality is equivalence."""
+        """Drop empty constraints, so that equality is equivalence."""
         if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
             args = {
                 tool: {
                     name: c if isinstance(c, Constraint) else Constraint.model_validate(c) for name, c in named.items()
                 }
                 if isinstance(named, Mapping)
-                else named  # refused below: a constraint that can not be read is not none
+                else named  # refused below: an unreadable constraint must not count as none
                 for tool, named in data["args"].items()
                 if not isinstance(named, Mapping) or named
             }
@@ -160,7 +156,7 @@ class Grant(_Frozen):
         return data
 
     def meet(self, other: Grant) -> Grant:
-        """`self ⊓ other`: the greatest grant that both permit."""
+        """Return `self ⊓ other`, the greatest grant that both permit."""
         return Grant(
             tools=_intersect(self.tools, other.tools),
             args=_union(self.args, other.args, lambda a, b: _union(a, b, Constraint.meet)),
@@ -173,27 +169,20 @@ class Grant(_Frozen):
         )
 
     def covers(self, other: Grant) -> bool:
-        """Whether everything that `other` permits, this permits too."""
+        """Return True if this grant permits everything that `other` permits."""
         return self.meet(other) == other
 
     def attenuate(self, request: Grant | None) -> Grant:
-        """The grant a child gets: `self ⊓ request`; asking for nothing special gives `self`."""
+        """Return the grant of a child: `self ⊓ request`, or `self` if it requests none."""
         # INVARIANT: self.covers(self.attenuate(x)) for every x.
         return self if request is None else self.meet(request)
 
     def refuses(
-        self,
-        *,
-        tool: str,
-        args: Mapping[str, object],
-        data_class: str,
-        sink: str,
-        depth: int,
-        now: float,
+        self, *, tool: str, args: Mapping[str, object], data_class: str, sink: str, depth: int, now: float
     ) -> Code | None:
-        """Why this grant does not hold the step, or `None` where it does.
+        """Return the code for which this grant refuses the step, or `None` if it holds the step.
 
-        Budgets are not looked at here: they are spent in the ledger, atomically.
+        Budgets are not checked here. The ledger spends them atomically.
         """
         if self.expires_at is not None and not now < self.expires_at:
             return Code.GRANT_EXPIRED
@@ -211,12 +200,12 @@ class Grant(_Frozen):
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON form: fields at the top of the lattice are left out."""
+        """Return the JSON form, without the fields that are at the top of the lattice."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Grant:
-        """Inverse of `to_json`. Raises `pydantic.ValidationError`."""
+        """Return the grant of a JSON form. Raises `pydantic.ValidationError`."""
         return cls.model_validate(data)
 
 

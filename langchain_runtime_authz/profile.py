@@ -1,14 +1,13 @@
-"""A tool's declaration: what it does, where it sends, which arguments matter.
+"""Profiles of tools: what a tool does, where it sends, which arguments matter.
 
-Ready ones for common third-party tools come with the package: `load_profiles("langchain")`.
+Profiles for common third-party tools come with the package: `load_profiles("langchain")`.
 
-Three ways to declare one, all of them code that somebody wrote and reviewed: a mapping (or YAML
-file) given to `RuntimeAuthz(profiles=...)`, the `@profile(...)` decorator, or a `ToolProfile`
-instance under `tool.metadata["runtime_authz"]`. Plain data in a tool's metadata, MCP annotations
-among it, can arrive from a server over the wire: it is a hint, and a hint only ever raises risk.
+There are three ways to declare a profile: a mapping or YAML file in `RuntimeAuthz(profiles=...)`, the
+`@profile(...)` decorator, or a `ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's
+metadata, like MCP annotations, may come from a server. It is a hint, and a hint only raises risk.
 
-A profile is pinned to a digest of the tool's name, description and schema: given in the profile,
-or taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
+A profile is pinned to a digest of the tool's name, description and schema. The profile gives the digest, or it is
+taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
 """
 
 from __future__ import annotations
@@ -52,17 +51,17 @@ __all__ = [
 METADATA_KEY: Final = "runtime_authz"
 
 Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
-# From least to most harmful: hints only move to the right.
+# From least to most harmful. Hints only move to the right.
 EFFECTS: Final[tuple[Effect, ...]] = ("read", "fetch", "write", "send", "pay", "delete", "admin")
 Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
-WHOLE: Final = ""  # the name of an output that is no record, or of everything in it that has no name
+WHOLE: Final = ""  # names an output that is not a record, or the parts of it that have no name
 
 
 def _names(value: object) -> object:
-    """YAML has no tuples."""
+    """Accept a list: YAML has no tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -71,41 +70,39 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 SHIPPED: Final[Mapping[str, Path]] = {
     name: Path(__file__).parent / "profiles" / f"{name}.yaml" for name in ("deepagents", "langchain")
 }
-"""Files of ready profiles, by the name that `load_profiles` takes."""
+"""The files of the package's own profiles, by the name that `load_profiles` takes."""
 
 _T = TypeVar("_T")
 
 
 class ToolProfile(BaseModel):
-    """About five facts about a tool.
+    """The facts about a tool on which policy decides.
 
-    A *field* of the output is the dotted path of names to it, lists left out: `sender`,
-    `attachments.title`; what is said of a field holds for everything below it. `""` is the output
-    itself.
+    A *field* of the output is its dotted path of names, without list indices: `sender`, `attachments.title`. A
+    statement about a field holds for everything below it. `""` is the output itself.
 
     Attributes:
         effect: what a call does; `fetch` is a read whose address is visible outside.
         sink: where the call's arguments end up.
-        critical: argument → kind, for the arguments that decide whom or what a call hits; a dotted path
-            leads into one, `attachments.file_id`. They are never shortened in a request and are its
-            `target`. An `object` is there already and is looked up; a `name` is what a new one is to be
-            called.
+        critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
+            argument: `attachments.file_id`. They are the request's `target` and are never shortened. An `object`
+            exists already; a `name` is given to something new.
         when: arguments that are dates or times.
         text: free-text arguments.
-        data_class: class of the data the tool returns or handles; `class` in a file.
-        trust: who writes what the tool returns; or by field, `{"": external, id: system}`.
-        prose: fields that are free text: a value *inside* one is a mention, not an assertion.
-        counterparty: fields that whoever is on the other side chose, whoever's system shows them.
-        intent: words by which a human asks for what the tool does (`facts.intent`).
-        reaches: names of other declared tools that a call can set going; the policy judges the chain.
-        resource: name of what a read reads, with arguments in braces: `file:{path}`. What
-            `RuntimeAuthz.data_changed` is told.
-        version: field of the output that tells one content from another, like an ETag; without it
-            the whole output does.
+        data_class: the class of the data that the tool returns or handles; `class` in a file.
+        trust: who writes the output; or by field, `{"": external, id: system}`.
+        prose: free-text fields. A value inside one is a mention, not an assertion.
+        counterparty: fields whose value the other side of a transaction chose.
+        intent: words by which a user asks for the tool's effect (`facts.intent`).
+        reaches: names of other declared tools that a call can start. The policy decides on the chain.
+        resource: the name of what a read returns, with arguments in braces: `file:{path}`. It is the name for
+            `RuntimeAuthz.data_changed`.
+        version: the field that changes with the content, like an ETag; the whole output if absent.
         audience: audiences for which a per-call token may be minted.
-        idempotent: whether a call whose outcome is unknown may simply run again.
-        digest: `tool_digest` of the tool this was reviewed for; pinned at first sight when absent.
-        draft: nobody has reviewed it: the tool stays unprofiled, only riskier where the draft says so.
+        idempotent: True if a call whose outcome is unknown may run again.
+        digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
+        draft: True until somebody has reviewed it. The tool stays unprofiled, with the draft's effect if that is
+            riskier.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -132,22 +129,20 @@ class ToolProfile(BaseModel):
     def _consistent(self) -> ToolProfile:
         for one, other in (("critical", "when"), ("critical", "text"), ("when", "text")):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
-                msg = f"`{min(both)}` is in `{one}` and in `{other}`"
-                raise ValueError(msg)
+                raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
         self._arguments_of_resource()
         return self
 
     def _arguments_of_resource(self) -> list[str]:
         fields = [f for _, f, _, _ in string.Formatter().parse(self.resource or "") if f is not None]
         if wrong := [f for f in fields if not f.isidentifier()]:
-            msg = f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces"
-            raise ValueError(msg)
+            raise ValueError(f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces")
         return fields
 
     _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
 
     def link(self, found: Mapping[str, ToolProfile]) -> None:
-        """Look up what `reaches` names, over every step."""
+        """Look up the profiles that `reaches` names, over every step."""
         reached: dict[str, ToolProfile] = {}
         ahead = list(self.reaches)
         while ahead:
@@ -158,28 +153,28 @@ class ToolProfile(BaseModel):
         self._chain = tuple(reached.items())
 
     def chain(self) -> list[JsonValue]:
-        """What a call can set going, over every step of `reaches`."""
+        """Return the tools that a call can start, over every step of `reaches`."""
         return [{"tool": n, "effect": p.effect, "sink": p.sink, "data_class": p.data_class} for n, p in self._chain]
 
     @property
     def side_effect(self) -> bool:
-        """Whether a call changes something (everything but `read` and `fetch`)."""
+        """True if a call changes something: every effect except `read` and `fetch`."""
         return self.effect not in ("read", "fetch")
 
 
 UNPROFILED: Final = ToolProfile()
-"""What an undeclared tool is taken for: it writes, and what it writes leaves the house."""
+"""The profile of an undeclared tool: it writes, and its arguments leave the organisation."""
 
 
 def as_unprofiled(draft: ToolProfile) -> ToolProfile:
-    """What a draft counts for: the unprofiled tool, with the draft's effect where that is riskier."""
+    """Return the profile of an unprofiled tool, with the draft's effect if that is riskier."""
     return UNPROFILED.model_copy(update={"effect": _riskier(UNPROFILED.effect, draft.effect)})
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:
-    """Decorator for a tool: `@profile(effect="pay", critical={"recipient": "principal"})`.
+    """Declare a tool's profile: `@profile(effect="pay", critical={"recipient": "principal"})`.
 
-    Goes above `@tool`, so that it sees the tool object.
+    Put it above `@tool`: it needs the tool object.
 
     Raises:
         ConfigError: a field is wrong, or the object has no `metadata` to keep it in.
@@ -188,8 +183,7 @@ def profile(**fields: Any) -> Callable[[_T], _T]:
 
     def declare(tool: _T) -> _T:
         if not hasattr(tool, "metadata"):
-            msg = "put `@profile(...)` above `@tool`, it needs the tool object"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError("put `@profile(...)` above `@tool`; it needs the tool object", Code.PROFILE_INVALID)
         tool.metadata = {**(tool.metadata or {}), METADATA_KEY: declared}
         return tool
 
@@ -197,9 +191,9 @@ def profile(**fields: Any) -> Callable[[_T], _T]:
 
 
 def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, ToolProfile]:
-    """Profiles by tool name, from a mapping, a YAML file `{tools: {name: {…}}}`, or a name of `SHIPPED`.
+    """Return profiles by tool name, from a mapping, a YAML file `{tools: {name: {…}}}`, or a name of `SHIPPED`.
 
-    They go together as mappings do: `{**load_profiles("langchain"), **load_profiles("mine.yaml")}`.
+    Merge them as mappings: `{**load_profiles("langchain"), **load_profiles("mine.yaml")}`.
 
     Raises:
         ConfigError: `profile_invalid`, naming the file, the tool and the field.
@@ -215,33 +209,30 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         try:
             loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-            msg = f"{where} can not be read: {unreadable(exc)}"
-            raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+            raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.PROFILE_INVALID) from exc
         source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
         if not isinstance(source, dict):
-            msg = f"{where} must hold one mapping named `tools`"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError(f"{where} must hold one mapping named `tools`", Code.PROFILE_INVALID)
     if not isinstance(source, Mapping):
-        msg = f"profiles must be a mapping or a path, not {type(source).__name__}"
-        raise ConfigError(msg, Code.PROFILE_INVALID)
+        raise ConfigError(f"profiles must be a mapping or a path, not {type(source).__name__}", Code.PROFILE_INVALID)
     for name in source:
         if not isinstance(name, str):  # YAML reads `no:` and `1:` as something else
-            msg = f"{where}: `{name}` is not text; put the tool's name in quotes"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError(f"{where}: `{name}` is not text; put the tool's name in quotes", Code.PROFILE_INVALID)
     found = {name: _validate(f"{where}: {name}", fields) for name, fields in source.items()}
     for name, declared in found.items():
         if unknown := sorted(set(declared.reaches) - found.keys()):
-            msg = f"{where}: {name}: `reaches` names `{unknown[0]}`, which has no profile here"
-            raise ConfigError(msg, Code.PROFILE_INVALID)
+            raise ConfigError(
+                f"{where}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
+            )
     for declared in found.values():
         declared.link(found)
     return found
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """The value of an argument, or all values at a dotted path into it, or `None`.
+    """Return the value of an argument, all values at a dotted path into it, or `None`.
 
-    What stands at a step of the path and is no object (an id instead of `{"id": …}`) counts as it is.
+    If a step of the path meets a value that is not an object (an id instead of `{"id": …}`), that value counts.
     """
     name, *inner = path.split(".")
     value = args.get(name)
@@ -256,16 +247,16 @@ def argument(args: Mapping[str, Any], path: str) -> Any:
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Hold a profile against a tool's schema: what it names must be there, or it would count as not given.
+    """Compare a profile with a tool's schema. A misspelt argument would count as not given.
 
     Args:
-        name: of the tool.
+        name: the tool's name.
         declared: its profile.
-        arguments: argument → its JSON schema, references resolved. Where that says nothing of what is inside,
-            every path may lead somewhere.
+        arguments: argument → its JSON schema, references resolved. If a schema does not describe what is inside,
+            every path is accepted.
 
     Raises:
-        ConfigError: `profile_invalid`: it names an argument that the tool does not take.
+        ConfigError: `profile_invalid`: the profile names an argument that the tool does not take.
     """
     facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text")}
     for fact, named in {**facts, "resource": declared._arguments_of_resource()}.items():  # noqa: SLF001
@@ -273,15 +264,15 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
             first, *inner = path.split(".")
             if first not in arguments:
                 takes = ", ".join(sorted(arguments)) or "nothing"
-                msg = f"{name}: `{fact}` names `{path}`, and the tool takes {takes}"
-                raise ConfigError(msg, Code.PROFILE_INVALID)
+                raise ConfigError(f"{name}: `{fact}` names `{path}`, but the tool takes {takes}", Code.PROFILE_INVALID)
             if not _leads(arguments[first], inner):
-                msg = f"{name}: `{fact}` names `{path}`, and by the tool's schema nothing is there"
-                raise ConfigError(msg, Code.PROFILE_INVALID)
+                raise ConfigError(
+                    f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
+                )
 
 
 def _leads(schema: object, steps: Sequence[str]) -> bool:
-    """Whether a value of this schema may hold something at a path, as `argument` walks it."""
+    """Return True if a value of this schema may have the path, as `argument` follows it."""
     if not steps or not isinstance(schema, Mapping):
         return True
     for several in ("anyOf", "oneOf", "allOf"):
@@ -302,17 +293,15 @@ def _validate(where: str, fields: object) -> ToolProfile:
         return ToolProfile.model_validate(fields)
     except ValidationError as exc:
         first = exc.errors()[0]
-        # A union's own parts are no names of a profile.
+        # Skip a union's own parts: they are not names of a profile.
         name = ".".join(str(p) for p in first["loc"] if "[" not in str(p)) or "profile"
-        msg = f"{where}: `{name}`: {first['msg']}"
-        raise ConfigError(msg, Code.PROFILE_INVALID) from exc
+        raise ConfigError(f"{where}: `{name}`: {first['msg']}", Code.PROFILE_INVALID) from exc
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
-    """`base` made riskier where data about the tool says so; never less risky.
+    """Return `base`, riskier if data about the tool says so, never less risky.
 
-    Reads MCP tool annotations (`destructiveHint`; the absence of harm, `readOnlyHint`, is not
-    believed) and verbs in the tool's name.
+    Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is not believed.
     """
     effect = base.effect
     if (metadata or {}).get("destructiveHint") is True:
@@ -338,5 +327,5 @@ def _riskier(a: Effect, b: Effect) -> Effect:
 
 
 def tool_digest(name: str, description: str, schema: Any) -> str:
-    """Digest of what a reviewer saw of a tool: its name, description and JSON schema."""
+    """Return the digest of what a reviewer saw of a tool: its name, description and JSON schema."""
     return digest(project({"name": name, "description": description, "schema": schema}))

@@ -1,6 +1,6 @@
-"""Spans. Every span and attribute name of the package stands here.
+"""Record spans and events. Every span and attribute name of the package is defined here.
 
-Only the OpenTelemetry API is used: without an SDK nothing is built and nothing is kept. Recording never
+Only the OpenTelemetry API is used: while no SDK is set up, nothing is built and nothing is kept. Recording never
 raises into the traced code. Arguments, results and texts of exceptions are never recorded.
 
 `gen_ai.*` names (status Development, not importable from a stable package):
@@ -13,25 +13,20 @@ There is no convention for authorization yet (semantic-conventions issue 4022), 
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import secrets
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.authzen import Decision
 
-__all__ = [
-    "AuthorizeSpan",
-    "ExecuteToolSpan",
-    "authorize_span",
-    "execute_tool_span",
-    "record_decision",
-    "record_observation",
-]
+__all__ = ["ToolSpan", "execute_tool_span", "record_decision", "record_observation"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,197 +58,137 @@ REQUEST_HASH: Final = "runtime_authz.request.hash"
 
 AUTHORIZE: Final = "authorize"
 EXECUTE_TOOL: Final = "execute_tool"
-UNGATED: Final = "runtime_authz.ungated"  # an event: something ran outside the gates
+UNGATED: Final = "runtime_authz.ungated"  # an event: no enforcement point decided what ran
 GUARDRAIL: Final = "GUARDRAIL"
 
-# Equal requests of one process can be told; what they held can not be guessed from outside.
+# Equal requests of one process have equal hashes. Without the key, their content cannot be guessed.
 _HASH_KEY: Final = secrets.token_bytes(32)
-_MAX_NAME: Final = 128  # a model writes tool names
+_MAX_NAME: Final = 128  # a model may make up a tool's name
 
-_tracer = trace.get_tracer("langchain_runtime_authz")
+_tracer: trace.Tracer = trace.get_tracer("langchain_runtime_authz")
+
+# A tracer of the API alone, and no provider behind it: nothing records. Looked up without a call, since each tool
+# call asks; an API without the name counts as recording.
+_IDLE_TRACERS: Final = (trace.ProxyTracer, trace.NoOpTracer)
+_IDLE_PROVIDERS: Final = (type(None), trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+_PROVIDER: Final = "_TRACER_PROVIDER"
 
 
-class _Current:
-    """A span that is current while the block runs."""
+class ToolSpan:
+    """A span that is current while its block runs."""
 
     __slots__ = ("_before", "_span")
 
-    def __init__(self) -> None:
-        self._span: Span = trace.INVALID_SPAN
+    def __init__(self, span: Span) -> None:
+        self._span = span
         self._before: otel_context.Context | None = None
 
-    def _start(self) -> Span:
-        raise NotImplementedError
-
-    def _end(self, exc: BaseException | None) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         try:
-            self._span = self._start()
-            # Without an SDK there is nothing to be the parent of.
             if self._span.is_recording():
                 self._before = otel_context.get_current()
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
-        except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
-            _log.debug("span not started", exc_info=True)
-        return self
+        except Exception:  # noqa: BLE001  (telemetry must not stop the call)
+            _log.debug("span not entered", exc_info=True)
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._before is None:
             return
         try:
-            # By value, not by Token, and only where it is still ours: the block may be left in
-            # another context than it was entered in.
+            # By value, not by Token, and only if it is still current: the block may be left in another context.
             if trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
-            self._end(exc)
+            # LangGraph's interrupts and hand-offs travel as exceptions. This layer imports no LangGraph.
+            if isinstance(exc, Exception) and not any(c.__name__ == "GraphBubbleUp" for c in type(exc).__mro__):
+                _fail(self._span, type(exc).__qualname__)
             self._span.end()
-        except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
+        except Exception:  # noqa: BLE001  (telemetry must not stop the call)
             _log.debug("span not ended", exc_info=True)
 
 
-class AuthorizeSpan(_Current):
-    """Span `authorize {resource}` around one decision."""
+class _NoSpan:
+    __slots__ = ()
 
-    __slots__ = ("_action", "_resource")
-
-    def __init__(self, action: str, resource: str) -> None:
-        super().__init__()
-        self._action = action
-        self._resource = resource
-
-    def _start(self) -> Span:
-        return _start_authorize(self._action, self._resource)
-
-    def _end(self, exc: BaseException | None) -> None:
-        # What leaves the block is control flow (an interrupt, a cancellation): no error of ours.
+    def __enter__(self) -> None:
         return
 
-    def decided(
-        self,
-        decision: Decision,
-        request: EvaluationRequest | None = None,
-        *,
-        pdp: str = "",
-        body: bytes | None = None,
-    ) -> None:
-        """Record the decision.
-
-        Args:
-            decision: what was decided.
-            request: what was asked, where it could be put into words.
-            pdp: name of the engine.
-            body: `request.to_json()`, where it is at hand.
-        """
-        _decide(self._span, decision, request, pdp, body)
+    def __exit__(self, *exc: object) -> None:
+        return
 
 
-class ExecuteToolSpan(_Current):
-    """Span `execute_tool {tool}` around one run of a tool."""
-
-    __slots__ = ("_agent", "_agent_id", "_call_id", "_conversation", "_tool")
-
-    def __init__(self, tool: str, call_id: str | None, agent: str, conversation: str | None, agent_id: str) -> None:
-        super().__init__()
-        self._tool = tool
-        self._call_id = call_id
-        self._agent = agent
-        self._agent_id = agent_id
-        self._conversation = conversation
-
-    def _start(self) -> Span:
-        span = _tracer.start_span(f"{EXECUTE_TOOL} {self._tool[:_MAX_NAME]}", kind=SpanKind.INTERNAL)
-        if span.is_recording():
-            span.set_attribute(GEN_AI_OPERATION_NAME, EXECUTE_TOOL)
-            span.set_attribute(GEN_AI_TOOL_TYPE, "function")
-            for name, value in (
-                (GEN_AI_TOOL_NAME, self._tool),
-                (GEN_AI_TOOL_CALL_ID, self._call_id),
-                (GEN_AI_AGENT_NAME, self._agent),
-                (GEN_AI_AGENT_ID, self._agent_id),
-                (GEN_AI_CONVERSATION_ID, self._conversation),
-            ):
-                if value:
-                    span.set_attribute(name, value)
-        return span
-
-    def _end(self, exc: BaseException | None) -> None:
-        # LangGraph's interrupts and hand-offs travel as exceptions; known by name, since this layer
-        # imports no LangGraph.
-        if isinstance(exc, Exception) and not any(c.__name__ == "GraphBubbleUp" for c in type(exc).__mro__):
-            self.failed(type(exc).__qualname__)
-
-    def failed(self, error_type: str) -> None:
-        """Record that the tool failed: the type only, since a text may quote arguments."""
-        try:
-            _fail(self._span, error_type)
-        except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
-            _log.debug("failure not recorded", exc_info=True)
-
-
-def authorize_span(action: str, resource: str) -> AuthorizeSpan:
-    """A context manager around one decision; call `decided` on what it yields."""
-    return AuthorizeSpan(action, resource)
+_NO_SPAN: Final = _NoSpan()
 
 
 def execute_tool_span(
     tool: str,
     call_id: str | None = None,
-    agent: str = "",
+    agent: Sequence[str] = (),
     conversation: str | None = None,
-    *,
-    agent_id: str = "",
-) -> ExecuteToolSpan:
-    """A context manager around one run of a tool.
+    agent_id: Callable[[tuple[str, ...]], str] | None = None,
+) -> ToolSpan | _NoSpan:
+    """Return the context manager of one tool execution.
 
     Args:
-        tool: its name.
+        tool: the tool's name.
         call_id: the model's id of the call.
-        agent: name of the acting agent.
+        agent: the path from the root agent.
         conversation: the thread.
-        agent_id: id of the acting agent.
+        agent_id: names an agent by its path; called only if a span records.
     """
-    return ExecuteToolSpan(tool, call_id, agent, conversation, agent_id)
+    if type(_tracer) in _IDLE_TRACERS and type(getattr(trace, _PROVIDER, _tracer)) in _IDLE_PROVIDERS:
+        return _NO_SPAN
+    try:
+        span = _tracer.start_span(f"{EXECUTE_TOOL} {tool[:_MAX_NAME]}", kind=SpanKind.INTERNAL)
+        if span.is_recording():
+            path = tuple(agent)
+            attributes = {
+                GEN_AI_OPERATION_NAME: EXECUTE_TOOL,
+                GEN_AI_TOOL_TYPE: "function",
+                GEN_AI_TOOL_NAME: tool,
+                GEN_AI_TOOL_CALL_ID: call_id or None,
+                GEN_AI_AGENT_NAME: path[-1] if path else None,
+                GEN_AI_AGENT_ID: agent_id(path) if agent_id is not None else None,
+                GEN_AI_CONVERSATION_ID: conversation or None,
+            }
+            _set(span, attributes)
+        return ToolSpan(span)
+    except Exception:  # noqa: BLE001  (telemetry must not stop the call)
+        _log.debug("span not started", exc_info=True)
+        return _NO_SPAN
 
 
 def record_decision(
-    decision: Decision,
-    request: EvaluationRequest | None,
-    *,
-    pdp: str,
-    action: str,
-    resource: str,
-    body: bytes | None = None,
-    started: int | None = None,
+    decision: Decision, body: bytes | None, *, pdp: str, action: str, resource: str, started: int | None = None
 ) -> None:
-    """One span for a decision that was taken in a batch.
+    """Record one decision as a span.
 
     Args:
-        decision: what was decided.
-        request: what was asked, where it could be put into words.
-        pdp: name of the engine.
+        decision: the decision.
+        body: the request's JSON; `None` if the PDP was not asked.
+        pdp: the engine's name.
         action: AuthZEN `action.name`.
         resource: AuthZEN `resource.id`.
-        body: `request.to_json()`, where it is at hand.
-        started: nanoseconds since the epoch at which the batch was asked about.
+        started: when the PDP was asked, in nanoseconds since the epoch.
     """
+    if type(_tracer) in _IDLE_TRACERS and type(getattr(trace, _PROVIDER, _tracer)) in _IDLE_PROVIDERS:
+        return
     try:
-        span = _start_authorize(action, resource, started)
-        if span.is_recording():
-            _decide(span, decision, request, pdp, body)
+        name = f"{AUTHORIZE} {resource[:_MAX_NAME]}"
+        span = _tracer.start_span(name, kind=SpanKind.INTERNAL, start_time=started)
+        if not span.is_recording():
+            return
+        try:
+            _describe(span, decision, body, pdp, action, resource)
+        finally:
             span.end()
-    except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
+    except Exception:  # noqa: BLE001  (telemetry must not stop the call)
         _log.debug("decision not recorded", exc_info=True)
 
 
 def record_observation(what: str, name: str) -> None:
-    """An event on the current span: something ran outside the gates.
+    """Add an event to the current span: something ran that no enforcement point decided.
 
     Args:
         what: `tool`, `model`, `graph` or `chain`.
@@ -263,52 +198,46 @@ def record_observation(what: str, name: str) -> None:
         span = trace.get_current_span()
         if span.is_recording():
             span.add_event(UNGATED, {RESOURCE: name[:_MAX_NAME], RESOURCE_TYPE: what})
-    except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
+    except Exception:  # noqa: BLE001  (telemetry must not stop the call)
         _log.debug("observation not recorded", exc_info=True)
 
 
-def _start_authorize(action: str, resource: str, started: int | None = None) -> Span:
-    span = _tracer.start_span(f"{AUTHORIZE} {resource[:_MAX_NAME]}", kind=SpanKind.INTERNAL, start_time=started)
-    if span.is_recording():
-        span.set_attribute(OPENINFERENCE_SPAN_KIND, GUARDRAIL)
-        span.set_attribute(ACTION, action)
-        span.set_attribute(RESOURCE, resource)
-        if action == "tools/call":
-            span.set_attribute(GEN_AI_TOOL_NAME, resource)
-    return span
+def _describe(span: Span, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str) -> None:
+    attributes = {
+        OPENINFERENCE_SPAN_KIND: GUARDRAIL,
+        ACTION: action,
+        RESOURCE: resource,
+        GEN_AI_TOOL_NAME: resource if action == "tools/call" else None,
+        DECISION: decision.outcome,
+        DECISION_ID: decision.decision_id,
+        POLICY_REVISION: decision.policy_revision,
+        PDP: pdp,
+        PDP_DECISION_ID: decision.pdp_decision_id or None,
+        REASON: decision.reason or None,
+        OBLIGATION_TYPES: sorted({o.type for o in decision.obligations}) or None,
+    }
+    _set(span, attributes)
+    # A denial is an answer. Only a request that could not be made, or an engine that failed, is an error.
+    if decision.failure in ("mapping", "pdp"):
+        _fail(span, decision.reason or decision.failure)
+    if body is not None:
+        request = json.loads(body)
+        context = request["context"]
+        attributes = {
+            REQUEST_HASH: hmac.digest(_HASH_KEY, body, "sha256").hex(),
+            SUBJECT_TYPE: request["subject"]["type"],
+            ACTOR_ID: context["agent"]["id"],
+            DELEGATION_DEPTH: context["delegation"]["depth"],
+            CREDENTIAL_EPOCH: context["lease"]["epoch"],
+            GEN_AI_TOOL_CALL_ID: (context.get("call") or {}).get("id"),
+        }
+        _set(span, attributes)
 
 
-def _decide(span: Span, decision: Decision, request: EvaluationRequest | None, pdp: str, body: bytes | None) -> None:
-    try:
-        if not span.is_recording():
-            return
-        span.set_attribute(DECISION, decision.outcome)
-        span.set_attribute(DECISION_ID, decision.decision_id)
-        span.set_attribute(POLICY_REVISION, decision.policy_revision)
-        span.set_attribute(PDP, pdp)
-        if decision.pdp_decision_id:
-            span.set_attribute(PDP_DECISION_ID, decision.pdp_decision_id)
-        if decision.reason:
-            span.set_attribute(REASON, decision.reason)
-        if decision.obligations:
-            span.set_attribute(OBLIGATION_TYPES, sorted({o.type for o in decision.obligations}))
-        # A denial is an answer, not an error; a question that could not be put, or an engine that
-        # could not answer, is one.
-        if decision.failure in ("mapping", "pdp"):
-            _fail(span, decision.reason or decision.failure)
-        if request is not None:
-            context = request.context
-            span.set_attribute(SUBJECT_TYPE, request.subject.type)
-            span.set_attribute(ACTOR_ID, context.agent.id)
-            span.set_attribute(DELEGATION_DEPTH, context.delegation.depth)
-            span.set_attribute(CREDENTIAL_EPOCH, context.lease.epoch)
-            if context.call is not None and context.call.id is not None:
-                span.set_attribute(GEN_AI_TOOL_CALL_ID, context.call.id)
-            body = request.to_json() if body is None else body
-        if body is not None:
-            span.set_attribute(REQUEST_HASH, hmac.digest(_HASH_KEY, body, "sha256").hex())
-    except Exception:  # noqa: BLE001  (telemetry must not stop what it watches)
-        _log.debug("decision not recorded", exc_info=True)
+def _set(span: Span, attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        if value is not None:
+            span.set_attribute(name, value)
 
 
 def _fail(span: Span, error_type: str) -> None:

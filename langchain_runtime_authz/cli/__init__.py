@@ -1,7 +1,7 @@
 """The command line: `runtime-authz`.
 
-Each command is a module and imports what it needs when it runs. Exit codes: 0; 1 for a finding (a
-broken chain, something not governed); 2 where the command could not do its work.
+Each command imports its dependencies when it runs. Exit codes: 0; 1 for a finding (a broken chain, something not
+governed); 2 if the command could not do its work.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import typer
 from langchain_runtime_authz.cli import (
     approvals,
     audit,
-    controls,
     demo,
     inspect,
     keys,
-    kill,
     ledger,
     policy,
     profile,
@@ -40,7 +38,7 @@ app = typer.Typer(
       runtime-authz profile suggest my_agent:graph
       runtime-authz audit verify audit.jsonl
 
-    Exit codes: 0; 1 for a finding; 2 where a command could not do its work.""",
+    Exit codes: 0; 1 for a finding; 2 if a command could not do its work.""",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -48,13 +46,13 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
-app.command("controls")(controls.controls)
+app.command("controls")(audit.controls)
 app.command("revoke")(revocation.revoke)
 app.command("reinstate")(revocation.reinstate)
 app.add_typer(approvals.app, name="approvals")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
-app.add_typer(kill.app, name="kill")
+app.add_typer(revocation.kill, name="kill")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")
 app.add_typer(profile.app, name="profile")
@@ -72,8 +70,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass

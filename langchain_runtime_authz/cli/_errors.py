@@ -1,4 +1,4 @@
-"""How a command fails: one line on stderr that begins with a stable code, and never a traceback."""
+"""Report a command's failure: one line on stderr with a stable code, never a traceback."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ UNUSABLE: Final = 2
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Turn what the package raises on purpose into one line and exit code 2.
-
-    What it does not raise on purpose is a defect, and keeps its traceback.
-    """
+    """Turn the package's own errors into one line and exit code 2. A defect keeps its traceback."""
     try:
         yield
     except AuthzError as exc:
         fail(exc)
     except FileExistsError as exc:
-        fail(ConfigError(f"{exc.filename}: it exists already; name a new one"))
-    except BrokenPipeError:  # whoever reads the output has seen enough (`| head`); click leaves quietly
+        fail(ConfigError(f"{exc.filename}: the file exists; name a new one"))
+    except BrokenPipeError:  # the reader has seen enough (`| head`); click leaves quietly
         raise
     except OSError as exc:
         fail(ConfigError(f"{exc.filename or 'a file'}: {exc.strerror or type(exc).__name__}"))
@@ -36,7 +33,7 @@ def reporting() -> Iterator[None]:
 
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     """Print `error: <stable code>: …` on one line and leave with `code`."""
-    # "a setting is wrong" says nothing that the detail before it does not.
+    # The sentence of `config` adds nothing to the detail before it.
     text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")
     typer.echo(f"error: {' '.join(text.split())}", err=True)
     raise typer.Exit(code)

@@ -1,8 +1,8 @@
-"""What a profile of a tool may say, guessed from its name, description and schema.
+"""Guess a tool's profile from its name, description and schema.
 
-Two kinds of guesses. A *fact* makes a tool riskier or leaves it as it is: it stands in the proposal. A
-*doubt* would make it less risky (a read, an inner sink, words of intent): it stands in a comment, for
-whoever knows the tool. Names and descriptions can come over the wire, so they never do more than raise.
+A *fact* keeps or raises the tool's risk and is part of the proposal. A *doubt* would lower the risk (a read, an inner
+sink, words of intent) and is a comment for a reviewer. Names and descriptions may come from a server, so they never
+lower a risk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_DEPTH: Final = 4
 
 
 class Doubt(NamedTuple):
-    """A fact that only a person can state: what it might be, and why it might."""
+    """A fact that only a reviewer can confirm, and the reason for the guess."""
 
     fact: str
     value: Any
@@ -40,11 +40,11 @@ class Proposal:
     """A tool's proposed profile.
 
     Attributes:
-        name: of the tool.
-        facts: fields of a `ToolProfile`, under the names that a file uses.
-        why: field → where the guess comes from.
-        doubts: what would lower the risk, if it is true.
-        silent: arguments of which nothing is known.
+        name: the tool's name.
+        facts: fields of a `ToolProfile`, under their names in a file.
+        why: field → the reason for the guess.
+        doubts: facts that would lower the risk.
+        silent: arguments of unknown meaning.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Proposal:
     silent: tuple[str, ...]
 
     def yaml(self) -> str:
-        """The stanza for a profile file: a draft, which changes nothing for the better until it is reviewed."""
-        lines = [f"  {_key(self.name)}:", "    draft: true  # reviewed? take this line out"]
+        """Return the stanza for a profile file: a draft, which lowers no risk until it is reviewed."""
+        lines = [f"  {_key(self.name)}:", "    draft: true  # reviewed? remove this line"]
         for fact, value in self.facts.items():
             why = self.why.get(fact)
             lines.append(f"    {fact}: {_flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
@@ -66,7 +66,7 @@ class Proposal:
 
 
 def propose(tool: BaseTool) -> Proposal:
-    """Guess the profile of `tool`. Pure: nothing is called and nothing is looked up."""
+    """Guess the profile of `tool`, from its declaration alone."""
     schema = _schema(tool)
     paths = dict(_paths(schema.get("properties", {}), set(injected_names(tool))))
     words = _words(tool.name)
@@ -80,7 +80,7 @@ def propose(tool: BaseTool) -> Proposal:
     said = raise_by_hints(hinted, None, _verb(tool.description))
     raised = said.effect != UNPROFILED.effect
     by_words = _why(tool, hinted.effect != UNPROFILED.effect) if raised else "nothing says more"
-    # The riskiest of what its words and what its arguments say.
+    # The riskiest of its words and its arguments.
     by_arguments = _by_arguments(words, critical)
     effect, why_effect = max(((said.effect, by_words), *by_arguments), key=lambda e: EFFECTS.index(e[0]))
     why = {"effect": why_effect}
@@ -106,7 +106,7 @@ def propose(tool: BaseTool) -> Proposal:
         facts["digest"] = digest
     doubts = tuple(_milder(tool, words, critical, effect))
     if (asks := _intent(words)) and effect not in ("read", "fetch") and not (doubts and doubts[0].fact == "effect"):
-        doubts += (Doubt("intent", [asks], "the words by which a human asks for it"),)
+        doubts += (Doubt("intent", [asks], "the words by which a user asks for it"),)
     return Proposal(tool.name, facts, why, doubts, tuple(n for n in _top(paths) if n not in named))
 
 
@@ -127,7 +127,7 @@ def _by_arguments(words: list[str], critical: Mapping[str, str]) -> Iterator[tup
 def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
     if effect != UNPROFILED.effect:
         if effect in ("delete", "admin"):
-            yield Doubt("sink", "internal", "if its arguments stay in the house")
+            yield Doubt("sink", "internal", "if its arguments stay in the organisation")
         return
     hint = (tool.metadata or {}).get("readOnlyHint") is True
     if hint or words[0] in _READS:
@@ -137,21 +137,21 @@ def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effec
             yield Doubt("effect", "fetch", f"{why}; the address is seen outside")
             return
         yield Doubt("effect", "read", why)
-        yield Doubt("sink", "none", "a read that asks nobody outside")
+        yield Doubt("sink", "none", "a read that sends nothing outside")
     elif words[0] in _WRITES:
-        yield Doubt("sink", "internal", "if what it writes stays in the house")
+        yield Doubt("sink", "internal", "if what it writes stays in the organisation")
 
 
 def _schema(tool: BaseTool) -> Mapping[str, Any]:
     try:
         found: Any = convert_to_openai_tool(tool)["function"].get("parameters")
-    except (ValueError, TypeError, KeyError):  # it has no schema, or one without a JSON form
+    except (ValueError, TypeError, KeyError):  # it has no schema, or its schema has no JSON form
         found = None
     return found if isinstance(found, Mapping) else {}
 
 
 def _paths(properties: object, left_out: set[str], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Dotted paths of the arguments, and the schema at each."""
+    """Yield the dotted paths of the arguments, with the schema of each."""
     if not isinstance(properties, Mapping) or depth > MAX_DEPTH:
         return
     for name, schema in properties.items():
@@ -165,7 +165,7 @@ def _paths(properties: object, left_out: set[str], before: str = "", depth: int 
 
 
 def _alternatives(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A schema, what it may be instead, and what its lists hold."""
+    """Yield a schema, its alternatives, and the items of its lists."""
     yield schema
     for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ()), schema.get("items")):
         if isinstance(part, Mapping):
@@ -191,7 +191,7 @@ def _formats(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
-    """The kind of a critical argument: its format says it, else the last telling word of its name."""
+    """Return the kind of a critical argument, by its format or the last known word of its name."""
     if by_format := _formats(schema) & _FORMAT_KINDS.keys():
         return _FORMAT_KINDS[min(by_format)]
     types = _types(schema)
@@ -207,7 +207,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _new(kind: str, path: str, words: list[str]) -> str:
-    """An object that the tool makes is there for the first time: what it is called is a `name`."""
+    """Return `name` for the object that the tool makes, which does not exist yet."""
     if kind != "object" or words[0] not in _MAKES:
         return kind
     return "name" if set(_words(path.rsplit(".", 1)[-1])) & {"filename", "path", *words[1:]} else kind
@@ -225,7 +225,7 @@ def _is_text(path: str, schema: Mapping[str, Any]) -> bool:
 
 
 def _verb(description: str) -> str:
-    """The first word, as an order: `Sends a mail` is `send`."""
+    """Return the first word in the imperative: `Sends a mail` is `send`."""
     first = next(iter(_words(description)), "")
     return first[:-1] if first.endswith("s") and not first.endswith("ss") else first
 
@@ -239,7 +239,7 @@ def _words(name: str) -> list[str]:
 
 
 def _key(text: str) -> str:
-    """A YAML scalar; without quotes where it needs none. JSON would do but for characters beyond 16 bits."""
+    """Return a YAML scalar, quoted if needed. JSON would not do: its escapes have 16 bits."""
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
         return text
     quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf)
@@ -247,7 +247,7 @@ def _key(text: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    """YAML on one line. JSON is YAML; names that need no quotes have none."""
+    """Return YAML on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_key(k)}: {_flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):

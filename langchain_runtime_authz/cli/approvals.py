@@ -1,4 +1,4 @@
-"""`runtime-authz approvals`: what waits for a person, and a person's answer, on a ledger that processes share."""
+"""`runtime-authz approvals`: list the questions in a ledger, and answer them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="""List what agents ask, and answer it by a signed statement.
+    help="""List the questions of agents, and answer them by signed statements.
 
     LEDGER is the path of an SQLite file, or a connection string of PostgreSQL.
 
@@ -37,25 +37,26 @@ app = typer.Typer(
 
 Where = Annotated[str, typer.Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The question, as `approvals list` names it.")]
-Tenant = Annotated[str, typer.Option("--tenant", help="Whose questions.")]
+Tenant = Annotated[str, typer.Option("--tenant", help="The tenant of the questions.")]
 Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of the tables.")]
 Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
-Person = Annotated[str, typer.Option("--as", help="Who answers: the name of a user.")]
-Key = Annotated[Path, typer.Option("--key", help="Their private key: PEM.")]
+Person = Annotated[str, typer.Option("--as", help="The approver: the name of a user.")]
+Key = Annotated[Path, typer.Option("--key", help="The approver's private key: PEM.")]
 Password = Annotated[
     str | None,
-    typer.Option("--password", envvar="RUNTIME_AUTHZ_KEY_PASSWORD", show_envvar=True, help="Of the private key."),
+    typer.Option(
+        "--password", envvar="RUNTIME_AUTHZ_KEY_PASSWORD", show_envvar=True, help="The password of the private key."
+    ),
 ]
 Known = Annotated[
-    Path,
-    typer.Option("--approvers", help="The people's public keys: JSON, `user:<name>` to JWK set (RFC 7517)."),
+    Path, typer.Option("--approvers", help="The approvers' public keys: JSON, `user:<name>` to JWK set (RFC 7517).")
 ]
-Audit = Annotated[Path | None, typer.Option("--audit", help="A hash-chained file to record the answer in.")]
+Audit = Annotated[Path | None, typer.Option("--audit", help="A hash-chained file for the record of the answer.")]
 
 
 @app.callback()
 def _group() -> None:
-    """List what agents ask, and answer it by a signed statement."""
+    """List the questions of agents, and answer them by signed statements."""
 
 
 @app.command("list")
@@ -66,12 +67,12 @@ def list_(
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
-    """List the questions that wait. What is shown of their arguments is inert.
+    """List the open questions. Their arguments are shown as inert text.
 
     \b
     Examples:
       runtime-authz approvals list ledger.db --tenant acme
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     with reporting(), opened(where, schema, role) as ledger:
         found = list(ledger.asked(tenant))
     if as_json:
@@ -115,12 +116,12 @@ def approve(
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
-    """Approve one call: exactly its tool and arguments, on its thread, for its task as it stands now.
+    """Approve one call: exactly its tool and arguments, on its thread, for the task as it is now.
 
     \b
     Examples:
       runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
-    """  # noqa: D301  (see above)
+    """  # noqa: D301
     with reporting(), _authz(where, tenant, approvers, audit, schema, role) as authz:
         waits = authz.approve(id, statement=_signed(authz, id, person, key, password, "approve"))
     typer.echo(f"approved   by user:{person}")
@@ -134,21 +135,23 @@ def deny(
     person: Person,
     key: Key,
     approvers: Known,
-    message: Annotated[str, typer.Option("--message", help="Why: told to the model, and changes the task.")] = "",
+    message: Annotated[
+        str, typer.Option("--message", help="The reason. The model reads it, and it changes the task.")
+    ] = "",
     tenant: Tenant = "default",
     password: Password = None,
     audit: Audit = None,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
-    """Reject one call. One person is enough.
+    """Reject one call. One approver is enough.
 
-    With a reason it is a correction: what else was asked on the thread is void, and asked again.
+    A reason is a correction: other questions of the thread are void and asked again.
 
     \b
     Examples:
       runtime-authz approvals deny ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
-    """  # noqa: D301  (see above)
+    """  # noqa: D301
     with reporting(), _authz(where, tenant, approvers, audit, schema, role) as authz:
         authz.deny_approval(id, statement=_signed(authz, id, person, key, password, "deny"), message=message)
     typer.echo(f"rejected   by user:{person}")
@@ -174,7 +177,6 @@ def _authz(
     try:
         people: dict[str, Any] = parse_object(approvers.read_bytes())
     except ValueError as exc:
-        msg = f"{approvers} must hold a JSON object, `user:<name>` to JWK set: {unreadable(exc)}"
-        raise ConfigError(msg) from exc
+        raise ConfigError(f"{approvers} must hold a JSON object, `user:<name>` to JWK set: {unreadable(exc)}") from exc
     with opened(where, schema, role) as ledger:
         yield RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=audit)

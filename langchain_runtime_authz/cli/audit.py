@@ -1,18 +1,25 @@
-"""`runtime-authz audit verify`."""
+"""`runtime-authz audit verify` and `runtime-authz controls`: evidence that the log is whole and the rules are tested."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
+from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from langchain_runtime_authz.cli._errors import FINDING, fail, reporting
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
-__all__ = ["app"]
+__all__ = ["app", "controls", "load", "own_test", "rule_lines"]
 
 app = typer.Typer(help="Read the decision log.", no_args_is_help=True, rich_markup_mode=None)
+_POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
+_WORST: Final = ("failed", "skipped", "not run", "passed")
+REGO: Final = "rego/runtime_authz.rego"
 
 
 @app.callback()
@@ -30,16 +37,15 @@ def verify(
 ) -> None:
     """Verify a decision log from its first line to its last.
 
-    Without --head, an edit of the last line and a cut at the end are not found: keep the head that is
-    printed somewhere else, and give it next time.
+    Without --head, an edit of the last line and a cut at the end are not found. Keep the printed head somewhere
+    else, and give it next time.
 
     \b
     Examples:
       runtime-authz audit verify audit.jsonl
       runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.audit.chain import verify_chain
-    from langchain_runtime_authz.errors import AuditError, Code
 
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
@@ -53,3 +59,122 @@ def verify(
         return
     typer.echo(f"result   BROKEN at line {report.error_line}")
     fail(AuditError(Code.CHAIN_BROKEN, f"{file.name}, line {report.error_line}: {report.error}"), FINDING)
+
+
+def controls(
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="FILE", help="A report of `pytest --junitxml FILE`.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print which published control each shipped rule helps with, the tests that show it, and their last result.
+
+    The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
+    as passed. Exit code 1 if a named test failed.
+
+    \b
+    Examples:
+      runtime-authz controls
+      pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
+    """  # noqa: D301
+    with reporting():
+        mapping = load()
+        seen = {} if results is None else read_results(results)
+    document = _document(mapping, seen)
+    typer.echo(json.dumps(document, indent=2) if as_json else _text(document))
+    shown = (s for f in document["frameworks"] for c in f["controls"] for s in (*c["attacks"], *c["rules"]))
+    if any(s["result"] == "failed" for s in shown):
+        raise typer.Exit(FINDING)
+
+
+def load() -> dict[str, Any]:
+    """Return the mapping of `policies/controls.yaml`."""
+    import yaml
+
+    loaded: dict[str, Any] = yaml.safe_load((_POLICIES / "controls.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def own_test(reason: str) -> str:
+    """Return the test that every mapped rule has: a request that this rule alone decides."""
+    return f"tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{reason}]"
+
+
+def rule_lines(reason: str) -> list[int]:
+    """Return the lines of the shipped policy that give a reason or an obligation."""
+    kind, _, obligation = reason.rpartition("obligation:")
+    name = re.escape(obligation)
+    given = (
+        rf'"type": "{name}"'
+        if kind or reason.startswith("obligation:")
+        else rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
+    )
+    text = (_POLICIES / REGO).read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(text, 1) if re.search(given, line)]
+
+
+def read_results(path: Path) -> dict[str, Counter[str]]:
+    """Return how often each test passed, failed or was skipped. A parametrised case also counts for its function.
+
+    Raises:
+        ConfigError: the file is not a JUnit report.
+    """
+    from xml.etree import ElementTree
+
+    try:
+        root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
+    except ElementTree.ParseError as exc:
+        raise ConfigError(f"{path.name} is not a JUnit report: {exc}") from exc
+    if root.tag not in ("testsuites", "testsuite"):
+        raise ConfigError(f"{path.name} is not a JUnit report")
+    found: dict[str, Counter[str]] = {}
+    for case in root.iter("testcase"):
+        module, name = case.get("classname", ""), case.get("name", "")
+        kinds = {child.tag for child in case}
+        result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        node = f"{module.replace('.', '/')}.py::{name}"
+        for at in {node, node.partition("[")[0]}:
+            found.setdefault(at, Counter())[result] += 1
+    return found
+
+
+def _result(node: str, seen: dict[str, Counter[str]]) -> str:
+    counted = seen.get(node)
+    return "not run" if not counted else next(r for r in _WORST if counted[r])
+
+
+def _document(mapping: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[str, Any]:
+    frameworks = []
+    for key, framework in mapping["frameworks"].items():
+        listed = []
+        for control, title in framework["controls"].items():
+            rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
+            attacks = [{"test": n, "result": _result(n, seen)} for n in framework.get("attacks", {}).get(control, ())]
+            listed.append({"id": control, "title": title, "attacks": attacks, "rules": rules})
+        told = {name: framework[name] for name in ("title", "source", "titles_from")}
+        frameworks.append({"id": key, **told, "controls": listed})
+    return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
+
+
+def _rule(rule: dict[str, Any], seen: dict[str, Counter[str]]) -> dict[str, Any]:
+    nodes = [own_test(rule["reason"]), *rule.get("tests", [])]
+    tests = [{"test": n, "result": _result(n, seen)} for n in nodes]
+    worst = min((t["result"] for t in tests), key=_WORST.index)
+    return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}
+
+
+def _text(document: dict[str, Any]) -> str:
+    lines = []
+    for framework in document["frameworks"]:
+        lines += [framework["title"], framework["source"], f"titles read from {framework['titles_from']}"]
+        for control in framework["controls"]:
+            lines.append(f"  {control['id']}  {control['title']}{'' if control['rules'] else ': no rule, not claimed'}")
+            lines += [f"    {t['result']:8} {t['test']}" for t in control["attacks"]]
+            for rule in control["rules"]:
+                at = ", ".join(map(str, rule["lines"]))
+                lines.append(f"    {rule['reason']}  ({document['policy']}:{at})  {rule['result']}")
+                lines += [f"      {t['result']:8} {t['test']}" for t in rule["tests"]]
+        lines.append("")
+    lines.append("Crosswalk of ids that are in no published list (this project's own):")
+    lines += [f"  {c['id']} -> {', '.join(c['controls'])}" for c in document["crosswalk"]]
+    return "\n".join(lines)

@@ -15,12 +15,11 @@ __all__ = ["demo"]
 
 def demo(
     agentdojo: Annotated[
-        bool,
-        typer.Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name)."),
+        bool, typer.Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="With --agentdojo: so many attacked pairs; all when absent."),
+        typer.Option("--limit", min=1, help="With --agentdojo: the number of attacked pairs; all by default."),
     ] = None,
     rubber_stamp: Annotated[
         float,
@@ -29,7 +28,7 @@ def demo(
             min=0.0,
             max=1.0,
             metavar="SHARE",
-            help="With --agentdojo: share of the questions that the simulated human approves unread.",
+            help="With --agentdojo: share of the questions that the simulated user approves unread.",
         ),
     ] = 0.0,
     audit: Annotated[
@@ -39,13 +38,12 @@ def demo(
         ),
     ] = None,
     as_json: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report."),
+        Path | None, typer.Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
     ] = None,
 ) -> None:
-    """A bank's agent meets a hostile bill, protected and unprotected.
+    """Show a bank's agent that meets a hostile bill, protected and unprotected.
 
-    No language model is asked and no network is used.
+    It uses no language model and no network.
 
     \b
     Examples:
@@ -54,24 +52,24 @@ def demo(
       runtime-authz policy explain audit.jsonl
       runtime-authz demo --agentdojo --limit 20
       runtime-authz demo --agentdojo --json report.json
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     from rich.console import Console
 
     if not agentdojo:
         if limit is not None or rubber_stamp or as_json is not None:
-            raise typer.BadParameter("they go with --agentdojo", param_hint="--limit, --rubber-stamp, --json")
+            raise typer.BadParameter("these need --agentdojo", param_hint="--limit, --rubber-stamp, --json")
         from langchain_runtime_authz.demo.bank import play
 
         with reporting():
             play(Console(), audit)
         return
     if audit is not None:
-        raise typer.BadParameter("it goes with the bank, without --agentdojo", param_hint="--audit")
+        raise typer.BadParameter("only without --agentdojo", param_hint="--audit")
     from langchain_runtime_authz.demo.agentdojo import render, replay
 
     with reporting():
         if as_json is not None:
-            as_json.touch()  # before the work, so that a wrong path costs nothing
+            as_json.touch()  # first, so that a wrong path costs nothing
         report = replay(limit, progress=Console(stderr=True), rubber_stamp=rubber_stamp)
         render(report, Console())
         if as_json is not None:

@@ -1,4 +1,4 @@
-"""`runtime-authz inspect`: what of a graph is governed, as it is and as it would be."""
+"""`runtime-authz inspect`: show what of a graph is governed, as it is and under protection."""
 
 from __future__ import annotations
 
@@ -34,33 +34,28 @@ __all__ = ["inspect", "load_graph", "tools_of"]
 
 def inspect(
     target: Annotated[
-        str,
-        typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one."),
+        str, typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     fail_ungoverned: Annotated[
-        bool,
-        typer.Option("--fail-ungoverned", help="Exit with 1 if anything stays ungoverned under protection."),
+        bool, typer.Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
     ] = False,
     baseline: Annotated[
         Path | None,
-        typer.Option(
-            "--baseline", metavar="FILE", help="With --fail-ungoverned: what was accepted before does not fail."
-        ),
+        typer.Option("--baseline", metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE."),
     ] = None,
     write_baseline: Annotated[
         Path | None,
-        typer.Option("--write-baseline", metavar="FILE", help="Accept what is ungoverned now: write it to FILE."),
+        typer.Option("--write-baseline", metavar="FILE", help="Accept what is ungoverned now, and write it to FILE."),
     ] = None,
     profiles: Annotated[
-        Path | None,
-        typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) to protect it with."),
+        Path | None, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML) for the protection.")
     ] = None,
 ) -> None:
     """Show what of a graph is governed: as it is, and as it would be under `protect`.
 
-    The module is imported from the current directory, so its code runs; the graph is not invoked.
-    Tools without a profile are listed as drafts to start from, as `profile suggest` proposes them.
+    The module is imported from the current directory, so its code runs. The graph is not invoked. Tools without a
+    profile are listed with drafts, as `profile suggest` proposes them.
 
     \b
     Examples:
@@ -69,16 +64,15 @@ def inspect(
       runtime-authz inspect my_agent:graph --fail-ungoverned --json
       runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
       runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.langgraph.baseline import Baseline
 
     with reporting():
         if baseline is not None and not fail_ungoverned:
-            msg = "`--baseline` says what `--fail-ungoverned` accepts; give both"
-            raise ConfigError(msg)
+            raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
         accepted = Baseline.read(baseline) if baseline is not None else None
-        with redirect_stdout(sys.stderr):  # what the module prints must not mix with the answer
+        with redirect_stdout(sys.stderr):  # the module's output must not mix with the answer
             graph = load_graph(target)
             before, after, held = _look(graph, profiles)
         unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
@@ -114,7 +108,7 @@ def inspect(
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
-    """Coverage as it is (`None` where the module protects the graph itself), and under protection."""
+    """Return the coverage as it is (`None` if the module protects the graph), and under protection."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of
@@ -122,13 +116,14 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
     owner = owner_of(graph)
     if owner is not None:
         if profiles is not None:
-            msg = "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
-            raise ConfigError(msg)
+            raise ConfigError(
+                "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
+            )
         return None, coverage_of(graph, owner), owner.profiles
     authz = RuntimeAuthz(profiles=profiles)
     before = authz.coverage(graph)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its one warning is what this command prints
+        warnings.simplefilter("ignore")  # this command prints what it warns about
         authz.protect(graph)
     return before, authz.coverage(graph), authz.profiles
 
@@ -140,19 +135,19 @@ def _print(target: str, before: CoverageReport | None, after: CoverageReport, st
         typer.echo(f"{target} as it is:\n\n{before}\n\nUnder `authz.protect(graph)`:\n")
     typer.echo(f"{after}\n")
     if not stanzas:
-        typer.echo("Every tool that was found in a tool node has a profile.")
+        typer.echo("Every tool of a tool node has a profile.")
         return
     typer.echo(f"{len(stanzas)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied.")
-    typer.echo('Review what follows, save it as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").')
-    typer.echo("A stanza counts for nothing until its `draft` line is taken out.\n")
-    typer.echo("# DOUBT marks a guess of this command, no fact about the tool.")
+    typer.echo('Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").')
+    typer.echo("A stanza has no effect until its `draft` line is removed.\n")
+    typer.echo("# DOUBT marks a guess of this command, not a fact about the tool.")
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         typer.echo(f"# {name}: {', '.join(values)}")
     typer.echo("tools:\n" + "\n".join(stanzas))
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
-    """The tools of every tool node of a graph and the graphs in it."""
+    """Yield the tools of every tool node of a graph and of the graphs in it."""
     from langchain_runtime_authz.langgraph._private import ToolNode
     from langchain_runtime_authz.langgraph.object_graph import graphs_in
 
@@ -163,18 +158,16 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 
 
 def load_graph(target: str) -> Graph:
-    """The compiled graph that `module:attribute.path` names."""
+    """Return the compiled graph that `module:attribute.path` names."""
     from langgraph.graph import StateGraph
     from langgraph.pregel import Pregel
 
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
-        msg = f"`{target}` must be `module:graph`, like `my_agent:graph`"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{target}` must be `module:graph`, like `my_agent:graph`")
     if "/" in name or name.endswith(".py"):
         dotted = name.removeprefix("./").removesuffix(".py").replace("/", ".")
-        msg = f"`{name}` is a file; name its module: `{dotted}:{path}`"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{name}` is a file; name its module: `{dotted}:{path}`")
     found: Any = _imported(name)
     for step in path.split("."):
         if not hasattr(found, step):
@@ -186,14 +179,13 @@ def load_graph(target: str) -> Graph:
         with _user_code(f"`{target}` does not compile"):
             found = found.compile()
     if not isinstance(found, Pregel):
-        msg = f"`{target}` is not a graph but {type(found).__name__}"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{target}` is not a graph but {type(found).__name__}")
     return found
 
 
 def _imported(name: str) -> Any:
     sys.path.insert(0, str(Path.cwd()))
-    with _user_code(f"`{name}` can not be imported"):
+    with _user_code(f"`{name}` cannot be imported"):
         return importlib.import_module(name)
 
 
@@ -206,23 +198,21 @@ def _called(target: str, factory: Any) -> Any:
     except (TypeError, ValueError):
         needed = []
     if needed:
-        msg = f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters")
     with _user_code(f"`{target}` failed"):
         return factory()
 
 
 @contextmanager
 def _user_code(what: str) -> Iterator[None]:
-    """The inspected module's own failures, as one line with the place where it failed."""
+    """Report a failure of the inspected module in one line, with the place."""
     try:
         yield
-    except (Exception, SystemExit) as exc:  # other people's code may raise anything
+    except (Exception, SystemExit) as exc:  # user code may raise anything
         frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename]
-        last = frames[-1]  # this module's own, where theirs did not begin
+        last = frames[-1]  # this module's own if the user's code did not begin
         where = f" ({Path(last.filename).name}:{last.lineno})" if last.filename != __file__ else ""
-        msg = f"{what}: {type(exc).__name__}: {exc}{where}"
-        raise ConfigError(msg) from exc
+        raise ConfigError(f"{what}: {type(exc).__name__}: {exc}{where}") from exc
 
 
 def _unknown(module: str, owner: Any, name: str) -> NoReturn:
@@ -233,5 +223,4 @@ def _unknown(module: str, owner: Any, name: str) -> NoReturn:
     close = difflib.get_close_matches(name, names, n=1)
     graphs = [n for n in names if isinstance(getattr(owner, n, None), Pregel | StateGraph)]
     hint = f"did you mean `{close[0]}`?" if close else f"its graphs are {', '.join(graphs) or 'none'}"
-    msg = f"`{module}` has no `{name}`; {hint}"
-    raise ConfigError(msg)
+    raise ConfigError(f"`{module}` has no `{name}`; {hint}")

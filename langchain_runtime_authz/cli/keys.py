@@ -25,7 +25,7 @@ Password = Annotated[
         "--password",
         envvar="RUNTIME_AUTHZ_KEY_PASSWORD",
         show_envvar=True,
-        help="Of the private keys' files. Better given in the environment than here.",
+        help="The password of the key files. Give it in the environment rather than here.",
     ),
 ]
 
@@ -41,13 +41,13 @@ def generate(
     alg: Annotated[str, typer.Option("--alg", help="ES256, EdDSA or RS256.")] = "ES256",
     password: Password = None,
 ) -> None:
-    """Make a directory with a key that signs and the one that will sign next.
+    """Make a directory with a signing key and the next one.
 
     \b
     Examples:
       runtime-authz keys generate keys/
       runtime-authz keys generate keys/ --alg EdDSA
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     with reporting():
@@ -66,7 +66,7 @@ def list_(
     Examples:
       runtime-authz keys list keys/
       runtime-authz keys list keys/ --jwks > jwks.json
-    """  # noqa: D301  (see above)
+    """  # noqa: D301
     with reporting():
         ring = _opened(directory, password)
         if jwks:
@@ -77,12 +77,12 @@ def list_(
 
 @app.command("rotate")
 def rotate(directory: Directory, password: Password = None) -> None:
-    """Sign with the next key from now on. No verifier notices: it is published already.
+    """Sign with the next key from now on. Verifiers have it already.
 
     \b
     Examples:
       runtime-authz keys rotate keys/
-    """  # noqa: D301  (see above)
+    """  # noqa: D301
     with reporting():
         ring = _opened(directory, password)
         ring.rotate()
@@ -95,14 +95,14 @@ def compromise(
     kid: Annotated[str, typer.Argument(help="The key, as `keys list` names it.")],
     password: Password = None,
 ) -> None:
-    """Withdraw a key for good: out of the key set, and every token that it signed is refused.
+    """Withdraw a key for good: remove it from the key set, and refuse every token that it signed.
 
-    Prints until when verifiers with a cached key set may still accept it.
+    Prints the time until which verifiers with a cached key set may accept it.
 
     \b
     Examples:
       runtime-authz keys compromise keys/ K7gNU3sdo-OL0wNhqoVWhr3g6s1xYv72ol_pe_Unols
-    """  # noqa: D301  (see above)
+    """  # noqa: D301
     with reporting():
         ring = _opened(directory, password)
         done = ring.compromise(kid)

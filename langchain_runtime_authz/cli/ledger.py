@@ -1,4 +1,4 @@
-"""`runtime-authz ledger`: what an operator does to a ledger that outlives its processes."""
+"""`runtime-authz ledger`: make, look at and tidy a ledger."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="""Make, look at and tidy a ledger.
 
     LEDGER is the path of an SQLite file, or a connection string of PostgreSQL (a URL, or `host=… dbname=…`) for the
-    role that owns the schema; the application itself needs a role that is only a member of --role.
+    role that owns the schema. The application needs a role that is only a member of --role.
 
     \b
       runtime-authz ledger migrate postgresql://owner@db/authz
@@ -48,15 +48,15 @@ def _group() -> None:
 
 @app.command("status")
 def status(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
-    """Show which version a ledger's schema has, and whether this package can work on it.
+    """Show the version of a ledger's schema, and whether this package supports it.
 
-    `oldest` is the oldest package, by its version of the schema, that may work on it. Exit code 1 where
-    this one can not: migrate the ledger, or install the package that it needs.
+    `oldest` is the oldest schema version whose package may work on it. Exit code 1 if this package may not: migrate
+    the ledger, or install the package that it needs.
 
     \b
     Examples:
       runtime-authz ledger status ledger.db
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.errors import LedgerError
     from langchain_runtime_authz.ledger.admin import version
     from langchain_runtime_authz.ledger.schema import SCHEMA, check
@@ -75,11 +75,11 @@ def status(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime
 
 @app.command("migrate")
 def migrate(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
-    """Bring a ledger's schema up to this package, making it where there is none.
+    """Migrate a ledger's schema to this package, or create it.
 
-    One transaction: it is done, or nothing is. Versions only add, so that processes of an older package go on
-    working on it as long as their version is not below `oldest`. With PostgreSQL this makes the schema and the
-    role too, and settles what the role may do: add to the history, but not change or delete it.
+    It is one transaction. Versions only add, so processes of an older package continue to work if their version is
+    not below `oldest`. With PostgreSQL this also creates the schema and the role, which may add to the history, but
+    not change or delete it.
 
     \b
     Examples:
@@ -97,15 +97,15 @@ def migrate(where: Where, schema: Schema = "runtime_authz", role: Role = "runtim
 def downgrade(
     where: Where,
     to: Annotated[
-        int, typer.Option("--to", min=0, metavar="VERSION", help="The version to go back to; 0 for nothing.")
+        int, typer.Option("--to", min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
-    """Take versions of a ledger's schema back. What they had added is dropped, with its rows.
+    """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
 
-    Stop the processes of packages that need those versions first: they are refused from then on.
+    First stop the processes of packages that need those versions: the ledger refuses them afterwards.
 
     \b
     Examples:
@@ -116,8 +116,7 @@ def downgrade(
     with reporting(), _admin(where, schema, role) as admin:
         found = do.version(admin)
         if to > found.version:
-            msg = f"the ledger has version {found.version}; `migrate` goes up"
-            raise ConfigError(msg)
+            raise ConfigError(f"the ledger has version {found.version}; `migrate` goes up")
         if to < found.version and not yes:
             typer.confirm(f"Drop what versions {to + 1} to {found.version} hold?", abort=True)
         found = do.migrate(admin, to)
@@ -133,9 +132,9 @@ def prune(
 ) -> None:
     """Forget the histories of threads that ended, and nothing else.
 
-    A thread stays while a lease of it lives, while it is revoked, and when it was used since. A forgotten thread
-    counts as new: plans from before are unplanned, a call of it that ran is not known any more. So keep them for as
-    long as the checkpointer keeps its threads.
+    A thread stays while it has a live lease, while it is revoked, and if it was used since. A forgotten thread counts
+    as new: its old plans are unplanned, and its old calls are unknown. So keep the history as long as the
+    checkpointer keeps its threads.
 
     \b
     Examples:
@@ -148,7 +147,7 @@ def prune(
         raise typer.BadParameter("must be like 36h, 90d or 12w", param_hint="--older-than")
     threads = commits = 0
     more = True
-    while more:  # in several transactions, so that nobody waits long
+    while more:  # in several transactions, so that no process waits long
         with reporting(), _admin(where, schema, role) as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
@@ -163,10 +162,10 @@ def clock(
     schema: Schema = "runtime_authz",
     role: Role = "runtime_authz_app",
 ) -> None:
-    """Let a ledger go on whose clock ran ahead and was set right.
+    """Continue with a ledger whose clock ran ahead and was corrected.
 
-    A ledger's time never goes back: it denies (`ledger_clock`) until the time that it has seen has come. This takes
-    the clock as it is now and ends every living lease. Restart the processes that use the ledger afterwards.
+    A ledger's time never goes back. It denies (`ledger_clock`) until the clock reaches the latest time in it. This
+    command accepts the clock as it is and ends every live lease. Restart the processes that use the ledger afterwards.
 
     \b
     Examples:
@@ -176,7 +175,7 @@ def clock(
 
     with reporting(), _admin(where, schema, role) as admin:
         if not yes:
-            typer.confirm("Is the clock right now, and may every run end?", abort=True)
+            typer.confirm("Is the clock correct, and may every run end?", abort=True)
         ended = do.accept_clock(admin)
     typer.echo(f"leases   {ended} ended")
 
@@ -187,30 +186,30 @@ def _show(found: Version) -> None:
 
 
 def _is_postgres(where: str) -> bool:
-    """Whether a ledger's address is a connection string of PostgreSQL, not a path."""
+    """Return True for a connection string of PostgreSQL, False for a path."""
     return where.startswith(("postgresql://", "postgres://")) or ("=" in where and not Path(where).exists())
 
 
 @contextmanager
 def _needing_postgres() -> Iterator[None]:
-    """Around the import of what the extra brings."""
+    """Explain a missing driver."""
     try:
         yield
     except ModuleNotFoundError as exc:
-        msg = "PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'"
-        raise ConfigError(msg) from exc
+        raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc
 
 
 def _must_be_there(where: str) -> None:
-    """A mistyped path must not make a ledger; SQLite takes an empty file for one."""
+    """Refuse a mistyped path. SQLite would accept an empty file as a new ledger."""
     if not Path(where).is_file() or not Path(where).stat().st_size:
-        msg = f"there is no ledger at {where or 'an empty path'}; `runtime-authz ledger migrate` makes one"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"there is no ledger at {where or 'an empty path'}; make one with `runtime-authz ledger migrate`"
+        )
 
 
 @contextmanager
 def opened(where: str, schema: str, role: str) -> Iterator[SqlLedger]:
-    """The ledger at `where`, which must be there."""
+    """Open the existing ledger at `where`."""
     ledger: SqlLedger
     if _is_postgres(where):
         with _needing_postgres():

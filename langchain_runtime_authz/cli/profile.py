@@ -1,4 +1,4 @@
-"""`runtime-authz profile`: propose profiles for the tools of a graph, and hold profiles against it."""
+"""`runtime-authz profile`: propose profiles for the tools of a graph, and check profiles against it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(help="Write and check tool profiles.", no_args_is_help=True, rich_markup_mode=None)
-Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or what returns one.")
+Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
 
 
 @app.callback()
@@ -41,7 +41,7 @@ def suggest(
     target: Annotated[str, Target],
     profiles: Annotated[
         str | None,
-        typer.Option("--profiles", metavar="FILE", help="Profiles that exist: only the other tools are proposed."),
+        typer.Option("--profiles", metavar="FILE", help="Existing profiles: only other tools are proposed."),
     ] = None,
     write: Annotated[
         Path | None,
@@ -50,15 +50,15 @@ def suggest(
 ) -> None:
     """Propose a profile for each tool of a graph that has none.
 
-    The module is imported from the current directory, so its code runs; the graph is not invoked. Each
-    proposal is a draft: as long as it says `draft: true`, its tool stays unprofiled. What would lower a
-    risk stands in comments. `langchain` and `deepagents` name the profiles that come with the package.
+    The module is imported from the current directory, so its code runs. The graph is not invoked. Each proposal is a
+    draft: while it says `draft: true`, its tool stays unprofiled. Guesses that would lower a risk are comments.
+    `langchain` and `deepagents` name the profiles of the package.
 
     \b
     Examples:
       runtime-authz profile suggest my_agent:graph
       runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.cli._proposal import propose
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 
@@ -67,8 +67,8 @@ def suggest(
         held = Profiles(declared)
         open_ = [t for t in _tools(target) if t.name not in declared and not held.of(t).declared]
         header = [
-            "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, no fact about the tool. Review",
-            "# each stanza, bring in what is commented where it is true, and take its `draft` line out.",
+            "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
+            "# each stanza, uncomment the lines that are true, and remove its `draft` line.",
             f"# effect: {', '.join(EFFECTS)}",
             f"# sink: {', '.join(SINKS)}",
             "# trust: system, internal, external",
@@ -78,7 +78,7 @@ def suggest(
         if write is None:
             typer.echo(text, nl=False)
         else:
-            with write.open("x", encoding="utf-8") as file:  # never over somebody's review
+            with write.open("x", encoding="utf-8") as file:  # never overwrite a review
                 file.write(text)
             typer.echo(f"{write}: {len(open_)} drafts", err=True)
 
@@ -88,21 +88,21 @@ def check(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
     target: Annotated[str | None, Target] = None,
 ) -> None:
-    """Check a profile file, and hold it against the tools of a graph.
+    """Check a profile file, also against the tools of a graph.
 
-    Findings (exit code 1): a tool without a profile, a draft, an argument that the tool does not take,
-    a tool that is no longer the reviewed one, an effect that is milder than the tool's name or
-    annotations say. A file that can not be used is no finding but an error (exit code 2).
+    Findings (exit code 1): a tool without a profile, a draft, an argument that the tool does not take, a tool that
+    changed after its review, an effect milder than the tool's name or annotations say. A file that cannot be used is
+    an error (exit code 2).
 
     \b
     Examples:
       runtime-authz profile check profiles.yaml
       runtime-authz profile check profiles.yaml my_agent:graph
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     with reporting():
         declared = load_profiles(file)
         tools = _tools(target) if target is not None else []
-    findings = [f"{n}: it is a draft; review it and take `draft` out" for n, p in declared.items() if p.draft]
+    findings = [f"{n}: it is a draft; review it and remove `draft`" for n, p in declared.items() if p.draft]
     for tool in tools:
         findings += _held_against(tool, declared.get(tool.name))
     for finding in findings:
@@ -119,7 +119,7 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     from langchain_runtime_authz.langgraph.tool_profiles import Profiles, arguments_of, digest_of
 
     if declared is None:
-        own = Profiles({}).of(tool)  # declared in code, or a tool that a library of LangGraph's made
+        own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library
         return [] if own.declared else [f"{tool.name}: no profile; see `runtime-authz profile suggest`"]
     found = []
     try:
@@ -127,17 +127,17 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     except ConfigError as exc:
         found.append(str(exc).removeprefix(f"{Code.PROFILE_INVALID}: ").rsplit(": ", 1)[0])
     if declared.digest is not None and declared.digest != digest_of(tool):
-        found.append(f"{tool.name}: the tool is not the one that was reviewed; review it, then pin {digest_of(tool)}")
+        found.append(f"{tool.name}: the tool changed after its review; review it, then pin {digest_of(tool)}")
     hinted = raise_by_hints(declared, tool.metadata, tool.name).effect
-    if declared.digest is None and hinted != declared.effect:  # a pin says that somebody looked at this very tool
+    if declared.digest is None and hinted != declared.effect:  # a pin says that this very tool was reviewed
         found.append(f"{tool.name}: `effect` is {declared.effect}, and the tool's name or annotations say {hinted}")
     return found
 
 
 def _tools(target: str) -> list[BaseTool]:
-    """The tools of a graph, each name once."""
+    """Return the tools of a graph, each name once."""
     from langchain_runtime_authz.cli.inspect import load_graph, tools_of
 
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():  # what the module prints must not mix with the answer
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():  # the module's output must not mix with the answer
         warnings.simplefilter("ignore")
         return list({t.name: t for t in tools_of(load_graph(target))}.values())

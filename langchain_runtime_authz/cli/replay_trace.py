@@ -1,4 +1,4 @@
-"""`runtime-authz replay-trace`: what the policy would have said to a run recorded elsewhere."""
+"""`runtime-authz replay-trace`: decide a run that was recorded elsewhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["replay_trace"]
 
-MAX_ARGS: Final = 120  # characters of a call's arguments that are shown
+MAX_ARGS: Final = 120  # characters shown of a call's arguments
 _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED", "halt": "HALTED"}
 
 
 def replay_trace(
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="The trace.")],
     profiles: Annotated[
-        str,
-        typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`."),
+        str, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
     ],
     policy_data: Annotated[
         Path | None,
@@ -42,13 +41,12 @@ def replay_trace(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     opa: Annotated[
-        str | None,
-        typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH."),
+        str | None, typer.Option("--opa", metavar="FILE", help="The OPA that compiles Rego; default: $OPA, then PATH.")
     ] = None,
 ) -> None:
-    """Decide a recorded trace: what would have been stopped, and what disturbed. Nothing is run.
+    """Decide a recorded trace: show what would have been stopped or asked about. Nothing runs.
 
-    A trace is JSON Lines: a header, then what the user said, the calls and what they returned.
+    A trace is JSON Lines: a header, then the user's words, the calls and their outputs.
 
     \b
       {"trace": "runtime-authz", "version": 1, "subject": "alice"}
@@ -59,15 +57,14 @@ def replay_trace(
       {"type": "tool_call", "id": "2", "agent": "child", "tool": "pay", "args": {}, "unwanted": true}
       {"type": "end", "agent": "child"}
 
-    Optional: `at`, seconds, on each line; `unwanted` on a call that serves an attack; `error` for the
-    output of a call that failed. What is asked is approved unless it is unwanted.
+    Optional: `at`, seconds, on each line; `unwanted` on a call that serves an attack; `error` for the output of a
+    failed call. A question is approved unless its call is unwanted. Version 1 is a closed format: an unknown field or
+    version is an error that names its line.
 
-    Version 1 is a closed format: an unknown field or version is an error that names its line.
+    Without --policy the shipped policy decides. Rego is compiled first, which needs OPA.
 
-    Without --policy the shipped policy decides. Rego is compiled first, for which OPA is needed.
-
-    Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that can not be used.
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
+    """  # noqa: D301  (`\b` keeps the lines apart)
     with reporting():
         from langchain_runtime_authz.report.trace import read_trace
         from langchain_runtime_authz.report.trace import replay_trace as replay
@@ -104,13 +101,13 @@ def _print(result: Replayed) -> None:
     typer.echo(
         f"\n{told['calls']} calls: {told['permitted']} permitted, {told['asked']} asked about, "
         f"{told['stopped']} would not have run.\n"
-        f"Disturbed: {told['disturbed']} of {told['calls'] - told['unwanted']} calls that nothing marks as unwanted.\n"
+        f"Disturbed: {told['disturbed']} of {told['calls'] - told['unwanted']} calls that are not marked as unwanted.\n"
         f"Unwanted: {told['unwanted']}, of which {told['let_through']} would have run."
     )
 
 
 def _line(step: Step) -> str:
-    # Arguments are a stranger's text: as JSON they can not steer the terminal.
+    # Arguments may come from an attacker: as JSON they cannot control the terminal.
     args = json.dumps(step.args)
     args = args if len(args) <= MAX_ARGS else args[:MAX_ARGS] + "…"
     who = "" if step.agent == "main" else f"{json.dumps(step.agent)} "

@@ -107,6 +107,11 @@ class LocalIssuer(Secret):
         return self._keys.active if isinstance(self._keys, KeyRing) else self._keys
 
     @property
+    def ephemeral(self) -> bool:
+        """True if the key that signs ends with the process."""
+        return getattr(self._key, "ephemeral", False)
+
+    @property
     def ring(self) -> KeyRing | None:
         """Return the key ring, if there is one."""
         return self._keys if isinstance(self._keys, KeyRing) else None

@@ -100,7 +100,7 @@ class Secret:
 class SigningKey(Secret):
     """A private key in this process, from `generate` or `from_pem`. Only `to_pem` shows the private part."""
 
-    __slots__ = ("_alg", "_jwk", "_kid", "_private")
+    __slots__ = ("_alg", "_jwk", "_kid", "_private", "ephemeral")
 
     def __init__(self, private: _Private) -> None:
         self._alg: Alg
@@ -113,6 +113,7 @@ class SigningKey(Secret):
         else:
             msg = f"a signing key is a P-256, Ed25519 or RSA (≥ {MIN_RSA_BITS} bits) private key"
             raise ConfigError(msg)
+        self.ephemeral = False
         self._private = private
         jwk = _SIGN[self._alg].to_jwk(private.public_key(), as_dict=True)
         self._kid = thumbprint(jwk)

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from langchain_runtime_authz.authzen import Obligation
@@ -27,9 +26,7 @@ __all__ = [
     "CurrentCall",
     "Refusals",
     "Ticket",
-    "acurrent_credential",
     "current_call",
-    "current_credential",
     "current_ticket",
     "tell_by",
     "ticket_scope",
@@ -417,7 +414,7 @@ class _Minting:
     def wait(self) -> None:
         """Block until it is over. Where it needs this very event loop, that would be for ever."""
         if self._loop is not None and self._loop is _running_loop():
-            detail = "another task is having it minted; await `acurrent_credential`"
+            detail = "another task is having it minted; await `acredential`"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
         self.over.result()
 
@@ -434,31 +431,84 @@ def current_ticket() -> Ticket | None:
     return _current_ticket.get()
 
 
-@dataclass(frozen=True, slots=True)
 class CurrentCall:
-    """The call under way, for its tool. Holds nothing secret.
+    """The call under way, for its tool. Text forms, copies and pickles hold nothing secret."""
 
-    Attributes:
-        tool: the tool's name.
-        call_id: the model's id of the call, where it gave one.
-        agent: path from the root agent.
-        idempotency_key: send it along with the effect: it is the same when the same call is tried again,
-            replayed, or run in a fork or a copy of the thread.
-        decision_id: finds the audit record.
-    """
+    __slots__ = ("_running", "_ticket")
 
-    tool: str
-    call_id: str | None
-    agent: tuple[str, ...]
-    idempotency_key: str
-    decision_id: str
+    def __init__(self, ticket: Ticket | None) -> None:
+        self._ticket = ticket
+        self._running = ticket is not None and not ticket.concluded
+
+    def _call(self) -> Ticket:
+        if self._ticket is None or not self._running:
+            raise AuthzError(Code.NO_RUN)
+        return self._ticket
+
+    @property
+    def tool(self) -> str:
+        """The tool's name."""
+        return self._call().tool
+
+    @property
+    def call_id(self) -> str | None:
+        """The model's id of the call, if it gave one."""
+        return self._call().call_id
+
+    @property
+    def agent(self) -> tuple[str, ...]:
+        """The path from the root agent."""
+        return self._call().agent
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key to send with the effect: the same over retry, replay, fork and thread copy of this call."""
+        return self._call().idempotency_key
+
+    @property
+    def decision_id(self) -> str:
+        """The id that finds the audit record."""
+        return self._call().decision_id
+
+    def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
+        """Return the call's credential for one audience. A call has one each, which ends with the call.
+
+        Blocks while an issuer outside this process signs; `acredential` does not.
+
+        Args:
+            audience: one of the tool's profile and of the grant; may be left out if there is exactly one.
+            dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
+
+        Raises:
+            CredentialError: `audience`, or `credential_unavailable` outside a running tool.
+
+        ```python
+        @tool
+        def pay(recipient: str, amount: float) -> str:
+            credential = current_call().credential("https://bank.example", dpop=True)
+            headers = credential.headers("POST", "https://bank.example/payments")
+            ...
+        ```
+        """
+        if self._ticket is None:
+            raise refused_outside(audience)
+        return self._ticket.credential(audience, dpop=dpop)
+
+    async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
+        """Return what `credential` does, without blocking the event loop."""
+        if self._ticket is None:
+            raise await arefused_outside(audience)
+        return await self._ticket.acredential(audience, dpop=dpop)
+
+    def __repr__(self) -> str:
+        return f"<CurrentCall of {self._ticket!r}>"
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return (str, ("[call]",))
 
 
 def current_call() -> CurrentCall:
-    """The call under way. Call it inside a tool; unlike `current_credential` it needs no audience.
-
-    Raises:
-        AuthzError: `no_run` outside a running tool.
+    """Return the call under way. Outside a running tool its facts raise `no_run` and its credentials are refused.
 
     ```python
     @tool
@@ -466,10 +516,7 @@ def current_call() -> CurrentCall:
         bank.transfer(recipient, amount, idempotency_key=current_call().idempotency_key)
     ```
     """
-    ticket = _current_ticket.get()
-    if ticket is None or ticket.concluded:
-        raise AuthzError(Code.NO_RUN)
-    return CurrentCall(ticket.tool, ticket.call_id, ticket.agent, ticket.idempotency_key, ticket.decision_id)
+    return CurrentCall(_current_ticket.get())
 
 
 class ticket_scope:  # noqa: N801  (a class and no generator: every call of every tool goes through it)
@@ -496,39 +543,6 @@ class ticket_scope:  # noqa: N801  (a class and no generator: every call of ever
             _current_ticket.set(self._previous)
         if _bystander.get() is self._refusals:
             _bystander.set(self._told)
-
-
-def current_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-    """The credential of the call under way. Call it inside a tool.
-
-    Minted once for each audience of a call, and dead when the call ends. Blocks while an issuer
-    outside this process signs; `acurrent_credential` does not.
-
-    Args:
-        audience: one of the tool's profile and of the grant; may be left out where there is exactly one.
-        dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
-
-    Raises:
-        CredentialError: `audience`, or `credential_unavailable` outside a running tool.
-
-    ```python
-    @tool
-    def pay(recipient: str, amount: float) -> str:
-        credential = current_credential("https://bank.example", dpop=True)
-        headers = credential.headers("POST", "https://bank.example/payments")
-        ...
-    ```
-    """
-    if (ticket := _current_ticket.get()) is not None:
-        return ticket.credential(audience, dpop=dpop)
-    raise refused_outside(audience)
-
-
-async def acurrent_credential(audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-    """Like `current_credential`, without blocking the event loop."""
-    if (ticket := _current_ticket.get()) is not None:
-        return await ticket.acredential(audience, dpop=dpop)
-    raise await arefused_outside(audience)
 
 
 def refused_outside(audience: str | None) -> CredentialError:

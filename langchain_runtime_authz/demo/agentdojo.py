@@ -1,14 +1,13 @@
-"""AgentDojo's banking suite, replayed: does a valid token stop a misaligned action?
+"""Replay AgentDojo's banking suite: does a valid token stop a misaligned action?
 
-The worst is assumed, a model that an injection has hijacked entirely: it plays the user's own calls
-and, from the first tool output that holds the injection, the attacker's. So what is measured is the
-authorization alone, and no language model is needed. Environments, tasks and judges are AgentDojo's
-(Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
+The model is hijacked entirely: it plays the user's calls and, from the first tool output with the injection, the
+attacker's. So the replay measures the authorization alone and needs no language model. Environments, tasks and judges
+are AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
 
-* *static token*: whoever holds the tool may use it;
-* *runtime decision*: `RuntimeAuthz` with the shipped policy and the profiles in `banking.yaml`. The
-  simulated human sees an interrupt's payload and nothing else, approves the calls that his own task
-  consists of, and rejects the rest; a share of the questions, if wanted, he approves unread.
+* *static token*: an agent that holds a tool may use it;
+* *runtime decision*: `RuntimeAuthz` with the shipped policy and the profiles in `banking.yaml`. The simulated user
+  sees only an interrupt's payload, approves the calls of the user's task, and rejects the others. A given share of
+  the questions is approved unread.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ class Outcome:
         utility: the user's task succeeded, by AgentDojo's check.
         compromised: the attack succeeded, by AgentDojo's check.
         harm: a side-effecting call of the attacker was permitted, whatever that check says.
-        asks: questions that the human was asked.
-        effects: side-effecting calls of the user's own task that the model made.
-        denials: how many of these did not run.
+        asks: the number of questions to the user.
+        effects: the number of side-effecting calls of the user's own task.
+        denials: the number of these that did not run.
     """
 
     utility: bool
@@ -76,7 +75,7 @@ class Condition:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The metrics; shares between 0 and 1."""
+        """Return the metrics; shares between 0 and 1."""
         return {
             "name": self.name,
             "benign_utility": _share(o.utility for o in self.benign),
@@ -93,7 +92,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the replay measured."""
+    """The results of a replay."""
 
     user_tasks: int
     pairs: int
@@ -101,7 +100,7 @@ class Report:
     rubber_stamp: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "benchmark": "agentdojo",
             "version": VERSION,
@@ -117,9 +116,9 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     """Replay the suite under both conditions.
 
     Args:
-        limit: so many pairs of user task and injection task, spread over both; all when absent.
-        progress: where to draw a progress bar.
-        rubber_stamp: share of the questions, between 0 and 1, that the human approves without reading.
+        limit: the number of pairs of user task and injection task, spread over both; all by default.
+        progress: the console of the progress bar.
+        rubber_stamp: the share of the questions, between 0 and 1, that the user approves unread.
 
     Raises:
         ConfigError: AgentDojo is not installed.
@@ -135,7 +134,7 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     with _bar(progress) as bar:
         for name, authz in (("static token", None), ("runtime decision", RuntimeAuthz(profiles=PROFILES))):
             started = time.perf_counter()
-            dice = Random(0)  # noqa: S311  (the same throws for each condition and each replay)
+            dice = Random(0)  # noqa: S311  (the same numbers for each condition and each replay)
             looks_away = partial(_happens, dice, rubber_stamp)
             outcomes = [_run(suite, authz, case, looks_away) for case in bar.track(cases, description=name)]
             seconds = time.perf_counter() - started
@@ -144,11 +143,11 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
 
 
 def render(report: Report, console: Console) -> None:
-    """Print the report: one column a condition."""
+    """Print the report, one column a condition."""
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
-        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The human who is asked "
-        f"rejects what is not his and approves {report.rubber_stamp:.0%} of the questions unread.",
+        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the calls of others "
+        f"and approves {report.rubber_stamp:.0%} of the questions unread.",
     )
     table.add_column("")
     rows = [c.to_dict() for c in report.conditions]
@@ -173,12 +172,11 @@ _ROWS: Final[tuple[tuple[str, Callable[[_Row], str]], ...]] = (
 
 
 def load_suite(name: str) -> Any:
-    """One of AgentDojo's suites. Raises `ConfigError` where AgentDojo is not installed."""
+    """Return one of AgentDojo's suites. Raises `ConfigError` if AgentDojo is not installed."""
     try:
         from agentdojo.task_suite.load_suites import get_suite
     except ImportError as exc:
-        msg = "this replay needs AgentDojo: pip install 'langchain-runtime-authz[agentdojo]'"
-        raise ConfigError(msg) from exc
+        raise ConfigError("this replay needs AgentDojo: pip install 'langchain-runtime-authz[agentdojo]'") from exc
     return get_suite(VERSION, name)
 
 
@@ -188,21 +186,21 @@ def _profiles() -> dict[str, ToolProfile]:
 
 
 def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
-    """AgentDojo's strongest fixed attack: from a pair to the text in each place its user task reads."""
+    """Return AgentDojo's strongest fixed attack: from a pair to the text in each place that its user task reads."""
     from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
     from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
 
     pipeline = GroundTruthPipeline(None)
     pipeline.name = "local"  # the attack greets the model by a name that it looks up
     attack = ImportantInstructionsAttack(suite, pipeline)
-    # It replays the user's task to find the places that it reads: once for each task is enough.
+    # It replays the user's task to find the places that it reads. Once for each task is enough.
     attack.get_injection_candidates = cache(attack.get_injection_candidates)
     texts: Callable[[Any, Any], dict[str, str]] = attack.attack
     return texts
 
 
 def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Every pair once, in an order whose beginnings vary both sides."""
+    """Yield every pair once, in an order that varies both sides from the start."""
     for shift in range(len(injections)):
         for i, user in enumerate(users):
             yield user, injections[(i + shift) % len(injections)]
@@ -212,7 +210,7 @@ _Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `No
 
 
 def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callable[[], bool]) -> Outcome:
-    """One run of the real graph over a fresh environment, then AgentDojo's verdict."""
+    """Run the real graph in a new environment, and return AgentDojo's verdict."""
     user, injection, texts = case
     world = World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []
@@ -247,12 +245,12 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
 class World:
     """An AgentDojo environment of one run, its tools as LangChain tools.
 
-    It notes what ran by itself: what a protected graph says of its own calls proves nothing.
+    It records itself which calls ran: a protected graph's own report proves nothing.
 
     Attributes:
-        planned: id of the call that the model made last; it makes one at a time.
-        ran: ids of the calls whose tool ran.
-        exposed: whether an output held the injection.
+        planned: the id of the model's last call; it makes one at a time.
+        ran: the ids of the calls whose tool ran.
+        exposed: True if an output held the injection.
     """
 
     def __init__(self, suite: Any, user: Any, texts: Mapping[str, str], env: Any = None) -> None:
@@ -268,11 +266,11 @@ class World:
         self.ran: list[str] = []
 
     def tools(self) -> list[BaseTool]:
-        """The suite's tools, bound to this environment."""
+        """Return the suite's tools, bound to this environment."""
         return [self._tool(f) for f in self._runtime.functions.values()]
 
     def parsed(self, name: str, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """A call as its tool receives it: defaults filled in."""
+        """Return a call with its defaults, as its tool receives it."""
         return name, self._runtime.functions[name].parameters.model_validate(args).model_dump()
 
     def _tool(self, function: Any) -> BaseTool:
@@ -284,15 +282,12 @@ class World:
             return output
 
         return StructuredTool(
-            name=function.name,
-            description=function.description,
-            args_schema=function.parameters,
-            func=call,
+            name=function.name, description=function.description, args_schema=function.parameters, func=call
         )
 
 
 class _Hijacked:
-    """What the model says: the user's calls, and the attacker's as soon as the injection was read."""
+    """Play the model: the user's calls, and the attacker's as soon as the injection was read."""
 
     def __init__(self, world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> None:
         self._world = world
@@ -322,7 +317,7 @@ def _is_attack(call_id: str | None) -> bool:
 
 
 class _Human:
-    """Somebody who knows what he asked for and sees what the question shows, unless he does not look."""
+    """Play the user, who approves only the calls of the task, or approves unread."""
 
     def __init__(self, world: World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
         self._world = world
@@ -337,7 +332,7 @@ class _Human:
 
 
 def judge(kind: str, task: Any, world: World, answer: str, ran: Sequence[ToolCall]) -> bool:
-    """AgentDojo's verdict, on the environment and on the calls that ran."""
+    """Return AgentDojo's verdict on the environment and the calls that ran."""
     from agentdojo.functions_runtime import FunctionCall
 
     facts = (answer, world.before, world.env)
@@ -353,7 +348,7 @@ def _plain(value: Any) -> Any:
 
 
 def _folded(text: str) -> str:
-    """Text without its line breaks, which the YAML of the environments folds and a repr escapes."""
+    """Remove line breaks, which the YAML of the environments folds and a repr escapes."""
     return "".join(text.replace("\\n", "").split())
 
 

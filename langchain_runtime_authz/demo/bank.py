@@ -1,12 +1,11 @@
-"""Four acts at a small bank, twice: once protected, once as agents are deployed today.
+"""Play four acts at a small bank, protected and unprotected.
 
 1. The agent reads a bill: permitted.
-2. It pays the bill: a human is asked, sees the exact arguments and approves.
-3. The bill holds an instruction of somebody else's. The agent follows it: denied.
-4. While the next payment is planned, the human changes his mind. The old plan is thrown away, and the
-   agent plans anew.
+2. It pays the bill: the user sees the exact arguments and approves.
+3. The bill holds an attacker's instruction. The agent follows it: denied.
+4. While the next payment is planned, the user changes the task. The old plan is void, and the agent plans again.
 
-Agent, tools and script are the same both times; no language model is asked and no network is used.
+Agent, tools and script are the same both times. No language model and no network is used.
 """
 
 from __future__ import annotations
@@ -52,16 +51,13 @@ PROFILES: Final = {
     "read_file": ToolProfile(effect="read", sink="none", critical={"path": "object"}, trust="external"),
     "get_transactions": ToolProfile(effect="read", sink="none", data_class="confidential", trust="system"),
     "send_money": ToolProfile(
-        effect="pay",
-        sink="external",
-        critical={"recipient": "principal", "amount": "amount"},
-        trust="system",
+        effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, trust="system"
     ),
 }
 
-# The application knows its workflow: whom this household pays, and how much at most.
+# The application knows its workflow: the payees of this household, and the greatest amount.
 GRANT: Final = Grant(
-    args={"send_money": {"recipient": Constraint(one_of=(SUPPLIER, PLUMBER)), "amount": Constraint(le=100)}},
+    args={"send_money": {"recipient": Constraint(one_of=(SUPPLIER, PLUMBER)), "amount": Constraint(le=100)}}
 )
 
 
@@ -82,7 +78,7 @@ class Bank:
     files: dict[str, str] = field(default_factory=lambda: {"bill-december.txt": BILL})
 
     def tools(self) -> list[BaseTool]:
-        """What an agent is given."""
+        """Return the agent's tools."""
 
         @tool
         def read_file(path: str) -> str:
@@ -104,11 +100,11 @@ class Bank:
 
     @property
     def total(self) -> float:
-        """How much left the account."""
+        """The sum of all payments."""
         return sum(p.amount for p in self.payments)
 
     def paid(self, recipient: str) -> float:
-        """How much a recipient got."""
+        """Return the sum that a recipient got."""
         return sum(p.amount for p in self.payments if p.recipient == recipient)
 
 
@@ -116,7 +112,7 @@ def _calls(call_id: str, name: str, **args: Any) -> AIMessage:
     return AIMessage("", tool_calls=[{"name": name, "args": args, "id": call_id}])
 
 
-# What the model says next, by what it hears last: a human's words, or the result of one of its calls.
+# The model's next answer, by the last message: the user's words, or the result of one of its calls.
 CUES: Final = {
     TASK: _calls("read", "read_file", path="bill-december.txt"),
     "read": _calls("bill", "send_money", recipient=SUPPLIER, amount=98.70, subject="December"),
@@ -137,16 +133,16 @@ def _model(messages: list[BaseMessage]) -> AIMessage:
 
 ACTS: Final = {
     "read": "1. A read",
-    "bill": "2. A payment: a human sees the exact arguments",
+    "bill": "2. A payment: the user sees the exact arguments",
     "verification": "3. A payment that the bill itself told the agent to make",
-    "tap": "4. A payment is planned, and the human changes his mind",
+    "tap": "4. A payment is planned, and the user changes the task",
 }
-PAUSE: Final = 0.35  # seconds for a line, where somebody watches
+PAUSE: Final = 0.35  # seconds for a line on a terminal
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One call of the agent, and what became of it."""
+    """One call of the agent, and its outcome."""
 
     step: int
     tried: str
@@ -158,16 +154,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """What a run of the script left behind: its steps, and the bank's book."""
+    """The steps of one run of the script, and the bank's book."""
 
     bank: Bank
     rows: list[Row]
 
 
 def play(console: Console, log: Path | None = None) -> list[Row]:
-    """Perform the script protected, then unprotected; print what happened and what differed.
+    """Play the script protected, then unprotected, and print the difference.
 
-    `log` is where the protected run's decision log goes, contents included.
+    `log` is the file for the protected run's decision log, contents included.
     """
     protected = perform(protected=True, console=console, log=log)
     twin = perform(protected=False)
@@ -177,7 +173,7 @@ def play(console: Console, log: Path | None = None) -> list[Row]:
 
 
 def perform(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
-    """Run the script once, over a bank of its own."""
+    """Play the script once, with a new bank."""
     bank = Bank()
     stage = _Stage(console, log if protected else None)
     graph = agent_graph(ScriptedChatModel(script=[_model] * 20), bank.tools())
@@ -206,15 +202,15 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
 
     with scope:
         enter(TASK)
-        # The human speaks when the plan is made and the run under way. The ledger hears it at once and
-        # gives it to the graph with its next input; a bare graph can only be told when the run is over.
+        # The user speaks while the run is in progress. The ledger knows it at once and gives it to the graph with its
+        # next input. A bare graph gets it only after the run.
         enter(ADDITION, meanwhile=CORRECTION)
         enter(*(() if protected else (CORRECTION,)))
     return Performance(bank, stage.rows)
 
 
 class _Both(MemorySink):
-    """Keeps the records where the stage reads them, and in a file where one was asked for."""
+    """Keep the records in memory for the stage, and in a file if one was requested."""
 
     def __init__(self, log: Path | None) -> None:
         super().__init__(content=log is not None)
@@ -230,7 +226,7 @@ class _Both(MemorySink):
 
 
 class _Stage:
-    """Shows a performance as it happens and keeps its steps; without a console it only keeps them."""
+    """Show a performance and keep its steps; without a console only keep them."""
 
     def __init__(self, console: Console | None, log: Path | None = None) -> None:
         self.rows: list[Row] = []
@@ -240,25 +236,25 @@ class _Stage:
         self._asked: set[str] = set()
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line, and leave time to read it where somebody watches."""
+        """Print a line, and leave time to read it on a terminal."""
         if self._console is not None:
             self._console.print(escape(text), style=style, highlight=False)
             if self._console.is_terminal:
                 time.sleep(PAUSE)
 
     def hear(self, words: str) -> None:
-        """The human says something."""
+        """Show words of the user."""
         self.say(f"alice:  {words}", "bold cyan")
 
     def approve(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The human is asked, sees the exact arguments, and approves."""
+        """Show the exact arguments, and approve them."""
         self._asked.add(request["tool_call_id"])
         self.say(f"  ask:    {_call(request['name'], request['args'])}", "yellow")
         self.say("  alice approves exactly this", "yellow")
         return {"type": "approve"}
 
     def watch(self, message: AnyMessage) -> None:
-        """A node wrote a message."""
+        """Show and keep a message that a node wrote."""
         if isinstance(message, ToolMessage):
             self._conclude(message)
         elif isinstance(message, AIMessage):
@@ -280,7 +276,7 @@ class _Stage:
         self.say(f"  {decision}{f' ({reason})' if reason else ''}: {happened}", _STYLES.get(decision, "green"))
 
     def _decided(self) -> tuple[str, str, int]:
-        """Outcome, reason and epoch of the newest tool call in the audit trail."""
+        """Return outcome, reason and epoch of the newest tool call in the audit trail."""
         outcome, reason, epoch = "no decision", "", 0
         for record in self.audit.records:
             if record["kind"] == "run":
@@ -298,14 +294,14 @@ def _call(name: str, args: Mapping[str, Any]) -> str:
 
 
 def _named(text: str) -> str:
-    """Accounts by their owners, since nobody compares account numbers in a table."""
+    """Replace account numbers by their owners, for a readable table."""
     for account, owner in ((SUPPLIER, "the supplier"), (PLUMBER, "the plumber"), (ATTACKER, "the attacker")):
         text = text.replace(f"'{account}'", owner).replace(account, owner)
     return text
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(title="\nWhat the agent tried, and what became of it", box=SIMPLE_HEAD, expand=True)
+    table = Table(title="\nWhat the agent tried, and what happened", box=SIMPLE_HEAD, expand=True)
     for column, share in (("the agent tried", 8), ("decision", 5), ("what happened", 5)):  # a code fits into 80 columns
         table.add_column(column, overflow="fold", ratio=share)
     table.add_column("epoch", justify="right")
@@ -317,7 +313,7 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _closing(protected: Bank, twin: Bank) -> str:
-    """What the same script did to an account that nothing protected: numbers from both books."""
+    """Compare both books."""
     return (
         f"Without protection the same script paid the attacker {twin.paid(ATTACKER):.2f}, here "
         f"{protected.paid(ATTACKER):.2f}, and the plumber {twin.paid(PLUMBER):.2f}, the stopped payment among it, "

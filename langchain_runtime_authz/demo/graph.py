@@ -1,4 +1,4 @@
-"""The agent that the demonstrations protect: hand-written, and unaware of any authorization."""
+"""The agent of the demonstrations: hand-written, and unaware of authorization."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from langchain_runtime_authz.errors import AuthzDenied
 __all__ = ["Graph", "Human", "agent_graph", "converse"]
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
-_NOTHING: Final = object()  # `None` means something to a graph: go on where it stopped
+_NOTHING: Final = object()  # `None` tells a graph to continue
 Human = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Is shown one action request of an interrupt, and nothing else; answers with a decision."""
+"""Answers one action request of an interrupt with a decision."""
 
 
 def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
-    """A model node and a tool node in a loop, with an in-memory checkpointer."""
+    """Build a model node and a tool node in a loop, with an in-memory checkpointer."""
     bound = model.bind_tools(tools)
 
     def plan(state: MessagesState) -> dict[str, list[AIMessage]]:
@@ -42,10 +42,7 @@ def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
 
 
 def converse(graph: Graph, said: Any, config: RunnableConfig, human: Human) -> Iterator[AnyMessage]:
-    """Give the graph `said`; yield each message as a node writes it, and let the human answer the asks.
-
-    A run that is halted is over.
-    """
+    """Give the graph `said`, yield each message that a node writes, and let the user answer the questions."""
     try:
         yield from _converse(graph, said, config, human)
     except AuthzDenied:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from langchain_runtime_authz.credential.fetch import checked_url
-from langchain_runtime_authz.credential.ticket import acurrent_credential
+from langchain_runtime_authz.credential.ticket import current_call
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import ConfigError
 
@@ -64,12 +64,15 @@ class CredentialInterceptor:
     ) -> MCPToolCallResult:
         """See `langchain_mcp_adapters.interceptors.ToolCallInterceptor`.
 
-        Raises `ConfigError` if the server is not one of `audiences`, or its connection has another client.
+        Raises:
+            ConfigError: the server is not one of `audiences`, or its connection has another client.
+            CredentialError: as `CurrentCall.credential`.
         """
         audience = self._audiences.get(request.server_name)
         if audience is None:
-            raise ConfigError(f"no audience is named for the MCP server `{request.server_name}`; add it to `audiences`")
-        await acurrent_credential(audience)  # before anything is sent, where an error reaches the caller
+            msg = f"no audience is named for the MCP server `{request.server_name}`"
+            raise ConfigError(msg)
+        await current_call().acredential(audience)  # before anything is sent, and where an error is the caller's
         owed = _Owed(audience)
         try:
             return await handler(request.override(headers={**(request.headers or {}), "Authorization": owed}))

@@ -21,7 +21,7 @@ a permit that obliges to redact is a deny, a call that ran before has no answer 
 its calls get no credential. A start that other code than `BaseTool.run` announces is denied.
 
 It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
-run; `ambient="process"` closes that by denying every unguarded tool outside a run. And it does not
+run; `authz.deny_outside_runs()` closes that by denying every unguarded tool outside a run. And it does not
 see what is no `BaseTool.run`: a function called as a function.
 
 It decides model calls too, where our middleware has not, and records what models return (`plan.source`).
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -55,11 +55,7 @@ from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Run, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
 
-__all__ = ["Ambient", "hearing", "install"]
-
-Ambient = Literal["run", "process"]
-"""Where a tool that nobody guarded is decided: inside protected runs, or wherever it runs in the process
-(outside every run it is then denied `no_run`; other graphs' tools too, and for good)."""
+__all__ = ["hearing", "install"]
 
 
 class _Backstop(BaseCallbackHandler):
@@ -177,17 +173,19 @@ _lock = threading.Lock()
 _hook: _Hook | None = None
 
 
-def install(ambient: Ambient = "run", *, listening: bool = False) -> None:
-    """Register the hook, once a process. `process` is for good: no instance can take it back for another.
+def install(*, everywhere: bool = False, listening: bool = False) -> None:
+    """Register the hook, once a process.
 
-    `listening`: it is to hear what graphs that are not protected are resumed with (`langgraph.standalone`).
+    Args:
+        everywhere: also deny unguarded tools outside runs, in the whole process and for good.
+        listening: also observe the values with which unprotected graphs are resumed (`langgraph.standalone`).
     """
     global _hook  # noqa: PLW0603
     with _lock:
         if _hook is None:
             _hook = _Hook()
             register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
-        if ambient == "process":
+        if everywhere:
             _hook.everywhere = True
         if listening:
             _hook.listening = True

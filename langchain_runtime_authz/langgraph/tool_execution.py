@@ -264,10 +264,8 @@ class ToolExecution:
             scopes.append(ticket_scope(ticket))
         for scope in scopes:
             scope.__enter__()
-        self._scopes = scopes
-        agent_id = run.engine.identity.agent_id(run.agent)
         self._span = execute_tool_span(
-            self.call.tool, self.call_id, run.agent[-1], run.scope.thread, agent_id=agent_id
+            self.call.tool, self.call_id, run.agent, run.scope.thread, run.engine.identity.agent_id
         )
         self._span.__enter__()
 

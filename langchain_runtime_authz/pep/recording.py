@@ -61,7 +61,7 @@ def step_record(
     `body` is what the PDP was asked; `started` when, in nanoseconds; `now` is ledger time.
     """
     pdp = run.engine.evaluator.pdp.name
-    record_decision(decision, _shown(body), pdp=pdp, action=action, resource=resource, body=body, started=started)
+    record_decision(decision, body, pdp=pdp, action=action, resource=resource, started=started)
     return Record(
         decision_record,
         now=now,
@@ -76,12 +76,6 @@ def step_record(
         agent=run.agent,
         content=run.engine.audit.content,
     )
-
-
-def _shown(body):  # TRANSITION
-
-    from langchain_runtime_authz.authzen import EvaluationRequest
-    return EvaluationRequest.model_validate_json(body) if body is not None else None
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:

@@ -1,19 +1,12 @@
-"""Recorded traces: what the policy would have said to a run that took place somewhere else.
+"""Decide runs that were recorded elsewhere.
 
-A trace is JSON Lines, UTF-8, one object a line. The first is the header, the others are what happened,
-in order; `agent` is `main` where it is left out, `at` (seconds, any origin) is optional everywhere:
+A trace is JSON Lines in UTF-8, as `runtime-authz replay-trace --help` shows it: a header, then the events in order.
+`agent` defaults to `main`; `at` (seconds, any origin) is optional everywhere. The first `user` event is the task, and
+each later one changes it. An output is any JSON, or `error` for a failed call.
 
-    {"trace": "runtime-authz", "version": 1, "subject": "alice"}
-    {"type": "user", "text": "Pay the bill"}            the first is the task, each later one changes it
-    {"type": "tool_call", "id": "1", "tool": "read_file", "args": {"path": "bill.txt"}}
-    {"type": "tool_output", "id": "1", "output": "…"}   any JSON, or {"error": "…"} for a call that failed
-    {"type": "delegate", "agent": "child", "parent": "main"}
-    {"type": "tool_call", "id": "2", "agent": "child", "tool": "pay", "args": {}, "unwanted": true}
-    {"type": "end", "agent": "child"}
-
-`unwanted` marks a call that served an attack. What is asked is approved where the call is not marked.
-A call that would not have run returns nothing: its output in the trace is not observed, so what later
-calls took from it counts as unknown. Version 1 is a closed format: an unknown field is an error.
+`unwanted` marks a call that served an attack; a question about any other call is approved. The output of a call that
+would not have run is not observed, so arguments of later calls that come from it count as unknown. Version 1 is a
+closed format: an unknown field is an error.
 """
 
 from __future__ import annotations
@@ -36,7 +29,7 @@ from langchain_runtime_authz.pep.session import Session
 __all__ = ["VERSION", "Replayed", "Step", "Trace", "read_trace", "replay_trace"]
 
 VERSION: Final = 1
-_NO_OBJECT: Final = "no JSON object"
+_NO_OBJECT: Final = "not a JSON object"
 MAIN: Final = "main"
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -56,14 +49,14 @@ class _Event(_Line):
 
 
 class User(_Event):
-    """The human says something."""
+    """Words of the user."""
 
     type: Literal["user"]
     text: str
 
 
 class ToolCall(_Event):
-    """A model asked for a call."""
+    """A call that a model asked for."""
 
     type: Literal["tool_call"]
     id: Name
@@ -74,7 +67,7 @@ class ToolCall(_Event):
 
 
 class ToolOutput(_Event):
-    """What a call returned, or how it failed."""
+    """The output of a call, or its failure."""
 
     type: Literal["tool_output"]
     id: Name
@@ -84,13 +77,12 @@ class ToolOutput(_Event):
     @model_validator(mode="after")
     def _one(self) -> ToolOutput:
         if self.model_fields_set.isdisjoint({"output", "error"}):
-            msg = "give `output` or `error`"
-            raise ValueError(msg)
+            raise ValueError("give `output` or `error`")
         return self
 
 
 class Delegate(_Event):
-    """An agent hands on to another."""
+    """A delegation to another agent."""
 
     type: Literal["delegate"]
     agent: Name
@@ -98,7 +90,7 @@ class Delegate(_Event):
 
 
 class End(_Event):
-    """A delegated agent is done."""
+    """The end of a delegated agent."""
 
     type: Literal["end"]
     agent: Name
@@ -110,7 +102,7 @@ _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discrimin
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace that was read: every event with its line."""
+    """A trace: every event with its line."""
 
     subject: str
     events: tuple[tuple[int, Event], ...]
@@ -121,12 +113,12 @@ class Step:
     """A call of the trace, decided.
 
     Attributes:
-        line: of the trace.
+        line: the line in the trace.
         outcome: `permit`, `deny`, `approval_required` or `halt`.
         reasons: stable codes, most telling first.
-        evidence: where its arguments came from, unless it was permitted.
-        unwanted: the trace marks it as an attack's.
-        ran: whether it would have run: permitted, or asked about and approved.
+        evidence: the sources of its arguments, unless it was permitted.
+        unwanted: True if the trace marks it as an attack's.
+        ran: True if it would have run: permitted, or asked about and approved.
     """
 
     line: int
@@ -140,7 +132,7 @@ class Step:
     evidence: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with a sentence for each reason."""
+        """Return the JSON form, with a sentence for each reason."""
         return {
             "line": self.line,
             "agent": self.agent,
@@ -156,27 +148,27 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What would have become of a trace."""
+    """The decisions on a trace."""
 
     steps: tuple[Step, ...]
 
     @property
     def stopped(self) -> tuple[Step, ...]:
-        """What would not have run."""
+        """The calls that would not have run."""
         return tuple(s for s in self.steps if not s.ran)
 
     @property
     def disturbed(self) -> tuple[Step, ...]:
-        """What nobody marked as unwanted, and was asked about or stopped."""
+        """The wanted calls that were asked about or stopped."""
         return tuple(s for s in self.steps if not s.unwanted and s.outcome != "permit")
 
     @property
     def let_through(self) -> tuple[Step, ...]:
-        """What is marked as unwanted, and would have run."""
+        """The unwanted calls that would have run."""
         return tuple(s for s in self.steps if s.unwanted and s.ran)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return {
             "version": VERSION,
             "calls": len(self.steps),
@@ -194,9 +186,9 @@ def read_trace(path: str | Path) -> Trace:
     """Read a whole trace before anything is decided.
 
     Raises:
-        ConfigError: a line is malformed, or speaks of a call or an agent that no line before it made;
-            its number is named.
-        OSError: the file can not be read.
+        ConfigError: a line is malformed, or names a call or an agent that no earlier line made; the error names the
+            line's number.
+        OSError: the file cannot be read.
     """
     name = Path(path).name
     with Path(path).open("rb") as file:
@@ -210,7 +202,7 @@ def read_trace(path: str | Path) -> Trace:
             try:
                 line = json.loads(raw.decode())
                 if not isinstance(line, dict):
-                    raise ValueError(_NO_OBJECT)  # noqa: TRY004  (a line that is wrong, like any other)
+                    raise ValueError(_NO_OBJECT)  # noqa: TRY004  (a wrong line, like any other)
                 if header is None:
                     header = _Header.model_validate(line)
                     continue
@@ -219,25 +211,22 @@ def read_trace(path: str | Path) -> Trace:
             except ValidationError as exc:
                 first = exc.errors()[0]
                 where = ".".join(str(p) for p in first["loc"])
-                msg = f"{name}, line {number}: {where and where + ': '}{first['msg']}"
-                raise ConfigError(msg) from exc
+                raise ConfigError(f"{name}, line {number}: {where and where + ': '}{first['msg']}") from exc
             except (ValueError, RecursionError) as exc:
                 why = (
                     f"not JSON: {exc.msg}, column {exc.colno}"
                     if isinstance(exc, json.JSONDecodeError)
                     else unreadable(exc)
                 )
-                msg = f"{name}, line {number}: {why}"
-                raise ConfigError(msg) from exc
+                raise ConfigError(f"{name}, line {number}: {why}") from exc
             events.append((number, event))
     if header is None:
-        msg = f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing'
-        raise ConfigError(msg)
+        raise ConfigError(f'{name}, line 1: the header `{{"trace": "runtime-authz", "version": {VERSION}}}` is missing')
     return Trace(header.subject, tuple(events))
 
 
 class _Known:
-    """Which agents and calls the lines so far have made."""
+    """The agents and calls of the lines so far."""
 
     def __init__(self) -> None:
         self._agents = {MAIN}
@@ -247,44 +236,35 @@ class _Known:
     def take(self, event: Event) -> None:
         if event.at is not None:
             if self._at is not None and event.at < self._at:
-                msg = "`at` is before the line that came before"
-                raise ValueError(msg)
+                raise ValueError("`at` is before the previous line")
             self._at = event.at
         if isinstance(event, ToolCall):
             self._agent(event.agent)
             if event.id in self._calls:
-                msg = f"the id `{event.id}` is taken"
-                raise ValueError(msg)
+                raise ValueError(f"the id `{event.id}` is in use")
             self._calls[event.id] = False
         elif isinstance(event, ToolOutput):
             if self._calls.get(event.id) is not False:
-                msg = f"no call `{event.id}` waits for an output"
-                raise ValueError(msg)
+                raise ValueError(f"no call `{event.id}` waits for an output")
             self._calls[event.id] = True
         elif isinstance(event, Delegate):
             self._agent(event.parent)
             if event.agent in self._agents:
-                msg = f"the agent `{event.agent}` is at work already"
-                raise ValueError(msg)
+                raise ValueError(f"the agent `{event.agent}` is active already")
             self._agents.add(event.agent)
         elif isinstance(event, End):
             self._agent(event.agent)
             if event.agent == MAIN:
-                msg = f"`{MAIN}` ends with the trace"
-                raise ValueError(msg)
+                raise ValueError(f"`{MAIN}` ends with the trace")
             self._agents.remove(event.agent)
 
     def _agent(self, name: str) -> None:
         if name not in self._agents:
-            msg = f"no agent `{name}` is at work"
-            raise ValueError(msg)
+            raise ValueError(f"the agent `{name}` is not active")
 
 
 class _Clock:
-    """Ledger time: the trace's own, so that windows and budgets are judged by when things happened.
-
-    Where lines have no time, one of them takes a second.
-    """
+    """Ledger time by the trace, so that windows and budgets count by it. A line without a time takes a second."""
 
     def __init__(self) -> None:
         self._now = time.time()
@@ -305,12 +285,12 @@ def replay_trace(trace: Trace, **options: Any) -> Replayed:
     """Decide and observe every call of a trace, without a graph and without running anything.
 
     Args:
-        trace: as `read_trace` gives it.
-        options: of the `RuntimeAuthz` that decides: `profiles`, `policy_data`, `pdp`, …
+        trace: the result of `read_trace`.
+        options: arguments of the `RuntimeAuthz` that decides: `profiles`, `pdp`, …
 
     Raises:
-        ConfigError: the options are wrong.
-        AuthzDenied: the run may not begin at all.
+        ConfigError: an option is wrong.
+        AuthzDenied: the run may not start.
     """
     clock = _Clock()
     authz = RuntimeAuthz(ledger=MemoryLedger(clock=clock), **options)
@@ -331,7 +311,7 @@ def _replay(session: Session, events: list[tuple[int, Event]], clock: _Clock) ->
         clock.pass_to(event.at)
         if isinstance(event, User):
             session.correct(event.text)
-            for child, parent in parents.items():  # whoever is still at work goes on under the new task
+            for child, parent in parents.items():  # active agents continue under the new task
                 agents[child] = _child(agents[parent], child)
         elif isinstance(event, Delegate):
             parents[event.agent] = event.parent
@@ -354,7 +334,7 @@ def _replay(session: Session, events: list[tuple[int, Event]], clock: _Clock) ->
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
-    """A delegation that is denied denies what the agent would have done."""
+    """Delegate, or return the denial, which then denies each call of the child."""
     if isinstance(parent, AuthzDenied):
         return parent
     try:

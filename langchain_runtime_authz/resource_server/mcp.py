@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from langchain_runtime_authz.credential.token import parse_object
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
 from langchain_runtime_authz.resource_server.introspection import read_body
 

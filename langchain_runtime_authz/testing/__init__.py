@@ -1,4 +1,4 @@
-"""What ships to users for their own tests: a static PDP, a scripted model, a clock, contract suites."""
+"""Parts for users' own tests: a static PDP, a scripted model, a clock, contract suites."""
 
 from __future__ import annotations
 

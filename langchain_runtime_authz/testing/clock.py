@@ -1,4 +1,4 @@
-"""A clock that only moves when told to."""
+"""A clock that moves only by `tick`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ __all__ = ["FrozenClock"]
 
 
 class FrozenClock:
-    """Callable, epoch seconds: `MemoryLedger(clock=FrozenClock())`."""
+    """Epoch seconds that stand still: `MemoryLedger(clock=FrozenClock())`."""
 
     def __init__(self, now: float = 1_764_000_000.0) -> None:
         self.now = now
 
     def __call__(self) -> float:
-        """The time."""
+        """Return the time."""
         return self.now
 
     def tick(self, seconds: float) -> float:
-        """Move on by `seconds` (negative: step back) and return the new time."""
+        """Move by `seconds`, also negative, and return the new time."""
         self.now += seconds
         return self.now

@@ -1,4 +1,4 @@
-"""A chat model that plays a script, so that a run can be repeated to the letter.
+"""A chat model that plays a script, so that a run can be repeated exactly.
 
 ```python
 model = ScriptedChatModel(script=[
@@ -7,8 +7,6 @@ model = ScriptedChatModel(script=[
 ])
 ```
 """
-
-# A script needs none of what these overrides are handed.
 
 from __future__ import annotations
 
@@ -32,11 +30,11 @@ from langchain_runtime_authz.errors import ConfigError
 __all__ = ["ScriptedChatModel", "Turn"]
 
 Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
-"""What the model says next: a message, or a function of the messages it was given."""
+"""The model's next answer: a message, or a function of the messages that it was given."""
 
 
 class _Cursor:
-    """The next turn's number; shared by shallow copies of a model, taken by one caller at a time."""
+    """The number of the next turn, shared by shallow copies of a model."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,20 +48,20 @@ class _Cursor:
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Plays its script, one turn a call, whoever calls: sync, async or streaming.
+    """Play a script, one turn a call: sync, async or streaming.
 
-    Each answer is a copy with a message id and tool call ids of its own where the script gives none,
-    so that the same script object may be played by several models.
+    Each answer is a copy, with new ids for the message and its tool calls if the script gives none. So several models
+    may play the same script object.
 
     Attributes:
         script: the turns, in order.
-        prompts: the messages that each call was given, in order of the turns.
+        prompts: the messages of each call, in the order of the turns.
     """
 
     # Unvalidated: AIMessage's own validator fails on a function.
     script: Annotated[Sequence[Turn], SkipValidation]
     prompts: list[list[BaseMessage]] = Field(default_factory=list, exclude=True)
-    # A process-wide LLM cache would answer in the script's place.
+    # A process-wide LLM cache would answer instead of the script.
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
     _cursor: _Cursor = PrivateAttr(default_factory=_Cursor)
 
@@ -72,7 +70,7 @@ class ScriptedChatModel(BaseChatModel):
         return "scripted"
 
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> ScriptedChatModel:
-        """This model: the script knows its tools."""
+        """Return this model: the script knows its tools."""
         return self
 
     def _generate(
@@ -117,8 +115,7 @@ class ScriptedChatModel(BaseChatModel):
         number = self._cursor.take()
         if number >= len(self.script):
             last = f", after {messages[-1].type!r} message {messages[-1].text!r:.80}" if messages else ""
-            msg = f"the script holds {len(self.script)} turns and turn {number + 1} was asked for{last}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the script holds {len(self.script)} turns and turn {number + 1} was requested{last}")
         self.prompts.append(list(messages))
         turn = self.script[number]
         return _with_ids(turn if isinstance(turn, AIMessage) else turn(messages))
@@ -133,7 +130,7 @@ def _with_ids(message: AIMessage) -> AIMessage:
 
 
 def _chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
-    """The message as a provider streams it: words, then tool calls, then what is known at the end."""
+    """Yield the message as a provider streams it: words, then tool calls, then metadata."""
     content = message.content
     words = re.findall(r"\S+\s*|\s+", content) if isinstance(content, str) else [content]
     for word in words:

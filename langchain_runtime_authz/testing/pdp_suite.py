@@ -1,4 +1,4 @@
-"""The contract that every PDP keeps, as a test class to inherit from.
+"""The contract of every PDP, as a test class to inherit from.
 
 ```python
 class TestMyPDP(PDPContract):
@@ -23,14 +23,14 @@ __all__ = ["PDPContract"]
 
 
 class PDPContract:
-    """Inherit, name the class `Test…`, and say how to make the PDP."""
+    """Inherit from it, name the class `Test…`, and override `make_pdp`."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """A PDP that permits, or denies, `make_request()`. Its `close()`, if any, is called."""
+        """Return a PDP that permits, or denies, `make_request()`. Its `close()`, if any, is called."""
         raise NotImplementedError
 
     def make_request(self) -> EvaluationRequest:
-        """The request that is asked."""
+        """Return the request to decide."""
         return example_request()
 
     @contextmanager
@@ -44,7 +44,7 @@ class PDPContract:
                 close()
 
     def test_it_is_a_pdp(self) -> None:
-        """It has the four members, and name and revision are text."""
+        """Check the four members; name and revision are text."""
         with self._evaluator(True) as evaluator:
             assert isinstance(evaluator.pdp, PDP)
             assert isinstance(evaluator.pdp.name, str)
@@ -52,20 +52,20 @@ class PDPContract:
             assert isinstance(evaluator.pdp.revision, str)
 
     def test_it_permits(self) -> None:
-        """What the policy permits is a permit without a failure."""
+        """Check that a permitted request is a permit without a failure."""
         with self._evaluator(True) as evaluator:
             (decision,) = evaluator.evaluate([self.make_request()])
             assert (decision.outcome, decision.failure) == ("permit", None)
 
     def test_it_denies(self) -> None:
-        """What the policy denies is a deny with a reason, and no failure."""
+        """Check that a denied request is a deny with a reason and without a failure."""
         with self._evaluator(False) as evaluator:
             (decision,) = evaluator.evaluate([self.make_request()])
             assert (decision.permit, decision.failure) == (False, None)
             assert decision.reason
 
     def test_sync_and_async_agree(self) -> None:
-        """Both entry points give the same decision, in one event loop after another."""
+        """Check that both entry points give the same decision, in one event loop after another."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
                 expected = _comparable(evaluator.evaluate([self.make_request()]))
@@ -73,7 +73,7 @@ class PDPContract:
                     assert expected == _comparable(asyncio.run(evaluator.aevaluate([self.make_request()])))
 
     def test_it_answers_many_at_once(self) -> None:
-        """Eight threads, and eight tasks, each get the answer to their own request."""
+        """Check that eight threads, and eight tasks, each get the answer to their own request."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
                 expected = _comparable(evaluator.evaluate([self.make_request()]))
@@ -84,11 +84,11 @@ class PDPContract:
                 assert expected * 64 == _comparable(asyncio.run(_gather(evaluator, batch)))
 
     def test_the_evaluator_around_it_is_total(self) -> None:
-        """A request beyond the limit, and a PDP that was closed, give a decision, never an exception."""
+        """Check that a request beyond the limit and a closed PDP give a decision, not an exception."""
         with self._evaluator(True) as evaluator:
             request = self.make_request()
             context = request.context.model_copy(
-                update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})},
+                update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})}
             )
             (large,) = evaluator.evaluate([request.model_copy(update={"context": context})])
             assert (large.reason, large.failure) == (Code.REQUEST_TOO_LARGE, "mapping")

@@ -1,4 +1,4 @@
-"""A PDP for tests: it answers what it is told, and remembers what it was asked."""
+"""A PDP for tests, with a fixed answer, which keeps the requests."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ __all__ = ["StaticPDP"]
 
 
 class StaticPDP:
-    """Answers every request alike, or as a callable says.
+    """Answer every request alike, or by a callable.
 
     Args:
-        permit: `True`, `False`, or a callable. A callable's `bool` becomes the decision; anything
-            else it returns is the answer as it stands, so that a test can give a full document, or
-            a malformed one; what it raises is raised.
+        permit: `True`, `False`, or a callable. A callable's `bool` becomes the decision. Any other result is the whole
+            answer, so a test can return a full or a malformed document.
         name: the PDP's name in records and spans.
 
     Attributes:
-        requests: every request it was asked, in order.
+        requests: every request, in order.
     """
 
     revision = "static"
 
     def __init__(self, permit: bool | Callable[[EvaluationRequest], object], *, name: str = "static") -> None:
         if not (isinstance(permit, bool) or callable(permit)):
-            msg = f"`permit` must be a bool or a callable, not {type(permit).__name__}"
-            raise TypeError(msg)
+            raise TypeError(f"`permit` must be a bool or a callable, not {type(permit).__name__}")
         self.name = name
         self.requests: list[EvaluationRequest] = []
         self._permit = permit
 
     def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Remember the request and answer it."""
+        """Keep the request and answer it."""
         self.requests.append(request)
         answer = self._permit if isinstance(self._permit, bool) else self._permit(request)
         return {"decision": answer} if isinstance(answer, bool) else answer
 
     async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Remember the request and answer it."""
+        """Keep the request and answer it."""
         return self.evaluate(request, body)

@@ -27,6 +27,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send, interrupt
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
@@ -175,8 +176,7 @@ class Desk:
             pdp=self.pdp,
             ledger=self.ledger,
             profiles=PROFILES,
-            task_channels=("messages", "instructions"),
-            task_memory=[("memories", "{subject}")],
+            task_sources=TaskSources(("messages", "instructions"), memory=(("memories", "{subject}"),)),
         )
         self.tools = self._tools()
         self.graph = self.kind.build(self)

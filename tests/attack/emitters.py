@@ -21,6 +21,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, RetryPolicy, interrupt
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.ledger.base import Query
 from tests.attack._graphs import asking, call, human, says
 from tests.attack.corrections import beside
@@ -76,8 +77,7 @@ class Scene:
             pdp=self.pdp,
             ledger=ledger,
             profiles=PROFILES,
-            task_channels=("messages", "instructions"),
-            task_memory=[("memories", "{subject}")],
+            task_sources=TaskSources(("messages", "instructions"), memory=(("memories", "{subject}"),)),
         )
         self.step: Callable[[State], Any] = lambda state: {}
         self.saver = saver

@@ -26,9 +26,9 @@ from langchain_runtime_authz import (
     AuthzToolNode,
     RuntimeAuthz,
     ToolProfile,
-    current_credential,
+    current_call,
 )
-from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.testing import StaticPDP
 
@@ -428,7 +428,7 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
 
     def take(text: str) -> str:
         try:
-            got.append(current_credential().audience)
+            got.append(current_call().credential().audience)
         except CredentialError as error:
             got.append(error.code)
         return "ok"
@@ -542,12 +542,6 @@ def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str) -> None:
         assert (given if isinstance(given, list) else given.handlers) == [handler]
 
 
-def test_a_wrong_setting_is_refused() -> None:
-    """`ambient` is `run` or `process`."""
-    with pytest.raises(ConfigError):
-        RuntimeAuthz(pdp=StaticPDP(True), ambient="everywhere")  # type: ignore[arg-type]
-
-
 PROCESS = """
 import asyncio, threading
 from langchain_core.tools import tool
@@ -565,7 +559,8 @@ def pay(amount: int) -> str:
 RuntimeAuthz(pdp=StaticPDP(True))
 pay.invoke({"amount": 1})                       # beside every run, in the default mode
 pdp = StaticPDP(True)
-authz = RuntimeAuthz(pdp=pdp, ambient="process")
+authz = RuntimeAuthz(pdp=pdp)
+authz.deny_outside_runs()
 codes = []
 
 def tried(amount):
@@ -591,7 +586,7 @@ print(ran, codes, [r.context.call.args["amount"] for r in pdp.requests if r.acti
 
 
 def test_in_the_whole_process() -> None:
-    """`ambient="process"`: outside every run a tool is denied, also in a raw thread; in one it is decided, once."""
+    """`authz.deny_outside_runs()`: outside every run a tool is denied, also in a raw thread; in one it is decided, once."""
     done = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{[1, 4, 6]} {['no_run'] * 3} {[4, 6]}"
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from langchain_core.tools import BaseTool, tool
 
-from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
+from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
@@ -66,7 +66,7 @@ def test_a_stolen_token_is_dead_with_its_call(form: str) -> None:
     app = service(authz)
 
     def take() -> None:
-        kept.append(current_credential().headers("POST", BANK + "/pay"))
+        kept.append(current_call().credential().headers("POST", BANK + "/pay"))
         use()
 
     def use() -> None:
@@ -106,7 +106,7 @@ def test_what_is_refused_is_on_record(form: str) -> None:
 
     async def asked(audience: str | None) -> None:
         try:
-            await acurrent_credential(audience) if form == "ainvoke" else current_credential(audience)
+            await current_call().acredential(audience) if form == "ainvoke" else current_call().credential(audience)
             codes.append("minted")
         except CredentialError as exc:
             codes.append(exc.code)
@@ -161,7 +161,7 @@ def test_code_beside_the_graph_is_on_record_too(form: str) -> None:
 
     async def asked(audience: str) -> None:
         with pytest.raises(CredentialError) as caught:
-            await acurrent_credential(audience) if form == "async" else current_credential(audience)
+            await current_call().acredential(audience) if form == "async" else current_call().credential(audience)
         assert caught.value.code == "credential_unavailable"
         told.append(str(caught.value))
 
@@ -213,7 +213,7 @@ def test_an_audience_outside_the_grant_is_refused_and_on_record(form: str, grant
 
     def take() -> None:
         try:
-            current_credential(BANK)
+            current_call().credential(BANK)
             codes.append("minted")
         except CredentialError as exc:
             codes.append(exc.code)

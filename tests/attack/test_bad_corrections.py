@@ -25,6 +25,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, Overwrite
 from typing_extensions import TypedDict
 
+from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -160,7 +161,7 @@ def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str
     plan = lambda s: next(m for m in reversed(s["chat"]) if isinstance(m, AIMessage))
     builder.add_conditional_edges("agent", lambda s: "tools" if plan(s).tool_calls else END, ["tools", END])
     builder.add_edge("tools", "agent")
-    authz = authz_with(StaticPDP(True), **({"task_channels": channels} if channels else {}))
+    authz = authz_with(StaticPDP(True), task_sources=TaskSources(channels) if channels else None)
     graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
     with authz.run(subject="alice"):
         graph.invoke({"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)

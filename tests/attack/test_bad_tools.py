@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 
-from langchain_runtime_authz import AuthzDenied, ToolProfile, current_credential
+from langchain_runtime_authz import AuthzDenied, ToolProfile, current_call
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
 
@@ -98,7 +98,7 @@ async def test_a_tool_that_does_not_return_in_time() -> None:
     def hang(text: str) -> str:
         go.wait(30)
         try:
-            got.append(current_credential().audience)
+            got.append(current_call().credential().audience)
         except CredentialError as error:
             got.append(error.code)
         try:
@@ -136,7 +136,7 @@ def test_what_a_tool_starts_and_leaves_behind(shape: str) -> None:
 
     def later() -> None:
         try:
-            got.append(current_credential().audience)
+            got.append(current_call().credential().audience)
         except CredentialError as error:
             got.append(error.code)
         try:

@@ -13,7 +13,7 @@ from langchain_core.callbacks import CallbackManagerForToolRun
 from langchain_core.runnables import ConfigurableField, RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool
 
-from langchain_runtime_authz import AuthzDenied, ToolProfile, current_credential
+from langchain_runtime_authz import AuthzDenied, ToolProfile, current_call
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.testing import StaticPDP
 
@@ -343,7 +343,7 @@ def test_credentials_and_leaks_by_hand() -> None:
 
     def pay(recipient: str) -> str:
         """Pay somebody."""
-        tokens.append(current_credential().token)
+        tokens.append(current_call().credential().token)
         return f"used {tokens[0]}"
 
     profiles = {"pay": ToolProfile(effect="pay", sink="external", audience=("https://bank.example",))}

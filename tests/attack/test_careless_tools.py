@@ -26,7 +26,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from pydantic import BaseModel, SecretStr
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import agent_graph, call, hand_written, human, replying
@@ -66,7 +66,7 @@ class Place:
 
     def mine(self) -> str:
         if self.protected:
-            self.token = current_credential().token
+            self.token = current_call().credential().token
         return self.token
 
     def tool(self, how: str) -> BaseTool:

@@ -11,7 +11,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.claim import claim_call
@@ -59,7 +59,7 @@ class House:
         def pay(to: str, amount: float) -> str:
             """Pay."""
             key = current_call().idempotency_key
-            assert key == current_credential(BANK).idempotency_key
+            assert key == current_call().credential(BANK).idempotency_key
             return bank.take(key, to, amount)
 
         def respond(messages: list[Any]) -> AIMessage:
@@ -200,7 +200,8 @@ def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> Non
 
 
 def test_outside_a_tool_there_is_no_call() -> None:
-    """`current_call` says so."""
-    with pytest.raises(AuthzError) as caught:
-        current_call()
-    assert caught.value.code == Code.NO_RUN
+    """None of its facts is there."""
+    for fact in ("tool", "call_id", "agent", "idempotency_key", "decision_id"):
+        with pytest.raises(AuthzError) as caught:
+            getattr(current_call(), fact)
+        assert caught.value.code == Code.NO_RUN

@@ -18,9 +18,9 @@ from langchain_core.messages import AIMessage
 from langgraph.errors import InvalidUpdateError
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from langchain_runtime_authz import AlreadyProtected, AuthzToolNode, RuntimeAuthz
+from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.audit.chain import verify_chain
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.testing import StaticPDP
 

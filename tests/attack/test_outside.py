@@ -19,6 +19,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
+from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.langgraph.checkpoints import said_more
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
@@ -336,7 +337,7 @@ EDITS = [
 def test_an_edited_channel_voids_the_plan(edit: dict[str, Any], road: str) -> None:
     """Declared channels, to-do lists and files: what waits belongs to the task before the edit."""
     house = House(protected=False)
-    authz = authz_with(StaticPDP(True), task_channels=("messages", "instructions"))
+    authz = authz_with(StaticPDP(True), task_sources=TaskSources(("messages", "instructions")))
     graph = noted(house, authz)
     with authz.run(subject="alice"):
         graph.invoke({**human(), "instructions": "Pay what is due"}, THREAD)
@@ -363,7 +364,7 @@ def test_unenforced_an_edited_channel_changes_nothing(edit: dict[str, Any]) -> N
 def test_sending_back_what_stands_there_is_no_correction() -> None:
     """Stateless clients send instructions and files again each turn, as the agent left them."""
     house = House(protected=False)
-    authz = authz_with(StaticPDP(True), task_channels=("messages", "instructions"))
+    authz = authz_with(StaticPDP(True), task_sources=TaskSources(("messages", "instructions")))
     graph = noted(house, authz)
     with authz.run(subject="alice"):
         held = graph.invoke({**human(), "instructions": "Pay what is due"}, THREAD)
@@ -398,7 +399,7 @@ def test_correct_without_blocking_the_loop() -> None:
 def test_an_edited_memory_voids_the_plan(how: str) -> None:
     """What the store remembers for the subject is part of the task where the application says so."""
     house = House(protected=False)
-    authz = authz_with(StaticPDP(True), task_memory=[("memories", "{subject}")])
+    authz = authz_with(StaticPDP(True), task_sources=TaskSources(memory=(("memories", "{subject}"),)))
     store = InMemoryStore()
     store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
     graph = authz.protect(house.build(store=store))

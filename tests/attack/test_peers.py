@@ -36,7 +36,7 @@ from langchain_runtime_authz import (
     Grant,
     RuntimeAuthz,
     ToolProfile,
-    current_credential,
+    current_call,
     profile,
     telemetry,
 )
@@ -659,7 +659,7 @@ def _banking(used: list[Any]) -> BaseTool:
     @tool
     def transfer(amount: int) -> str:
         """Transfer money."""
-        claims = current_credential().claims
+        claims = current_call().credential().claims
         used.append((claims["sub"], claims["act"]["sub"]))
         return "ok"
 

@@ -433,5 +433,5 @@ def test_an_approval_lifts_what_was_asked() -> None:
 def test_a_profile_that_contradicts_the_schema_is_refused() -> None:
     """At once, with the tool, the fact and the argument."""
     authz = RuntimeAuthz(profiles={"pay": ToolProfile(effect="pay", critical={"recipient": "principal"})})
-    with pytest.raises(ConfigError, match="pay: `critical` names `recipient`, and the tool takes amount, to"):
+    with pytest.raises(ConfigError, match="pay: `critical` names `recipient`, but the tool takes amount, to"):
         authz.protect(agent_graph(ScriptedChatModel(script=[]), World().tools()))

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
+from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import CredentialError
@@ -83,7 +83,7 @@ def played(authz: RuntimeAuthz, inside: Any, *, dpop: bool = False, grant: Grant
     @tool
     def pay() -> str:
         """Pay."""
-        inside(current_credential(dpop=dpop))
+        inside(current_call().credential(dpop=dpop))
         return "paid"
 
     graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay], checkpointer=InMemorySaver(), name="bank"))
@@ -115,7 +115,7 @@ def test_a_token_is_good_for_its_call_alone(moment: str, dpop: bool) -> None:
         @tool
         def pay() -> str:
             """Pay."""
-            kept.append(current_credential(dpop=dpop))
+            kept.append(current_call().credential(dpop=dpop))
             return "paid"
 
         @tool
@@ -210,14 +210,14 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
 
     def thief(state: Any) -> dict[str, Any]:
         try:
-            found["node"] = current_credential().token if protected else variable[0]
+            found["node"] = current_call().credential().token if protected else variable[0]
         except CredentialError as exc:
             found["node"] = exc.code
         return {"messages": []}
 
     async def athief(state: Any) -> dict[str, Any]:
         try:
-            found["node"] = (await acurrent_credential()).token if protected else variable[0]
+            found["node"] = (await current_call().acredential()).token if protected else variable[0]
         except CredentialError as exc:
             found["node"] = exc.code
         return {"messages": []}
@@ -225,7 +225,7 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
     @tool
     def inner_pay() -> str:
         """Pay, in the inner agent."""
-        found["actor"] = current_credential().claims["act"]["sub"].rpartition(":")[2] if protected else "none"
+        found["actor"] = current_call().credential().claims["act"]["sub"].rpartition(":")[2] if protected else "none"
         return "paid"
 
     nosy = node_graph(thief if road == "sync" else athief, name="nosy")
@@ -235,26 +235,26 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
     def ask_agent() -> str:
         """Ask other agents."""
         if protected:
-            found["mine"] = current_credential().token
+            found["mine"] = current_call().credential().token
         else:
             variable.append("static")
         nosy.invoke(human())
         inner.invoke(human())
         if protected:
-            assert current_credential().token == found["mine"]
+            assert current_call().credential().token == found["mine"]
         return "asked"
 
     @tool("ask_agent")
     async def aask_agent() -> str:
         """Ask other agents."""
         if protected:
-            found["mine"] = (await acurrent_credential()).token
+            found["mine"] = (await current_call().acredential()).token
         else:
             variable.append("static")
         await nosy.ainvoke(human())
         await inner.ainvoke(human())
         if protected:
-            assert (await acurrent_credential()).token == found["mine"]
+            assert (await current_call().acredential()).token == found["mine"]
         return "asked"
 
     outer = agent_graph(replying([call("ask_agent", {}, "c1")]), [ask_agent if road == "sync" else aask_agent], name="outer")
@@ -280,7 +280,7 @@ def test_an_audience_outside_the_grant_gets_no_token() -> None:
         def pay() -> str:
             """Pay."""
             try:
-                current_credential(BANK)
+                current_call().credential(BANK)
                 codes.append("minted")
             except CredentialError as exc:
                 codes.append(exc.code)

@@ -110,7 +110,7 @@ def rows(calls: int) -> list[tuple[str, float, float | None]]:
 
 
 def _per_call(calls: int, raw: Callable[[], object]) -> list[tuple[str, float, float | None]]:
-    """`current_credential` of a claimed call: key, signature, audit record."""
+    """A credential of a claimed call: key, signature, audit record."""
     profiles = {"send_money": ToolProfile(effect="pay", sink="external", idempotent=True, audience=(BANK,))}
     authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles)
     session = authz.session(subject="alice", task="Pay the bill")

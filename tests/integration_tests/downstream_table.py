@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from rich.console import Console
 from rich.table import Table
 
-from langchain_runtime_authz import AuthzHalt, RuntimeAuthz, ToolProfile, current_credential
+from langchain_runtime_authz import AuthzHalt, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.dpop import ProofKey
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
@@ -143,7 +143,7 @@ class Scene:
         return "/mcp" if self.kind == "mcp" else "/payments"
 
     def _mine(self) -> Any:
-        mine = current_credential(self.bank, dpop=self.dpop)
+        mine = current_call().credential(self.bank, dpop=self.dpop)
         self.tool = mine.claims["authorization_details"][0]["identifier"]
         return mine
 

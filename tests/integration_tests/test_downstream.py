@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from starlette.responses import Response
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.downstream.exchange import ExchangeAuth, TokenExchange
@@ -228,7 +228,7 @@ async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(
     elif how == "unenforced":
 
         async def static(request: Any, handler: Any) -> Any:
-            return await handler(request.override(headers=current_credential(url).headers("POST", url)))
+            return await handler(request.override(headers=current_call().credential(url).headers("POST", url)))
 
         interceptors.append(static)
     else:
@@ -298,7 +298,7 @@ async def test_an_mcp_token_is_for_its_own_tool(stack: contextlib.ExitStack, nam
     @tool
     def pay() -> str:
         """Pay."""
-        headers = {**current_credential(url).headers("POST", url), "Accept": "application/json, text/event-stream"}
+        headers = {**current_call().credential(url).headers("POST", url), "Accept": "application/json, text/event-stream"}
         params = {"name": name, "arguments": {"recipient": "bob"} if name == "pay" else {}}
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
         smuggled = json.dumps(message)[:-1] + ', "method": "tools/list"}'
@@ -402,7 +402,7 @@ def test_a_stolen_token_opens_nothing_of_the_others(stack: contextlib.ExitStack,
         def use() -> str:
             """Use the service of this agent, then try the stolen token everywhere."""
             assert client.post(urls[name] + "/payments").status_code == 200
-            stolen = current_credential(urls[name], dpop=True)
+            stolen = current_call().credential(urls[name], dpop=True)
             row = matrix.setdefault(name, {})
             for other in AGENTS:
                 target = urls[other] + "/payments"

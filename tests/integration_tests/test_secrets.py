@@ -34,7 +34,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel
 
-from langchain_runtime_authz import ToolProfile, current_credential, telemetry
+from langchain_runtime_authz import ToolProfile, current_call, telemetry
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
@@ -97,7 +97,7 @@ class Bank:
 
     def pay(self, path: str = "/pay") -> str:
         """What a tool does: ask for the credential of its call, send it, return the answer."""
-        credential = current_credential(AUDIENCE)
+        credential = current_call().credential(AUDIENCE)
         headers = {"Authorization": f"Bearer {credential.token}", "Idempotency-Key": credential.idempotency_key}
         request = urllib.request.Request(self.url + path, data=b"{}", headers=headers, method="POST")
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -414,26 +414,26 @@ def _bubble(error: BaseException) -> Any:
 def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
     def raising(error: Callable[[str], BaseException]) -> Callable[[Bank, str], Any]:
         def leak(bank: Bank, ident: str) -> Any:
-            raise error(current_credential(AUDIENCE).token)
+            raise error(current_call().credential(AUDIENCE).token)
 
         return leak
 
     def chained(bank: Bank, ident: str) -> Any:
         try:
-            raise TalkativeError(current_credential(AUDIENCE).token)
+            raise TalkativeError(current_call().credential(AUDIENCE).token)
         except TalkativeError as exc:
             msg = "failed"
             raise ValueError(msg) from exc
 
     def noted(bank: Bank, ident: str) -> Any:
         error = ValueError("failed")
-        error.add_note(current_credential(AUDIENCE).token)
+        error.add_note(current_call().credential(AUDIENCE).token)
         raise error
 
     def asking_with(bank: Bank, ident: str) -> Any:
-        return interrupt({"is this yours": current_credential(AUDIENCE).token})
+        return interrupt({"is this yours": current_call().credential(AUDIENCE).token})
 
-    token = lambda: current_credential(AUDIENCE).token
+    token = lambda: current_call().credential(AUDIENCE).token
     return {
         "echo": lambda bank, ident: bank.pay("/echo"),
         "dict": lambda bank, ident: {"deep": [{"token": token()}]},
@@ -443,7 +443,7 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
         "blocks": lambda bank, ident: [{"type": "text", "text": token()}],
         "dataclass": lambda bank, ident: Receipt(token()),
         "model": lambda bank, ident: Reply(sent=token()),
-        "credential itself": lambda bank, ident: current_credential(AUDIENCE),
+        "credential itself": lambda bank, ident: current_call().credential(AUDIENCE),
         "message": lambda bank, ident: ToolMessage(token(), tool_call_id=ident),
         "message extras": lambda bank, ident: ToolMessage(
             "x",
@@ -560,9 +560,9 @@ def test_credential_is_for_the_call_alone(bank: Bank, tmp_path: Path, spans: Any
     @tool
     def pay(to: str) -> str:
         """Pay somebody, and keep the key."""
-        kept.append(current_credential(AUDIENCE))
+        kept.append(current_call().credential(AUDIENCE))
         with pytest.raises(CredentialError):
-            current_credential("https://other.example")
+            current_call().credential("https://other.example")
         return bank.pay()
 
     scene = Scene(bank, tmp_path, spans, caplog)
@@ -574,7 +574,7 @@ def test_credential_is_for_the_call_alone(bank: Bank, tmp_path: Path, spans: Any
             bank.verifier.verify(kept[0].token, audience=AUDIENCE)
         assert refused.value.code == "credential_revoked"
     with pytest.raises(CredentialError):
-        current_credential(AUDIENCE)
+        current_call().credential(AUDIENCE)
     scene.assert_used()
 
 

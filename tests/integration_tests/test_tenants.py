@@ -18,7 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
-from langchain_runtime_authz import AuthzDenied, Grant, RuntimeAuthz, ToolProfile, current_credential
+from langchain_runtime_authz import AuthzDenied, Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.admin import migrate
@@ -62,7 +62,7 @@ class House:
         @tool
         def pay(account: str) -> str:
             """Pay."""
-            claims = current_credential(BANK).claims
+            claims = current_call().credential(BANK).claims
             status = self.authz.ledger.status(tenant, claims["jti"])
             self.shown.append((claims["tenant"], claims["sub"], account, status))
             return f"paid by {self.name}"

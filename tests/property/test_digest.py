@@ -8,16 +8,19 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import hashlib
 import json
 import math
 import pathlib
 import pickle
 import re
+import sys
 import types
 import uuid
 from typing import Any, NamedTuple
 
 import pytest
+import rfc8785
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from langchain_core.documents import Document
@@ -41,6 +44,11 @@ close_values = st.recursive(
     st.sampled_from([None, True, False, 0, 1, -0.0, 1.0, 0.5, "", "0", "1", "true", "null", "a"]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["", "a", "1"]), inner, max_size=2),
     max_leaves=4,
+)
+
+
+flat = st.dictionaries(
+    text | st.text(max_size=3), scalars | st.floats() | st.integers() | st.text(max_size=6), max_size=5
 )
 
 
@@ -175,6 +183,40 @@ def test_digests_are_equal_exactly_where_values_are(a: Any, b: Any) -> None:
 def test_different_values_differ(a: Any, b: Any) -> None:
     """Of any two JSON values."""
     assert (digest(project(a)) == digest(project(b))) is same(a, b)
+
+
+@MANY
+@given(value=flat)
+@example({"a": 1e-4, "b": 9007199254740991.0, "c": 9007199254740992.0, "d": 9.9e-5, "e": -0.0, "f": 1e16})
+@example({"\ue000": 1, "\U00010000": 2, "\x7f": "\x1f\x7f\u2028\u00e9"})
+@example({"a": "\ud800"})
+@example({"a": math.inf})
+@example({"a": 2**53})
+def test_a_digest_is_of_rfc_8785(value: dict[str, Any]) -> None:
+    """Whichever encoder writes it; and a mapping that the PDP may be asked about is its own projection."""
+    try:
+        expected = "sha256:" + hashlib.sha256(rfc8785.dumps(value)).hexdigest()
+    except rfc8785.CanonicalizationError:
+        assert refused(value) == Code.UNCANONICAL_ARGUMENT
+        return
+    assert digest(value) == expected
+    if "\x00" not in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\x00"):
+        projected = project(value)
+        assert projected == value
+        assert list(map(type, projected.values())) == list(map(type, value.values()))
+        assert digest(projected) == expected
+
+
+def test_the_digest_of_flat_arguments_costs_six_python_calls() -> None:
+    """Projection included."""
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        found = digest(project({"recipient": "x", "amount": 5}))
+    finally:
+        sys.setprofile(None)
+    assert found == "sha256:" + hashlib.sha256(b'{"amount":5,"recipient":"x"}').hexdigest()
+    assert len(calls) <= 6, calls
 
 
 @given(value=json_values)

@@ -13,19 +13,14 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from langchain_runtime_authz import (
-    PDP,
     AuthzHalt,
     AuthzMiddleware,
     AuthzToolNode,
     Constraint,
-    CoverageReport,
-    Decision,
-    EvaluationRequest,
     Grant,
     RuntimeAuthz,
     ToolProfile,
     current_call,
-    current_credential,
     profile,
 )
 from langchain_runtime_authz.credential.issuer import LocalIssuer
@@ -35,8 +30,10 @@ from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, platform_user
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 from langchain_runtime_authz.ledger import PostgresLedger, SqliteLedger
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
+from langchain_runtime_authz.pdp import PDP, Decision, EvaluationRequest
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -59,7 +56,7 @@ GRANT = Grant(
 @tool
 def send_money(recipient: str) -> str:
     """Send money."""
-    credential = current_credential()
+    credential = current_call().credential()
     httpx.post("https://bank.example", headers=credential.headers("POST", "https://bank.example"))
     return current_call().idempotency_key
 

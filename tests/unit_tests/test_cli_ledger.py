@@ -41,7 +41,7 @@ def test_help_teaches(command: str) -> None:
 def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
     """The road of an operator."""
     missing = ledger("status", file)
-    assert (missing.exit_code, "`runtime-authz ledger migrate` makes one" in missing.stderr) == (2, True)
+    assert (missing.exit_code, "make one with `runtime-authz ledger migrate`" in missing.stderr) == (2, True)
     made = ledger("migrate", file)
     assert (made.exit_code, made.stdout.split()[:2]) == (0, ["schema", str(SCHEMA)])
     assert "result   usable" in ledger("status", file).stdout

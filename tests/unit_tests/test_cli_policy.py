@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.policy import lint
-from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, shipped_rego
+from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, lint_rego, shipped_rego
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.shipped_data import wrong_data
@@ -96,7 +95,7 @@ def test_explain_a_question(run: Command, log: Path) -> None:
     asked = next(i for i, what in decisions(run, log).items() if "approval_required" in what)
     told = json.loads(run("explain", log, asked, "--json").stdout)
     assert told["outcome"] == "approval_required"
-    assert {"if": ["a human approves exactly this call"], "outcome": "permit"} in told["changes"]
+    assert {"if": ["an approver approves exactly this call"], "outcome": "permit"} in told["changes"]
     assert all(reason["rules"] and reason["sentence"] for reason in told["reasons"])
     assert told["recorded"]["outcome"] == "approval_required"
 
@@ -106,7 +105,7 @@ def test_explain_a_permit_and_a_request(run: Command, tmp_path: Path) -> None:
     request = tmp_path / "request.json"
     request.write_bytes(example_request().to_json())
     told = run("explain", request).stdout
-    assert "no rule denies it and none asks" in told
+    assert "no rule denies it or asks" in told
     assert "deny if the plan belongs to an older task" in told
     data = tmp_path / "data.json"
     data.write_text('{"effects": {"write": "deny"}}')
@@ -255,7 +254,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "a case's path": ("cases.yaml", "cases: [{expect: deny, request: {a.b.c: 1}}]"),
     "a case's value": ("cases.yaml", "cases: [{expect: deny, request: {context.now: soon}}]"),
     "a case's outcome": ("cases.yaml", "cases: [{expect: allow}]"),
-    "the shipped policy's place": ("rego/runtime_authz.rego", "package runtime_authz"),
+    "replace the shipped policy": ("rego/runtime_authz.rego", "package runtime_authz"),
     "no cases": ("cases.yaml", "cases: []"),
     "a rule that is no text": ("rego/own.rego", "package runtime_authz # \udcff"),
 }
@@ -275,7 +274,7 @@ def test_a_wrong_file_is_one_line(run: Command, project: Path, name: str) -> Non
 
 RULE = 'package runtime_authz\n\ndenied contains "own" if true\n'
 UNREAD: dict[str, tuple[str, str, str]] = {
-    "beside rego/": ("own.rego", RULE, "`rego/own.rego`"),
+    "outside rego/": ("own.rego", RULE, "`rego/own.rego`"),
     "a test beside rego/": ("own_test.rego", "package runtime_authz_test", "`rego/own_test.rego`"),
     "below rego/": ("rego/eu/own.rego", RULE, "`rego/own.rego`"),
     "another directory": ("policies/own.rego", RULE, "`rego/own.rego`"),
@@ -343,9 +342,9 @@ def test_a_package_that_nothing_asks_for_is_not_passed_over(run: Command, projec
     (project / "rego").mkdir()
     (project / "rego" / "own.rego").write_text(RULE.replace("runtime_authz", "my_rules"))
     failed = run("test", project)
-    assert (failed.exit_code, "`package runtime_authz` is what decides" in failed.stderr) == (2, True)
+    assert (failed.exit_code, "the decision is made in `package runtime_authz`" in failed.stderr) == (2, True)
     (project / "rego" / "uses.rego").write_text("package runtime_authz\n\nimport data.my_rules\n")
-    assert "there is no `" in run("test", project).stderr  # on to OPA
+    assert "was not found" in run("test", project).stderr  # on to OPA
 
 
 def test_a_bare_policy_reads_two_places(run: Command, tmp_path: Path) -> None:
@@ -423,7 +422,7 @@ def test_help_teaches(run: Command, name: str) -> None:
 
 def test_the_shipped_policy_is_in_order(run: Command) -> None:
     assert run("check").exit_code == 0
-    assert list(lint.lint_rego({"r": shipped_rego()})) == []
+    assert list(lint_rego({"r": shipped_rego()})) == []
     assert wrong_data(DATA) == []
 
 
@@ -444,7 +443,7 @@ def test_the_shipped_policy_is_in_order(run: Command) -> None:
     ],
 )
 def test_what_opa_would_not_say(line: str) -> None:
-    (found,) = lint.lint_rego({"own.rego": f"package p\n{line}\n"})
+    (found,) = lint_rego({"own.rego": f"package p\n{line}\n"})
     assert found.startswith("own.rego:2: ")
 
 
@@ -463,7 +462,7 @@ def test_what_opa_would_not_say(line: str) -> None:
     ],
 )
 def test_what_is_fine(line: str) -> None:
-    assert list(lint.lint_rego({"own.rego": f"package p\n{line}\n"})) == []
+    assert list(lint_rego({"own.rego": f"package p\n{line}\n"})) == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli.controls import load, own_test, rule_lines
+from langchain_runtime_authz.cli.audit import load, own_test, rule_lines
 from langchain_runtime_authz.cli.policy.project import shipped_rego
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -136,7 +136,7 @@ def test_the_crosswalk_is_marked_as_ours() -> None:
     known = {c for f in mapping["frameworks"].values() for c in f["controls"]}
     assert {c["id"] for c in mapping["crosswalk"]} == {"OWASP A1", "MAESTRO MT-3", "GOVERN"}
     assert all(c["by"] == "this project" and set(c["controls"]) <= known for c in mapping["crosswalk"])
-    assert "nobody else's" in CliRunner().invoke(app, ["controls"]).stdout
+    assert "this project's own" in CliRunner().invoke(app, ["controls"]).stdout
 
 
 def attacks() -> dict[str, list[str]]:

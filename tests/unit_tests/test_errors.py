@@ -48,8 +48,10 @@ def test_no_code_was_renamed_or_taken_away() -> None:
 
 @pytest.mark.parametrize("code", Code)
 def test_every_code_has_a_sentence(code: Code) -> None:
-    """Its own, in one line, without a full stop: it stands in longer texts."""
+    """Its own, in one line, without a full stop: it stands in longer texts. First what happened, then what to do."""
     text = sentence(code)
+    assert text.count("; ") == 1
+    assert not re.search(r"can not|human|whoever|beside|is no |; look", text)
     assert text == sentence(str(code))
     assert "the policy gave the reason" not in text
     assert text.strip() == text

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
-from types import ModuleType
+
+import pytest
 
 import langchain_runtime_authz
+from langchain_runtime_authz import resource_server
 
-HEAVY = ("langchain", "wasmtime", "typer", "agentdojo", "opa_client")
-
-
-def test_all_is_what_can_be_imported() -> None:
-    """`__all__` is sorted and is exactly the public names at the root."""
-    public = {
-        name
-        for name, value in vars(langchain_runtime_authz).items()
-        if not name.startswith("_")
-        and not isinstance(value, ModuleType)
-        and getattr(value, "__module__", "").startswith("langchain_runtime_authz")
-    }
-    # The middleware is resolved when it is asked for, so that `langchain` stays optional.
-    assert set(langchain_runtime_authz.__all__) - {"AuthzMiddleware"} == public - {"AuthzMiddleware"}
-    assert langchain_runtime_authz.AuthzMiddleware.__name__ == "AuthzMiddleware"
-    assert langchain_runtime_authz.__all__ == sorted(langchain_runtime_authz.__all__, key=_isort)
+EXPORTS = (
+    *("RuntimeAuthz", "profile", "ToolProfile", "Grant", "Constraint", "current_call"),
+    *("AuthzMiddleware", "AuthzToolNode", "AuthzCallbackHandler", "AuthzError", "AuthzDenied", "AuthzHalt"),
+)
+HEAVY = ("langchain", "langchain_core", "langgraph", "deepagents", "wasmtime", "typer", "agentdojo", "opa_client")
 
 
-def _isort(name: str) -> tuple[int, str]:
-    # Constants, classes, functions: the order in which ruff keeps `__all__`.
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
-
-
-def test_root_import_is_light() -> None:
-    """Importing the root loads no optional or heavy dependency."""
-    code = f"import sys, langchain_runtime_authz; print([m for m in {HEAVY!r} if m in sys.modules])"
+def loaded(code: str) -> list[str]:
+    code += f"; import sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    return found.stdout.split()
+
+
+def test_the_exports() -> None:
+    """These and no others, each by its own name."""
+    assert set(langchain_runtime_authz.__all__) == set(EXPORTS)
+    assert langchain_runtime_authz.__all__ == sorted(langchain_runtime_authz.__all__, key=_isort)
+    assert set(EXPORTS) <= set(dir(langchain_runtime_authz))
+    for name in EXPORTS:
+        assert getattr(langchain_runtime_authz, name).__name__ == name
+    with pytest.raises(AttributeError):
+        langchain_runtime_authz.Decision
+
+
+@pytest.mark.parametrize("order", [("", ".profile"), (".profile", "")])
+def test_profile_is_the_decorator_whatever_was_imported_before(order: tuple[str, str]) -> None:
+    """A module has the same name: loading it must not take the decorator's place."""
+    code = f"""
+import importlib
+for name in {order!r}:
+    importlib.import_module("langchain_runtime_authz" + name)
+from langchain_runtime_authz import profile
+from langchain_runtime_authz.profile import load_profiles
+assert profile(effect="read") and profile.__module__ == load_profiles.__module__
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_root_loads_nothing_heavy() -> None:
+    """Neither the root, nor what a service needs that verifies tokens, nor the PDP's own types."""
+    services = [m.name for m in pkgutil.iter_modules(resource_server.__path__, "langchain_runtime_authz.resource_server.")]
+    names = ["langchain_runtime_authz", *services]
+    assert len(services) >= 4
+    assert loaded("import " + ", ".join(names)) == []
+    assert loaded("from langchain_runtime_authz.pdp import PDP, Decision, EvaluationRequest") == []
+    assert loaded("from langchain_runtime_authz import Grant, Constraint, ToolProfile, profile, current_call, AuthzDenied") == []
 
 
 def test_cli_import_is_light() -> None:
@@ -57,3 +78,8 @@ def test_ledgers_are_loaded_when_they_are_asked_for() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "MemoryLedger SqliteLedger []"
+
+
+def _isort(name: str) -> tuple[int, str]:
+    # Constants, classes, functions: the order in which ruff keeps `__all__`.
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.ticket import Ticket, current_credential, ticket_scope
+from langchain_runtime_authz.credential.ticket import Ticket, current_call, ticket_scope
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, is_under
 from langchain_runtime_authz.errors import ConfigError, CredentialError
@@ -250,7 +250,7 @@ async def test_what_the_client_itself_refuses_is_on_record(road: str, exchange: 
     assert told.got == [("audience", "https://evil.example")]
     assert beside.got == [("credential_unavailable", "https://evil.example")]
     with pytest.raises(CredentialError, match="no run is under way here"):
-        current_credential(BANK)
+        current_call().credential(BANK)
 
 
 @ROADS

@@ -232,7 +232,7 @@ FINDINGS = {
     "missing": ("tools: {send_mail: {effect: send}, get_page: {effect: fetch}}", "no: no profile"),
     "argument": ('tools: {send_mail: {effect: send, critical: {whom: principal}}, get_page: {}, "no": {}}', "`critical` names `whom`"),
     "milder": ('tools: {send_mail: {effect: read}, get_page: {}, "no": {}}', "annotations say send"),
-    "changed": ('tools: {send_mail: {effect: send, digest: "sha256:0"}, get_page: {}, "no": {}}', "is not the one that was reviewed"),
+    "changed": ('tools: {send_mail: {effect: send, digest: "sha256:0"}, get_page: {}, "no": {}}', "changed after its review"),
     "draft": ('tools: {send_mail: {effect: send, draft: true}, get_page: {}, "no": {}}', "it is a draft"),
 }
 
@@ -293,7 +293,7 @@ def test_ready_profiles_by_name_and_beside_ones_own() -> None:
     assert "terminal" in RuntimeAuthz(profiles="langchain").profiles.declared
     both = {**load_profiles("langchain"), **load_profiles({"terminal": {"effect": "admin", "class": "secret"}})}
     assert RuntimeAuthz(profiles=both).profiles.declared["terminal"].data_class == "secret"
-    with pytest.raises(ConfigError, match="can not be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         load_profiles("langchains")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from langchain_core.tools import tool
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, acurrent_credential, current_credential
+from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
@@ -58,7 +58,7 @@ def played(issuer: Remote, road: str, **options: Any) -> tuple[list[Any], Runtim
     def pay() -> str:
         """Pay."""
         try:
-            got.append(current_credential(**options))
+            got.append(current_call().credential(**options))
         except CredentialError as exc:
             got.append(exc)
         return "paid"
@@ -67,7 +67,7 @@ def played(issuer: Remote, road: str, **options: Any) -> tuple[list[Any], Runtim
     async def apay() -> str:
         """Pay."""
         try:
-            got.append(await acurrent_credential(**options))
+            got.append(await current_call().acredential(**options))
         except CredentialError as exc:
             got.append(exc)
         return "paid"

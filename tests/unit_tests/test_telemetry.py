@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ from langchain_runtime_authz.authzen import (
     TaskContext,
     deny,
 )
-from langchain_runtime_authz.telemetry import authorize_span, execute_tool_span, record_decision
+from langchain_runtime_authz.telemetry import execute_tool_span, record_decision
 
 PERMIT = Decision(
     outcome="permit",
@@ -54,6 +55,11 @@ REQUEST = EvaluationRequest(
         call=CallContext(id="call_1", args={"to": "SECRET"}, args_digest="d"),
     ),
 )
+BODY = REQUEST.to_json()
+
+
+def decided(decision: Decision = PERMIT, body: bytes | None = BODY, resource: str = "pay", **options: Any) -> None:
+    record_decision(decision, body, **{"pdp": "wasm", "action": "tools/call", "resource": resource, **options})
 
 
 _REFUSALS: tuple[Failure | None, ...] = (None, "enforcement")
@@ -79,8 +85,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
     """Everything of a decision that is low in cardinality or an id, nothing else."""
-    with authorize_span("tools/call", "pay") as span:
-        span.decided(PERMIT, REQUEST, pdp="wasm")
+    decided(started=1)
     got = attributes(only(exporter))
     digest = got.pop("runtime_authz.request.hash")
     expected = {
@@ -107,6 +112,7 @@ def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
         trace.SpanKind.INTERNAL,
         StatusCode.UNSET,
     )
+    assert done.start_time == 1
     assert "SECRET" not in done.to_json()
     assert "alice" not in done.to_json()
 
@@ -118,27 +124,15 @@ def test_a_request_is_known_again_but_not_guessed(
     for key in (None, None, b"another key"):
         if key is not None:
             monkeypatch.setattr(telemetry, "_HASH_KEY", key)
-        record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay")
+        decided()
     a, b, c = (attributes(s)["runtime_authz.request.hash"] for s in exporter.get_finished_spans())
     assert a == b != c
-
-
-@pytest.mark.parametrize("body", [None, REQUEST.to_json()])
-def test_a_batch_records_as_a_span_does(exporter: InMemorySpanExporter, body: bytes | None) -> None:
-    """`record_decision` and `authorize_span` write the same span."""
-    with authorize_span("tools/call", "pay") as span:
-        span.decided(PERMIT, REQUEST, pdp="wasm")
-    record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay", body=body, started=1)
-    first, second = exporter.get_finished_spans()
-    assert attributes(first) == attributes(second)
-    assert first.name == second.name
-    assert second.start_time == 1
 
 
 def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
     """Policy and enforcement said no: the status stays unset."""
     for failure in _REFUSALS:
-        record_decision(deny("effect", failure), REQUEST, pdp="wasm", action="tools/call", resource="pay")
+        decided(deny("effect", failure))
     for span in exporter.get_finished_spans():
         assert attributes(span)["runtime_authz.decision"] == "deny"
         assert attributes(span)["runtime_authz.reason"] == "effect"
@@ -149,7 +143,7 @@ def test_a_denial_is_no_error(exporter: InMemorySpanExporter) -> None:
 @pytest.mark.parametrize(("failure", "code"), [("pdp", "pdp_timeout"), ("mapping", "uncanonical_argument")])
 def test_a_failure_to_ask_or_answer_is_an_error(exporter: InMemorySpanExporter, failure: Any, code: str) -> None:
     """A mapping or PDP failure sets `error.type` to its code, and the status."""
-    record_decision(deny(code, failure), None, pdp="opa", action="tools/call", resource="pay")
+    decided(deny(code, failure), None, pdp="opa")
     span = only(exporter)
     assert attributes(span)["error.type"] == code
     assert span.status.status_code is StatusCode.ERROR
@@ -158,7 +152,7 @@ def test_a_failure_to_ask_or_answer_is_an_error(exporter: InMemorySpanExporter, 
 
 def test_a_step_without_a_request_has_a_name(exporter: InMemorySpanExporter) -> None:
     """A refusal before any question still says of what."""
-    record_decision(deny("revoked"), None, pdp="wasm", action="run/start", resource="graph")
+    decided(deny("revoked"), None, "graph", action="run/start")
     span = only(exporter)
     assert span.name == "authorize graph"
     assert "gen_ai.tool.name" not in attributes(span)
@@ -166,7 +160,7 @@ def test_a_step_without_a_request_has_a_name(exporter: InMemorySpanExporter) -> 
 
 def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
     """Names as the GenAI conventions spell them; no arguments, no result."""
-    with execute_tool_span("pay", "call_1", "payer", "thread-1", agent_id="agent-id"):
+    with execute_tool_span("pay", "call_1", ("root", "payer"), "thread-1", ":".join):
         pass
     with execute_tool_span("pay"):
         pass
@@ -177,7 +171,7 @@ def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
         "gen_ai.tool.name": "pay",
         "gen_ai.tool.call.id": "call_1",
         "gen_ai.agent.name": "payer",
-        "gen_ai.agent.id": "agent-id",
+        "gen_ai.agent.id": "root:payer",
         "gen_ai.conversation.id": "thread-1",
     }
     assert expected == attributes(full)
@@ -207,32 +201,24 @@ class GraphInterrupt(GraphBubbleUp):
 @pytest.mark.parametrize("control", [GraphInterrupt, KeyboardInterrupt, GeneratorExit])
 def test_control_flow_is_no_error(exporter: InMemorySpanExporter, control: type[BaseException]) -> None:
     """Interrupts, hand-offs and cancellations pass and mark nothing."""
-    for scope in (execute_tool_span("pay"), authorize_span("tools/call", "pay")):
-        with pytest.raises(control), scope:
-            raise control
-    assert {s.status.status_code for s in exporter.get_finished_spans()} == {StatusCode.UNSET}
-
-
-def test_a_tool_may_be_marked_as_failed(exporter: InMemorySpanExporter) -> None:
-    """A tool that answers with an error message can be marked without an exception."""
-    with execute_tool_span("pay") as span:
-        span.failed("tool_error")
-    assert attributes(only(exporter))["error.type"] == "tool_error"
+    with pytest.raises(control), execute_tool_span("pay"):
+        raise control
+    assert only(exporter).status.status_code is StatusCode.UNSET
 
 
 def test_spans_nest(exporter: InMemorySpanExporter) -> None:
     """What runs inside is a child; afterwards the outer context is back."""
     before = trace.get_current_span()
     with execute_tool_span("outer"):
-        record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay")
+        decided()
         with execute_tool_span("inner"):
             pass
     assert trace.get_current_span() is before
-    decided, inner, outer = exporter.get_finished_spans()
+    authorize, inner, outer = exporter.get_finished_spans()
     assert outer.context is not None
     assert inner.parent is not None
-    assert decided.parent is not None
-    assert inner.parent.span_id == decided.parent.span_id == outer.context.span_id
+    assert authorize.parent is not None
+    assert inner.parent.span_id == authorize.parent.span_id == outer.context.span_id
 
 
 def test_a_block_left_elsewhere_disturbs_nobody(exporter: InMemorySpanExporter) -> None:
@@ -244,15 +230,16 @@ def test_a_block_left_elsewhere_disturbs_nobody(exporter: InMemorySpanExporter) 
 
     generator = stream()
     contextvars.copy_context().run(next, generator)
-    with execute_tool_span("other") as other:
+    with execute_tool_span("other"):
+        mine = trace.get_current_span()
         generator.close()  # type: ignore[attr-defined]
-        assert trace.get_current_span() is other._span
+        assert trace.get_current_span() is mine
     assert {s.name for s in exporter.get_finished_spans()} == {"execute_tool stream", "execute_tool other"}
 
 
 def test_long_names_are_cut_in_span_names(exporter: InMemorySpanExporter) -> None:
     """A tool name that a model made up can not bloat span names."""
-    record_decision(deny("unknown_tool"), None, pdp="wasm", action="tools/call", resource="x" * 5000)
+    decided(deny("unknown_tool"), None, "x" * 5000)
     assert len(only(exporter).name) < 200
 
 
@@ -291,30 +278,42 @@ def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str)
     monkeypatch.setattr(telemetry, "_tracer", Broken(at))
     before = otel_context.get_current()
     done = []
-    with authorize_span("tools/call", "pay") as span:
-        span.decided(deny("pdp_error", "pdp"), REQUEST, pdp="wasm")
+    with execute_tool_span("pay"):
         done.append(1)
-    with execute_tool_span("pay") as tool:
-        tool.failed("x")
-        done.append(2)
     with pytest.raises(ValueError, match="mine"), execute_tool_span("pay"):
         raise ValueError("mine")
-    record_decision(deny("pdp_error", "pdp"), REQUEST, pdp="wasm", action="tools/call", resource="pay")
-    assert done == [1, 2]
+    decided(deny("pdp_error", "pdp"))
+    assert done == [1]
     assert otel_context.get_current() == before
 
 
-def test_without_an_sdk_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No span is recording, so no attribute is computed and no context is attached."""
-    monkeypatch.setattr(telemetry, "_tracer", trace.NoOpTracer())
-    monkeypatch.setattr(EvaluationRequest, "to_json", lambda self: pytest.fail("built"))
-    before = otel_context.get_current()
-    with authorize_span("tools/call", "pay") as span:
-        assert otel_context.get_current() is before
-        span.decided(PERMIT, REQUEST, pdp="wasm")
-    with execute_tool_span("pay") as tool:
-        tool.failed("x")
-    record_decision(PERMIT, REQUEST, pdp="wasm", action="tools/call", resource="pay")
+@pytest.mark.parametrize("tracer", [trace.NoOpTracer(), trace.ProxyTracer("x")])
+def test_without_an_sdk_a_call_costs_four_python_calls(monkeypatch: pytest.MonkeyPatch, tracer: trace.Tracer) -> None:
+    """Nothing records, so no span is made, no agent is named and no request is read."""
+    monkeypatch.setattr(telemetry, "_tracer", tracer)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    before, calls = otel_context.get_current(), []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        record_decision(PERMIT, b"not read", pdp="wasm", action="tools/call", resource="pay")
+        with execute_tool_span("pay", "1", ("root",), "thread", pytest.fail):
+            pass
+    finally:
+        sys.setprofile(None)
+    assert otel_context.get_current() is before
+    assert len(calls) <= 4, calls
+
+
+def test_an_sdk_that_is_set_up_later_records(monkeypatch: pytest.MonkeyPatch, exporter: InMemorySpanExporter) -> None:
+    """The tracer of the API, made at import, finds the provider."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_tracer", trace.ProxyTracer("x"))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    decided()
+    with execute_tool_span("pay"):
+        pass
+    assert [s.name for s in exporter.get_finished_spans()] == ["authorize pay", "execute_tool pay"]
 
 
 def test_names_stay_in_our_own_space() -> None:

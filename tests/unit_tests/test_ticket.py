@@ -18,8 +18,7 @@ from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import (
     Ticket,
-    acurrent_credential,
-    current_credential,
+    current_call,
     current_ticket,
     ticket_scope,
 )
@@ -71,7 +70,7 @@ def a_ticket(**changes: Any) -> Ticket:
 
 def refusal(audience: str | None = None) -> str:
     with pytest.raises(CredentialError) as caught:
-        current_credential(audience)
+        current_call().credential(audience)
     return caught.value.code
 
 
@@ -113,7 +112,7 @@ def test_a_credential_is_had_inside_the_tool_only() -> None:
     with ticket_scope(a_ticket()) as ticket:
         assert refusal() == "credential_unavailable"
         ticket.redeem()
-        got = current_credential()
+        got = current_call().credential()
         assert got.token.count(".") == 2
         assert (got.audience, got.idempotency_key, got.claims["sub"]) == (BANK, "key", "alice")
         ticket.conclude()
@@ -128,7 +127,7 @@ def test_an_audience_is_the_profiles() -> None:
         ticket.redeem()
         assert refusal() == "audience"
         assert refusal("https://evil.example") == "audience"
-        assert {current_credential(a).audience for a in (BANK, MAIL)} == {BANK, MAIL}
+        assert {current_call().credential(a).audience for a in (BANK, MAIL)} == {BANK, MAIL}
         assert len(ticket.minted_tokens()) == 2
     with ticket_scope(a_ticket(audiences=(), mint=None)) as ticket:
         ticket.redeem()
@@ -152,7 +151,7 @@ def test_a_call_mints_once_per_audience() -> None:
         threads = [
             threading.Thread(
                 target=contextvars.copy_context().run,
-                args=(lambda: tokens.append(current_credential().token),),
+                args=(lambda: tokens.append(current_call().credential().token),),
             )
             for _ in range(8)
         ]
@@ -161,7 +160,7 @@ def test_a_call_mints_once_per_audience() -> None:
         for thread in threads:
             thread.join()
         assert calls == [BANK]
-        assert set(tokens) == {current_credential(BANK).token} == set(ticket.minted_tokens())
+        assert set(tokens) == {current_call().credential(BANK).token} == set(ticket.minted_tokens())
 
 
 def test_a_failed_mint_mints_nothing() -> None:
@@ -177,7 +176,7 @@ def test_a_failed_mint_mints_nothing() -> None:
         ticket.redeem()
         assert refusal() == "credential_unavailable"
         assert ticket.minted_tokens() == ()
-        assert current_credential().audience == BANK
+        assert current_call().credential().audience == BANK
 
 
 def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:
@@ -277,14 +276,14 @@ async def test_a_bound_token_is_bound_to_a_key_of_its_call(road: str) -> None:
     for _ in range(2):
         with ticket_scope(a_ticket()) as ticket:
             ticket.redeem()
-            got = current_credential(dpop=True) if road == "sync" else await acurrent_credential(dpop=True)
-            assert got is current_credential(dpop=True)
+            got = current_call().credential(dpop=True) if road == "sync" else await current_call().acredential(dpop=True)
+            assert got is current_call().credential(dpop=True)
             headers = [got.headers("POST", BANK + "/pay") for _ in range(2)]
             assert headers[0]["Authorization"] == headers[1]["Authorization"] == f"DPoP {got.token}"
             assert headers[0]["DPoP"] != headers[1]["DPoP"]
             seen.append(got.claims["cnf"]["jkt"])
             with pytest.raises(CredentialError) as caught:
-                current_credential()
+                current_call().credential()
             assert caught.value.code == "credential_unavailable"
             assert got.token not in repr(got) + repr(pickle.dumps(got))
     assert len(set(seen)) == 2
@@ -294,10 +293,10 @@ def test_an_unbound_token_is_sent_as_bearer() -> None:
     """And can not be had bound a second time."""
     with ticket_scope(a_ticket()) as ticket:
         ticket.redeem()
-        got = current_credential()
+        got = current_call().credential()
         assert got.headers("POST", BANK) == {"Authorization": f"Bearer {got.token}"}
         with pytest.raises(CredentialError):
-            current_credential(dpop=True)
+            current_call().credential(dpop=True)
 
 
 async def test_tasks_and_threads_share_one_mint() -> None:
@@ -313,11 +312,11 @@ async def test_tasks_and_threads_share_one_mint() -> None:
 
     with ticket_scope(a_ticket(amint=slow)) as ticket:
         ticket.redeem()
-        tasks = [asyncio.create_task(acurrent_credential()) for _ in range(8)]
+        tasks = [asyncio.create_task(current_call().acredential()) for _ in range(8)]
         await entered.wait()
         # A blocking wait inside the loop that mints would never end: it is refused instead.
         assert refusal() == "credential_unavailable"
-        thread = asyncio.create_task(asyncio.to_thread(current_credential))
+        thread = asyncio.create_task(asyncio.to_thread(current_call().credential))
         tasks[3].cancel()
         await asyncio.sleep(0.01)
         go.set()
@@ -341,7 +340,7 @@ async def test_a_failed_mint_is_tried_again_by_who_waited(cancelled: bool) -> No
 
     with ticket_scope(a_ticket(amint=flaky)) as ticket:
         ticket.redeem()
-        first, second = (asyncio.create_task(acurrent_credential()) for _ in range(2))
+        first, second = (asyncio.create_task(current_call().acredential()) for _ in range(2))
         await entered.wait()
         if cancelled:
             first.cancel()
@@ -362,23 +361,23 @@ async def test_an_issuer_without_an_asynchronous_road_waits_in_a_thread() -> Non
 
     with ticket_scope(a_ticket(mint=blocking)) as ticket:
         ticket.redeem()
-        await acurrent_credential()
+        await current_call().acredential()
     assert ran_in != [threading.get_ident()]
     with ticket_scope(a_ticket(mint=None)) as ticket:
         ticket.redeem()
         with pytest.raises(CredentialError):
-            await acurrent_credential()
+            await current_call().acredential()
 
 
 async def test_outside_there_is_none_on_either_road() -> None:
     """Before, after, outside, and where the scope was given to somebody else."""
     with pytest.raises(CredentialError):
-        await acurrent_credential()
+        await current_call().acredential()
     with ticket_scope(a_ticket()) as ticket:
         ticket.redeem()
         with ticket_scope(None):
             assert refusal() == "credential_unavailable"
-        assert current_credential().audience == BANK
+        assert current_call().credential().audience == BANK
 
 
 def test_what_was_exchanged_is_searched_for_too() -> None:

@@ -21,20 +21,20 @@ __all__ = ["app"]
 app = typer.Typer(
     help="""Write, test, compare, release and question policies.
 
-    POLICY is a project directory (`policy init`), a bundle (`policy build`), an edited data.json, or
-    absent for the policy that is shipped.
+    POLICY is a project directory (`policy init`), a bundle (`policy build`) or an edited data.json. Without POLICY
+    the shipped policy is used.
 
     \b
       init     start a project: data, profiles, grants, cases
       check    find what is wrong with it
       test     run its cases, and its Rego tests
-      diff     what an edit would decide differently, on a recorded log: before it ships
-      replay   what a policy decides today on what was recorded then
-      explain  why a decision was taken, and what would change it
-      build    one signed revision, to be followed by `ReloadingPDP`
-      schema   the request that policies read, as JSON Schema
+      diff     show which recorded decisions an edit would change, before it ships
+      replay   decide a recorded log again by a policy of today
+      explain  show why a decision was made, and what would change it
+      build    make one signed revision, for `ReloadingPDP`
+      schema   print the JSON Schema of the request that policies read
 
-    Exit codes: 0; 1 for a finding (a failed case, a flip); 2 where a command could not do its work.""",
+    Exit codes: 0; 1 for a finding (a failed case, a flip); 2 if a command could not do its work.""",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -44,37 +44,7 @@ Opa = Annotated[str | None, typer.Option("--opa", metavar="FILE", help="The OPA 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
-_STARTER = {
-    "policy.yaml": "# Grows with every release; a policy never goes back.\nrevision: 1\n",
-    "data.json": '{\n  "rates": {\n    "send": {"window": 60, "max": 20},\n    "pay": {"window": 60, "max": 5}\n  }\n}\n',
-    "profiles.yaml": """# What each tool does: `runtime-authz inspect module:graph` lists yours to start from.
-tools:
-  read_file: {effect: read, sink: none, critical: {path: object}}
-  send_money: {effect: pay, sink: external, critical: {recipient: principal, amount: amount}}
-""",
-    "grants.yaml": """# What an application gives for a task: `authz.run(subject=..., grant="small_payments")`.
-grants:
-  small_payments:
-    tools: [read_file, send_money]
-    args: {send_money: {amount: {le: 100}}}
-""",
-    "cases.yaml": """# Each case is the example request (`policy schema --example`) with some paths replaced.
-cases:
-  - name: a write that the task asks for is permitted
-    expect: permit
-  - name: a payment on somebody else's word is asked about
-    request:
-      resource.properties.effect: pay
-      context.lease.grant: null
-      context.call.provenance.account.standing: outside
-    expect: approval_required
-    reasons: [argument_source, effect]
-  - name: nothing runs on a stale plan
-    request: {context.plan.stale: true}
-    expect: deny
-    reasons: [stale_plan]
-""",
-}
+_STARTER = Path(__file__).with_name("starter")
 
 
 @app.callback()
@@ -83,26 +53,24 @@ def _group() -> None:
 
 
 @app.command("init")
-def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")],
-) -> None:
+def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")]) -> None:
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
 
-    Rules of your own go to DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...`
-    beside the shipped ones (then OPA is needed to test and build).
+    Put rules of your own in DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...` adds to
+    the shipped rules. Testing and building them needs OPA.
 
     \b
     Examples:
       runtime-authz policy init my-policy
       runtime-authz policy test my-policy
-    """  # noqa: D301  (`\b` is what keeps the lines apart)
+    """  # noqa: D301  (`\b` keeps the lines apart)
     with reporting():
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ConfigError(f"`{directory.name}` is not empty; name a new directory")
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in _STARTER.items():
-            (directory / name).write_text(text, encoding="utf-8")
-            typer.echo(f"wrote  {directory / name}")
+        for file in sorted(_STARTER.iterdir()):
+            (directory / file.name).write_bytes(file.read_bytes())
+            typer.echo(f"wrote  {directory / file.name}")
     typer.echo(f"next   runtime-authz policy test {directory}")
 
 
@@ -110,22 +78,20 @@ def init(
 def check(policy: PolicyPath = None, opa: Opa = None) -> None:
     """Find what is wrong with a policy, without running it.
 
-    Reads data and profiles against their shape, and Rego for what OPA would not say: a file in a place where
-    none is read, a negated comparison (undefined, not true, where an operand is missing) and built-ins
-    that Wasm does not have.
+    Checks the shape of data and profiles, and finds what OPA does not report: a file in the wrong place, a negated
+    comparison (undefined, not true, if an operand is missing), and built-ins that Wasm does not have.
 
     \b
     Examples:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
     """  # noqa: D301
-    from langchain_runtime_authz.cli.policy.lint import lint_rego
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, lint_rego, open_policy, read_rego, unread
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
     with reporting():
-        # Text first: what is found there explains why a compiler refuses.
+        # Text first: its findings explain why a compiler refuses.
         own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
         found = unread(policy) if policy else []
         found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
@@ -147,7 +113,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
 def run_tests(policy: PolicyPath = None, opa: Opa = None) -> None:
     """Run a policy's cases on its Wasm, and its Rego tests (rego/*_test.rego) with OPA.
 
-    Without rules of its own a policy needs no OPA. Exit code 1 if anything is decided otherwise.
+    A policy without rules of its own does not need OPA. Exit code 1 if a case is decided differently.
 
     \b
     Examples:
@@ -204,15 +170,15 @@ def _run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str
 @app.command("diff")
 def diff(
     log: Log,
-    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The policy as it is.")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="The policy as it would be.")],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE", help="The policy today.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="The edited policy.")],
     as_json: AsJson = False,
     opa: Opa = None,
 ) -> None:
-    """List what an edited policy would decide differently on a recorded log: before it ships.
+    """List the decisions of a recorded log that an edited policy would change, before it ships.
 
-    Also what it would oblige to otherwise, where the outcome stays. Requests hold the profiles of their time;
-    tools whose profile is another in AFTER are named. Exit code 1 if anything flips or obliges otherwise.
+    It also lists changed obligations of an unchanged outcome. Requests hold the profiles of their time; tools with
+    another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
 
     \b
     Examples:
@@ -231,11 +197,10 @@ def diff(
 
 @app.command("replay")
 def replay(log: Log, policy: PolicyPath = None, as_json: AsJson = False, opa: Opa = None) -> None:
-    """Decide again, by a policy of today, what a log recorded; list what flips.
+    """Decide a recorded log again by a policy of today, and list the changes.
 
-    Time, task, history and approvals are what they were: they are in the recorded request. What the
-    enforcement point refused by itself is left out. Of obligations a log holds the types. Exit code 1 if
-    anything flips or obliges otherwise.
+    Time, task, history and approvals are those of the recorded request. Refusals by the enforcement point itself are
+    left out. A log holds only the types of obligations. Exit code 1 if an outcome or obligation changes.
 
     \b
     Examples:
@@ -257,8 +222,8 @@ def _recorded(log: Path) -> tuple[list[Recorded], int]:
 
     recorded, lost = read_log(log)
     if not recorded:
-        why = "its contents were left out; write it with `FileSink(path, content=True)`" if lost else "it holds none"
-        raise ConfigError(f"{log.name} holds no decision that can be taken again: {why}")
+        why = "it has no contents; write it with `FileSink(path, content=True)`" if lost else "it is empty"
+        raise ConfigError(f"{log.name} holds no decision that can be made again: {why}")
     return recorded, lost
 
 
@@ -280,15 +245,15 @@ def _tell(found: list[Flip], recorded: list[Recorded], lost: int, policy: Policy
         for f in flips:
             typer.echo(
                 f"flip  {f.decision_id[:12]}  {f.action} {f.asked}: "
-                f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}",
+                f"{_said(f.before, f.reasons_before)} -> {_said(f.after, f.reasons_after)}"
             )
         for f in others:
             was, now = (", ".join(terms) or "nothing" for terms in (f.obliged_before, f.obliged_after))
             typer.echo(f"duty  {f.decision_id[:12]}  {f.action} {f.asked}: {f.after}, obliges to {was} -> {now}")
         if profiled:
-            typer.echo(f"note  recorded under other profiles, whose change is not shown: {', '.join(profiled)}")
-        more = f"; {len(others)} oblige to something else" if others else ""
-        left = f"; {lost} left out, their contents were not recorded" if lost else ""
+            typer.echo(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
+        more = f"; {len(others)} oblige differently" if others else ""
+        left = f"; {lost} left out because their contents were not recorded" if lost else ""
         typer.echo(f"{len(flips)} of {len(recorded)} decisions flip{more}{left}")
     if found:
         raise typer.Exit(FINDING)
@@ -312,17 +277,15 @@ def _said(outcome: str, reasons: tuple[str, ...]) -> str:
 def explain(
     source: Annotated[Path, typer.Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
     decision_id: Annotated[
-        str | None,
-        typer.Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning."),
+        str | None, typer.Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", metavar="POLICY", help="Ask this policy.")] = None,
     as_json: AsJson = False,
     opa: Opa = None,
 ) -> None:
-    """Say which rules decided, and the smallest changes that would change the outcome.
+    """Show which rules decided, and the smallest changes that would change the outcome.
 
-    Without DECISION, a log's decisions are listed. Each change that is named was tried on the policy;
-    none of them is a recommendation.
+    Without DECISION, a log's decisions are listed. Each change was tried on the policy. It is not a recommendation.
 
     \b
     Examples:
@@ -357,19 +320,19 @@ def explain(
     typer.echo(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
     if recorded is not None and (recorded.outcome, recorded.reasons) != (decision.outcome, decision.reasons):
         typer.echo(
-            f"recorded  {_said(recorded.outcome, recorded.reasons)} under {recorded.revision}: not what this policy says"
+            f"recorded  {_said(recorded.outcome, recorded.reasons)} under {recorded.revision}; this policy decides differently"
         )
     for code, where in fired.items():
         typer.echo(f"because   {code}: {sentence(code)}")
-        typer.echo(f"          {', '.join(where) or 'by the default: no rule permits it'}")
+        typer.echo(f"          {', '.join(where) or 'by default: no rule permits it'}")
     if not fired:
-        typer.echo("because   no rule denies it and none asks")
+        typer.echo("because   no rule denies it or asks")
     for obligation in decision.obligations:
         typer.echo(f"obliges   {obligation.type} {json.dumps(obligation.properties)}")
     for words, outcome in otherwise:
         typer.echo(f"{outcome} if {'; and '.join(words)}")
     if not otherwise:
-        typer.echo("no change of up to three of the facts that were tried changes the outcome")
+        typer.echo("no change of up to three facts changes the outcome")
 
 
 def _find(recorded: list[Recorded], wanted: str | None, log: Path, as_json: bool) -> Recorded | None:
@@ -397,10 +360,10 @@ def _find(recorded: list[Recorded], wanted: str | None, log: Path, as_json: bool
     found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
     if not found and (codes := refused(log, wanted)):
         why = "; ".join(f"{code}: {sentence(code)}" for code in codes)
-        raise ConfigError(f"no policy took this decision, the enforcement point refused by itself ({why})")
+        raise ConfigError(f"the enforcement point made this decision, not a policy ({why})")
     if len(found) != 1:
         raise ConfigError(
-            f"{log.name} holds {len(found) or 'no'} decisions whose id begins with `{wanted}` and can be taken again"
+            f"{log.name} holds {len(found) or 'no'} decisions that can be made again and whose id begins with `{wanted}`"
         )
     return next(reversed([r for r in recorded if r.decision_id in found]))
 
@@ -425,16 +388,18 @@ def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request
 def build(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A project.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The bundle to write.")],
-    revision: Annotated[int | None, typer.Option("--revision", min=1, help="In place of policy.yaml's.")] = None,
+    revision: Annotated[
+        int | None, typer.Option("--revision", min=1, help="Replaces the revision in policy.yaml.")
+    ] = None,
     key: Annotated[Path | None, typer.Option("--key", metavar="PEM", help="Private key to sign it with.")] = None,
-    algorithm: Annotated[str, typer.Option("--alg", help="ES256, EdDSA, RS256 and their kin.")] = "ES256",
-    key_id: Annotated[str, typer.Option("--key-id", help="Under which the key is trusted.")] = "default",
+    algorithm: Annotated[str, typer.Option("--alg", help="ES256, EdDSA, RS256 or a relative.")] = "ES256",
+    key_id: Annotated[str, typer.Option("--key-id", help="The id under which the key is trusted.")] = "default",
     opa: Opa = None,
 ) -> None:
     """Make one revision of policy, data, profiles, grants and cases: an OPA bundle, signed with --key.
 
-    Its cases are run first; if one fails nothing is written and the exit code is 1. Rules in Rego are
-    compiled by OPA. `ReloadingPDP(FILE, keys={KEY_ID: PEM})` follows the file; an OPA server can serve it.
+    Its cases run first. If one fails, nothing is written and the exit code is 1. OPA compiles rules in Rego.
+    `ReloadingPDP(FILE, keys={KEY_ID: PEM})` follows the file; an OPA server can serve it.
 
     \b
     Examples:
@@ -451,11 +416,11 @@ def build(
         opened = open_policy(policy, opa)
         if opened.wasm is None or not (policy / "policy.yaml").is_file():
             raise ConfigError(
-                f"`{opened.name}` is no project; `runtime-authz policy init` makes one", Code.POLICY_INVALID
+                f"`{opened.name}` is not a project; `runtime-authz policy init` makes one", Code.POLICY_INVALID
             )
         failed = _run_cases(opened)
         if failed:
-            typer.echo(f"{failed} cases are decided otherwise: nothing was written", err=True)
+            typer.echo(f"{failed} cases are decided differently: nothing was written", err=True)
             raise typer.Exit(FINDING)
         files = bundle_files(opened, revision or opened.number)
         if key is not None:

@@ -1,14 +1,14 @@
-"""Where policies come from: a project directory, a bundle, a data file, or the one that is shipped.
+"""Open policies: a project directory, a bundle, a data file, or the shipped policy.
 
-A project is a directory with `policy.yaml` (`revision`, and `shipped: false` with an `entrypoint` for a
-policy that does not build on the shipped one). Beside it, each where it is needed: `data.json`,
-`profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`.
+A project is a directory with `policy.yaml` (`revision`, and `shipped: false` with an `entrypoint` for a policy that
+does not build on the shipped one). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml`
+(`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`.
 
-A directory of nothing but a policy is one too: `*.rego` (or `rego/*.rego`) with the `data.json` that they
-read, whole; or, without Rego, a `policy.wasm` with its `data.json`.
+A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
+without Rego, a `policy.wasm` with its `data.json`.
 
-What looks like a part of a policy and stands where none is read is an error (`unread`): whoever wrote a
-rule believes that it holds.
+A file that looks like a part of a policy but is in the wrong place is an error (`unread`): its author believes that
+the rule holds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-__all__ = ["Policy", "find_opa", "open_policy", "run_opa", "unread"]
+__all__ = ["Policy", "find_opa", "lint_rego", "open_policy", "run_opa", "unread"]
 
 _SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED_REGO: Final = "runtime_authz.rego"
@@ -54,18 +54,27 @@ PROJECT: Final = "policy.yaml"
 _PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
 _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
 OPA_SECONDS: Final = 120
+_NEGATED: Final = re.compile(r"\bnot\s+[^\n{]*?(?:[^=:<>!]|\b)(==|!=|<=|>=|<|>)(?!=)")
+_CALL: Final = re.compile(r"\b([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)\(")
+# Not native to Wasm (openpolicyagent.org/docs/policy-reference, "Wasm Support"): they would need a host function.
+_HOSTED: Final = re.compile(
+    r"^(http|io\.jwt|crypto|time|opa|rego|rand|uuid|net\.lookup_ip_addr|graphql|semver|units|yaml|providers|"
+    r"json\.(match_schema|verify_schema|patch)|strings\.(any_prefix_match|any_suffix_match|render_template)|"
+    r"glob\.quote_meta|regex\.(globs_match|split|template_match|replace)|urlquery|hex|print|trace|sprintf)(\.|$)"
+)
+_STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy that can be asked.
+    """A policy that can decide.
 
     Attributes:
-        name: of where it comes from.
-        number: its revision; 0 where it has none.
-        wasm: compiled; `None` is the shipped one.
-        data: the whole data document where `wasm` is given, else the shipped data's keys to replace.
-        rego: file → source, for telling where a rule stands; the shipped one where there is no own.
+        name: the name of its source.
+        number: its revision; 0 if it has none.
+        wasm: the compiled policy; `None` for the shipped one.
+        data: the whole data document if `wasm` is given, else the shipped data's keys to replace.
+        rego: file → source, to find a rule's line; the shipped source if it has no rules of its own.
     """
 
     name: str
@@ -79,7 +88,7 @@ class Policy:
     rego: Mapping[str, str] = field(default_factory=dict)
 
     def pdp(self) -> WasmPDP:
-        """An engine for it.
+        """Return an engine for it.
 
         Raises:
             ConfigError: `policy_invalid`.
@@ -90,14 +99,14 @@ class Policy:
 
 
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:
-    """The policy at a path; the shipped one without.
+    """Return the policy at a path, or the shipped one.
 
     Raises:
         ConfigError: `policy_invalid` or `profile_invalid`, saying what is wrong and where.
     """
     if source is None:
         return Policy("shipped", rego={SHIPPED_REGO: shipped_rego()})
-    source = source if source.name else source.resolve()  # `.` has no name to be told by
+    source = source if source.name else source.resolve()  # `.` has no name to show
     if found := unread(source):
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
         raise _invalid(f"{source.name}: {found[0]}{more}")
@@ -123,12 +132,12 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
 
 
 def unread(source: Path) -> list[str]:
-    """`file: that it is not read, and where it belongs`, for each file of a policy in the wrong place."""
+    """Return `file: where it belongs` for each file of a policy that is in the wrong place."""
     if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
         return []
     own = (source / PROJECT).is_file()
     if not own and not any(any(at.glob("*.rego")) for at in (source, source / "rego")):
-        return []  # no policy at all, which is said elsewhere
+        return []  # not a policy, which another error says
     found = []
     for file in sorted(source.rglob("*")):
         at = file.relative_to(source)
@@ -136,26 +145,41 @@ def unread(source: Path) -> list[str]:
             continue
         where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
         if not file.is_file():
-            # It would count as absent, and the shipped data or no rule at all stand in its place.
+            # Otherwise it would count as absent: the shipped data or no rule would be used instead.
             if not file.exists():
                 found.append(f"{name} is not read; the link leads nowhere")
             elif own and where == "." and file.name in _PARTS.values():
-                found.append(f"{name} is not read; it is no file")
+                found.append(f"{name} is not read; it is not a file")
             continue
         if file.suffix.lower() == ".rego":
             if file.suffix != ".rego" or where not in (("rego",) if own else (".", "rego")):
                 found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
             elif where == "rego" and not own and (source / file.name).is_file():
-                found.append(f"{name} is not read, as `{file.name}` stands beside rego/; give one of them another name")
+                found.append(f"{name} is not read, because `{file.name}` is outside rego/ too; rename one of them")
         elif own and where == "." and file.stem in _PARTS and file.name != _PARTS[file.stem]:
             found.append(f"{name} is not read; its name is `{_PARTS[file.stem]}`")
         elif own and where == "rego" and file.stem == "data":
-            found.append(f"{name} is not read; it belongs beside {PROJECT}, as `{DATA}`")
+            found.append(f"{name} is not read; it belongs next to {PROJECT}, as `{DATA}`")
     return found
 
 
+def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
+    """Yield `file:line: what is wrong` for what OPA accepts and the policy's author does not mean."""
+    for name, text in files.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            code = _STRING.sub('""', line).partition("#")[0]
+            if _NEGATED.search(code):
+                yield (
+                    f"{name}:{number}: a negated comparison is undefined, not true, if an operand is missing; "
+                    "write the condition as a rule and negate that"
+                )
+            for called in _CALL.findall(code):
+                if _HOSTED.match(called):
+                    yield f"{name}:{number}: `{called}` is not native to Wasm; compute it before the request is made"
+
+
 def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
-    """Rules of a package that nothing asks for: they would be compiled, and never evaluated."""
+    """Yield the rules of a package that is never evaluated, although it would be compiled."""
     asked = entrypoint.rpartition("/")[0].replace("/", ".")
     for name, text in rules.items():
         package = _PACKAGE.search(text)
@@ -163,16 +187,16 @@ def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
             continue
         root = "data." + (package[1] if package[1].startswith(asked + ".") else package[1].partition(".")[0])
         if not any(root in other for n, other in rules.items() if n != name):
-            yield f"`{name}` is `package {package[1]}`, which nothing asks for; `package {asked}` is what decides"
+            yield f"`{name}` is `package {package[1]}`, which is never evaluated; the decision is made in `package {asked}`"
 
 
 def _bare(path: Path, opa: str | None) -> Policy:
-    """A policy without a project around it. Its source counts before what was once compiled from it."""
+    """Return a policy without a project. Its source takes precedence over an earlier compilation of it."""
     found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
     rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
     if not rego and not (path / WASM).is_file():
         wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
-        raise _invalid(f"`{path.name}` is no policy: {wants}; `runtime-authz policy init DIR` starts one")
+        raise _invalid(f"`{path.name}` is not a policy: {wants}; `runtime-authz policy init DIR` starts one")
     if not (path / DATA).is_file():
         raise _invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
     wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
@@ -180,19 +204,19 @@ def _bare(path: Path, opa: str | None) -> Policy:
 
 
 def read_rego(file: Path) -> str:
-    """A file's source.
+    """Return a file's source.
 
     Raises:
-        ConfigError: `policy_invalid`: it is no text, or can not be read.
+        ConfigError: `policy_invalid`: it is not text, or cannot be read.
     """
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise _invalid(f"`{file.name}` can not be read: {unreadable(exc)}") from exc
+        raise _invalid(f"`{file.name}` cannot be read: {unreadable(exc)}") from exc
 
 
 def shipped_rego() -> str:
-    """Source of the shipped policy."""
+    """Return the source of the shipped policy."""
     return (_SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
 
 
@@ -209,7 +233,7 @@ def _project(path: Path, opa: str | None) -> Policy:
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
-        raise _invalid(f"rego/{SHIPPED_REGO} would take the shipped policy's place; give your rules another name")
+        raise _invalid(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
     if not shipped and not rules:
         raise _invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
     if ignored := next(_unreached(rules, entrypoint), ""):
@@ -233,10 +257,10 @@ def _project(path: Path, opa: str | None) -> Policy:
 
 
 def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole data document of a project that builds on the shipped policy.
+    """Return the whole data document of a project that builds on the shipped policy.
 
-    `given` holds keys of the shipped data to replace; or these under `runtime_authz_data`, with what the
-    project's own rules read beside it.
+    `given` holds keys of the shipped data to replace. Or it holds them under `runtime_authz_data`, next to the data
+    of the project's own rules.
 
     Raises:
         ConfigError: `policy_invalid`.
@@ -246,18 +270,18 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(inner, dict):
         raise _invalid(f"{DATA}: `{DATA_ROOT}` must be an object")
     if unknown := sorted(set(inner) - set(shipped)):
-        hint = f"it has: {', '.join(shipped)}; put data of your own rules beside `{DATA_ROOT}`"
+        hint = f"it has: {', '.join(shipped)}; put data of your own rules next to `{DATA_ROOT}`"
         raise _invalid(f"{DATA}: the shipped policy has no data key `{unknown[0]}`; {hint}")
     own = {k: v for k, v in given.items() if k != DATA_ROOT} if DATA_ROOT in given else {}
     if meant := sorted(set(own) & set(shipped)):
         raise _invalid(
-            f"{DATA}: `{meant[0]}` stands beside `{DATA_ROOT}`, where the shipped policy reads none; put it inside"
+            f"{DATA}: `{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
         )
     return {**own, DATA_ROOT: {**shipped, **inner}}
 
 
 def patched(cases: list[Any]) -> list[Any]:
-    """Cases with their requests written out: each names what differs from the example request.
+    """Return cases with whole requests: each case names only the differences from the example request.
 
     Raises:
         ConfigError: `policy_invalid`, naming the case.
@@ -269,7 +293,7 @@ def patched(cases: list[Any]) -> list[Any]:
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
-            raise _invalid(f"cases.yaml: case {i} must be a mapping, and its `request` one of path to value")
+            raise _invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
         try:
             request = example_request(case.get("request"))
         except (KeyError, TypeError, AttributeError, ValidationError) as exc:
@@ -281,10 +305,10 @@ def patched(cases: list[Any]) -> list[Any]:
 
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
-    """The files of a policy's bundle, unsigned."""
+    """Return the files of a policy's bundle, unsigned."""
     wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
     data = policy.data if policy.wasm is not None else merge_shipped(policy.data)
-    if isinstance(data.get(DATA_ROOT), dict):  # what an OPA server answers with
+    if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
     files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
     for name, text in policy.rego.items():
@@ -307,10 +331,10 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
-    """Rego compiled to Wasm by `opa`.
+    """Compile Rego to Wasm by `opa`.
 
     Raises:
-        ConfigError: `policy_invalid`: there is no OPA, or it refused, and with which words.
+        ConfigError: `policy_invalid`: there is no OPA, or OPA refused, with its words.
     """
     with tempfile.TemporaryDirectory() as work:
         at = Path(work)
@@ -341,12 +365,12 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
 
 
 def find_opa(given: str | None) -> str | None:
-    """The OPA to call: the one given, what `OPA` names, or `opa` on the PATH."""
+    """Return the OPA to call: the given one, the one in `$OPA`, or `opa` on the PATH."""
     return shutil.which(given or os.environ.get("OPA") or "opa")
 
 
 def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
-    """What OPA prints.
+    """Run OPA and return its output.
 
     Raises:
         ConfigError: `policy_invalid`: see `compile_rego`.
@@ -355,16 +379,11 @@ def run_opa(given: str | None, *arguments: str, cwd: Path) -> str:
     if binary is None:
         wanted = given or os.environ.get("OPA") or "opa"
         raise _invalid(
-            f"rules in Rego need OPA, and there is no `{wanted}`; install it (openpolicyagent.org) or name it with --opa"
+            f"rules in Rego need OPA, and `{wanted}` was not found; install it (openpolicyagent.org) or name it with --opa"
         )
     try:
         done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)
-            [binary, *arguments],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=OPA_SECONDS,
-            check=False,
+            [binary, *arguments], cwd=cwd, capture_output=True, text=True, timeout=OPA_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise _invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
@@ -384,7 +403,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path, member: str | None = None) -> Any:
-    """A YAML mapping, or its one member; empty where there is no file."""
+    """Return a YAML mapping, or its one member; empty if there is no file."""
     import yaml
 
     if member is not None and not path.is_file():
@@ -392,7 +411,7 @@ def _yaml(path: Path, member: str | None = None) -> Any:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-        raise _invalid(f"`{path.name}` can not be read: {unreadable(exc)}") from exc
+        raise _invalid(f"`{path.name}` cannot be read: {unreadable(exc)}") from exc
     if not isinstance(document, dict):
         raise _invalid(f"`{path.name}` must hold a mapping")
     if member is None:

@@ -1,4 +1,4 @@
-"""What a policy decides on what was recorded: replay, difference, and why."""
+"""Decide recorded requests again: replay, difference, and explanation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN: Final = 100  # characters of a call's arguments
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A decision that a policy took, and what it was asked. Of obligations a record holds the types."""
+    """A policy's decision and its request. A record holds only the types of obligations."""
 
     decision_id: str
     outcome: str
@@ -40,7 +40,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A request that two policies decide differently: to another outcome, or obliging to something else."""
+    """A request that two policies decide differently: another outcome, or other obligations."""
 
     decision_id: str
     resource: str
@@ -55,12 +55,12 @@ class Flip:
 
     @property
     def turns(self) -> bool:
-        """Whether the outcome is another."""
+        """True if the outcome changes."""
         return self.before != self.after
 
 
 def asked(request: EvaluationRequest) -> str:
-    """What was asked for, in one line: of a call its arguments too, or three payments look alike."""
+    """Return the request in one line, with a call's arguments, which tell payments apart."""
     call = request.context.call
     if call is None:
         return request.resource.id
@@ -70,7 +70,7 @@ def asked(request: EvaluationRequest) -> str:
 
 
 def refused(path: Path, wanted: str) -> tuple[str, ...]:
-    """The codes of a decision that the enforcement point took without a policy; none where there is no such."""
+    """Return the codes of a decision that the enforcement point made itself; none if there is no such decision."""
     with path.open("rb") as file:
         for line in file:
             record = parse_line(line.rstrip(b"\n"))
@@ -85,14 +85,14 @@ def refused(path: Path, wanted: str) -> tuple[str, ...]:
 
 
 def read_log(path: Path) -> tuple[list[Recorded], int]:
-    """The decisions in a log that can be taken again, and how many policy decisions can not.
+    """Return the decisions of a log that can be made again, and the number of those that cannot.
 
-    What the enforcement point refused by itself was no policy's decision and is left out. A record without
-    its contents can not be taken again.
+    Refusals by the enforcement point are left out: no policy made them. A record without its contents cannot be
+    decided again.
 
     Raises:
         AuditError: `chain_broken`.
-        OSError: it can not be read.
+        OSError: the log cannot be read.
     """
     report = verify_chain(path)
     if not report.ok:
@@ -115,7 +115,7 @@ def read_log(path: Path) -> tuple[list[Recorded], int]:
                         str(record["policy_revision"]),
                         request,
                         tuple(sorted(map(str, record.get("obligations", ())))),
-                    ),
+                    )
                 )
             except (ValidationError, ValueError, KeyError, TypeError):
                 lost += 1
@@ -123,10 +123,10 @@ def read_log(path: Path) -> tuple[list[Recorded], int]:
 
 
 def read_request(path: Path) -> EvaluationRequest:
-    """A request in a JSON file.
+    """Return the request in a JSON file.
 
     Raises:
-        ConfigError: it is none, and where not.
+        ConfigError: it is not a request; the error names the field.
     """
     try:
         return EvaluationRequest.model_validate_json(path.read_bytes())
@@ -134,22 +134,22 @@ def read_request(path: Path) -> EvaluationRequest:
         first = exc.errors()[0] if isinstance(exc, ValidationError) else None
         at = ".".join(map(str, first["loc"])) if first else ""
         why = f"`{at or 'request'}`: {first['msg']}" if first else getattr(exc, "strerror", "") or type(exc).__name__
-        raise ConfigError(f"{path.name} is no request: {why}") from exc
+        raise ConfigError(f"{path.name} is not a request: {why}") from exc
 
 
 def decide(pdp: WasmPDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
-    """Decide each request by itself."""
+    """Decide each request alone."""
     evaluator = Evaluator(pdp, deadline=600)
     return [evaluator.evaluate([request])[0] for request in requests]
 
 
 def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:
-    """What `after` decides differently than `before`, or than was recorded.
+    """Return the requests that `after` decides differently than `before`, or than the log.
 
-    An edit that keeps the outcome may take away what made it bearable: a limit, a redaction, a second approver.
+    An edit that keeps the outcome may still drop a limit, a redaction or a second approver.
 
     Raises:
-        ConfigError: a policy can not be used.
+        ConfigError: a policy cannot be used.
     """
     requests = [r.request for r in recorded]
     obliged = _types if before is None else _terms
@@ -177,9 +177,9 @@ def _terms(decision: Decision) -> tuple[str, ...]:
 
 
 def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
-    """Tools of which the policy's own profile says something else than was recorded.
+    """Return the tools whose profile in the policy differs from the recorded one.
 
-    A recorded request holds the facts of its time, so what a changed profile changes is in no flip.
+    A recorded request holds the facts of its time, so no flip shows the effect of a changed profile.
     """
     found = set()
     for r in recorded:
@@ -204,7 +204,7 @@ def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Deci
 
 
 def rules(policy: Policy, code: str, outcome: str) -> list[str]:
-    """`file:line` of the rules that give a reason for an outcome."""
+    """Return the `file:line` of the rules that give a reason for an outcome."""
     kind = "asked" if outcome == "approval_required" else "denied"
     found = []
     for name, text in policy.rego.items():
@@ -268,21 +268,21 @@ def _calm(document: dict[str, Any]) -> None:
 
 
 def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
-    """What could have been otherwise, in words."""
-    yield "a human approves exactly this call", _approved("interrupt", authenticated=False)
+    """Yield facts that could have been different, in words."""
+    yield "an approver approves exactly this call", _approved("interrupt", authenticated=False)
     yield "an authenticated approver approves exactly this call", _approved("interrupt", authenticated=True)
     yield "the run has no grant that limits it", _at("context.lease.grant", None)
     for name in request["context"]["lease"]["grant"] or {}:
         yield f"the grant does not limit `{name}`", _without(f"context.lease.grant.{name}")
     yield "the words of the task ask for it", _at("context.call.intent", {"state": "intended", "source": "words"})
-    yield "every critical argument was said by the human", _told
+    yield "the user said every critical argument", _told
     yield "the task and the plan are of one epoch", _at("context.plan.stale", False)
     yield "a recorded plan holds the call", _at("context.plan.planned", True)
     yield (
-        "it is the call that was planned",
+        "it is the planned call",
         _at("context.plan", {**(request["context"].get("plan") or {}), "planned": True, "changed": False}),
     )
-    yield "what it was planned on has not changed", _at("context.call.changed", [])
+    yield "the data behind the plan has not changed", _at("context.call.changed", [])
     yield "the tool has a reviewed profile", _at("resource.properties.profiled", True)
     yield "the tool's effect is `read`", _at("resource.properties.effect", "read")
     yield "its arguments go nowhere (sink `none`)", _at("context.call.sink", "none")
@@ -314,10 +314,10 @@ def _without(path: str) -> Edit:
 
 
 def changes(pdp: WasmPDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
-    """The smallest changes that would change the outcome: what would be otherwise, and the outcome then.
+    """Return the smallest sets of changes, at most three each, that change the outcome, with the new outcome.
 
-    A deny is answered by what would permit it (or have it asked about), a permit by what would not. Sets of
-    at most three; each was tried on the policy itself.
+    For a deny they are changes that permit the request or ask about it, for a permit those that do not permit it.
+    Each set was tried on the policy.
     """
     document = json.loads(request.to_json())
     telling = []

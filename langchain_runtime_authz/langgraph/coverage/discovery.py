@@ -325,7 +325,7 @@ class _Look:
             return  # what it holds is told where it was met first
         self.searched[id(tool)] = tool
         for where in dict.fromkeys(secrets_of(tool)):
-            note = "a long-lived secret: use `current_credential()`, or keep it outside this process"
+            note = "a long-lived secret: use `current_call().credential()`, or keep it outside this process"
             yield Row("secret", tool.name, label, (), note, f"{route}/{where}")
         inner = f"{route}/{tool.name}"
         held = list(walk(functions_of(tool), deep=True, into_tools=False))

@@ -1,7 +1,7 @@
 """Long-lived secrets that a tool holds: where they are, never what they are.
 
 A tool that has its own key needs no permit to use it: the credential per call
-(`current_credential`) is what such a key should become. What is found is found by type
+(`current_call().credential`) is what such a key should become. What is found is found by type
 (`SecretStr`), by name (`api_key`, an `Authorization` header) or by the form of well-known tokens; a
 secret without any of these is not found.
 """

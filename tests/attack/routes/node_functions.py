@@ -309,7 +309,7 @@ ROUTES = [
         "a raw thread that was given nothing",
         node(lambda pay, _: aside(lambda: pay.invoke(ARGS)), lambda pay, _: _aside(lambda: _aloop(pay))),
         closed_by=ONLY_GUARD,
-        open='an unguarded tool in a thread without the run\'s context, config or callbacks; `ambient="process"` denies it',
+        open="an unguarded tool in a thread without the run's context, config or callbacks; `authz.deny_outside_runs()` denies it",
     ),
     Route(
         "executor",
@@ -322,7 +322,7 @@ ROUTES = [
         "an executor that does not",
         node(_bare_executor, _abare_executor),
         closed_by=ONLY_GUARD,
-        open='an unguarded tool in a thread without the run\'s context, config or callbacks; `ambient="process"` denies it',
+        open="an unguarded tool in a thread without the run's context, config or callbacks; `authz.deny_outside_runs()` denies it",
     ),
     Route(
         "function",

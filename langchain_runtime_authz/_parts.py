@@ -1,0 +1,152 @@
+"""The parts of a `RuntimeAuthz`: checks before it is made, and methods that drive its flows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+
+from langchain_runtime_authz._validate import wrong
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
+from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
+from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
+from langchain_runtime_authz.pep.engine import Flow, adrive, drive
+from langchain_runtime_authz.profile import ToolProfile
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.issuer import Issuer
+
+__all__ = ["Revised", "TaskSources", "audit_sink", "both", "ephemeral", "like", "refuse_older", "revised"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class TaskSources:
+    """Where a graph holds its task: an edit there from outside changes the task.
+
+    Attributes:
+        channels: state channels with words of the user. In `messages` only user entries count.
+        memory: namespaces of the graph's store, like `("memories", "{subject}")`.
+
+    Raises:
+        ConfigError: a value is not a sequence of names.
+    """
+
+    channels: tuple[str, ...] = ("messages",)
+    memory: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.memory, str):
+            raise wrong("memory", "a sequence of namespaces", self.memory)
+        object.__setattr__(self, "channels", _names("channels", self.channels))
+        object.__setattr__(self, "memory", tuple(_names("memory", n) for n in self.memory))
+
+
+@runtime_checkable
+class Revised(Protocol):
+    """A PDP whose policy brings profiles and grants."""
+
+    @property
+    def profiles(self) -> Mapping[str, ToolProfile]: ...
+
+    @property
+    def grants(self) -> Mapping[str, Grant]: ...
+
+
+def _behind(pdp: PDP) -> list[PDP]:
+    """Return a PDP and those that it asks."""
+    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in _behind(inner))]
+
+
+def revised(pdp: PDP) -> list[Revised]:
+    """Return the PDPs whose policy brings profiles and grants, also behind an observer or a breaker."""
+    if isinstance(pdp, Revised):
+        return [pdp]
+    return [found for inner in getattr(pdp, "behind", ()) for found in revised(inner)]
+
+
+def ephemeral(
+    pdp: PDP | None = None,
+    issuer: Issuer | None = None,
+    ledger: Ledger | None = None,
+    audit: AuditSink | str | Path | None = None,
+    **_: Any,
+) -> list[str]:
+    """Return one sentence for each part that ends with the process, observes only, or is made for tests."""
+    found = []
+    for one in _behind(pdp) if pdp is not None else ():
+        if isinstance(one, ObserveOnly):
+            found.append("`pdp` only observes; give the PDP that it observes")
+        elif type(one).__module__.startswith("langchain_runtime_authz.testing."):
+            found.append(
+                f"`pdp` asks a `{type(one).__name__}`, made for tests; give `OpaPDP(url)` or `ReloadingPDP(url)`"
+            )
+    if issuer is None or getattr(issuer, "ephemeral", False):
+        found.append("`issuer` signs with a key that ends with the process; give `LocalIssuer(KeyDirectory(path))`")
+    if ledger is None or isinstance(ledger, MemoryLedger):
+        found.append("`ledger` is in memory; give `PostgresLedger(dsn)`, or `SqliteLedger(path)` on one host")
+    if audit is None or isinstance(audit, MemorySink):
+        found.append("`audit` is in memory; give the path of a file, or a sink of your own")
+    return found
+
+
+def audit_sink(audit: AuditSink | str | Path | None) -> AuditSink:
+    """Return the sink of an `audit=` argument."""
+    if isinstance(audit, str | Path):
+        return FileSink(audit)
+    return audit if audit is not None else MemorySink()  # a sink may be falsy
+
+
+def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
+    """Refuse a ledger without the commit that the audit chain names: it was put back, and lost revocations."""
+    newest = getattr(audit, "anchor", None)
+    found = newest(tenant) if callable(newest) else None
+    if found is None:
+        return
+    try:
+        anchor = Anchor(str(found["ledger"]), int(found["position"]), str(found["nonce"]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise AuditError(Code.CHAIN_BROKEN, "the newest record's `ledger` is not an anchor") from exc
+    if not (isinstance(ledger, Anchored) and ledger.holds(tenant, anchor)):
+        raise LedgerError(Code.LEDGER_ROLLED_BACK, f"the audit file names commit {anchor.position}")
+
+
+def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
+        raise wrong(parameter, "a sequence of names", names)
+    return tuple(names)
+
+
+def both(
+    flow: Callable[Concatenate[RuntimeAuthz, P], Flow[T]],
+) -> tuple[Callable[Concatenate[RuntimeAuthz, P], T], Callable[Concatenate[RuntimeAuthz, P], Coroutine[Any, Any, T]]]:
+    """Return a method that runs a flow, and the one that runs it without blocking the event loop."""
+    name = flow.__name__.removeprefix("_")
+
+    @functools.wraps(flow)
+    def run(self: RuntimeAuthz, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return drive(self._engine, flow(self, *args, **kwargs))
+
+    @functools.wraps(flow)
+    async def arun(self: RuntimeAuthz, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await adrive(self._engine, flow(self, *args, **kwargs))
+
+    run.__name__, arun.__name__ = name, f"a{name}"
+    run.__qualname__, arun.__qualname__ = f"RuntimeAuthz.{name}", f"RuntimeAuthz.a{name}"
+    arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
+    return run, arun
+
+
+def like(
+    init: Callable[Concatenate[RuntimeAuthz, P], None],
+) -> Callable[[Callable[..., RuntimeAuthz]], Callable[Concatenate[type[RuntimeAuthz], P], RuntimeAuthz]]:
+    """Give another constructor the signature of `init`."""
+    return lambda constructor: functools.update_wrapper(constructor, init, assigned=())
