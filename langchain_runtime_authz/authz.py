@@ -78,11 +78,10 @@ class RuntimeAuthz:
     ephemeral ES256 key, audit records in memory.
 
     Args:
-        pdp: the policy decision point; the default is `WasmPDP(data=policy_data)`.
+        pdp: the policy decision point; the default is `WasmPDP()`, which takes changes of the shipped data.
         issuer: signs per-call tokens; the default has an ephemeral key.
         ledger: what is known of threads; the default is `MemoryLedger()`.
         identity: names agents; the default does not attest.
-        policy_data: top-level keys of the shipped policy's `data.json` to replace.
         profiles: tool name → `ToolProfile`, the path of a YAML file, or `langchain` or `deepagents` for those that
             come with the package; the default is what the `pdp` brings (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
@@ -98,7 +97,6 @@ class RuntimeAuthz:
         planner: a chat model with structured output that says which tools a task needs. It is asked once per
             state of the task, before anything runs, and sees the human's words and the profiles, nothing else;
             if it fails, the task asks for no tool. Without one, the `intent` words of profiles tell.
-        deadline: seconds for the PDP to answer one message's batch.
         ambient: where a tool that nobody guarded is decided when it starts: inside protected runs
             (`run`), or everywhere in the process (`process`), where it is denied `no_run` outside
             every run. The latter is for good and for every graph of the process, protected or not.
@@ -120,7 +118,6 @@ class RuntimeAuthz:
         issuer: Issuer | None = None,
         ledger: Ledger | None = None,
         identity: Identity | None = None,
-        policy_data: Mapping[str, Any] | None = None,
         profiles: Mapping[str, ToolProfile | Mapping[str, Any]] | str | Path | None = None,
         audit: AuditSink | str | Path | None = None,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
@@ -130,7 +127,6 @@ class RuntimeAuthz:
         notify: Mapping[str, Notifier] | None = None,
         tenant: str = "default",
         planner: BaseChatModel | None = None,
-        deadline: float = 2.0,
         ambient: Ambient = "run",
         approvers: Approvers | None = None,
     ) -> None:
@@ -149,10 +145,7 @@ class RuntimeAuthz:
         if pdp is None:
             from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-            pdp = WasmPDP(data=policy_data)
-        elif policy_data is not None:
-            msg = "`policy_data` steers the shipped policy; with a `pdp` of your own give it to that"
-            raise ConfigError(msg)
+            pdp = WasmPDP()
         self.pdp = pdp
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
@@ -183,7 +176,7 @@ class RuntimeAuthz:
         self.profiles = Profiles(declared if brought is None else lambda: brought.profiles)
         self._engine = Engine(
             ledger=self.ledger,
-            evaluator=Evaluator(pdp, deadline=deadline),
+            evaluator=Evaluator(pdp),
             issuer=self.issuer,
             identity=self.identity,
             audit=self.audit,

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import secrets
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -355,68 +356,101 @@ class EvaluationRequest(_Model):
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
 
 
+def parse_request(body: bytes) -> EvaluationRequest:
+    """Return the request in a body, validated: for a PDP that wants the model.
+
+    Raises:
+        ValidationError: the body holds no such request.
+    """
+    return EvaluationRequest.model_validate_json(body)
+
+
 def request_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of `EvaluationRequest`; `policies/request.schema.json` is the committed copy."""
     schema = EvaluationRequest.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-class Obligation(_Model):
+@dataclass(frozen=True, slots=True)
+class Obligation:
     """What the PEP must do (AuthZEN obligations profile).
 
     Types understood: `redact` (`fields`: names in the tool's result), `require_approval`,
     `rate_limit` (`counter`, `window` seconds, `max`), `revoke`.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    id: str
+    type: str
+    properties: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def parse(cls, document: object) -> Obligation:
+        """Return the obligation in a JSON object.
+
+        Raises:
+            ValidationError: the object is malformed.
+        """
+        return _Obligation.model_validate(document).made()
+
+
+class _Open(BaseModel):
+    # A PDP may say more about a reason than its code.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class _Obligation(_Model):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
     id: str
     type: str
     properties: Properties = Field(default_factory=dict)
 
+    def made(self) -> Obligation:
+        return Obligation(self.id, self.type, self.properties)
 
-class _Reason(BaseModel):
-    # Open on purpose: a PDP may say more about a reason than its code.
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+class _Reason(_Open):
     code: Annotated[str, Field(max_length=128, pattern=REASON_CODE.pattern)]
 
 
-class _Policy(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+class _Policy(_Open):
     revision: Annotated[str, Field(max_length=256)] = ""
 
 
-class _AnswerContext(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+class _AnswerContext(_Open):
     reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
-    obligations: Annotated[list[Obligation], Field(max_length=64)] = Field(default_factory=list)
+    obligations: Annotated[list[_Obligation], Field(max_length=64)] = Field(default_factory=list)
     ttl: Annotated[int, Field(ge=0, le=3600)] = 0
-    policy: _Policy = Field(default_factory=lambda: _Policy())
+    policy: _Policy = Field(default_factory=_Policy)
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+class _Answer(_Model):
     decision: bool
-    context: _AnswerContext = Field(default_factory=lambda: _AnswerContext())
+    context: _AnswerContext = Field(default_factory=_AnswerContext)
 
 
-class Decision(_Model):
-    """The answer as the PEP obeys it. Total: whatever went wrong, this is a value.
+def new_decision_id() -> str:
+    """Return 128 random bits as hex: an opaque reference, never derived from the request."""
+    return os.urandom(16).hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer as the PEP obeys it. A failure is a value too.
 
     Attributes:
-        outcome: `permit`, `deny`, `approval_required` (a human can lift it) or `halt`.
+        outcome: `permit`, `deny`, `approval_required` (an approver can lift it) or `halt`.
         reasons: stable codes, most telling first; never empty on a deny.
         decision_id: finds the audit record; the only thing told to a model.
-        failure: which of the three failures a deny is; `None` where policy decided.
-        ttl: seconds for which an equal permit may be kept elsewhere; 0 = not at all. No call's permit is kept here. Those
-            of `node/enter` and `model/call` stand for agent, epoch and policy revision, whatever it says.
-        pdp_decision_id: the PDP's own id of this decision, where it gave one: finds its log entry.
+        failure: which of the three failures a deny is; `None` if the policy decided.
+        ttl: seconds for which others may cache an equal permit. This package caches no call's permit. It caches
+            `node/enter` and `model/call` by agent, epoch and policy revision, whatever the `ttl`.
+        pdp_decision_id: the PDP's own id of this decision, if it gave one: finds its log entry.
     """
 
     outcome: Outcome
     reasons: tuple[str, ...] = ()
     obligations: tuple[Obligation, ...] = ()
-    decision_id: str
+    decision_id: str = field(default_factory=new_decision_id)
     policy_revision: str = ""
     failure: Failure | None = None
     ttl: int = 0
@@ -424,42 +458,46 @@ class Decision(_Model):
 
     @property
     def permit(self) -> bool:
-        """Whether the step may be taken."""
+        """Return True if the step may be taken."""
         return self.outcome == "permit"
 
     @property
     def reason(self) -> str:
-        """The first reason's code, empty on a plain permit."""
+        """Return the first reason's code, or an empty text on a plain permit."""
         return self.reasons[0] if self.reasons else ""
 
 
-def new_decision_id() -> str:
-    """128 random bits, hex: an opaque reference, never derived from the request."""
-    return secrets.token_hex(16)
-
-
 def deny(code: str, failure: Failure | None = "enforcement", revision: str = "") -> Decision:
-    """A deny that this package itself gives."""
-    return Decision(
-        outcome="deny",
-        reasons=(str(code),),
-        decision_id=new_decision_id(),
-        failure=failure,
-        policy_revision=revision,
-    )
+    """Return a deny that this package itself gives."""
+    return Decision("deny", (str(code),), failure=failure, policy_revision=revision)
+
+
+# Short answers repeat. Only answers without obligations are kept: the properties of an obligation are mutable.
+_MEMO_BYTES: Final = 1024
+_MEMO_SIZE: Final = 256
+_memo: dict[tuple[bytes, str], Decision] = {}
 
 
 def parse_answer(answer: object, revision: str = "") -> Decision | None:
-    """A PDP's answer, or `None` where it is anything but a well-formed decision document.
+    """Return a PDP's answer as a decision, or `None` unless it is a well-formed decision document.
 
-    An `obligation` or `Obligations` in the context is no member of its own but a misspelt one: left out, a permit
+    `answer` is JSON text or bytes, or the parsed document; `revision` stands in if the answer names none.
+    Only the literal `true` permits. Malformed are: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere,
+    an unknown member next to `decision` and `context`, more than 64 KiB, and a misspelt `obligations`, which
     would oblige to nothing.
-
-    `answer` is JSON text or bytes, or the already parsed document; `revision` stands in where the
-    answer names no policy revision. Only the literal `true`
-    permits: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, an unknown member beside
-    `decision` and `context`, or more than 64 KiB are all malformed.
     """
+    short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
+    if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]
+        return Decision(known.outcome, known.reasons, (), new_decision_id(), known.policy_revision, None, known.ttl)
+    decision = _parsed(answer, revision)
+    if short and decision is not None and not decision.obligations:
+        if len(_memo) >= _MEMO_SIZE:
+            _memo.clear()
+        _memo[answer, revision] = decision  # type: ignore[index]
+    return decision
+
+
+def _parsed(answer: object, revision: str) -> Decision | None:
     try:
         if isinstance(answer, str | bytes | bytearray):
             if len(answer) > MAX_ANSWER_BYTES:
@@ -477,8 +515,7 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
     return Decision(
         outcome=_outcome(parsed.decision, {o.type for o in ctx.obligations}),
         reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
-        obligations=tuple(ctx.obligations),
-        decision_id=new_decision_id(),
+        obligations=tuple(o.made() for o in ctx.obligations),
         policy_revision=ctx.policy.revision or revision,
         ttl=ctx.ttl,
     )

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -328,4 +329,4 @@ def answer(verdict: Verdict, call_id: str | None) -> Any:
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:
     """The denial of a call for the reason that `exc` gives."""
-    return Denial(call, deny(exc.code).model_copy(update={"decision_id": exc.decision_id}))
+    return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))

@@ -20,24 +20,24 @@ import asyncio
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from langchain_runtime_authz._http import Link
-from langchain_runtime_authz._validate import wrong
+from langchain_runtime_authz._validate import checked_seconds, wrong
 from langchain_runtime_authz.authzen import (
     MAX_ANSWER_BYTES,
     REASON_CODE,
     Decision,
-    EvaluationRequest,
     deny,
     misspelt,
     parse_answer,
     strict_json,
 )
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp.base import bounded
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
 
 if TYPE_CHECKING:
     import aiohttp
@@ -78,6 +78,7 @@ class AuthzenPDP:
         token_file: file whose content is sent as bearer token; read again when it changes.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time.
+        deadline: seconds within which the calls of one message must be answered.
 
     Raises:
         ConfigError: any of it is wrong. The PDP is not asked before the first decision.
@@ -102,7 +103,9 @@ class AuthzenPDP:
         token_file: str | Path | None = None,
         proxy: str | None = None,
         pool_size: int = 10,
+        deadline: float = DEFAULT_DEADLINE,
     ) -> None:
+        self.deadline = checked_seconds("deadline", deadline)
         self._link = Link(
             url,
             timeout=timeout,
@@ -161,17 +164,16 @@ class AuthzenPDP:
             **connection,
         )
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
         return self._link.run(lambda session: self._ask(session, body))
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    async def aevaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
         return await self._link.arun(lambda session: self._ask(session, body))
 
     def evaluate_batch(
         self,
-        requests: Sequence[EvaluationRequest],
         bodies: Sequence[bytes],
         semantic: Semantic = "execute_all",
     ) -> Sequence[object]:
@@ -184,7 +186,6 @@ class AuthzenPDP:
 
     async def aevaluate_batch(
         self,
-        requests: Sequence[EvaluationRequest],
         bodies: Sequence[bytes],
         semantic: Semantic = "execute_all",
     ) -> Sequence[object]:
@@ -296,7 +297,7 @@ def _decision(answer: object, sent_id: str) -> Decision:
     stray = isinstance(answer, dict) and ("obligations" in answer or misspelt(answer) or misspelt(context))
     if isinstance(answer, dict) and isinstance(context, dict) and not stray:
         decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
-    return (decision or deny(Code.PDP_MALFORMED, "pdp")).model_copy(update={"pdp_decision_id": sent_id})
+    return replace(decision or deny(Code.PDP_MALFORMED, "pdp"), pdp_decision_id=sent_id)
 
 
 def _projected(context: dict[str, Any]) -> dict[str, Any]:

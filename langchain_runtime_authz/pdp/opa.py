@@ -11,20 +11,20 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from langchain_runtime_authz._http import Link, whole_body
-from langchain_runtime_authz._validate import wrong
+from langchain_runtime_authz._validate import checked_seconds, wrong
 from langchain_runtime_authz.authzen import (
     MAX_ANSWER_BYTES,
     Decision,
-    EvaluationRequest,
     parse_answer,
     strict_json,
 )
 from langchain_runtime_authz.errors import Code, PDPError
-from langchain_runtime_authz.pdp.base import bounded
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
 
 if TYPE_CHECKING:
     import aiohttp
@@ -55,6 +55,7 @@ class OpaPDP:
         token_file: file whose content is sent as bearer token; read again when it changes.
         proxy: URL of an HTTP proxy. The environment's is never used.
         pool_size: connections that may be open at the same time.
+        deadline: seconds within which the calls of one message must be answered.
 
     Raises:
         ConfigError: any of it is wrong. The server is not asked before the first decision.
@@ -80,7 +81,9 @@ class OpaPDP:
         token_file: str | Path | None = None,
         proxy: str | None = None,
         pool_size: int = 10,
+        deadline: float = DEFAULT_DEADLINE,
     ) -> None:
+        self.deadline = checked_seconds("deadline", deadline)
         if batch is None and path == DECISION:
             batch = BATCH
         for name, rule in (("path", path), *((("batch", batch),) if batch is not None else ())):
@@ -100,23 +103,19 @@ class OpaPDP:
         self._url = f"{data}/{path}?provenance=true"
         self._batch_url = f"{data}/{batch}?provenance=true" if batch is not None else None
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
         return self._link.run(lambda session: self._ask(session, body))
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    async def aevaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
         return await self._link.arun(lambda session: self._ask(session, body))
 
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer the calls of a message, within one `timeout`."""
         return self._link.run(lambda session: self._ask_all(session, bodies))
 
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[object]:
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer the calls of a message, within one `timeout`."""
         return await self._link.arun(lambda session: self._ask_all(session, bodies))
 
@@ -200,8 +199,8 @@ def _decision(result: object, told: _Told) -> Decision | None:
     decision = parse_answer(result)
     if decision is None:
         return None
-    update = {"pdp_decision_id": told.own_id, "policy_revision": told.revision or decision.policy_revision}
-    return decision.model_copy(update=update)
+    revision = told.revision or decision.policy_revision
+    return replace(decision, pdp_decision_id=told.own_id, policy_revision=revision)
 
 
 def _told(document: dict[str, Any]) -> _Told:

@@ -338,5 +338,5 @@ def _read(run: Run, ticket: Ticket, call: Call, state: str) -> RecordStep:
 
 def _replaced(judged: DecidedCall, decision: Decision) -> DecidedCall:
     """The same call under another decision, which keeps the first one's id in the audit trail."""
-    decision = decision.model_copy(update={"decision_id": judged.decision.decision_id})
+    decision = replace(decision, decision_id=judged.decision.decision_id)
     return replace(judged, decision=decision)

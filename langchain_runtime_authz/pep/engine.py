@@ -217,11 +217,11 @@ class Evaluate:
 
     def run(self, engine: Engine) -> list[Decision]:
         """Perform it, blocking."""
-        return engine.evaluator.evaluate(self.requests, self.bodies)
+        return engine.evaluator.evaluate(self.bodies)
 
     async def arun(self, engine: Engine) -> list[Decision]:
         """Perform it."""
-        return await engine.evaluator.aevaluate(self.requests, self.bodies)
+        return await engine.evaluator.aevaluate(self.bodies)
 
 
 @dataclass(frozen=True, slots=True)

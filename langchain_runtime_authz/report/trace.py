@@ -306,7 +306,7 @@ def replay_trace(trace: Trace, **options: Any) -> Replayed:
 
     Args:
         trace: as `read_trace` gives it.
-        options: of the `RuntimeAuthz` that decides: `profiles`, `policy_data`, `pdp`, …
+        options: of the `RuntimeAuthz` that decides: `profiles`, `pdp`, …
 
     Raises:
         ConfigError: the options are wrong.

@@ -20,7 +20,6 @@ from langchain_runtime_authz import (
     Constraint,
     CoverageReport,
     Decision,
-    EvaluationRequest,
     Grant,
     RuntimeAuthz,
     ToolProfile,
@@ -28,6 +27,7 @@ from langchain_runtime_authz import (
     current_credential,
     profile,
 )
+from langchain_runtime_authz.authzen import parse_request
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keydir import KeyDirectory
 from langchain_runtime_authz.credential.token import Credential
@@ -73,11 +73,11 @@ class OwnPDP:
     def revision(self) -> str:
         return "1"
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        return {"decision": request.action.name == "tools/call"}
+    def evaluate(self, body: bytes) -> object:
+        return {"decision": parse_request(body).action.name == "tools/call"}
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        return self.evaluate(request, body)
+    async def aevaluate(self, body: bytes) -> object:
+        return self.evaluate(body)
 
 
 class OwnSink:

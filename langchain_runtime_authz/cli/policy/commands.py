@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -416,7 +417,7 @@ def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request
         if recorded is None
         else {"outcome": recorded.outcome, "reasons": list(recorded.reasons), "policy_revision": recorded.revision},
         "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
-        "obligations": [o.model_dump() for o in decision.obligations],
+        "obligations": [asdict(o) for o in decision.obligations],
         "changes": [{"if": list(words), "outcome": outcome} for words, outcome in otherwise],
     }
 
