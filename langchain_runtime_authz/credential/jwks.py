@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
+from langchain_runtime_authz._http import Fetcher, checked_url
 from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
 from langchain_runtime_authz.credential.kept import Kept
 from langchain_runtime_authz.credential.keyring import CACHE_AGE

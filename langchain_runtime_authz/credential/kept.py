@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from langchain_runtime_authz.credential.fetch import Answer, Fetcher
+from langchain_runtime_authz._http import Answer, Fetcher
 
 __all__ = ["Kept"]
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
+from langchain_runtime_authz._http import Answer, Fetcher, checked_url
 from langchain_runtime_authz.credential.ticket import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
 from langchain_runtime_authz.downstream.httpx_auth import bare, bearing, is_under, origin_of

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import checked_url
+from langchain_runtime_authz._http import checked_url
 from langchain_runtime_authz.credential.ticket import acurrent_credential
 from langchain_runtime_authz.credential.token import parse_object
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import httpx
 
+from langchain_runtime_authz._http import Fetcher, checked_url
 from langchain_runtime_authz.authzen import Subject
-from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
 from langchain_runtime_authz.credential.kept import Kept

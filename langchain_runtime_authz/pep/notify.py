@@ -21,15 +21,12 @@ import weakref
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
-from langchain_runtime_authz._http import Link, split_url
+from langchain_runtime_authz._link import Link, split_url
 from langchain_runtime_authz._validate import checked_count, checked_seconds
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
-
-if TYPE_CHECKING:
-    import aiohttp
 
 __all__ = ["LogNotifier", "Notifier", "WebhookNotifier"]
 
@@ -160,7 +157,7 @@ class WebhookNotifier:
             return True
         _, decision_id, body = self._queue[0]
         try:
-            status = self._link.run(lambda session: self._post(session, body, decision_id))
+            status = self._link.run(lambda: self._post(body, decision_id))
         except (PDPError, TimeoutError, ValueError) as exc:
             _log.warning("%r: not delivered (%s)", self, type(exc.__cause__ or exc).__name__)
             return False
@@ -170,9 +167,9 @@ class WebhookNotifier:
         self._queue.popleft()
         return True
 
-    async def _post(self, session: aiohttp.ClientSession, body: bytes, decision_id: str) -> int:
+    async def _post(self, body: bytes, decision_id: str) -> int:
         headers = {**self._headers, "X-Request-ID": decision_id}
-        async with self._link.request(session, "POST", self._url, data=body, headers=headers) as response:
+        async with self._link.request("POST", self._url, data=body, headers=headers) as response:
             response.close()  # its body is read by nobody
             return response.status
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz._http import Link
+from langchain_runtime_authz._link import Link
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
@@ -483,7 +483,7 @@ def test_an_observer_of_ones_own_is_asked() -> None:
 def test_a_forgotten_link_ends_its_thread_and_waits_for_nothing() -> None:
     """A finaliser comes in anywhere, also within the lock that a thread needs to end; closed, it has ended."""
 
-    async def nothing(_: Any) -> None: ...
+    async def nothing() -> None: ...
 
     before = set(threading.enumerate())
     for forgotten in (True, False):
