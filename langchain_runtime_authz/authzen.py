@@ -1,14 +1,11 @@
 """The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
 
-Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a
-default, and a closed list of names may get another one; a field is never renamed, never changes its
-type or meaning, and is never removed. A
-policy written for an older version therefore keeps its meaning. `tests/unit_tests/test_authzen.py`
-pins the field list.
+Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a default, and a
+closed list of names may get another one. A field is never renamed or removed, and never changes its type or
+meaning, so a policy written for an older version keeps its meaning. `test_authzen.py` pins the field list.
 
-Mutable defaults come from factories: pydantic deep-copies a plain one at every validation.
-
-Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`).
+Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`). Mutable
+defaults come from factories: pydantic deep-copies a plain one at every validation.
 """
 
 from __future__ import annotations
@@ -53,7 +50,7 @@ __all__ = [
     "Subject",
     "TaskContext",
     "deny",
-    "parse_answer",
+    "parse_request",
     "request_schema",
     "strict_json",
 ]
@@ -101,7 +98,7 @@ class Subject(_Model):
 
     @classmethod
     def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
-        """A subject from a name (a user), a mapping `{type, id, properties}` or itself.
+        """Return a subject from a name (a user), a mapping `{type, id, properties}` or itself.
 
         Raises:
             ConfigError: it is none of these.
@@ -113,10 +110,9 @@ class Subject(_Model):
         except ValidationError as exc:
             first = exc.errors()[0]
             where = f"`{first['loc'][0]}`: " if first["loc"] else ""
-            # Without what was given: it may be somebody's name.
-            raise ConfigError(
-                f"a subject is a user's name or `{{type, id, properties}}`: {where}{first['msg']}"
-            ) from None
+            # The value is not shown: it may be a person's name.
+            msg = f"a subject is a user's name or `{{type, id, properties}}`: {where}{first['msg']}"
+            raise ConfigError(msg) from None
 
     @property
     def principal(self) -> str:
@@ -383,53 +379,9 @@ class Obligation:
     type: str
     properties: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def parse(cls, document: object) -> Obligation:
-        """Return the obligation in a JSON object.
-
-        Raises:
-            ValidationError: the object is malformed.
-        """
-        return _Obligation.model_validate(document).made()
-
-
-class _Open(BaseModel):
-    # A PDP may say more about a reason than its code.
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class _Obligation(_Model):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-    id: str
-    type: str
-    properties: Properties = Field(default_factory=dict)
-
-    def made(self) -> Obligation:
-        return Obligation(self.id, self.type, self.properties)
-
-
-class _Reason(_Open):
-    code: Annotated[str, Field(max_length=128, pattern=REASON_CODE.pattern)]
-
-
-class _Policy(_Open):
-    revision: Annotated[str, Field(max_length=256)] = ""
-
-
-class _AnswerContext(_Open):
-    reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
-    obligations: Annotated[list[_Obligation], Field(max_length=64)] = Field(default_factory=list)
-    ttl: Annotated[int, Field(ge=0, le=3600)] = 0
-    policy: _Policy = Field(default_factory=_Policy)
-
-
-class _Answer(_Model):
-    decision: bool
-    context: _AnswerContext = Field(default_factory=_AnswerContext)
-
 
 def new_decision_id() -> str:
-    """Return 128 random bits as hex: an opaque reference, never derived from the request."""
+    """Return 128 random bits as hex."""
     return os.urandom(16).hex()
 
 
@@ -442,8 +394,8 @@ class Decision:
         reasons: stable codes, most telling first; never empty on a deny.
         decision_id: finds the audit record; the only thing told to a model.
         failure: which of the three failures a deny is; `None` if the policy decided.
-        ttl: seconds for which others may cache an equal permit. This package caches no call's permit. It caches
-            `node/enter` and `model/call` by agent, epoch and policy revision, whatever the `ttl`.
+        ttl: seconds for which others may cache an equal permit. This package caches only permits of `node/enter`
+            and `model/call`, by agent, epoch and policy revision.
         pdp_decision_id: the PDP's own id of this decision, if it gave one: finds its log entry.
     """
 
@@ -472,66 +424,8 @@ def deny(code: str, failure: Failure | None = "enforcement", revision: str = "")
     return Decision("deny", (str(code),), failure=failure, policy_revision=revision)
 
 
-# Short answers repeat. Only answers without obligations are kept: the properties of an obligation are mutable.
-_MEMO_BYTES: Final = 1024
-_MEMO_SIZE: Final = 256
-_memo: dict[tuple[bytes, str], Decision] = {}
-
-
-def parse_answer(answer: object, revision: str = "") -> Decision | None:
-    """Return a PDP's answer as a decision, or `None` unless it is a well-formed decision document.
-
-    `answer` is JSON text or bytes, or the parsed document; `revision` stands in if the answer names none.
-    Only the literal `true` permits. Malformed are: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere,
-    an unknown member next to `decision` and `context`, more than 64 KiB, and a misspelt `obligations`, which
-    would oblige to nothing.
-    """
-    short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
-    if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]
-        return Decision(known.outcome, known.reasons, (), new_decision_id(), known.policy_revision, None, known.ttl)
-    decision = _parsed(answer, revision)
-    if short and decision is not None and not decision.obligations:
-        if len(_memo) >= _MEMO_SIZE:
-            _memo.clear()
-        _memo[answer, revision] = decision  # type: ignore[index]
-    return decision
-
-
-def _parsed(answer: object, revision: str) -> Decision | None:
-    try:
-        if isinstance(answer, str | bytes | bytearray):
-            if len(answer) > MAX_ANSWER_BYTES:
-                return None
-            answer = strict_json(answer)
-        if isinstance(answer, dict) and misspelt(answer.get("context")):
-            return None
-        parsed = _Answer.model_validate(answer)
-    except (ValidationError, ValueError, RecursionError):
-        return None
-    ctx = parsed.context
-    # An approval travels as a deny with an obligation, so that a foreign PEP denies.
-    if parsed.decision and any(o.type == "require_approval" for o in ctx.obligations):
-        return None
-    return Decision(
-        outcome=_outcome(parsed.decision, {o.type for o in ctx.obligations}),
-        reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
-        obligations=tuple(o.made() for o in ctx.obligations),
-        policy_revision=ctx.policy.revision or revision,
-        ttl=ctx.ttl,
-    )
-
-
-def misspelt(members: object) -> bool:
-    """Whether something almost like `obligations` stands among these members."""
-    if not isinstance(members, dict):
-        return False
-    return any(
-        isinstance(k, str) and k != "obligations" and k.casefold() in ("obligation", "obligations") for k in members
-    )
-
-
 def strict_json(text: str | bytes | bytearray) -> Any:
-    """A JSON document. UTF-8 only, every member once, every number finite.
+    """Return a JSON document. UTF-8 only, every member once, every number finite.
 
     Raises:
         ValueError: it is anything else.
@@ -540,31 +434,17 @@ def strict_json(text: str | bytes | bytearray) -> Any:
     if not isinstance(text, str):
         # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
         text = text.decode()
-    return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
-
-
-def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
-    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
-        return "halt"
-    if permitted:
-        return "permit"
-    return "approval_required" if "require_approval" in obliged else "deny"
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(name)
+    return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    if not math.isfinite(number):  # `1e999`
+    if not math.isfinite(number):  # `NaN`, `Infinity`, `1e999`
         raise ValueError(text)
     return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        msg = "duplicate member"
-        raise ValueError(msg)
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("duplicate member")
     return found

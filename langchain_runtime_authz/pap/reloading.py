@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
-from langchain_runtime_authz.authzen import Decision, deny, parse_answer
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import Bundle, Keys, files_below, read_bundle, real_root, trusted
+from langchain_runtime_authz.pap.bundle import Bundle, files_below, read_bundle, real_root
 from langchain_runtime_authz.pap.rollback import HighestRevision
+from langchain_runtime_authz.pap.signature import Keys, trusted
+from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP

@@ -25,17 +25,10 @@ from urllib.parse import urlsplit
 
 from langchain_runtime_authz._link import Connection, Link
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import (
-    MAX_ANSWER_BYTES,
-    REASON_CODE,
-    Decision,
-    deny,
-    misspelt,
-    parse_answer,
-    strict_json,
-)
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp._remote import RemotePDP
+from langchain_runtime_authz.pdp.answer import misspelt, parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
 
 __all__ = ["AuthzenPDP", "Semantic"]
@@ -100,7 +93,14 @@ class AuthzenPDP(RemotePDP):
         self._supported = tuple(obligations_supported)
 
     @classmethod
-    def discover(cls, url: str, *, obligations_supported: Sequence[str] = (), **connection: Unpack[Connection]) -> Self:
+    def discover(
+        cls,
+        url: str,
+        *,
+        obligations_supported: Sequence[str] = (),
+        deadline: float = DEFAULT_DEADLINE,
+        **connection: Unpack[Connection],
+    ) -> Self:
         """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
 
         `connection` is the constructor's. The PDP is told those of `obligations_supported` that it can issue.
@@ -132,6 +132,7 @@ class AuthzenPDP(RemotePDP):
             if "access_evaluations_endpoint" in metadata
             else None,
             obligations_supported=[o for o in obligations_supported if isinstance(issues, list) and o in issues],
+            deadline=deadline,
             **connection,
         )
 

@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any, Final, Protocol, runtime_checkable
 
 from langchain_runtime_authz._validate import checked_seconds
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest, deny, parse_answer
+from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.pdp.answer import parse_answer
 
 __all__ = ["PDP", "BatchPDP", "Evaluator", "InProcess", "ObserveOnly", "bounded", "serialise"]
 

@@ -27,6 +27,7 @@ from langchain_runtime_authz._validate import checked_callable, checked_seconds,
 from langchain_runtime_authz.authzen import REASON_CODE, Obligation, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp.answer import parse_obligation
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _table(given: object) -> dict[str, Obligation]:
     found = {}
     for name, fields in given.items():
         try:
-            found[name] = Obligation.parse({"id": name, **fields})
+            found[name] = parse_obligation({"id": name, **fields})
         except (TypeError, ValidationError) as exc:
             msg = f"the obligation `{name}` is malformed; it has `type` and `properties`"
             raise ConfigError(msg, Code.POLICY_INVALID) from exc

@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple, Unpack
 
 from langchain_runtime_authz._link import Connection, Link
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision, parse_answer, strict_json
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision, strict_json
 from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.pdp._remote import RemotePDP
+from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
 
 __all__ = ["OpaPDP"]

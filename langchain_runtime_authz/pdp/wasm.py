@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
-from langchain_runtime_authz.authzen import parse_answer, strict_json
+from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
 from langchain_runtime_authz.fork import forkable_lock
+from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
 if TYPE_CHECKING:

@@ -227,9 +227,9 @@ def test_what_could_not_be_read_is_read_again(
     def slow(*_: object) -> object:
         raise TimeoutError
 
-    for place, fault in (("bundle._content", fails), ("wasm.WasmPDP.evaluate", slow)):
+    for place, fault in (("pap.bundle._content", fails), ("pdp.wasm.WasmPDP.evaluate", slow)):
         with monkeypatch.context() as broken:
-            broken.setattr(f"langchain_runtime_authz.pdp.{place}", fault)
+            broken.setattr(f"langchain_runtime_authz.{place}", fault)
             with pytest.raises(ConfigError):
                 pdp._followed(again=False)
     assert pdp._followed(again=False)

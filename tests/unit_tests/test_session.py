@@ -1064,7 +1064,7 @@ def test_the_broken_ledger_is_a_ledger() -> None:
     [
         {"ledger": "ledger.db"}, {"issuer": "https://issuer.example"}, {"identity": "agent"}, {"audit": []},
         {"approvers": {}}, {"planner": "gpt"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
-        {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"deadline": None}, {"ambient": "all"}, {"pdp": "opa"},
+        {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"ambient": "all"}, {"pdp": "opa"},
     ],
     ids=str,
 )  # fmt: skip
