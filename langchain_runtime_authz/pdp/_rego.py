@@ -1,4 +1,4 @@
-"""A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime's public interface.
+"""A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime.
 
 One `Program` is a compiled policy with one data document and a pool of instances. An instance holds the
 parsed data for good; an evaluation writes its input behind it, calls `opa_eval` once, and reads one
@@ -6,6 +6,8 @@ text: what OPA's own hosts do (openpolicyagent.org/docs/wasm, "Fast path").
 
 The policy can call no Python: a second module answers its imports with a trap.
 """
+
+# ruff: noqa: SLF001  (wasmtime's private names; a test pins them)
 
 from __future__ import annotations
 
@@ -19,11 +21,14 @@ import struct
 import threading
 import weakref
 from collections import deque
+from ctypes import byref
+from functools import partial
 from hashlib import sha256
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Self
 
 import wasmtime
+from wasmtime import _ffi
 
 from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.fork import forkable_lock
@@ -75,6 +80,11 @@ _CALL: Final = """(module
       (i32.load offset=12 (global.get $at))
       (i32.load offset=16 (global.get $at))
       (i32.const 0)))))"""
+
+
+# Wasmtime's C functions, as its Python package declares them: its own wrappers of these four make fifty calls.
+_C: Final = _ffi.dll
+_TRAP: Final = ctypes.POINTER(_ffi.wasm_trap_t)
 
 
 class PolicyFailed(RuntimeError):
@@ -300,6 +310,9 @@ class _Instance:
                 self._store,
                 wasmtime.MemoryType(wasmtime.Limits(program.pages, MAX_PAGES)),
             )
+            self._context, memory = self._store._context(), byref(self._memory._memory)
+            self._pointer = partial(_C.wasmtime_memory_data, self._context, memory)
+            self._size = partial(_C.wasmtime_memory_data_size, self._context, memory)
             linker.define(self._store, "env", "memory", self._memory)
             host = linker.instantiate(self._store, clock.host)
             for name, function in host.exports(self._store).items():
@@ -317,7 +330,8 @@ class _Instance:
             place = wasmtime.GlobalType(wasmtime.ValType.i32(), mutable=False)
             linker.define(self._store, "env", "at", wasmtime.Global(self._store, place, self._heap))
             linker.define(self._store, "env", "opa_eval", self._call["opa_eval"])
-            self._call["eval"] = linker.instantiate(self._store, clock.call).exports(self._store)["eval"]
+            evaluator: Any = linker.instantiate(self._store, clock.call).exports(self._store)["eval"]
+            self._evaluate = partial(_C.wasmtime_func_call, self._context, byref(evaluator._func), None, 0, None, 0)
         except (wasmtime.WasmtimeError, wasmtime.Trap, KeyError, AttributeError, TypeError) as exc:
             msg = "no policy compiled by OPA, or its data does not fit into its memory"
             raise PolicyFailed(msg) from exc
@@ -330,9 +344,13 @@ class _Instance:
         given = self._heap + _ARGUMENTS.size
         end = given + len(body)
         try:
-            self._store.set_epoch_deadline(ticks)
+            _C.wasmtime_context_set_epoch_deadline(self._context, ticks)
             self._write(self._heap, _ARGUMENTS.pack(entrypoint, self._data, given, len(body), end) + body)
-            self._call["eval"](self._store)
+            trap = _TRAP()
+            if error := self._evaluate(byref(trap)):
+                raise wasmtime.WasmtimeError._from_ptr(error)
+            if trap:
+                raise wasmtime.Trap._from_ptr(trap)
             answer = ctypes.string_at(self._base() + self._heap, 4)
             return self._text(int.from_bytes(answer, "little", signed=True))
         except wasmtime.Trap as exc:
@@ -360,13 +378,13 @@ class _Instance:
         return int(self._call[name](self._store, *arguments))
 
     def _base(self) -> int:
-        return ctypes.addressof(self._memory.data_ptr(self._store).contents)
+        return ctypes.addressof(self._pointer().contents)
 
     def _write(self, at: int, data: bytes) -> None:
         if at <= 0:  # the policy's own word likewise
             msg = "an address outside the memory"
             raise PolicyFailed(msg)
-        missing = at + len(data) - self._memory.data_len(self._store)
+        missing = at + len(data) - self._size()
         if missing > 0:
             self._memory.grow(self._store, -(-missing // _PAGE))
         ctypes.memmove(self._base() + at, data, len(data))
@@ -376,7 +394,7 @@ class _Instance:
         if at <= 0:
             msg = "an address outside the memory"
             raise PolicyFailed(msg)
-        end = min(self._memory.data_len(self._store), at + MAX_RESULT)
+        end = min(self._size(), at + MAX_RESULT)
         base, size = self._base(), _CHUNK
         while at < end:
             seen = ctypes.string_at(base + at, min(size, end - at))

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final, NamedTuple, Unpack
 
 from langchain_runtime_authz._link import Connection, Link
@@ -71,7 +72,7 @@ class OpaPDP(RemotePDP):
                 raise wrong(name, "a rule's path, names separated by slashes", rule)
         super().__init__(url, deadline, **connection)
         self._path, self._batch = path, batch
-        self._client = _client(self._link)
+        self._client = _client_class()(self._link)
 
     async def _healthy(self) -> bool:
         if not await self._client.check_health({"bundles": "true"}):
@@ -169,16 +170,23 @@ class _Answer:
         return self._document
 
 
-def _client(link: Link) -> Any:
+@cache
+def _client_class() -> Any:
     """Return their client on our exchange: one attempt, no redirect, our TLS, token and bounds."""
     from opa_client.opa_async import AsyncOpaClient
 
     class Client(AsyncOpaClient):  # type: ignore[misc]
+        def __init__(self, link: Link) -> None:
+            super().__init__()
+            self.link, self.root_url = link, f"{link.root}/v1"
+
         @asynccontextmanager
         async def _request(self, method: str, url: str, json: Any = None) -> AsyncIterator[_Answer]:
             given = json["input"] if json is not None else _Input(b"", 1)
             body = b'{"input":' + given.body + b"}" if json is not None else None
-            answer = _Answer((await link.exchange(method, url, body=body, limit=given.answers * MAX_ANSWER_BYTES)).body)
+            answer = _Answer(
+                (await self.link.exchange(method, url, body=body, limit=given.answers * MAX_ANSWER_BYTES)).body
+            )
             # Any server answers a health check with some 200. OPA says `{}`.
             said = await answer.json()
             if json is None and (not isinstance(said, dict) or "error" in said or "code" in said):
@@ -186,8 +194,6 @@ def _client(link: Link) -> Any:
             yield answer
 
         async def check_health(self, query: Any = None, diagnostic_url: str | None = None) -> bool:
-            return bool(await super().check_health(query, diagnostic_url or f"{link.root}/health"))
+            return bool(await super().check_health(query, diagnostic_url or f"{self.link.root}/health"))
 
-    client = Client()
-    client.root_url = f"{link.root}/v1"
-    return client
+    return Client

@@ -180,7 +180,7 @@ def test_a_pdp_without_evaluations_is_asked_side_by_side(server: AuthzenServer) 
     assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
     assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
     with pytest.raises(Exception, match="pdp_undefined"):
-        pdp.evaluate_batch([REQUEST], [REQUEST.to_json()], "deny_on_first_deny")
+        pdp.evaluate_batch([REQUEST.to_json()], "deny_on_first_deny")
     pdp.close()
 
 

@@ -104,7 +104,7 @@ def test_a_rule_without_a_batch_is_asked_side_by_side(server: OpaServer) -> None
     """Another path has no batch rule unless one is named; the answers are the same."""
     before = counted(server)
     alone = OpaPDP(server.url, path="runtime_authz/decision", batch=None, timeout=5)
-    alone._batch_url = None
+    alone._batch = None
     decisions = Evaluator(alone).evaluate([REQUEST.to_json(), DENIED.to_json()] * 4)
     assert [d.permit for d in decisions] == [True, False] * 4
     assert counted(server) == before + 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import wasmtime
+from wasmtime import _ffi
 
 from langchain_runtime_authz.errors import PDPError
 from langchain_runtime_authz.pdp._rego import PolicyFailed, Program
@@ -252,3 +254,18 @@ def test_code_is_shared_and_data_is_not() -> None:
     with pytest.raises(PolicyFailed):
         first.evaluate(b"x", "a/b")
     second.close()
+
+
+def test_the_private_names_of_wasmtime_are_there() -> None:
+    """Four C functions are called without their wrappers, with the types that the package declares."""
+    assert _ffi.wasmtime_func_call and _ffi.wasm_trap_t
+    for name, arguments in (
+        ("wasmtime_func_call", 7), ("wasmtime_memory_data", 2), ("wasmtime_memory_data_size", 2),
+        ("wasmtime_context_set_epoch_deadline", 2),
+    ):
+        assert len(getattr(_ffi.dll, name).argtypes) == arguments, name
+    policy = program(module())
+    instance = policy._free[0]
+    assert instance._size() == instance._memory.data_len(instance._store)
+    assert instance._base() == ctypes.addressof(instance._memory.data_ptr(instance._store).contents)
+    policy.close()
