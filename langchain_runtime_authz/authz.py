@@ -60,11 +60,10 @@ class RuntimeAuthz:
     audit records in memory. `RuntimeAuthz.production` refuses such parts.
 
     Args:
-        pdp: the policy decision point; the default is `WasmPDP(data=policy_data)`.
+        pdp: the policy decision point; the default is `WasmPDP()`, which takes changes of the shipped data.
         issuer: signs per-call tokens; the default has an ephemeral key.
         ledger: keeps the state of threads; the default is `MemoryLedger()`.
         identity: names agents; the default does not attest.
-        policy_data: top-level keys of the shipped policy's `data.json` to replace.
         profiles: tool name → `ToolProfile`, the path of a YAML file, or `langchain` or `deepagents` for those of
             the package. The default is the profiles of the `pdp` (`ReloadingPDP`).
         audit: a path for a hash-chained JSONL file, or a sink.
@@ -78,7 +77,6 @@ class RuntimeAuthz:
         planner: a chat model with structured output that says which tools a task needs. It is asked once per state
             of the task, before anything runs, and sees only the user's words and the profiles. If it fails, the
             task asks for no tool. Without a planner, the `intent` words of profiles decide.
-        deadline: seconds for the PDP to answer one message's batch.
         approvers: whose signed statements `approve` and `deny_approval` believe; the default believes only people
             whom the application has authenticated (`by`).
 
@@ -97,7 +95,6 @@ class RuntimeAuthz:
         issuer: Issuer | None = None,
         ledger: Ledger | None = None,
         identity: Identity | None = None,
-        policy_data: Mapping[str, Any] | None = None,
         profiles: Mapping[str, ToolProfile | Mapping[str, Any]] | str | Path | None = None,
         audit: AuditSink | str | Path | None = None,
         subject_from: Callable[[Mapping[str, Any]], SubjectLike | None] | None = None,
@@ -106,7 +103,6 @@ class RuntimeAuthz:
         notify: Mapping[str, Notifier] | None = None,
         tenant: str = "default",
         planner: BaseChatModel | None = None,
-        deadline: float = 2.0,
         approvers: Approvers | None = None,
     ) -> None:
         declared = load_profiles(profiles)
@@ -122,9 +118,7 @@ class RuntimeAuthz:
         if pdp is None:
             from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-            pdp = WasmPDP(data=policy_data)
-        elif policy_data is not None:
-            raise ConfigError("`policy_data` is for the shipped policy; give it to your own `pdp` instead")
+            pdp = WasmPDP()
         self.pdp = pdp
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
@@ -158,7 +152,7 @@ class RuntimeAuthz:
         self.profiles = Profiles(declared if brought is None else lambda: brought.profiles)
         self._engine = Engine(
             ledger=self.ledger,
-            evaluator=Evaluator(pdp, deadline=deadline),
+            evaluator=Evaluator(pdp),
             issuer=self.issuer,
             identity=self.identity,
             audit=self.audit,

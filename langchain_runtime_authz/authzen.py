@@ -1,22 +1,20 @@
 """The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
 
-Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a
-default, and a closed list of names may get another one; a field is never renamed, never changes its
-type or meaning, and is never removed. A
-policy written for an older version therefore keeps its meaning. `tests/unit_tests/test_authzen.py`
-pins the field list.
+Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a default, and a
+closed list of names may get another one. A field is never renamed or removed, and never changes its type or
+meaning, so a policy written for an older version keeps its meaning. `test_authzen.py` pins the field list.
 
-Mutable defaults come from factories: pydantic deep-copies a plain one at every validation.
-
-Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`).
+Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`). Mutable
+defaults come from factories: pydantic deep-copies a plain one at every validation.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import secrets
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -52,7 +50,7 @@ __all__ = [
     "Subject",
     "TaskContext",
     "deny",
-    "parse_answer",
+    "parse_request",
     "request_schema",
     "strict_json",
 ]
@@ -100,7 +98,7 @@ class Subject(_Model):
 
     @classmethod
     def of(cls, value: Subject | str | dict[str, Any]) -> Subject:
-        """A subject from a name (a user), a mapping `{type, id, properties}` or itself.
+        """Return a subject from a name (a user), a mapping `{type, id, properties}` or itself.
 
         Raises:
             ConfigError: it is none of these.
@@ -112,10 +110,9 @@ class Subject(_Model):
         except ValidationError as exc:
             first = exc.errors()[0]
             where = f"`{first['loc'][0]}`: " if first["loc"] else ""
-            # Without what was given: it may be somebody's name.
-            raise ConfigError(
-                f"a subject is a user's name or `{{type, id, properties}}`: {where}{first['msg']}"
-            ) from None
+            # The value is not shown: it may be a person's name.
+            msg = f"a subject is a user's name or `{{type, id, properties}}`: {where}{first['msg']}"
+            raise ConfigError(msg) from None
 
     @property
     def principal(self) -> str:
@@ -355,68 +352,57 @@ class EvaluationRequest(_Model):
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
 
 
+def parse_request(body: bytes) -> EvaluationRequest:
+    """Return the request in a body, validated: for a PDP that wants the model.
+
+    Raises:
+        ValidationError: the body holds no such request.
+    """
+    return EvaluationRequest.model_validate_json(body)
+
+
 def request_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of `EvaluationRequest`; `policies/request.schema.json` is the committed copy."""
     schema = EvaluationRequest.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-class Obligation(_Model):
+@dataclass(frozen=True, slots=True)
+class Obligation:
     """What the PEP must do (AuthZEN obligations profile).
 
     Types understood: `redact` (`fields`: names in the tool's result), `require_approval`,
     `rate_limit` (`counter`, `window` seconds, `max`), `revoke`.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
     id: str
     type: str
-    properties: Properties = Field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
 
 
-class _Reason(BaseModel):
-    # Open on purpose: a PDP may say more about a reason than its code.
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-    code: Annotated[str, Field(max_length=128, pattern=REASON_CODE.pattern)]
+def new_decision_id() -> str:
+    """Return 128 random bits as hex."""
+    return os.urandom(16).hex()
 
 
-class _Policy(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-    revision: Annotated[str, Field(max_length=256)] = ""
-
-
-class _AnswerContext(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-    reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
-    obligations: Annotated[list[Obligation], Field(max_length=64)] = Field(default_factory=list)
-    ttl: Annotated[int, Field(ge=0, le=3600)] = 0
-    policy: _Policy = Field(default_factory=lambda: _Policy())
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-    decision: bool
-    context: _AnswerContext = Field(default_factory=lambda: _AnswerContext())
-
-
-class Decision(_Model):
-    """The answer as the PEP obeys it. Total: whatever went wrong, this is a value.
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer as the PEP obeys it. A failure is a value too.
 
     Attributes:
-        outcome: `permit`, `deny`, `approval_required` (a human can lift it) or `halt`.
+        outcome: `permit`, `deny`, `approval_required` (an approver can lift it) or `halt`.
         reasons: stable codes, most telling first; never empty on a deny.
         decision_id: finds the audit record; the only thing told to a model.
-        failure: which of the three failures a deny is; `None` where policy decided.
-        ttl: seconds for which an equal permit may be kept elsewhere; 0 = not at all. No call's permit is kept here. Those
-            of `node/enter` and `model/call` stand for agent, epoch and policy revision, whatever it says.
-        pdp_decision_id: the PDP's own id of this decision, where it gave one: finds its log entry.
+        failure: which of the three failures a deny is; `None` if the policy decided.
+        ttl: seconds for which others may cache an equal permit. This package caches only permits of `node/enter`
+            and `model/call`, by agent, epoch and policy revision.
+        pdp_decision_id: the PDP's own id of this decision, if it gave one: finds its log entry.
     """
 
     outcome: Outcome
     reasons: tuple[str, ...] = ()
     obligations: tuple[Obligation, ...] = ()
-    decision_id: str
+    decision_id: str = field(default_factory=new_decision_id)
     policy_revision: str = ""
     failure: Failure | None = None
     ttl: int = 0
@@ -424,77 +410,22 @@ class Decision(_Model):
 
     @property
     def permit(self) -> bool:
-        """Whether the step may be taken."""
+        """Return True if the step may be taken."""
         return self.outcome == "permit"
 
     @property
     def reason(self) -> str:
-        """The first reason's code, empty on a plain permit."""
+        """Return the first reason's code, or an empty text on a plain permit."""
         return self.reasons[0] if self.reasons else ""
 
 
-def new_decision_id() -> str:
-    """128 random bits, hex: an opaque reference, never derived from the request."""
-    return secrets.token_hex(16)
-
-
 def deny(code: str, failure: Failure | None = "enforcement", revision: str = "") -> Decision:
-    """A deny that this package itself gives."""
-    return Decision(
-        outcome="deny",
-        reasons=(str(code),),
-        decision_id=new_decision_id(),
-        failure=failure,
-        policy_revision=revision,
-    )
-
-
-def parse_answer(answer: object, revision: str = "") -> Decision | None:
-    """A PDP's answer, or `None` where it is anything but a well-formed decision document.
-
-    An `obligation` or `Obligations` in the context is no member of its own but a misspelt one: left out, a permit
-    would oblige to nothing.
-
-    `answer` is JSON text or bytes, or the already parsed document; `revision` stands in where the
-    answer names no policy revision. Only the literal `true`
-    permits: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, an unknown member beside
-    `decision` and `context`, or more than 64 KiB are all malformed.
-    """
-    try:
-        if isinstance(answer, str | bytes | bytearray):
-            if len(answer) > MAX_ANSWER_BYTES:
-                return None
-            answer = strict_json(answer)
-        if isinstance(answer, dict) and misspelt(answer.get("context")):
-            return None
-        parsed = _Answer.model_validate(answer)
-    except (ValidationError, ValueError, RecursionError):
-        return None
-    ctx = parsed.context
-    # An approval travels as a deny with an obligation, so that a foreign PEP denies.
-    if parsed.decision and any(o.type == "require_approval" for o in ctx.obligations):
-        return None
-    return Decision(
-        outcome=_outcome(parsed.decision, {o.type for o in ctx.obligations}),
-        reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
-        obligations=tuple(ctx.obligations),
-        decision_id=new_decision_id(),
-        policy_revision=ctx.policy.revision or revision,
-        ttl=ctx.ttl,
-    )
-
-
-def misspelt(members: object) -> bool:
-    """Whether something almost like `obligations` stands among these members."""
-    if not isinstance(members, dict):
-        return False
-    return any(
-        isinstance(k, str) and k != "obligations" and k.casefold() in ("obligation", "obligations") for k in members
-    )
+    """Return a deny that this package itself gives."""
+    return Decision("deny", (str(code),), failure=failure, policy_revision=revision)
 
 
 def strict_json(text: str | bytes | bytearray) -> Any:
-    """A JSON document. UTF-8 only, every member once, every number finite.
+    """Return a JSON document. UTF-8 only, every member once, every number finite.
 
     Raises:
         ValueError: it is anything else.
@@ -503,31 +434,17 @@ def strict_json(text: str | bytes | bytearray) -> Any:
     if not isinstance(text, str):
         # Of bytes, `json` would guess the encoding: UTF-16 and a byte order mark would be another spelling.
         text = text.decode()
-    return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
-
-
-def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
-    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
-        return "halt"
-    if permitted:
-        return "permit"
-    return "approval_required" if "require_approval" in obliged else "deny"
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(name)
+    return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    if not math.isfinite(number):  # `1e999`
+    if not math.isfinite(number):  # `NaN`, `Infinity`, `1e999`
         raise ValueError(text)
     return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        msg = "duplicate member"
-        raise ValueError(msg)
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("duplicate member")
     return found

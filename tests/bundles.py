@@ -13,7 +13,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from langchain_runtime_authz.pap.bundle import assemble, pack, sign
+from langchain_runtime_authz.pap.bundle import assemble, pack
+from langchain_runtime_authz.pap.signature import sign
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 WASM = (POLICIES / "policy.wasm").read_bytes()

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import Answer, Fetcher, checked_url
+from langchain_runtime_authz._http import Answer, Fetcher, checked_url
 from langchain_runtime_authz.credential.jws import KEY_TYPES, public_key
 from langchain_runtime_authz.credential.keyring import CACHE_AGE
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

@@ -29,8 +29,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from langchain_runtime_authz._http import checked_url, is_loopback
 from langchain_runtime_authz.credential.dpop import normal_target
-from langchain_runtime_authz.credential.fetch import checked_url, is_loopback
 from langchain_runtime_authz.credential.ticket import Ticket, arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 

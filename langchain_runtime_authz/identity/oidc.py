@@ -22,9 +22,9 @@ from typing import Any, Final
 
 import httpx
 
+from langchain_runtime_authz._http import Fetcher, checked_url
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.credential.fetch import Fetcher, checked_url
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import Jws, decoded, is_signed, json_object, public_key
 from langchain_runtime_authz.credential.keys import ALGORITHMS

@@ -252,8 +252,4 @@ def _replaced(judged: DecidedCall) -> bool:
 
 
 def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
-    decision = deny(code)
-    return replace(
-        judged,
-        decision=decision.model_copy(update={"reasons": (str(code), *judged.decision.reasons)}),
-    )
+    return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -337,4 +338,4 @@ def answer(verdict: Verdict, call_id: str | None) -> Any:
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:
     """Return the denial of a call for the reason that `exc` gives."""
-    return Denial(call, deny(exc.code).model_copy(update={"decision_id": exc.decision_id}))
+    return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))

@@ -30,31 +30,24 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from pydantic import ValidationError
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pap.signature import DATA, MANIFEST, SIGNATURES, Keys, verified
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-__all__ = ["ALGORITHMS", "Bundle", "Case", "pack", "read_bundle", "read_files", "sign"]
+__all__ = ["Bundle", "Case", "assemble", "pack", "read_bundle", "read_files"]
 
-MANIFEST: Final = ".manifest"
-SIGNATURES: Final = ".signatures.json"
-DATA: Final = "data.json"
 WASM: Final = "policy.wasm"
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
 MAX_DIGITS: Final = 15
 MOUNTED: Final = "..data"  # kubelet's atomic writer
 _SWAPS: Final = 3  # reads of a directory that is swapped meanwhile
-# Asymmetric ones only: whoever can verify a policy must not be able to sign one.
-ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 ENTRYPOINT: Final = "runtime_authz/decision"
 OUTCOMES: Final = ("permit", "deny", "approval_required", "halt")
-
-Keys = Mapping[str, str | bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +240,7 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
     Raises:
         ConfigError: see `read_bundle`.
     """
-    signed_by = _verified(files, name, keys) if keys is not None else ""
+    signed_by = verified(files, name, keys) if keys is not None else ""
     for needed in (MANIFEST, DATA, WASM):
         if needed not in files:
             raise _invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
@@ -340,9 +333,6 @@ def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
     return tuple(found)
 
 
-# --- digests and signatures -------------------------------------------------------------------------
-
-
 def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any], signed_by: str) -> None:
     given = metadata.get("sha256")
     if given is None and signed_by:
@@ -360,107 +350,6 @@ def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]
 def _digest_of(files: Mapping[str, bytes]) -> str:
     each = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n != SIGNATURES}
     return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
-
-
-def _verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
-    """The id of the key whose signature holds exactly these files.
-
-    Raises:
-        ConfigError: `policy_unsigned`.
-    """
-    import jwt
-
-    try:
-        document = strict_json(files[SIGNATURES])
-        (token,) = document["signatures"]
-        kid = jwt.get_unverified_header(token).get("kid", "")
-        claims = jwt.decode(token, keys[kid], algorithms=list(ALGORITHMS))
-        listed = {f["name"].lstrip("/"): (f["algorithm"], f["hash"]) for f in claims["files"]}
-    except KeyError as exc:
-        raise _unsigned(f"{name}: no signature by a key that is trusted here") from exc
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError) as exc:
-        raise _unsigned(f"{name}: its signature does not verify ({type(exc).__name__})") from exc
-    seen = {n: ("SHA-256", _file_hash(n, c)) for n, c in files.items() if n != SIGNATURES}
-    if seen != listed:
-        differ = sorted(n for n in {**seen, **listed} if seen.get(n) != listed.get(n))
-        raise _unsigned(f"{name}: `{differ[0]}` is not what was signed")
-    return str(kid)
-
-
-def trusted(keys: Keys) -> dict[str, str | bytes]:
-    """A copy of these keys, each of which can verify a signature, and can make none.
-
-    Raises:
-        ConfigError: one can not, or there is none.
-    """
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    if not isinstance(keys, Mapping) or not keys:
-        raise ConfigError("`keys` must map a key's id to its public key; leave it out to take unsigned bundles")
-    for kid, pem in keys.items():
-        try:
-            load_pem_public_key(pem.encode() if isinstance(pem, str) else pem)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-            raise ConfigError(f"`keys`: {kid!r} is no public key in PEM form ({type(exc).__name__})") from exc
-    return dict(keys)
-
-
-def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: str = "default") -> bytes:
-    """The `.signatures.json` of these files.
-
-    Raises:
-        ConfigError: the key can not sign with that algorithm.
-    """
-    import jwt
-
-    if algorithm not in ALGORITHMS:
-        msg = f"`{algorithm}` is none of {', '.join(ALGORITHMS)}"
-        raise ConfigError(msg)
-    listed = [
-        {"name": n, "hash": _file_hash(n, c), "algorithm": "SHA-256"}
-        for n, c in sorted(files.items())
-        if n != SIGNATURES
-    ]
-    try:
-        token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key has no `sign`
-        msg = f"the key can not sign with {algorithm} ({type(exc).__name__})"
-        raise ConfigError(msg) from exc
-    return json.dumps({"signatures": [token]}).encode()
-
-
-class _Literal(str):
-    """A number as it was written."""
-
-    __slots__ = ()
-
-
-def _file_hash(name: str, content: bytes) -> str:
-    """OPA hashes what a JSON file says, not how it is laid out."""
-    if name.rpartition("/")[2] in (MANIFEST, DATA):
-        try:
-            document = json.loads(content, parse_int=_Literal, parse_float=_Literal)
-        except (ValueError, RecursionError):
-            return ""
-        content = _walk(document).encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def _walk(value: Any) -> str:
-    match value:
-        case dict():
-            return "{" + ",".join(f"{_walk(k)}:{_walk(value[k])}" for k in sorted(value)) + "}"
-        case list():
-            return "[" + ",".join(map(_walk, value)) + "]"
-        case _Literal():
-            return str(value)
-        case str():  # as Go's encoder writes it
-            text = json.dumps(value, ensure_ascii=False)
-            return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return json.dumps(value)
-
-
-# --- writing ----------------------------------------------------------------------------------------
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -502,7 +391,3 @@ def _object(content: bytes, name: str) -> dict[str, Any]:
 
 def _invalid(detail: str) -> ConfigError:
     return ConfigError(detail, Code.POLICY_INVALID)
-
-
-def _unsigned(detail: str) -> ConfigError:
-    return ConfigError(detail, Code.POLICY_UNSIGNED)

@@ -8,6 +8,7 @@ and tried on its own cases beside the running one; where any of it fails, the la
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
 import threading
@@ -15,16 +16,19 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, deny, parse_answer
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import Bundle, Keys, files_below, read_bundle, real_root, trusted
+from langchain_runtime_authz.pap.bundle import Bundle, files_below, read_bundle, real_root
 from langchain_runtime_authz.pap.rollback import HighestRevision
+from langchain_runtime_authz.pap.signature import Keys, trusted
+from langchain_runtime_authz.pdp.answer import parse_answer
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
@@ -70,21 +74,23 @@ class _Live:
     bundle: Bundle
     pdp: WasmPDP
 
-    def concluded(self, request: EvaluationRequest, answer: object) -> object:
-        """The answer under this revision's name, or a deny where the facts are another revision's."""
+    def concluded(self, body: bytes, answer: object) -> object:
+        """Return the answer under this revision's name, or a deny if the facts are another revision's."""
         if not isinstance(answer, Decision):
             return answer
-        declared = self.bundle.profiles.get(request.resource.id) if request.action.name == "tools/call" else None
-        if declared is not None:
-            told = request.resource.properties
-            facts = {"effect": declared.effect, "sink": declared.sink, "data_class": declared.data_class}
-            if told.get("profiled") is True and any(told.get(k) != v for k, v in facts.items()):
-                return deny(Code.POLICY_CHANGED, "pdp", self.bundle.revision)
-        return answer.model_copy(update={"policy_revision": self.bundle.revision})
+        if self.bundle.profiles:
+            request = json.loads(body)
+            declared = self.bundle.profiles.get(request["resource"]["id"])
+            if declared is not None and request["action"]["name"] == "tools/call":
+                told = request["resource"]["properties"]
+                facts = {"effect": declared.effect, "sink": declared.sink, "data_class": declared.data_class}
+                if told.get("profiled") is True and any(told.get(k) != v for k, v in facts.items()):
+                    return deny(Code.POLICY_CHANGED, "pdp", self.bundle.revision)
+        return replace(answer, policy_revision=self.bundle.revision)
 
 
-class ReloadingPDP:
-    """The policy in a bundle (`pap.bundle`), followed as it changes.
+class ReloadingPDP(InProcess):
+    """Decide by the policy in a bundle (`pap.bundle`), and follow its changes.
 
     Replace a bundle by renaming a new one over it, or by swapping the link that leads to it; a mounted
     ConfigMap does. In a directory that is written in place write the manifest last: files that it does not
@@ -105,6 +111,7 @@ class ReloadingPDP:
         entrypoint: see `WasmPDP`; the default is what the bundle's manifest names first.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
+        deadline: seconds within which the calls of one message must be answered.
 
     Raises:
         ConfigError: `policy_invalid`, `policy_unsigned` or `policy_older`: there is no policy to begin
@@ -125,7 +132,9 @@ class ReloadingPDP:
         entrypoint: str | None = None,
         pool_size: int = 4,
         timeout: float = 1.0,
+        deadline: float = DEFAULT_DEADLINE,
     ) -> None:
+        self.deadline = checked_seconds("deadline", deadline)
         self.source = checked_path("source", source)
         self._keys = None if keys is None else trusted(keys)
         self._least = checked_count("at_least", at_least)
@@ -206,7 +215,7 @@ class ReloadingPDP:
                 self._live = new
             return changed
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """Answer one request.
 
         Raises:
@@ -215,27 +224,15 @@ class ReloadingPDP:
             RuntimeError: see `WasmPDP`.
         """
         live = self._serving()
-        return live.concluded(request, live.pdp.evaluate(request, body))
+        return live.concluded(body, live.pdp.evaluate(body))
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request, inline (see `WasmPDP.aevaluate`); compiling is done elsewhere."""
-        return self.evaluate(request, body)
-
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer the calls of a message, all under one revision."""
         live = self._serving()
-        answers = live.pdp.evaluate_batch(requests, bodies)
-        if len(answers) != len(requests):
+        answers = live.pdp.evaluate_batch(bodies)
+        if len(answers) != len(bodies):
             raise PDPError(Code.PDP_MALFORMED, "the batch is of another length")
-        return [live.concluded(r, a) for r, a in zip(requests, answers, strict=True)]
-
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[object]:
-        """Answer the calls of a message, all under one revision, inline."""
-        return self.evaluate_batch(requests, bodies)
+        return [live.concluded(b, a) for b, a in zip(bodies, answers, strict=True)]
 
     def close(self) -> None:
         """Stop watching and free the engine; every later evaluation denies. Idempotent."""
@@ -273,7 +270,6 @@ class ReloadingPDP:
             entrypoint=self._entrypoint or bundle.entrypoint,
             pool_size=self._pool_size,
             timeout=self._timeout,
-            like=None if live is None else live.pdp,
         )
         try:
             self_test(pdp, bundle)
@@ -354,7 +350,7 @@ def self_test(pdp: WasmPDP, bundle: Bundle) -> None:
             raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
     for case in bundle.cases:
         try:
-            answer = pdp.evaluate(case.request, case.request.to_json())
+            answer = pdp.evaluate(case.request.to_json())
         except TimeoutError as exc:
             raise ConfigError(f"case `{case.name}`: it was not decided in time", Code.POLICY_INVALID) from exc
         except (PDPError, RuntimeError) as exc:

@@ -1,14 +1,17 @@
-"""A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime's public interface.
+"""A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime.
 
 One `Program` is a compiled policy with one data document and a pool of instances. An instance holds the
 parsed data for good; an evaluation writes its input behind it, calls `opa_eval` once, and reads one
 text: what OPA's own hosts do (openpolicyagent.org/docs/wasm, "Fast path").
 
-The policy can call nothing of ours: what it imports is answered by a second module that traps.
+The policy can call no Python: a second module answers its imports with a trap.
 """
+
+# ruff: noqa: SLF001  (wasmtime's private names; a test pins them)
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import ctypes
 import json
@@ -18,15 +21,25 @@ import struct
 import threading
 import weakref
 from collections import deque
-from typing import Any, Final, Self
+from ctypes import byref
+from functools import partial
+from hashlib import sha256
+from queue import Empty, SimpleQueue
+from typing import Any, Final, NamedTuple, Self
 
 import wasmtime
+from wasmtime import _ffi
 
-__all__ = ["PolicyFailed", "Program", "Undefined"]
+from langchain_runtime_authz.errors import Code, PDPError
+from langchain_runtime_authz.fork import forkable_lock
+
+__all__ = ["PolicyFailed", "Program"]
 
 TICK: Final = 0.01  # seconds: how exactly an evaluation is stopped
 MAX_PAGES: Final = 4096  # of 64 KiB: memory of one instance
 MAX_RESULT: Final = 1024 * 1024
+MAX_POOL: Final = 1024
+MAX_MODULES: Final = 8  # compiled modules that are kept for the next program of the same code
 _PAGE: Final = 65536
 _CHUNK: Final = 4096
 _ABI: Final = (1, 2)
@@ -52,6 +65,7 @@ _HOST: Final = f"""(module
 # Handing seven numbers to a function through `wasmtime`, and one back, costs more than reading a request.
 # So they are written into the memory, in front of the input, Wasm hands them on, and leaves the answer's
 # address in place of the first.
+_BEGIN, _END = b'[{"result":', b"}]"  # OPA writes a result set so
 _ARGUMENTS: Final = struct.Struct("<5i")  # entrypoint, data, input, its length, heap
 _CALL: Final = """(module
   (import "env" "memory" (memory 0))
@@ -68,12 +82,13 @@ _CALL: Final = """(module
       (i32.const 0)))))"""
 
 
+# Wasmtime's C functions, as its Python package declares them: its own wrappers of these four make fifty calls.
+_C: Final = _ffi.dll
+_TRAP: Final = ctypes.POINTER(_ffi.wasm_trap_t)
+
+
 class PolicyFailed(RuntimeError):
     """A policy can not be loaded, or an evaluation failed. Its text quotes no input."""
-
-
-class Undefined(PolicyFailed):
-    """The rule has no value for this input."""
 
 
 class _Clock:
@@ -144,13 +159,39 @@ def _the_clock() -> _Clock:
         return _clock
 
 
+class _Compiled(NamedTuple):
+    module: wasmtime.Module
+    pages: int  # initial memory: what the module asks for, and room for its own text
+
+
+_modules: dict[bytes, _Compiled] = {}
+_compiling = forkable_lock()
+
+
+def _compiled(code: bytes) -> _Compiled:
+    """Compile a module, once per process and content."""
+    key = sha256(code).digest()
+    with _compiling:
+        if (known := _modules.pop(key, None)) is None:
+            try:
+                module = wasmtime.Module(_the_clock().engine, code)
+            except wasmtime.WasmtimeError as exc:
+                msg = "not a Wasm module"
+                raise PolicyFailed(msg) from exc
+            known = _Compiled(module, _pages(module, len(code)))
+        _modules[key] = known  # the last one used is the last one dropped
+        if len(_modules) > MAX_MODULES:
+            del _modules[next(iter(_modules))]
+        return known
+
+
 class Program:
     """A compiled policy and its data. Thread-safe, and usable in a fork's child.
 
     Args:
-        policy: what `opa build -t wasm` gave, or another program, whose compiled code is shared.
+        code: the output of `opa build -t wasm`. Programs of the same code share its compiled form.
         data: the data document as JSON.
-        pool_size: evaluations that may run at the same time.
+        pool_size: evaluations that may run at the same time, apart from those on event loops.
         timeout: seconds to wait for a free instance, and then for the evaluation.
 
     Raises:
@@ -161,23 +202,14 @@ class Program:
         builtins: names of the host functions that it would call.
     """
 
-    def __init__(self, policy: bytes | Program, data: bytes, *, pool_size: int, timeout: float) -> None:
+    def __init__(self, code: bytes, data: bytes, *, pool_size: int, timeout: float) -> None:
         self.clock = _the_clock()
         self.data = data
-        self._size = pool_size
+        self._size = min(pool_size, MAX_POOL)
         self._timeout = timeout
         self.ticks = max(1, math.ceil(timeout / TICK))
-        self._closed = False
-        if isinstance(policy, Program):
-            self.module: wasmtime.Module = policy.module
-            self.pages: int = policy.pages
-        else:
-            try:
-                self.module = wasmtime.Module(self.clock.engine, policy)
-            except wasmtime.WasmtimeError as exc:
-                msg = "no Wasm module"
-                raise PolicyFailed(msg) from exc
-            self.pages = _pages(self.module, len(policy))
+        self.closed = False
+        self.module, self.pages = _compiled(code)
         self.forked()
         self.clock.hold()
         self._finalizer = weakref.finalize(self, self.clock.release)
@@ -192,9 +224,11 @@ class Program:
         _programs.add(self)
 
     def forked(self) -> None:
-        """Begin with an empty pool: another thread may have held what was in it."""
-        self._places = threading.BoundedSemaphore(self._size)
-        self._free: deque[_Instance] = deque()
+        """Begin with an empty pool: another thread may have held its contents at the fork."""
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self._size):
+            self._places.put(None)
+        self._free: deque[_Instance] = deque(maxlen=self._size)
 
     def __enter__(self) -> Self:
         return self
@@ -202,48 +236,61 @@ class Program:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
+    def evaluate(self, body: bytes, entrypoint: str) -> bytes:
+        """Return the JSON of the rule's answer to an input.
 
-    def evaluate(self, body: bytes, entrypoint: str) -> Any:
-        """The rule's answer to an input.
+        On an event loop it never waits for an instance: the loop's one evaluation gets an instance of its own.
 
         Raises:
             TimeoutError: no instance was free, or the evaluation did not end.
-            Undefined: the rule has no value.
+            PDPError: `pdp_undefined`: the rule has no value for this input.
             PolicyFailed: the evaluation failed, or the program was closed.
         """
-        if self._closed:
+        if self.closed:
             msg = "closed"
             raise PolicyFailed(msg)
-        places = self._places
-        if not places.acquire(timeout=self._timeout):
-            raise TimeoutError
+        places: SimpleQueue[None] | None = self._places
+        try:
+            self._places.get(block=False)
+        except Empty:
+            places = self._waited()
         try:
             try:
                 instance = self._free.pop()
             except IndexError:
                 instance = _Instance(self)
-            results = _parsed(instance.evaluate(self.entrypoints[entrypoint], body, self.ticks))
-            # One whose evaluation failed is not used again: its memory may be anything.
-            if not self._closed:
+            text = instance.evaluate(self.entrypoints[entrypoint], body, self.ticks)
+            defined = text.startswith(_BEGIN) and text.endswith(_END)
+            if not defined and text != b"[]":
+                msg = "the answer is not a result set"
+                raise PolicyFailed(msg)
+            # An instance whose evaluation failed is not used again: its memory may hold anything.
+            if not self.closed:
                 self._free.append(instance)
         finally:
-            places.release()
-        match results:
-            case []:
-                msg = "the rule is undefined"
-                raise Undefined(msg)
-            case [{"result": result}]:
-                return result
-        msg = "the answer is no result set"
-        raise PolicyFailed(msg)
+            if places is not None:
+                places.put(None)
+        if not defined:
+            raise PDPError(Code.PDP_UNDEFINED)
+        return text[len(_BEGIN) : -len(_END)]
+
+    def _waited(self) -> SimpleQueue[None] | None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            return None
+        places = self._places
+        try:
+            places.get(timeout=self._timeout)
+        except Empty:
+            raise TimeoutError from None
+        return places
 
     def close(self) -> None:
         """Free the instances; every later evaluation fails. Idempotent."""
-        self._closed = True
+        self.closed = True
         self._free.clear()
         self._finalizer()
         self.clock.wait()
@@ -263,6 +310,9 @@ class _Instance:
                 self._store,
                 wasmtime.MemoryType(wasmtime.Limits(program.pages, MAX_PAGES)),
             )
+            self._context, memory = self._store._context(), byref(self._memory._memory)
+            self._pointer = partial(_C.wasmtime_memory_data, self._context, memory)
+            self._size = partial(_C.wasmtime_memory_data_size, self._context, memory)
             linker.define(self._store, "env", "memory", self._memory)
             host = linker.instantiate(self._store, clock.host)
             for name, function in host.exports(self._store).items():
@@ -280,7 +330,8 @@ class _Instance:
             place = wasmtime.GlobalType(wasmtime.ValType.i32(), mutable=False)
             linker.define(self._store, "env", "at", wasmtime.Global(self._store, place, self._heap))
             linker.define(self._store, "env", "opa_eval", self._call["opa_eval"])
-            self._call["eval"] = linker.instantiate(self._store, clock.call).exports(self._store)["eval"]
+            evaluator: Any = linker.instantiate(self._store, clock.call).exports(self._store)["eval"]
+            self._evaluate = partial(_C.wasmtime_func_call, self._context, byref(evaluator._func), None, 0, None, 0)
         except (wasmtime.WasmtimeError, wasmtime.Trap, KeyError, AttributeError, TypeError) as exc:
             msg = "no policy compiled by OPA, or its data does not fit into its memory"
             raise PolicyFailed(msg) from exc
@@ -293,9 +344,13 @@ class _Instance:
         given = self._heap + _ARGUMENTS.size
         end = given + len(body)
         try:
-            self._store.set_epoch_deadline(ticks)
+            _C.wasmtime_context_set_epoch_deadline(self._context, ticks)
             self._write(self._heap, _ARGUMENTS.pack(entrypoint, self._data, given, len(body), end) + body)
-            self._call["eval"](self._store)
+            trap = _TRAP()
+            if error := self._evaluate(byref(trap)):
+                raise wasmtime.WasmtimeError._from_ptr(error)
+            if trap:
+                raise wasmtime.Trap._from_ptr(trap)
             answer = ctypes.string_at(self._base() + self._heap, 4)
             return self._text(int.from_bytes(answer, "little", signed=True))
         except wasmtime.Trap as exc:
@@ -323,13 +378,13 @@ class _Instance:
         return int(self._call[name](self._store, *arguments))
 
     def _base(self) -> int:
-        return ctypes.addressof(self._memory.data_ptr(self._store).contents)
+        return ctypes.addressof(self._pointer().contents)
 
     def _write(self, at: int, data: bytes) -> None:
         if at <= 0:  # the policy's own word likewise
             msg = "an address outside the memory"
             raise PolicyFailed(msg)
-        missing = at + len(data) - self._memory.data_len(self._store)
+        missing = at + len(data) - self._size()
         if missing > 0:
             self._memory.grow(self._store, -(-missing // _PAGE))
         ctypes.memmove(self._base() + at, data, len(data))
@@ -339,7 +394,7 @@ class _Instance:
         if at <= 0:
             msg = "an address outside the memory"
             raise PolicyFailed(msg)
-        end = min(self._memory.data_len(self._store), at + MAX_RESULT)
+        end = min(self._size(), at + MAX_RESULT)
         base, size = self._base(), _CHUNK
         while at < end:
             seen = ctypes.string_at(base + at, min(size, end - at))
@@ -350,14 +405,6 @@ class _Instance:
             size *= 8
         msg = "the answer has no end"
         raise PolicyFailed(msg)
-
-
-def _parsed(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        msg = "the answer is no JSON"
-        raise PolicyFailed(msg) from exc
 
 
 def _pages(module: wasmtime.Module, size: int) -> int:
@@ -387,6 +434,8 @@ def _ended() -> None:
     for program in list(_programs):
         program.close()
         program.module.close()
+    for known in _modules.values():
+        known.module.close()
     if _clock is not None:
         _clock.wait()
         _clock.host.close()

@@ -16,31 +16,20 @@ dropped:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from dataclasses import replace
+from typing import Any, Final, Literal, Self, Unpack
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz._http import Link
+from langchain_runtime_authz._link import Connection, Link
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import (
-    MAX_ANSWER_BYTES,
-    REASON_CODE,
-    Decision,
-    EvaluationRequest,
-    deny,
-    misspelt,
-    parse_answer,
-    strict_json,
-)
+from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
-from langchain_runtime_authz.pdp.base import bounded
-
-if TYPE_CHECKING:
-    import aiohttp
+from langchain_runtime_authz.pdp._remote import RemotePDP
+from langchain_runtime_authz.pdp.answer import misspelt, parse_answer
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, bounded
 
 __all__ = ["AuthzenPDP", "Semantic"]
 
@@ -60,8 +49,8 @@ Semantic = Literal["execute_all", "deny_on_first_deny", "permit_on_first_permit"
 _STOPS_AT: Final[Mapping[str, bool]] = {"deny_on_first_deny": False, "permit_on_first_permit": True}
 
 
-class AuthzenPDP:
-    """Asks an AuthZEN PDP.
+class AuthzenPDP(RemotePDP):
+    """Ask an AuthZEN PDP.
 
     Thread-safe, usable from any number of event loops, and across forks. `close()` it.
 
@@ -71,13 +60,8 @@ class AuthzenPDP:
         evaluations: path of the endpoint for the calls of a message; `None` where the PDP has none:
             then they are asked side by side.
         obligations_supported: obligation types told to the PDP in each request (obligations profile).
-        timeout: seconds for one request, everything included.
-        ca_file: PEM file of the only authorities believed; the system's when absent.
-        client_cert: PEM file, or pair of certificate and key file, for mutual TLS. It and `ca_file` are
-            read again when they change; while they do not fit each other, everything is denied.
-        token_file: file whose content is sent as bearer token; read again when it changes.
-        proxy: URL of an HTTP proxy. The environment's is never used.
-        pool_size: connections that may be open at the same time.
+        deadline: seconds within which the calls of one message must be answered.
+        connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_link.Connection`.
 
     Raises:
         ConfigError: any of it is wrong. The PDP is not asked before the first decision.
@@ -96,24 +80,11 @@ class AuthzenPDP:
         evaluation: str = "/access/v1/evaluation",
         evaluations: str | None = "/access/v1/evaluations",
         obligations_supported: Sequence[str] = (),
-        timeout: float = 1.0,
-        ca_file: str | Path | None = None,
-        client_cert: str | Path | tuple[str | Path, str | Path] | None = None,
-        token_file: str | Path | None = None,
-        proxy: str | None = None,
-        pool_size: int = 10,
+        deadline: float = DEFAULT_DEADLINE,
+        **connection: Unpack[Connection],
     ) -> None:
-        self._link = Link(
-            url,
-            timeout=timeout,
-            ca_file=ca_file,
-            client_cert=client_cert,
-            token_file=token_file,
-            proxy=proxy,
-            pool_size=pool_size,
-        )
+        super().__init__(url, deadline, **connection)
         _private(self._link, url)
-        self.revision = ""
         self._url = self._link.below("evaluation", evaluation)
         self._batch_url = self._link.below("evaluations", evaluations) if evaluations is not None else None
         types = obligations_supported
@@ -122,28 +93,31 @@ class AuthzenPDP:
         self._supported = tuple(obligations_supported)
 
     @classmethod
-    def discover(cls, url: str, *, obligations_supported: Sequence[str] = (), **connection: Any) -> Self:
+    def discover(
+        cls,
+        url: str,
+        *,
+        obligations_supported: Sequence[str] = (),
+        deadline: float = DEFAULT_DEADLINE,
+        **connection: Unpack[Connection],
+    ) -> Self:
         """Make one from the PDP's metadata (AuthZEN 1.0 §9). Asks the PDP, blocking.
 
-        `connection` is the constructor's. Of `obligations_supported` those are told to the PDP that it
-        can issue.
+        `connection` is the constructor's. The PDP is told those of `obligations_supported` that it can issue.
 
         Raises:
             ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
         """
-        _private(Link(url, timeout=1.0), url).close()  # refuses what is no PDP's URL
+        _private(Link(url), url).close()  # refuses what is no PDP's URL
         parts = urlsplit(url)
         origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-        link = _private(Link(origin, **{"timeout": 1.0, **connection}), url)
+        link = _private(Link(origin, **connection), url)
         try:
-            reply = link.run(
-                lambda session: link.exchange(
-                    session, "GET", link.below("url", WELL_KNOWN + path), limit=MAX_ANSWER_BYTES
-                ),
-            )
+            where = link.below("url", WELL_KNOWN + path)
+            reply = link.run(lambda: link.exchange("GET", where, limit=MAX_ANSWER_BYTES))
             metadata = strict_json(reply.body)
         except (PDPError, TimeoutError, ValueError, RecursionError) as exc:
-            msg = f"the PDP's metadata can not be had: {exc or type(exc).__name__}"
+            msg = f"the PDP's metadata cannot be had: {exc or type(exc).__name__}"
             raise ConfigError(msg) from exc
         finally:
             link.close()
@@ -158,92 +132,47 @@ class AuthzenPDP:
             if "access_evaluations_endpoint" in metadata
             else None,
             obligations_supported=[o for o in obligations_supported if isinstance(issues, list) and o in issues],
+            deadline=deadline,
             **connection,
         )
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
-        return self._link.run(lambda session: self._ask(session, body))
-
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request. Raises `PDPError`, or `TimeoutError` after `timeout`."""
-        return await self._link.arun(lambda session: self._ask(session, body))
-
-    def evaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-        semantic: Semantic = "execute_all",
-    ) -> Sequence[object]:
+    def evaluate_batch(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
         """Answer several requests in order, within one `timeout`.
 
-        Where `semantic` ends the evaluation early, the requests after that are denied as
-        `not_evaluated`.
+        If `semantic` ends the evaluation early, the requests after that are denied as `not_evaluated`.
         """
-        return self._link.run(lambda session: self._ask_all(session, bodies, semantic))
+        return self._link.run(lambda: self._ask_all(bodies, semantic))
 
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-        semantic: Semantic = "execute_all",
-    ) -> Sequence[object]:
+    async def aevaluate_batch(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
         """Answer several requests in order, within one `timeout` (see `evaluate_batch`)."""
-        return await self._link.arun(lambda session: self._ask_all(session, bodies, semantic))
+        return await self._link.arun(lambda: self._ask_all(bodies, semantic))
 
-    def healthy(self) -> bool:
-        """Whether decisions can be had: the PDP answers a question about nothing with a decision, and no permit.
-
-        AuthZEN has no other way to ask. The question is a `health` by this package's service on itself. Never
-        raises.
-        """
-        try:
-            return self._link.run(self._healthy)
-        except (PDPError, TimeoutError):
-            return False
-
-    async def ahealthy(self) -> bool:
-        """Like `healthy`."""
-        try:
-            return await self._link.arun(self._healthy)
-        except (PDPError, TimeoutError):
-            return False
-
-    def close(self) -> None:
-        """Close every connection; every later evaluation denies. Idempotent."""
-        self._link.close()
-
-    async def _healthy(self, session: aiohttp.ClientSession) -> bool:
-        decision = await self._ask(session, HEALTH)
+    async def _healthy(self) -> bool:
+        # AuthZEN has no other way to ask.
+        decision = await self._ask(HEALTH)
         return decision.failure is None and not decision.permit
 
-    async def _ask(self, session: aiohttp.ClientSession, body: bytes) -> Decision:
-        document, sent_id = await self._post(session, self._url, self._told(body), 1)
+    async def _ask(self, body: bytes) -> Decision:
+        document, sent_id = await self._post(self._url, self._told(body), 1)
         return self._heard(_decision(document, sent_id))
 
-    async def _ask_all(
-        self,
-        session: aiohttp.ClientSession,
-        bodies: Sequence[bytes],
-        semantic: Semantic,
-    ) -> Sequence[object]:
+    async def _ask_all(self, bodies: Sequence[bytes], semantic: Semantic = "execute_all") -> Sequence[object]:
         if self._batch_url is None:
             if semantic != "execute_all":
                 raise PDPError(Code.PDP_UNDEFINED, "the PDP has no evaluations endpoint")
-            return await asyncio.gather(*(self._ask(session, body) for body in bodies), return_exceptions=True)
+            return await super()._ask_all(bodies)
         options = json.dumps({"evaluations_semantic": semantic}).encode()
         items = b",".join(self._told(body) for body in bodies)
         together = b'{"options":' + options + b',"evaluations":[' + items + b"]}"
-        document, sent_id = await self._post(session, self._batch_url, together, len(bodies))
+        document, sent_id = await self._post(self._batch_url, together, len(bodies))
         answers = document.get("evaluations") if isinstance(document, dict) else None
         if not isinstance(answers, list):
             raise PDPError(Code.PDP_MALFORMED, "no evaluations")
         return _in_order([self._heard(_decision(a, sent_id)) for a in answers], len(bodies), semantic)
 
-    async def _post(self, session: aiohttp.ClientSession, url: str, body: bytes, n: int) -> tuple[object, str]:
-        sent_id = secrets.token_hex(16)
-        limit = n * MAX_ANSWER_BYTES
-        reply = await self._link.exchange(session, "POST", url, body=body, limit=limit, headers={REQUEST_ID: sent_id})
+    async def _post(self, url: str, body: bytes, n: int) -> tuple[object, str]:
+        headers = {REQUEST_ID: (sent_id := secrets.token_hex(16))}
+        reply = await self._link.exchange("POST", url, body=body, limit=n * MAX_ANSWER_BYTES, headers=headers)
         if reply.headers.get(REQUEST_ID, sent_id) != sent_id:
             raise PDPError(Code.PDP_MALFORMED, "the answer to another request")
         try:
@@ -296,7 +225,7 @@ def _decision(answer: object, sent_id: str) -> Decision:
     stray = isinstance(answer, dict) and ("obligations" in answer or misspelt(answer) or misspelt(context))
     if isinstance(answer, dict) and isinstance(context, dict) and not stray:
         decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
-    return (decision or deny(Code.PDP_MALFORMED, "pdp")).model_copy(update={"pdp_decision_id": sent_id})
+    return replace(decision or deny(Code.PDP_MALFORMED, "pdp"), pdp_decision_id=sent_id)
 
 
 def _projected(context: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,9 @@ Cedar skips a policy that fails to evaluate, a `forbid` too, and permits what is
 Cedar reports as an error denies, and so does anything but `Allow`; a schema is required, so that a
 misspelt attribute is found when the policies are loaded.
 
-What Cedar can not say is said before the call, in `cedar_request`: it has no loops (a delegation chain,
-the constraints of a grant), does not count, and knows no null and no fractions. What it can not
-answer stands in annotations: `@reason("code")`, and `@obligation("name …")`, whose names are looked up
-in a table.
+Cedar has no loops (a delegation chain, the constraints of a grant), does not count, and knows neither null
+nor fractions: `cedar_request` computes such things before the call. Annotations add what Cedar cannot
+answer: `@reason("code")`, and `@obligation("name …")`, whose names are looked up in a table.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -24,17 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz._validate import checked_callable, wrong
-from langchain_runtime_authz.authzen import (
-    REASON_CODE,
-    ArgumentProvenance,
-    CallContext,
-    EvaluationRequest,
-    Obligation,
-    strict_json,
-)
+from langchain_runtime_authz._validate import checked_callable, checked_seconds, wrong
+from langchain_runtime_authz.authzen import REASON_CODE, Obligation, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
+from langchain_runtime_authz.pdp.answer import parse_obligation
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 
 if TYPE_CHECKING:
     import cedarpy
@@ -49,12 +43,14 @@ _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model
 _WORTHS: Final = ("told", "selected", "known", "outside")
 _NAMED_IS_SELECTED: Final = frozenset({"amount", "place", "value"})
 _DESTINATIONS: Final = frozenset({"principal", "url", "channel"})
+_COUNTED: Final = ("steps", "denials", "streak", "unplanned", "tainted", "rotations", "last_minute", "classes_read")
 
-ToCedar = Callable[[EvaluationRequest], dict[str, Any]]
+Json = Mapping[str, Any]
+ToCedar = Callable[[Json], dict[str, Any]]
 
 
-class CedarPDP:
-    """Decides with Cedar policies.
+class CedarPDP(InProcess):
+    """Decide by Cedar policies.
 
     Thread-safe. Cedar always ends, so there is no limit to set.
 
@@ -63,7 +59,8 @@ class CedarPDP:
         schema: text or path of a Cedar schema (not the JSON form); with `policies` of your own required.
         entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say.
         obligations: name → `{"type": …, "properties": {…}}`, for `@obligation`.
-        to_cedar: makes `{principal, action, resource, context}` of a request, as `cedar_request` does.
+        to_cedar: makes `{principal, action, resource, context}` of a request's JSON, as `cedar_request` does.
+        deadline: seconds within which the calls of one message must be answered.
 
     Raises:
         ConfigError: `policy_invalid`: they do not parse, or policies or entities do not fit the schema.
@@ -83,7 +80,9 @@ class CedarPDP:
         entities: Sequence[Mapping[str, Any]] | Path | None = None,
         obligations: Mapping[str, Mapping[str, Any]] | None = None,
         to_cedar: ToCedar | None = None,
+        deadline: float = DEFAULT_DEADLINE,
     ) -> None:
+        self.deadline = checked_seconds("deadline", deadline)
         try:
             import cedarpy
         except ImportError as exc:
@@ -115,7 +114,7 @@ class CedarPDP:
             checked = cedarpy.validate_policies(source, self._schema)
             parsed = json.loads(cedarpy.policies_to_json_str(source))["staticPolicies"]
         except (ValueError, KeyError) as exc:
-            msg = f"the Cedar policies, schema or entities can not be read: {exc}"
+            msg = f"the Cedar policies, schema or entities cannot be read: {exc}"
             raise ConfigError(msg, Code.POLICY_INVALID) from exc
         if not checked.validation_passed:
             msg = f"the Cedar policies do not fit the schema: {'; '.join(str(e) for e in checked.errors)}"
@@ -126,31 +125,16 @@ class CedarPDP:
         ).hexdigest()
         self.revision = f"sha256:{fingerprint[:16]}"
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request. Raises `PDPError` where Cedar reports an error."""
-        (answer,) = self._decide([request])
+    def evaluate(self, body: bytes) -> object:
+        """Answer one request. Raises `PDPError` if Cedar reports an error."""
+        (answer,) = self.evaluate_batch([body])
         if isinstance(answer, PDPError):
             raise answer
         return answer
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request, inline: it is half a millisecond of CPU."""
-        return self.evaluate(request, body)
-
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[object]:
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer the calls of a message."""
-        return self._decide(requests)
-
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[object]:
-        """Answer the calls of a message, inline."""
-        return self._decide(requests)
-
-    def _decide(self, requests: Sequence[EvaluationRequest]) -> list[dict[str, Any] | PDPError]:
-        asked = [self._to_cedar(r) for r in requests]
+        asked = [self._to_cedar(json.loads(body)) for body in bodies]
         results = self._evaluate_all(asked, self._policies, self._entities, self._schema)
         return [self._answer(r) for r in results]
 
@@ -160,7 +144,7 @@ class CedarPDP:
             # The number only: the texts may quote the request.
             return PDPError(Code.PDP_ERROR, f"Cedar: {verdict}, {len(result.diagnostics.errors)} errors")
         said = [self._says[name] for name in sorted(result.diagnostics.reasons)]
-        obligations = {o.id: o.model_dump() for s in said for o in s.obligations}
+        obligations = {o.id: asdict(o) for s in said for o in s.obligations}
         # Asking is left only where nothing denies by itself; what else a policy obliges to stays.
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
             said = denying
@@ -198,7 +182,7 @@ def _table(given: object) -> dict[str, Obligation]:
     found = {}
     for name, fields in given.items():
         try:
-            found[name] = Obligation.model_validate({"id": name, **fields})
+            found[name] = parse_obligation({"id": name, **fields})
         except (TypeError, ValidationError) as exc:
             msg = f"the obligation `{name}` is malformed; it has `type` and `properties`"
             raise ConfigError(msg, Code.POLICY_INVALID) from exc
@@ -239,7 +223,7 @@ def _text(name: str, source: object) -> str:
     try:
         return source.read_text("utf-8")
     except (OSError, ValueError) as exc:
-        msg = f"`{source.name}` can not be read ({type(exc).__name__})"
+        msg = f"`{source.name}` cannot be read ({type(exc).__name__})"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
 
 
@@ -251,69 +235,57 @@ def _dump(document: object) -> str:
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
 
 
-def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
-    """A request in the words of `policies/cedar/runtime_authz.cedarschema`.
+def cedar_request(request: Json) -> dict[str, Any]:
+    """Return a request in the words of `policies/cedar/runtime_authz.cedarschema`.
 
-    Whatever Cedar can not compute is computed here: whether the grant holds the step, which kinds of
-    delegation led to it, how often this tool and effect were used, whether the approval is for this
-    call, what its weakest argument is worth, and what it can set going.
+    This computes what Cedar cannot: whether the grant holds the step, which kinds of delegation led to it,
+    how often this tool and effect were used, whether the approval is for this call, what its weakest
+    argument is worth, and what it can set going.
     """
-    ctx, properties = request.context, request.resource.properties
-    effect, sink, name = _string(properties.get("effect")), _string(properties.get("sink")), request.resource.id
-    plan, call, approval, history = ctx.plan, ctx.call, ctx.approval, ctx.history
-    of_this = approval is not None and call is not None and approval.args_digest == call.args_digest != ""
-    effects, sinks = _reached(properties.get("reaches", []), effect, sink, call)
-    worths = (
-        [(a.kind in _DESTINATIONS, _worth(a, effect)) for a in call.provenance.values()] if call is not None else []
-    )
+    ctx, resource, action = request["context"], request["resource"], request["action"]["name"]
+    properties, name, history, lease = resource["properties"], resource["id"], ctx["history"], ctx["lease"]
+    effect, sink = _string(properties.get("effect")), _string(properties.get("sink"))
+    plan, call, approval = ctx["plan"] or {}, ctx["call"] or {}, ctx["approval"] or {}
+    of_this = bool(approval and call) and approval["args_digest"] == call["args_digest"] != ""
+    effects, sinks = _reached(properties.get("reaches", []), effect, sink, call.get("sink"))
+    worths = [(a["kind"] in _DESTINATIONS, _worth(a, effect)) for a in call.get("provenance", {}).values()]
+    edges = ctx["delegation"]["edges"]
     return {
-        "principal": {"type": "Subject", "id": request.subject.id},
-        "action": {"type": "Action", "id": request.action.name},
-        "resource": {"type": _TYPES[request.resource.type], "id": name},
+        "principal": {"type": "Subject", "id": request["subject"]["id"]},
+        "action": {"type": "Action", "id": action},
+        "resource": {"type": _TYPES[resource["type"]], "id": name},
         "context": {
-            "now": ctx.now,
-            "subject": {"kind": request.subject.type},
-            "task": {"epoch": ctx.task.epoch, "corrections": ctx.task.corrections},
-            "lease": {
-                "epoch": ctx.lease.epoch,
-                "exp": ctx.lease.exp,
-                "seconds": ctx.lease.seconds,
-                "steps": ctx.lease.steps,
-            },
-            "grant_refusal": _refusal(request),
-            "delegation": {"depth": ctx.delegation.depth, "kinds": sorted({e.kind for e in ctx.delegation.edges})},
+            "now": ctx["now"],
+            "subject": {"kind": request["subject"]["type"]},
+            "task": {"epoch": ctx["task"]["epoch"], "corrections": ctx["task"]["corrections"]},
+            "lease": {key: lease[key] for key in ("epoch", "exp", "seconds", "steps")},
+            "grant_refusal": _refusal(action, name, properties, ctx),
+            "delegation": {"depth": ctx["delegation"]["depth"], "kinds": sorted({e["kind"] for e in edges})},
             "history": {
-                "steps": history.steps,
-                "denials": history.denials,
-                "streak": history.streak,
-                "unplanned": history.unplanned,
-                "tainted": history.tainted,
-                "rotations": history.rotations,
-                "last_minute": history.last_minute,
-                "classes_read": history.classes_read,
-                "classes_held": history.classes_read if history.classes_held is None else history.classes_held,
-                "of_effect": history.effects.get(effect, 0),
-                "of_tool": history.calls.get(name, 0),
+                **{key: history[key] for key in _COUNTED},
+                "classes_held": history["classes_read"] if history["classes_held"] is None else history["classes_held"],
+                "of_effect": history["effects"].get(effect, 0),
+                "of_tool": history["calls"].get(name, 0),
             },
-            "model": {"withheld": request.action.name == "model/call" and _withheld(request)},
+            "model": {"withheld": action == "model/call" and _withheld(properties, lease["grant"])},
             "plan": {
-                "planned": plan is not None and plan.planned,
-                "stale": plan is not None and plan.stale,
-                "changed": plan is not None and plan.changed,
-                "unlisted": plan is not None and plan.listed is False,
+                "planned": plan.get("planned", False),
+                "stale": plan.get("stale", False),
+                "changed": plan.get("changed", False),
+                "unlisted": plan.get("listed") is False,
             },
             "call": {
-                "given": call is not None,
-                "intent": call.intent.state if call is not None else "unasked",
-                "changed": call is not None and bool(call.changed),
-                "repeats": call.repeats if call is not None else 0,
+                "given": bool(call),
+                "intent": call["intent"]["state"] if call else "unasked",
+                "changed": bool(call.get("changed")),
+                "repeats": call.get("repeats", 0),
                 "worth": max((w for _, w in worths), default=_WORTHS.index("known")),
                 "destination_worth": max((w for there, w in worths if there), default=_WORTHS.index("outside")),
             },
             "approval": {
                 "given": of_this,
-                "source": approval.source if approval is not None else "",
-                "authenticated": approval is not None and approval.authenticated,
+                "source": approval.get("source", ""),
+                "authenticated": approval.get("authenticated", False),
             },
             "tool": {
                 "effect": effect,
@@ -327,9 +299,9 @@ def cedar_request(request: EvaluationRequest) -> dict[str, Any]:
     }
 
 
-def _worth(argument: ArgumentProvenance, effect: str) -> int:
-    """What the shipped data.json makes of an argument's standing, as a number."""
-    kind, standing = argument.kind, argument.standing
+def _worth(argument: Json, effect: str) -> int:
+    """Return what the shipped data.json makes of an argument's standing, as a number."""
+    kind, standing = argument["kind"], argument["standing"]
     if kind == "when":
         return 0
     if standing == "named":
@@ -341,22 +313,21 @@ def _worth(argument: ArgumentProvenance, effect: str) -> int:
     return _WORTHS.index(standing)
 
 
-def _reached(reaches: object, effect: str, sink: str, call: CallContext | None) -> tuple[set[str], set[str]]:
-    """Every effect and sink of a call, with those of what it can set going. What is malformed is no known one."""
+def _reached(reaches: object, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str]]:
+    """Return every effect and sink of a call, with those of what it can set going. Malformed ones are unknown."""
     listed = reaches if isinstance(reaches, list) else [None]
     each = [r if isinstance(r, dict) else {} for r in listed]
     effects = {effect, *(_string(r.get("effect")) for r in each)}
-    own = call.sink if call is not None and call.sink is not None else sink
-    sinks = {own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
+    sinks = {sink if own is None else own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
     return effects, sinks
 
 
-def _withheld(request: EvaluationRequest) -> bool:
-    """Whether a model's request shows what the grant does not hold, or what its provider would run."""
-    shown, provided = (request.resource.properties.get(name) for name in ("tools", "provider_tools"))
+def _withheld(properties: Json, grant: Json | None) -> bool:
+    """Return True if a model's request shows tools beyond the grant, or tools that its provider would run."""
+    shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:
         return True
-    granted = (request.context.lease.grant or {}).get("tools")
+    granted = (grant or {}).get("tools")
     return not all(
         isinstance(n, str) and (granted is None or (isinstance(granted, list) and n in granted)) for n in shown
     )
@@ -366,30 +337,26 @@ def _string(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _refusal(request: EvaluationRequest) -> str:
-    ctx, properties = request.context, request.resource.properties
-    calls = request.action.name == "tools/call"
+def _refusal(action: str, name: str, properties: Json, ctx: Json) -> str:
+    calls = action == "tools/call"
     if calls and "data_class" not in properties:
-        return Code.GRANT_DATA_CLASS  # no grant holds what is not told
-    if ctx.lease.grant is None:
+        return Code.GRANT_DATA_CLASS  # no grant holds an unknown class
+    if ctx["lease"]["grant"] is None:
         return ""
     try:
-        grant = Grant.from_json(ctx.lease.grant)
+        grant = Grant.from_json(ctx["lease"]["grant"])
     except ValidationError:
         return Code.LEASE_INVALID
     if calls and grant.data_classes is not None and not isinstance(properties["data_class"], str):
         return Code.GRANT_DATA_CLASS
-    if not calls:  # of a step that is no call only the time and the depth are limited
-        grant = Grant(
-            max_depth=grant.max_depth if request.action.name == "agent/invoke" else None,
-            expires_at=grant.expires_at,
-        )
+    if not calls:  # a step that is not a call is limited in time and depth only
+        grant = Grant(max_depth=grant.max_depth if action == "agent/invoke" else None, expires_at=grant.expires_at)
     refusal = grant.refuses(
-        tool=request.resource.id,
-        args=ctx.call.args if ctx.call is not None else {},
+        tool=name,
+        args=ctx["call"]["args"] if ctx["call"] is not None else {},
         data_class=_string(properties.get("data_class")),
         sink=_string(properties.get("sink")),
-        depth=ctx.delegation.depth,
-        now=ctx.now,
+        depth=ctx["delegation"]["depth"],
+        now=ctx["now"],
     )
     return str(refusal) if refusal is not None else ""

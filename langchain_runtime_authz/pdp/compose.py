@@ -1,7 +1,7 @@
 """PDPs made of PDPs.
 
-All of them decide through an `Evaluator` of their own, so what they combine are decisions, never
-answers that still have to be believed. None of them can permit what its real PDPs do not.
+All of them decide through an `Evaluator` of their own: they combine decisions, never answers that are
+still to be validated. None of them can permit what its real PDPs do not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 from langchain_runtime_authz._validate import checked_callable, checked_count, checked_seconds
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome, parse_request
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, PDP, Evaluator, bounded, close_all
+from langchain_runtime_authz.pdp.base import PDP, Evaluator, bounded, close_all
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
 
@@ -30,269 +31,236 @@ _SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "de
 
 
 class _Composed:
-    """One request is a batch of one."""
+    """Name, revision and deadline of a PDP around others. One request is a batch of one."""
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request."""
-        return self.evaluate_batch([request], [body])[0]
-
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Answer one request without blocking the event loop."""
-        return (await self.aevaluate_batch([request], [body]))[0]
-
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests."""
-        raise NotImplementedError
-
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[Decision]:
-        """Answer several requests without blocking the event loop."""
-        raise NotImplementedError
-
-
-class DenyOverrides(_Composed):
-    """Permits only what every PDP permits (XACML's deny-overrides, where a failure denies too).
-
-    The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
-    are those of the PDPs that gave it, in their order; obligations are those of every PDP that gave
-    it. All PDPs are asked about everything: side by side by `aevaluate`, one after another by `evaluate`.
-
-    Args:
-        pdps: two or more, their names distinct.
-        deadline: seconds for all of them together. What is not answered by then is denied, and whose turn
-            comes after it is not asked; a blocking call that is under way ends by its PDP's own `timeout`.
-    """
-
-    def __init__(self, *pdps: PDP, deadline: float = DEFAULT_DEADLINE) -> None:
-        if len(pdps) < 2:  # noqa: PLR2004
-            msg = "deny-overrides needs at least two PDPs"
-            raise ConfigError(msg)
-        self._all = [Evaluator(p, deadline=deadline) for p in pdps]
-        if len({p.name for p in pdps}) != len(pdps):
-            msg = "the PDPs' names must be distinct, or a record can not say which of them denied"
-            raise ConfigError(msg)
-        self._deadline = deadline
-        self.name = f"deny-overrides({','.join(p.name for p in pdps)})"
+    def __init__(self, kind: str, pdps: Sequence[PDP], deadline: float | None) -> None:
+        self._all = [Evaluator(pdp, deadline=deadline) for pdp in pdps]
+        self._real = self._all[0]
+        self.name = f"{kind}({','.join(pdp.name for pdp in pdps)})"
+        self.deadline = max(e.deadline for e in self._all)
+        self.in_process = all(e.in_process for e in self._all)
 
     @property
     def revision(self) -> str:
-        """Of all of them, named; empty where one does not say: then nobody could tell that it is another."""
-        revisions = [e.revision for e in self._all]
-        return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
+        """Return the real policy's revision."""
+        return self._real.pdp.revision
 
     @property
     def behind(self) -> tuple[PDP, ...]:
-        """The PDPs that decide."""
-        return tuple(e.pdp for e in self._all)
+        """Return the PDPs that decide."""
+        return (self._real.pdp,)
 
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests."""
-        until = time.monotonic() + self._deadline
-        given = [e.evaluate(requests, bodies, until=until) for e in self._all]
-        return [self._combined(ds) for ds in zip(*given, strict=True)]
+    def evaluate(self, body: bytes) -> object:
+        """Answer one request."""
+        return self.evaluate_batch([body])[0]
 
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[Decision]:
+    async def aevaluate(self, body: bytes) -> object:
+        """Answer one request without blocking the event loop."""
+        return (await self.aevaluate_batch([body]))[0]
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests."""
-        given = await asyncio.gather(*(e.aevaluate(requests, bodies) for e in self._all))
-        return [self._combined(ds) for ds in zip(*given, strict=True)]
+        raise NotImplementedError
+
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests without blocking the event loop."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close every PDP that can be closed."""
         close_all(*(e.pdp for e in self._all))
 
+
+class DenyOverrides(_Composed):
+    """Permit only what every PDP permits (XACML's deny-overrides; here a failure denies too).
+
+    The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
+    are those of the PDPs that gave it, in their order. Its obligations are those of every PDP that gave
+    it. All PDPs are asked about everything: concurrently by `aevaluate`, one after another by `evaluate`.
+
+    Args:
+        pdps: two or more, their names distinct.
+        deadline: seconds for all of them together, by default the longest of theirs. Requests that are not
+            answered by then are denied, and PDPs whose turn comes later are not asked. A blocking call that
+            is under way ends by its PDP's own `timeout`.
+    """
+
+    def __init__(self, *pdps: PDP, deadline: float | None = None) -> None:
+        if len(pdps) < 2:  # noqa: PLR2004
+            msg = "deny-overrides needs at least two PDPs"
+            raise ConfigError(msg)
+        super().__init__("deny-overrides", pdps, deadline)
+        if len({p.name for p in pdps}) != len(pdps):
+            msg = "the PDPs' names must be distinct, or a record cannot say which of them denied"
+            raise ConfigError(msg)
+
+    @property
+    def revision(self) -> str:
+        """Return the revisions under the PDPs' names, or an empty text if one of them does not say its own."""
+        revisions = [e.revision for e in self._all]
+        return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
+
+    @property
+    def behind(self) -> tuple[PDP, ...]:
+        """Return the PDPs that decide."""
+        return tuple(e.pdp for e in self._all)
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests."""
+        until = time.monotonic() + self.deadline
+        given = [e.evaluate(bodies, until=until) for e in self._all]
+        return [self._combined(ds) for ds in zip(*given, strict=True)]
+
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests without blocking the event loop."""
+        given = await asyncio.gather(*(e.aevaluate(bodies) for e in self._all))
+        return [self._combined(ds) for ds in zip(*given, strict=True)]
+
     def _combined(self, decisions: Sequence[Decision]) -> Decision:
         gravest = max(decisions, key=lambda d: _SEVERITY[d.outcome])  # the first of equals
-        those = [(e.pdp.name, d) for e, d in zip(self._all, decisions, strict=True) if d.outcome == gravest.outcome]
-        return gravest.model_copy(
-            update={
-                "reasons": tuple(dict.fromkeys(r for _, d in those for r in d.reasons)),
-                "obligations": _union([(name, d.obligations) for name, d in those]),
-                "policy_revision": _joined(
-                    (e.pdp.name, d.policy_revision) for e, d in zip(self._all, decisions, strict=True)
-                ),
-                "pdp_decision_id": ",".join(d.pdp_decision_id for d in decisions if d.pdp_decision_id),
-                "ttl": min(d.ttl for d in decisions),
-            },
+        named = [(e.pdp.name, d) for e, d in zip(self._all, decisions, strict=True)]
+        those = [(name, d) for name, d in named if d.outcome == gravest.outcome]
+        return replace(
+            gravest,
+            reasons=tuple(dict.fromkeys(r for _, d in those for r in d.reasons)),
+            obligations=_union([(name, d.obligations) for name, d in those]),
+            policy_revision=_joined((name, d.policy_revision) for name, d in named),
+            pdp_decision_id=",".join(d.pdp_decision_id for d in decisions if d.pdp_decision_id),
+            ttl=min(d.ttl for d in decisions),
         )
 
 
 MAX_WAITING: Final = 256
 CLOSING: Final = 1.0  # seconds that `close` gives the comparison under way
 _GLANCE: Final = 0.1  # seconds between looks whether the comparing thread lives
-_Compared = tuple[list[EvaluationRequest], list[bytes], list[Decision]]
-# What is to be compared; an event to set when it is reached; nothing to end.
+_Compared = tuple[Sequence[bytes], Sequence[Decision]]
+# A comparison to do; an event to set when it is reached; `None` to end.
 _Waiting = queue.SimpleQueue[_Compared | threading.Event | None]
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
 
 class CandidatePDP(_Composed):
-    """The real PDP decides; a candidate is asked the same, and where it would decide otherwise, that is told.
+    """Decide by the real PDP, and report where a candidate would decide otherwise.
 
-    The candidate changes nothing: neither a decision nor, as it is asked meanwhile and left at the
-    deadline, when it comes. A difference goes to `on_difference` and to the log as `would flip`.
+    The candidate changes nothing: neither a decision nor its time, as another thread asks it. A difference
+    goes to `on_difference` and to the log as `would flip`.
 
     Args:
         real: decides.
         candidate: is compared.
         on_difference: called with the request, the real decision and the candidate's, in another
-            thread. What it raises is logged.
-        deadline: seconds for the real one, and for the candidate.
+            thread. Its exceptions are logged.
+        deadline: seconds for the real one, and for the candidate; by default their own.
 
     Attributes:
         counts: requests: on which the two were the `same`, on which the candidate differed (`permit>deny`),
             which were `skipped` because it is slower than the traffic, and `dropped` by `close`.
     """
 
+    _thread: threading.Thread | None
+
     def __init__(
-        self,
-        real: PDP,
-        candidate: PDP,
-        *,
-        on_difference: Difference | None = None,
-        deadline: float = DEFAULT_DEADLINE,
+        self, real: PDP, candidate: PDP, *, on_difference: Difference | None = None, deadline: float | None = None
     ) -> None:
-        self._real = Evaluator(real, deadline=deadline)
-        self._candidate = Evaluator(candidate, deadline=deadline)
+        super().__init__("candidate", [real, candidate], deadline)
+        self.deadline, self.in_process = self._real.deadline, self._real.in_process
         self._told = None if on_difference is None else checked_callable("on_difference", on_difference)
         self._lock = forkable_lock()
         self._closed = False
-        self._thread: threading.Thread | None = None
         self._begin()
-        self.name = f"candidate({real.name},{candidate.name})"
 
-    @property
-    def revision(self) -> str:
-        """The real policy's revision."""
-        return self._real.pdp.revision
-
-    @property
-    def behind(self) -> tuple[PDP, ...]:
-        """The PDPs that decide."""
-        return (self._real.pdp,)
-
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests by the real PDP."""
-        decisions = self._real.evaluate(requests, bodies)
-        self._compare_later(requests, bodies, decisions)
-        return decisions
+        return self._compare_later(bodies, self._real.evaluate(bodies))
 
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[Decision]:
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests by the real PDP."""
-        decisions = await self._real.aevaluate(requests, bodies)
-        self._compare_later(requests, bodies, decisions)
-        return decisions
+        return self._compare_later(bodies, await self._real.aevaluate(bodies))
 
     def drain(self) -> None:
-        """Wait until everything that waits has been compared."""
+        """Wait until every waiting request has been compared."""
         reached = threading.Event()
         with self._lock:
             self._own()
             thread = self._thread
             if thread is not None and not self._closed:
                 self._waiting.put(reached)
-        if thread is None or thread is threading.current_thread():
-            return
-        while thread.is_alive() and not reached.wait(_GLANCE):
-            pass
+        if thread is not None and thread is not threading.current_thread():
+            while thread.is_alive() and not reached.wait(_GLANCE):
+                pass
 
-    def close(self) -> int:
-        """End the comparing, and close both PDPs where they can be closed. Idempotent.
+    def close(self) -> int:  # type: ignore[override]
+        """Drop what waits, close both PDPs if they can be closed, and return how many requests were dropped.
 
-        What still waits is not compared, and no difference is told from here on; what is under way gets a
-        second to end. Returns how many requests were dropped (`counts["dropped"]`).
+        No difference is reported from here on. The comparison under way gets a second to end. Idempotent.
         """
         with self._lock:
             self._own()
-            first, self._closed = not self._closed, True
-            thread = self._thread
-            if first and self._pending:
+            if not self._closed and self._pending:
                 self._add("dropped", self._pending)
+                _log.warning("%s: closed, %d requests were not compared", self.name, self._pending)
+            self._closed, thread = True, self._thread
             self._waiting.put(None)
-        if first and self.counts.get("dropped"):
-            _log.warning("%s: closed, %d requests were not compared", self.name, self.counts["dropped"])
-        close_all(self._real.pdp, self._candidate.pdp)
+        super().close()
         if thread is not None and thread is not threading.current_thread():  # `on_difference` may close
             thread.join(CLOSING)
         return self.counts.get("dropped", 0)
 
-    def _compare_later(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-        decisions: Sequence[Decision],
-    ) -> None:
+    def _compare_later(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
         with self._lock:
             self._own()
             if self._closed:
-                return
+                return decisions
             if self._thread is None:
-                arguments = (weakref.ref(self), self._waiting)
-                name = "runtime-authz-candidate"
-                self._thread = threading.Thread(target=_compare, args=arguments, name=name, daemon=True)
+                self._thread = threading.Thread(
+                    target=_compare,
+                    args=(weakref.ref(self), self._waiting),
+                    name="runtime-authz-candidate",
+                    daemon=True,
+                )
                 self._thread.start()
-                # One that is forgotten ends its thread. A finaliser comes in anywhere, within this lock too, so it
-                # takes none: a `SimpleQueue` may be put into from within itself.
+                # A forgotten PDP ends its thread. Its finaliser may run anywhere, so it takes no lock.
                 weakref.finalize(self, self._waiting.put, None).atexit = False
             if self._waiting.qsize() >= MAX_WAITING:
-                self._add("skipped", len(requests))
-                return
-            self._waiting.put((list(requests), list(bodies), list(decisions)))
-            self._pending += len(requests)
+                self._add("skipped", len(bodies))
+            else:
+                self._waiting.put((list(bodies), decisions))
+                self._pending += len(bodies)
+        return decisions
 
-    def _compare(self, work: _Compared) -> None:
+    def _compare(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> None:
         if self._closed:
             return
-        requests, bodies, decisions = work
-        candidates = self._candidate.evaluate(requests, bodies)
-        for request, ours, theirs in zip(requests, decisions, candidates, strict=True):
-            try:
-                self._tell(request, ours, theirs)
-            except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
-                _log.exception("a candidate's difference could not be told")
+        for body, ours, theirs in zip(bodies, decisions, self._all[1].evaluate(bodies), strict=True):
+            flips = ours.outcome != theirs.outcome
+            with self._lock:
+                if self._closed:  # it was dropped, and the candidate may be closed already
+                    return
+                self._pending -= 1
+                self._add(f"{ours.outcome}>{theirs.outcome}" if flips else "same", 1)
+            if flips:
+                try:
+                    self._tell(parse_request(body), ours, theirs)
+                except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
+                    _log.exception("a candidate's difference could not be reported")
 
     def _tell(self, request: EvaluationRequest, ours: Decision, theirs: Decision) -> None:
-        flips = ours.outcome != theirs.outcome
-        with self._lock:
-            if self._closed:  # it was dropped; the candidate may say this because it is closed
-                return
-            self._pending -= 1
-            self._add(f"{ours.outcome}>{theirs.outcome}" if flips else "same", 1)
-        if not flips:
-            return
         _log.warning(
             "would flip: %s %s: %s by %s, %s by %s (%s); candidate revision %s",
-            request.action.name,
-            request.resource.type,
-            ours.outcome,
-            self._real.pdp.name,
-            theirs.outcome,
-            self._candidate.pdp.name,
-            theirs.reason,
-            theirs.policy_revision,
+            *(request.action.name, request.resource.type, ours.outcome, self._real.pdp.name),
+            *(theirs.outcome, self._all[1].pdp.name, theirs.reason, theirs.policy_revision),
         )
         if self._told is not None:
             self._told(request, ours, theirs)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
+        self._pid, self._pending = os.getpid(), 0  # requests that wait or are being compared
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
-        self._pending = 0  # requests that wait or are being compared
         self.counts: dict[str, int] = {}
 
     def _own(self) -> None:
-        """A fork's child has neither the thread nor a use for its queue. Under the lock."""
+        """Begin anew in a fork's child, which does not have the thread. Under the lock."""
         if self._pid != os.getpid():
             self._begin()
 
@@ -301,32 +269,29 @@ class CandidatePDP(_Composed):
 
 
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
-    """What the comparing thread does, without keeping its PDP alive while it waits."""
+    """Compare what comes, without keeping the PDP alive while waiting."""
     while (work := waiting.get()) is not None:
         if isinstance(work, threading.Event):
             work.set()
-        elif (pdp := of()) is None:  # what still waits is nobody's
+        elif (pdp := of()) is None:
             return
         else:
-            pdp._compare(work)  # noqa: SLF001  (its own thread)
+            pdp._compare(*work)  # noqa: SLF001  (its own thread)
             del pdp
         del work
 
 
-State = Literal["closed", "open", "half-open"]
-
-
 class CircuitBreaker(_Composed):
-    """Stops asking a PDP that fails: while it is open everything is denied at once.
+    """Stop asking a PDP that fails: while the breaker is open, every request is denied at once.
 
-    There is no engine to fall back on: a weaker one would be what an attacker waits for. After
-    `reset_after` seconds one request is let through; its success closes the breaker.
+    There is no engine to fall back on, as an attacker would wait for a weaker one. After `reset_after`
+    seconds one request is let through; its success closes the breaker.
 
     Args:
         real: the PDP. Only its failures count (no answer, a late or malformed one), never a denial.
         failures: that many in a row open it.
         reset_after: seconds until it is tried again.
-        deadline: seconds for one batch.
+        deadline: seconds for one batch, by default the PDP's own.
         clock: monotonic seconds.
     """
 
@@ -336,10 +301,10 @@ class CircuitBreaker(_Composed):
         *,
         failures: int = 5,
         reset_after: float = 5.0,
-        deadline: float = DEFAULT_DEADLINE,
+        deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._real = Evaluator(real, deadline=deadline)
+        super().__init__("breaker", [real], deadline)
         self._limit = checked_count("failures", failures)
         self._reset_after = checked_seconds("reset_after", reset_after)
         self._clock = checked_callable("clock", clock)
@@ -347,53 +312,34 @@ class CircuitBreaker(_Composed):
         self._failed = 0
         self._until = 0.0  # when open: not asked before
         self._probing = False
-        self.name = f"breaker({real.name})"
 
     @property
-    def revision(self) -> str:
-        """The real policy's revision."""
-        return self._real.pdp.revision
-
-    @property
-    def behind(self) -> tuple[PDP, ...]:
-        """The PDPs that decide."""
-        return (self._real.pdp,)
-
-    @property
-    def state(self) -> State:
-        """Whether it asks (`closed`), denies (`open`), or is about to try (`half-open`)."""
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """Return whether it asks (`closed`), denies (`open`), or is about to try (`half-open`)."""
         with self._lock:
             if self._failed < self._limit:
                 return "closed"
             return "open" if self._clock() < self._until else "half-open"
 
-    def evaluate_batch(self, requests: Sequence[EvaluationRequest], bodies: Sequence[bytes]) -> Sequence[Decision]:
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests, or raise `pdp_circuit_open`."""
         probe = self._enter()
         decisions: list[Decision] = []
         try:
-            decisions = self._real.evaluate(requests, bodies)
+            decisions = self._real.evaluate(bodies)
         finally:
             self._leave(decisions, probe=probe)
         return decisions
 
-    async def aevaluate_batch(
-        self,
-        requests: Sequence[EvaluationRequest],
-        bodies: Sequence[bytes],
-    ) -> Sequence[Decision]:
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests, or raise `pdp_circuit_open`."""
         probe = self._enter()
         decisions: list[Decision] = []
         try:
-            decisions = await self._real.aevaluate(requests, bodies)
+            decisions = await self._real.aevaluate(bodies)
         finally:
             self._leave(decisions, probe=probe)
         return decisions
-
-    def close(self) -> None:
-        """Close the PDP if it can be closed."""
-        close_all(self._real.pdp)
 
     def _enter(self) -> bool:
         with self._lock:
@@ -408,7 +354,7 @@ class CircuitBreaker(_Composed):
         with self._lock:
             if probe:
                 self._probing = False
-            # What was given up by its caller, or could not be asked, says nothing about the PDP.
+            # Requests that were given up, or could not be asked, say nothing about the PDP.
             if any(d.failure == "pdp" for d in decisions):
                 self._failed += 1
                 if self._failed >= self._limit:
@@ -418,15 +364,15 @@ class CircuitBreaker(_Composed):
 
 
 def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligation, ...]:
-    """Each obligation once, under an id that no other PDP gave."""
+    """Return each obligation once, under an id that no other PDP gave."""
     found: dict[str, Obligation] = {}
     for name, obligations in given:
         for o in obligations:
             same = json.dumps([o.type, o.properties], sort_keys=True)
-            found.setdefault(same, o if len(given) == 1 else o.model_copy(update={"id": f"{name}:{o.id}"}))
+            found.setdefault(same, o if len(given) == 1 else replace(o, id=f"{name}:{o.id}"))
     return tuple(found.values())
 
 
 def _joined(named: Iterable[tuple[str, str]]) -> str:
-    """Revisions under their PDPs' names."""
+    """Return revisions under their PDPs' names."""
     return bounded(",".join(f"{name}={revision}" for name, revision in named))

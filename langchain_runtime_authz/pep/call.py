@@ -136,7 +136,7 @@ class DecidedCall:
 
     def under(self, decision: Decision) -> DecidedCall:
         """Return the call under another decision, which keeps the first one's id in the audit trail."""
-        return replace(self, decision=decision.model_copy(update={"decision_id": self.decision.decision_id}))
+        return replace(self, decision=replace(decision, decision_id=self.decision.decision_id))
 
 
 @dataclass(frozen=True, slots=True)

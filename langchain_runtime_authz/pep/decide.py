@@ -339,7 +339,7 @@ def _refusal(
             now=snapshot.now,
         )
         if outside is not None:
-            return deny(Code.GRANT_EXCEEDED).model_copy(update={"reasons": (str(Code.GRANT_EXCEEDED), str(outside))})
+            return replace(deny(Code.GRANT_EXCEEDED), reasons=(str(Code.GRANT_EXCEEDED), str(outside)))
     return None
 
 

@@ -269,16 +269,11 @@ async def _acommit(engine: Engine, scope: Scope, guard: Guard | None, changes: S
 
 
 def _evaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
-    return engine.evaluator.evaluate(_parsed(bodies), bodies)
+    return engine.evaluator.evaluate(bodies)
 
 
 async def _aevaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
-    return await engine.evaluator.aevaluate(_parsed(bodies), bodies)
-
-
-def _parsed(bodies):  # TRANSITION
-    from langchain_runtime_authz.authzen import EvaluationRequest
-    return [EvaluationRequest.model_validate_json(b) if b is not None else None for b in bodies]
+    return await engine.evaluator.aevaluate(bodies)
 
 
 def _ask(engine: Engine, texts: Sequence[str]) -> Sequence[str]:

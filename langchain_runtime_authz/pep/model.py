@@ -9,7 +9,7 @@ stopped later, so a call with a withheld one does not happen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from langchain_runtime_authz.authzen import Decision, deny
@@ -62,13 +62,13 @@ def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
     provider: set[str] = set()
     for obligation in decision.obligations:
         if obligation.type == "withhold_tools":
-            own.update(obligation.properties["tools"])  # type: ignore[arg-type]
-            provider.update(obligation.properties["provider_tools"])  # type: ignore[arg-type]
+            own.update(obligation.properties["tools"])
+            provider.update(obligation.properties["provider_tools"])
     return frozenset(own), frozenset(provider)
 
 
 def shown(decision: Decision, call: ModelCall) -> Decision:
     """The decision where nothing can be taken out of the request any more."""
     if decision.permit and withheld(decision)[1].intersection(call.provider_tools):
-        return deny(Code.PROVIDER_TOOL).model_copy(update={"decision_id": decision.decision_id})
+        return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
     return decision

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision, Obligation
@@ -212,13 +213,12 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
-    return decision.model_copy(
-        update={
-            "outcome": "halt" if any(o.type == "revoke" for o in known) else "deny",
-            "reasons": (str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
-            "obligations": tuple(known),
-            "failure": "enforcement",
-        },
+    return replace(
+        decision,
+        outcome="halt" if any(o.type == "revoke" for o in known) else "deny",
+        reasons=(str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
+        obligations=tuple(known),
+        failure="enforcement",
     )
 
 

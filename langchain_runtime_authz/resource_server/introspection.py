@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, unquote_plus
 
 import httpx
 
-from langchain_runtime_authz.credential.fetch import Fetcher, basic, checked_url
+from langchain_runtime_authz._http import Fetcher, basic, checked_url
 from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import Code
@@ -54,13 +55,13 @@ class PDPContract:
     def test_it_permits(self) -> None:
         """Check that a permitted request is a permit without a failure."""
         with self._evaluator(True) as evaluator:
-            (decision,) = evaluator.evaluate([self.make_request()])
+            (decision,) = evaluator.evaluate([self.make_request().to_json()])
             assert (decision.outcome, decision.failure) == ("permit", None)
 
     def test_it_denies(self) -> None:
         """Check that a denied request is a deny with a reason and without a failure."""
         with self._evaluator(False) as evaluator:
-            (decision,) = evaluator.evaluate([self.make_request()])
+            (decision,) = evaluator.evaluate([self.make_request().to_json()])
             assert (decision.permit, decision.failure) == (False, None)
             assert decision.reason
 
@@ -68,16 +69,16 @@ class PDPContract:
         """Check that both entry points give the same decision, in one event loop after another."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
-                expected = _comparable(evaluator.evaluate([self.make_request()]))
+                expected = _comparable(evaluator.evaluate([self.make_request().to_json()]))
                 for _ in range(2):
-                    assert expected == _comparable(asyncio.run(evaluator.aevaluate([self.make_request()])))
+                    assert expected == _comparable(asyncio.run(evaluator.aevaluate([self.make_request().to_json()])))
 
     def test_it_answers_many_at_once(self) -> None:
         """Check that eight threads, and eight tasks, each get the answer to their own request."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
-                expected = _comparable(evaluator.evaluate([self.make_request()]))
-                batch = [self.make_request()] * 8
+                expected = _comparable(evaluator.evaluate([self.make_request().to_json()]))
+                batch = [self.make_request().to_json()] * 8
                 with ThreadPoolExecutor(8) as pool:
                     answers = list(pool.map(evaluator.evaluate, [batch] * 8))
                 assert expected * 64 == [d for decisions in answers for d in _comparable(decisions)]
@@ -90,17 +91,17 @@ class PDPContract:
             context = request.context.model_copy(
                 update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})}
             )
-            (large,) = evaluator.evaluate([request.model_copy(update={"context": context})])
+            (large,) = evaluator.evaluate([request.model_copy(update={"context": context}).to_json()])
             assert (large.reason, large.failure) == (Code.REQUEST_TOO_LARGE, "mapping")
-        (late,) = evaluator.evaluate([request])
+        (late,) = evaluator.evaluate([request.to_json()])
         assert isinstance(late, Decision)
         assert late.permit or late.reason
 
 
-async def _gather(evaluator: Evaluator, batch: list[EvaluationRequest]) -> list[Decision]:
+async def _gather(evaluator: Evaluator, batch: list[bytes]) -> list[Decision]:
     answers = await asyncio.gather(*(evaluator.aevaluate(batch) for _ in range(8)))
     return [decision for decisions in answers for decision in decisions]
 
 
 def _comparable(decisions: list[Decision]) -> list[Decision]:
-    return [d.model_copy(update={"decision_id": "", "pdp_decision_id": ""}) for d in decisions]
+    return [replace(d, decision_id="", pdp_decision_id="") for d in decisions]

@@ -1,41 +1,56 @@
-"""A PDP for tests, with a fixed answer, which keeps the requests."""
+"""A PDP for tests: it answers as told, and remembers the requests."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
-from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.authzen import EvaluationRequest, parse_request
 
 __all__ = ["StaticPDP"]
 
 
 class StaticPDP:
-    """Answer every request alike, or by a callable.
+    """Answer every request alike, or as a callable says.
 
     Args:
-        permit: `True`, `False`, or a callable. A callable's `bool` becomes the decision. Any other result is the whole
-            answer, so a test can return a full or a malformed document.
+        permit: `True`, `False`, or a callable. A callable's `bool` becomes the decision; anything
+            else it returns is the answer as it stands, so that a test can give a full document, or
+            a malformed one. What it raises is raised.
         name: the PDP's name in records and spans.
+        deadline: seconds for one message's decisions.
 
     Attributes:
-        requests: every request, in order.
+        bodies: the JSON of every request, in order.
     """
 
     revision = "static"
+    in_process = True
 
-    def __init__(self, permit: bool | Callable[[EvaluationRequest], object], *, name: str = "static") -> None:
+    def __init__(
+        self, permit: bool | Callable[[EvaluationRequest], object], *, name: str = "static", deadline: float = 2.0
+    ) -> None:
         if not (isinstance(permit, bool) or callable(permit)):
-            raise TypeError(f"`permit` must be a bool or a callable, not {type(permit).__name__}")
-        self.name = name
-        self.requests: list[EvaluationRequest] = []
-        self._permit = permit
+            msg = f"`permit` must be a bool or a callable, not {type(permit).__name__}"
+            raise TypeError(msg)
+        self.name, self.deadline = name, deadline
+        self.bodies: list[bytes] = []
+        self._permit = None if isinstance(permit, bool) else permit
+        self._answer = json.dumps({"decision": permit is True}).encode()
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Keep the request and answer it."""
-        self.requests.append(request)
-        answer = self._permit if isinstance(self._permit, bool) else self._permit(request)
+    @property
+    def requests(self) -> list[EvaluationRequest]:
+        """Return every request, in order."""
+        return [parse_request(body) for body in self.bodies]
+
+    def evaluate(self, body: bytes) -> object:
+        """Remember the request and answer it."""
+        self.bodies.append(body)
+        if self._permit is None:
+            return self._answer
+        answer = self._permit(parse_request(body))
         return {"decision": answer} if isinstance(answer, bool) else answer
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        """Keep the request and answer it."""
-        return self.evaluate(request, body)
+    async def aevaluate(self, body: bytes) -> object:
+        """Remember the request and answer it."""
+        return self.evaluate(body)

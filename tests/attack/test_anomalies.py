@@ -19,6 +19,7 @@ from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.report.trace import read_trace, replay_trace
 from langchain_runtime_authz.testing.clock import FrozenClock
@@ -39,8 +40,8 @@ class Desk:
 
     def __init__(self, **anomaly: Any) -> None:
         self.clock = FrozenClock()
-        data = {"policy_data": {"anomaly": anomaly}} if anomaly else {}
-        self.authz = RuntimeAuthz(profiles=PROFILES, ledger=MemoryLedger(clock=self.clock), **data)
+        pdp = WasmPDP(data={"anomaly": anomaly} if anomaly else None)
+        self.authz = RuntimeAuthz(profiles=PROFILES, ledger=MemoryLedger(clock=self.clock), pdp=pdp)
         self.session: Session = self.authz.session(subject="alice", task="Look at things", thread="t")
         self.number = 0
 

@@ -16,6 +16,7 @@ from langchain_core.tools import BaseTool, tool
 import langchain_runtime_authz
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
 
@@ -90,7 +91,7 @@ def with_list(form: str, todos: list[str], to: str, text: str, unlisted: str) ->
     shipped = Path(langchain_runtime_authz.__file__).parent / "policies" / "data.json"
     plan = json.loads(shipped.read_text())["runtime_authz_data"]["plan"]
     listing = {**load_profiles("langchain"), **PROFILES}
-    authz = RuntimeAuthz(profiles=listing, policy_data={"plan": {**plan, "unlisted": unlisted}})
+    authz = RuntimeAuthz(profiles=listing, pdp=WasmPDP(data={"plan": {**plan, "unlisted": unlisted}}))
     listed = call("write_todos", {"todos": [{"content": t, "status": "pending"} for t in todos]}, "c0")
     model = ScriptedChatModel(script=[says(listed), says(*payment(to)), says(text="done"), says(text="done")])
     graph = authz.protect(agent_graph(model, tools(paid), middleware=[TodoListMiddleware()]))

@@ -11,6 +11,7 @@ from langchain_core.tools import BaseTool, tool
 
 from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.grant import Constraint
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 from ._graphs import call
 from ._scenario import first_reasons, forms, play
@@ -92,7 +93,7 @@ def test_unenforced_a_tool_does_whatever_it_can(form: str) -> None:
 def test_a_rate_holds_however_the_calls_are_spread(form: str) -> None:
     """Two writes a minute: the third of five is refused, and so is the rest (`rate_limit`)."""
     ran: list[Any] = []
-    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"rates": {"write": {"window": 60, "max": 2}}})
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"rates": {"write": {"window": 60, "max": 2}}}))
     play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)), authz=authz, text="Note")
     assert ran == [("note", 0), ("note", 1)]
     assert {r[0] for r in first_reasons(authz, "note")} == {"rate_exceeded"}

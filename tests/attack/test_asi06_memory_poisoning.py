@@ -14,6 +14,7 @@ from langchain_core.tools import BaseTool, InjectedToolCallId, tool
 from langgraph.types import Command
 
 from langchain_runtime_authz import AuthzHalt, RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 from ._graphs import call
 from ._scenario import first_reasons, forms, play
@@ -71,7 +72,7 @@ def payment(iban: str) -> list[Any]:
 @forms
 def test_a_machines_human_message_is_no_human(form: str) -> None:
     """Its class and its name prove nothing: the payee is an outside one, the task and its epoch stand."""
-    office, authz = Office(), RuntimeAuthz(profiles=PROFILES, policy_data=EFFECTS)
+    office, authz = Office(), RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=EFFECTS))
     play(form, office.tools(), RECALL, payment(EVIL), authz=authz, text=TASK)
     assert office.paid == []
     assert first_reasons(authz, "pay") == [["approval_unavailable", "effect"]]
@@ -90,7 +91,7 @@ def test_unenforced_a_machines_human_message_is_obeyed(form: str) -> None:
 @pytest.mark.parametrize("edited", [False, True])
 def test_data_that_changed_since_it_was_read_is_not_acted_on(form: str, edited: bool) -> None:
     """The application says so: `data_changed`. Unedited, the same payment is made."""
-    office, authz = Office(), RuntimeAuthz(profiles=PROFILES, policy_data=EFFECTS)
+    office, authz = Office(), RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=EFFECTS))
     if edited:
         office.changed = lambda: authz.data_changed("bill:december")
     # The task rotates with the denial, so the run that planned it stops there.

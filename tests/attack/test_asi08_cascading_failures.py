@@ -11,6 +11,7 @@ import pytest
 from langchain_core.tools import BaseTool, tool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._graphs import agent_graph, call, drive_form, human, replying
@@ -37,7 +38,7 @@ def poll_tool(ran: list[Any]) -> BaseTool:
 def test_a_loop_ends_with_its_budget(form: str) -> None:
     """Steps of one entry are counted: `step_budget`."""
     ran: list[Any] = []
-    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_steps": 4}})
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_steps": 4}}))
     play(form, [poll_tool(ran)], *LOOP, authz=authz, text="Poll")
     assert 0 < len(ran) < len(LOOP)
     assert "step_budget" in first_reasons(authz, "poll")[0]
@@ -47,7 +48,7 @@ def test_a_loop_ends_with_its_budget(form: str) -> None:
 def test_a_burst_revokes_the_thread(form: str) -> None:
     """More calls in a minute than a minute bears: `burst`, and from then on nothing at all."""
     ran: list[Any] = []
-    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_per_minute": 4}})
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_per_minute": 4}}))
     with pytest.raises(Exception, match="not permitted"):
         play(form, [poll_tool(ran)], *LOOP, authz=authz, text="Poll")
     assert ran == [0, 1, 2, 3]
@@ -92,7 +93,7 @@ def _tool(ask: Any, aask: Any) -> BaseTool:
 def test_delegation_has_an_end(form: str, levels: int) -> None:
     """Two below the root may work, the third may not: `too_deep`."""
     ran: list[Any] = []
-    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_depth": 3}})
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_depth": 3}}))
     graph = authz.protect(nested(levels, ran))
     with authz.run(subject="alice", task="Poll"):
         drive_form(form, graph, human("Poll"))

@@ -11,6 +11,7 @@ import pytest
 from langchain_core.tools import BaseTool, tool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 from ._graphs import call, drive_form, human, in_run, node_graph
 from ._scenario import first_reasons, forms, play
@@ -52,7 +53,7 @@ def tools(ran: list[Any], during: Any = lambda: None) -> list[BaseTool]:
 def test_door_after_door_revokes(form: str) -> None:
     """Denials in a row: `denial_streak` takes away what it was permitted too, on every later entry until reinstated."""
     ran: list[Any] = []
-    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_streak": 4}})
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_streak": 4}}))
     with pytest.raises(Exception, match="not permitted"):
         play(form, tools(ran), *DOORS, authz=authz, text="Look")
     assert ran == []

@@ -729,8 +729,8 @@ def test_answers_that_are_no_permit(kind: str, go: Any, answer: str) -> None:
     """Anything but a well-formed permit in time denies that one call with a stable code; the run goes on."""
     make, code = ANSWERS[answer]
     ran: list[Any] = []
-    pdp = StaticPDP(lambda r: make(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True)
-    authz = authz_with(pdp, deadline=60)
+    pdp = StaticPDP(lambda r: make(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)
+    authz = authz_with(pdp)
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]))
     with authz.run(subject="alice", task="x"):
         state = go(graph, human())
@@ -761,8 +761,8 @@ def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str) ->
 def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any) -> None:
     """The deadline is for a message: what is not answered in time is denied, and nothing of it runs."""
     ran: list[Any] = []
-    pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True)
-    authz = authz_with(pdp, deadline=60)
+    pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)
+    authz = authz_with(pdp)
     graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
     with authz.run(subject="alice", task="x"):
         state = go(graph, human())
@@ -806,9 +806,9 @@ def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
     ids=shown,
 )
 def test_policy_data_that_is_wrong(data: Any) -> None:
-    """`policy_data` with an unknown key is refused; a known key of another shape is refused, or denies."""
+    """Policy data with an unknown key is refused; a known key of another shape is refused, or denies."""
     try:
-        authz = RuntimeAuthz(policy_data=data, profiles=PROFILES)
+        authz = RuntimeAuthz(pdp=WasmPDP(data=data), profiles=PROFILES)
     except ConfigError as error:
         assert error.code == "policy_invalid"
         return
@@ -821,7 +821,7 @@ def test_policy_data_that_is_wrong(data: Any) -> None:
 
 def test_policy_data_with_unknown_keys_is_refused() -> None:
     """A mistyped key is found at construction."""
-    assert _code(lambda: RuntimeAuthz(policy_data={"effect": {}})) == "policy_invalid"
+    assert _code(lambda: WasmPDP(data={"effect": {}})) == "policy_invalid"
 
 
 @pytest.mark.parametrize(
@@ -859,9 +859,8 @@ def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
     "options",
     [
         {"pdp": object()},
-        {"pdp": StaticPDP(True), "policy_data": {}},
-        {"pdp": StaticPDP(True), "deadline": 0},
-        {"pdp": StaticPDP(True), "deadline": math.inf},
+        {"pdp": StaticPDP(True, deadline=0)},
+        {"pdp": StaticPDP(True, deadline=math.inf)},
         {"pdp": StaticPDP(True), "tenant": ""},
     ],
     ids=shown,

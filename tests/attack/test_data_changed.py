@@ -17,6 +17,7 @@ from langgraph.types import Send
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel
 from tests.attack._graphs import call, hand_written, human, says
 
@@ -35,7 +36,7 @@ class Office:
             ),
             "pay": ToolProfile(effect="pay", sink="external", critical={"iban": "principal"}),
         }
-        self.authz = RuntimeAuthz(profiles=profiles, policy_data={"effects": EFFECTS})
+        self.authz = RuntimeAuthz(profiles=profiles, pdp=WasmPDP(data={"effects": EFFECTS}))
 
     def tools(self) -> list[Any]:
         office = self

@@ -22,6 +22,7 @@ from langgraph.types import Command, interrupt
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel
 
 from ._graphs import call, says
@@ -52,7 +53,7 @@ class Office:
     def __init__(self, *, protected: bool, policy: str = "shipped") -> None:
         self.paid: list[str] = []
         self.protected = protected
-        self.authz = RuntimeAuthz(profiles=PROFILES, policy_data=POLICIES[policy])
+        self.authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=POLICIES[policy]))
         self.iban = EVIL
         self.forwarded = False
 

@@ -16,6 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from langchain_runtime_authz import AuthzDenied, AuthzHalt, AuthzMiddleware, Grant, RuntimeAuthz
+from langchain_runtime_authz.authzen import parse_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
@@ -88,18 +89,13 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str) -> None:
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
     evaluator = authz._engine.evaluator
-    evaluate, aevaluate = evaluator.evaluate, evaluator.aevaluate
+    evaluate = evaluator.evaluate
 
-    def counted(requests: Any, bodies: Any) -> Any:
-        batches.append([f"{r.action.name} {r.resource.id}" for r in requests])
-        return evaluate(requests, bodies)
+    def counted(bodies: Any) -> Any:
+        batches.append([f"{r.action.name} {r.resource.id}" for r in map(parse_request, bodies)])
+        return evaluate(bodies)
 
-    async def acounted(requests: Any, bodies: Any) -> Any:
-        batches.append([f"{r.action.name} {r.resource.id}" for r in requests])
-        return await aevaluate(requests, bodies)
-
-    object.__setattr__(evaluator, "evaluate", counted)
-    object.__setattr__(evaluator, "aevaluate", acounted)
+    object.__setattr__(evaluator, "evaluate", counted)  # of a PDP in this process `aevaluate` is the same
     ran: list[Any] = []
     tools = [pay_tool(ran), read_tool(ran), writing_tool(ran)]
     graph = built(stack, authz, replying([PAY, READ], [call("write", {"text": "x"}, "w")]), tools)

@@ -15,6 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.authzen import parse_request
 from langchain_runtime_authz.demo.graph import agent_graph
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -370,9 +371,9 @@ def test_a_session_tells_and_asks_what_was_judged_at_last() -> None:
     others: list[Any] = []
 
     class Racing(WasmPDP):
-        def evaluate(self, request: Any, body: bytes) -> Any:
-            answer = super().evaluate(request, body)
-            if others and request.resource.id == "pay":
+        def evaluate(self, body: bytes) -> Any:
+            answer = super().evaluate(body)
+            if others and parse_request(body).resource.id == "pay":
                 others.pop().decide("pay", PAYMENT)
             return answer
 

@@ -78,12 +78,12 @@ class Row:
 def engine(name: str, pdp: Any, request: EvaluationRequest) -> Row:
     """A row of a PDP behind its evaluator, with the request serialised once, as the gates do."""
     evaluator, body = Evaluator(pdp, deadline=30), request.to_json()
-    (decision,) = evaluator.evaluate([request], [body])
+    (decision,) = evaluator.evaluate([body])
     assert decision.permit, (name, decision.reasons)
     return Row(
         name,
-        lambda: evaluator.evaluate([request], [body]),
-        lambda: evaluator.evaluate([request] * BATCH, [body] * BATCH),
+        lambda: evaluator.evaluate([body]),
+        lambda: evaluator.evaluate([body] * BATCH),
     )
 
 
@@ -101,7 +101,7 @@ def raw(address: str, body: bytes, path: str = "/v1/data/runtime_authz/decision"
 def asynchronous(pdp: Any, request: EvaluationRequest, loop: asyncio.AbstractEventLoop) -> Callable[[], object]:
     """A decision awaited on another loop than the client's."""
     evaluator, body = Evaluator(pdp, deadline=30), request.to_json()
-    return lambda: loop.run_until_complete(evaluator.aevaluate([request], [body]))
+    return lambda: loop.run_until_complete(evaluator.aevaluate([body]))
 
 
 def us(values: list[int]) -> str:

@@ -68,17 +68,17 @@ class Timed:
     def __init__(self, real: Any) -> None:
         self.real, self.name, self.revision, self.spent = real, real.name, real.revision, 0
 
-    def evaluate(self, request: Any, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """Answer, and count."""
         start = time.process_time_ns()
         try:
-            return self.real.evaluate(request, body)
+            return self.real.evaluate(body)
         finally:
             self.spent += time.process_time_ns() - start
 
-    async def aevaluate(self, request: Any, body: bytes) -> object:
+    async def aevaluate(self, body: bytes) -> object:
         """Answer, and count."""
-        return self.evaluate(request, body)
+        return self.evaluate(body)
 
 
 def shipped() -> WasmPDP:
@@ -123,7 +123,7 @@ class Bench:
     def plan(self, i: int) -> AIMessage:
         """Record the plan of call `i`, outside what is timed."""
         if isinstance(self.pdp.real, StaticPDP):
-            self.pdp.real.requests.clear()  # what a test wants to look at
+            self.pdp.real.bodies.clear()  # what a test wants to look at
         planned = message(i)
         run = find_run(self.config)
         assert run is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -14,29 +15,35 @@ from langgraph.prebuilt import ToolNode
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 
 
+def _calls(body: bytes) -> bool:
+    return bool(json.loads(body)["action"]["name"] == "tools/call")
+
+
 class OnToolCalls:
     """The PDP for tool calls; everything before them is permitted, so that there is a call to deny."""
+
+    deadline = 60
 
     def __init__(self, real: Any) -> None:
         self.real, self.name, self.revision = real, real.name, ""
 
-    def evaluate(self, request, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """Ask it about a call."""
-        return self.real.evaluate(request, body) if request.action.name == "tools/call" else {"decision": True}
+        return self.real.evaluate(body) if _calls(body) else {"decision": True}
 
-    async def aevaluate(self, request, body: bytes) -> object:
+    async def aevaluate(self, body: bytes) -> object:
         """Ask it about a call."""
-        if request.action.name == "tools/call":
-            return await self.real.aevaluate(request, body)
+        if _calls(body):
+            return await self.real.aevaluate(body)
         return {"decision": True}
 
-    def evaluate_batch(self, requests, bodies) -> Any:
+    def evaluate_batch(self, bodies) -> Any:
         """Ask it about the calls of a message."""
-        return self.real.evaluate_batch(requests, bodies)
+        return self.real.evaluate_batch(bodies)
 
-    async def aevaluate_batch(self, requests, bodies) -> Any:
+    async def aevaluate_batch(self, bodies) -> Any:
         """Ask it about the calls of a message."""
-        return await self.real.aevaluate_batch(requests, bodies)
+        return await self.real.aevaluate_batch(bodies)
 
 
 def run_graph(pdp: Any, calls: int, *, asynchronous: bool) -> tuple[list[str], list[Any], list[str], float]:
@@ -58,7 +65,7 @@ def run_graph(pdp: Any, calls: int, *, asynchronous: bool) -> tuple[list[str], l
     builder.add_edge(START, "agent")
     builder.add_edge("agent", "tools")
     builder.add_edge("tools", END)
-    authz = RuntimeAuthz(pdp=OnToolCalls(pdp), deadline=60, profiles={"act": ToolProfile(effect="write", sink="internal")})
+    authz = RuntimeAuthz(pdp=OnToolCalls(pdp), profiles={"act": ToolProfile(effect="write", sink="internal")})
     graph = authz.protect(builder.compile())
     started = time.monotonic()
     if asynchronous:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def server(wasm: WasmPDP) -> Iterator[AuthzenServer]:
 def decisions(pdp: AuthzenPDP, requests=(REQUEST,)) -> list[Decision]:
     """What it decides, the same by both entry points."""
     evaluator = Evaluator(pdp, deadline=10)
-    given = evaluator.evaluate(requests)
-    other = asyncio.run(evaluator.aevaluate(requests))
+    given = evaluator.evaluate([r.to_json() for r in requests])
+    other = asyncio.run(evaluator.aevaluate([r.to_json() for r in requests]))
     blank = {"decision_id": "", "pdp_decision_id": ""}
-    assert [d.model_copy(update=blank) for d in given] == [d.model_copy(update=blank) for d in other]
+    assert [replace(d, **blank) for d in given] == [replace(d, **blank) for d in other]
     return given
 
 
@@ -85,7 +86,7 @@ def todo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthzenServer]:
         engine = OpaPDP(opa.url, path="todo/decision", timeout=5)
 
         def answer(request: dict[str, Any]) -> dict[str, Any]:
-            decision = engine.evaluate(REQUEST, json.dumps(request).encode())
+            decision = engine.evaluate(json.dumps(request).encode())
             assert isinstance(decision, Decision)
             return {"decision": decision.permit}
 
@@ -98,12 +99,12 @@ def test_the_published_vectors(todo: AuthzenServer) -> None:
     """Forty single requests and three batches are decided as published."""
     pdp = AuthzenPDP(todo.url, timeout=5)
     for request, expected in singles():
-        decision = pdp.evaluate(REQUEST, json.dumps(request).encode())
+        decision = pdp.evaluate(json.dumps(request).encode())
         assert isinstance(decision, Decision)
         assert decision.permit is expected, request
     for requests, expected in batches():
         bodies = [json.dumps(r).encode() for r in requests]
-        given = pdp.evaluate_batch([REQUEST] * len(bodies), bodies)
+        given = pdp.evaluate_batch(bodies)
         assert [d.permit for d in given] == expected  # type: ignore[attr-defined]
         path, _, sent = todo.asked[-1]
         assert (path, len(sent["evaluations"])) == ("/access/v1/evaluations", 2)
@@ -138,11 +139,10 @@ def test_the_calls_of_a_message_are_one_request(server: AuthzenServer) -> None:
 def test_the_three_semantics(server: AuthzenServer, semantic: Any, asked: list[int], expected: list[str]) -> None:
     """Where the PDP stopped early the rest is denied as not evaluated."""
     pdp = AuthzenPDP(server.url, timeout=5)
-    requests = [REQUEST if permit else DENIED for permit in asked]
-    bodies = [r.to_json() for r in requests]
+    bodies = [(REQUEST if permit else DENIED).to_json() for permit in asked]
     for given in (
-        pdp.evaluate_batch(requests, bodies, semantic),
-        asyncio.run(pdp.aevaluate_batch(requests, bodies, semantic)),
+        pdp.evaluate_batch(bodies, semantic),
+        asyncio.run(pdp.aevaluate_batch(bodies, semantic)),
     ):
         assert [d.reason or d.outcome for d in given] == expected  # type: ignore[attr-defined]
     pdp.close()
@@ -169,8 +169,8 @@ def test_another_number_of_answers_denies_all(count: int, semantic: Any) -> None
         )
         pdp = AuthzenPDP(faulty.url, timeout=5)
         with pytest.raises(Exception, match="pdp_malformed"):
-            pdp.evaluate_batch([REQUEST] * 2, [REQUEST.to_json()] * 2, semantic)
-        assert {d.reason for d in Evaluator(pdp).evaluate([REQUEST] * 2)} == {Code.PDP_MALFORMED}
+            pdp.evaluate_batch([REQUEST.to_json()] * 2, semantic)
+        assert {d.reason for d in Evaluator(pdp).evaluate([REQUEST.to_json()] * 2)} == {Code.PDP_MALFORMED}
         pdp.close()
 
 
@@ -180,7 +180,7 @@ def test_a_pdp_without_evaluations_is_asked_side_by_side(server: AuthzenServer) 
     assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
     assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
     with pytest.raises(Exception, match="pdp_undefined"):
-        pdp.evaluate_batch([REQUEST], [REQUEST.to_json()], "deny_on_first_deny")
+        pdp.evaluate_batch([REQUEST.to_json()], "deny_on_first_deny")
     pdp.close()
 
 
@@ -190,7 +190,7 @@ def test_a_pdp_without_evaluations_is_asked_side_by_side(server: AuthzenServer) 
 def test_every_request_has_an_id_of_its_own(server: AuthzenServer) -> None:
     """`X-Request-ID` is sent, fresh each time, and kept with the decision."""
     pdp = AuthzenPDP(server.url, timeout=5)
-    given = [d for _ in range(3) for d in Evaluator(pdp).evaluate([REQUEST])]
+    given = [d for _ in range(3) for d in Evaluator(pdp).evaluate([REQUEST.to_json()])]
     sent = [ident for _, ident, _ in server.asked]
     assert [d.pdp_decision_id for d in given] == sent
     assert len(set(sent)) == 3

@@ -109,7 +109,7 @@ def test_closing_under_a_question_denies_it(server: FaultServer, client: str) ->
         pdp = CLIENTS[client](f"{server.url}/hangs", timeout=30)
         evaluator, before = Evaluator(pdp, deadline=30), sum(server.asked.values())
         with ThreadPoolExecutor(1) as threads:
-            asked = [example_request()]
+            asked = [example_request().to_json()]
             job = threads.submit(lambda: asyncio.run(evaluator.aevaluate(asked)) if asynchronous else evaluator.evaluate(asked))
             while sum(server.asked.values()) == before:
                 time.sleep(0.01)
@@ -121,7 +121,7 @@ def test_closing_under_a_question_denies_it(server: FaultServer, client: str) ->
 def codes_of(pdp: Any) -> set[str]:
     """The reasons of a decision, asked both ways."""
     evaluator = Evaluator(pdp, deadline=PATIENT)
-    decisions = [*evaluator.evaluate([example_request()]), *asyncio.run(evaluator.aevaluate([example_request()]))]
+    decisions = [*evaluator.evaluate([example_request().to_json()]), *asyncio.run(evaluator.aevaluate([example_request().to_json()]))]
     assert not any(d.permit for d in decisions)
     return {d.reason for d in decisions}
 
@@ -164,7 +164,7 @@ def test_tls_is_verified(client: str, tmp_path: Path) -> None:
         with FaultServer(certificate) as secure:
             pdp = CLIENTS[client](f"{secure.url}/healthy", ca_file=ca_file, timeout=5)
             if expected is None:
-                assert Evaluator(pdp, deadline=PATIENT).evaluate([example_request()])[0].permit
+                assert Evaluator(pdp, deadline=PATIENT).evaluate([example_request().to_json()])[0].permit
             else:
                 assert codes_of(pdp) == {expected}
                 assert not secure.asked  # nothing was told to it
@@ -200,7 +200,7 @@ def test_an_answer_nobody_asked_for_answers_nothing(client: str, delay: float) -
         server.delay = delay
         pdp = CLIENTS[client](server.url, timeout=5)
         for _ in range(5):
-            (decision,) = Evaluator(pdp, deadline=PATIENT).evaluate([example_request()])
+            (decision,) = Evaluator(pdp, deadline=PATIENT).evaluate([example_request().to_json()])
             assert (decision.outcome, decision.failure) == ("deny", None)
             time.sleep(3 * delay)
         pdp.close()
@@ -215,14 +215,14 @@ def test_a_thousand_faults_leak_nothing(server: FaultServer, client: str) -> Non
 
     async def many() -> None:
         for _ in range(20):
-            decisions = await asyncio.gather(*(evaluator.aevaluate([example_request()]) for _ in range(25)))
+            decisions = await asyncio.gather(*(evaluator.aevaluate([example_request().to_json()]) for _ in range(25)))
             assert {d.reason for [d] in decisions} == {"pdp_timeout"}
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(many())
     broken = CLIENTS[client](f"{server.url}/half-a-body", timeout=PATIENT)
     patient = Evaluator(broken, deadline=PATIENT)
-    assert {patient.evaluate([example_request()])[0].reason for _ in range(500)} == {"pdp_protocol"}
+    assert {patient.evaluate([example_request().to_json()])[0].reason for _ in range(500)} == {"pdp_protocol"}
     assert server.closed()  # before either is closed
     broken.close()
     pdp.close()

@@ -64,7 +64,7 @@ class Load:
             else:
                 while not self._stop.wait(0.002):
                     began = time.monotonic()
-                    self._note(began, self._evaluator.evaluate([REQUEST])[0])
+                    self._note(began, self._evaluator.evaluate([REQUEST.to_json()])[0])
         except BaseException as exc:  # a test must see it
             self.errors.append(exc)
 
@@ -72,7 +72,7 @@ class Load:
         while not self._stop.is_set():
             await asyncio.sleep(0.002)
             began = time.monotonic()
-            self._note(began, (await self._evaluator.aevaluate([REQUEST]))[0])
+            self._note(began, (await self._evaluator.aevaluate([REQUEST.to_json()]))[0])
 
     def _note(self, began: float, decision) -> None:
         self.asked.append(Asked(began, time.monotonic(), decision.outcome, decision.reason))

@@ -49,7 +49,7 @@ def pdp(server: OpaServer) -> Iterator[OpaPDP]:
 
 def ask(pdp: PDP, request=REQUEST, *, deadline: float = 10) -> Decision:
     """One decision."""
-    (decision,) = Evaluator(pdp, deadline=deadline).evaluate([request])
+    (decision,) = Evaluator(pdp, deadline=deadline).evaluate([request.to_json()])
     return decision
 
 
@@ -84,8 +84,8 @@ def test_the_calls_of_a_message_are_one_request(server: OpaServer, pdp: OpaPDP) 
     """Eight requests, eight answers in order, one exchange."""
     before = counted(server)
     for decisions in (
-        Evaluator(pdp).evaluate([REQUEST, DENIED] * 4),
-        asyncio.run(Evaluator(pdp).aevaluate([REQUEST, DENIED] * 4)),
+        Evaluator(pdp).evaluate([REQUEST.to_json(), DENIED.to_json()] * 4),
+        asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json(), DENIED.to_json()] * 4)),
     ):
         assert [d.permit for d in decisions] == [True, False] * 4
         assert {d.reason for d in decisions if not d.permit} == {Code.LEASE_INVALID}
@@ -104,8 +104,8 @@ def test_a_rule_without_a_batch_is_asked_side_by_side(server: OpaServer) -> None
     """Another path has no batch rule unless one is named; the answers are the same."""
     before = counted(server)
     alone = OpaPDP(server.url, path="runtime_authz/decision", batch=None, timeout=5)
-    alone._batch_url = None
-    decisions = Evaluator(alone).evaluate([REQUEST, DENIED] * 4)
+    alone._batch = None
+    decisions = Evaluator(alone).evaluate([REQUEST.to_json(), DENIED.to_json()] * 4)
     assert [d.permit for d in decisions] == [True, False] * 4
     assert counted(server) == before + 8
     alone.close()
@@ -260,7 +260,7 @@ def test_many_threads_and_loops_share_one_pool(pdp: OpaPDP) -> None:
 
     def asynchronous(_: int) -> list[bool]:
         evaluator = Evaluator(pdp, deadline=10)
-        return [asyncio.run(evaluator.aevaluate([REQUEST]))[0].permit for _ in range(5)]
+        return [asyncio.run(evaluator.aevaluate([REQUEST.to_json()]))[0].permit for _ in range(5)]
 
     def synchronous(_: int) -> list[bool]:
         return [ask(pdp).permit for _ in range(5)]
@@ -366,7 +366,7 @@ def test_a_signed_bundle_names_its_revision(bundles: Bundles) -> None:
         assert decision.policy_revision == pdp.revision
         assert pdp.revision.endswith("@r7")
         assert len(decision.pdp_decision_id) == 36
-        first, second = Evaluator(pdp).evaluate([REQUEST, DENIED])
+        first, second = Evaluator(pdp).evaluate([REQUEST.to_json(), DENIED.to_json()])
         assert first.pdp_decision_id == second.pdp_decision_id != decision.pdp_decision_id  # one evaluation
         assert {first.policy_revision, second.policy_revision} == {pdp.revision}
         pdp.close()
@@ -501,7 +501,7 @@ def test_a_policy_that_fails_denies_and_says_how(tmp_path: Path) -> None:
         for name, code in GIVES.items():
             pdp = OpaPDP(server.url, path=f"{name}/decision", timeout=0.5 if name == "loops" else 10)
             started = time.monotonic()
-            for decision in (ask(pdp), *asyncio.run(Evaluator(pdp, deadline=10).aevaluate([REQUEST]))):
+            for decision in (ask(pdp), *asyncio.run(Evaluator(pdp, deadline=10).aevaluate([REQUEST.to_json()]))):
                 assert (decision.outcome, decision.reason, decision.failure) == ("deny", code, "pdp"), name
             assert name != "loops" or time.monotonic() - started < 30
             pdp.close()

@@ -65,7 +65,7 @@ def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key
             body = case.request.to_json()
             told = json.loads(opa("eval", "--bundle", bundle, "--stdin-input", "data.runtime_authz.decision", given=body.decode()))
             (answer,) = (e["value"] for r in told["result"] for e in r["expressions"])
-            mine = pdp.evaluate(case.request, body)
+            mine = pdp.evaluate(body)
             assert [r["code"] for r in answer["context"]["reasons"]] == list(mine.reasons if mine.reason else [])
             assert answer["decision"] == mine.permit
             assert answer["context"]["policy"]["revision"] == "1"
@@ -81,7 +81,7 @@ def test_without_its_rule_an_example_permits_the_harm(tmp_path: Path) -> None:
         data = json.loads((EXAMPLES / name / "data.json").read_text())["runtime_authz_data"]
         (tmp_path / "data.json").write_text(json.dumps(data))
         pdp = open_policy(tmp_path / "data.json").pdp()
-        assert [pdp.evaluate(c.request, c.request.to_json()).outcome for c in own] == ["permit"] * len(own), name
+        assert [pdp.evaluate(c.request.to_json()).outcome for c in own] == ["permit"] * len(own), name
         pdp.close()
 
 
@@ -140,7 +140,7 @@ def test_a_policy_wholly_of_ones_own(tmp_path: Path) -> None:
     pdp = ReloadingPDP(tmp_path / "b.tar.gz", poll=3600)
     try:
         (case, _) = open_policy(tmp_path / "b.tar.gz").cases
-        decision = pdp.evaluate(case.request, case.request.to_json())
+        decision = pdp.evaluate(case.request.to_json())
         assert (decision.permit, decision.policy_revision) == (True, pdp.revision)
         assert pdp.revision.startswith("3@")
     finally:

@@ -44,7 +44,7 @@ def test_reloads_under_load_tear_nothing(tmp_path: Path) -> None:
     def load() -> None:
         evaluator = Evaluator(pdp, deadline=120)
         while not stop.is_set():
-            for decision in evaluator.evaluate([REQUEST, REQUEST]) + evaluator.evaluate([REQUEST]):
+            for decision in evaluator.evaluate([REQUEST.to_json(), REQUEST.to_json()]) + evaluator.evaluate([REQUEST.to_json()]):
                 number = decision.policy_revision.partition("@")[0]
                 expected = ("permit", ()) if int(number) % 2 else ("deny", ("effect",))
                 if (decision.outcome, decision.reasons) != expected:
@@ -129,14 +129,14 @@ def test_a_forks_child_follows(tmp_path: Path) -> None:
     source = put(tmp_path / "policy.tar.gz", files(1))
     pdp = ReloadingPDP(source, poll=0.05)
     evaluator = Evaluator(pdp, deadline=30)
-    assert evaluator.evaluate([REQUEST])[0].permit
+    assert evaluator.evaluate([REQUEST.to_json()])[0].permit
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             put(source, files(2, DENY_WRITES))
             until = time.monotonic() + 30
-            while evaluator.evaluate([REQUEST])[0].permit and time.monotonic() < until:
+            while evaluator.evaluate([REQUEST.to_json()])[0].permit and time.monotonic() < until:
                 time.sleep(0.02)
             code = 0 if pdp.revision.startswith("2@") else 2
         finally:

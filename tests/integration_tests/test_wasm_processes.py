@@ -25,7 +25,7 @@ DENIED = example_request({"context.lease.exp": 1})
 
 def ask(pdp: WasmPDP, request=REQUEST) -> Decision:
     """One decision."""
-    (decision,) = Evaluator(pdp, deadline=20).evaluate([request])
+    (decision,) = Evaluator(pdp, deadline=20).evaluate([request.to_json()])
     return decision
 
 
@@ -130,7 +130,7 @@ def test_replacing_under_load_tears_nothing() -> None:
     def load(batch: bool) -> None:
         evaluator = Evaluator(pdp, deadline=60)
         while not stop.is_set():
-            decisions = evaluator.evaluate([REQUEST] * (4 if batch else 1))
+            decisions = evaluator.evaluate([REQUEST.to_json()] * (4 if batch else 1))
             assert len({d.policy_revision for d in decisions}) == 1 or not batch
             seen.extend((d.policy_revision, d.outcome) for d in decisions)
 
@@ -168,17 +168,17 @@ def test_a_closed_one_stays_closed() -> None:
 def test_the_calls_of_a_message_are_one_evaluation() -> None:
     """In order, each its own; too much at once, or a policy without the entrypoint, goes one by one."""
     pdp = WasmPDP(pool_size=1)
-    mixed = [REQUEST, DENIED, REQUEST]
+    mixed = [r.to_json() for r in (REQUEST, DENIED, REQUEST)]
     expected = ["permit", "lease_invalid", "permit"]
     assert [d.reason or d.outcome for d in Evaluator(pdp).evaluate(mixed)] == expected
     large = example_request({"context.task.text": "x" * 250_000})
-    assert [d.outcome for d in Evaluator(pdp, deadline=20).evaluate([large] * 6)] == ["permit"] * 6
+    assert [d.outcome for d in Evaluator(pdp, deadline=20).evaluate([large.to_json()] * 6)] == ["permit"] * 6
     bodies = [json.dumps({"not": "a request"}).encode(), REQUEST.to_json()]
-    assert [d.permit for d in pdp.evaluate_batch([REQUEST] * 2, bodies)] == [False, True]  # type: ignore[attr-defined]
+    assert [d.permit for d in pdp.evaluate_batch(bodies)] == [False, True]  # type: ignore[attr-defined]
     pdp.close()
     foreign = WasmPDP(wasm=opa_module(), entrypoint="a/b", pool_size=1)
-    assert [d.permit for d in Evaluator(foreign).evaluate([REQUEST] * 3)] == [True] * 3
+    assert [d.permit for d in Evaluator(foreign).evaluate([REQUEST.to_json()] * 3)] == [True] * 3
     foreign.close()
     looping = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.5)
-    assert {d.reason for d in Evaluator(looping).evaluate([REQUEST] * 3)} == {Code.PDP_TIMEOUT}
+    assert {d.reason for d in Evaluator(looping).evaluate([REQUEST.to_json()] * 3)} == {Code.PDP_TIMEOUT}
     looping.close()

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import Decision, parse_answer, strict_json
+from langchain_runtime_authz.authzen import Decision, strict_json
 from langchain_runtime_authz.errors import PDPError
 from langchain_runtime_authz.pdp import authzen, opa
+from langchain_runtime_authz.pdp.answer import parse_answer
 
 PERMIT: dict[str, Any] = {
     "decision": True,
@@ -31,7 +32,7 @@ PERMIT: dict[str, Any] = {
 def by_opa(body: bytes) -> Decision | None:
     """What `OpaPDP` makes of a body."""
     try:
-        return opa._decision(*opa._opened(body))
+        return opa._decision(*opa._opened(opa._Answer(body)._document))
     except PDPError:
         return None
 

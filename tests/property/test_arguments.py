@@ -333,8 +333,8 @@ def test_received_is_decided(door: str, way: str, data: st.DataObject) -> None:
     made = data.draw(tools(door))
     written = [data.draw(arguments(made)) for _ in range(SETS)]
     calls = [{"name": "probe", "args": a, "id": f"call-{i}", "type": "tool_call"} for i, a in enumerate(written)]
-    pdp = StaticPDP(_permits)
-    authz = RuntimeAuthz(pdp=pdp, profiles={"probe": ToolProfile(effect="write", sink="internal")}, deadline=60)
+    pdp = StaticPDP(_permits, deadline=60)
+    authz = RuntimeAuthz(pdp=pdp, profiles={"probe": ToolProfile(effect="write", sink="internal")})
     untouched = copy.deepcopy(calls)
     answers = _messages(door, way, authz, made.tool(door), calls)
     received, supplied = list(made.received), list(made.supplied)

@@ -164,7 +164,7 @@ def test_what_the_tool_received_is_what_was_decided(schema: str) -> None:
         @given(arguments)
         def run(args: dict[str, Any]) -> None:
             got.clear()
-            pdp.requests.clear()
+            pdp.bodies.clear()
             with suppress(AuthzDenied, ValidationError, ValidationErrorV1):
                 act(args)
             if not got:

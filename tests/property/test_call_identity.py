@@ -55,8 +55,9 @@ def _tools(ran: Ran) -> list[BaseTool]:
 
 
 def _authz() -> tuple[RuntimeAuthz, StaticPDP]:
-    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args != {"text": "denied"})  # type: ignore[union-attr]
-    return RuntimeAuthz(pdp=pdp, profiles=PROFILES, deadline=60), pdp
+    permits = lambda r: r.action.name != "tools/call" or r.context.call.args != {"text": "denied"}
+    pdp = StaticPDP(permits, deadline=60)
+    return RuntimeAuthz(pdp=pdp, profiles=PROFILES), pdp
 
 
 def _permitted(*planned: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
@@ -194,8 +195,8 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
     def profiled(request: Any) -> bool:
         return request.action.name != "tools/call" or request.resource.properties["profiled"]
 
-    pdp = StaticPDP(profiled)
-    authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES, deadline=60)
+    pdp = StaticPDP(profiled, deadline=60)
+    authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
     model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])
     builder = StateGraph(MessagesState)
     builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})

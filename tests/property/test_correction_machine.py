@@ -128,7 +128,7 @@ class CorrectionMachine(RuleBasedStateMachine):
         super().__init__()
         self.world = world()
         self.world.machine = self
-        self.world.pdp.requests.clear()
+        self.world.pdp.bodies.clear()
         self.thread = f"t{next(self.world.threads)}"
         self.config = {"configurable": {"thread_id": self.thread}}
         self.ran: list[Effect] = []
@@ -361,7 +361,7 @@ class CorrectionMachine(RuleBasedStateMachine):
         own = {t.text for t in self.world.ledger.load(self.scope, Query(log=True)).log if t.own and t.text}
         assert own <= self.said, own - self.said
         told = {r.context.task.text for r in self.world.pdp.requests}
-        self.world.pdp.requests.clear()
+        self.world.pdp.bodies.clear()
         assert not [t for t in told if MACHINES in t]
 
 

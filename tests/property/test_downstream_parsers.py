@@ -14,8 +14,8 @@ import httpx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from langchain_runtime_authz._http import basic
 from langchain_runtime_authz.credential.dpop import normal_target, read_proof
-from langchain_runtime_authz.credential.fetch import basic
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import PRIVATE_MEMBERS

@@ -23,6 +23,7 @@ from langchain_runtime_authz import (
     current_call,
     profile,
 )
+from langchain_runtime_authz.authzen import parse_request
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.credential.token import Credential
@@ -33,7 +34,7 @@ from langchain_runtime_authz.identity.subjects import BearerSubject, platform_us
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 from langchain_runtime_authz.ledger import PostgresLedger, SqliteLedger
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pdp import PDP, Decision, EvaluationRequest
+from langchain_runtime_authz.pdp import PDP, Decision
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -70,11 +71,11 @@ class OwnPDP:
     def revision(self) -> str:
         return "1"
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        return {"decision": request.action.name == "tools/call"}
+    def evaluate(self, body: bytes) -> object:
+        return {"decision": parse_request(body).action.name == "tools/call"}
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
-        return self.evaluate(request, body)
+    async def aevaluate(self, body: bytes) -> object:
+        return self.evaluate(body)
 
 
 class OwnSink:

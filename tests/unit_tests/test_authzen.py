@@ -21,9 +21,9 @@ from langchain_runtime_authz.authzen import (
     Obligation,
     Subject,
     deny,
-    parse_answer,
 )
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.pdp.answer import parse_answer
 from langchain_runtime_authz.testing.requests import example_request
 
 # Request version 1. A line may be added, with a default; none is changed or taken away: somebody's

@@ -8,6 +8,7 @@ import itertools
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,10 +43,10 @@ def fails(error: BaseException, name: str = "static") -> StaticPDP:
 
 def decide(pdp: Any, n: int = 1) -> list[Decision]:
     """Decisions, the same by both entry points."""
-    given = Evaluator(pdp).evaluate([REQUEST] * n)
-    other = asyncio.run(Evaluator(pdp).aevaluate([REQUEST] * n))
-    assert [d.model_copy(update={"decision_id": ""}) for d in given] == [
-        d.model_copy(update={"decision_id": ""}) for d in other
+    given = Evaluator(pdp).evaluate([REQUEST.to_json()] * n)
+    other = asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json()] * n))
+    assert [replace(d, decision_id="") for d in given] == [
+        replace(d, decision_id="") for d in other
     ]
     return given
 
@@ -91,7 +92,7 @@ def test_deny_overrides_is_one_batch_to_each() -> None:
     """Every PDP is asked about every request, and the answers stay apart."""
     answers = iter([True, False, True, False])
     pdp = DenyOverrides(StaticPDP(True, name="a"), StaticPDP(lambda _: next(answers), name="b"))
-    assert [d.permit for d in Evaluator(pdp).evaluate([REQUEST] * 4)] == [True, False, True, False]
+    assert [d.permit for d in Evaluator(pdp).evaluate([REQUEST.to_json()] * 4)] == [True, False, True, False]
 
 
 def test_one_whose_turn_comes_too_late_is_not_asked() -> None:
@@ -103,7 +104,7 @@ def test_one_whose_turn_comes_too_late_is_not_asked() -> None:
 
     second = StaticPDP(True, name="b")
     pdp = DenyOverrides(StaticPDP(slow, name="a"), second, deadline=0.02)
-    (decision,) = Evaluator(pdp).evaluate([REQUEST])
+    (decision,) = Evaluator(pdp).evaluate([REQUEST.to_json()])
     assert (decision.outcome, decision.reason) == ("deny", Code.PDP_TIMEOUT)
     assert second.requests == []
 
@@ -119,7 +120,7 @@ def test_the_deadline_is_not_each_ones_own(monkeypatch: pytest.MonkeyPatch, n: i
         return True
 
     pdp = DenyOverrides(StaticPDP(takes, name="a"), StaticPDP(takes, name="b"), deadline=1.0)
-    decisions = pdp.evaluate_batch([REQUEST] * n, [REQUEST.to_json()] * n)
+    decisions = pdp.evaluate_batch([REQUEST.to_json()] * n)
     assert (decisions[-1].outcome, decisions[-1].reason) == ("deny", Code.PDP_TIMEOUT)
     assert now[0] == pytest.approx(1.2)
 
@@ -143,8 +144,8 @@ def test_a_candidate_changes_nothing(real: str, candidate: str) -> None:
     with_it = decide(beside)
     beside.drain()
     beside.close()
-    assert [d.model_copy(update={"decision_id": ""}) for d in alone] == [
-        d.model_copy(update={"decision_id": ""}) for d in with_it
+    assert [replace(d, decision_id="") for d in alone] == [
+        replace(d, decision_id="") for d in with_it
     ]
 
 
@@ -158,7 +159,7 @@ def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:
         on_difference=lambda request, ours, theirs: told.append((request.resource.id, ours.outcome, theirs.outcome)),
     )
     with caplog.at_level(logging.WARNING):
-        Evaluator(pdp).evaluate([REQUEST] * 3)
+        Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
         pdp.drain()
     assert told == [("book_invoice", "permit", "deny")]
     assert pdp.counts == {"same": 2, "permit>deny": 1}
@@ -178,7 +179,7 @@ def test_a_callback_that_fails_harms_nothing() -> None:
 
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=tell)
     for _ in range(3):
-        assert Evaluator(pdp).evaluate([REQUEST])[0].permit
+        assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
     pdp.drain()
     assert len(told) == 3
     thread = pdp._thread
@@ -193,7 +194,7 @@ def test_a_slow_candidate_sees_a_sample() -> None:
     hold = threading.Event()
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(lambda _: hold.wait(60), name="slow"), deadline=60)
     for _ in range(400):
-        assert Evaluator(pdp).evaluate([REQUEST])[0].permit
+        assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
     assert pdp.counts["skipped"] >= 400 - 256 - 2
     hold.set()
     pdp.close()
@@ -208,9 +209,9 @@ def test_close_drops_what_waits() -> None:
         return hold.wait(30) and False
 
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), on_difference=lambda *_: told.append(1), deadline=60)
-    Evaluator(pdp).evaluate([REQUEST])
+    Evaluator(pdp).evaluate([REQUEST.to_json()])
     assert asked.wait(60)
-    Evaluator(pdp).evaluate([REQUEST] * 3)
+    Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
     assert pdp.close() == 4
     assert pdp.close() == 4
     hold.set()
@@ -223,15 +224,15 @@ def test_after_close_nothing_is_compared_and_the_real_one_still_counts() -> None
     candidate = StaticPDP(False, name="next")
     pdp = CandidatePDP(StaticPDP(True), candidate)
     assert pdp.close() == 0
-    assert Evaluator(pdp).evaluate([REQUEST])[0].permit
-    assert asyncio.run(Evaluator(pdp).aevaluate([REQUEST, REQUEST]))[1].permit
+    assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
+    assert asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json(), REQUEST.to_json()]))[1].permit
     pdp.drain()
     assert (candidate.requests, pdp.counts, pdp._thread) == ([], {}, None)
 
 
 def test_one_that_is_forgotten_ends_its_thread() -> None:
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"))
-    Evaluator(pdp).evaluate([REQUEST])
+    Evaluator(pdp).evaluate([REQUEST.to_json()])
     pdp.drain()
     thread = pdp._thread
     assert thread is not None
@@ -253,7 +254,7 @@ def test_one_that_is_forgotten_while_it_compares_ends_its_thread() -> None:
 
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), deadline=60)
     for _ in range(3):
-        Evaluator(pdp).evaluate([REQUEST])
+        Evaluator(pdp).evaluate([REQUEST.to_json()])
     assert asked.wait(30)
     del pdp
     gc.collect()
@@ -272,7 +273,7 @@ def test_the_callback_may_close() -> None:
         closed.set()
 
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=close)
-    Evaluator(pdp).evaluate([REQUEST, REQUEST])
+    Evaluator(pdp).evaluate([REQUEST.to_json(), REQUEST.to_json()])
     assert closed.wait(60)
     pdp.drain()
     assert pdp.counts == {"permit>deny": 1, "dropped": 1}
@@ -286,7 +287,7 @@ def test_one_callback_that_fails_hides_no_other_of_its_message() -> None:
         raise RuntimeError
 
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=tell)
-    Evaluator(pdp).evaluate([REQUEST] * 3)
+    Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
     pdp.drain()
     pdp.close()
     assert len(told) == 3
@@ -304,16 +305,16 @@ class Switch:
         self.answer: object = {"decision": True}
         self.asked = 0
 
-    def evaluate(self, request: Any, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """The answer, or the exception."""
         self.asked += 1
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
-    async def aevaluate(self, request: Any, body: bytes) -> object:
+    async def aevaluate(self, body: bytes) -> object:
         """The same."""
-        return self.evaluate(request, body)
+        return self.evaluate(body)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -326,8 +327,8 @@ def test_the_breaker_opens_denies_and_recovers(fault: object, asynchronous: bool
 
     def once() -> Decision:
         if asynchronous:
-            return asyncio.run(evaluator.aevaluate([REQUEST]))[0]
-        return evaluator.evaluate([REQUEST])[0]
+            return asyncio.run(evaluator.aevaluate([REQUEST.to_json()]))[0]
+        return evaluator.evaluate([REQUEST.to_json()])[0]
 
     assert once().permit
     real.answer = fault
@@ -359,7 +360,7 @@ def test_denials_never_open_the_breaker() -> None:
     breaker = CircuitBreaker(real, failures=2)
     real.answer = {"decision": False}
     for _ in range(5):
-        assert Evaluator(breaker).evaluate([REQUEST])[0].failure is None
+        assert Evaluator(breaker).evaluate([REQUEST.to_json()])[0].failure is None
     assert breaker.state == "closed"
 
 
@@ -369,7 +370,7 @@ def test_failures_must_be_in_a_row() -> None:
     breaker = CircuitBreaker(real, failures=2)
     for _ in range(5):
         for real.answer in (RuntimeError(), {"decision": True}):
-            Evaluator(breaker).evaluate([REQUEST])
+            Evaluator(breaker).evaluate([REQUEST.to_json()])
     assert breaker.state == "closed"
 
 
@@ -379,19 +380,19 @@ def test_only_one_probe_at_a_time() -> None:
     real = Switch()
     real.answer = RuntimeError()
     breaker = CircuitBreaker(real, failures=1, reset_after=1, clock=clock)
-    Evaluator(breaker).evaluate([REQUEST])
+    Evaluator(breaker).evaluate([REQUEST.to_json()])
     clock.tick(1)
 
-    def probe(request: Any, body: bytes) -> object:
+    def probe(body: bytes) -> object:
         entered.set()
         hold.wait(60)
         return {"decision": True}
 
     real.evaluate = probe  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: Evaluator(breaker, deadline=60).evaluate([REQUEST]))
+    thread = threading.Thread(target=lambda: Evaluator(breaker, deadline=60).evaluate([REQUEST.to_json()]))
     thread.start()
     assert entered.wait(60)
-    assert Evaluator(breaker).evaluate([REQUEST])[0].reason == Code.PDP_CIRCUIT_OPEN
+    assert Evaluator(breaker).evaluate([REQUEST.to_json()])[0].reason == Code.PDP_CIRCUIT_OPEN
     hold.set()
     thread.join(60)
     assert breaker.state == "closed"
@@ -402,16 +403,16 @@ def test_a_probe_that_is_cancelled_leaves_the_way_free() -> None:
     clock, real = FrozenClock(), Switch()
     real.answer = RuntimeError()
     breaker = CircuitBreaker(real, failures=1, reset_after=1, clock=clock)
-    Evaluator(breaker).evaluate([REQUEST])
+    Evaluator(breaker).evaluate([REQUEST.to_json()])
     clock.tick(1)
 
     async def cancelled() -> None:
-        async def hang(request: Any, body: bytes) -> object:
+        async def hang(body: bytes) -> object:
             await asyncio.Event().wait()
             return None
 
         real.aevaluate = hang  # type: ignore[method-assign]
-        task = asyncio.ensure_future(breaker.aevaluate(REQUEST, b""))
+        task = asyncio.ensure_future(breaker.aevaluate(REQUEST.to_json()))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()
@@ -420,7 +421,7 @@ def test_a_probe_that_is_cancelled_leaves_the_way_free() -> None:
 
     asyncio.run(cancelled())
     real.answer = {"decision": True}
-    assert Evaluator(breaker).evaluate([REQUEST])[0].permit
+    assert Evaluator(breaker).evaluate([REQUEST.to_json()])[0].permit
 
 
 @pytest.mark.parametrize("arguments", [{"failures": 0}, {"reset_after": 0}, {"reset_after": float("nan")}])

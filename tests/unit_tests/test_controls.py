@@ -80,7 +80,7 @@ def test_a_rule_gives_its_reason(reason: str) -> None:
     overrides, data = TRIPS[reason]
     pdp = WasmPDP(data=data, pool_size=1)
     try:
-        (decided,) = Evaluator(pdp).evaluate([example_request(overrides)])
+        (decided,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     finally:
         pdp.close()
     given = {*decided.reasons, *(f"obligation:{o.type}" for o in decided.obligations)}
@@ -92,7 +92,7 @@ def test_a_rule_gives_its_reason(reason: str) -> None:
 
 def test_the_example_itself_is_permitted() -> None:
     pdp = WasmPDP(pool_size=1)
-    (decided,) = Evaluator(pdp).evaluate([example_request()])
+    (decided,) = Evaluator(pdp).evaluate([example_request().to_json()])
     pdp.close()
     assert (decided.permit, decided.reasons, decided.obligations) == (True, (), ())
 

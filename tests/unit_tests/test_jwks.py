@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from langchain_runtime_authz.credential import fetch
+from langchain_runtime_authz import _http as fetch
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing

@@ -145,7 +145,7 @@ def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revisio
     _, run = entered(pdp)
     pdp.revision = revision
     for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: _enter(run, ("", "n"), True)):
-        pdp.requests.clear()
+        pdp.bodies.clear()
         for _ in range(3):
             drive(run.engine, step())
         assert len(pdp.requests) == asked
@@ -183,7 +183,7 @@ def test_a_permit_stands_only_under_the_revision_that_its_answer_names(step: Cal
     _, run = entered(pdp)
 
     def asked() -> int:
-        pdp.requests.clear()
+        pdp.bodies.clear()
         drive(run.engine, step(run))
         return len(pdp.requests)
 

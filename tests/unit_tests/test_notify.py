@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -30,11 +31,11 @@ class Answers:
         reasons = [] if permits else [{"code": "not_today"}]
         self.answer = {"decision": permits, "context": {"reasons": reasons, "obligations": list(obligations)}}
 
-    def evaluate(self, request: Any, body: bytes) -> object:
-        return self.answer if request.action.name == "tools/call" else {"decision": True}
+    def evaluate(self, body: bytes) -> object:
+        return self.answer if json.loads(body)["action"]["name"] == "tools/call" else {"decision": True}
 
-    async def aevaluate(self, request: Any, body: bytes) -> object:
-        return self.evaluate(request, body)
+    async def aevaluate(self, body: bytes) -> object:
+        return self.evaluate(body)
 
 
 class Desk:

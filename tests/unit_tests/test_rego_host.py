@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import gc
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import wasmtime
+from wasmtime import _ffi
 
-from langchain_runtime_authz.pdp._rego import PolicyFailed, Program, Undefined
+from langchain_runtime_authz.errors import PDPError
+from langchain_runtime_authz.pdp._rego import PolicyFailed, Program
 
-GOOD = '[{"result": {"decision": true}}]'
+PERMIT = b'{"decision":true}'
+GOOD = f'[{{"result":{PERMIT.decode()}}}]'
 
 
 def module(
@@ -83,7 +89,7 @@ def test_what_goes_wrong_fails_that_evaluation_only(evaluate: str) -> None:
     for _ in range(3):
         with pytest.raises(PolicyFailed):
             policy.evaluate(b"bad", "a/b")
-        assert policy.evaluate(b"good", "a/b") == {"decision": True}
+        assert policy.evaluate(b"good", "a/b") == PERMIT
     policy.close()
 
 
@@ -100,7 +106,7 @@ def test_an_answer_is_found_where_the_memory_grew() -> None:
     """It may lie elsewhere in this process after an evaluation than before."""
     policy = program(module("(drop (memory.grow (i32.const 600))) (i32.const 4096)"))
     for _ in range(3):
-        assert policy.evaluate(b"x", "a/b") == {"decision": True}
+        assert policy.evaluate(b"x", "a/b") == PERMIT
     policy.close()
 
 
@@ -115,11 +121,11 @@ def test_what_opa_is_handed() -> None:
         (i32.eq (i32.load8_u (i32.load offset=12 (i32.const 9000))) (i32.const 120))
         (i32.eq (i32.load offset=8 (i32.const 9000)) (i32.const 60000))))"""
     policy = program(module(f"{given} (if (result i32) {held} (then (i32.const 4096)) (else unreachable))"))
-    assert policy.evaluate(b"xyz", "a/b") == {"decision": True}
+    assert policy.evaluate(b"xyz", "a/b") == PERMIT
     policy.close()
 
 
-@pytest.mark.parametrize("text", ["", "null", "{}", "[1]", '[{"result": 1}, {"result": 2}]', '[{"value": 1}]', '[{"result": 1}', "[" * 3000])
+@pytest.mark.parametrize("text", ["", "null", "{}", "[1]", '[{"value": 1}]', '[{"result": 1}', "[" * 3000])
 def test_what_is_no_result_set_fails(text: str) -> None:
     """Only one result is a result."""
     policy = program(module(text=text))
@@ -128,10 +134,33 @@ def test_what_is_no_result_set_fails(text: str) -> None:
     policy.close()
 
 
+def test_two_results_are_no_answer() -> None:
+    """Their text is not JSON."""
+    policy = program(module(text='[{"result": 1}, {"result": 2}]'))
+    with pytest.raises(ValueError, match="Extra data"):
+        json.loads(policy.evaluate(b"x", "a/b"))
+    policy.close()
+
+
+def test_an_event_loop_waits_for_no_instance() -> None:
+    """It gets one of its own while threads hold the pool; a thread waits, and is told in time."""
+    policy = program(module(), timeout=0.2)
+
+    async def inline() -> bytes:
+        return policy.evaluate(b"x", "a/b")
+
+    policy._places.get()  # as another thread would
+    for _ in range(3):
+        assert asyncio.run(inline()) == PERMIT
+    with pytest.raises(TimeoutError):
+        policy.evaluate(b"x", "a/b")
+    policy.close()
+
+
 def test_undefined_is_told_apart() -> None:
     """An empty set says that the rule has no value."""
     policy = program(module(text="[]"))
-    with pytest.raises(Undefined):
+    with pytest.raises(PDPError, match="pdp_undefined"):
         policy.evaluate(b"x", "a/b")
     policy.close()
 
@@ -145,7 +174,7 @@ def test_memory_is_bounded() -> None:
         policy.evaluate(b"x", "a/b")
     policy.close()
     policy = program(module())
-    assert policy.evaluate(b"x" * 5_000_000, "a/b") == {"decision": True}
+    assert policy.evaluate(b"x" * 5_000_000, "a/b") == PERMIT
     policy.close()
 
 
@@ -206,7 +235,7 @@ def test_one_thread_watches_all_and_ends_with_the_last() -> None:
     assert watching() == 1
     first.close()
     first.close()
-    assert second.evaluate(b"x", "a/b") == {"decision": True}
+    assert second.evaluate(b"x", "a/b") == PERMIT
     (thread,) = [t for t in threading.enumerate() if t.name == "runtime-authz-wasm"]
     del second
     with threading._active_limbo_lock:
@@ -216,11 +245,27 @@ def test_one_thread_watches_all_and_ends_with_the_last() -> None:
 
 
 def test_code_is_shared_and_data_is_not() -> None:
-    """A program made of another one compiles nothing, and goes on when that one is closed."""
+    """Programs of the same code share its compiled form, and go on when another one is closed."""
     first = program(module())
-    second = Program(first, b"[]", pool_size=1, timeout=1.0)
+    second = Program(module(), b"[]", pool_size=1, timeout=1.0)
+    assert second.module is first.module
     first.close()
-    assert second.evaluate(b"x", "a/b") == {"decision": True}
+    assert second.evaluate(b"x", "a/b") == PERMIT
     with pytest.raises(PolicyFailed):
         first.evaluate(b"x", "a/b")
     second.close()
+
+
+def test_the_private_names_of_wasmtime_are_there() -> None:
+    """Four C functions are called without their wrappers, with the types that the package declares."""
+    assert _ffi.wasmtime_func_call and _ffi.wasm_trap_t
+    for name, arguments in (
+        ("wasmtime_func_call", 7), ("wasmtime_memory_data", 2), ("wasmtime_memory_data_size", 2),
+        ("wasmtime_context_set_epoch_deadline", 2),
+    ):
+        assert len(getattr(_ffi.dll, name).argtypes) == arguments, name
+    policy = program(module())
+    instance = policy._free[0]
+    assert instance._size() == instance._memory.data_len(instance._store)
+    assert instance._base() == ctypes.addressof(instance._memory.data_ptr(instance._store).contents)
+    policy.close()

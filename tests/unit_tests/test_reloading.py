@@ -54,7 +54,7 @@ def following(source: Path) -> Iterator[Callable[..., ReloadingPDP]]:
 
 
 def ask(pdp: PDP) -> Decision:
-    return Evaluator(pdp).evaluate([REQUEST])[0]
+    return Evaluator(pdp).evaluate([REQUEST.to_json()])[0]
 
 
 def test_a_new_revision_decides_and_is_named(source: Path, following: Callable[..., ReloadingPDP]) -> None:
@@ -71,9 +71,9 @@ def test_a_new_revision_decides_and_is_named(source: Path, following: Callable[.
     second = ask(pdp)
     assert (second.outcome, second.policy_revision) == ("deny", pdp.revision)
     assert pdp.revision.startswith("2@")
-    batch = Evaluator(pdp).evaluate([REQUEST, REQUEST])
+    batch = Evaluator(pdp).evaluate([REQUEST.to_json(), REQUEST.to_json()])
     assert {(d.outcome, d.policy_revision) for d in batch} == {("deny", pdp.revision)}
-    (decided,) = asyncio.run(Evaluator(pdp).aevaluate([REQUEST]))
+    (decided,) = asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json()]))
     assert decided.policy_revision == pdp.revision
 
 
@@ -227,9 +227,9 @@ def test_what_could_not_be_read_is_read_again(
     def slow(*_: object) -> object:
         raise TimeoutError
 
-    for place, fault in (("bundle._content", fails), ("wasm.WasmPDP.evaluate", slow)):
+    for place, fault in (("pap.bundle._content", fails), ("pdp.wasm.WasmPDP.evaluate", slow)):
         with monkeypatch.context() as broken:
-            broken.setattr(f"langchain_runtime_authz.pdp.{place}", fault)
+            broken.setattr(f"langchain_runtime_authz.{place}", fault)
             with pytest.raises(ConfigError):
                 pdp._followed(again=False)
     assert pdp._followed(again=False)

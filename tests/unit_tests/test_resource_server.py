@@ -19,8 +19,8 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 import langchain_runtime_authz
+from langchain_runtime_authz._http import basic
 from langchain_runtime_authz.credential.dpop import ProofKey
-from langchain_runtime_authz.credential.fetch import basic
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential

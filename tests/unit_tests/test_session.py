@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Ledg
 from langchain_runtime_authz.ledger.calls import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.pep.engine import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import ToolProfile
@@ -937,7 +939,7 @@ def test_sync_and_async_agree() -> None:
         seen: list[object] = []
 
         def note(decision: Decision) -> Decision:
-            seen.append(decision.model_dump(exclude={"decision_id"}))
+            seen.append(replace(decision, decision_id=""))
             return decision
 
         note(session.decide("lookup", {"key": "x"}))
@@ -1025,7 +1027,7 @@ def test_the_shipped_policy_follows_the_data() -> None:
 
 def test_the_shipped_policy_stops_a_streak_of_denials() -> None:
     """The agent is revoked, and its next step is refused without asking."""
-    authz = RuntimeAuthz(profiles=PROFILES, policy_data={"anomaly": {"max_denials": 3}})
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_denials": 3}}))
     session = opened(authz)
     for _ in range(3):
         assert session.decide("delete_everything", {}).outcome == "deny"
@@ -1035,10 +1037,11 @@ def test_the_shipped_policy_stops_a_streak_of_denials() -> None:
     assert session.decide("lookup", {}).reason == "revoked"
 
 
-def test_policy_data_is_for_the_shipped_policy() -> None:
-    """With another PDP it would steer nothing."""
-    with pytest.raises(ConfigError):
-        authz_with(policy_data={"effects": {}})
+@pytest.mark.parametrize("old", [{"policy_data": {"effects": {}}}, {"deadline": 2.0}], ids=str)
+def test_settings_of_the_policy_belong_to_the_pdp(old: dict[str, Any]) -> None:
+    """An old keyword is an error."""
+    with pytest.raises(TypeError):
+        RuntimeAuthz(**old)
 
 
 def test_the_broken_ledger_is_a_ledger() -> None:
@@ -1052,7 +1055,7 @@ def test_the_broken_ledger_is_a_ledger() -> None:
     [
         {"ledger": "ledger.db"}, {"issuer": "https://issuer.example"}, {"identity": "agent"}, {"audit": []},
         {"approvers": {}}, {"planner": "gpt"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
-        {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"deadline": None}, {"pdp": "opa"},
+        {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"pdp": "opa"},
         {"task_sources": ("messages",)},
     ],
     ids=str,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def pdp() -> Iterator[WasmPDP]:
 
 def ask(pdp: WasmPDP, overrides: Mapping[str, object] | None = None) -> Decision:
     """The decision on the example request with these fields replaced."""
-    (decision,) = Evaluator(pdp).evaluate([example_request(overrides)])
+    (decision,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     assert decision.failure is None
     return decision
 
@@ -206,7 +207,7 @@ def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:
         "args_digest": "sha256:" + "5e" * 32,
     }
     (obligation,) = ask(pdp, {EFFECT: "pay", "context.approval": approval}).obligations
-    assert obligation.model_dump() == {
+    assert asdict(obligation) == {
         "id": "rate:pay",
         "type": "rate_limit",
         "properties": {"counter": "effect:pay", "window": 60, "max": 5},
@@ -326,7 +327,7 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
         ({"rates": {1, 2}}, "no exact JSON form"),
         ([], "must be an object, not list"),
         ({DATA_ROOT: []}, "must be an object, not list"),
-        ("absent.json", "`absent.json` can not be read"),
+        ("absent.json", "`absent.json` cannot be read"),
     ],
     ids=shown,
 )
@@ -400,7 +401,7 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
 def test_an_answer_that_is_no_decision_denies(result: str) -> None:
     """A bare boolean and an empty answer deny."""
     pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
-    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
     assert (decision.reason, decision.failure) == (Code.PDP_MALFORMED, "pdp")
     pdp.close()
 
@@ -408,7 +409,7 @@ def test_an_answer_that_is_no_decision_denies(result: str) -> None:
 def test_an_undefined_rule_denies() -> None:
     """It is no error at load, as it may be defined for other requests."""
     pdp = WasmPDP(wasm=opa_module(result="[]"), entrypoint="a/b", pool_size=1)
-    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
     assert (decision.reason, decision.failure) == (Code.PDP_UNDEFINED, "pdp")
     pdp.close()
 
@@ -416,15 +417,15 @@ def test_an_undefined_rule_denies() -> None:
 @pytest.mark.parametrize(
     ("wasm", "entrypoint", "says"),
     [
-        ("absent.wasm", "a/b", "`absent.wasm` can not be read"),
+        ("absent.wasm", "a/b", "`absent.wasm` cannot be read"),
         (b"", "a/b", "not a policy compiled by"),
         (b"package x", "a/b", "not a policy compiled by"),
         (bytes(wasmtime.wat2wasm("(module)")), "a/b", "not a policy compiled by"),
         (opa_module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
         (SHIPPED, "a/b", "it has: runtime_authz/batch, runtime_authz/decision"),
         (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
-        (opa_module(result="tru"), "a/b", "can not be evaluated"),
-        (opa_module(result="{}"), "a/b", "can not be evaluated"),
+        (opa_module(result="tru"), "a/b", "cannot be evaluated"),
+        (opa_module(result="{}"), "a/b", "cannot be evaluated"),
     ],
     ids=shown,
 )
@@ -460,7 +461,7 @@ def test_a_runaway_policy_is_stopped() -> None:
     """An evaluation that does not end is interrupted, denies, and the next one has an engine."""
     pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=1.0)
     for _ in range(2):
-        (decision,) = Evaluator(pdp).evaluate([example_request()])
+        (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
         assert (decision.reason, decision.failure) == (Code.PDP_TIMEOUT, "pdp")
     assert pdp.document(b"{}") == {"decision": True}
     pdp.close()
@@ -471,7 +472,7 @@ def test_after_close_everything_denies() -> None:
     pdp = WasmPDP(pool_size=1)
     pdp.close()
     pdp.close()
-    (decision,) = Evaluator(pdp).evaluate([example_request()])
+    (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
     assert (decision.reason, decision.failure) == (Code.PDP_ERROR, "pdp")
 
 

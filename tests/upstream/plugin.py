@@ -57,15 +57,14 @@ class _Permitting(StaticPDP):
     def revision(self) -> str:
         return str(next(self._revisions))
 
-    def evaluate(self, request, body):
-        return {"decision": _count(f"decided {request.action.name}")}
+    def evaluate(self, body):
+        return {"decision": _count(f"decided {json.loads(body)['action']['name']}")}
 
 
 _authz = RuntimeAuthz(
-    pdp=_Permitting(True),
+    pdp=_Permitting(True, deadline=60),
     # A side effect that happened is not repeated on resume; some upstream tests count that a read is.
     profiles={name: ToolProfile(effect="read", sink="none") for name in READS},
-    deadline=60,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -379,7 +380,7 @@ def _explained(decision: Any, recorded: Any, fired: Any, otherwise: Any, request
         if recorded is None
         else {"outcome": recorded.outcome, "reasons": list(recorded.reasons), "policy_revision": recorded.revision},
         "reasons": [{"code": c, "sentence": sentence(c), "rules": where} for c, where in fired.items()],
-        "obligations": [o.model_dump() for o in decision.obligations],
+        "obligations": [asdict(o) for o in decision.obligations],
         "changes": [{"if": list(words), "outcome": outcome} for words, outcome in otherwise],
     }
 
@@ -407,8 +408,9 @@ def build(
       runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """  # noqa: D301
     from langchain_runtime_authz.cli.policy.project import bundle_files, open_policy
-    from langchain_runtime_authz.pap.bundle import SIGNATURES, pack, parse_bundle, sign
+    from langchain_runtime_authz.pap.bundle import pack, parse_bundle
     from langchain_runtime_authz.pap.reloading import self_test
+    from langchain_runtime_authz.pap.signature import SIGNATURES, sign
 
     with reporting():
         if output.is_dir():

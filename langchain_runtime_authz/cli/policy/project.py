@@ -29,9 +29,7 @@ from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
-    DATA,
     ENTRYPOINT,
-    MANIFEST,
     WASM,
     Bundle,
     Case,
@@ -41,6 +39,7 @@ from langchain_runtime_authz.pap.bundle import (
     parse_bundle,
     read_files,
 )
+from langchain_runtime_authz.pap.signature import DATA, MANIFEST
 from langchain_runtime_authz.pdp.shipped_data import check_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.profile import ToolProfile, load_profiles

@@ -16,7 +16,7 @@ from langchain_runtime_authz.audit.chain import parse_line, verify_chain
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.cli.policy.project import Policy
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
-from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.base import Evaluator, serialise
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 __all__ = ["Flip", "Recorded", "asked", "changes", "decide", "flips", "other_profiles", "read_log", "refused", "rules"]
@@ -140,7 +140,7 @@ def read_request(path: Path) -> EvaluationRequest:
 def decide(pdp: WasmPDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     """Decide each request alone."""
     evaluator = Evaluator(pdp, deadline=600)
-    return [evaluator.evaluate([request])[0] for request in requests]
+    return [evaluator.evaluate([serialise(request)])[0] for request in requests]
 
 
 def flips(recorded: Sequence[Recorded], before: Policy | None, after: Policy) -> list[Flip]:

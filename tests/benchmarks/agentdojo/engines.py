@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, parse_request
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -21,7 +22,7 @@ DEADLINE = 60.0
 class TwoEngines:
     """A PDP that answers as the Wasm engine does, and keeps every question with its answer until `settle`."""
 
-    name = "wasm"
+    name, deadline = "wasm", DEADLINE
 
     def __init__(self, data: Mapping[str, Any], url: str) -> None:
         self._wasm, self._opa = WasmPDP(data=data, timeout=DEADLINE), OpaPDP(url, timeout=DEADLINE)
@@ -32,15 +33,15 @@ class TwoEngines:
         """The Wasm engine's."""
         return self._wasm.revision
 
-    def evaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    def evaluate(self, body: bytes) -> object:
         """Answer one request."""
-        answer = self._wasm.evaluate(request, body)
-        self._kept.append((request, body, answer))
+        answer = self._wasm.evaluate(body)
+        self._kept.append((parse_request(body), body, answer))
         return answer
 
-    async def aevaluate(self, request: EvaluationRequest, body: bytes) -> object:
+    async def aevaluate(self, body: bytes) -> object:
         """Answer one request."""
-        return self.evaluate(request, body)
+        return self.evaluate(body)
 
     def settle(self) -> tuple[int, list[str]]:
         """Ask the server what was asked since the last time: how many requests, and which answers differ."""
@@ -49,7 +50,7 @@ class TwoEngines:
         server = Evaluator(self._opa, deadline=DEADLINE)
         for i in range(0, len(kept), BATCH):
             some = kept[i : i + BATCH]
-            decisions = server.evaluate([r for r, _, _ in some], [b for _, b, _ in some])
+            decisions = server.evaluate([b for _, b, _ in some])
             for (request, _, mine), theirs in zip(some, decisions, strict=True):
                 if told(mine) != told(theirs):
                     differences.append(f"{request.action.name} {request.resource.id}: {told(mine)} / {told(theirs)}")
@@ -60,7 +61,7 @@ def told(decision: object) -> str:
     """All that a decision says, but for which engine said it and when. The members of an object have no order."""
     if not isinstance(decision, Decision):
         return repr(decision)
-    said = decision.model_dump(mode="json", exclude={"decision_id", "pdp_decision_id", "policy_revision"})
+    said = asdict(replace(decision, decision_id="", pdp_decision_id="", policy_revision=""))
     return json.dumps(said, sort_keys=True)
 
 

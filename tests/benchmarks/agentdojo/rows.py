@@ -13,6 +13,7 @@ import langchain_runtime_authz
 from langchain_runtime_authz import Grant, RuntimeAuthz
 from langchain_runtime_authz.authzen import EvaluationRequest
 from langchain_runtime_authz.pdp.opa import OpaPDP
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
 
@@ -53,15 +54,15 @@ class Authority:
         if row.profiles is not None:
             profiles = {n: row.profiles(p) for n, p in profiles.items()}
         # What is measured is the decision, not how busy the machine is.
-        options: dict[str, Any] = {"profiles": profiles, "deadline": DEADLINE}
+        options: dict[str, Any] = {"profiles": profiles}
         if row.kind == "ours" and engine == "opa":
-            options["pdp"] = OpaPDP(url, timeout=DEADLINE)
+            options["pdp"] = OpaPDP(url, timeout=DEADLINE, deadline=DEADLINE)
         elif row.kind == "ours" and engine == "both":
             options["pdp"] = self._two = TwoEngines(data_of(row), url)
         elif row.kind == "ours":
-            options["policy_data"] = data_of(row)
+            options["pdp"] = WasmPDP(data=data_of(row), deadline=DEADLINE)
         else:
-            options["pdp"] = StaticPDP(permit=self._permits)
+            options["pdp"] = StaticPDP(permit=self._permits, deadline=DEADLINE)
         self.authz = RuntimeAuthz(**options) if row.kind != "nothing" else None
 
     def settle(self) -> tuple[int, list[str]]:

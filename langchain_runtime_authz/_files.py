@@ -1,0 +1,84 @@
+"""Certificates and tokens in files that others renew: read again once a file was replaced."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from langchain_runtime_authz._validate import checked_path, wrong
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+
+__all__ = ["Renewed", "bearer_token", "tls_context"]
+
+T = TypeVar("T")
+
+
+class Renewed(Generic[T]):
+    """Keep what was loaded from files, and load it again when one of them changes.
+
+    Args:
+        files: are looked at.
+        load: reads them; raises `OSError` or `ValueError` if they cannot be used.
+        code: of the error.
+        what: cannot be loaded.
+
+    Raises:
+        ConfigError: they cannot be used now.
+    """
+
+    def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
+        self._files, self._load, self._code, self._what = files, load, code, what
+        self._seen: object = None
+        try:
+            self.read()
+        except PDPError as exc:
+            raise ConfigError(exc.detail or what) from exc.__cause__
+
+    def read(self) -> T:
+        """Return the content of the files as they are now.
+
+        Raises:
+            PDPError: they cannot be used.
+        """
+        try:
+            seen = [(s.st_mtime_ns, s.st_ino, s.st_size) for s in (file.stat() for file in self._files)]
+            if seen != self._seen:  # looked at before loading: a file replaced meanwhile is loaded again
+                self._value, self._seen = self._load(), seen
+        except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
+            raise PDPError(self._code, f"{self._what} cannot be loaded ({type(exc).__name__})") from exc
+        return self._value
+
+
+def tls_context(
+    ca_file: str | Path | None, client_cert: str | Path | tuple[str | Path, str | Path] | None
+) -> Renewed[ssl.SSLContext]:
+    """Return the TLS context of authorities and a client certificate."""
+    given = client_cert if isinstance(client_cert, tuple) else () if client_cert is None else (client_cert,)
+    if (client_cert is not None and not given) or len(given) > 2:  # noqa: PLR2004
+        raise wrong("client_cert", "a file, or a pair of certificate and key", client_cert)
+    authorities = [] if ca_file is None else [checked_path("ca_file", ca_file)]
+    chain = [checked_path("client_cert", file) for file in given]
+
+    def load() -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=authorities[0] if authorities else None)
+        if chain:
+            context.load_cert_chain(chain[0], chain[-1])  # one file may hold both
+        return context
+
+    return Renewed([*authorities, *chain], load, Code.PDP_TLS, "the CA file or the client certificate")
+
+
+def bearer_token(path: str | Path) -> Renewed[str]:
+    """Return the bearer token in a file, such as a projected service account token."""
+    file = checked_path("token_file", path)
+
+    def load() -> str:
+        text = file.read_text("ascii").strip()
+        if not text or not text.isprintable() or " " in text:
+            msg = "the file holds no token"
+            raise ValueError(msg)
+        return text
+
+    return Renewed([file], load, Code.PDP_UNAUTHORIZED, f"the token in `{file.name}`")

@@ -1,0 +1,134 @@
+"""How a PDP's answer becomes a `Decision`: strictly, and once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from langchain_runtime_authz.authzen import (
+    MAX_ANSWER_BYTES,
+    REASON_CODE,
+    Decision,
+    Obligation,
+    Outcome,
+    Properties,
+    new_decision_id,
+    strict_json,
+)
+
+__all__ = ["misspelt", "parse_answer", "parse_obligation"]
+
+
+class _Open(BaseModel):
+    # A PDP may say more about a reason than its code.
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class _Obligation(_Closed):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    id: str
+    type: str
+    properties: Properties = Field(default_factory=dict)
+
+    def made(self) -> Obligation:
+        return Obligation(self.id, self.type, self.properties)
+
+
+class _Reason(_Open):
+    code: Annotated[str, Field(max_length=128, pattern=REASON_CODE.pattern)]
+
+
+class _Policy(_Open):
+    revision: Annotated[str, Field(max_length=256)] = ""
+
+
+class _AnswerContext(_Open):
+    reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
+    obligations: Annotated[list[_Obligation], Field(max_length=64)] = Field(default_factory=list)
+    ttl: Annotated[int, Field(ge=0, le=3600)] = 0
+    policy: _Policy = Field(default_factory=_Policy)
+
+
+class _Answer(_Closed):
+    decision: bool
+    context: _AnswerContext = Field(default_factory=_AnswerContext)
+
+
+# Short answers repeat. Only answers without obligations are kept: the properties of an obligation are mutable.
+_MEMO_BYTES: Final = 1024
+_MEMO_SIZE: Final = 256
+_memo: dict[tuple[bytes, str], Decision] = {}
+
+
+def parse_answer(answer: object, revision: str = "") -> Decision | None:
+    """Return a PDP's answer as a decision, or `None` unless it is a well-formed decision document.
+
+    `answer` is JSON text or bytes, or the parsed document; `revision` stands in if the answer names none.
+    Only the literal `true` permits. Malformed are: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere,
+    an unknown member next to `decision` and `context`, more than 64 KiB, and a misspelt `obligations`, which
+    would oblige to nothing.
+    """
+    short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
+    if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]
+        return Decision(known.outcome, known.reasons, (), new_decision_id(), known.policy_revision, None, known.ttl)
+    decision = _parsed(answer, revision)
+    if short and decision is not None and not decision.obligations:
+        if len(_memo) >= _MEMO_SIZE:
+            _memo.clear()
+        _memo[answer, revision] = decision  # type: ignore[index]
+    return decision
+
+
+def _parsed(answer: object, revision: str) -> Decision | None:
+    try:
+        if isinstance(answer, str | bytes | bytearray):
+            if len(answer) > MAX_ANSWER_BYTES:
+                return None
+            answer = strict_json(answer)
+        if isinstance(answer, dict) and misspelt(answer.get("context")):
+            return None
+        parsed = _Answer.model_validate(answer)
+    except (ValidationError, ValueError, RecursionError):
+        return None
+    ctx = parsed.context
+    # An approval travels as a deny with an obligation, so that a foreign PEP denies.
+    if parsed.decision and any(o.type == "require_approval" for o in ctx.obligations):
+        return None
+    return Decision(
+        outcome=_outcome(parsed.decision, {o.type for o in ctx.obligations}),
+        reasons=tuple(r.code for r in ctx.reasons) or (() if parsed.decision else ("no_permit",)),
+        obligations=tuple(o.made() for o in ctx.obligations),
+        policy_revision=ctx.policy.revision or revision,
+        ttl=ctx.ttl,
+    )
+
+
+def parse_obligation(document: object) -> Obligation:
+    """Return the obligation in a JSON object.
+
+    Raises:
+        ValidationError: the object is malformed.
+    """
+    return _Obligation.model_validate(document).made()
+
+
+def misspelt(members: object) -> bool:
+    """Whether something almost like `obligations` stands among these members."""
+    if not isinstance(members, dict):
+        return False
+    return any(
+        isinstance(k, str) and k != "obligations" and k.casefold() in ("obligation", "obligations") for k in members
+    )
+
+
+def _outcome(permitted: bool, obliged: set[str]) -> Outcome:
+    if "revoke" in obliged:  # whatever else is said: a run that is to be revoked does not go on
+        return "halt"
+    if permitted:
+        return "permit"
+    return "approval_required" if "require_approval" in obliged else "deny"
