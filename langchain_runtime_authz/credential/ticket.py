@@ -22,17 +22,18 @@ if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.dpop import ProofKey
 
 __all__ = [
+    "NO_SCOPE",
     "CallCredential",
+    "CodeScope",
     "CurrentCall",
     "Refusals",
     "Ticket",
     "current_call",
+    "current_scope",
     "current_ticket",
     "tell_by",
     "ticket_scope",
 ]
-
-_current_ticket: Final[ContextVar[Ticket | None]] = ContextVar("runtime_authz_ticket", default=None)
 
 
 class Refusals(Protocol):
@@ -47,8 +48,32 @@ class Refusals(Protocol):
         ...
 
 
-# Who is told where no tool runs: of a node or a model, in the run that it belongs to.
-_bystander: Final[ContextVar[Refusals | None]] = ContextVar("runtime_authz_bystander", default=None)
+class CodeScope:
+    """What is current for the code inside: a run, its ticket, and who records what is refused to it.
+
+    Attributes:
+        ticket: of the tool that runs.
+        refusals: is told of a mint that is refused where no ticket is.
+        run: the run of the enforcement point around the code.
+        counts: of equal calls that the code has had an answer to, for calls that no message planned.
+        task: the Pregel task that a node's enforcement point is around.
+    """
+
+    __slots__ = ("counts", "refusals", "run", "task", "ticket")
+
+    def __init__(
+        self,
+        ticket: Ticket | None = None,
+        refusals: Refusals | None = None,
+        run: Any = None,
+        counts: dict[str, int] | None = None,
+        task: str = "",
+    ) -> None:
+        self.ticket, self.refusals, self.run, self.counts, self.task = ticket, refusals, run, counts, task
+
+
+NO_SCOPE: Final = CodeScope()
+current_scope: Final[ContextVar[CodeScope]] = ContextVar("runtime_authz_scope", default=NO_SCOPE)
 # Finds who is told where no gate stands around either: whose run the code is in. It answers for itself when that run
 # is over, so that nobody need take it back.
 _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
@@ -428,7 +453,7 @@ def _running_loop() -> object:
 
 def current_ticket() -> Ticket | None:
     """The ticket of the tool that runs in this context."""
-    return _current_ticket.get()
+    return current_scope.get().ticket
 
 
 class CurrentCall:
@@ -516,33 +541,29 @@ def current_call() -> CurrentCall:
         bank.transfer(recipient, amount, idempotency_key=current_call().idempotency_key)
     ```
     """
-    return CurrentCall(_current_ticket.get())
+    return CurrentCall(current_scope.get().ticket)
 
 
-class ticket_scope:  # noqa: N801  (a class and no generator: every call of every tool goes through it)
-    """Make `ticket` current around one tool; `None` around what is not of the tool that runs outside.
+class ticket_scope:  # noqa: N801  (reads as a keyword)
+    """Make `ticket` current around one tool, or `None` around code that is not of the tool outside."""
 
-    `refusals` is told of what is asked for there without a ticket.
-    """
-
-    __slots__ = ("_previous", "_refusals", "_ticket", "_told")
+    __slots__ = ("_mine", "_previous")
 
     def __init__(self, ticket: Ticket | None, refusals: Refusals | None = None) -> None:
-        self._ticket, self._refusals = ticket, refusals
+        self._mine = CodeScope(ticket, refusals)
 
     def __enter__(self) -> Ticket | None:
-        self._previous, self._told = _current_ticket.get(), _bystander.get()
-        _current_ticket.set(self._ticket)
-        _bystander.set(self._refusals)
-        return self._ticket
+        mine, before = self._mine, current_scope.get()
+        mine.run, mine.counts, mine.task = before.run, before.counts, before.task
+        self._previous = before
+        current_scope.set(mine)
+        return mine.ticket
 
     def __exit__(self, *exc: object) -> None:
-        # Never by Token: a generator may be closed in another context, where a Token raises. And
-        # only where it is still ours: that other context may run another tool.
-        if _current_ticket.get() is self._ticket:
-            _current_ticket.set(self._previous)
-        if _bystander.get() is self._refusals:
-            _bystander.set(self._told)
+        # Never by Token: a generator may be closed in another context, where a Token raises. And only if it is still
+        # ours: that other context may run another tool.
+        if current_scope.get() is self._mine:
+            current_scope.set(self._previous)
 
 
 def refused_outside(audience: str | None) -> CredentialError:
@@ -567,7 +588,7 @@ def tell_by(finder: Callable[[], Refusals | None]) -> None:
 
 
 def _told() -> Refusals | None:
-    told, finder = _bystander.get(), _finder.get()
+    told, finder = current_scope.get().refusals, _finder.get()
     return finder() if told is None and finder is not None else told
 
 

@@ -23,7 +23,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from langchain_runtime_authz.authzen import Subject, deny
-from langchain_runtime_authz.credential.ticket import tell_by, ticket_scope
+from langchain_runtime_authz.credential.ticket import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -65,20 +65,20 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
 class Handle:
     """Opaque. Holds a run of one root entry or agent, or what `RuntimeAuthz.run` opened."""
 
-    __slots__ = ("__target", "__weakref__")
+    __slots__ = ("__weakref__", "target")
 
     def __init__(self, target: Run | RunHandle) -> None:
-        self.__target = target
+        self.target = target
 
     @property
     def run(self) -> Run | None:
         """The run, in the handle of a root entry or of an agent below one."""
-        return self.__target if isinstance(self.__target, Run) else None
+        return self.target if isinstance(self.target, Run) else None
 
     @property
     def opener(self) -> RunHandle | None:
         """The application's run, in the handle of `run.config()`."""
-        return None if isinstance(self.__target, Run) else self.__target
+        return None if isinstance(self.target, Run) else self.target
 
     def __repr__(self) -> str:
         return ""
@@ -94,51 +94,33 @@ class Handle:
         return self
 
 
-class _Current:
-    """The run of the enforcement point around the current code.
-
-    `counts` are the equal calls that the code of one node or tool execution has had an answer to, for calls that
-    no message planned: the n-th of equal calls is the same call when the node is executed again. `task` is the
-    Pregel task that a node's enforcement point is around.
-    """
-
-    __slots__ = ("counts", "run", "task")
-
-    def __init__(self, run: Run | None, counts: dict[str, int] | None, task: str) -> None:
-        self.run, self.counts, self.task = run, counts, task
-
-
-_NONE: Final = _Current(None, None, "")
-# Set around one node or one tool; never the source of truth if a config is at hand.
-_current: ContextVar[_Current] = ContextVar("langchain_runtime_authz.current", default=_NONE)
 # Set by `with authz.run(...)`, read by root entries at the call.
 _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
 
 
-class run_scope:
+class run_scope(CodeScope):
     """Make `run` the current one for the code inside; `task` is the one that a node's enforcement point is around.
 
     `counts` of equal calls continue those of an earlier scope. The ticket of a tool outside is not current inside:
     the code inside may belong to another agent.
     """
 
-    __slots__ = ("_counts", "_previous", "_run", "_task", "_ticket")
+    __slots__ = ("_previous",)
 
     def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
-        self._run, self._task = run, task
-        self._counts = {} if counts is None else counts
-        self._ticket = ticket_scope(None, RefusedMints((run, None, None)))
+        before = current_scope.get()
+        self._previous = before
+        self.ticket, self.refusals, self.run = None, RefusedMints((run, None, None)), run
+        self.counts = {} if counts is None else counts
+        self.task = before.task if task is None else task
 
     def __enter__(self) -> None:
-        self._previous = _current.get()
-        task = self._previous.task if self._task is None else self._task
-        _current.set(_Current(self._run, self._counts, task))
-        self._ticket.__enter__()
+        current_scope.set(self)
 
     def __exit__(self, *exc: object) -> None:
-        # Never by Token: a generator may be closed in another context.
-        self._ticket.__exit__()
-        _current.set(self._previous)
+        # Never by Token: a generator may be closed in another context, which keeps its own.
+        if current_scope.get() is self:
+            current_scope.set(self._previous)
 
 
 def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
@@ -150,24 +132,24 @@ def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
     """Return the run that a step belongs to: from its config, else from the enforcement point around it."""
     handle = handle_in(config)
-    if handle is not None and handle.run is not None:
-        return handle.run
-    return _current.get().run
+    if handle is not None and type(run := handle.target) is Run:
+        return run
+    return current_scope.get().run  # type: ignore[no-any-return]
 
 
 def running() -> Run | None:
     """Return the run of the enforcement point around the current code."""
-    return _current.get().run
+    return current_scope.get().run
 
 
 def gated_task() -> str:
     """Return the task of the innermost node enforcement point around the current code."""
-    return _current.get().task
+    return current_scope.get().task
 
 
 def settled() -> dict[str, int] | None:
     """Return the counts of equal calls in the node or tool execution around the current code."""
-    return _current.get().counts
+    return current_scope.get().counts
 
 
 class RunHandle:

@@ -1,7 +1,7 @@
 """One permitted run of a tool: what surrounds its code, and how the call ends.
 
 A `Pending` call carries its verdict from an enforcement point to the guard of the tool. A `ToolExecution` is the
-guard's: it lasts while the tool's code runs. One context variable holds whichever of the two is innermost.
+guard's: it lasts while the tool's code runs. Each is the current scope of the code inside.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -19,21 +18,21 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.ticket import Ticket, ticket_scope
+from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
 from langchain_runtime_authz.langgraph.interrupts import Resolved
 from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.outlets import watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.output_filter import Cleaner
-from langchain_runtime_authz.langgraph.run_context import run_scope
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.claim import conclude
+from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.telemetry import execute_tool_span
 
-__all__ = ["FUNCTION", "Outcome", "Pending", "Stage", "ToolExecution", "answer", "current_execution", "denied", "pending", "waiting"]
+__all__ = ["FUNCTION", "Outcome", "Pending", "Stage", "ToolExecution", "answer", "current_execution", "denied", "hand_on", "pending", "waiting"]
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
@@ -41,7 +40,7 @@ Outcome = tuple[Any, BaseException | None]  # what the tool gave or raised; a fl
 FUNCTION: Final[Stage] = "function"
 
 
-class Pending:
+class Pending(CodeScope):
     """What an enforcement point hands to the guard: the verdict, the call and the run it belongs to.
 
     Attributes:
@@ -50,7 +49,7 @@ class Pending:
         place: the call's place in its task, for the numbers of graphs that it calls.
     """
 
-    __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "run", "used", "verdict")
+    __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "used", "verdict")
 
     def __init__(self, run: Run, resolved: Resolved, place: int | None = None) -> None:
         self.run, self.place = run, place
@@ -76,31 +75,32 @@ class Pending:
             yield from conclude(self.run, ticket, self.call, "released")
 
 
-_innermost: ContextVar[Pending | ToolExecution | None] = ContextVar("langchain_runtime_authz.call", default=None)
-
-
 def pending() -> Pending | None:
     """Return the call that an enforcement point handed on to the tool that is about to run."""
-    one = _innermost.get()
+    one = current_scope.get()
     return one if type(one) is Pending else None
 
 
 def waiting() -> bool:
     """Return True if an enforcement point in front has decided the call that is being made."""
-    one = _innermost.get()
+    one = current_scope.get()
     return type(one) is Pending and (one.left or not one.used)
 
 
 def current_execution() -> ToolExecution | None:
     """Return the execution of the guarded tool around the current code."""
-    one = _innermost.get()
+    one = current_scope.get()
     return one if type(one) is ToolExecution else None
 
 
-def put(one: Pending | ToolExecution | None) -> Pending | ToolExecution | None:
-    """Make `one` the innermost call. Return the one before, to be put back."""
-    before = _innermost.get()
-    _innermost.set(one)
+def hand_on(one: Pending | None) -> CodeScope:
+    """Hand `one` to the guard of the one call made next. Return the scope before, to be put back."""
+    before = current_scope.get()
+    if one is None:  # no verdict passes on
+        current_scope.set(CodeScope(before.ticket, before.refusals, before.run, before.counts, before.task))
+    else:
+        one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
+        current_scope.set(one)
     return before
 
 
@@ -125,7 +125,7 @@ RunTool: Final = Effect(_run, _arun)
 Conclude: Final = Effect(drive, _aconclude)
 
 
-class ToolExecution:
+class ToolExecution(CodeScope):
     """One permitted run of a tool.
 
     Attributes:
@@ -135,8 +135,8 @@ class ToolExecution:
         returned: what the tool's own code returned, filtered.
     """
 
-    __slots__ = ("_asked", "_before", "_scopes", "_settle", "_span", "_stages",
-                 "call", "call_id", "config", "guard", "parsed", "returned", "run", "ticket")  # fmt: skip
+    __slots__ = ("_asked", "_before", "_settle", "_span", "_stages",
+                 "call", "call_id", "config", "guard", "parsed", "returned")  # fmt: skip
 
     def __init__(
         self,
@@ -258,13 +258,10 @@ class ToolExecution:
 
     def begin(self) -> None:
         """Make this the current execution, its run the current run and its ticket the current ticket."""
-        run, ticket = self.run, self.ticket
-        self._before = put(self)
-        scopes: list[Any] = [run_scope(run)]
-        if ticket is not None:
-            scopes.append(ticket_scope(ticket))
-        for scope in scopes:
-            scope.__enter__()
+        run: Run = self.run
+        self._before = before = current_scope.get()
+        self.refusals, self.counts, self.task = RefusedMints((run, None, None)), {}, before.task
+        current_scope.set(self)
         self._span = execute_tool_span(
             self.call.tool, self.call_id, run.agent, run.scope.thread, run.engine.identity.agent_id
         )
@@ -273,10 +270,8 @@ class ToolExecution:
     def end(self, exc: BaseException | None, output: Any) -> Flow[None] | None:
         """Leave the execution. Return the flow that closes the call, or `None` if there is no ticket."""
         self._span.__exit__(type(exc) if exc is not None else None, exc, None)
-        for scope in reversed(self._scopes):
-            scope.__exit__(None, None, None)
-        if _innermost.get() is self:  # else this is closed in another context, which keeps its own
-            _innermost.set(self._before)
+        if current_scope.get() is self:  # else this is closed in another context, which keeps its own
+            current_scope.set(self._before)
         if exc is None:
             failed = isinstance(output, ToolMessage) and output.status == "error"
             state: State = "failed" if failed else "done"

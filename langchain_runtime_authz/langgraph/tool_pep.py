@@ -19,7 +19,7 @@ from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
@@ -34,7 +34,7 @@ from langchain_runtime_authz.langgraph.messages import (
     replay_message,
     with_note,
 )
-from langchain_runtime_authz.langgraph.tool_execution import Pending, put
+from langchain_runtime_authz.langgraph.tool_execution import Pending, hand_on
 from langchain_runtime_authz.langgraph.tool_guard import facts_of, guard_tool, is_guarded
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -282,24 +282,24 @@ class Turn:
         if turns.done and turns.serial:
             for before in turns.done[: turns.order.get(id(self._call), 0)]:
                 before.wait()
-        self._before = put(self.one)
+        self._before = hand_on(self.one)
         return self.one
 
     async def __aenter__(self) -> Pending | None:
         if self._turns.serial:
             await self._others()
-        self._before = put(self.one)
+        self._before = hand_on(self.one)
         return self.one
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        put(self._before)
+        current_scope.set(self._before)
         if exc is not None:
             self._note(exc, drive)
         if self._turns.done:
             self._turns.done[self._turns.order.get(id(self._call), 0)].set()
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        put(self._before)
+        current_scope.set(self._before)
         if exc is not None and (noted := self._note(exc, adrive)) is not None:
             await noted
         if self._turns.adone:
