@@ -237,13 +237,10 @@ class LedgerContract:
     # --- threads ----------------------------------------------------------------------------------
 
     def test_a_thread_never_written_to_does_not_exist(self) -> None:
-        """Its epoch is 1, it holds nothing, and reading it does not create it."""
+        """Its epoch is 1, it holds nothing, and neither a load nor a refused commit creates it."""
         for _ in range(2):
             found = self.load(jti="x", plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
             assert found == self.nothing()
-
-    def test_a_refused_commit_creates_no_thread(self) -> None:
-        """What was refused leaves nothing behind."""
         self.refuse(Code.APPROVAL_VOID, OpenThread("user:alice"), SpendApproval("k", DIGEST))
         assert not self.load().exists
 
@@ -457,15 +454,12 @@ class LedgerContract:
         assert self.load(jti="another").lease is None
         assert self.load().lease is None
 
-    def test_a_lease_is_taken_at_the_epoch_that_is(self) -> None:
-        """Neither an older one nor one to come."""
+    def test_a_lease_is_taken_at_this_epoch_below_a_living_parent(self) -> None:
+        """Neither an older one nor one to come, and below a living parent only."""
         self.do(AdvanceEpoch(1))
         lease = self.lease()
         for epoch in (1, 3):
             self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=_new(), epoch=epoch)))
-
-    def test_a_child_needs_a_living_parent(self) -> None:
-        """A parent that ended, or never was, gives no lease."""
         root = self.lease()
         child = replace(root, jti=_new(), agent=("root", "child"), parent=root.jti)
         self.refuse(Code.LEASE_ENDED, TakeLease(replace(child, parent="nobody")))
@@ -535,16 +529,13 @@ class LedgerContract:
         self.lease(below)
         assert self.states(leases[0]) == ["revoked"]
 
-    def test_a_whole_thread_is_revoked_before_it_exists(self) -> None:
-        """`()` is every agent, on a thread that nobody wrote to yet as well."""
+    def test_reinstating_lifts_what_is_at_or_below(self) -> None:
+        """Not a revocation above. `()` is every agent, also on a thread that was never written to."""
         self.do(Revoke(()))
         assert self.load(agent=ROOT).revoked
         self.refuse(Code.REVOKED, TakeLease(Lease(_new(), "run", ROOT, 1, 0, 60)))
         self.do(Reinstate(()))
         self.lease()
-
-    def test_reinstating_lifts_what_is_at_or_below(self) -> None:
-        """Not what was revoked above."""
         self.do(Revoke(("root", "a")), Revoke(("root", "a", "b")), Revoke(("root", "c")))
         self.do(Reinstate(("root", "a", "b")))
         assert self.load(agent=("root", "a", "b")).revoked
@@ -557,11 +548,14 @@ class LedgerContract:
     # --- guards -----------------------------------------------------------------------------------
 
     def test_a_guard_passes_while_the_lease_lives(self) -> None:
-        """And its changes are applied."""
+        """And its changes are applied. Snapshots and commits bear the time of the ledger's clock."""
         lease = self.lease()
         done = self.do(RecordStep(call="pay"), guard=_guard(lease))
         assert (done.now, done.epoch) == (self.clock(), 1)
         assert self.load().history.calls == {"pay": 1}
+        for seconds in (0.0, 1.5, 3600.0):
+            self.clock.tick(seconds)
+            assert self.load().now == self.do(RecordStep()).now == self.clock()
 
     def test_a_guard_says_why_it_refuses(self) -> None:
         """`lease_ended`, `revoked` or `stale_epoch`, and nothing is applied."""
@@ -670,18 +664,13 @@ class LedgerContract:
 
     # --- calls --------------------------------------------------------------------------------------
 
-    def test_a_claim_holds_the_call(self) -> None:
-        """It is recorded under the lease that took it."""
-        lease = self.lease()
-        assert self.row("k") is None
-        self.do(_claim("k", lease), guard=_guard(lease))
-        assert self.row("k") == CallRow("k", "claimed", lease.jti)
-
     def test_a_side_effect_is_claimed_once(self) -> None:
         """While claimed: in progress; done: its row; failed, unknown: outcome unknown; suspended: again."""
         lease, other = self.lease(), self.lease()
         claim = _claim("k", other)
-        self.do(_claim("k", lease))
+        assert self.row("k") is None
+        self.do(_claim("k", lease), guard=_guard(lease))
+        assert self.row("k") == CallRow("k", "claimed", lease.jti)
         assert self.refuse(Code.CALL_IN_PROGRESS, claim).row is None
         for state in ("failed", "unknown"):
             self.do(ConcludeCall("k", state))
@@ -714,7 +703,7 @@ class LedgerContract:
         assert self.row("never") == CallRow("never", "failed", "")
 
     def test_a_release_gives_everything_back(self) -> None:
-        """The claim, the approval and the budgets, as if it had never been."""
+        """The claim, the approval (also another's than the call's own) and the budgets."""
         lease = self.lease()
         self.approved("k")
         take: tuple[Change, ...] = (
@@ -730,6 +719,10 @@ class LedgerContract:
         self.do(*take)
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.approved("asked")
+        self.do(_claim("edited", lease), SpendApproval("asked", DIGEST))
+        self.do(ReleaseCall("edited", approval="asked"))
+        self.do(SpendApproval("asked", DIGEST))
 
     def test_only_what_is_held_is_released(self) -> None:
         """Not twice, and never a call that ran: its claim, approval and budget stay spent."""
@@ -781,18 +774,15 @@ class LedgerContract:
         )
         assert [a.call_key for a in self.load(asks=True).asks] == ["other"]
 
-    def test_asking_again_changes_nothing(self) -> None:
-        """For the same arguments; for others it is another question."""
+    def test_the_first_question_and_the_first_answer_stand(self) -> None:
+        """For the same arguments. A second answer, and one to a question that was not asked, is refused."""
         asked = Approval("k", DIGEST, 1, "task-1", 1, 0, interrupt_id="i-1")
         self.do(AskApproval(asked))
         self.do(AskApproval(replace(asked, round=9, position=9)))
         assert self.approval("k") == asked
         self.do(AskApproval(replace(asked, args_digest=OTHER_DIGEST)))
         assert self.approval("k") == replace(asked, args_digest=OTHER_DIGEST)
-
-    def test_the_first_answer_stands(self) -> None:
-        """A second one, and one to a question that was not asked, is refused."""
-        self.refuse(Code.APPROVAL_VOID, _answer("k"))
+        self.refuse(Code.APPROVAL_VOID, _answer("never"))
         for first in ("approved", "rejected", "malformed"):
             self.do(_ask(first))
             self.do(_answer(first, first))
@@ -892,25 +882,8 @@ class LedgerContract:
         self.do(SpendApproval("yes", DIGEST))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("yes", DIGEST))
 
-    def test_a_release_gives_back_the_approval_that_was_spent(self) -> None:
-        """Also where it is another's than the call's own."""
-        lease = self.lease()
-        self.approved("asked")
-        self.do(_claim("edited", lease), SpendApproval("asked", DIGEST))
-        self.do(ReleaseCall("edited", approval="asked"))
-        self.do(SpendApproval("asked", DIGEST))
-
-    def test_an_approval_is_spent_once(self) -> None:
-        """Afterwards it is void, and stays on record."""
-        self.approved("k")
-        self.do(SpendApproval("k", DIGEST))
-        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
-        self.refuse(Code.APPROVAL_VOID, _answer("k"))
-        found = self.approval("k")
-        assert (found.state, found.approver) == ("spent", "user:alice")
-
     def test_an_approval_is_for_exactly_one_call(self) -> None:
-        """Not for other arguments, another call, another epoch, and not before or without a yes."""
+        """Not for other arguments, another call or another epoch, not without a yes, and once. It stays on record."""
         self.approved("k")
         self.refuse(Code.APPROVAL_VOID, SpendApproval("k", OTHER_DIGEST))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("other", DIGEST))
@@ -925,6 +898,10 @@ class LedgerContract:
             self.do(_answer(state, state))
             self.refuse(Code.APPROVAL_VOID, SpendApproval(state, DIGEST))
         self.do(SpendApproval("k", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, _answer("k"))
+        found = self.approval("k")
+        assert (found.state, found.approver) == ("spent", "user:alice")
 
     # --- budgets, rates, history ----------------------------------------------------------------------
 
@@ -942,7 +919,7 @@ class LedgerContract:
             self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget(name, 1))
 
     def test_a_rate_is_counted_in_a_sliding_window(self) -> None:
-        """What is `window` seconds old does not count, and neither does what was refused."""
+        """Neither uses older than `window` seconds count, nor refused ones. Two windows of a counter both hold."""
         self.refuse(Code.RATE_EXCEEDED, SpendRate("none", 60, 0))
         self.do(SpendRate("pay", 10, 2))
         self.clock.tick(6)
@@ -953,10 +930,7 @@ class LedgerContract:
         self.clock.tick(4)
         self.do(SpendRate("pay", 10, 2))
         self.refuse(Code.RATE_EXCEEDED, SpendRate("pay", 10, 2))
-
-    def test_two_windows_of_one_counter_both_hold(self) -> None:
-        """At most 1 in 10 s and 2 in 100 s: the shorter window does not forget what the longer one counts."""
-        both = (SpendRate("pay", 10, 1), SpendRate("pay", 100, 2))
+        both = (SpendRate("both", 10, 1), SpendRate("both", 100, 2))
         self.do(*both)
         self.refuse(Code.RATE_EXCEEDED, *both)
         self.clock.tick(11)
@@ -1034,7 +1008,7 @@ class LedgerContract:
         assert self.load().history.calls[names[0]] == 2
 
     def test_values_are_found_by_key(self) -> None:
-        """Only those that are asked for; one sighting per meaning, its first source stays; no scope sees another's."""
+        """Only those asked for, one sighting per meaning, its first source. At least ten thousand keys are kept."""
         first, again = _sighting("a", source="mail/sender"), _sighting("a", source="mail/cc")
         mention = _sighting("a", asserted=False)
         assert self.load(values=("a",)).values == {}
@@ -1045,9 +1019,6 @@ class LedgerContract:
         assert self.load().values == {}
         self.scope = self.scope._replace(thread="another")
         assert self.load(values=("a",)).values == {}
-
-    def test_many_values_are_kept(self) -> None:
-        """At least ten thousand keys of a thread."""
         for start in range(0, 10_000, 2000):
             self.do(RecordValues(tuple(_sighting(f"k{i}") for i in range(start, start + 2000))))
         wanted = ("k0", "k5000", "k9999")
@@ -1061,12 +1032,6 @@ class LedgerContract:
         self.do(ConcludeCall("k", "done", "1"), RecordStep(call="pay", recent="pay"), RecordEdge(_edge("a", "b")))
         self.do(AdvanceEpoch(1, (_said("x"),), deliver=True), Revoke(()))
         assert seen == again != self.everything(lease, "k")
-
-    def test_time_is_the_ledgers(self) -> None:
-        """Snapshots and commits bear the time of its clock."""
-        for seconds in (0.0, 1.5, 3600.0):
-            self.clock.tick(seconds)
-            assert self.load().now == self.do(RecordStep()).now == self.clock()
 
     # --- the status of a jti --------------------------------------------------------------------------
 
