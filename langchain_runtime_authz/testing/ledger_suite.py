@@ -6,7 +6,7 @@ class TestMyLedger(LedgerContract):
         return MyLedger(dsn, clock=clock)
 ```
 
-The store may hold other threads already: every test works on threads and jtis of its own.
+The store may hold other threads already: every test uses its own threads and jtis.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class LedgerContract:
     # --- task and epoch -----------------------------------------------------------------------------
 
     def test_the_opening_texts_are_no_correction(self) -> None:
-        """`first` pins them at the epoch that is; it is refused where texts are pinned."""
+        """`first` pins them at the current epoch. It is refused if texts are pinned."""
         lease = self.lease()
         texts = (_said("pay", "h1"), _said("the bill"))
         assert self.do(AdvanceEpoch(1, texts, first=True)).epoch == 1
@@ -340,7 +340,7 @@ class LedgerContract:
         assert self.load().epoch == 2
 
     def test_a_correction_kills_every_live_lease(self) -> None:
-        """Of every agent; and what a human was asked, or had approved, about the old task is void."""
+        """Of every agent. Questions and approvals about the old task are void."""
         root = self.lease()
         child = self.lease(("root", "child"), parent=root)
         for key in ("asked", "approved", "rejected", "spent"):
@@ -480,7 +480,7 @@ class LedgerContract:
         self.refuse(Code.LEASE_ENDED, RenewLease("nobody", lease.expires_at))
 
     def test_the_end_of_a_lease_ends_those_below(self) -> None:
-        """To any depth, and no other; ending twice, or what never was, is no error."""
+        """To any depth, and no other. Ending twice, or an unknown lease, is not an error."""
         root, other = self.lease(), self.lease()
         child = self.lease(("root", "child"), parent=root)
         grandchild = self.lease(("root", "child", "grandchild"), parent=child)
@@ -494,7 +494,7 @@ class LedgerContract:
         assert self.states(other) == ["live"]
 
     def test_calls_of_an_ended_lease_are_unknown(self) -> None:
-        """Nobody will conclude them: they are not claimed any more, and never run again unasked."""
+        """Nobody will conclude them: they are no longer claimed, and never run again unasked."""
         root, other = self.lease(), self.lease()
         child = self.lease(("root", "child"), parent=root)
         for key, lease in (("mine", root), ("child", child), ("done", root), ("theirs", other)):
@@ -508,7 +508,7 @@ class LedgerContract:
     # --- revocation -------------------------------------------------------------------------------
 
     def test_revoked_holds_until_reinstated(self) -> None:
-        """For the agent and all below it, over new leases, ends and corrections; for nobody else."""
+        """For the agent and all below it, over new leases, ends and corrections, and for no other agent."""
         root = self.lease()
         bad: tuple[str, ...] = ("root", "bad")
         below = (*bad, "below")
@@ -618,7 +618,7 @@ class LedgerContract:
         self.do(*others[1:9])  # nor was anything spent
 
     def test_an_unknown_change_is_refused(self) -> None:
-        """By an exception, and nothing beside it is applied."""
+        """By an exception, and none of the other changes is applied."""
         self.do(OpenThread("user:alice"))
         for changes in ((_Unknown(), RecordStep(call="x")), (RecordStep(call="x"), _Unknown()), (Change(),)):
             try:
@@ -683,7 +683,7 @@ class LedgerContract:
         self.refuse(Code.CALL_IN_PROGRESS, claim)
 
     def test_a_repeatable_call_may_always_be_claimed(self) -> None:
-        """Whatever became of it before."""
+        """In any earlier state."""
         lease, other = self.lease(), self.lease()
         self.do(ClaimCall("k", lease.jti, repeatable=True))
         self.do(ClaimCall("k", other.jti, repeatable=True))
@@ -744,8 +744,10 @@ class LedgerContract:
         """Two of the same in one list are two uses."""
         lease = self.lease()
         self.approved("k")
+        self.do(_ask("q", needed=2))
         once: tuple[tuple[Code, Change], ...] = (
             (Code.CALL_IN_PROGRESS, _claim("k", lease)),
+            (Code.APPROVAL_VOID, _answer("q")),
             (Code.APPROVAL_VOID, SpendApproval("k", DIGEST)),
             (Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1)),
             (Code.RATE_EXCEEDED, SpendRate("pay", 60, 1)),
@@ -791,7 +793,7 @@ class LedgerContract:
             assert self.approval(first) == stands
 
     def test_several_people_approve_one_after_the_other(self) -> None:
-        """The question stays open until enough have; the subject does not count, nobody twice, one no is enough."""
+        """The question stays open until enough have. The subject does not count, nobody counts twice, one no is enough."""
         asked = Approval("k", DIGEST, 1, id="q-1", subject="user:alice", needed=2, distinct=True)
         self.do(AskApproval(asked), AskApproval(replace(asked, call_key="no")))
         yes = _answer("k", approver="user:bob", id="q-1")
@@ -813,7 +815,7 @@ class LedgerContract:
         assert refused.state == "rejected"
 
     def test_who_may_answer(self) -> None:
-        """Who is named, at once; the fallback from its time on; the subject may always take it back."""
+        """Those named at once, the fallback from its time on. The subject may always take it back."""
         who = {"subject": "user:alice", "eligible": ("user:bob",), "fallback": ("user:carol",)}
         until = int(self.clock()) + TTL
         self.do(_ask("k", **who, fallback_at=until), _ask("back", **who, fallback_at=until))
@@ -843,7 +845,7 @@ class LedgerContract:
         assert list(self.ledger.asked(tenant)) == []
 
     def test_an_answer_may_be_another_action(self) -> None:
-        """What a human put in a call's place, or said in the tool's, comes back as it was given."""
+        """An action in the call's place, or an answer in the tool's, comes back as it was given."""
         asked = _ask("k", tool="pay", allowed=("approve", "edit")).approval
         self.do(AskApproval(asked), _ask("other"))
         edited = '{"name": "pay", "args": {"amount": 1}}'
@@ -1353,7 +1355,7 @@ _OUT: int = -1  # in a process of `_in_processes`: where it tells its answer
 
 
 def _in_processes(count: int, work: Callable[[int], str]) -> list[str]:
-    """What `work` answers in so many processes at once."""
+    """Return what `work` answers in so many processes at once."""
     global _OUT  # noqa: PLW0603  (of a process that ends with this function)
     pipes, pids = [os.pipe() for _ in range(count)], []
     for number, (_, out) in enumerate(pipes):
@@ -1377,7 +1379,7 @@ def _in_processes(count: int, work: Callable[[int], str]) -> list[str]:
 
 
 def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
-    """The code with which a ledger fails."""
+    """Return the code with which a ledger fails."""
     try:
         ask(ledger)
     except LedgerError as exc:
