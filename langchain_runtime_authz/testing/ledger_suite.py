@@ -17,7 +17,7 @@ import secrets
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -706,12 +706,8 @@ class LedgerContract:
         """The claim, the approval (also another's than the call's own) and the budgets."""
         lease = self.lease()
         self.approved("k")
-        take: tuple[Change, ...] = (
-            _claim("k", lease),
-            SpendApproval("k", DIGEST),
-            SpendBudget("pay", 1),
-            SpendBudget("effect:pay", 1),
-        )
+        budgets = (SpendBudget("pay", 1), SpendBudget("effect:pay", 1))
+        take = (_claim("k", lease), SpendApproval("k", DIGEST), *budgets)
         self.do(*take)
         self.do(ReleaseCall("k", ("pay", "effect:pay")))
         found = self.approval("k")
@@ -946,16 +942,9 @@ class LedgerContract:
         self.do(RecordStep(call="read_file", effect="read", data_class="secret", recent="read_file"))
         self.do(RecordStep(call="read_file", effect="read", data_class="internal", recent="read_file"))
         self.do(RecordStep(denials=2, recent="deny:pay"), RecordStep())
-        assert self.load().history == History(
-            steps=4,
-            calls={"read_file": 2},
-            effects={"read": 2},
-            denials=2,
-            classes_read=("internal", "secret"),
-            recent=("read_file", "read_file", "deny:pay"),
-            streak=2,
-            times=(int(self.clock()), int(self.clock())),
-        )
+        classes, recent, at = ("internal", "secret"), ("read_file", "read_file", "deny:pay"), int(self.clock())
+        seen = History(4, {"read_file": 2}, {"read": 2}, 2, classes, recent, streak=2, times=(at, at))
+        assert self.load().history == seen
 
     def test_the_history_tells_whose_reads_they_are(self) -> None:
         """A child's class is its own until it acts or work is handed on; then, or where nobody is named, everybody's."""
@@ -967,8 +956,7 @@ class LedgerContract:
         self.do(RecordStep(call="note", effect="write", side_effect=True, agent=other))
         assert self.load().history.confined == ()
         self.do(
-            RecordStep(data_class="internal", agent=one),
-            RecordStep(data_class="secret", agent=one),
+            *(RecordStep(data_class=name, agent=one) for name in ("internal", "secret")),
             RecordStep(data_class="public"),
         )
         assert self.load().history.confined == (("internal", one),)
@@ -1169,26 +1157,19 @@ class LedgerContract:
         )
         query = Query(jti=lease.jti, plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
 
-        def blocking() -> list[object]:
-            seen: list[object] = []
+        def play(form: str) -> Iterator[object]:
+            commit, load, status = (getattr(self.ledger, form + verb) for verb in ("commit", "load", "status"))
             for guard, changes in script:
-                seen += [self.ledger.commit(self.scope, guard, changes), self.ledger.load(self.scope, query)]
-                seen += [self.ledger.status(self.scope.tenant, jti) for jti in (lease.jti, token)]
-            return seen
+                yield from (commit(self.scope, guard, changes), load(self.scope, query))
+                yield from (status(self.scope.tenant, jti) for jti in (lease.jti, token))
 
-        async def waiting() -> list[object]:
-            seen: list[object] = []
-            for guard, changes in script:
-                seen += [
-                    await self.ledger.acommit(self.scope, guard, changes),
-                    await self.ledger.aload(self.scope, query),
-                ]
-                seen += [await self.ledger.astatus(self.scope.tenant, jti) for jti in (lease.jti, token)]
-            return seen
-
-        expected = blocking()
+        expected = list(play(""))
         self.scope = self.scope._replace(tenant="other", thread=_new("thread"))
-        assert asyncio.run(waiting()) == expected
+
+        async def wait() -> list[object]:
+            return [await cast("Awaitable[object]", answer) for answer in play("a")]
+
+        assert asyncio.run(wait()) == expected
 
     def test_one_form_sees_what_the_other_wrote(self) -> None:
         """Both work on one store."""
@@ -1250,12 +1231,8 @@ class DurableLedgerContract(LedgerContract):
             self.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("pay"),), first=True))
             self.do(AdvanceEpoch(1, (_said("never above 10"),), deliver=True))
             lease = self.lease(grant=GRANT)
-            self.do(
-                RecordPlan(_plan("m1", epoch=2)),
-                RecordEdge(_edge("a", "b")),
-                RecordStep(call="pay"),
-                Revoke(("root", "bad")),
-            )
+            self.do(RecordPlan(_plan("m1", epoch=2)), RecordEdge(_edge("a", "b")))
+            self.do(RecordStep(call="pay"), Revoke(("root", "bad")))
             self.do(_claim("k", lease, tokens=(f"token-{lease.jti}",)))
             self.do(AskApproval(Approval("q", DIGEST, 2)), SpendBudget("pay", 1), SpendRate("pay", 60, 1))
             os.write(_OUT, lease.jti.encode())
