@@ -6,7 +6,7 @@ class TestMyLedger(LedgerContract):
         return MyLedger(dsn, clock=clock)
 ```
 
-The store may hold other threads already: every test works on threads and jtis of its own.
+The store may hold other threads already: every test uses its own threads and jtis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import secrets
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -237,13 +237,10 @@ class LedgerContract:
     # --- threads ----------------------------------------------------------------------------------
 
     def test_a_thread_never_written_to_does_not_exist(self) -> None:
-        """Its epoch is 1, it holds nothing, and reading it does not create it."""
+        """Its epoch is 1, it holds nothing, and neither a load nor a refused commit creates it."""
         for _ in range(2):
             found = self.load(jti="x", plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
             assert found == self.nothing()
-
-    def test_a_refused_commit_creates_no_thread(self) -> None:
-        """What was refused leaves nothing behind."""
         self.refuse(Code.APPROVAL_VOID, OpenThread("user:alice"), SpendApproval("k", DIGEST))
         assert not self.load().exists
 
@@ -302,7 +299,7 @@ class LedgerContract:
     # --- task and epoch -----------------------------------------------------------------------------
 
     def test_the_opening_texts_are_no_correction(self) -> None:
-        """`first` pins them at the epoch that is; it is refused where texts are pinned."""
+        """`first` pins them at the current epoch. It is refused if texts are pinned."""
         lease = self.lease()
         texts = (_said("pay", "h1"), _said("the bill"))
         assert self.do(AdvanceEpoch(1, texts, first=True)).epoch == 1
@@ -343,7 +340,7 @@ class LedgerContract:
         assert self.load().epoch == 2
 
     def test_a_correction_kills_every_live_lease(self) -> None:
-        """Of every agent; and what a human was asked, or had approved, about the old task is void."""
+        """Of every agent. Questions and approvals about the old task are void."""
         root = self.lease()
         child = self.lease(("root", "child"), parent=root)
         for key in ("asked", "approved", "rejected", "spent"):
@@ -457,15 +454,12 @@ class LedgerContract:
         assert self.load(jti="another").lease is None
         assert self.load().lease is None
 
-    def test_a_lease_is_taken_at_the_epoch_that_is(self) -> None:
-        """Neither an older one nor one to come."""
+    def test_a_lease_is_taken_at_this_epoch_below_a_living_parent(self) -> None:
+        """Neither an older one nor one to come, and below a living parent only."""
         self.do(AdvanceEpoch(1))
         lease = self.lease()
         for epoch in (1, 3):
             self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=_new(), epoch=epoch)))
-
-    def test_a_child_needs_a_living_parent(self) -> None:
-        """A parent that ended, or never was, gives no lease."""
         root = self.lease()
         child = replace(root, jti=_new(), agent=("root", "child"), parent=root.jti)
         self.refuse(Code.LEASE_ENDED, TakeLease(replace(child, parent="nobody")))
@@ -486,7 +480,7 @@ class LedgerContract:
         self.refuse(Code.LEASE_ENDED, RenewLease("nobody", lease.expires_at))
 
     def test_the_end_of_a_lease_ends_those_below(self) -> None:
-        """To any depth, and no other; ending twice, or what never was, is no error."""
+        """To any depth, and no other. Ending twice, or an unknown lease, is not an error."""
         root, other = self.lease(), self.lease()
         child = self.lease(("root", "child"), parent=root)
         grandchild = self.lease(("root", "child", "grandchild"), parent=child)
@@ -500,7 +494,7 @@ class LedgerContract:
         assert self.states(other) == ["live"]
 
     def test_calls_of_an_ended_lease_are_unknown(self) -> None:
-        """Nobody will conclude them: they are not claimed any more, and never run again unasked."""
+        """Nobody will conclude them: they are no longer claimed, and never run again unasked."""
         root, other = self.lease(), self.lease()
         child = self.lease(("root", "child"), parent=root)
         for key, lease in (("mine", root), ("child", child), ("done", root), ("theirs", other)):
@@ -514,7 +508,7 @@ class LedgerContract:
     # --- revocation -------------------------------------------------------------------------------
 
     def test_revoked_holds_until_reinstated(self) -> None:
-        """For the agent and all below it, over new leases, ends and corrections; for nobody else."""
+        """For the agent and all below it, over new leases, ends and corrections, and for no other agent."""
         root = self.lease()
         bad: tuple[str, ...] = ("root", "bad")
         below = (*bad, "below")
@@ -535,16 +529,13 @@ class LedgerContract:
         self.lease(below)
         assert self.states(leases[0]) == ["revoked"]
 
-    def test_a_whole_thread_is_revoked_before_it_exists(self) -> None:
-        """`()` is every agent, on a thread that nobody wrote to yet as well."""
+    def test_reinstating_lifts_what_is_at_or_below(self) -> None:
+        """Not a revocation above. `()` is every agent, also on a thread that was never written to."""
         self.do(Revoke(()))
         assert self.load(agent=ROOT).revoked
         self.refuse(Code.REVOKED, TakeLease(Lease(_new(), "run", ROOT, 1, 0, 60)))
         self.do(Reinstate(()))
         self.lease()
-
-    def test_reinstating_lifts_what_is_at_or_below(self) -> None:
-        """Not what was revoked above."""
         self.do(Revoke(("root", "a")), Revoke(("root", "a", "b")), Revoke(("root", "c")))
         self.do(Reinstate(("root", "a", "b")))
         assert self.load(agent=("root", "a", "b")).revoked
@@ -557,11 +548,14 @@ class LedgerContract:
     # --- guards -----------------------------------------------------------------------------------
 
     def test_a_guard_passes_while_the_lease_lives(self) -> None:
-        """And its changes are applied."""
+        """And its changes are applied. Snapshots and commits bear the time of the ledger's clock."""
         lease = self.lease()
         done = self.do(RecordStep(call="pay"), guard=_guard(lease))
         assert (done.now, done.epoch) == (self.clock(), 1)
         assert self.load().history.calls == {"pay": 1}
+        for seconds in (0.0, 1.5, 3600.0):
+            self.clock.tick(seconds)
+            assert self.load().now == self.do(RecordStep()).now == self.clock()
 
     def test_a_guard_says_why_it_refuses(self) -> None:
         """`lease_ended`, `revoked` or `stale_epoch`, and nothing is applied."""
@@ -624,7 +618,7 @@ class LedgerContract:
         self.do(*others[1:9])  # nor was anything spent
 
     def test_an_unknown_change_is_refused(self) -> None:
-        """By an exception, and nothing beside it is applied."""
+        """By an exception, and none of the other changes is applied."""
         self.do(OpenThread("user:alice"))
         for changes in ((_Unknown(), RecordStep(call="x")), (RecordStep(call="x"), _Unknown()), (Change(),)):
             try:
@@ -670,18 +664,13 @@ class LedgerContract:
 
     # --- calls --------------------------------------------------------------------------------------
 
-    def test_a_claim_holds_the_call(self) -> None:
-        """It is recorded under the lease that took it."""
-        lease = self.lease()
-        assert self.row("k") is None
-        self.do(_claim("k", lease), guard=_guard(lease))
-        assert self.row("k") == CallRow("k", "claimed", lease.jti)
-
     def test_a_side_effect_is_claimed_once(self) -> None:
         """While claimed: in progress; done: its row; failed, unknown: outcome unknown; suspended: again."""
         lease, other = self.lease(), self.lease()
         claim = _claim("k", other)
-        self.do(_claim("k", lease))
+        assert self.row("k") is None
+        self.do(_claim("k", lease), guard=_guard(lease))
+        assert self.row("k") == CallRow("k", "claimed", lease.jti)
         assert self.refuse(Code.CALL_IN_PROGRESS, claim).row is None
         for state in ("failed", "unknown"):
             self.do(ConcludeCall("k", state))
@@ -694,7 +683,7 @@ class LedgerContract:
         self.refuse(Code.CALL_IN_PROGRESS, claim)
 
     def test_a_repeatable_call_may_always_be_claimed(self) -> None:
-        """Whatever became of it before."""
+        """In any earlier state."""
         lease, other = self.lease(), self.lease()
         self.do(ClaimCall("k", lease.jti, repeatable=True))
         self.do(ClaimCall("k", other.jti, repeatable=True))
@@ -714,15 +703,11 @@ class LedgerContract:
         assert self.row("never") == CallRow("never", "failed", "")
 
     def test_a_release_gives_everything_back(self) -> None:
-        """The claim, the approval and the budgets, as if it had never been."""
+        """The claim, the approval (also another's than the call's own) and the budgets."""
         lease = self.lease()
         self.approved("k")
-        take: tuple[Change, ...] = (
-            _claim("k", lease),
-            SpendApproval("k", DIGEST),
-            SpendBudget("pay", 1),
-            SpendBudget("effect:pay", 1),
-        )
+        budgets = (SpendBudget("pay", 1), SpendBudget("effect:pay", 1))
+        take = (_claim("k", lease), SpendApproval("k", DIGEST), *budgets)
         self.do(*take)
         self.do(ReleaseCall("k", ("pay", "effect:pay")))
         found = self.approval("k")
@@ -730,6 +715,10 @@ class LedgerContract:
         self.do(*take)
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.approved("asked")
+        self.do(_claim("edited", lease), SpendApproval("asked", DIGEST))
+        self.do(ReleaseCall("edited", approval="asked"))
+        self.do(SpendApproval("asked", DIGEST))
 
     def test_only_what_is_held_is_released(self) -> None:
         """Not twice, and never a call that ran: its claim, approval and budget stay spent."""
@@ -751,8 +740,10 @@ class LedgerContract:
         """Two of the same in one list are two uses."""
         lease = self.lease()
         self.approved("k")
+        self.do(_ask("q", needed=2))
         once: tuple[tuple[Code, Change], ...] = (
             (Code.CALL_IN_PROGRESS, _claim("k", lease)),
+            (Code.APPROVAL_VOID, _answer("q")),
             (Code.APPROVAL_VOID, SpendApproval("k", DIGEST)),
             (Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1)),
             (Code.RATE_EXCEEDED, SpendRate("pay", 60, 1)),
@@ -781,18 +772,15 @@ class LedgerContract:
         )
         assert [a.call_key for a in self.load(asks=True).asks] == ["other"]
 
-    def test_asking_again_changes_nothing(self) -> None:
-        """For the same arguments; for others it is another question."""
+    def test_the_first_question_and_the_first_answer_stand(self) -> None:
+        """For the same arguments. A second answer, and one to a question that was not asked, is refused."""
         asked = Approval("k", DIGEST, 1, "task-1", 1, 0, interrupt_id="i-1")
         self.do(AskApproval(asked))
         self.do(AskApproval(replace(asked, round=9, position=9)))
         assert self.approval("k") == asked
         self.do(AskApproval(replace(asked, args_digest=OTHER_DIGEST)))
         assert self.approval("k") == replace(asked, args_digest=OTHER_DIGEST)
-
-    def test_the_first_answer_stands(self) -> None:
-        """A second one, and one to a question that was not asked, is refused."""
-        self.refuse(Code.APPROVAL_VOID, _answer("k"))
+        self.refuse(Code.APPROVAL_VOID, _answer("never"))
         for first in ("approved", "rejected", "malformed"):
             self.do(_ask(first))
             self.do(_answer(first, first))
@@ -801,7 +789,7 @@ class LedgerContract:
             assert self.approval(first) == stands
 
     def test_several_people_approve_one_after_the_other(self) -> None:
-        """The question stays open until enough have; the subject does not count, nobody twice, one no is enough."""
+        """The question stays open until enough have. The subject does not count, nobody counts twice, one no is enough."""
         asked = Approval("k", DIGEST, 1, id="q-1", subject="user:alice", needed=2, distinct=True)
         self.do(AskApproval(asked), AskApproval(replace(asked, call_key="no")))
         yes = _answer("k", approver="user:bob", id="q-1")
@@ -823,7 +811,7 @@ class LedgerContract:
         assert refused.state == "rejected"
 
     def test_who_may_answer(self) -> None:
-        """Who is named, at once; the fallback from its time on; the subject may always take it back."""
+        """Those named at once, the fallback from its time on. The subject may always take it back."""
         who = {"subject": "user:alice", "eligible": ("user:bob",), "fallback": ("user:carol",)}
         until = int(self.clock()) + TTL
         self.do(_ask("k", **who, fallback_at=until), _ask("back", **who, fallback_at=until))
@@ -853,7 +841,7 @@ class LedgerContract:
         assert list(self.ledger.asked(tenant)) == []
 
     def test_an_answer_may_be_another_action(self) -> None:
-        """What a human put in a call's place, or said in the tool's, comes back as it was given."""
+        """An action in the call's place, or an answer in the tool's, comes back as it was given."""
         asked = _ask("k", tool="pay", allowed=("approve", "edit")).approval
         self.do(AskApproval(asked), _ask("other"))
         edited = '{"name": "pay", "args": {"amount": 1}}'
@@ -892,25 +880,8 @@ class LedgerContract:
         self.do(SpendApproval("yes", DIGEST))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("yes", DIGEST))
 
-    def test_a_release_gives_back_the_approval_that_was_spent(self) -> None:
-        """Also where it is another's than the call's own."""
-        lease = self.lease()
-        self.approved("asked")
-        self.do(_claim("edited", lease), SpendApproval("asked", DIGEST))
-        self.do(ReleaseCall("edited", approval="asked"))
-        self.do(SpendApproval("asked", DIGEST))
-
-    def test_an_approval_is_spent_once(self) -> None:
-        """Afterwards it is void, and stays on record."""
-        self.approved("k")
-        self.do(SpendApproval("k", DIGEST))
-        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
-        self.refuse(Code.APPROVAL_VOID, _answer("k"))
-        found = self.approval("k")
-        assert (found.state, found.approver) == ("spent", "user:alice")
-
     def test_an_approval_is_for_exactly_one_call(self) -> None:
-        """Not for other arguments, another call, another epoch, and not before or without a yes."""
+        """Not for other arguments, another call or another epoch, not without a yes, and once. It stays on record."""
         self.approved("k")
         self.refuse(Code.APPROVAL_VOID, SpendApproval("k", OTHER_DIGEST))
         self.refuse(Code.APPROVAL_VOID, SpendApproval("other", DIGEST))
@@ -925,6 +896,10 @@ class LedgerContract:
             self.do(_answer(state, state))
             self.refuse(Code.APPROVAL_VOID, SpendApproval(state, DIGEST))
         self.do(SpendApproval("k", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, SpendApproval("k", DIGEST))
+        self.refuse(Code.APPROVAL_VOID, _answer("k"))
+        found = self.approval("k")
+        assert (found.state, found.approver) == ("spent", "user:alice")
 
     # --- budgets, rates, history ----------------------------------------------------------------------
 
@@ -942,7 +917,7 @@ class LedgerContract:
             self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget(name, 1))
 
     def test_a_rate_is_counted_in_a_sliding_window(self) -> None:
-        """What is `window` seconds old does not count, and neither does what was refused."""
+        """Neither uses older than `window` seconds count, nor refused ones. Two windows of a counter both hold."""
         self.refuse(Code.RATE_EXCEEDED, SpendRate("none", 60, 0))
         self.do(SpendRate("pay", 10, 2))
         self.clock.tick(6)
@@ -953,10 +928,7 @@ class LedgerContract:
         self.clock.tick(4)
         self.do(SpendRate("pay", 10, 2))
         self.refuse(Code.RATE_EXCEEDED, SpendRate("pay", 10, 2))
-
-    def test_two_windows_of_one_counter_both_hold(self) -> None:
-        """At most 1 in 10 s and 2 in 100 s: the shorter window does not forget what the longer one counts."""
-        both = (SpendRate("pay", 10, 1), SpendRate("pay", 100, 2))
+        both = (SpendRate("both", 10, 1), SpendRate("both", 100, 2))
         self.do(*both)
         self.refuse(Code.RATE_EXCEEDED, *both)
         self.clock.tick(11)
@@ -970,16 +942,9 @@ class LedgerContract:
         self.do(RecordStep(call="read_file", effect="read", data_class="secret", recent="read_file"))
         self.do(RecordStep(call="read_file", effect="read", data_class="internal", recent="read_file"))
         self.do(RecordStep(denials=2, recent="deny:pay"), RecordStep())
-        assert self.load().history == History(
-            steps=4,
-            calls={"read_file": 2},
-            effects={"read": 2},
-            denials=2,
-            classes_read=("internal", "secret"),
-            recent=("read_file", "read_file", "deny:pay"),
-            streak=2,
-            times=(int(self.clock()), int(self.clock())),
-        )
+        classes, recent, at = ("internal", "secret"), ("read_file", "read_file", "deny:pay"), int(self.clock())
+        seen = History(4, {"read_file": 2}, {"read": 2}, 2, classes, recent, streak=2, times=(at, at))
+        assert self.load().history == seen
 
     def test_the_history_tells_whose_reads_they_are(self) -> None:
         """A child's class is its own until it acts or work is handed on; then, or where nobody is named, everybody's."""
@@ -991,8 +956,7 @@ class LedgerContract:
         self.do(RecordStep(call="note", effect="write", side_effect=True, agent=other))
         assert self.load().history.confined == ()
         self.do(
-            RecordStep(data_class="internal", agent=one),
-            RecordStep(data_class="secret", agent=one),
+            *(RecordStep(data_class=name, agent=one) for name in ("internal", "secret")),
             RecordStep(data_class="public"),
         )
         assert self.load().history.confined == (("internal", one),)
@@ -1034,7 +998,7 @@ class LedgerContract:
         assert self.load().history.calls[names[0]] == 2
 
     def test_values_are_found_by_key(self) -> None:
-        """Only those that are asked for; one sighting per meaning, its first source stays; no scope sees another's."""
+        """Only those asked for, one sighting per meaning, its first source. At least ten thousand keys are kept."""
         first, again = _sighting("a", source="mail/sender"), _sighting("a", source="mail/cc")
         mention = _sighting("a", asserted=False)
         assert self.load(values=("a",)).values == {}
@@ -1045,9 +1009,6 @@ class LedgerContract:
         assert self.load().values == {}
         self.scope = self.scope._replace(thread="another")
         assert self.load(values=("a",)).values == {}
-
-    def test_many_values_are_kept(self) -> None:
-        """At least ten thousand keys of a thread."""
         for start in range(0, 10_000, 2000):
             self.do(RecordValues(tuple(_sighting(f"k{i}") for i in range(start, start + 2000))))
         wanted = ("k0", "k5000", "k9999")
@@ -1061,12 +1022,6 @@ class LedgerContract:
         self.do(ConcludeCall("k", "done", "1"), RecordStep(call="pay", recent="pay"), RecordEdge(_edge("a", "b")))
         self.do(AdvanceEpoch(1, (_said("x"),), deliver=True), Revoke(()))
         assert seen == again != self.everything(lease, "k")
-
-    def test_time_is_the_ledgers(self) -> None:
-        """Snapshots and commits bear the time of its clock."""
-        for seconds in (0.0, 1.5, 3600.0):
-            self.clock.tick(seconds)
-            assert self.load().now == self.do(RecordStep()).now == self.clock()
 
     # --- the status of a jti --------------------------------------------------------------------------
 
@@ -1202,26 +1157,19 @@ class LedgerContract:
         )
         query = Query(jti=lease.jti, plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
 
-        def blocking() -> list[object]:
-            seen: list[object] = []
+        def play(form: str) -> Iterator[object]:
+            commit, load, status = (getattr(self.ledger, form + verb) for verb in ("commit", "load", "status"))
             for guard, changes in script:
-                seen += [self.ledger.commit(self.scope, guard, changes), self.ledger.load(self.scope, query)]
-                seen += [self.ledger.status(self.scope.tenant, jti) for jti in (lease.jti, token)]
-            return seen
+                yield from (commit(self.scope, guard, changes), load(self.scope, query))
+                yield from (status(self.scope.tenant, jti) for jti in (lease.jti, token))
 
-        async def waiting() -> list[object]:
-            seen: list[object] = []
-            for guard, changes in script:
-                seen += [
-                    await self.ledger.acommit(self.scope, guard, changes),
-                    await self.ledger.aload(self.scope, query),
-                ]
-                seen += [await self.ledger.astatus(self.scope.tenant, jti) for jti in (lease.jti, token)]
-            return seen
-
-        expected = blocking()
+        expected = list(play(""))
         self.scope = self.scope._replace(tenant="other", thread=_new("thread"))
-        assert asyncio.run(waiting()) == expected
+
+        async def wait() -> list[object]:
+            return [await cast("Awaitable[object]", answer) for answer in play("a")]
+
+        assert asyncio.run(wait()) == expected
 
     def test_one_form_sees_what_the_other_wrote(self) -> None:
         """Both work on one store."""
@@ -1283,12 +1231,8 @@ class DurableLedgerContract(LedgerContract):
             self.do(OpenThread("user:alice"), AdvanceEpoch(1, (_said("pay"),), first=True))
             self.do(AdvanceEpoch(1, (_said("never above 10"),), deliver=True))
             lease = self.lease(grant=GRANT)
-            self.do(
-                RecordPlan(_plan("m1", epoch=2)),
-                RecordEdge(_edge("a", "b")),
-                RecordStep(call="pay"),
-                Revoke(("root", "bad")),
-            )
+            self.do(RecordPlan(_plan("m1", epoch=2)), RecordEdge(_edge("a", "b")))
+            self.do(RecordStep(call="pay"), Revoke(("root", "bad")))
             self.do(_claim("k", lease, tokens=(f"token-{lease.jti}",)))
             self.do(AskApproval(Approval("q", DIGEST, 2)), SpendBudget("pay", 1), SpendRate("pay", 60, 1))
             os.write(_OUT, lease.jti.encode())
@@ -1388,7 +1332,7 @@ _OUT: int = -1  # in a process of `_in_processes`: where it tells its answer
 
 
 def _in_processes(count: int, work: Callable[[int], str]) -> list[str]:
-    """What `work` answers in so many processes at once."""
+    """Return what `work` answers in so many processes at once."""
     global _OUT  # noqa: PLW0603  (of a process that ends with this function)
     pipes, pids = [os.pipe() for _ in range(count)], []
     for number, (_, out) in enumerate(pipes):
@@ -1412,7 +1356,7 @@ def _in_processes(count: int, work: Callable[[int], str]) -> list[str]:
 
 
 def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
-    """The code with which a ledger fails."""
+    """Return the code with which a ledger fails."""
     try:
         ask(ledger)
     except LedgerError as exc:

@@ -7,7 +7,18 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.history import MAX_NAMES, History, confine, handed_down, held, left
+from langchain_runtime_authz.authzen import HistoryContext
+from langchain_runtime_authz.facts.history import (
+    MAX_NAMES,
+    History,
+    Step,
+    confine,
+    count,
+    handed_down,
+    held,
+    left,
+    to_context,
+)
 
 ROOT = ("r",)
 A, B, X, Y = ("r", "a"), ("r", "b"), ("r", "a", "x"), ("r", "a", "y")
@@ -90,3 +101,10 @@ def test_nobody_knows_more_than_is_told(steps: list[tuple[object, ...]]) -> None
             history = replace(history, confined=())
         for agent in AGENTS:
             assert knows[agent] | world <= set(held(history, agent))
+
+
+def test_the_request_holds_it_as_its_model_says() -> None:
+    history = count(History(), Step(call="pay", effect="pay", data_class="secret", recent="pay", agent=A), 100.0)
+    told = to_context(history, 120.0, B)
+    assert HistoryContext.model_validate(told).model_dump() == told
+    assert (told["classes_read"], told["classes_held"], told["last_minute"]) == (["secret"], [], 1)
