@@ -16,6 +16,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
@@ -156,7 +157,7 @@ class ToolProfile(BaseModel):
         """Return the tools that a call can start, over every step of `reaches`."""
         return [{"tool": n, "effect": p.effect, "sink": p.sink, "data_class": p.data_class} for n, p in self._chain]
 
-    @property
+    @cached_property
     def side_effect(self) -> bool:
         """True if a call changes something: every effect except `read` and `fetch`."""
         return self.effect not in ("read", "fetch")

@@ -175,13 +175,17 @@ class Ticket:
             `None` where there is none to make.
         amint: the same, without blocking the event loop.
         refusals: is told of each mint that is refused.
+        redeemed: the tool has started.
+        concluded: the call is over.
+        leaked: a token of the call was seen where it must not be.
+        withheld: a part of the output was left out, because it could not be searched for tokens.
     """
 
     __slots__ = (
-        "_concluded", "_leaked", "_lock", "_minted", "_minting", "_others", "_redeemed", "_refusals",
-        "_withheld",
-        "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "decision_id", "epoch",
-        "idempotency_key", "jti", "mint", "obligations", "parsed", "raw", "spent", "tool", "tool_ref",
+        "_lock", "_minted", "_minting", "_others", "_refusals",
+        "agent", "amint", "approval_key", "args_digest", "audiences", "call_id", "call_key", "concluded", "decision_id", "epoch",
+        "idempotency_key", "jti", "leaked", "mint", "obligations", "parsed", "raw", "redeemed", "spent", "tool", "tool_ref",
+        "withheld",
     )  # fmt: skip
 
     def __init__(
@@ -226,23 +230,13 @@ class Ticket:
         self.spent = spent
         self.mint = mint
         self.amint = amint
-        self._redeemed = False
-        self._concluded = False
-        self._leaked = self._withheld = False
+        self.redeemed = False
+        self.concluded = False
+        self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}
         self._minting: dict[str, _Minting] = {}
         self._others: tuple[str, ...] = ()
         self._lock = threading.Lock()
-
-    @property
-    def redeemed(self) -> bool:
-        """Whether the tool has started."""
-        return self._redeemed
-
-    @property
-    def concluded(self) -> bool:
-        """Whether the call is over."""
-        return self._concluded
 
     def redeem(self) -> None:
         """Start the call.
@@ -251,14 +245,14 @@ class Ticket:
             AuthzError: `call_in_progress`: redeemed before, or over.
         """
         with self._lock:
-            if self._redeemed or self._concluded:
+            if self.redeemed or self.concluded:
                 raise AuthzError(Code.CALL_IN_PROGRESS)
-            self._redeemed = True
+            self.redeemed = True
 
     def conclude(self) -> None:
         """End the call: nothing is minted or handed out any more."""
         # Without the lock, so that the end of a call never waits for an issuer; see `credential`.
-        self._concluded = True
+        self.concluded = True
 
     def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
         """The credential for one audience, minted when first asked for.
@@ -374,7 +368,7 @@ class Ticket:
         mine.over.set_result(None)
 
     def _check_running(self) -> None:
-        if not self._redeemed or self._concluded:
+        if not self.redeemed or self.concluded:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
     def track(self, token: str) -> None:
@@ -386,26 +380,16 @@ class Ticket:
         """The tokens handed out, for searching what the tool returns."""
         return (*(c.token for c in tuple(self._minted.values())), *self._others)
 
-    @property
-    def leaked(self) -> bool:
-        """Whether a token of the call was seen where it must not be."""
-        return self._leaked
-
     def accuse(self) -> None:
         """A token of the call was seen where it must not be."""
-        self._leaked = True
-
-    @property
-    def withheld(self) -> bool:
-        """Whether a part of what the tool gave out was left out, because it could not be searched for tokens."""
-        return self._withheld
+        self.leaked = True
 
     def withhold(self) -> None:
         """A part of what the tool gave out was left out."""
-        self._withheld = True
+        self.withheld = True
 
     def __repr__(self) -> str:
-        state = "concluded" if self._concluded else "redeemed" if self._redeemed else "unused"
+        state = "concluded" if self.concluded else "redeemed" if self.redeemed else "unused"
         return f"<Ticket {self.tool!r} decision={self.decision_id} {state}>"
 
     def __copy__(self) -> Ticket:

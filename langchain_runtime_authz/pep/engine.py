@@ -46,6 +46,7 @@ __all__ = [
     "Planner",
     "Record",
     "Run",
+    "Write",
     "adrive",
     "anchored",
     "drive",
@@ -98,13 +99,20 @@ class Engine:
     profiles: object = None
     tally: Tally = field(default_factory=Tally)
     planner: Planner | None = None
-    prompt: frozenset[object] = field(init=False)
-    """The effects that never wait here, which an async flow performs in place."""
+    parts: Mapping[Effect, Callable[..., Any]] = field(init=False)
+    """The effects that are one method of a part, with that method."""
+    prompt: Mapping[Effect, Callable[..., Any]] = field(init=False)
+    """Those of `parts` that never wait, which an async flow performs in place."""
 
     def __post_init__(self) -> None:
-        in_memory = (Load, Commit) if type(self.ledger) is MemoryLedger else ()
-        undelayed = () if getattr(self.audit, "durable", False) else (WRITE,)
-        object.__setattr__(self, "prompt", frozenset((*in_memory, *undelayed)))
+        ledger = {Load: self.ledger.load, Commit: self.ledger.commit}
+        audit = {Write: self.audit.defer} if isinstance(self.audit, MemorySink) else {}
+        parts = {**ledger, Evaluate: self.evaluator.evaluate, **audit}
+        prompt = {**(ledger if type(self.ledger) is MemoryLedger else {}), **audit}
+        if self.evaluator.in_process:
+            prompt[Evaluate] = self.evaluator.evaluate
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "prompt", prompt)
 
     @property
     def killed(self) -> bool:
@@ -211,21 +219,19 @@ class Effect:
 Flow = Generator[tuple[Any, ...], Any, T]
 
 
-def _old(step):  # TRANSITION
-    return step if type(step) is tuple else (Effect(lambda e: step.run(e), lambda e: step.arun(e)),)
-
-
 def drive(engine: Engine, flow: Flow[T]) -> T:
     """Run a flow to its end, blocking. An effect's exception is raised inside the flow."""
+    parts = engine.parts
     try:
-        effect, *arguments = _old(next(flow))
+        effect, *arguments = next(flow)
         while True:
             try:
-                value = effect.do(engine, *arguments)
+                do = parts.get(effect)
+                value = do(*arguments) if do is not None else effect.do(engine, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                effect, *arguments = _old(flow.throw(exc))
+                effect, *arguments = flow.throw(exc)
             else:
-                effect, *arguments = _old(flow.send(value))
+                effect, *arguments = flow.send(value)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
 
@@ -234,17 +240,19 @@ async def adrive(engine: Engine, flow: Flow[T]) -> T:
     """Run a flow to its end without blocking the event loop."""
     prompt = engine.prompt
     try:
-        effect, *arguments = _old(next(flow))
+        effect, *arguments = next(flow)
         while True:
             try:
-                if effect.ado is None or effect in prompt:
+                if (do := prompt.get(effect)) is not None:
+                    value = do(*arguments)
+                elif effect.ado is None:
                     value = effect.do(engine, *arguments)
                 else:
                     value = await effect.ado(engine, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                effect, *arguments = _old(flow.throw(exc))
+                effect, *arguments = flow.throw(exc)
             else:
-                effect, *arguments = _old(flow.send(value))
+                effect, *arguments = flow.send(value)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
 
@@ -295,23 +303,20 @@ def _no_plan(exc: Exception) -> tuple[()]:
     return ()
 
 
-def _record(engine: Engine, builder: Callable[..., dict[str, Any]], values: Mapping[str, Any]) -> None:
-    if isinstance(engine.audit, MemorySink):
-        engine.audit.defer(partial(builder, **values))
-        return
+def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
     try:
-        engine.audit.write(anchored(builder(**values), engine.ledger, engine.tenant))
+        engine.audit.write(anchored(build(), engine.ledger, engine.tenant))
     except AuditError:
         raise
     except Exception as exc:  # a foreign sink's own failure is a failed record like any other
         raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
 
 
-async def _arecord(engine: Engine, builder: Callable[..., dict[str, Any]], values: Mapping[str, Any]) -> None:
+async def _awrite(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
     if getattr(engine.audit, "durable", False):  # it waits for a disk
-        await asyncio.to_thread(_record, engine, builder, values)
+        await asyncio.to_thread(_write, engine, build)
     else:
-        _record(engine, builder, values)
+        _write(engine, build)
 
 
 def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:
@@ -331,12 +336,12 @@ Commit: Final = Effect(_commit, _acommit)  # scope, guard, changes → `Committe
 Evaluate: Final = Effect(_evaluate, _aevaluate)  # requests as JSON → decisions; one batch
 Ask: Final = Effect(_ask, _aask)  # the subject's texts → names of tools, by the planner
 Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
-WRITE: Final = Effect(_record, _arecord)
+Write: Final = Effect(_write, _awrite)  # a function that builds one audit record
 
 
-def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, ...]:  # noqa: N802  (reads as the others)
+def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, ...]:  # noqa: N802  (reads as an effect)
     """Write one audit record, built from values that do not change."""
-    return (WRITE, builder, values)
+    return (Write, partial(builder, **values))
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
