@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
 
-__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "parse_object", "project"]
+__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "parse_object", "project", "project_arguments"]
 
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
 _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
@@ -119,9 +119,34 @@ def project(value: object) -> Any:
         MappingError: `uncanonical_argument`, or `request_too_large` for more values than any request could hold
             (a few lists that hold each other many times are many values).
     """
-    if _flat(value):
-        return dict(value)  # type: ignore[call-overload]
+    if type(value) is float and math.isfinite(value):
+        return value
+    if type(value) is dict and _flat(value):
+        return dict(value)
     return _project(value, 0, [MAX_VALUES])
+
+
+def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
+    """Return the JSON projection of a call's arguments, without those that the framework supplies.
+
+    Args:
+        args: name → value.
+        supplied: names that the framework supplies.
+        kind: a type whose values the framework supplies under any name.
+
+    Returns:
+        The projection, and whether anything was left out.
+
+    Raises:
+        MappingError: as `project`.
+    """
+    own: dict[str, Any] = {}
+    for name, value in args.items():
+        if name in supplied or type(value) is kind:
+            continue
+        plain = value is None or type(value) is bool or (type(value) is str and value.isascii() and "\x00" not in value)
+        own[str(name)] = value if plain else project(value)
+    return own, len(own) != len(args)
 
 
 def _project(value: object, depth: int, left: list[int]) -> Any:

@@ -12,6 +12,7 @@ import inspect
 import itertools
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import FrameType
 from typing import Any, Final, NamedTuple, TypeGuard
 
@@ -127,6 +128,7 @@ OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
         "_inject_tool_args",
         "_validate_tool_call",
         "_tools_by_name",
+        "_injected_args",
         "_messages_key",
         "_wrap_tool_call",
         "_awrap_tool_call",
@@ -454,8 +456,12 @@ def config_parameter(function: Callable[..., Any]) -> str | None:
 
 def takes_no_arguments(tool: BaseTool) -> bool:
     """`BaseTool` calls such a tool with nothing, whatever it was sent, and parses nothing."""
-    schema = tool.args_schema
-    return isinstance(schema, type) and is_basemodel_subclass(schema) and not get_fields(schema)
+    return isinstance(tool.args_schema, type) and _is_empty_type(tool.args_schema)
+
+
+@lru_cache(maxsize=4096)
+def _is_empty_type(schema: type) -> bool:
+    return is_basemodel_subclass(schema) and not get_fields(schema)
 
 
 def model_params(model: Any) -> tuple[str, str | None]:

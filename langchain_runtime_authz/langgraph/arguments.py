@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
-from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.digest import digest, project, project_arguments
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.facts.provenance.atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.langgraph._private import takes_no_arguments
@@ -76,14 +76,14 @@ def describe(
     error: Code | None = None
     parsed: Any
     args: dict[str, Any] = {}
-    args_digest = _EMPTY
+    args_digest, supplied_too = _EMPTY, False
     try:
         parsed = read()
     except Exception as exc:  # noqa: BLE001  (stored, and raised again by the tool's own road)
         parsed, error = Malformed(exc), Code.INVALID_ARGUMENTS
     else:
         try:
-            args = _decided(tool, parsed, facts.injected)
+            args, supplied_too = _decided(tool, parsed, facts.injected)
             args_digest = digest(args)
         except MappingError as exc:
             error = Code(exc.code)
@@ -101,7 +101,8 @@ def describe(
         parsed=parsed,
         sent=sent,
         injected=facts.injected,
-        reread=lambda: digest(_decided(tool, read(), facts.injected)),
+        supplied=supplied_too,
+        reread=lambda: digest(_decided(tool, read(), facts.injected)[0]),
         tool_ref=tool,
         metadata=tool.metadata,
         error=error,
@@ -110,16 +111,13 @@ def describe(
     )
 
 
-def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> dict[str, Any]:
+def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
+    """Return what of the parsed arguments is decided, and whether the framework supplies others."""
     if isinstance(parsed, str):
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
-        return {next(iter(fields)) if fields else "input": project(parsed)}
-    own = {}
-    for name, value in parsed.items():
-        if name not in injected and type(value) is not ToolRuntime:
-            own[str(name)] = project(value)
-    return own
+        return {next(iter(fields)) if fields else "input": project(parsed)}, False
+    return project_arguments(parsed, injected, ToolRuntime)
 
 
 def parses_alike(call: Call) -> bool:
@@ -143,7 +141,7 @@ def unchanged(call: Call) -> bool:
     else:
         return True
     try:
-        return digest(_decided(call.tool_ref, parsed, injected)) == call.args_digest
+        return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
     except MappingError:
         return False
 

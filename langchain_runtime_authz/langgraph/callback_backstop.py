@@ -43,6 +43,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import StartingTool, ensure_config, starting_tool
 from langchain_runtime_authz.langgraph.arguments import unknown
+from langchain_runtime_authz.langgraph.guard import Guard
 from langchain_runtime_authz.langgraph.messages import note_model_call, note_model_output
 from langchain_runtime_authz.langgraph.model_calls import decide_shown
 from langchain_runtime_authz.langgraph.run_context import running
@@ -96,6 +97,9 @@ class _Backstop(BaseCallbackHandler):
         Raises:
             AuthzDenied: the tool does not run.
         """
+        execution = current_execution()
+        if execution is not None and not execution.stages and type(execution.guard) is Guard and execution.guard.stock:
+            return  # LangChain's own `run` of a guarded tool
         started = starting_tool()
         if started is None:
             _refuse(str((serialized or {}).get("name")))

@@ -12,35 +12,40 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph._private import injected_names
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
 
-__all__ = ["FUNCTIONS", "Guard", "facts_of", "guard_of", "is_guarded"]
+__all__ = ["FUNCTIONS", "GUARDED", "Guard", "facts_of", "guard_of", "is_guarded"]
 
 FUNCTIONS: Final = ("func", "coroutine")
+GUARDED: Final = "__runtime_authz_guarded__"  # of a guarded class: the class that it was made of
 Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
 
 
 class Guard:
     """Where a guarded tool's profile comes from, and how its functions are guarded (`wrap`). Its copies share it."""
 
-    __slots__ = ("functions", "profiles", "seen", "wrap")
+    __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 
     def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap) -> None:
         self.profiles, self.wrap = profiles, wrap
         self.functions = _functions(tool)
+        self.stock = type(tool).run is BaseTool.run and type(tool).arun is BaseTool.arun  # nothing runs before its start
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:
         """Return the tool's profile and injected arguments, as it is now."""
         # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
-        key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared, *_functions(tool))
+        held, declared = tool.__dict__, self.profiles.declared
+        own = (tool.name, tool.description, tool.args_schema, tool.metadata)
+        key = (*own, declared, held.get("func"), held.get("coroutine"))
         if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
             return self.seen[1]
         profiled = self.profiles.of(tool)
-        if profiled.declared and key[-2:] != self.functions:
+        if profiled.declared and _functions(tool) != self.functions:
             profiled = self.profiles.unprofiled(tool, "its function was replaced")
-        for name in FUNCTIONS:
-            raw = tool.__dict__.get(name)
+        for function in FUNCTIONS:
+            raw = held.get(function)
             if callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
-                tool.__dict__[name] = self.wrap(tool, self, raw, name)
+                held[function] = self.wrap(tool, self, raw, function)
+        key = (*key[:-2], held.get("func"), held.get("coroutine"))
         found = ToolFacts(profiled, injected_names(tool))
         self.seen = (key, found)
         return found
@@ -51,7 +56,7 @@ class Guard:
 
 def is_guarded(tool: object) -> bool:
     """Return True for a guarded tool."""
-    return getattr(type(tool), "__runtime_authz_guarded__", None) is not None
+    return getattr(type(tool), GUARDED, None) is not None
 
 
 def facts_of(tool: BaseTool) -> ToolFacts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.types import interrupt
@@ -20,15 +20,16 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.langgraph._private import answers_left, can_ask, interrupt_id, task_id
 from langchain_runtime_authz.langgraph.arguments import parses_alike
 from langchain_runtime_authz.langgraph.messages import answers_had
-from langchain_runtime_authz.ledger.base import Approval, Query
+from langchain_runtime_authz.langgraph.tool_execution import Pending
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.pep.approvals import answers, open_questions, over_cap, payload, questions
-from langchain_runtime_authz.pep.call import Call, DecidedCall, Verdict
-from langchain_runtime_authz.pep.claim import claim_call
+from langchain_runtime_authz.pep.call import Call, DecidedCall
+from langchain_runtime_authz.pep.claim import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Run
 from langchain_runtime_authz.pep.recording import record_asks
 
-__all__ = ["Resolved", "decide_message", "decide_one_of", "decide_together"]
+__all__ = ["decide_message", "decide_one_of", "decide_together"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,40 +38,27 @@ _log = logging.getLogger(__name__)
 Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
-class Resolved(NamedTuple):
-    """A verdict, and what an earlier execution of the task knows of the tool's own questions.
-
-    No verdict: the call is left to the guard, which decides after a review on the way has asked a human. `call` is
-    what the verdict is on: the given one, or the one that a human put in its place; `replaced` then is that human's
-    note. `answers` a human gave to the tool, which has run, and to a review before it; `paused`: the tool has asked
-    and not run.
-    """
-
-    call: Call
-    verdict: Verdict | None
-    answers: int = 0
-    paused: bool = False
-    replaced: bool = False
-
-
-def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Resolved]]:
+def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
     """Decide calls that all run in this one task: nothing runs before every question is answered."""
     decided = yield from decide_calls(run, calls)
     for one in decided:
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _ask(run, calls, decided, config)
             break
-    resolved: list[Resolved] = []
-    for one in decided:
-        reviewed, row = one.call.reviewed, one.row
-        verdict = None if reviewed and _left(one) else (yield from claim_call(run, one))[1]
+    waiting: list[Pending] = []
+    for place, one in enumerate(decided):
+        reviewed, row, verdict = one.call.reviewed, one.row, None
+        if not (reviewed and _left(one)):
+            verdict = yield from claim_once(run, one)
+            if type(verdict) is Conflict:
+                _, verdict = yield from claim_again(run, one, verdict)
         answered = answers_had(row.result) if row is not None else 0
         if one.replay and reviewed and _by_review(one, task_id(config)):
             answered += 1  # the review is passed by, with its tool
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
-        resolved.append(Resolved(one.call, verdict, answered, paused, replaced))
-    return resolved
+        waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
+    return waiting
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
@@ -96,7 +84,7 @@ def decide_one_of(
     judged: Sequence[DecidedCall],
     position: int,
     config: Mapping[str, Any],
-) -> Flow[Resolved]:
+) -> Flow[Pending]:
     """Each call of the message is a task of its own; this is the task of `judged[position]`.
 
     Permitted ones run at once. The task of the first asked position raises the one interrupt with
@@ -105,7 +93,7 @@ def decide_one_of(
     asked = [i for i, j in enumerate(judged) if _askable(j)]
     mine, me = judged[position], task_id(config)
     if _left(mine):
-        return Resolved(mine.call, None)
+        return Pending(run, mine.call, None)
     asked_before = mine.approval is not None and _by(mine.approval, me)
     # Of a list that this task asked, some may have been answered beside the graph: it asks the whole again.
     mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
@@ -117,7 +105,7 @@ def decide_one_of(
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
     _, verdict = yield from claim_call(run, mine)
-    return Resolved(mine.call, verdict, replaced=_replaced(mine))
+    return Pending(run, mine.call, verdict, replaced=_replaced(mine))
 
 
 def _is_open(judged: DecidedCall) -> bool:

@@ -12,7 +12,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -121,6 +121,9 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
+_encode: Final = json.JSONEncoder().encode
+
+
 def recorded(output: object, asked: int = 0) -> str | None:
     """JSON text of a side effect's result, for an honest answer if the call is replayed.
 
@@ -132,7 +135,7 @@ def recorded(output: object, asked: int = 0) -> str | None:
     else:
         output = {"content": output, "status": "success"}
     try:
-        text = json.dumps({**output, **kept})
+        text = _encode({**output, **kept})
     except (TypeError, ValueError, RecursionError):
         text = ""
     return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)
@@ -140,6 +143,8 @@ def recorded(output: object, asked: int = 0) -> str | None:
 
 def said(tool: BaseTool, returned: Any) -> Any:
     """What of a tool's own return value a model gets to read, without the framework's wrapping."""
+    if type(returned) is str:
+        return returned
     if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
         return _plain(returned[0])
     return _plain(returned)
@@ -352,11 +357,16 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> Planned
     if not isinstance(messages, list | tuple):
         return None
     for message in reversed(messages):
-        ident, calls = _calls_of(message)
-        for same in (lambda c: c is call, lambda c: c == call, lambda c: c.get("id") == call.get("id")):
-            for position, planned in enumerate(calls):
-                if same(planned):
-                    return PlannedMessage(ident, calls, position)
+        ident, calls = (message.id, message.tool_calls) if type(message) is AIMessage else _calls_of(message)
+        for position, planned in enumerate(calls):
+            if planned is call:
+                return PlannedMessage(ident, calls, position)
+        for position, planned in enumerate(calls):
+            if planned == call:
+                return PlannedMessage(ident, calls, position)
+        for position, planned in enumerate(calls):
+            if planned.get("id") == call.get("id"):
+                return PlannedMessage(ident, calls, position)
     return None
 
 

@@ -131,8 +131,8 @@ def handle_in(config: Mapping[str, Any] | None) -> Handle | None:
 
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
     """Return the run that a step belongs to: from its config, else from the enforcement point around it."""
-    handle = handle_in(config)
-    if handle is not None and type(run := handle.target) is Run:
+    handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
+    if type(handle) is Handle and type(run := handle.target) is Run:
         return run
     return current_scope.get().run  # type: ignore[no-any-return]
 

@@ -26,6 +26,7 @@ from langchain_runtime_authz.langgraph.arguments import (
     unknown,
     without,
 )
+from langchain_runtime_authz.langgraph.guard import facts_of
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, opened, settled
 from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
@@ -51,7 +52,7 @@ class Arrival:
         layer: which layer decides it.
     """
 
-    __slots__ = ("_call_id", "_config", "_equal", "_given", "_parser", "call", "counts", "front", "layer", "opener", "run", "verdict")
+    __slots__ = ("_call_id", "_config", "_equal", "_exact", "_given", "_parser", "call", "counts", "front", "layer", "opener", "run", "verdict")
 
     def __init__(
         self,
@@ -66,11 +67,13 @@ class Arrival:
         call_id: str | None = None,
         parser: Parser | None = None,
         given: Any = None,
+        exact: bool = False,
     ) -> None:
         self.call, self.run, self.opener, self.verdict = call, run, opener, verdict
         self.counts, self.front, self.layer = counts, front, "tool guard"
         self._equal = _equal(call) if counts is not None else ""
         self._config, self._call_id, self._parser, self._given = config, call_id, parser, given
+        self._exact = exact  # nothing of the arguments is the framework's
 
     @property
     def engine(self) -> Engine | None:
@@ -119,7 +122,9 @@ class Arrival:
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
-        parsed = call.parsed if ticket is None or self._parser is None else self._own(call.parsed)
+        parsed = call.parsed
+        if ticket is not None and not self._exact:
+            parsed = self._own(parsed)
         one = pending()
         return ToolExecution(
             guard,
@@ -133,9 +138,14 @@ class Arrival:
             place=one.place if one is not None else None,
         )
 
-    def flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
-        """Decide the call, run it by `code`, and close it."""
-        verdict = self.verdict if self.verdict is not None else (yield from self.decide())
+    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        """Return the flow that decides the call, runs it by `code`, and closes it."""
+        if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
+            return execution.flow(code)
+        return self._flow(guard, code)
+
+    def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        verdict = yield from self.decide()
         execution = self.execution(guard, verdict)
         if execution is None:
             return answer(verdict, self._call_id), None
@@ -151,7 +161,7 @@ class Arrival:
         if self._parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
-        if not _any_supplied(sent, injected) and not _any_supplied(parsed, injected):
+        if not self.call.supplied and not _any_supplied(sent, injected):
             return parsed
         now = self._parser(dict(sent), self._call_id)
         own = now if isinstance(now, dict) else {}
@@ -171,7 +181,6 @@ def _equal(call: Call) -> str:
 
 def arrival(
     tool: BaseTool,
-    facts: Callable[[], ToolFacts],
     tool_input: Any,
     config: Mapping[str, Any],
     call_id: str | None,
@@ -185,13 +194,14 @@ def arrival(
     if mine is not None:
         call = mine.call
         if call.tool_ref is tool and call.tool == tool.name:
-            sent = tool_input if isinstance(tool_input, str) else without(tool_input, call.injected)
-            if call.sent == sent and unchanged(call):
+            exact = call.injected.isdisjoint(tool_input) and tool_input == call.sent
+            sent = tool_input if exact or isinstance(tool_input, str) else without(tool_input, call.injected)
+            if (exact or call.sent == sent) and unchanged(call):
                 return Arrival(
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
-                    given=tool_input,
+                    given=tool_input, exact=exact and not call.supplied,
                 )  # fmt: skip
-    return _anew(tool, facts(), tool_input, config, call_id, parser, one, mine)
+    return _anew(tool, facts_of(tool), tool_input, config, call_id, parser, one, mine)
 
 
 def _anew(

@@ -21,7 +21,6 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
-from langchain_runtime_authz.langgraph.interrupts import Resolved
 from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.outlets import watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.output_filter import Cleaner
@@ -44,6 +43,10 @@ class Pending(CodeScope):
     """What an enforcement point hands to the guard: the verdict, the call and the run it belongs to.
 
     Attributes:
+        call: what the verdict is on: the given call, or the one that an approver put in its place.
+        replaced: an approver did.
+        answers: how many answers the tool, which has run, and a review before it had.
+        paused: the tool has asked by itself, and not run.
         left: there is no verdict. A review on the way asks an approver first, and the guard decides after it.
         used: the guard has met it.
         place: the call's place in its task, for the numbers of graphs that it calls.
@@ -51,10 +54,20 @@ class Pending(CodeScope):
 
     __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "replaced", "used", "verdict")
 
-    def __init__(self, run: Run, resolved: Resolved, place: int | None = None) -> None:
-        self.run, self.place = run, place
-        self.call, self.verdict, self.answers, self.paused, self.replaced = resolved
-        self.left = self.used = self.verdict is None
+    def __init__(
+        self,
+        run: Run,
+        call: Call,
+        verdict: Verdict | None,
+        place: int | None = None,
+        *,
+        answers: int = 0,
+        paused: bool = False,
+        replaced: bool = False,
+    ) -> None:
+        self.run, self.call, self.verdict, self.place = run, call, verdict, place
+        self.answers, self.paused, self.replaced = answers, paused, replaced
+        self.left = self.used = verdict is None
         self._lock = threading.Lock()
 
     def take(self) -> bool:
@@ -133,10 +146,11 @@ class ToolExecution(CodeScope):
         parsed: the arguments that the tool receives, whatever it was sent.
         config: the config that the tool runs with.
         returned: what the tool's own code returned, filtered.
+        stages: what of the tool's own code has started.
     """
 
-    __slots__ = ("_asked", "_before", "_settle", "_span", "_stages",
-                 "call", "call_id", "config", "guard", "parsed", "returned")  # fmt: skip
+    __slots__ = ("_asked", "_before", "_settle", "_span",
+                 "call", "call_id", "config", "guard", "parsed", "returned", "stages")  # fmt: skip
 
     def __init__(
         self,
@@ -160,7 +174,7 @@ class ToolExecution(CodeScope):
         self.config: Any
         self.config, self._asked = counting_questions(own, place)
         self._settle = settle
-        self._stages: list[Stage] = []
+        self.stages: list[Stage] = []
         self.returned: Any = None
 
     # --- the tool's own code ---
@@ -171,49 +185,38 @@ class ToolExecution(CodeScope):
         Each stage runs once, and the function that the tool was made of is the last: an `_arun` that calls its own
         `_run` is one execution, and what the function calls is another.
         """
-        stages = self._stages
+        stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False
         if self.ticket is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         if not stages:
             self.ticket.redeem()
-            self.run.engine.tally.ran(self.run, "tool", self.call.tool, self.layer)
+            layer = "ambient hook" if type(self.guard) is UUID else "tool guard"
+            self.run.engine.tally.ran(self.run, "tool", self.call.tool, layer)
         stages.append(stage)
         return True
 
     @property
-    def layer(self) -> str:
-        """Which layer lets the call run: the tool's guard, or the callback backstop for one run of a tool."""
-        return "ambient hook" if type(self.guard) is UUID else "tool guard"
-
-    @property
-    def started(self) -> bool:
-        """Whether any of the tool's own code has run: it has parsed its arguments by then."""
-        return bool(self._stages)
-
-    @property
     def invoked(self) -> bool:
         """Whether only the tool's own `invoke` has started."""
-        return self._stages == ["invoke"]
-
-    @property
-    def outermost(self) -> bool:
-        """Whether the stage that was admitted last is the first of the execution: its output is given out."""
-        return len(self._stages) == 1
+        return self.stages == ["invoke"]
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the options of `run`, with the callbacks that stand in them filtered."""
-        if self.ticket is None or self.ticket.mint is None or not given.get("callbacks"):
+        if self.ticket is None or self.ticket.mint is None:
             return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:
         """Filter what the tool returned."""
-        cleaner = self._cleaner()
-        self.returned = value if cleaner is None else cleaner.output(value)
-        self._tell(cleaner)
-        return self.returned
+        ticket = self.ticket
+        if ticket is not None and (ticket.obligations or ticket.mint is not None):
+            cleaner = self._cleaner()
+            value = value if cleaner is None else cleaner.output(value)
+            self._tell(cleaner)
+        self.returned = value
+        return value
 
     def clean_error(self, exc: BaseException) -> BaseException:
         """Filter what the tool raised. A `GraphBubbleUp` is filtered in place."""
@@ -297,15 +300,16 @@ class ToolExecution(CodeScope):
         return output, failed
 
     def _conclude(self, ticket: Ticket, state: State, output: Any) -> Flow[None]:
-        if state in ("done", "failed") and not self._stages:
+        if state in ("done", "failed") and not self.stages:
             state = "released"  # the tool's own parsing or callbacks stopped it before it ran
         asked = len(self._asked) - (1 if state == "suspended" else 0)  # the last one has no answer yet
-        result, returned = only_asked(asked), None
+        result, returned = only_asked(asked) if asked else None, None
         if state == "done":
             if self.call.profile.side_effect:
                 result = recorded(output, asked)
-            if isinstance(tool := self.call.tool_ref, BaseTool):
-                returned = said(tool, self.returned)
+            returned = self.returned
+            if type(returned) is not str:
+                returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
         return conclude(self.run, ticket, self.call, state, result, output=returned)
 
 

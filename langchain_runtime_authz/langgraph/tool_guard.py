@@ -25,13 +25,13 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
-from langchain_runtime_authz.langgraph.guard import Guard, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.guard import GUARDED, Guard, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution, current_execution
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.engine import adrive, drive
 
-__all__ = ["acts_by_itself", "facts_of", "guard_tool", "is_guarded"]
+__all__ = ["GUARDED", "acts_by_itself", "guard_of", "guard_tool", "is_guarded"]
 
 # How a tool is called, other than by `invoke`. LangChain's own forms come down to it.
 _FORMS: Final = (
@@ -86,9 +86,9 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             return base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         return _call(
             self,
-            _arrived(self, base, tool_input, config, tool_call_id),
+            arrival(self, tool_input, ensure_config(config), tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.run(
-                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
+                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **(e.options(kwargs) if kwargs.get("callbacks") else kwargs)
             ),
         )
 
@@ -99,15 +99,15 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             return await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         return await _acall(
             self,
-            _arrived(self, base, tool_input, config, tool_call_id),
+            arrival(self, tool_input, ensure_config(config), tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.arun(
-                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
+                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **(e.options(kwargs) if kwargs.get("callbacks") else kwargs)
             ),
         )
 
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         execution = current_execution()
-        if execution is None or execution.call.tool_ref is not self or execution.started:
+        if execution is None or execution.call.tool_ref is not self or execution.stages:
             return base._parse_input(self, tool_input, tool_call_id)
         if isinstance(execution.parsed, Malformed):
             raise execution.parsed.error
@@ -118,7 +118,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__annotations__": {"_authz_guard": Any},
-        "__runtime_authz_guarded__": base,
+        GUARDED: base,
         "_authz_guard": PrivateAttr(default=None),
         "run": run,
         "arun": arun,
@@ -147,19 +147,12 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     return made
 
 
-def _arrived(tool: BaseTool, base: type[BaseTool], tool_input: Any, config: Any, call_id: str | None) -> Arrival:
-    """Return the arrival of a call of `run` or `arun`."""
-    return arrival(
-        tool, lambda: facts_of(tool), tool_input, ensure_config(config), call_id, functools.partial(base._parse_input, tool)
-    )
-
-
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
     """Run a call's code under its execution, or give the answer in its place."""
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
-    output, failed = drive(engine, arrived.flow(guard_of(tool), code))
+    output, failed = drive(engine, arrived.start(guard_of(tool), code))
     try:
         if failed is not None:
             raise failed  # here, where what was filtered does not become its context
@@ -173,7 +166,7 @@ async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution
     engine = arrived.engine
     if engine is None:
         return arrived.refuse()
-    output, failed = await adrive(engine, arrived.flow(guard_of(tool), code))
+    output, failed = await adrive(engine, arrived.start(guard_of(tool), code))
     try:
         if failed is not None:
             raise failed
@@ -229,7 +222,7 @@ def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any]
     if execution is None or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return _call(tool, arrived, lambda _: _called(tool, guard, stage, code, args, kwargs))
-    if not execution.outermost:
+    if len(execution.stages) > 1:  # what the first of the stages gives is given out
         return code(*args, **kwargs)
     try:
         return execution.clean(code(*args, **kwargs))
@@ -246,7 +239,7 @@ async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..
     if execution is None or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return await _acall(tool, arrived, lambda _: _acalled(tool, guard, stage, code, args, kwargs))
-    if not execution.outermost:
+    if len(execution.stages) > 1:  # what the first of the stages gives is given out
         return await code(*args, **kwargs)
     try:
         return execution.clean(await code(*args, **kwargs))
@@ -289,14 +282,14 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         return _call(
             self,
-            _arrived(self, base, *_sent(input, config)),
+            arrival(self, *_sent(input, config), functools.partial(base._parse_input, self)),
             lambda e: _invoked(e, lambda: base.invoke(self, input, e.config, **kwargs)),
         )
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         return await _acall(
             self,
-            _arrived(self, base, *_sent(input, config)),
+            arrival(self, *_sent(input, config), functools.partial(base._parse_input, self)),
             lambda e: _ainvoked(e, lambda: base.ainvoke(self, input, e.config, **kwargs)),
         )
 
@@ -346,8 +339,8 @@ def _is_own(base: type[BaseTool], name: str) -> bool:
 def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
     """Return what `invoke` hands to `run`: arguments, config and the tool call's id."""
     if isinstance(given, dict) and given.get("type") == "tool_call":
-        return dict(given["args"]), config, given["id"]
-    return given, config, None
+        return dict(given["args"]), ensure_config(config), given["id"]
+    return given, ensure_config(config), None
 
 
 def _within_own_invoke(tool: BaseTool) -> bool:

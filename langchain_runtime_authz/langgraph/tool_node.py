@@ -21,8 +21,7 @@ from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.hitl import reviewed_tools
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import Pending
-from langchain_runtime_authz.langgraph.tool_guard import guard_tool, is_guarded
+from langchain_runtime_authz.langgraph.tool_guard import GUARDED, guard_tool, is_guarded
 from langchain_runtime_authz.langgraph.tool_pep import (
     MessageCalls,
     Turn,
@@ -58,7 +57,9 @@ class _Gate(ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
-            _count(run, waiting)
+            for one in waiting:
+                if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+                    run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
             _turns.set(Turns(config, message.calls, waiting))
             return super()._func(input, config, runtime)
         finally:
@@ -70,7 +71,9 @@ class _Gate(ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
         try:
-            _count(run, waiting)
+            for one in waiting:
+                if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+                    run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
             _turns.set(Turns(config, message.calls, waiting))
             return await super()._afunc(input, config, runtime)
         finally:
@@ -109,10 +112,14 @@ class _Gate(ToolNode):
             return noted(one, await super()._arun_one(instead_of(one, call), input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
-        return super()._execute_tool_sync(self._guarded(request), input_type, config)
+        if getattr(type(request.tool), GUARDED, None) is None:
+            request = self._guarded(request)
+        return super()._execute_tool_sync(request, input_type, config)
 
     async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
-        return await super()._execute_tool_async(self._guarded(request), input_type, config)
+        if getattr(type(request.tool), GUARDED, None) is None:
+            request = self._guarded(request)
+        return await super()._execute_tool_async(request, input_type, config)
 
     def _guarded(self, request: Any) -> Any:
         """Guard a tool that middleware brought along before it can run."""
@@ -120,13 +127,6 @@ class _Gate(ToolNode):
         if isinstance(tool, BaseTool) and not is_guarded(tool):
             return request.override(tool=guard_tool(tool, self._authz_profiles))
         return request
-
-
-def _count(run: Run, waiting: Sequence[Pending]) -> None:
-    """Count what a tool node's enforcement point decided."""
-    for one in waiting:
-        if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
-            run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
 
 
 def is_gated_tool_node(node: object) -> bool:

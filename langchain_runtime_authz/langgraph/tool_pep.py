@@ -35,7 +35,7 @@ from langchain_runtime_authz.langgraph.messages import (
     with_note,
 )
 from langchain_runtime_authz.langgraph.tool_execution import Pending, hand_on
-from langchain_runtime_authz.langgraph.tool_guard import facts_of, guard_tool, is_guarded
+from langchain_runtime_authz.langgraph.tool_guard import GUARDED, guard_of, guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Run, adrive, drive
@@ -137,16 +137,13 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Return the verdicts on the calls of this task, in order: questions first, then tickets."""
-        if self.together:
-            resolved = yield from decide_together(run, self.describe(), self.config)
-            waiting = []
-            for place, one in enumerate(resolved):
-                waiting.append(Pending(run, one, place))  # noqa: PERF401  (a comprehension is a call of its own)
-            return waiting
+        """Return the flow that decides the calls of this task, in order: questions first, then tickets."""
+        return decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
+
+    def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
         decided: list[DecidedCall] = yield (DecideOnce, run, self._batch(run), self)
         mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
-        return [Pending(run, (yield from decide_one_of(run, decided, mine, self.config)))]
+        return [(yield from decide_one_of(run, decided, mine, self.config))]
 
     def _batch(self, run: Run) -> _Batch:
         """Return the batch of the message, found by its very calls, or by their content if they are a copy.
@@ -182,10 +179,13 @@ class MessageCalls:
         tool = node._tools_by_name.get(call["name"])
         if tool is None:
             return unknown(call["name"], call_id, plan_id, position, call["args"])
-        if not is_guarded(tool):  # `tools_by_name` is live: somebody put a tool into it
+        if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is live: somebody put a tool into it
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
-        sent, facts = call["args"], facts_of(tool)
-        injected = self._injected(call, tool) if facts.injected else sent
+        sent, facts = call["args"], guard_of(tool).facts(tool)
+        known = node._injected_args.get(call["name"])
+        injected = sent
+        if known is None or known.state or known.store or known.runtime:
+            injected = self._injected(call, tool)
 
         def amend(name: str, args: dict[str, Any]) -> Call:
             return self._describe({**call, "name": name, "args": args}, position)

@@ -67,9 +67,8 @@ class Profiles:
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
-        fixed = None if callable(declared) else dict(declared)
-        self._declared: Callable[[], Mapping[str, ToolProfile]] = declared if fixed is None else lambda: fixed  # type: ignore[assignment]
-        self._reviewed: tuple[Mapping[str, ToolProfile], Mapping[str, ToolProfile]] = ({}, {})
+        self._declared = declared if callable(declared) else dict(declared)
+        self._reviewed: tuple[Mapping[str, ToolProfile] | None, Mapping[str, ToolProfile]] = (None, {})
         self._pins: dict[str, str] = {}
         self._lock = forkable_lock()
 
@@ -80,11 +79,14 @@ class Profiles:
     def declared(self) -> Mapping[str, ToolProfile]:
         """Tool → profile, as they are now, without drafts; the same object while they are the same."""
         source, reviewed = self._reviewed
-        now = self._declared()
+        now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
             reviewed = {name: p for name, p in now.items() if not p.draft}
             self._reviewed = (now, reviewed)
         return reviewed
+
+    def _all(self) -> Mapping[str, ToolProfile]:
+        return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
         """The profile of `tool` as it is now.
@@ -97,7 +99,7 @@ class Profiles:
             # Only an instance counts: data in metadata may have come over the wire.
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else None
-        draft = declared if declared is not None else self._declared().get(tool.name)
+        draft = declared if declared is not None else self._all().get(tool.name)
         if draft is not None and draft.draft:
             return self.unprofiled(tool, "its profile is a draft", as_unprofiled(draft))
         if declared is None:

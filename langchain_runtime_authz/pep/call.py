@@ -41,6 +41,7 @@ class Call:
         parsed: the object that the tool will receive.
         sent: the arguments as they were sent, without injected ones.
         injected: names of the arguments that the framework supplies.
+        supplied: some of the parsed arguments are the framework's.
         reread: give the digest of the arguments parsed once more; `None` if they cannot differ.
         tool_ref: the tool object.
         metadata: of the tool.
@@ -64,6 +65,7 @@ class Call:
     parsed: Any = None
     sent: Any = None
     injected: frozenset[str] = frozenset()
+    supplied: bool = False
     reread: Callable[[], str] | None = None
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None

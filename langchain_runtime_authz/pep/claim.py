@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from functools import partial
 from typing import Final, Literal
 
 from langchain_runtime_authz.audit.record import completion_record
@@ -38,12 +39,12 @@ from langchain_runtime_authz.ledger.changes import (
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
-from langchain_runtime_authz.pep.engine import Commit, Flow, Record, Run
+from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import Observe, observe, small
-from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, tell
+from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, step_record, tell
 
-__all__ = ["claim_call", "conclude", "deny_call"]
+__all__ = ["claim_again", "claim_call", "claim_once", "conclude", "deny_call"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,19 +56,27 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 
     If somebody did the same since it was decided, it is decided anew. What was decided last comes with the verdict.
     """
-    verdict = yield from _claim(run, decided)
+    verdict = yield from claim_once(run, decided)
+    if isinstance(verdict, Conflict):
+        return (yield from claim_again(run, decided, verdict))
+    return decided, verdict
+
+
+def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict]]:
+    """Decide a call anew of which others have used something up meanwhile, and claim it."""
+    verdict: Verdict | Conflict = conflict
     tries = RACES
     while isinstance(verdict, Conflict):
         anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
         if anew.prior_calls <= decided.prior_calls:
             return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
         decided, tries = anew, tries - 1
-        verdict = yield from _claim(run, decided)
+        verdict = yield from claim_once(run, decided)
     return decided, verdict
 
 
-def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Claim a call once. A conflict is about what others have used up meanwhile."""
+def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
+    """Like `claim_call`, once. A conflict is about what others have used up meanwhile."""
     call, decision, approval, engine = decided.call, decided.decision, decided.approval, run.engine
     if decided.replay:
         message = (yield from _news(run, decided)) if decided.stale else ""
@@ -84,7 +93,6 @@ def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     tokens = {audience: _token_jti(run, decided, audience) for audience in audiences} if audiences else {}
     repeatable = not profile.side_effect or profile.idempotent or again
     changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable=repeatable, tokens=tuple(tokens.values()))]
-    spent: tuple[str, ...] = ()
     if decision.obligations:
         changes += owed(decision)
     if run.grant is not None:
@@ -92,8 +100,10 @@ def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     if decided.counter and row is None:
         # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
-    if len(changes) > 1:
-        spent = tuple([c.counter for c in changes if isinstance(c, SpendBudget)])
+    spent: list[str] = []
+    for change in changes:
+        if type(change) is SpendBudget:
+            spent.append(change.counter)
     changes.append(
         RecordStep(call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent)
     )
@@ -113,7 +123,7 @@ def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return (yield from deny_call(run, decided.under(deny(done.code))))
     failed: Denial | None = None
     try:
-        yield call_record(run, decided, done.now)
+        yield step_record(run, decision, "tools/call", call.tool, decided.body, decided.started or None, done.now)
     except AuditError:
         failed = Denial(call, deny(Code.AUDIT_UNAVAILABLE))
     else:
@@ -124,7 +134,7 @@ def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
                 failed = yield from deny_call(run, decided.under(deny(exc.code)))
     if failed is not None:
         try:
-            back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
+            back = ReleaseCall(decided.key, tuple(spent), approval.call_key if approval is not None else "")
             yield (Commit, run.scope, None, [back])
         except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
             _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
@@ -146,7 +156,7 @@ def _claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         idempotency_key=_intent(run, decided),
         audiences=audiences,
         obligations=decision.obligations,
-        spent=spent,
+        spent=tuple(spent),
         mint=made.mint if made is not None else None,
         amint=made.amint if made is not None else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
@@ -282,7 +292,7 @@ def conclude(
         _log.error("output of %s could not be searched for its credential, and is withheld", call.tool)
     try:
         done = yield (Commit, run.scope, None, changes)
-        yield Record(
+        written = partial(
             completion_record,
             now=getattr(done, "now", 0.0),
             decision_id=ticket.decision_id,
@@ -292,6 +302,7 @@ def conclude(
             leaked=leaked,
             withheld=ticket.withheld,
         )
+        yield (Write, written)
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
 

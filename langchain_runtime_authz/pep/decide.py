@@ -82,7 +82,11 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         lease = snapshot.lease
         if lease is not None and lease.expires_at - snapshot.now < engine.lease_ttl / 2:
             yield from renewed(run, snapshot)
-        moved = yield from _moved(run, snapshot, calls, keys)
+        moved: frozenset[str] = frozenset()
+        for call in calls:
+            if snapshot.history.resources or call.profile.resource is not None:
+                moved = yield from _moved(run, snapshot, calls, keys)
+                break
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, k, engine.ledger_failed(exc)) for c, k in zip(calls, keys or [""] * len(calls), strict=True)]
     approvals: list[Approval | None] = [None] * len(calls)

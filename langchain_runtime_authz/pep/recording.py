@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import decision_record
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run
+from langchain_runtime_authz.pep.engine import Flow, Notify, Run, Write
 from langchain_runtime_authz.telemetry import record_decision
 
 __all__ = ["call_record", "is_judgement", "label", "record_asks", "step_record", "tell"]
@@ -62,7 +63,7 @@ def step_record(
     """
     pdp = run.engine.evaluator.pdp.name
     record_decision(decision, body, pdp=pdp, action=action, resource=resource, started=started)
-    return Record(
+    written = partial(
         decision_record,
         now=now,
         decision=decision,
@@ -76,6 +77,7 @@ def step_record(
         agent=run.agent,
         content=run.engine.audit.content,
     )
+    return (Write, written)
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:

@@ -1,6 +1,6 @@
-"""What the gates of one `RuntimeAuthz` decided and let run: counters, compared with the static picture.
+"""Count what one instance's enforcement points decided and let run, to compare it with the static picture.
 
-It decides nothing and nothing is decided by it: a lost count costs a line in a report.
+Nothing is decided by it: a lost count costs a line in a report.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Counted", "Gate", "Tally"]
 
+Key = tuple[str, str, str, str, str]  # as `Gate`
 MAX_KEYS: Final = 10_000  # tools may be made at run time, so their number has no bound of its own
 
 
 class Gate(NamedTuple):
-    """A gate in front of one thing: in a root graph, an agent of it, and the layer that stood there."""
+    """An enforcement point in front of one thing: in a root graph, an agent of it, and the layer that decided."""
 
     root: str
     agent: str
@@ -29,41 +30,46 @@ class Gate(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """How often a gate decided, and how often what is behind it ran."""
+    """How often an enforcement point decided, and how often what is behind it ran."""
 
     decided: int = 0
     ran: int = 0
 
 
 class Tally:
-    """Thread-safe and bounded. Names that a model made up are not to be counted under."""
+    """Counters, thread-safe and bounded. Do not count under names that a model made up."""
 
     __slots__ = ("_counts", "_lock", "dropped")
 
     def __init__(self) -> None:
-        self._counts: dict[Gate, list[int]] = {}
+        self._counts: dict[Key, list[int]] = {}
         self._lock = forkable_lock()
         self.dropped = 0
 
     def decided(self, run: Run, kind: str, name: str, layer: str) -> None:
-        """A gate took a decision."""
-        self._count(Gate(run.scope.graph, run.agent[-1], kind, name, layer), 0)
+        """Count a decision."""
+        with self._lock:
+            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
+            if counts is None:
+                counts = self._new(key)
+            counts[0] += 1
 
     def ran(self, run: Run, kind: str, name: str, layer: str) -> None:
-        """What is behind a gate was let run."""
-        self._count(Gate(run.scope.graph, run.agent[-1], kind, name, layer), 1)
-
-    def _count(self, gate: Gate, which: int) -> None:
+        """Count that what is behind an enforcement point was let run."""
         with self._lock:
-            counts = self._counts.get(gate)
+            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
             if counts is None:
-                if len(self._counts) >= MAX_KEYS:
-                    self.dropped += 1
-                    return
-                counts = self._counts[gate] = [0, 0]
-            counts[which] += 1
+                counts = self._new(key)
+            counts[1] += 1
+
+    def _new(self, key: Key) -> list[int]:
+        """Return the counts of something new, with the lock held."""
+        if len(self._counts) >= MAX_KEYS:
+            self.dropped += 1
+            return [0, 0]
+        return self._counts.setdefault(key, [0, 0])
 
     def of(self, root: str) -> Mapping[Gate, Counted]:
-        """What was counted in runs of a root graph."""
+        """Return what was counted in runs of a root graph."""
         with self._lock:
-            return {gate: Counted(*counts) for gate, counts in self._counts.items() if gate.root == root}
+            return {Gate(*key): Counted(*counts) for key, counts in self._counts.items() if key[0] == root}

@@ -146,6 +146,8 @@ def _plain(
     for given in (*args, *args.values()):
         kind = type(given)
         if kind is str:
+            if given.isascii() and whole[0][5:] != " ".join(given.lower().split()):
+                continue  # its own text is another one
             if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
                 return _NOTHING  # an echo
         elif kind not in _NUMBERS:
