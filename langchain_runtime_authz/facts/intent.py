@@ -26,7 +26,7 @@ from typing import Final
 
 from langchain_runtime_authz.facts.prohibition import prohibitions
 
-__all__ = ["Request", "deed_words", "only_deeds"]
+__all__ = ["Request", "only_deeds"]
 
 MAX_WORDS: Final = 20_000
 # An address, a path or a hyphenated word is one word; a stop inside one ends no sentence.
@@ -78,15 +78,14 @@ def _phrase(entry: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def deed_words(entries: tuple[str, ...]) -> frozenset[str]:
-    """Return the words of `entries`, as they are compared."""
+def _deeds(entries: tuple[str, ...]) -> frozenset[str]:
     return frozenset(w for e in entries for w in _phrase(e))
 
 
 def only_deeds(text: str, entries: tuple[str, ...]) -> bool:
     """Return True if a text has only words by which a user asks for the tool."""
     words = _phrase(text[:200])
-    return bool(words) and deed_words(entries).issuperset(words)
+    return bool(words) and _deeds(entries).issuperset(words)
 
 
 _DELEGATIONS: Final = tuple(_phrase(f"{verb} {order}") for verb in _CARRY_OUT for order in _ORDERS)

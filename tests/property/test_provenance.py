@@ -266,6 +266,24 @@ def test_nothing_that_a_tool_returns_breaks_it(output: Any, args: dict[str, Any]
         standing(args.get("x"), kind, found, words=words)
 
 
+lines = st.text(st.sampled_from("abE \u00e9\u0131{[\"'-.:\t\u2028"), max_size=12) | st.sampled_from(["booked", "Ext_a", "to", " DONE ", "true"])
+profiles = st.builds(
+    ToolProfile, trust=st.sampled_from(["system", "external", {"": "internal", "id": "system"}, {"id": "system"}]),
+    prose=st.sampled_from([(), ("",), ("id",)]), counterparty=st.sampled_from([(), ("",)]),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(output=lines, profile=profiles, given_=st.dictionaries(st.sampled_from(["to", "x"]), lines | numbers | st.none() | st.lists(lines), max_size=2))
+def test_a_short_line_is_read_as_any_other_output(output: str, profile: ToolProfile, given_: dict[str, Any]) -> None:
+    """Its short way and the reader give the same."""
+    words = HumanWords(["Post to the channel starting with Ext"])
+    short = observe_output("sys", profile, given_, output, words=words)
+    reader = observe_module._Reader("sys", profile, observe_module._echo(given_), words, False, False)
+    reader.read(observe_module._parsed(output), (), 0, selected=False)
+    assert short == observe_module.Observation(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+
+
 # --- mutations: each normaliser, switched off or turned too far, is noticed ---------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from langchain_runtime_authz.authzen import ArgumentProvenance
 from langchain_runtime_authz.facts.provenance.atoms import MAX_ITEMS, atoms_of
 from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Observation, Sighting, observe_output
@@ -353,6 +354,14 @@ TARGETS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"to": ["bob@x.org", "ann@x.org"]}, {"to": "bob@x.org"}, False),
     ({"to": "\U0001f600"}, {"to": "\U0001f601"}, False),
     ({"to": ["a"] * (MAX_ITEMS + 1)}, {"to": ["b"] * (MAX_ITEMS + 1)}, False),
+    ({"to": "12345678"}, {"to": 12345678}, True),
+    ({"to": "12345678"}, {"to": "12345679"}, False),
+    ({"to": ["bob@x.org", "eve@x.org"]}, {"to": ["eve@x.org", "bob@x.org", "bob@x.org"]}, True),
+    ({"to": "https://x.org/"}, {"to": "see https://x.org"}, True),
+    ({"to": "bob@x.org"}, {"to": "bob@x.org.uk"}, False),
+    ({"to": "Bob", "amount": 1000}, {"to": "Bob", "amount": "1,000"}, True),
+    ({"to": "Bob", "amount": "1.000"}, {"to": "Bob", "amount": 1000.0}, True),
+    ({"to": "Bob", "amount": 1000}, {"to": "Bob", "amount": 100}, False),
 ]
 
 
@@ -362,6 +371,30 @@ def test_what_hits_the_same_has_one_target(one: dict[str, Any], other: dict[str,
     assert (effect_target(SEND, one) == effect_target(SEND, other)) is same
     assert effect_target(SEND, one)
     assert effect_target(SEND, {"to": [], "note": "x"}) == effect_target(ToolProfile(), one) == ""
+
+
+def test_a_call_is_told_what_it_is_given_and_where_it_goes() -> None:
+    """The target holds what was given, by the critical names; without a destination nothing goes out."""
+    profile = ToolProfile(critical={"to": "principal", "files.id": "object"}, when=("at",))
+    given = atoms_of(profile, {"files": [{"id": "f-1"}], "to": None, "at": "May 26", "note": "x"})
+    assert (given.target, sorted(given.bound)) == ({"to": None, "files.id": ["f-1"]}, ["files", "to"])
+    assert given.effective_sink("external") == "none"
+    assert given.destinations() == []
+    sent = atoms_of(profile, {"to": ["bob@x.org", "", 7]})
+    assert (sent.target, sent.effective_sink("external"), sent.destinations()) == ({"to": ["bob@x.org", "", 7]}, "external", ["bob@x.org"])
+    nobody = atoms_of(ToolProfile(), {"to": "bob@x.org"})
+    assert (nobody.target, nobody.keys, nobody.effective_sink("internal")) == ({}, (), "internal")
+
+
+def test_what_travels_is_what_the_schema_says() -> None:
+    """Every field under its wire name, in the schema's order, whatever was found."""
+    said = "Pay 12 to bob@x.org, not to eve@x.org"
+    book = read([{"mail": "ann@x.org", "note": "see ida@x.org, 30"}], BOOK, said=said)
+    evidence = known(book, said=said, own=("me@x.org",))
+    args = {"to": ["bob@x.org", "ann@x.org", "ida@x.org", "nobody@x.org", "eve@x.org", "me@x.org"], "amount": 6, "file": "x", "at": "May 26"}
+    for found in trace(SEND, args, evidence).values():
+        shown = ArgumentProvenance.model_validate(found.to_json())
+        assert json.dumps(found.to_json()) == json.dumps(shown.model_dump(by_alias=True))
 
 
 def test_a_moment_is_a_date_and_a_time() -> None:
@@ -509,27 +542,3 @@ def test_keys_that_an_attacker_makes_up_are_no_names() -> None:
     """A source is told by names of fields; a key that is no name is a value."""
     found = read({"x y\n{evil}": "value-1", "ok": {"a" * 300: "value-2"}}, BOOK)
     assert {s.source for s in found.sightings} <= {"mail", "mail/ok"}
-
-
-SAME = [
-    ("bob@x.org", "Bob <BOB@x.org>"),
-    ("+1 555-123-4567", "1 (555) 123 4567"),
-    ("12345678", 12345678),
-    (["bob@x.org", "eve@x.org"], ["eve@x.org", "bob@x.org", "bob@x.org"]),
-    ("https://x.org/", "see https://x.org"),
-]
-OTHERS = [("bob@x.org", "bob@x.org.uk"), ("bob@x.org", "bob@x.org, eve@x.org"), ("12345678", "12345679"), ("Bob", "Eve")]
-
-
-def test_what_is_done_again_is_known_in_every_writing() -> None:
-    """What provenance takes for the same recipient or amount counts as the same; another one does not."""
-    profile = ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"})
-
-    def of(to: object, amount: object = 1000) -> str:
-        return effect_target(profile, {"to": to, "amount": amount})
-
-    for one, other in SAME:
-        assert of(one) == of(other), (one, other)
-    for one, other in OTHERS:
-        assert of(one) != of(other), (one, other)
-    assert of("Bob") == of("Bob", "1,000") == of("Bob", "1.000") == of("Bob", 1000.0) != of("Bob", 100)

@@ -296,7 +296,7 @@ def _field(tool: str, profile: ToolProfile, path: tuple[str, ...], *, failed: bo
     # The longest declared prefix decides; `""` is the whole.
     prefixes = [".".join(path[:i]) for i in range(len(path), -1, -1)]
     declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    origin = "external" if failed else next((declared[p] for p in prefixes if p in declared), "external")
+    origin: Origin = "external" if failed else next((declared[p] for p in prefixes if p in declared), "external")
     source = "/".join(filter(None, [tool, ".".join(path[-3:])]))
     return _Field(
         origin, not set(prefixes).isdisjoint(profile.prose), not set(prefixes).isdisjoint(profile.counterparty), source

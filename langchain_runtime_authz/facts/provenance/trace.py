@@ -40,7 +40,7 @@ from langchain_runtime_authz.facts.provenance.observe import Number, Prose, Sigh
 from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["CLASSES", "STANDINGS", "Attribution", "Evidence", "Memory", "Provenance", "names_source", "trace"]
+__all__ = ["NO_MEMORY", "Attribution", "Evidence", "Memory", "Provenance", "names_source", "trace"]
 
 # From most to least believed.
 CLASSES: Final = ("human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown")

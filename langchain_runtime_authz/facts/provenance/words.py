@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz.facts.prohibition import prohibitions
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, decimals, fold, forms, mentions, skeleton, tidy
 
-__all__ = ["HumanWords", "Told", "own_words"]
+__all__ = ["HumanWords", "own_words"]
 
 MAX_TEXT: Final = 100_000  # characters looked at; what stands beyond was not said
 MAX_NUMBERS: Final = 24  # numbers kept for derivations
@@ -62,7 +62,7 @@ _EMPTY: Final = frozenset(
 )
 
 
-class Told(NamedTuple):
+class _Answers(NamedTuple):
     """Whether a value was said, was said as somebody's name, and was forbidden last."""
 
     said: bool
@@ -80,7 +80,7 @@ class HumanWords:
     """
 
     def __init__(self, texts: Sequence[str], *, forbids: bool = True) -> None:
-        self._known: dict[tuple[str, ...], Told] = {}
+        self._known: dict[tuple[str, ...], _Answers] = {}
         # The newest words are the ones that count when there are too many.
         whole = _unnumbered(_APART.join(own_words(t) for t in texts)[-MAX_TEXT:])
         several = [_RUN_ON.sub(" ", t) for t in whole.split(_APART)]
@@ -108,12 +108,12 @@ class HumanWords:
         self.numbers = tuple(Decimal(f[4:]) for f in numbers)[:MAX_NUMBERS]
         self.percents = tuple(d for p in _PERCENT.finditer(said) for d in decimals(p[1])[:1])[:MAX_NUMBERS]
 
-    def told(self, value_forms: tuple[str, ...]) -> Told:
+    def told(self, value_forms: tuple[str, ...]) -> _Answers:
         """Return all three answers about a value; those about short values are remembered."""
         known = self._known.get(value_forms)
         if known is None:
             said = self.said(value_forms)
-            known = Told(said, said and self.names(value_forms), self.withdrawn(value_forms))
+            known = _Answers(said, said and self.names(value_forms), self.withdrawn(value_forms))
             if sum(map(len, value_forms)) <= REMEMBERED:
                 if len(self._known) >= MAX_KNOWN:
                     self._known.clear()
