@@ -87,7 +87,7 @@ def sign_statement(
         names.TENANT: question.tenant,
         names.APPROVAL: _about(question, verdict),
     }
-    return sign_compact({"typ": APPROVAL_TYP, "alg": signer.alg, "kid": signer.kid}, claims, signer)
+    return sign_compact(APPROVAL_TYP, claims, signer)
 
 
 class Approvers:

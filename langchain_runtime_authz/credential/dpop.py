@@ -74,7 +74,7 @@ class ProofKey(Secret):
             claims["ath"] = token_digest(token)
         if nonce is not None:
             claims["nonce"] = nonce
-        return sign_compact({"typ": TYP, "alg": self._key.alg, "jwk": jwk}, claims, self._key)
+        return sign_compact(TYP, claims, self._key, jwk)
 
     def __repr__(self) -> str:
         return f"<ProofKey {self.jkt}>"

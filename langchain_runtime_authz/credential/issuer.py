@@ -84,9 +84,7 @@ class LocalIssuer(Secret):
         if not 0 < request.expires_at - request.issued_at <= MAX_TTL:
             detail = f"a token lives between 1 and {MAX_TTL} seconds"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
-        key = self._key
-        header = {"alg": key.alg, "kid": key.kid, "typ": TYP}
-        token = sign_compact(header, claims_of(request, self.issuer), key)
+        token = sign_compact(TYP, claims_of(request, self.issuer), self._key)
         if len(token) > MAX_TOKEN:
             detail = f"the grant is too large for a token of {MAX_TOKEN} characters"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)

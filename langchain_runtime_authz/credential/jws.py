@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -53,10 +54,21 @@ class Jws(NamedTuple):
         return "<Jws>"
 
 
-def sign_compact(header: Mapping[str, Any], claims: Mapping[str, Any], signer: Signer) -> str:
-    """Return `claims` as a compact JWS signed by `signer`."""
-    signing_input = b".".join(base64url_encode(_json(part).encode()) for part in (header, claims))
+def sign_compact(typ: str, claims: Mapping[str, Any], signer: Signer, jwk: Mapping[str, str] | None = None) -> str:
+    """Return `claims` as a compact JWS. Its header names the key, or holds it if `jwk` is given."""
+    alg = signer.alg
+    header = _header(typ, alg, signer.kid) if jwk is None else _encoded({"typ": typ, "alg": alg, "jwk": jwk})
+    signing_input = header + b"." + _encoded(claims)
     return (signing_input + b"." + base64url_encode(signer.sign(signing_input))).decode()
+
+
+def _encoded(part: Mapping[str, Any]) -> bytes:
+    return base64url_encode(_json(part).encode())
+
+
+@lru_cache(maxsize=64)
+def _header(typ: str, alg: str, kid: str) -> bytes:
+    return _encoded({"typ": typ, "alg": alg, "kid": kid})
 
 
 def read(
