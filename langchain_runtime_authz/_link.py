@@ -189,13 +189,13 @@ class Link:
         """Return the URL of a path at this PDP.
 
         Raises:
-            ConfigError: it is no such path, or would lead to another server.
+            ConfigError: it is not such a path, or would lead to another server.
         """
         url = f"{self.root}{path}"
         if not isinstance(path, str) or not path.startswith("/") or not _URL.fullmatch(url) or "#" in path:
             raise wrong(name, "a path at the PDP that begins with `/`", path)
         here, there = urlsplit(self.root), urlsplit(url)
-        # Dots are resolved by whoever sends: they would leave the prefix.
+        # The sender resolves dots: they would leave the prefix.
         if here[:2] != there[:2] or {".", ".."} & set(unquote(there.path).split("/")):
             raise wrong(name, "a path at the PDP", path)
         return url

@@ -1,4 +1,4 @@
-"""What every PDP's constructor checks alike: a value that can not be meant is refused at once, by name."""
+"""Check the settings of constructors: a value that makes no sense is refused at once, by name."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ _SHOWN = 60  # characters of a value in an error
 
 
 def wrong(name: str, wanted: str, value: object) -> ConfigError:
-    """`name` must be `wanted`, and is not."""
+    """Return the error that `name` must be `wanted`."""
     text = repr(value)
     return ConfigError(f"`{name}` must be {wanted}, not {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}")
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """A positive, finite number of seconds that a lock can wait for."""
+    """Return a positive, finite number of seconds that a lock can wait for."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= threading.TIMEOUT_MAX:
         raise wrong(name, "a positive number of seconds", value)
     return float(value)
 
 
 def checked_count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number from `least` on."""
+    """Return a whole number from `least` on."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise wrong(name, f"a whole number from {least}", value)
     return int(value)
 
 
 def checked_text(name: str, value: Any) -> str:
-    """Text with something in it."""
+    """Return text that is not empty."""
     if not isinstance(value, str) or not value:
         raise wrong(name, "text", value)
     return value
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """A path."""
+    """Return a path."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
         raise wrong(name, "a path", value)
     return Path(value)
 
 
 def checked_callable(name: str, value: Any) -> Any:
-    """Something that can be called."""
+    """Return something that can be called."""
     if not callable(value):
         raise wrong(name, "something to call", value)
     return value

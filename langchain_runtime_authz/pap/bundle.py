@@ -11,7 +11,7 @@ here. What OPA has no place for stands in the manifest's `metadata`, which it ig
 | `grants` | name → `Grant` |
 | `cases` | what must be decided how: tried before the bundle is used |
 | `entrypoint` | the rule that answers; else what `wasm` in the manifest names first |
-| `sha256` | file → digest, so that an unsigned bundle can not be read half written |
+| `sha256` | file → digest, so that an unsigned bundle cannot be read half written |
 
 `revision` in the manifest is a whole number that grows with every release.
 """
@@ -52,7 +52,7 @@ OUTCOMES: Final = ("permit", "deny", "approval_required", "halt")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What must be decided how.
+    """An expected decision.
 
     Attributes:
         name: of the case.
@@ -67,7 +67,7 @@ class Case:
     reasons: tuple[str, ...] | None = None
 
     def unlike(self, decision: Decision | None) -> str:
-        """How the decision differs from what is expected; empty where it does not."""
+        """Return how the decision differs from the expected one, or an empty text."""
         if decision is None:
             return "the answer is malformed"
         reasons = None if self.reasons is None else sorted(self.reasons)
@@ -105,12 +105,12 @@ class Bundle:
 
     @property
     def revision(self) -> str:
-        """What decisions bear: number and digest."""
+        """Return what decisions name: number and digest."""
         return f"{self.number}@{self.digest[:16]}"
 
 
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
-    """The bundle in a `.tar.gz` or a directory.
+    """Return the bundle in a `.tar.gz` or a directory.
 
     Args:
         source: path; links are followed, see `real_root`.
@@ -124,7 +124,7 @@ def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
 
 
 def read_files(source: str | Path) -> dict[str, bytes]:
-    """The files of a bundle by name, unverified.
+    """Return the files of a bundle by name, unverified.
 
     Raises:
         ConfigError: `policy_invalid`: there is no bundle, or it is too large or cut.
@@ -147,16 +147,15 @@ def read_files(source: str | Path) -> dict[str, bytes]:
             # Swapped while it was read, and perhaps removed under its links: what is there now is whole.
         raise _invalid(f"`{path.name}` is swapped faster than it can be read")
     except OSError as exc:
-        raise _invalid(f"`{path.name}` can not be read ({exc.strerror or type(exc).__name__})") from exc
+        raise _invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
 
 
 def real_root(path: Path) -> Path:
-    """The directory that a bundle's path leads to now, to be read as one state.
+    """Return the directory that a bundle's path leads to now, to be read as one state.
 
-    Who delivers directories swaps a link: to the directory itself (`current -> releases/42`), or, as
-    Kubernetes does in a mounted ConfigMap, Secret or projected volume, the link `..data` inside it, through
-    which every visible entry leads. So the links are followed once, here, and the files below are of one
-    delivery.
+    A delivery swaps a link: to the directory itself (`current -> releases/42`), or, as Kubernetes does in a
+    mounted volume, the link `..data` inside it, through which every visible entry leads. Links are followed
+    once, here, so all files are of one delivery.
     """
     root = path.resolve()
     mounted = root / MOUNTED
@@ -168,7 +167,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """The files of a bundle's directory, in order.
+    """Return the files of a bundle's directory, in order.
 
     Raises:
         ConfigError: `policy_invalid`: there are too many, or a link leads out of it.
@@ -195,7 +194,7 @@ def _directory(root: Path, name: str) -> dict[str, bytes]:
 
 def _content(file: Path, name: str) -> bytes:
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe has no end
-        raise _invalid(f"`{name}` is no plain file")
+        raise _invalid(f"`{name}` is not a plain file")
     with file.open("rb") as source:
         content = source.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -219,13 +218,13 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 plain = member.isreg() and not member.issparse() and 0 <= member.size <= MAX_BYTES
                 file = tar.extractfile(member) if plain else None
                 if file is None or ".." in at.parts or at.as_posix() in found:
-                    raise _invalid(f"`{name}` holds `{member.name}`, which is no plain file, or holds it twice")
+                    raise _invalid(f"`{name}` holds `{member.name}`, which is not a plain file, or holds it twice")
                 found[at.as_posix()] = file.read()
                 _bounded(found, name)
     except gzip.BadGzipFile as exc:
-        raise _invalid(f"`{name}` is no policy bundle, which is a .tar.gz or a directory") from exc
+        raise _invalid(f"`{name}` is not a policy bundle, which is a .tar.gz or a directory") from exc
     except (tarfile.TarError, EOFError, zlib.error, OverflowError) as exc:
-        raise _invalid(f"`{name}` is no policy bundle: {exc}") from exc
+        raise _invalid(f"`{name}` is not a policy bundle: {exc}") from exc
     return found
 
 
@@ -235,7 +234,7 @@ def _bounded(found: Mapping[str, bytes], name: str) -> None:
 
 
 def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
-    """The bundle that these files are, verified.
+    """Return the verified bundle that these files make.
 
     Raises:
         ConfigError: see `read_bundle`.
@@ -353,7 +352,7 @@ def _digest_of(files: Mapping[str, bytes]) -> str:
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """A `.tar.gz` of these files; the same files give the same bytes."""
+    """Return a `.tar.gz` of these files; the same files give the same bytes."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in sorted(files.items()):

@@ -2,7 +2,7 @@
 
 What is swapped is one reference to one immutable revision, so an evaluation sees one policy with its
 own data from beginning to end, and its decision names that revision. A bundle is verified, compiled
-and tried on its own cases beside the running one; where any of it fails, the last good one stays.
+and tried on its own cases while the present one serves. If any of it fails, the last good one stays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Seen = tuple[tuple[str, int, int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """How it stands with a policy.
+    """The state of a policy.
 
     Attributes:
         revision: the one that decides.
@@ -61,7 +61,7 @@ class PolicyStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Rejected:
-    """What was refused, as text (an exception's frames would keep the bundle)."""
+    """A refusal as text (an exception's frames would keep the bundle)."""
 
     seen: Seen
     until: float
@@ -104,7 +104,7 @@ class ReloadingPDP(InProcess):
         keys: key id → public key (PEM); an unsigned bundle is then refused.
         at_least: the lowest revision that may be used, even at the start.
         state: file that keeps the highest revision that was used, for the next start and for other
-            processes (`pap.rollback`). By default beside the source, named like it with `.highest`.
+            processes (`pap.rollback`). By default next to the source, named like it with `.highest`.
         poll: seconds between looks at the source.
         max_staleness: seconds after which a policy whose source could not be confirmed denies
             everything with `policy_stale`; `None` for never.
@@ -115,7 +115,7 @@ class ReloadingPDP(InProcess):
 
     Raises:
         ConfigError: `policy_invalid`, `policy_unsigned` or `policy_older`: there is no policy to begin
-            with, or `state` can not be read or written.
+            with, or `state` cannot be read or written.
     """
 
     name = "wasm"
@@ -138,8 +138,8 @@ class ReloadingPDP(InProcess):
         self.source = checked_path("source", source)
         self._keys = None if keys is None else trusted(keys)
         self._least = checked_count("at_least", at_least)
-        beside = self.source.with_name((self.source.name or "policy") + ".highest")
-        self._highest = HighestRevision(beside if state is None else checked_path("state", state))
+        marked = self.source.with_name((self.source.name or "policy") + ".highest")
+        self._highest = HighestRevision(marked if state is None else checked_path("state", state))
         self._poll = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
         self._entrypoint = None if entrypoint is None else checked_text("entrypoint", entrypoint)
@@ -148,7 +148,7 @@ class ReloadingPDP(InProcess):
         self._refused = ""
         self._rejected: _Rejected | None = None
         self._closed = False
-        self._lock = threading.Lock()  # of whoever reloads
+        self._lock = threading.Lock()  # held while reloading
         self._seen: Seen = self._look()
         self._live = self._loaded(None)
         self._confirmed = time.monotonic()
@@ -156,22 +156,22 @@ class ReloadingPDP(InProcess):
 
     @property
     def revision(self) -> str:
-        """Number and digest of the revision that decides."""
+        """Return number and digest of the revision that decides."""
         return self._live.bundle.revision
 
     @property
     def profiles(self) -> Mapping[str, ToolProfile]:
-        """The tools' profiles of this revision."""
+        """Return the tools' profiles of this revision."""
         return self._live.bundle.profiles
 
     @property
     def grants(self) -> Mapping[str, Grant]:
-        """The grants of this revision, by name."""
+        """Return the grants of this revision, by name."""
         return self._live.bundle.grants
 
     @property
     def status(self) -> PolicyStatus:
-        """How it stands with the policy."""
+        """Return the state of the policy."""
         bundle = self._live.bundle
         return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
 
@@ -202,7 +202,7 @@ class ReloadingPDP(InProcess):
                 self._highest.advance(new.bundle)  # another process may have gone on; the file may be gone
             except ConfigError as exc:
                 if str(exc) != self._refused:
-                    # As text: who keeps log records would keep the refused bundle by the traceback's frames.
+                    # As text: a kept log record would keep the refused bundle by the traceback's frames.
                     _log.error("policy %s stays: %s", self.revision, str(exc))
                 self._refused = str(exc)
                 if state and self._rejected is None and not _may_pass(exc):
@@ -286,12 +286,12 @@ class ReloadingPDP(InProcess):
             raise ConfigError(was.detail, was.code)
 
     def _look(self) -> Seen:
-        """What tells one state of the source from another; nothing where there is none."""
+        """Return what tells one state of the source from another, or nothing if there is no source."""
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
             return tuple(entry for file in files for entry in _stat(file, needed=True))
-        except (OSError, ConfigError):  # told by whoever reads it
+        except (OSError, ConfigError):  # reading it says why
             return _UNSEEN
 
     def _watch(self) -> None:
@@ -317,10 +317,10 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
 
 
 def _stat(file: Path, *, needed: bool = False) -> Seen:
-    """What changes where a file does; nothing where there is none.
+    """Return what changes when a file does, or nothing if there is no file.
 
     Raises:
-        OSError: it is `needed` and can not be had.
+        OSError: it is `needed` and cannot be had.
     """
     try:
         s = file.stat()
@@ -332,7 +332,7 @@ def _stat(file: Path, *, needed: bool = False) -> Seen:
 
 
 def _may_pass(refusal: ConfigError) -> bool:
-    """Whether it may be otherwise at the next look though nothing changed: not read, not kept, too slow."""
+    """Return True if the next look may succeed though nothing changed: not read, not kept, too slow."""
     cause = refusal.__cause__
     return isinstance(cause, OSError) and not isinstance(cause, gzip.BadGzipFile)
 

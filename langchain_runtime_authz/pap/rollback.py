@@ -1,9 +1,8 @@
 """The highest policy revision that was ever used, kept over restarts and between processes.
 
-A file of one line beside the bundle, replaced as a whole under a lock. Where it can not be read or
-written no policy is taken: only its absence is a first start, which the log tells. So whoever may write
-there can go back: give it to the service alone, and raise `at_least` with each deployment where that is
-not enough.
+A file of one line next to the bundle, replaced as a whole under a lock. If it cannot be read or written, no policy
+is used: only its absence is a first start, which the log reports. Anyone who may write there can go back: give it
+to the service alone, and raise `at_least` with each deployment if that is not enough.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class HighestRevision:
         """Keep that this revision is used from here on; on the disk before this returns.
 
         Raises:
-            ConfigError: as `check`; also where it can not be kept.
+            ConfigError: as `check`; also where it cannot be kept.
         """
         with self._locked():
             mark = self._checked(bundle)  # another process may have been faster
@@ -108,6 +107,6 @@ class HighestRevision:
     def _unkept(self, exc: OSError) -> ConfigError:
         why = exc.strerror or type(exc).__name__
         return ConfigError(
-            f"the highest revision can not be kept in `{self.path}` ({why}); give `state=` a path that may be written",
+            f"the highest revision cannot be kept in `{self.path}` ({why}); give `state=` a path that may be written",
             Code.POLICY_INVALID,
         )

@@ -24,7 +24,7 @@ Keys = Mapping[str, str | bytes]
 
 
 def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
-    """The id of the key whose signature holds exactly these files.
+    """Return the id of the key whose signature holds exactly these files.
 
     Raises:
         ConfigError: `policy_unsigned`.
@@ -49,10 +49,10 @@ def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
 
 
 def trusted(keys: Keys) -> dict[str, str | bytes]:
-    """A copy of these keys, each of which can verify a signature, and can make none.
+    """Return a copy of these keys, each of which can verify a signature, but not make one.
 
     Raises:
-        ConfigError: one can not, or there is none.
+        ConfigError: one cannot, or there is none.
     """
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -62,15 +62,15 @@ def trusted(keys: Keys) -> dict[str, str | bytes]:
         try:
             load_pem_public_key(pem.encode() if isinstance(pem, str) else pem)
         except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-            raise ConfigError(f"`keys`: {kid!r} is no public key in PEM form ({type(exc).__name__})") from exc
+            raise ConfigError(f"`keys`: {kid!r} is not a public key in PEM form ({type(exc).__name__})") from exc
     return dict(keys)
 
 
 def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: str = "default") -> bytes:
-    """The `.signatures.json` of these files.
+    """Return the `.signatures.json` of these files.
 
     Raises:
-        ConfigError: the key can not sign with that algorithm.
+        ConfigError: the key cannot sign with that algorithm.
     """
     import jwt
 
@@ -85,7 +85,7 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
     try:
         token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key has no `sign`
-        msg = f"the key can not sign with {algorithm} ({type(exc).__name__})"
+        msg = f"the key cannot sign with {algorithm} ({type(exc).__name__})"
         raise ConfigError(msg) from exc
     return json.dumps({"signatures": [token]}).encode()
 

@@ -88,11 +88,11 @@ _TRAP: Final = ctypes.POINTER(_ffi.wasm_trap_t)
 
 
 class PolicyFailed(RuntimeError):
-    """A policy can not be loaded, or an evaluation failed. Its text quotes no input."""
+    """A policy cannot be loaded, or an evaluation failed. Its text quotes no input."""
 
 
 class _Clock:
-    """What stops runaway evaluations: one thread for all programs, while there are any."""
+    """The thread that stops runaway evaluations, one for all programs."""
 
     def __init__(self) -> None:
         config = wasmtime.Config()
@@ -105,7 +105,7 @@ class _Clock:
         self.forked(0)
 
     def forked(self, users: int) -> None:
-        """A child has neither the thread nor a use for the parent's locks."""
+        """Begin anew in a child, which has neither the thread nor a use for the parent's locks."""
         self._lock = threading.RLock()  # a finaliser may come in at any time
         self._users = 0
         self._stop: threading.Event | None = None
@@ -114,7 +114,7 @@ class _Clock:
             self.hold()
 
     def hold(self) -> None:
-        """One more program."""
+        """Count one more program."""
         with self._lock:
             self._users += 1
             if self._users == 1:
@@ -124,9 +124,9 @@ class _Clock:
                 self._thread.start()
 
     def release(self) -> None:
-        """One fewer; the last one ends the thread.
+        """Count one fewer; the last one ends the thread, without waiting for it.
 
-        Which nobody waits for here: a finaliser may come in within a lock that the thread needs to end.
+        A finaliser may run within a lock that the thread needs to end.
         """
         with self._lock:
             self._users -= 1
@@ -134,7 +134,7 @@ class _Clock:
                 self._stop.set()
 
     def wait(self) -> None:
-        """Until the thread has ended, if it was told to."""
+        """Wait until the thread has ended, if it was told to."""
         with self._lock:
             stop, thread = self._stop, self._thread
         if stop is None or thread is None or not stop.is_set():
@@ -340,7 +340,7 @@ class _Instance:
             raise PolicyFailed(msg)
 
     def evaluate(self, entrypoint: int, body: bytes, ticks: int) -> bytes:
-        """One evaluation; the result set as JSON."""
+        """Evaluate once, and return the result set as JSON."""
         given = self._heap + _ARGUMENTS.size
         end = given + len(body)
         try:
@@ -366,12 +366,12 @@ class _Instance:
             raise PolicyFailed(msg) from exc
 
     def table(self, name: str) -> dict[str, int]:
-        """What the policy says of itself: `entrypoints` or `builtins`, name → id."""
+        """Return what the policy says of itself: `entrypoints` or `builtins`, name → id."""
         try:
             found = json.loads(self._text(self._do("opa_json_dump", self._do(name))))
             return {str(k): int(v) for k, v in found.items()}
         except (ValueError, AttributeError, TypeError, wasmtime.WasmtimeError, wasmtime.Trap) as exc:
-            msg = f"its table of {name} can not be read"
+            msg = f"its table of {name} cannot be read"
             raise PolicyFailed(msg) from exc
 
     def _do(self, name: str, *arguments: int) -> int:
@@ -390,7 +390,7 @@ class _Instance:
         ctypes.memmove(self._base() + at, data, len(data))
 
     def _text(self, at: int) -> bytes:
-        """The bytes up to NUL, never beyond the memory's end."""
+        """Return the bytes up to NUL, never beyond the memory's end."""
         if at <= 0:
             msg = "an address outside the memory"
             raise PolicyFailed(msg)
@@ -408,7 +408,7 @@ class _Instance:
 
 
 def _pages(module: wasmtime.Module, size: int) -> int:
-    """Initial memory: what the module asks for, and room for the text that it brings."""
+    """Return the initial memory: what the module asks for, and room for the text that it brings."""
     for wanted in module.imports:
         if (wanted.module, wanted.name) == ("env", "memory") and isinstance(wanted.type, wasmtime.MemoryType):
             return int(wanted.type.limits.min) + -(-size // _PAGE)

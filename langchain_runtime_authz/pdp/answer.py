@@ -118,7 +118,7 @@ def parse_obligation(document: object) -> Obligation:
 
 
 def misspelt(members: object) -> bool:
-    """Whether something almost like `obligations` stands among these members."""
+    """Return True if something almost like `obligations` stands among these members."""
     if not isinstance(members, dict):
         return False
     return any(

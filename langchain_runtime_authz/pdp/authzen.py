@@ -6,7 +6,7 @@ dropped:
 
 | member | read as |
 |---|---|
-| `obligations` | the obligations profile's objects; members beside `id` and `type` are the properties |
+| `obligations` | the obligations profile's objects; members other than `id` and `type` are the properties |
 | … `notification` | our `notify`: `to` is the channel, `topic` and `body` are told along |
 | … `custom` of the vendor `langchain-runtime-authz` | the obligation of ours that `action` names |
 | … `step-up`, `session_termination`, other `custom` | not carried out here, so the answer is a deny |
@@ -186,7 +186,7 @@ class AuthzenPDP(RemotePDP):
         return decision
 
     def _told(self, body: bytes) -> bytes:
-        """The request with what this PEP can be obliged to."""
+        """Return the request with what this PEP can be obliged to."""
         if not self._supported:
             return body
         request = json.loads(body)
@@ -201,7 +201,7 @@ def _private(link: Link, url: str) -> Link:
 
 
 def _below(origin: str, endpoint: object) -> str:
-    """The endpoint's path. On another origin it would receive credentials that are not meant for it."""
+    """Return the endpoint's path. On another origin it would receive credentials that are not meant for it."""
     if not isinstance(endpoint, str) or not endpoint.startswith(origin + "/"):
         msg = f"the endpoint {endpoint!r} of the metadata is not below {origin}"
         raise ConfigError(msg)
@@ -209,7 +209,7 @@ def _below(origin: str, endpoint: object) -> str:
 
 
 def _in_order(answers: list[Decision], n: int, semantic: Semantic) -> list[Decision]:
-    """`answers`, and a deny for each request that was not reached."""
+    """Return the answers, and a deny for each request that was not reached."""
     # Cut short only where the semantic says so: right after the answer that stops.
     stopped = bool(answers) and len(answers) < n and answers[-1].permit is _STOPS_AT.get(semantic)
     if len(answers) != n and not stopped:
@@ -218,7 +218,7 @@ def _in_order(answers: list[Decision], n: int, semantic: Semantic) -> list[Decis
 
 
 def _decision(answer: object, sent_id: str) -> Decision:
-    """The decision; of an answer that is none, a deny that says so."""
+    """Return the decision, or a deny that says that the answer is malformed."""
     context = answer.get("context", {}) if isinstance(answer, dict) else None
     decision = None
     # Beside `context` it would oblige nobody; what is meant by it is not to be guessed.
@@ -248,7 +248,7 @@ def _codes(reasons: object) -> list[object]:
 
 
 def _obligation(given: object) -> object:
-    """Our form of the profile's object, whose properties stand beside `id` and `type`."""
+    """Return our form of the profile's object, whose properties stand next to `id` and `type`."""
     if not isinstance(given, dict):
         return given
     rest = {k: v for k, v in given.items() if k not in ("id", "type")}

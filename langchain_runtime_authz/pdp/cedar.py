@@ -197,7 +197,7 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligat
             raise ConfigError(msg, Code.POLICY_INVALID)
     reason = notes.get("reason") or notes.get("id") or name
     if not REASON_CODE.fullmatch(reason):
-        msg = f"`{reason}` is no reason code: letters, digits and _.:/- only"
+        msg = f"`{reason}` is not a reason code: letters, digits and _.:/- only"
         raise ConfigError(msg, Code.POLICY_INVALID)
     obligations = []
     listed = (notes.get("obligation") or "").split()

@@ -236,7 +236,7 @@ def test_no_link_leads_out_of_a_bundle(tmp_path: Path, link: str) -> None:
             entry = tarfile.TarInfo("data.json")
             entry.type, entry.linkname = kind, link
             tar.addfile(entry)
-        with pytest.raises(ConfigError, match="no plain file"):
+        with pytest.raises(ConfigError, match="not a plain file"):
             read_files(tmp_path / "b.tar.gz")
 
 

@@ -265,7 +265,7 @@ def test_hostile_names_are_names() -> None:
             {"policies": "forbid (principal, action, resource) when { context.amonut > 1 };", "schema": SCHEMA},
             "do not fit the schema",
         ),
-        ({"policies": f'@reason("two words") {ALL}', "schema": SCHEMA}, "no reason code"),
+        ({"policies": f'@reason("two words") {ALL}', "schema": SCHEMA}, "not a reason code"),
         ({"policies": f'@obligation("absent") {ALL}', "schema": SCHEMA}, "`absent`"),
         ({"policies": f'@obligation("approval") {ALL}', "schema": SCHEMA, "obligations": TABLE}, "put that on a `forbid`"),
         ({"policies": f'@obligation("x") {ALL}', "schema": SCHEMA, "obligations": {"x": {"kind": 1}}}, "malformed"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -480,3 +481,13 @@ def test_importing_the_module_does_not_load_the_engine() -> None:
     """Who uses another PDP does not pay for this one."""
     code = "import sys, langchain_runtime_authz.pdp.wasm as _; sys.exit('wasmtime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_policy_is_compiled_once_per_process() -> None:
+    """By its content, whoever asks first and at the same time; the data is each one's own."""
+    with ThreadPoolExecutor(4) as threads:
+        made = [*threads.map(lambda _: WasmPDP(), range(4)), WasmPDP(wasm=SHIPPED, data={DATA_ROOT: {}})]
+    assert len({id(pdp._loaded.program.module) for pdp in made}) == 1
+    assert len({pdp.revision for pdp in made}) == 2
+    for pdp in made:
+        pdp.close()
