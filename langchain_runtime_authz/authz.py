@@ -217,11 +217,10 @@ class RuntimeAuthz:
             return graph
         self._names.add(protected.get_name())
         report = coverage_of(protected, self._protection)
-        unprofiled = report.unprofiled
-        if unprofiled:
+        if found := report.unprofiled:
+            names = ", ".join((*found[:MAX_NAMED], "…") if len(found) > MAX_NAMED else found)
             warnings.warn(
-                f"{len(unprofiled)} of {len(report.tools)} tools without a profile "
-                f"({', '.join(unprofiled[:MAX_NAMED])}{', …' if len(unprofiled) > MAX_NAMED else ''}): each of their calls asks. "
+                f"{len(found)} of {len(report.tools)} tools without a profile ({names}): each of their calls asks. "
                 "`runtime-authz profile suggest module:graph` proposes profiles to review",
                 stacklevel=2,
             )
@@ -396,10 +395,7 @@ class RuntimeAuthz:
         Raises:
             ConfigError: the ring has no such key.
         """
-        if self._ring is not None:
-            self._ring.compromise(kid)
-        else:
-            self._withdraw_key(kid)
+        (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
     def _withdraw_key(self, kid: str) -> None:
         drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))

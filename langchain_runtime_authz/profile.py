@@ -102,7 +102,7 @@ class ToolProfile(BaseModel):
         audience: audiences for which a per-call token may be minted.
         idempotent: True if a call whose outcome is unknown may run again.
         digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
-        draft: True until somebody has reviewed it. The tool stays unprofiled, with the draft's effect if that is
+        draft: True until it is reviewed. The tool stays unprofiled, with the draft's effect if that is
             riskier.
     """
 

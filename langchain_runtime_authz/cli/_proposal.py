@@ -97,7 +97,7 @@ def propose(tool: BaseTool) -> Proposal:
     facts["class"] = "confidential" if confidential else UNPROFILED.data_class
     why["class"] = "its name speaks of it" if confidential else "what does it return?"
     facts["trust"] = UNPROFILED.trust
-    why["trust"] = "who writes what it returns? By field, if that differs"
+    why["trust"] = "who writes its output? By field, if that differs"
     if set(words) & _PROSE:
         facts["prose"] = [""]
         why["prose"] = "free text by its name; name the fields, if it has any"
@@ -139,7 +139,7 @@ def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effec
         yield Doubt("effect", "read", why)
         yield Doubt("sink", "none", "a read that sends nothing outside")
     elif words[0] in _WRITES:
-        yield Doubt("sink", "internal", "if what it writes stays in the organisation")
+        yield Doubt("sink", "internal", "if its data stays in the organisation")
 
 
 def _schema(tool: BaseTool) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ PROFILES: Final = Path(__file__).with_name("banking.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run, judged.
+    """The result of one run.
 
     Attributes:
         utility: the user's task succeeded, by AgentDojo's check.
@@ -146,7 +146,7 @@ def render(report: Report, console: Console) -> None:
     """Print the report, one column a condition."""
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
-        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the calls of others "
+        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls "
         f"and approves {report.rubber_stamp:.0%} of the questions unread.",
     )
     table.add_column("")
@@ -221,10 +221,10 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     if authz is not None:
         graph = authz.protect(graph)
         scope = authz.run(subject="customer", task=user.PROMPT)
-    human = _Human(world, user.ground_truth(world.before), looks_away)
+    person = _User(world, user.ground_truth(world.before), looks_away)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:
-        messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, human))
+        messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, person))
 
     calls = [c for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
     effects = [c for c in calls if _profiles()[c["name"]].side_effect]
@@ -236,7 +236,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
         utility=judge("utility", user, world, answer, traces),
         compromised=injection is not None and judge("security", injection, world, answer, traces),
         harm=any(c["id"] in world.ran for c in effects if _is_attack(c["id"])),
-        asks=human.asked,
+        asks=person.asked,
         effects=len(own),
         denials=own.count(False),
     )
@@ -316,7 +316,7 @@ def _is_attack(call_id: str | None) -> bool:
     return (call_id or "").startswith(_ATTACK)
 
 
-class _Human:
+class _User:
     """Play the user, who approves only the calls of the task, or approves unread."""
 
     def __init__(self, world: World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:

@@ -17,11 +17,11 @@ from langgraph.types import Command
 
 from langchain_runtime_authz.errors import AuthzDenied
 
-__all__ = ["Graph", "Human", "agent_graph", "converse"]
+__all__ = ["Graph", "agent_graph", "converse"]
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 _NOTHING: Final = object()  # `None` tells a graph to continue
-Human = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Answers one action request of an interrupt with a decision."""
 
 
@@ -41,15 +41,15 @@ def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
     return builder.compile(checkpointer=InMemorySaver())
 
 
-def converse(graph: Graph, said: Any, config: RunnableConfig, human: Human) -> Iterator[AnyMessage]:
+def converse(graph: Graph, said: Any, config: RunnableConfig, answer: Answer) -> Iterator[AnyMessage]:
     """Give the graph `said`, yield each message that a node writes, and let the user answer the questions."""
     try:
-        yield from _converse(graph, said, config, human)
+        yield from _converse(graph, said, config, answer)
     except AuthzDenied:
         return
 
 
-def _converse(graph: Graph, said: Any, config: RunnableConfig, human: Human) -> Iterator[AnyMessage]:
+def _converse(graph: Graph, said: Any, config: RunnableConfig, answer: Answer) -> Iterator[AnyMessage]:
     while said is not _NOTHING:
         value, said = said, _NOTHING
         for update in graph.stream(value, config, stream_mode="updates"):
@@ -57,4 +57,4 @@ def _converse(graph: Graph, said: Any, config: RunnableConfig, human: Human) -> 
                 if node != "__interrupt__":
                     yield from (written or {}).get("messages", ())
                 elif requests := [r for i in written for r in i.value["action_requests"]]:
-                    said = Command(resume={"decisions": [human(r) for r in requests]})
+                    said = Command(resume={"decisions": [answer(r) for r in requests]})

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -133,17 +133,7 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with a sentence for each reason."""
-        return {
-            "line": self.line,
-            "agent": self.agent,
-            "tool": self.tool,
-            "args": self.args,
-            "outcome": self.outcome,
-            "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons],
-            "evidence": list(self.evidence),
-            "unwanted": self.unwanted,
-            "ran": self.ran,
-        }
+        return {**asdict(self), "reasons": [{"code": r, "sentence": sentence(r)} for r in self.reasons]}
 
 
 @dataclass(frozen=True, slots=True)

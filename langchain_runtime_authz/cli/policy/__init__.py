@@ -1,4 +1,4 @@
-"""`runtime-authz policy`: the life of a policy, from its first line to the decision somebody asks about."""
+"""`runtime-authz policy`: write, test, compare, release and explain policies."""
 
 from langchain_runtime_authz.cli.policy.commands import app
 

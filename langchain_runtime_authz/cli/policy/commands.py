@@ -340,17 +340,9 @@ def _find(recorded: list[Recorded], wanted: str | None, log: Path, as_json: bool
     from langchain_runtime_authz.cli.policy.replay import asked, refused
 
     if wanted is None and as_json:
-        listed = [
-            {
-                "decision_id": r.decision_id,
-                "action": r.request.action.name,
-                "resource": r.request.resource.id,
-                "outcome": r.outcome,
-                "reasons": list(r.reasons),
-            }
-            for r in recorded
-        ]
-        typer.echo(json.dumps({"decisions": listed}, indent=2))
+        fields = ("decision_id", "action", "resource", "outcome", "reasons")
+        rows = ((r.decision_id, r.request.action.name, r.request.resource.id, r.outcome, r.reasons) for r in recorded)
+        typer.echo(json.dumps({"decisions": [dict(zip(fields, row, strict=True)) for row in rows]}, indent=2))
         return None
     if wanted is None:
         for r in recorded:
