@@ -83,7 +83,8 @@ class ReadState(Read):
 
     def __init__(self, graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> None:
         super().__init__(
-            partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
+            partial(graph.get_state, config, subgraphs=subgraphs),
+            partial(graph.aget_state, config, subgraphs=subgraphs),
         )
 
 

@@ -221,7 +221,7 @@ def overwritten(value: Any) -> tuple[bool, Any]:
 def messages_in(value: Any) -> list[Any]:
     """The messages of a state or an input, as a list."""
     state = written(value)
-    found = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    found = state.get("messages") if isinstance(state, (dict, Mapping)) else getattr(state, "messages", None)
     _, found = overwritten(found)
     if isinstance(found, list) or (isinstance(found, tuple) and not _is_pair(found)):
         return list(found)
@@ -255,6 +255,8 @@ def is_human(message: object) -> bool:
 
 def removed_by(entry: object) -> str | None:
     """The id of the message that an entry removes."""
+    if not isinstance(entry, (BaseMessage, dict, Mapping)):  # a text, or a role and a text
+        return None
     message = as_message(entry)
     if isinstance(message, RemoveMessage):
         return message.id
@@ -312,7 +314,7 @@ def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
         yield from ai_messages(value.value, depth)
     elif isinstance(value, Send):
         yield from ai_messages(value.arg, depth - 1)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, (dict, Mapping)):
         for item in value.values():
             yield from ai_messages(item, depth - 1)
     elif isinstance(value, list | tuple):
@@ -391,9 +393,10 @@ def note_model_output(run: Run, message: AIMessage, ident: object) -> None:
 
 def foreign_plans(run: Run, value: object) -> None:
     """Remember the calls in AI messages that a client sent: they are never a plan."""
-    sent = [m for entry in messages_in(value) if isinstance(m := as_message(entry), AIMessage) and m.tool_calls]
-    for message in (*ai_messages(value), *sent):
-        run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
+    raw = [as_message(entry) for entry in messages_in(value) if isinstance(entry, (dict, Mapping))]
+    for message in (*ai_messages(value), *raw):
+        if isinstance(message, AIMessage) and message.tool_calls:
+            run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:

@@ -101,20 +101,18 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 class run_scope(CodeScope):
     """Make `run` the current one for the code inside; `task` is the one that a node's enforcement point is around.
 
-    `counts` of equal calls continue those of an earlier scope. The ticket of a tool outside is not current inside:
-    the code inside may belong to another agent.
+    Enter it again to go on with its counts of equal calls. The ticket of a tool outside is not current inside: the
+    code inside may belong to another agent.
     """
 
     __slots__ = ("_previous",)
 
-    def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
-        before = current_scope.get()
-        self._previous = before
-        self.ticket, self.refusals, self.run = None, RefusedMints((run, None, None)), run
-        self.counts = {} if counts is None else counts
-        self.task = before.task if task is None else task
+    def __init__(self, run: Run, task: str | None = None) -> None:
+        self.ticket, self.refusals, self.run, self.counts = None, RefusedMints((run, None, None)), run, {}
+        self.task = current_scope.get().task if task is None else task
 
     def __enter__(self) -> None:
+        self._previous = current_scope.get()
         current_scope.set(self)
 
     def __exit__(self, *exc: object) -> None:

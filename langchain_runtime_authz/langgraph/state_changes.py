@@ -91,7 +91,7 @@ def said_by(given: object) -> object:
 
 def writes(given: object, name: str) -> bool:
     """Return True if an input writes a channel. In a mapping, `None` clears it."""
-    return name in given if isinstance(given, Mapping) else getattr(given, name, None) is not None
+    return name in given if isinstance(given, (dict, Mapping)) else getattr(given, name, None) is not None
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
@@ -131,7 +131,7 @@ def others(channels: Sequence[str]) -> list[str]:
 
 def _held(value: object, name: str) -> Any:
     """Return what a mapping or a state object holds under a channel's name."""
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    return value.get(name) if isinstance(value, (dict, Mapping)) else getattr(value, name, None)
 
 
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:

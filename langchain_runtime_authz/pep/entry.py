@@ -34,7 +34,7 @@ from langchain_runtime_authz.facts.state import (
 )
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import Approval, Conflict, Lease, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     Change,
@@ -54,6 +54,7 @@ from langchain_runtime_authz.pep.engine import (
     Engine,
     Flow,
     Load,
+    Planner,
     Record,
     Run,
     new_id,
@@ -134,29 +135,28 @@ def open_entry(
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
     try:
-        run, pending, asks, now = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
-        run.planned = yield from _planned(run)
+        entry = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
+        if engine.planner is not None:
+            entry.run.planned = yield from _planned(entry.run, engine.planner)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
-        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-        raise AuthzDenied(engine.failed(exc), new_id()) from exc
+        decision = engine.ledger_failed(exc)
+        raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
-    decision = yield from decide_step(run, action, {"type": "run", "id": agent, "properties": {"graph": scope.graph}})
+    resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
+    decision = yield from decide_step(entry.run, action, resource)
     if not decision.permit:
-        yield from close(run, "ended")
+        yield from close(entry.run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
-    return Entry(run, pending, asks, now)
+    return entry
 
 
-def _planned(run: Run) -> Flow[frozenset[str] | None]:
+def _planned(run: Run, planner: Planner) -> Flow[frozenset[str] | None]:
     """What the planner holds the task to need: asked once per state of the task, kept in the ledger.
 
     It is asked before anything of this entry runs, and is shown the human's own words alone.
     """
-    planner = run.engine.planner
-    if planner is None:
-        return None
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts = [words for t in snapshot.log if t.own and (words := own_words(t.text).strip())]
     if not texts:
@@ -182,29 +182,22 @@ def _take_lease(
     task: HumanText | None,
     given: Given,
     grant: Grant | None,
-) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...], float]]:
+) -> Flow[Entry]:
     owner = subject.principal
     jti = new_id()
     # Another entry may advance the epoch between our load and our commit: then look again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
-        said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
-        # A client that sends a history without its ids sends back what machines wrote, too: no word of the human's.
-        own = {t.digest for t in snapshot.log if t.own}
-        said = tuple(replace(t, own=False) if t.digest in given.standing - own else t for t in said)
-        done_outside = yield from _outside(snapshot, given, jti)
-        fresh = (*done_outside, *said)
-        first = not snapshot.log and not done_outside
-        changes: list[OpenThread | AdvanceEpoch] = [OpenThread(owner)]
-        if fresh:
-            # Until a run that saw them ends, an older one may overwrite them in the graph's state.
-            changes.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
-        done = yield Commit(scope, None, changes)
-        if isinstance(done, Conflict):
-            if done.code == Code.STALE_EPOCH:
-                continue
-            raise AuthzDenied(done.code, new_id())
-        now = int(done.now)
+        # A client that sends a history without its ids sends back what machines wrote, too.
+        machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
+        said = [
+            replace(t, author=owner, own=t.own and t.digest not in machines)
+            for t in _fresh(snapshot.log, task, given.texts)
+        ]
+        edits = (yield from _edits(snapshot, given, jti)) if snapshot.exists else ()
+        fresh = (*edits, *said)
+        first = not snapshot.log and not edits
+        now, rotates = int(snapshot.now), bool(fresh) and not first
         run = Run(
             engine=engine,
             scope=scope,
@@ -212,7 +205,7 @@ def _take_lease(
             run_id=run_id,
             agent=(agent,),
             jti=jti,
-            epoch=done.epoch,
+            epoch=snapshot.epoch + rotates,
             started_at=now,
             expires_at=now + engine.lease_ttl,
             grant=grant,
@@ -221,24 +214,32 @@ def _take_lease(
             loaded=given.head.newest or given.head.id if given.head is not None else "",
             steps_before=snapshot.history.steps,
         )
-        taken = yield Commit(scope, None, [TakeLease(lease_of(run))])
-        if isinstance(taken, Conflict):
-            if taken.code == Code.STALE_EPOCH:
+        opening: list[Change] = [OpenThread(owner)]
+        if fresh:
+            # Until a run that saw them ends, an older one may overwrite them in the graph's state.
+            opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
+        # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
+        commits: list[list[Change]] = (
+            [opening, [TakeLease(lease_of(run))]] if rotates else [[*opening, TakeLease(lease_of(run))]]
+        )
+        for changes in commits:
+            done: Committed | Conflict = yield Commit(scope, None, changes)
+            if isinstance(done, Conflict):
+                break
+        if isinstance(done, Conflict):
+            if done.code == Code.STALE_EPOCH:
                 continue
-            raise AuthzDenied(taken.code, new_id())
+            raise AuthzDenied(done.code, new_id())
         if fresh and not first:
             yield run_event(run, "corrected", done.now, texts=len(fresh))
         yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
-        asks = snapshot.asks if not fresh or first else ()
-        return run, snapshot.pending, asks, done.now
+        return Entry(run, snapshot.pending, snapshot.asks if not fresh or first else (), done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """What somebody did to the thread's state beside every entry, as something to pin; its words are nobody's."""
-    if not snapshot.exists:
-        return ()
-    found = [*(yield from _state_outside(snapshot, given, jti))]
+def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    """Return what others did to the thread's state, as texts to pin; they give no authority."""
+    found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # or cut: then it may be its own doing
         return tuple(found)
     below: Below | None = None
@@ -255,7 +256,7 @@ def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText
     return tuple(found)
 
 
-def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
     head = given.head
     if head is None or given.moved is None:
         return ()
