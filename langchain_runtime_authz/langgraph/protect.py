@@ -1,4 +1,4 @@
-"""The wrapped root entry, and `protect`: every graph that can be reached, in place.
+"""Protect every graph that can be reached, in place.
 
 A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream`
 and `astream` (to which invoke, batch, `astream_events` and the rest come down) open the run. The
@@ -46,7 +46,7 @@ _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What the gates of one `RuntimeAuthz` share."""
+    """What the enforcement points of one `RuntimeAuthz` share."""
 
     root_entry: RootEntry
     profiles: Profiles
@@ -54,8 +54,8 @@ class Protection:
 
 
 def owner_of(graph: object) -> Protection | None:
-    """The protection of a protected graph."""
-    # Only `protect` sets it; not by `isinstance`, which a reload of this module would make untrue.
+    """Return the protection of a protected graph."""
+    # Only `protect` sets it. A reload of this module would break `isinstance`.
     found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
     return found
 
@@ -182,7 +182,7 @@ class _Owned:
 
 
 def _entry_class(base: Any, protection: Protection) -> Any:
-    """The subclass of a graph class whose two streaming roads open a run."""
+    """Make the subclass of a graph class whose `stream` and `astream` open a run."""
     root_entry = protection.root_entry
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
@@ -279,7 +279,7 @@ def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
 
 
 def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The caller's options; the stream mode that LangGraph would choose for the caller's own config."""
+    """Return the caller's options, with the stream mode that LangGraph would choose for the caller's config."""
     if kwargs.get("stream_mode") is None:
         return {**kwargs, "stream_mode": "values" if config is not None and is_task(config) else graph.stream_mode}
     return kwargs
@@ -292,16 +292,16 @@ def _shows_configs(options: Mapping[str, Any]) -> bool:
 
 
 def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
-    """Whether LangGraph itself refuses the call: it would not see that, with a run in the config."""
+    """Return True if LangGraph itself refuses the call: it would not see that, with a run in the config."""
     configurable = config.get("configurable") or {}
     return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
 
 
 def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
-    """With a ledger that outlives the process, a plan is kept by the checkpointer before it is carried out.
+    """Make the checkpointer keep a plan before it is carried out, if the ledger outlives the process.
 
     LangGraph's default writes the checkpoint while the next step runs already. A process that dies in between has
-    paid by a plan that is lost, and its successor plans, and pays, anew. Who asks for another durability gets it.
+    paid by a plan that is lost, and its successor plans, and pays, anew. The caller's own choice prevails.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
     if chosen or not root_entry.outlives or not graph.checkpointer:
@@ -315,7 +315,7 @@ def _child_name(graph: Any, config: Mapping[str, Any]) -> str:
 
 
 def without_handle(chunk: Any, depth: int = 6) -> Any:
-    """A stream chunk without run handles, which `debug` and `checkpoints` events carry in configs."""
+    """Remove the run handles from a stream chunk: `debug` and `checkpoints` events carry configs."""
     if depth == 0:
         return chunk
     if type(chunk) is dict:

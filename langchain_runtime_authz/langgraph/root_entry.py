@@ -7,12 +7,11 @@ Without one it opens an implicit run for the subject that `subject_from` finds, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
-from langchain_core.messages import HumanMessage
 from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.authzen import Subject, deny
@@ -21,12 +20,10 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
-from langchain_runtime_authz.facts.task import ANSWER, HumanText
+from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import claimed_identities
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_resume_map, place_below
 from langchain_runtime_authz.langgraph.checkpoints import (
-    Read,
-    ReadState,
     check_child,
     is_below,
     mark_child,
@@ -34,6 +31,7 @@ from langchain_runtime_authz.langgraph.checkpoints import (
     moved,
     read_head,
     read_memory,
+    read_state,
     read_waiting,
     said_more,
     saver_of,
@@ -43,9 +41,6 @@ from langchain_runtime_authz.langgraph.checkpoints import (
 from langchain_runtime_authz.langgraph.messages import (
     foreign_plans,
     human_texts,
-    messages_in,
-    unanswered,
-    with_messages,
     written,
 )
 from langchain_runtime_authz.langgraph.run_context import (
@@ -59,7 +54,9 @@ from langchain_runtime_authz.langgraph.run_context import (
     running,
 )
 from langchain_runtime_authz.langgraph.state_changes import (
+    answered_elsewhere,
     brought,
+    delivered,
     others,
     removals,
     said_by,
@@ -69,7 +66,7 @@ from langchain_runtime_authz.langgraph.state_changes import (
 )
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.approvals import is_ours, remaining
+from langchain_runtime_authz.pep.approvals import remaining
 from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
 from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry, run_event
@@ -165,14 +162,14 @@ class RootEntry:
         found = self._subject_from(config) if self._subject_from is not None else None
         return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
 
-    def update(self, graph: Any, config: Any, supersteps: Any, write: Read) -> Flow[Any]:
+    def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
 
         Raises:
             AuthzDenied: the ledger failed. The state is written, and the next root entry finds the edit.
         """
         opener = opened(config or {})
-        before: StateSnapshot = yield ReadState(graph, config)
+        before: StateSnapshot = yield read_state(graph, config)
         place = yield write
         if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
             return place
@@ -192,7 +189,7 @@ class RootEntry:
             raise AuthzDenied(decision.reason, decision.decision_id) from exc
         return place
 
-    def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: Read) -> Flow[Any]:
+    def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own.
 
         Raises:
@@ -254,7 +251,7 @@ class Entering(Generic[T]):
         raise NotImplementedError
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
-        """`raised`: tasks may not have ended. `cut`: a stream that was closed early may still be writing."""
+        """Close the run. `raised`: tasks may not have ended; `cut`: a stream that was closed early may still write."""
         raise NotImplementedError
 
 
@@ -313,7 +310,7 @@ class _Root(Entering[tuple[Any, Any]]):
         edited = any(writes(update, name) for name in others(channels))
         removes, standing = head is not None and bool(removals(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
-            state = (yield ReadState(self.graph, self.config)).values if head is not None else {}
+            state = (yield read_state(self.graph, self.config)).values if head is not None else {}
             standing = frozenset(t.digest for t in human_texts(state))
             texts = unheard(texts, state)
             edits = brought(update, state, channels) if edited else []
@@ -330,12 +327,12 @@ class _Root(Entering[tuple[Any, Any]]):
         given = self.input
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
-            state = yield ReadState(self.graph, self.config)
+            state = yield read_state(self.graph, self.config)
             given = yield from resumed(entry, given, state, below=is_below(self.config))
         elif given is None and saver_of(self.graph) is not None:
-            given = answered_elsewhere(entry, (yield ReadState(self.graph, self.config)))
+            given = answered_elsewhere(entry, (yield read_state(self.graph, self.config)))
         if entry.pending:
-            state = (yield ReadState(self.graph, self.config)) if known else None
+            state = (yield read_state(self.graph, self.config)) if known else None
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = delivered(entry, given, state.values if state is not None else None, asked)
         return given
@@ -440,40 +437,3 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     reviewed = {a.interrupt_id for a in asks}
     corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed})
     return replace(given, resume=answered) if (asks or corrected) and not below else given
-
-
-def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the input of a re-invocation that goes on after every question of ours was answered outside the graph.
-
-    LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
-    again. The value says nothing: the enforcement point reads the ledger.
-    """
-    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
-    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
-    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
-
-
-def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
-    """Return the input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
-
-    Before what a new input says itself; as an update of a resumed state. If calls of that state are still
-    unanswered, a user message may not come between. Then the answers to those calls, which the correction made
-    stale, carry the text.
-    """
-    before = messages_in(state)
-    heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
-    # The reason of a rejection outside the graph is told with the answer to the rejected call.
-    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
-    texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
-    if not texts:
-        return input
-    # An id of its own from the first: a pending write gets another one each time that a state is read.
-    messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
-    if isinstance(input, dict):
-        return with_messages(input, messages)
-    update = input.update if isinstance(input, Command) else None
-    if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
-        entry.run.undelivered = tuple(t.text for t in texts)
-        return input
-    merged = with_messages(update, messages)
-    return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)

@@ -1,7 +1,7 @@
-"""Root entries and children: where runs begin and end.
+"""Begin and end runs: root entries and children.
 
 Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the
-state it loads. A later correction kills that lease and the old run drains; only a new root entry
+state it loads. A later correction kills that lease and the old run drains. Only a new root entry
 plans anew.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Subject
@@ -54,7 +54,6 @@ from langchain_runtime_authz.pep.engine import (
     Engine,
     Flow,
     Load,
-    Planner,
     Record,
     Run,
     new_id,
@@ -83,13 +82,11 @@ class Entry:
 class Given(NamedTuple):
     """What a root entry is given: a new input or a resume, and the state that it will load.
 
-    `texts` are the human-origin texts of the input, `standing` the digests of what stands in the user's role in
-    the state already, whoever wrote it there. `kept`: the graph keeps its state, so that
-    another writer can erase them from it; `head` is what it kept of this thread, if anything.
-    `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
-    altered anything that a task or a plan is made of. `memory` is the digest of what the store
-    remembers, where that counts as part of the task. `below` is an effect: what the graphs hold that
-    wait below (`Below`), `None` where none does.
+    `texts` are the user's texts of the input, `standing` the digests of all texts in the user's role in the
+    state already. `kept`: the graph keeps its state, so another writer can erase the texts from it. `head` is the
+    checkpoint that it kept of this thread. `moved` tells, of the checkpoint that a run left last, if the state
+    changed since. `memory` is the digest of what the store remembers, if that counts as part of the task.
+    `waiting` reads what the graphs hold that wait below.
     """
 
     texts: Sequence[HumanText] = ()
@@ -103,10 +100,10 @@ class Given(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a root entry leaves, each `None` where that is not known, or nothing.
+    """What a root entry leaves; `None` if that is not known, or nothing.
 
-    `head` is its checkpoint, `memory` the digest of what the store then remembers, `below` that of what the
-    graphs hold that wait below.
+    `head` is its checkpoint, `memory` the digest of what the store remembers, `below` that of what the graphs hold
+    that wait below.
     """
 
     head: str | None = None
@@ -125,7 +122,7 @@ def open_entry(
     given: Given,
     grant: Grant | None,
 ) -> Flow[Entry]:
-    """Open a root entry: pin the task, advance the epoch if a human changed it, take a lease.
+    """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
     `task` is what `.run(task=)` said.
 
@@ -137,7 +134,7 @@ def open_entry(
     try:
         entry = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
         if engine.planner is not None:
-            entry.run.planned = yield from _planned(entry.run, engine.planner)
+            entry.run.planned = yield from _planned(entry.run)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
@@ -152,10 +149,10 @@ def open_entry(
     return entry
 
 
-def _planned(run: Run, planner: Planner) -> Flow[frozenset[str] | None]:
-    """What the planner holds the task to need: asked once per state of the task, kept in the ledger.
+def _planned(run: Run) -> Flow[frozenset[str] | None]:
+    """Ask the planner what the task needs, once per state of the task; the ledger keeps the answer.
 
-    It is asked before anything of this entry runs, and is shown the human's own words alone.
+    It is asked before anything of this entry runs, and is shown the user's own words only.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts = [words for t in snapshot.log if t.own and (words := own_words(t.text).strip())]
@@ -185,7 +182,7 @@ def _take_lease(
 ) -> Flow[Entry]:
     owner = subject.principal
     jti = new_id()
-    # Another entry may advance the epoch between our load and our commit: then look again.
+    # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
         # A client that sends a history without its ids sends back what machines wrote, too.
@@ -240,7 +237,7 @@ def _take_lease(
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
     """Return what others did to the thread's state, as texts to pin; they give no authority."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
-    if snapshot.underway:  # or cut: then it may be its own doing
+    if snapshot.underway:  # or cut: then a run of ours may have done it
         return tuple(found)
     below: Below | None = None
     if given.waiting is not None and snapshot.marks.get(BELOW):
@@ -249,7 +246,7 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     for name, now, key in ((MEMORY, given.memory, memory_key), (BELOW, digest, below_key)):
         if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
             found.append(HumanText(now, "", key(now), own=False))
-            # Each child holds its own state against what it left: there they are heard already.
+            # Each child checks its own state against what it left: those edits are pinned already.
             known = {t.key for t in snapshot.log}
             edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
             found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
@@ -274,12 +271,11 @@ def edited(
 ) -> Flow[bool]:
     """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
 
-    `read` is an effect of the newest checkpoint (`Head`), `moved` makes one of whether it says something else
-    than the one that was left. Only what an `update` left was done from outside: this run may be in the middle
-    of its own writing. Returns whether there is such a mark.
+    `read` reads the newest checkpoint; `moved` compares it with the one that was left. Only an `update` was done
+    from outside: this run may be in the middle of its own writing. Return True if there is such a mark.
 
     Raises:
-        AuthzDenied: `stale_epoch`: it was edited, so that the task is another one. The run drains.
+        AuthzDenied: `stale_epoch`: it was edited, so the task changed. The run drains.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -294,7 +290,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Pin an act from outside, whose key the last of `texts` has, in the next epoch; `False` where it is already.
+    """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already.
 
     Raises:
         AuthzDenied: `stale_epoch`: others change the task all the time.
@@ -311,10 +307,9 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """What the human says for the first time.
+    """Return what the user says for the first time.
 
-    `.run(task=)` with a pinned digest says nothing new, and the input that repeats the task says it
-    once.
+    `.run(task=)` with a pinned digest says nothing new. An input that repeats the task says it once.
     """
     if task is None:
         return changed(pinned, texts)
@@ -323,7 +318,7 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
 
 
 def lease_of(run: Run) -> Lease:
-    """A run's lease, as it is taken: at the run's epoch, under its jti."""
+    """Return a run's lease, as it is taken: at the run's epoch, under its jti."""
     return Lease(
         jti=run.jti,
         run_id=run.run_id,
@@ -336,8 +331,8 @@ def lease_of(run: Run) -> Lease:
     )
 
 
-def run_event(run: Run, event: str, now: float, **detail: object) -> Record:
-    """An effect: the audit record of something that happened to a run."""
+def run_event(run: Run, event: str, now: float, **detail: object) -> tuple[Any, ...]:
+    """Write the audit record of something that happened to a run."""
     return Record(
         run_record,
         now=now,
@@ -405,11 +400,11 @@ def close(
     state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
     also: Sequence[Change] = (),
-    beside: Sequence[HumanText] = (),
+    edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
     """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns.
 
-    `beside`: what was done to the thread's state meanwhile, by nobody that the ledger knows, as something to pin.
+    `edits`: what others did to the thread's state meanwhile, as texts to pin.
     """
     if run.closed and left.head is None and not also:
         return
@@ -417,8 +412,8 @@ def close(
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
     marks = [*also, *(SetMark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
-        if beside:
-            yield from _pinned(run, beside)
+        if edits:
+            yield from _pinned(run, edits)
         done = yield from _end(run, state, marks)
         if run.parent is None:
             yield run_event(run, state, getattr(done, "now", 0.0))

@@ -1,4 +1,4 @@
-"""The same engine room without LangGraph: for other agent loops, recorded traces and tests."""
+"""Enforce without LangGraph: for other agent loops, recorded traces and tests."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class Session:
 
     @property
     def jti(self) -> str:
-        """Of the session's lease."""
+        """The jti of the session's lease."""
         return self._run.jti
 
     @property
     def epoch(self) -> int:
-        """Of the task that the session works on."""
+        """The epoch of the task that the session works on."""
         return self._run.epoch
 
     def decide(self, tool: str, args: Mapping[str, Any]) -> Decision:
@@ -111,7 +111,7 @@ class Session:
         return sentences(self._run, last.call, last.provenance)
 
     def approve(self, decision: Decision) -> Decision:
-        """The subject approves a call that was `approval_required`; decide it again."""
+        """Approve a call that was `approval_required`, as the subject; decide it again."""
         return drive(self._run.engine, self._approve(decision))
 
     async def aapprove(self, decision: Decision) -> Decision:
@@ -119,7 +119,7 @@ class Session:
         return await adrive(self._run.engine, self._approve(decision))
 
     def observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None) -> None:
-        """Tell what a permitted call returned, or that it failed.
+        """Record what a permitted call returned, or that it failed.
 
         Raises:
             AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
@@ -137,9 +137,9 @@ class Session:
         await adrive(self._run.engine, self._observe(tool, args, output, error))
 
     def correct(self, text: str) -> int:
-        """The human changes the task: epoch + 1, and the session goes on under a new lease.
+        """Change the task as the user: epoch + 1, and the session goes on under a new lease.
 
-        Calls that are open stay under way; what was asked before is void. Returns the new epoch.
+        Open calls stay under way; earlier questions are void. Return the new epoch.
         """
         return drive(self._run.engine, self._correct(text))
 
@@ -148,7 +148,7 @@ class Session:
         return await adrive(self._run.engine, self._correct(text))
 
     def delegate(self, to: str, grant: Grant | None = None) -> Session:
-        """A child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
+        """Open a child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
         child = drive(self._run.engine, open_child(self._run, to, "subgraph", grant))
         return Session(child, self._profiles, self, grant)
 
@@ -252,10 +252,7 @@ class Session:
         return (yield from self._reopen())
 
     def _reopen(self) -> Flow[int]:
-        """The task changed, which ends every lease of the thread.
-
-        The whole line of sessions is opened anew, each under its parent's grant.
-        """
+        """Open the whole line of sessions anew, each under its parent's grant: a change ends every lease."""
         run = self._run
         self._asked.clear()
         if self._parent is not None:
