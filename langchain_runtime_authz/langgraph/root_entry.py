@@ -273,10 +273,10 @@ class _Root(Entering[tuple[Any, Any]]):
         texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
             engine,
-            scope=owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
-            subject=handle.subject,
-            run_id=handle.run_id,
-            agent=self.name,
+            owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
+            handle.subject,
+            handle.run_id,
+            self.name,
             task=handle.pinned_task(),
             given=Given(
                 texts=texts,

@@ -30,7 +30,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, Given, close, open_entry
+from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 
 __all__ = [
     "HANDLE_KEY",
@@ -224,15 +224,9 @@ class RunHandle:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
             engine = self.engine
+            scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
             entry: Entry = yield from open_entry(
-                engine,
-                scope=Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}"),
-                subject=self.subject,
-                run_id=self.run_id,
-                agent=_OUTSIDE,
-                task=self.pinned_task(),
-                given=Given(),
-                grant=self.grant,
+                engine, scope, self.subject, self.run_id, _OUTSIDE, task=self.pinned_task(), grant=self.grant
             )
             self.enter(entry.run)
             if self._outside is None:

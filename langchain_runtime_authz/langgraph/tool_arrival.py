@@ -231,7 +231,7 @@ def _anew(
         return described({**without(args, facts.injected), **own})
 
     found = _arrival(tool, config, call_id, lambda: described(tool_input), one)
-    found.front, found._parser, found._given = mine, parser, tool_input
+    found.front, found._parser, found._given = mine, parser, tool_input  # noqa: SLF001
     return found
 
 

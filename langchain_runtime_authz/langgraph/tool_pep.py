@@ -142,7 +142,7 @@ class MessageCalls:
             resolved = yield from decide_together(run, self.describe(), self.config)
             waiting = []
             for place, one in enumerate(resolved):
-                waiting.append(Pending(run, one, place))
+                waiting.append(Pending(run, one, place))  # noqa: PERF401  (a comprehension is a call of its own)
             return waiting
         decided: list[DecidedCall] = yield (DecideOnce, run, self._batch(run), self)
         mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)

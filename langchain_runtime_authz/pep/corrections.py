@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
@@ -204,26 +205,29 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def _kept(done: Committed | Conflict) -> Committed:
-    """Raise `LedgerError` for a refused change that no state of a thread refuses: it must not look as if kept."""
+def _done(scope: Scope, change: Change, event: str, at: Scope | None = None, **about: Any) -> Flow[None]:
+    """Commit and record a change that no state of a thread refuses.
+
+    Raises:
+        LedgerError: the ledger refuses it all the same: it must not look as if it had kept it.
+    """
+    done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
-    return done
+    yield Record(run_record, now=done.now, event=event, run_id="", scope=scope, **about)
 
 
 def data_changed(scope: Scope, resource: str) -> Flow[None]:
     """Declare that a resource changed: earlier reads of it are out of date, on every thread."""
-    done = _kept((yield Commit(data_scope(scope), None, [SetMark(resource, new_id())])))
-    yield Record(run_record, now=done.now, event="data_changed", run_id="", scope=scope, detail={"resource": resource})
+    change, detail = SetMark(resource, new_id()), {"resource": resource}
+    return _done(scope, change, "data_changed", data_scope(scope), detail=detail)
 
 
 def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
-    done = _kept((yield Commit(scope, None, [Revoke(agent)])))
-    yield Record(run_record, now=done.now, event="revoked", run_id="", scope=scope, agent=agent)
+    return _done(scope, Revoke(agent), "revoked", agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Lift a revocation."""
-    done = _kept((yield Commit(scope, None, [Reinstate(agent)])))
-    yield Record(run_record, now=done.now, event="reinstated", run_id="", scope=scope, agent=agent)
+    return _done(scope, Reinstate(agent), "reinstated", agent=agent)

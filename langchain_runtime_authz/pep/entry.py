@@ -113,14 +113,14 @@ class Left(NamedTuple):
 
 def open_entry(
     engine: Engine,
-    *,
     scope: Scope,
     subject: Subject,
     run_id: str,
     agent: str,
-    task: HumanText | None,
-    given: Given,
-    grant: Grant | None,
+    *,
+    task: HumanText | None = None,
+    grant: Grant | None = None,
+    given: Given = Given(),  # noqa: B008  (a constant)
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
@@ -131,10 +131,11 @@ def open_entry(
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
+    run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, grant, kept_state=given.kept)
     try:
-        entry = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
+        entry = yield from _take_lease(run, task, given)
         if engine.planner is not None:
-            entry.run.planned = yield from _planned(entry.run)
+            run.planned = yield from _planned(run)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
@@ -142,9 +143,9 @@ def open_entry(
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
     resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
-    decision = yield from decide_step(entry.run, action, resource)
+    decision = yield from decide_step(run, action, resource)
     if not decision.permit:
-        yield from close(entry.run, "ended")
+        yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
     return entry
 
@@ -170,56 +171,33 @@ def _planned(run: Run) -> Flow[frozenset[str] | None]:
     return frozenset()
 
 
-def _take_lease(
-    engine: Engine,
-    scope: Scope,
-    subject: Subject,
-    run_id: str,
-    agent: str,
-    task: HumanText | None,
-    given: Given,
-    grant: Grant | None,
-) -> Flow[Entry]:
-    owner = subject.principal
-    jti = new_id()
+def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
+    scope, owner = run.scope, run.subject.principal
+    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW))
+    run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
+        snapshot: Snapshot = yield Load(scope, query)
         # A client that sends a history without its ids sends back what machines wrote, too.
         machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
         said = [
             replace(t, author=owner, own=t.own and t.digest not in machines)
             for t in _fresh(snapshot.log, task, given.texts)
         ]
-        edits = (yield from _edits(snapshot, given, jti)) if snapshot.exists else ()
+        edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
         fresh = (*edits, *said)
         first = not snapshot.log and not edits
-        now, rotates = int(snapshot.now), bool(fresh) and not first
-        run = Run(
-            engine=engine,
-            scope=scope,
-            subject=subject,
-            run_id=run_id,
-            agent=(agent,),
-            jti=jti,
-            epoch=snapshot.epoch + rotates,
-            started_at=now,
-            expires_at=now + engine.lease_ttl,
-            grant=grant,
-            pinned=len(snapshot.log) + len(fresh),
-            kept_state=given.kept,
-            loaded=given.head.newest or given.head.id if given.head is not None else "",
-            steps_before=snapshot.history.steps,
-        )
+        rotates = bool(fresh) and not first
+        run.epoch, run.started_at = snapshot.epoch + rotates, int(snapshot.now)
+        run.expires_at = run.started_at + run.engine.lease_ttl
+        run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         opening: list[Change] = [OpenThread(owner)]
         if fresh:
             # Until a run that saw them ends, an older one may overwrite them in the graph's state.
             opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
+        lease: list[Change] = [TakeLease(lease_of(run))]
         # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
-        commits: list[list[Change]] = (
-            [opening, [TakeLease(lease_of(run))]] if rotates else [[*opening, TakeLease(lease_of(run))]]
-        )
-        for changes in commits:
+        for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield Commit(scope, None, changes)
             if isinstance(done, Conflict):
                 break
@@ -227,10 +205,10 @@ def _take_lease(
             if done.code == Code.STALE_EPOCH:
                 continue
             raise AuthzDenied(done.code, new_id())
-        if fresh and not first:
+        if rotates:
             yield run_event(run, "corrected", done.now, texts=len(fresh))
         yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
-        return Entry(run, snapshot.pending, snapshot.asks if not fresh or first else (), done.now)
+        return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 

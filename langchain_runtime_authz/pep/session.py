@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep.claim import claim_call, conclude
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Given, close, open_child, open_entry
+from langchain_runtime_authz.pep.entry import close, open_child, open_entry
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
 
@@ -65,17 +65,9 @@ class Session:
         thread: str | None,
     ) -> Flow[Session]:
         """Open a session's run. Raises `AuthzDenied`."""
-        text = HumanText(content_digest(task), task) if task is not None else None
-        entry = yield from open_entry(
-            engine,
-            scope=Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}"),
-            subject=subject,
-            run_id=new_id(),
-            agent=agent,
-            task=text if subject.human else None,
-            given=Given(),
-            grant=grant,
-        )
+        text = HumanText(content_digest(task), task) if task is not None and subject.human else None
+        scope = Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}")
+        entry = yield from open_entry(engine, scope, subject, new_id(), agent, task=text, grant=grant)
         return cls(entry.run, profiles)
 
     @property
@@ -101,9 +93,9 @@ class Session:
         return await adrive(self._run.engine, self._decide(tool, args))
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
-        """Why, for the operator: each argument that the human did not say, who says it, and its sentence.
+        """Explain to the operator each argument that the user did not say: its source and a sentence.
 
-        Only for the decision made last; what tools returned is quoted in it, and is not for a model.
+        Only for the decision made last. It quotes what tools returned and is not for a model.
         """
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
@@ -259,16 +251,7 @@ class Session:
             epoch = yield from self._parent._reopen()  # noqa: SLF001
             self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
             return epoch
-        entry = yield from open_entry(
-            run.engine,
-            scope=run.scope,
-            subject=run.subject,
-            run_id=run.run_id,
-            agent=run.agent[0],
-            task=None,
-            given=Given(),
-            grant=run.grant,
-        )
+        entry = yield from open_entry(run.engine, run.scope, run.subject, run.run_id, run.agent[0], grant=run.grant)
         self._run = entry.run
         return entry.run.epoch
 
