@@ -35,12 +35,11 @@ from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.state_changes import differ, said, watched
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.entry import edited
 
 __all__ = [
     "Read",
-    "ReadState",
     "check_child",
     "is_below",
     "mark_child",
@@ -48,6 +47,7 @@ __all__ = [
     "moved",
     "read_head",
     "read_memory",
+    "read_state",
     "read_waiting",
     "said_more",
     "saver_of",
@@ -59,35 +59,25 @@ MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
 _UPDATES: Final = {"source": "update"}
 
 
-class Read:
-    """An effect: one call of a graph, checkpointer or store, in both its forms."""
-
-    __slots__ = ("_asynchronous", "_blocking")
-
-    def __init__(self, blocking: Callable[[], Any], asynchronous: Callable[[], Awaitable[Any]]) -> None:
-        self._blocking, self._asynchronous = blocking, asynchronous
-
-    def run(self, engine: Engine) -> Any:
-        """Perform it, blocking."""
-        return self._blocking()
-
-    async def arun(self, engine: Engine) -> Any:
-        """Perform it."""
-        return await self._asynchronous()
+def _read(_: Engine, blocking: Callable[[], Any], _asynchronous: Callable[[], Awaitable[Any]]) -> Any:
+    return blocking()
 
 
-class ReadState(Read):
-    """An effect: read a graph's state (`StateSnapshot`)."""
-
-    __slots__ = ()
-
-    def __init__(self, graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> None:
-        super().__init__(
-            partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
-        )
+async def _aread(_: Engine, _blocking: Callable[[], Any], asynchronous: Callable[[], Awaitable[Any]]) -> Any:
+    return await asynchronous()
 
 
-def _get(saver: BaseCheckpointSaver[Any], place: Any) -> Read:
+Read: Final = Effect(_read, _aread)  # a call of a graph, checkpointer or store, in both its forms
+
+
+def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
+    """Read a graph's state (`StateSnapshot`)."""
+    return Read(
+        partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
+    )
+
+
+def _get(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
     return Read(partial(saver.get_tuple, place), partial(saver.aget_tuple, place))
 
 
@@ -165,8 +155,8 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
 
 def moved(graph: Any, config: Mapping[str, Any], head: str, left: str, channels: Sequence[str]) -> Flow[bool]:
     """Return True if the state at `head` differs from the one that a run left at `left`."""
-    before: StateSnapshot = yield ReadState(graph, thread_config(config, left))
-    now: StateSnapshot = yield ReadState(graph, thread_config(config, head))
+    before: StateSnapshot = yield read_state(graph, thread_config(config, left))
+    now: StateSnapshot = yield read_state(graph, thread_config(config, head))
     return differ(before, now, channels)
 
 
@@ -176,16 +166,16 @@ def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[
     A run in flight may have written more after that was read, or be about to take its input. Its own words are
     not an edit.
     """
-    after: StateSnapshot = yield ReadState(graph, place)
+    after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
     base, read = after, _checkpoint(before.config)
     while base is after or (base.metadata or {}).get("source") == "update":
         if _checkpoint(base.parent_config) <= read:
             # Read as it was kept: the update was not made on what its tasks have written since.
-            base = (yield ReadState(graph, before.config)) if read else before
+            base = (yield read_state(graph, before.config)) if read else before
             return START not in base.next or differ(base, after, channels)
-        base = yield ReadState(graph, base.parent_config)
+        base = yield read_state(graph, base.parent_config)
     return differ(base, after, channels)
 
 
@@ -207,7 +197,7 @@ def read_waiting(
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
     thread = {"thread_id": (config.get("configurable") or {}).get("thread_id")}
-    state: StateSnapshot = yield ReadState(graph, {"configurable": thread}, subgraphs=True)
+    state: StateSnapshot = yield read_state(graph, {"configurable": thread}, subgraphs=True)
     kept: list[tuple[Any, Any]] = []
     found = _waiting(state, kept, channels)
     saver = saver_of(graph)
@@ -332,8 +322,8 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     base: CheckpointTuple | None = found
     while base is not None and _is_news(base, known):
         base = (yield _get(frames, base.parent_config)) if base.parent_config else None
-    now: StateSnapshot = yield ReadState(graph, found.config)
-    before: StateSnapshot | None = (yield ReadState(graph, base.config)) if base is not None else None
+    now: StateSnapshot = yield read_state(graph, found.config)
+    before: StateSnapshot | None = (yield read_state(graph, base.config)) if base is not None else None
     if not (differ(before, now, channels) if before is not None else watched(now.values, channels)):
         return []
     heard = {t.digest for t in human_texts(before.values)} if before is not None else set()
@@ -341,7 +331,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     return [*texts, HumanText(content_digest(ident), "", outside_key(ident), own=False)]
 
 
-def _newest_update(saver: BaseCheckpointSaver[Any], place: Any) -> Read:
+def _newest_update(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
     async def first() -> CheckpointTuple | None:
         return next(iter([found async for found in saver.alist(place, filter=_UPDATES, limit=1)]), None)
 

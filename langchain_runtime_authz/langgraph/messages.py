@@ -83,7 +83,7 @@ _DENIED = "This action is not permitted. Do not repeat it."
 
 
 def denial_text(denial: Denial) -> str:
-    """The neutral sentence for the model."""
+    """Return the neutral sentence for the model."""
     text = _SPOKEN.get(denial.decision.reason, _DENIED)
     if denial.message:
         text += f" The user said: {denial.message}"
@@ -91,14 +91,14 @@ def denial_text(denial: Denial) -> str:
 
 
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
-    """The answer to a call that does not run, so that the history stays valid."""
+    """Return the answer to a call that does not run, so that the history stays valid."""
     if denial.decision.reason == Code.APPROVAL_ANSWERED:
         return ToolMessage(content=denial.message, name=denial.call.tool, tool_call_id=call_id or "", status="success")
     return ToolMessage(content=denial_text(denial), name=denial.call.tool, tool_call_id=call_id or "", status="error")
 
 
 def edit_note(call: Call) -> str:
-    """What a model is told whose call a human replaced, so that it does not try its own again."""
+    """Tell a model that a user replaced its call, so that it does not try its own again."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -106,7 +106,7 @@ def edit_note(call: Call) -> str:
 
 
 def with_note(output: Any, note: str) -> Any:
-    """A tool's output whose messages begin with `note`."""
+    """Put `note` in front of the messages in a tool's output."""
     if isinstance(output, ToolMessage):
         content: Any = output.content
         if isinstance(content, str):
@@ -125,9 +125,9 @@ _encode: Final = json.JSONEncoder().encode
 
 
 def recorded(output: object, asked: int = 0) -> str | None:
-    """JSON text of a side effect's result, for an honest answer if the call is replayed.
+    """Serialise a side effect's result, for the answer if the call is replayed.
 
-    `asked` is how many answers of a human the tool itself had.
+    `asked` is the number of answers that the tool itself had from a user.
     """
     kept: dict[str, Any] = {"asked": asked} if asked else {}
     if isinstance(output, ToolMessage):
@@ -142,7 +142,7 @@ def recorded(output: object, asked: int = 0) -> str | None:
 
 
 def said(tool: BaseTool, returned: Any) -> Any:
-    """What of a tool's own return value a model gets to read, without the framework's wrapping."""
+    """Return the part of a tool's own return value that a model reads."""
     if type(returned) is str:
         return returned
     if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
@@ -167,18 +167,18 @@ def _plain(value: Any) -> Any:
 
 
 def only_asked(asked: int) -> str | None:
-    """The record of a call without a result to show."""
+    """Serialise the record of a call without a result to show."""
     return json.dumps({"asked": asked}) if asked else None
 
 
 def answers_had(result: str | None) -> int:
-    """How many answers of a human a recorded call's tool itself had."""
+    """Return the number of answers that a recorded call's tool itself had from a user."""
     kept = json.loads(result).get("asked", 0) if result else 0
     return kept if isinstance(kept, int) else 0
 
 
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
-    """The recorded result of a call that ran before."""
+    """Return the recorded result of a call that ran before."""
     result: Any = json.loads(replay.result) if replay.result else None
     kept = result is not None and "content" in result
     content = result["content"] if kept else "This action was carried out before; its result was not kept."
@@ -193,7 +193,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 
 
 def written(given: object) -> object:
-    """What a root input writes: a `Command` says it as a mapping, as a state object, or in pairs of channel and value."""
+    """Return what a root input writes. A `Command` has a mapping, a state object, or pairs of channel and value."""
     update = given.update if isinstance(given, Command) else given
     pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
     if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
@@ -213,7 +213,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overwritten(value: Any) -> tuple[bool, Any]:
-    """Whether a write replaces its channel past the reducer (`Overwrite`, in each of its forms), and by what."""
+    """Return True if a write replaces its channel past the reducer (`Overwrite` in any form), and the new value."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -224,9 +224,9 @@ def overwritten(value: Any) -> tuple[bool, Any]:
 
 
 def messages_in(value: Any) -> list[Any]:
-    """The messages of a state or an input, as a list."""
+    """Return the messages of a state or an input as a list."""
     state = written(value)
-    found = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    found = state.get("messages") if isinstance(state, (dict, Mapping)) else getattr(state, "messages", None)
     _, found = overwritten(found)
     if isinstance(found, list) or (isinstance(found, tuple) and not _is_pair(found)):
         return list(found)
@@ -238,7 +238,7 @@ def _is_pair(entry: Sequence[Any]) -> bool:
 
 
 def as_message(entry: object) -> BaseMessage | None:
-    """What LangChain makes of one entry, in whatever form it came; `None` for what is no message."""
+    """Convert one entry as LangChain does; return `None` if it is not a message."""
     if isinstance(entry, BaseMessage):
         return entry
     try:
@@ -249,9 +249,9 @@ def as_message(entry: object) -> BaseMessage | None:
 
 
 def is_human(message: object) -> bool:
-    """Whether a message stands in the user's role, and does not say of itself that a machine wrote it.
+    """Return True for a message in the user's role that is not marked as written by a machine.
 
-    Whoever sends a message can mark it so: that only takes authority from it.
+    Any sender can set the mark: it only takes authority from the message.
     """
     if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
         return False
@@ -259,7 +259,9 @@ def is_human(message: object) -> bool:
 
 
 def removed_by(entry: object) -> str | None:
-    """The id of the message that an entry removes."""
+    """Return the id of the message that an entry removes."""
+    if not isinstance(entry, (BaseMessage, dict, Mapping)):  # a text, or a role and a text
+        return None
     message = as_message(entry)
     if isinstance(message, RemoveMessage):
         return message.id
@@ -269,7 +271,7 @@ def removed_by(entry: object) -> str | None:
 
 
 def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
-    """An update that says `first` before its own messages, and after whatever it removes all by."""
+    """Put `first` before an update's own messages, and after a removal of all messages."""
     own = messages_in(update)
     at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
     merged = [*own[:at], *first, *own[at:]]
@@ -278,7 +280,7 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
 
 
 def human_texts(value: object) -> list[HumanText]:
-    """The `user`-role entries of a root input, in order, in any form that LangChain accepts."""
+    """Return the `user`-role entries of a root input, in order, from any form that LangChain accepts."""
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
@@ -299,7 +301,7 @@ def _human_text(entry: object) -> HumanText | None:
 
 
 def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
-    """The AI messages with tool calls in what a node returned or was given.
+    """Yield the AI messages with tool calls in a node's input or output.
 
     Walks messages, lists, mappings, state objects, `Command.update`, `Overwrite` and `Send.arg`.
     """
@@ -317,7 +319,7 @@ def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
         yield from ai_messages(value.value, depth)
     elif isinstance(value, Send):
         yield from ai_messages(value.arg, depth - 1)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, (dict, Mapping)):
         for item in value.values():
             yield from ai_messages(item, depth - 1)
     elif isinstance(value, list | tuple):
@@ -328,7 +330,7 @@ def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
 
 
 def unanswered(messages: Sequence[Any]) -> bool:
-    """Whether the newest AI message has calls that no tool message answers."""
+    """Return True if the newest AI message has calls that no tool message answers."""
     answered: set[str] = set()
     for message in reversed(messages):
         if isinstance(message, ToolMessage):
@@ -339,7 +341,7 @@ def unanswered(messages: Sequence[Any]) -> bool:
 
 
 class PlannedMessage(NamedTuple):
-    """The message that holds a call: its id, its calls, and the call's place among them."""
+    """The message that holds a call: its id, its calls, and the call's position among them."""
 
     id: str | None
     calls: Sequence[Any]
@@ -347,9 +349,9 @@ class PlannedMessage(NamedTuple):
 
 
 def planned_message(state: object, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
-    """The newest AI message in `state` that holds `call`.
+    """Find the newest AI message in `state` that holds `call`.
 
-    By identity first, since two calls of one message may share an id.
+    It compares identities first, since two calls of one message may share an id.
     """
     messages = state if isinstance(state, list) else None
     if messages is None:
@@ -371,7 +373,7 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> Planned
 
 
 def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
-    """Id and calls of an AI message; a typed state that was resumed may hold plain mappings."""
+    """Return id and calls of an AI message; a typed state that was resumed may hold plain mappings."""
     if isinstance(message, AIMessage):
         return message.id, message.tool_calls
     if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
@@ -400,10 +402,11 @@ def note_model_output(run: Run, message: AIMessage, ident: object) -> None:
 
 
 def foreign_plans(run: Run, value: object) -> None:
-    """Remember the calls in AI messages that a client sent: they are never a plan."""
-    sent = [m for entry in messages_in(value) if isinstance(m := as_message(entry), AIMessage) and m.tool_calls]
-    for message in (*ai_messages(value), *sent):
-        run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
+    """Remember the calls in AI messages that a client sent. They are never a plan."""
+    raw = [as_message(entry) for entry in messages_in(value) if isinstance(entry, (dict, Mapping))]
+    for message in (*ai_messages(value), *raw):
+        if isinstance(message, AIMessage) and message.tool_calls:
+            run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:

@@ -1,8 +1,8 @@
-"""What code holds on to: graphs, tools, models and functions, in closures, globals, attributes and wrappers.
+"""Find what code holds: graphs, tools, models and functions, in closures, globals, attributes and wrappers.
 
-`protect` reaches what the code names; `coverage` looks further (`deep`: into any object's attributes
-and containers of any size) and names what lies beyond. A graph or model that is found is not
-looked into: it has rows of its own.
+`protect` reaches what the code names. `coverage` looks further (`deep`: into any object's attributes
+and containers of any size) and names the rest. A graph or model that is found is not searched: it has
+rows of its own.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Found:
 
 
 def graphs_in(root: AnyGraph, *, deep: bool = False) -> Iterator[Found]:
-    """`root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
+    """Yield `root` and every graph that can be reached from it: subgraphs, closures, agents in tools."""
     seen: set[int] = set()
     walked: dict[Any, Any] = {}
     todo = deque([Found(root, root.get_name())])
@@ -108,7 +108,7 @@ def _label(graph: AnyGraph, node: str) -> str:
 
 
 def roots_of(node: PregelNode) -> list[Any]:
-    """What of a node runs: its runnable, and the functions on the edges that leave it."""
+    """Return what a node runs: its runnable, and the functions on the edges that leave it."""
     return [node.bound, *node.writers, *node.subgraphs] if node.bound is not DEFAULT_BOUND else list(node.writers)
 
 
@@ -119,7 +119,7 @@ def walk(
     into_tools: bool = True,
     walked: dict[Any, Any] | None = None,
 ) -> Iterator[Any]:
-    """Everything that `roots` hold, each once, nearest first. `walked` is shared by walks that must not repeat."""
+    """Yield everything that `roots` hold, each once, nearest first. Walks that must not repeat share `walked`."""
     # By identity, and kept: an object that is made on the way may not give its id to another.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
@@ -183,7 +183,7 @@ def _cells(function: FunctionType) -> dict[str, Any]:
 
 
 def loaded(function: FunctionType) -> Iterator[Any]:
-    """What a function's code loads: variables of its closure, globals, and attributes of these."""
+    """Yield what a function's code loads: variables of its closure, globals, and attributes of these."""
     cells, names = _cells(function), function.__globals__
     for is_global, name, attributes in _chains(function.__code__):
         value = names.get(name) if is_global else cells.get(name)
@@ -191,14 +191,14 @@ def loaded(function: FunctionType) -> Iterator[Any]:
         for attribute in attributes:
             try:
                 value = getattr(value, attribute, None)
-            except Exception:  # noqa: BLE001  (a foreign property; what can not be read holds nothing for us)
+            except Exception:  # noqa: BLE001  (a foreign property; what cannot be read holds nothing for us)
                 break
             yield value
 
 
 @lru_cache(maxsize=4096)
 def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
-    """Variables that code loads, with the attributes that it loads of each: `a.b` is `(…, "a", ("b",))`."""
+    """Return the variables that code loads, with the attributes of each: `a.b` is `(…, "a", ("b",))`."""
     chains: list[tuple[bool, str, tuple[str, ...]]] = []
     going = False
     for instruction in dis.get_instructions(code):
@@ -217,7 +217,7 @@ def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
 
 
 def _held_by_method(method: MethodType) -> list[Any]:
-    """What a method loads of its object, and what its function holds."""
+    """Return what a method loads of its object, and what its function holds."""
     owner = method.__self__
     if isinstance(owner, (tuple, *_ROWS_OF_THEIR_OWN)):
         return [owner]
@@ -256,7 +256,7 @@ def _attributes(value: Any) -> list[Any]:
 
 
 def functions_of(tool: BaseTool) -> list[Any]:
-    """The functions that a tool runs: `func` and `coroutine`, or the methods of a tool class of one's own."""
+    """Return the functions that a tool runs: `func` and `coroutine`, or the methods of a custom tool class."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
         method = getattr(tool, name, None)
@@ -269,7 +269,7 @@ def functions_of(tool: BaseTool) -> list[Any]:
 
 
 def module_of(value: object) -> str:
-    """The top-level package that a value's type comes from."""
+    """Return the top-level package that a value's type comes from."""
     return _root(type(value).__module__)
 
 

@@ -1,4 +1,4 @@
-"""The wrapped root entry, and `protect`: every graph that can be reached, in place.
+"""Protect every graph that can be reached, in place.
 
 A compiled graph keeps its identity: its class becomes a dynamic subclass of its own whose `stream`
 and `astream` (to which invoke, batch, `astream_events` and the rest come down) open the run. The
@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator,
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
 from langgraph.graph import StateGraph
 
@@ -41,10 +41,12 @@ from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
 __all__ = ["Protection", "owner_of", "protect"]
 
+_SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
+
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What the gates of one `RuntimeAuthz` share."""
+    """What the enforcement points of one `RuntimeAuthz` share."""
 
     root_entry: RootEntry
     profiles: Profiles
@@ -52,8 +54,8 @@ class Protection:
 
 
 def owner_of(graph: object) -> Protection | None:
-    """The protection of a protected graph."""
-    # Only `protect` sets it; not by `isinstance`, which a reload of this module would make untrue.
+    """Return the protection of a protected graph."""
+    # Only `protect` sets it. A reload of this module would break `isinstance`.
     found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
     return found
 
@@ -123,44 +125,44 @@ def _protect_builder(builder: Any, protection: Protection) -> Any:
     return builder
 
 
-def stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
-    """A graph's stream, in each of whose steps its run is the current one, and in none of its consumer's.
+def _stepping(config: Mapping[str, Any], chunks: Generator[Any, None, None]) -> Iterator[Any]:
+    """Iterate a stream with its run current during each step, and never while the consumer holds a chunk.
 
-    What the graph's own loop calls between nodes (reducers, validators, retry policies, cache keys, callback handlers)
-    has no config of a task and no gate around it: by this the ambient hook hears of the tools that it starts.
+    So the backstop decides the tools that the graph's own loop calls between nodes: in reducers, validators, retry
+    policies, cache keys and callback handlers.
     """
-    run, counts = cast("Run", find_run(config)), dict[str, int]()
+    scope = run_scope(cast("Run", find_run(config)))
     try:
         while True:
-            with run_scope(run, counts=counts):
+            with scope:
                 try:
                     chunk = next(chunks)
                 except StopIteration:
                     return
             yield chunk
     finally:
-        with run_scope(run, counts=counts):
+        with scope:
             chunks.close()
 
 
 class _Owned:
-    """A graph's stream that only its holder closes.
+    """Likewise for an asynchronous stream, which only its holder closes.
 
     An event loop that ends closes every generator that it knows, this one while its holder does. So
-    the loop does not learn of it. As for `stepping`, the run is the current one in each of its steps.
+    the loop does not learn of it.
     """
 
-    __slots__ = ("_begun", "_chunks", "_counts", "_run")
+    __slots__ = ("_begun", "_chunks", "_scope")
 
     def __init__(self, chunks: AsyncGenerator[Any, None], config: Mapping[str, Any]) -> None:
-        self._chunks, self._begun, self._run = chunks, False, cast("Run", find_run(config))
-        self._counts: dict[str, int] = {}
+        self._chunks, self._begun = chunks, False
+        self._scope = run_scope(cast("Run", find_run(config)))
 
     def __aiter__(self) -> _Owned:
         return self
 
     async def __anext__(self) -> Any:
-        with run_scope(self._run, counts=self._counts):
+        with self._scope:
             return await self._next()
 
     def _next(self) -> Awaitable[Any]:
@@ -175,12 +177,12 @@ class _Owned:
             sys.set_asyncgen_hooks(*hooks)
 
     async def aclose(self) -> None:
-        with run_scope(self._run, counts=self._counts):
+        with self._scope:
             await self._chunks.aclose()
 
 
 def _entry_class(base: Any, protection: Protection) -> Any:
-    """The subclass of a graph class whose two streaming roads open a run."""
+    """Make the subclass of a graph class whose `stream` and `astream` open a run."""
     root_entry = protection.root_entry
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
@@ -191,14 +193,17 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     def _stream(self: Any, input: Any, config: Any, at_call: AtCall, options: dict[str, Any]) -> Iterator[Any]:
         if at_call.parent is not None:
             with root_entry.enter_child(at_call.parent, _child_name(self, config), config, self) as entered:
-                yield from stepping(entered, base.stream(self, input, entered, **options))
+                yield from _stepping(entered, base.stream(self, input, entered, **options))
             return
         if _lacks_thread(self, config):
             yield from base.stream(self, input, without_handle(config), **options)
             return
         with root_entry.enter(self.get_name(), input, config, at_call, self) as (given, entered):
             chunks = base.stream(self, given, ambient.hearing(entered), **_durable(self, root_entry, options))
-            for chunk in stepping(entered, chunks):
+            if not _shows_configs(options):
+                yield from _stepping(entered, chunks)
+                return
+            for chunk in _stepping(entered, chunks):
                 yield without_handle(chunk)
 
     def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
@@ -233,8 +238,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
                 )
             ) as chunks,
         ):
+            shows = _shows_configs(options)
             async for chunk in chunks:
-                yield without_handle(chunk)
+                yield without_handle(chunk) if shows else chunk
 
     def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
         # `update_state` comes down to this.
@@ -273,23 +279,29 @@ def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
 
 
 def _options(graph: Any, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The caller's options; the stream mode that LangGraph would choose for the caller's own config."""
+    """Return the caller's options, with the stream mode that LangGraph would choose for the caller's config."""
     if kwargs.get("stream_mode") is None:
         return {**kwargs, "stream_mode": "values" if config is not None and is_task(config) else graph.stream_mode}
     return kwargs
 
 
+def _shows_configs(options: Mapping[str, Any]) -> bool:
+    """Return True if a stream's events carry configs, and in them the run's handle."""
+    modes = options["stream_mode"]
+    return not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
+
+
 def _lacks_thread(graph: Any, config: Mapping[str, Any]) -> bool:
-    """Whether LangGraph itself refuses the call: it would not see that, with a run in the config."""
+    """Return True if LangGraph itself refuses the call: it would not see that, with a run in the config."""
     configurable = config.get("configurable") or {}
     return bool(graph.checkpointer) and not any(name != HANDLE_KEY for name in configurable)
 
 
 def _durable(graph: Any, root_entry: RootEntry, options: dict[str, Any]) -> dict[str, Any]:
-    """With a ledger that outlives the process, a plan is kept by the checkpointer before it is carried out.
+    """Make the checkpointer keep a plan before it is carried out, if the ledger outlives the process.
 
     LangGraph's default writes the checkpoint while the next step runs already. A process that dies in between has
-    paid by a plan that is lost, and its successor plans, and pays, anew. Who asks for another durability gets it.
+    paid by a plan that is lost, and its successor plans, and pays, anew. The caller's own choice prevails.
     """
     chosen = options.get("durability") is not None or "checkpoint_during" in options
     if chosen or not root_entry.outlives or not graph.checkpointer:
@@ -303,7 +315,7 @@ def _child_name(graph: Any, config: Mapping[str, Any]) -> str:
 
 
 def without_handle(chunk: Any, depth: int = 6) -> Any:
-    """A stream chunk without run handles, which `debug` and `checkpoints` events carry in configs."""
+    """Remove the run handles from a stream chunk: `debug` and `checkpoints` events carry configs."""
     if depth == 0:
         return chunk
     if type(chunk) is dict:

@@ -7,27 +7,23 @@ Without one it opens an implicit run for the subject that `subject_from` finds, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
-from langchain_core.messages import HumanMessage
 from langgraph.types import Command, StateSnapshot
 
-from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.state import OF_TASK, Head
-from langchain_runtime_authz.facts.task import ANSWER, HumanText
+from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import claimed_identities
 from langchain_runtime_authz.langgraph._private import Place, counted_graph, graph_at, is_resume_map, place_below
 from langchain_runtime_authz.langgraph.checkpoints import (
-    Read,
-    ReadState,
     check_child,
     is_below,
     mark_child,
@@ -35,6 +31,7 @@ from langchain_runtime_authz.langgraph.checkpoints import (
     moved,
     read_head,
     read_memory,
+    read_state,
     read_waiting,
     said_more,
     saver_of,
@@ -44,9 +41,6 @@ from langchain_runtime_authz.langgraph.checkpoints import (
 from langchain_runtime_authz.langgraph.messages import (
     foreign_plans,
     human_texts,
-    messages_in,
-    unanswered,
-    with_messages,
     written,
 )
 from langchain_runtime_authz.langgraph.run_context import (
@@ -60,7 +54,9 @@ from langchain_runtime_authz.langgraph.run_context import (
     running,
 )
 from langchain_runtime_authz.langgraph.state_changes import (
+    answered_elsewhere,
     brought,
+    delivered,
     others,
     removals,
     said_by,
@@ -70,16 +66,17 @@ from langchain_runtime_authz.langgraph.state_changes import (
 )
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.approvals import is_ours, remaining
+from langchain_runtime_authz.pep.approvals import remaining
 from langchain_runtime_authz.pep.corrections import altered, answer, reply
-from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Record, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
+from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
+from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry, run_event
 
 __all__ = ["AtCall", "Entering", "RootEntry", "with_run"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _ANONYMOUS: Final = Subject(type="anonymous", id="anonymous")
+NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
 MAX_CLAIMED: Final = 16  # names in one record
 
 
@@ -104,7 +101,7 @@ class RootEntry:
         self.engine = engine
         self._memory = task_memory
         self._subject_from = subject_from
-        self._channels = task_channels
+        self.channels = task_channels
         self.outlives = hasattr(engine.ledger, "anchor")  # the ledger, this process
 
     def scope(self, graph: str, thread: str) -> Scope:
@@ -130,11 +127,11 @@ class RootEntry:
 
     def watch(self, graph: Any) -> tuple[str, ...]:
         """Return the channels whose edits change the task: the declared ones, or all if the graph has none of them."""
-        return self._channels if self._speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
+        return self.channels if self.speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
 
-    def _speaks(self, graph: Any) -> bool:
+    def speaks(self, graph: Any) -> bool:
         """Return True if the graph has a channel in which a user states the task."""
-        return graph is None or any(name in graph.channels for name in self._channels)
+        return graph is None or any(name in graph.channels for name in self.channels)
 
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
         """Return the digest of what the store remembers for a subject, as far as it counts as the task."""
@@ -160,91 +157,19 @@ class RootEntry:
         """
         return _Child(self, parent, name, config, graph)
 
-    def open(
-        self, name: str, input: Any, config: Mapping[str, Any], opener: RunHandle | None, graph: Any
-    ) -> Flow[Entry]:
-        """Open a root entry: find out what its input changes, and take its lease."""
-        handle = opener or self._implicit(config)
-        if handle.closed:
-            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
-        thread = (config.get("configurable") or {}).get("thread_id")
-        saver, update = saver_of(graph), written(input)
-        head = (yield from read_head(saver, config)) if saver is not None and thread is not None else None
-        texts, standing = yield from self._texts(handle, update, config, graph, head)
-        entry: Entry = yield from open_entry(
-            self.engine,
-            scope=self.scope(name, f"run:{new_id()}" if thread is None else str(thread)),
-            subject=handle.subject,
-            run_id=handle.run_id,
-            agent=name,
-            task=handle.pinned_task(),
-            given=Given(
-                texts=texts,
-                standing=standing,
-                resume=input is None or isinstance(input, Command),
-                kept=saver is not None and thread is not None,
-                head=head,
-                memory=(yield from self.memory(graph, handle.subject)) if saver is not None else None,
-                waiting=None if head is None else lambda: read_waiting(graph, config, self.watch(graph)),
-                moved=None if head is None else lambda left: moved(graph, config, head.id, left, self.watch(graph)),
-            ),
-            grant=handle.grant,
-        )
-        run = entry.run
-        if claimed := claimed_identities(config, handle.subject):
-            # Ignored, and on record: names only, since a client wrote the values.
-            detail = {"claimed": claimed[:MAX_CLAIMED]}
-            yield Record(
-                run_record,
-                now=entry.now,
-                event="identity_ignored",
-                run_id=run.run_id,
-                jti=run.jti,
-                epoch=run.epoch,
-                scope=run.scope,
-                agent=run.agent,
-                detail=detail,
-            )
-        foreign_plans(run, update)
-        handle.enter(run)
-        self.engine.tally.decided(run, "entry", name, "root entry")
-        self.engine.tally.ran(run, "entry", name, "root entry")
-        return entry
-
-    def _implicit(self, config: Mapping[str, Any]) -> RunHandle:
+    def implicit(self, config: Mapping[str, Any]) -> RunHandle:
+        """Return a run for a call without one: of the subject that `subject_from` finds, else of `anonymous`."""
         found = self._subject_from(config) if self._subject_from is not None else None
         return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
 
-    def _texts(
-        self, handle: RunHandle, update: Any, config: Mapping[str, Any], graph: Any, head: Head | None
-    ) -> Flow[tuple[list[HumanText], frozenset[str]]]:
-        """Return what the user says by an input, and the digests of the user's texts in the state already."""
-        if not handle.human or update is None:
-            return [], frozenset()
-        channels, texts = self._channels, human_texts(update)
-        edited = any(writes(update, name) for name in others(channels))
-        removes, standing = bool(removals(update)), frozenset[str]()
-        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
-            state = (yield ReadState(graph, config)).values if head is not None else {}
-            standing = frozenset(t.digest for t in human_texts(state))
-            texts = unheard(texts, state)
-            edits = brought(update, state, channels) if edited else []
-            edits += taken_out(update, state) if removes else []
-            # On a new thread only what the user declared says something.
-            texts += edits if head is not None else [e for e in edits if e.text]
-        if not texts and not self._speaks(graph):
-            # Such an input may change the task, but its words are not known to be the user's.
-            texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
-        return texts, standing
-
-    def update(self, graph: Any, config: Any, supersteps: Any, write: Read) -> Flow[Any]:
+    def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
 
         Raises:
             AuthzDenied: the ledger failed. The state is written, and the next root entry finds the edit.
         """
         opener = opened(config or {})
-        before: StateSnapshot = yield ReadState(graph, config)
+        before: StateSnapshot = yield read_state(graph, config)
         place = yield write
         if not (yield from said_more(graph, before, place, self.watch(graph_at(graph, place)))):
             return place
@@ -264,7 +189,7 @@ class RootEntry:
             raise AuthzDenied(decision.reason, decision.decision_id) from exc
         return place
 
-    def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: Read) -> Flow[Any]:
+    def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` of a node or tool on a graph below, and mark it as the run's own.
 
         Raises:
@@ -326,7 +251,7 @@ class Entering(Generic[T]):
         raise NotImplementedError
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
-        """`raised`: tasks may not have ended. `cut`: a stream that was closed early may still be writing."""
+        """Close the run. `raised`: tasks may not have ended; `cut`: a stream that was closed early may still write."""
         raise NotImplementedError
 
 
@@ -338,21 +263,76 @@ class _Root(Entering[tuple[Any, Any]]):
         self.input, self.opener = input, at_call.opener
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
-        entry = yield from self.root_entry.open(self.name, self.input, self.config, self.opener, self.graph)
-        self.run = entry.run
-        return (yield from self._told(entry)), with_run(self.config, entry.run)
+        owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
+        handle = self.opener or owner.implicit(config)
+        if handle.closed:
+            raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
+        thread = (config.get("configurable") or {}).get("thread_id")
+        saver, update = saver_of(graph), written(self.input)
+        head = (yield from read_head(saver, config)) if saver is not None and thread is not None else None
+        texts, standing = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
+        entry: Entry = yield from open_entry(
+            engine,
+            owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
+            handle.subject,
+            handle.run_id,
+            self.name,
+            task=handle.pinned_task(),
+            given=Given(
+                texts=texts,
+                standing=standing,
+                resume=self.input is None or isinstance(self.input, Command),
+                kept=saver is not None and thread is not None,
+                head=head,
+                memory=(yield from owner.memory(graph, handle.subject)) if saver is not None else None,
+                waiting=None if head is None else lambda: read_waiting(graph, config, owner.watch(graph)),
+                moved=None if head is None else lambda left: moved(graph, config, head.id, left, owner.watch(graph)),
+            ),
+            grant=handle.grant,
+        )
+        run = entry.run
+        if claimed := claimed_identities(config, handle.subject):
+            # Ignored, and on record: names only, since a client wrote the values.
+            yield run_event(run, "identity_ignored", entry.now, claimed=claimed[:MAX_CLAIMED])
+        foreign_plans(run, update)
+        handle.enter(run)
+        engine.tally.decided(run, "entry", self.name, "root entry")
+        engine.tally.ran(run, "entry", self.name, "root entry")
+        self.run = run
+        given = self.input
+        if saver is not None or entry.pending:
+            given = yield from self._told(entry)
+        return given, with_run(config, run)
+
+    def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
+        """Return what the user says by an input, and the digests of the user's texts in the state already."""
+        channels, texts = self.root_entry.channels, human_texts(update)
+        edited = any(writes(update, name) for name in others(channels))
+        removes, standing = head is not None and bool(removals(update)), frozenset[str]()
+        if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
+            state = (yield read_state(self.graph, self.config)).values if head is not None else {}
+            standing = frozenset(t.digest for t in human_texts(state))
+            texts = unheard(texts, state)
+            edits = brought(update, state, channels) if edited else []
+            edits += taken_out(update, state) if removes else []
+            # On a new thread only what the user declared says something.
+            texts += edits if head is not None else [e for e in edits if e.text]
+        if not texts and not self.root_entry.speaks(self.graph):
+            # Such an input may change the task, but its words are not known to be the user's.
+            texts = [HumanText(raw_digest(said_by(update)), "", "channel:input")]
+        return texts, standing
 
     def _told(self, entry: Entry) -> Flow[Any]:
         """Put the answers in the input into the ledger, and the pending corrections into the input; return it."""
         given = self.input
         known = saver_of(self.graph) is not None and thread_config(self.config) is not None
         if known and isinstance(given, Command) and given.resume is not None:
-            state = yield ReadState(self.graph, self.config)
+            state = yield read_state(self.graph, self.config)
             given = yield from resumed(entry, given, state, below=is_below(self.config))
         elif given is None and saver_of(self.graph) is not None:
-            given = answered_elsewhere(entry, (yield ReadState(self.graph, self.config)))
+            given = answered_elsewhere(entry, (yield read_state(self.graph, self.config)))
         if entry.pending:
-            state = (yield ReadState(self.graph, self.config)) if known else None
+            state = (yield read_state(self.graph, self.config)) if known else None
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = delivered(entry, given, state.values if state is not None else None, asked)
         return given
@@ -457,40 +437,3 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     reviewed = {a.interrupt_id for a in asks}
     corrected = yield from reply(entry.run, questions, {i: v for i, v in answered.items() if i not in reviewed})
     return replace(given, resume=answered) if (asks or corrected) and not below else given
-
-
-def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the input of a re-invocation that goes on after every question of ours was answered outside the graph.
-
-    LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
-    again. The value says nothing: the enforcement point reads the ledger.
-    """
-    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
-    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
-    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
-
-
-def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
-    """Return the input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
-
-    Before what a new input says itself; as an update of a resumed state. If calls of that state are still
-    unanswered, a user message may not come between. Then the answers to those calls, which the correction made
-    stale, carry the text.
-    """
-    before = messages_in(state)
-    heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
-    # The reason of a rejection outside the graph is told with the answer to the rejected call.
-    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
-    texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
-    if not texts:
-        return input
-    # An id of its own from the first: a pending write gets another one each time that a state is read.
-    messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
-    if isinstance(input, dict):
-        return with_messages(input, messages)
-    update = input.update if isinstance(input, Command) else None
-    if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
-        entry.run.undelivered = tuple(t.text for t in texts)
-        return input
-    merged = with_messages(update, messages)
-    return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)

@@ -30,7 +30,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, Given, close, open_entry
+from langchain_runtime_authz.pep.entry import Entry, close, open_entry
 
 __all__ = [
     "HANDLE_KEY",
@@ -101,20 +101,18 @@ _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.open
 class run_scope(CodeScope):
     """Make `run` the current one for the code inside; `task` is the one that a node's enforcement point is around.
 
-    `counts` of equal calls continue those of an earlier scope. The ticket of a tool outside is not current inside:
-    the code inside may belong to another agent.
+    Enter it again to go on with its counts of equal calls. The ticket of a tool outside is not current inside: the
+    code inside may belong to another agent.
     """
 
     __slots__ = ("_previous",)
 
-    def __init__(self, run: Run, task: str | None = None, counts: dict[str, int] | None = None) -> None:
-        before = current_scope.get()
-        self._previous = before
-        self.ticket, self.refusals, self.run = None, RefusedMints((run, None, None)), run
-        self.counts = {} if counts is None else counts
-        self.task = before.task if task is None else task
+    def __init__(self, run: Run, task: str | None = None) -> None:
+        self.ticket, self.refusals, self.run, self.counts = None, RefusedMints((run, None, None)), run, {}
+        self.task = current_scope.get().task if task is None else task
 
     def __enter__(self) -> None:
+        self._previous = current_scope.get()
         current_scope.set(self)
 
     def __exit__(self, *exc: object) -> None:
@@ -226,15 +224,9 @@ class RunHandle:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
             engine = self.engine
+            scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
             entry: Entry = yield from open_entry(
-                engine,
-                scope=Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}"),
-                subject=self.subject,
-                run_id=self.run_id,
-                agent=_OUTSIDE,
-                task=self.pinned_task(),
-                given=Given(),
-                grant=self.grant,
+                engine, scope, self.subject, self.run_id, _OUTSIDE, task=self.pinned_task(), grant=self.grant
             )
             self.enter(entry.run)
             if self._outside is None:
@@ -340,4 +332,8 @@ def _refusals() -> RefusedMints | None:
         handle = _around()
     except ConfigError:  # the record could name another run
         return None
-    return None if handle is None else RefusedMints((_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0), None, None))
+    return (
+        None
+        if handle is None
+        else RefusedMints((_OutsideRun(handle.engine, handle.run_id, handle.epoch or 0), None, None))
+    )

@@ -14,7 +14,6 @@ rewrite what the model's call returned, and a review may pause before the next n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -32,7 +31,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
-from langchain_runtime_authz.pep.engine import Engine, Flow, Load, Run, drive
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run, drive
 
 __all__ = ["answered", "hear", "plan_later"]
 
@@ -130,7 +129,7 @@ def _noted(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[
     place = {"thread_id": thread, "checkpoint_ns": agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
-    found = yield _ReadPaused(saver, {"configurable": place})
+    found = yield ReadPaused(saver, {"configurable": place})
     if found is None:
         return
     message = newest_plan(found.checkpoint["channel_values"])
@@ -140,26 +139,20 @@ def _noted(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[
                 yield from note_question(run, message, question, task)
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadPaused:
-    """An effect: the checkpoint at which a thread paused last, as `CheckpointTuple`, or `None`.
+def _read_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
+    return next((t for t in saver.list(place, limit=MAX_STEPS) if _paused(t)), None)
 
-    The steps since are younger, and perhaps not written yet; the pause was written before the thread was resumed.
-    """
 
-    saver: Any
-    place: Mapping[str, Any]
+async def _aread_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
+    async for found in saver.alist(place, limit=MAX_STEPS):
+        if _paused(found):
+            return found
+    return None
 
-    def run(self, engine: Engine) -> Any:
-        """Read it, blocking."""
-        return next((t for t in self.saver.list(self.place, limit=MAX_STEPS) if _paused(t)), None)
 
-    async def arun(self, engine: Engine) -> Any:
-        """Read it."""
-        async for found in self.saver.alist(self.place, limit=MAX_STEPS):
-            if _paused(found):
-                return found
-        return None
+# saver, place → the checkpoint at which a thread paused last, or `None`. Later steps are younger and perhaps not
+# written yet; the pause was written before the thread was resumed.
+ReadPaused: Final = Effect(_read_paused, _aread_paused)
 
 
 def _paused(found: Any) -> bool:

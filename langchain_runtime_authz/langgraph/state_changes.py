@@ -7,18 +7,19 @@ and the tasks that wait to run. Ids, key order and the message classes' own fiel
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, ToolMessage
 from langgraph.constants import START
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
-from langgraph.types import StateSnapshot
+from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.messages import (
     as_message,
     human_texts,
@@ -26,11 +27,17 @@ from langchain_runtime_authz.langgraph.messages import (
     messages_in,
     overwritten,
     removed_by,
+    unanswered,
+    with_messages,
 )
+from langchain_runtime_authz.pep.approvals import is_ours
+from langchain_runtime_authz.pep.entry import Entry
 
 __all__ = [
     "WATCHED",
+    "answered_elsewhere",
     "brought",
+    "delivered",
     "differ",
     "others",
     "removals",
@@ -91,7 +98,7 @@ def said_by(given: object) -> object:
 
 def writes(given: object, name: str) -> bool:
     """Return True if an input writes a channel. In a mapping, `None` clears it."""
-    return name in given if isinstance(given, Mapping) else getattr(given, name, None) is not None
+    return name in given if isinstance(given, (dict, Mapping)) else getattr(given, name, None) is not None
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
@@ -131,7 +138,7 @@ def others(channels: Sequence[str]) -> list[str]:
 
 def _held(value: object, name: str) -> Any:
     """Return what a mapping or a state object holds under a channel's name."""
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    return value.get(name) if isinstance(value, (dict, Mapping)) else getattr(value, name, None)
 
 
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
@@ -161,3 +168,43 @@ def said(value: object) -> str:
         return digest(project(value))
     except MappingError:
         return content_digest(value)
+
+
+# What the next input of a thread is told.
+
+
+def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
+    """Return the input of a re-invocation that goes on after every question of ours was answered outside the graph.
+
+    LangGraph would raise the same interrupts again. A question that is answered, void or too late is not asked
+    again. The value says nothing: the enforcement point reads the ledger.
+    """
+    waiting = {a.interrupt_id for a in entry.asks if not 0 < a.expires_at <= entry.now}
+    ours = [i.id for i in state.interrupts if is_ours(i.value) and i.id not in waiting]
+    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
+
+
+def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
+    """Return the input with the corrections that the graph has not seen yet. `asked`: ids of its open interrupts.
+
+    Before what a new input says itself; as an update of a resumed state. If calls of that state are still
+    unanswered, a user message may not come between. Then the answers to those calls, which the correction made
+    stale, carry the text.
+    """
+    before = messages_in(state)
+    heard = {t.digest for t in human_texts([*before, *messages_in(input)])}
+    # The reason of a rejection outside the graph is told with the answer to the rejected call.
+    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
+    texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
+    if not texts:
+        return input
+    # An id of its own from the first: a pending write gets another one each time that a state is read.
+    messages = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
+    if isinstance(input, dict):
+        return with_messages(input, messages)
+    update = input.update if isinstance(input, Command) else None
+    if not before or unanswered(before) or not (update is None or isinstance(update, dict)):
+        entry.run.undelivered = tuple(t.text for t in texts)
+        return input
+    merged = with_messages(update, messages)
+    return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)

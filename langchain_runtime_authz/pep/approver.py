@@ -1,15 +1,15 @@
-"""Answering a question beside the graph: a person's verified statement, put into the ledger.
+"""Answer a question outside the graph: put an approver's verified statement into the ledger.
 
-The graph stays paused. Whoever resumes it next, in any process, finds the answer. A rejection with a
-reason is a correction here as it is at the graph (`correction.answer`): the same commit opens the next
-epoch, and what else was asked or approved for the task as it was is void and asked again.
+The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason
+is a correction here as it is at the graph (`corrections.answer`): the same commit opens the next epoch.
+Other questions and approvals for the old task are then void and asked again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
@@ -18,7 +18,7 @@ from langchain_runtime_authz.ledger.calls import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approvals import corrections
 from langchain_runtime_authz.pep.corrections import carried
-from langchain_runtime_authz.pep.engine import Commit, Flow, Load, Record, new_id
+from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Record, new_id
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
@@ -28,39 +28,31 @@ if TYPE_CHECKING:  # its module loads the signing library
 __all__ = ["ListAsked", "answer_beside", "question_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class ListAsked:
-    """An effect: the open questions of a tenant, or the one of that id."""
-
-    id: str | None = None
-
-    def run(self, engine: Engine) -> Sequence[tuple[Scope, Approval]]:
-        """Perform it, blocking."""
-        return self._store(engine).asked(engine.tenant, self.id)
-
-    async def arun(self, engine: Engine) -> Sequence[tuple[Scope, Approval]]:
-        """Perform it."""
-        return await self._store(engine).aasked(engine.tenant, self.id)
-
-    def _store(self, engine: Engine) -> Asked:
-        if not isinstance(engine.ledger, Asked):
-            msg = "this ledger can not list what is asked: it lacks `asked`"
-            raise ConfigError(msg)
-        return engine.ledger
+def _store(engine: Engine) -> Asked:
+    if not isinstance(engine.ledger, Asked):
+        msg = "this ledger cannot list what is asked: it lacks `asked`"
+        raise ConfigError(msg)
+    return engine.ledger
 
 
-@dataclass(frozen=True, slots=True)
-class _Verify:
-    approvers: Approvers
-    statement: str
-    question: Question
-    now: float
+def _asked(engine: Engine, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
+    return _store(engine).asked(engine.tenant, id)
 
-    def run(self, _engine: Engine) -> Statement:
-        return self.approvers.verify(self.statement, self.question, now=self.now)
 
-    async def arun(self, _engine: Engine) -> Statement:
-        return await self.approvers.averify(self.statement, self.question, now=self.now)
+async def _aasked(engine: Engine, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
+    return await _store(engine).aasked(engine.tenant, id)
+
+
+def _verify(_: Engine, approvers: Approvers, statement: str, question: Question, now: float) -> Statement:
+    return approvers.verify(statement, question, now=now)
+
+
+async def _averify(_: Engine, approvers: Approvers, statement: str, question: Question, now: float) -> Statement:
+    return await approvers.averify(statement, question, now=now)
+
+
+ListAsked: Final = Effect(_asked, _aasked)  # a tenant's open questions, or the one of an id
+_Verify: Final = Effect(_verify, _averify)
 
 
 def answer_beside(
@@ -72,7 +64,7 @@ def answer_beside(
     statement: str | None,
     message: str = "",
 ) -> Flow[int]:
-    """Answer the open question `id`; how many approvers it still waits for.
+    """Answer the open question `id`; return the number of approvers that it still waits for.
 
     Raises:
         AuthzError: `approval_void`: no such question is open (any more); `approval_expired`,
@@ -81,7 +73,7 @@ def answer_beside(
         ConfigError: neither or both of `by` and `statement`.
     """
     if (by is None) == (statement is None):
-        msg = "an approval is somebody's: give either `by` or a signed `statement`"
+        msg = "an approval needs an approver: give either `by` or a signed `statement`"
         raise ConfigError(msg)
     found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
     about = question_of(found)
@@ -117,15 +109,15 @@ def answer_beside(
 
 
 def _correction(scope: Scope, asked: Approval, given: AnswerApproval) -> Flow[list[Change]]:
-    """What the answer changes beside itself: nothing, or the epoch and the plan without the rejected call.
+    """Return what the answer changes besides itself: nothing, or the epoch and the plan without the rejected call.
 
-    The epoch is the question's: where the task changed since, there is no such question any more.
+    The epoch is the question's: if the task changed since, the question is not open any more.
     """
     texts = corrections([asked], [given])
     if not texts:
         return []
     snapshot: Snapshot = yield Load(scope, Query())
-    # By the person who signed: their words give authority only where it is their own task.
+    # The approver's words give authority only if it is the approver's own task.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])
@@ -133,7 +125,7 @@ def _correction(scope: Scope, asked: Approval, given: AnswerApproval) -> Flow[li
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
-    """What a statement on the one question that was found must be about. Raises `AuthzError` if there is none."""
+    """Return what a statement on the one question found must be about. Raises `AuthzError` if there is none."""
     if len(found) != 1:
         raise AuthzError(Code.APPROVAL_VOID)
     ((scope, asked),) = found
@@ -151,7 +143,7 @@ def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
     )
 
 
-def _record(scope: Scope, asked: Approval, said: Statement, now: float, refused: Code | None) -> Record:
+def _record(scope: Scope, asked: Approval, said: Statement, now: float, refused: Code | None) -> tuple[Any, ...]:
     detail: dict[str, Any] = {
         "approval": asked.id,
         "call_key": asked.call_key,

@@ -1,12 +1,13 @@
-"""Where a thread is told of a changed task: by an answer, beside the graph, by an operator.
+"""Change a thread's task: by an answer, outside the graph, by an operator.
 
-Each opens the next epoch by compare-and-set, so that what was planned before it is stale.
+Each opens the next epoch by compare-and-set, so earlier plans are stale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
@@ -39,12 +40,12 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
     """Put a resume value into the ledger, before any task starts: one atomic correction or answer.
 
     Plain answers leave the task alone. An edit, a response or a rejection with a reason changes it:
-    then the same commit opens the next epoch, with a plan of the calls that are left. Rejected ones
-    are in it no more, edited ones stand as edited, and the agents above that wait for them go on.
+    then the same commit opens the next epoch, with a plan of the calls that are left. Rejected calls
+    are dropped, edited ones stand as edited, and the agents above that wait for them go on.
 
     Raises:
-        AuthzDenied: the task was changed by somebody else meanwhile; `approval_partial`; or the answer is
-            not this person's to give.
+        AuthzDenied: the task was changed by others meanwhile; `approval_partial`; or the subject may not
+            answer this.
     """
     if is_partial(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
@@ -56,7 +57,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
         done = yield Commit(run.scope, None, answered)
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
-            # Before any task takes the value: the question stays open for who may answer it.
+            # Before any task takes the value: the question stays open for those who may answer it.
             yield run_event(run, "approval", 0.0, refused=str(done.code), approver=run.subject.principal)
             raise AuthzDenied(done.code, new_id())
         by_key = {a.call_key: a for a in answered}
@@ -74,7 +75,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Whether a plan holds an edit of a call that a review asked about anew and that is approved as it was."""
+    """Return True if a plan holds an edit of a call that a review asked about anew and that is approved as it was."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -85,9 +86,9 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """The places of the calls that a review asked about, as their message has them, and that are approved so.
+    """Return the places of the calls that a review asked about, as in their message, and that are approved so.
 
-    Not of what we asked: our own question after an edit is about the edited call.
+    Our own questions do not count: after an edit they are about the edited call.
     """
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
@@ -98,15 +99,14 @@ def _as_announced(
 
 
 def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]) -> Flow[bool]:
-    """Answers to what tools and nodes ask by themselves: what is no plain answer corrects the task.
+    """Take answers to questions of tools and nodes: an answer that is not plain corrects the task.
 
     `questions` are the values of open interrupts by id, `given` the answers. The next epoch is open
-    before any task starts, with nothing carried over; the words are told with the answers to the
-    calls that it makes stale. The same answer to the same question once more says nothing new.
-    Returns whether the task changed.
+    before any task starts, with nothing carried over. The answers to the calls that it makes stale tell
+    the words. The same answer to the same question says nothing new. Return True if the task changed.
 
     Raises:
-        AuthzDenied: the task was changed by somebody else meanwhile.
+        AuthzDenied: the task was changed by others meanwhile.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     if not said:
@@ -142,7 +142,7 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
 def carried(
     scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
-    """The plans of `epoch` as answers to `asks` leave them, for the epoch that the answers open."""
+    """Return the plans of `epoch` as answers to `asks` leave them, for the epoch that the answers open."""
     by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
@@ -171,9 +171,9 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """`update_state` altered a thread that the ledger knows and left `checkpoint`: a correction.
+    """Pin an `update_state` of a thread that the ledger knows, which left `checkpoint`, as a correction.
 
-    `texts` are what a human said by it, `by` (`type:id`) is who; the act itself has nobody's words. `below` is
+    `texts` are the user's words in it, `by` (`type:id`) names the user; the act itself has no words. `below` is
     the digest of what then waits below the root, so that the next entry does not find the edit once more.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
@@ -190,9 +190,9 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """A correction from beside the graph: pin it, epoch + 1, deliver it at the next root entry.
+    """Pin a correction from outside the graph: epoch + 1; the next root entry delivers it.
 
-    `by` (`type:id`) is who said it; `None`: the thread's own subject. Returns the new epoch.
+    `by` (`type:id`) names its author; `None`: the thread's own subject. Return the new epoch.
     """
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield Load(scope, Query())
@@ -205,26 +205,29 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def _kept(done: Committed | Conflict) -> Committed:
-    """What no state of a thread refuses. A ledger that refuses it all the same must not look as if it had kept it."""
+def _done(scope: Scope, change: Change, event: str, at: Scope | None = None, **about: Any) -> Flow[None]:
+    """Commit and record a change that no state of a thread refuses.
+
+    Raises:
+        LedgerError: the ledger refuses it all the same: it must not look as if it had kept it.
+    """
+    done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
-    return done
+    yield Record(run_record, now=done.now, event=event, run_id="", scope=scope, **about)
 
 
 def data_changed(scope: Scope, resource: str) -> Flow[None]:
-    """Somebody says that a resource changed: what was read of it before is old, on every thread."""
-    done = _kept((yield Commit(data_scope(scope), None, [SetMark(resource, new_id())])))
-    yield Record(run_record, now=done.now, event="data_changed", run_id="", scope=scope, detail={"resource": resource})
+    """Declare that a resource changed: earlier reads of it are out of date, on every thread."""
+    change, detail = SetMark(resource, new_id()), {"resource": resource}
+    return _done(scope, change, "data_changed", data_scope(scope), detail=detail)
 
 
 def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
-    done = _kept((yield Commit(scope, None, [Revoke(agent)])))
-    yield Record(run_record, now=done.now, event="revoked", run_id="", scope=scope, agent=agent)
+    return _done(scope, Revoke(agent), "revoked", agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
     """Lift a revocation."""
-    done = _kept((yield Commit(scope, None, [Reinstate(agent)])))
-    yield Record(run_record, now=done.now, event="reinstated", run_id="", scope=scope, agent=agent)
+    return _done(scope, Reinstate(agent), "reinstated", agent=agent)

@@ -1,7 +1,7 @@
-"""Root entries and children: where runs begin and end.
+"""Begin and end runs: root entries and children.
 
 Each root entry (invoke, stream, batch element, resume) takes its own lease, at the epoch of the
-state it loads. A later correction kills that lease and the old run drains; only a new root entry
+state it loads. A later correction kills that lease and the old run drains. Only a new root entry
 plans anew.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Subject
@@ -34,7 +34,7 @@ from langchain_runtime_authz.facts.state import (
 )
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import Approval, Conflict, Lease, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     Change,
@@ -82,13 +82,11 @@ class Entry:
 class Given(NamedTuple):
     """What a root entry is given: a new input or a resume, and the state that it will load.
 
-    `texts` are the human-origin texts of the input, `standing` the digests of what stands in the user's role in
-    the state already, whoever wrote it there. `kept`: the graph keeps its state, so that
-    another writer can erase them from it; `head` is what it kept of this thread, if anything.
-    `moved` makes an effect of the checkpoint that a run left last: whether what somebody did since
-    altered anything that a task or a plan is made of. `memory` is the digest of what the store
-    remembers, where that counts as part of the task. `below` is an effect: what the graphs hold that
-    wait below (`Below`), `None` where none does.
+    `texts` are the user's texts of the input, `standing` the digests of all texts in the user's role in the
+    state already. `kept`: the graph keeps its state, so another writer can erase the texts from it. `head` is the
+    checkpoint that it kept of this thread. `moved` tells, of the checkpoint that a run left last, if the state
+    changed since. `memory` is the digest of what the store remembers, if that counts as part of the task.
+    `waiting` reads what the graphs hold that wait below.
     """
 
     texts: Sequence[HumanText] = ()
@@ -102,10 +100,10 @@ class Given(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a root entry leaves, each `None` where that is not known, or nothing.
+    """What a root entry leaves; `None` if that is not known, or nothing.
 
-    `head` is its checkpoint, `memory` the digest of what the store then remembers, `below` that of what the
-    graphs hold that wait below.
+    `head` is its checkpoint, `memory` the digest of what the store remembers, `below` that of what the graphs hold
+    that wait below.
     """
 
     head: str | None = None
@@ -115,16 +113,16 @@ class Left(NamedTuple):
 
 def open_entry(
     engine: Engine,
-    *,
     scope: Scope,
     subject: Subject,
     run_id: str,
     agent: str,
-    task: HumanText | None,
-    given: Given,
-    grant: Grant | None,
+    *,
+    task: HumanText | None = None,
+    grant: Grant | None = None,
+    given: Given = Given(),  # noqa: B008  (a constant)
 ) -> Flow[Entry]:
-    """Open a root entry: pin the task, advance the epoch if a human changed it, take a lease.
+    """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
     `task` is what `.run(task=)` said.
 
@@ -133,30 +131,30 @@ def open_entry(
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
+    run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, grant, kept_state=given.kept)
     try:
-        run, pending, asks, now = yield from _take_lease(engine, scope, subject, run_id, agent, task, given, grant)
-        run.planned = yield from _planned(run)
+        entry = yield from _take_lease(run, task, given)
+        if engine.planner is not None:
+            run.planned = yield from _planned(run)
     except AuthzDenied:
         raise
     except Exception as exc:  # a ledger that fails denies
-        _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
-        raise AuthzDenied(engine.failed(exc), new_id()) from exc
+        decision = engine.ledger_failed(exc)
+        raise AuthzDenied(decision.reason, decision.decision_id) from exc
     action = "run/resume" if given.resume else "run/start"
-    decision = yield from decide_step(run, action, {"type": "run", "id": agent, "properties": {"graph": scope.graph}})
+    resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
+    decision = yield from decide_step(run, action, resource)
     if not decision.permit:
         yield from close(run, "ended")
         raise AuthzDenied(decision.reason, decision.decision_id)
-    return Entry(run, pending, asks, now)
+    return entry
 
 
 def _planned(run: Run) -> Flow[frozenset[str] | None]:
-    """What the planner holds the task to need: asked once per state of the task, kept in the ledger.
+    """Ask the planner what the task needs, once per state of the task; the ledger keeps the answer.
 
-    It is asked before anything of this entry runs, and is shown the human's own words alone.
+    It is asked before anything of this entry runs, and is shown the user's own words only.
     """
-    planner = run.engine.planner
-    if planner is None:
-        return None
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts = [words for t in snapshot.log if t.own and (words := own_words(t.text).strip())]
     if not texts:
@@ -173,73 +171,51 @@ def _planned(run: Run) -> Flow[frozenset[str] | None]:
     return frozenset()
 
 
-def _take_lease(
-    engine: Engine,
-    scope: Scope,
-    subject: Subject,
-    run_id: str,
-    agent: str,
-    task: HumanText | None,
-    given: Given,
-    grant: Grant | None,
-) -> Flow[tuple[Run, tuple[HumanText, ...], tuple[Approval, ...], float]]:
-    owner = subject.principal
-    jti = new_id()
-    # Another entry may advance the epoch between our load and our commit: then look again.
+def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
+    scope, owner = run.scope, run.subject.principal
+    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW))
+    run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
+    # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, agent=(agent,), marks=(HEAD, MEMORY, BELOW)))
-        said = tuple(replace(t, author=owner) for t in _fresh(snapshot.log, task, given.texts))
-        # A client that sends a history without its ids sends back what machines wrote, too: no word of the human's.
-        own = {t.digest for t in snapshot.log if t.own}
-        said = tuple(replace(t, own=False) if t.digest in given.standing - own else t for t in said)
-        done_outside = yield from _outside(snapshot, given, jti)
-        fresh = (*done_outside, *said)
-        first = not snapshot.log and not done_outside
-        changes: list[OpenThread | AdvanceEpoch] = [OpenThread(owner)]
+        snapshot: Snapshot = yield Load(scope, query)
+        # A client that sends a history without its ids sends back what machines wrote, too.
+        machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
+        said = [
+            replace(t, author=owner, own=t.own and t.digest not in machines)
+            for t in _fresh(snapshot.log, task, given.texts)
+        ]
+        edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
+        fresh = (*edits, *said)
+        first = not snapshot.log and not edits
+        rotates = bool(fresh) and not first
+        run.epoch, run.started_at = snapshot.epoch + rotates, int(snapshot.now)
+        run.expires_at = run.started_at + run.engine.lease_ttl
+        run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
+        opening: list[Change] = [OpenThread(owner)]
         if fresh:
             # Until a run that saw them ends, an older one may overwrite them in the graph's state.
-            changes.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
-        done = yield Commit(scope, None, changes)
+            opening.append(AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
+        lease: list[Change] = [TakeLease(lease_of(run))]
+        # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
+        for changes in (opening, lease) if rotates else ([*opening, *lease],):
+            done: Committed | Conflict = yield Commit(scope, None, changes)
+            if isinstance(done, Conflict):
+                break
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
                 continue
             raise AuthzDenied(done.code, new_id())
-        now = int(done.now)
-        run = Run(
-            engine=engine,
-            scope=scope,
-            subject=subject,
-            run_id=run_id,
-            agent=(agent,),
-            jti=jti,
-            epoch=done.epoch,
-            started_at=now,
-            expires_at=now + engine.lease_ttl,
-            grant=grant,
-            pinned=len(snapshot.log) + len(fresh),
-            kept_state=given.kept,
-            loaded=given.head.newest or given.head.id if given.head is not None else "",
-            steps_before=snapshot.history.steps,
-        )
-        taken = yield Commit(scope, None, [TakeLease(lease_of(run))])
-        if isinstance(taken, Conflict):
-            if taken.code == Code.STALE_EPOCH:
-                continue
-            raise AuthzDenied(taken.code, new_id())
-        if fresh and not first:
+        if rotates:
             yield run_event(run, "corrected", done.now, texts=len(fresh))
         yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
-        asks = snapshot.asks if not fresh or first else ()
-        return run, snapshot.pending, asks, done.now
+        return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """What somebody did to the thread's state beside every entry, as something to pin; its words are nobody's."""
-    if not snapshot.exists:
-        return ()
-    found = [*(yield from _state_outside(snapshot, given, jti))]
-    if snapshot.underway:  # or cut: then it may be its own doing
+def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+    """Return what others did to the thread's state, as texts to pin; they give no authority."""
+    found = [*(yield from _state_edit(snapshot, given, jti))]
+    if snapshot.underway:  # or cut: then a run of ours may have done it
         return tuple(found)
     below: Below | None = None
     if given.waiting is not None and snapshot.marks.get(BELOW):
@@ -248,14 +224,14 @@ def _outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText
     for name, now, key in ((MEMORY, given.memory, memory_key), (BELOW, digest, below_key)):
         if now is not None and snapshot.marks.get(name) not in (None, UNKNOWN, now):
             found.append(HumanText(now, "", key(now), own=False))
-            # Each child holds its own state against what it left: there they are heard already.
+            # Each child checks its own state against what it left: those edits are pinned already.
             known = {t.key for t in snapshot.log}
             edits = [e for e in below.updates if outside_key(e) not in known] if below and name == BELOW else []
             found += [HumanText(content_digest(e), "", outside_key(e), own=False) for e in edits]
     return tuple(found)
 
 
-def _state_outside(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
     head = given.head
     if head is None or given.moved is None:
         return ()
@@ -273,12 +249,11 @@ def edited(
 ) -> Flow[bool]:
     """Hold what a child of `run` is about to load against the checkpoint that its last run left, under `mark`.
 
-    `read` is an effect of the newest checkpoint (`Head`), `moved` makes one of whether it says something else
-    than the one that was left. Only what an `update` left was done from outside: this run may be in the middle
-    of its own writing. Returns whether there is such a mark.
+    `read` reads the newest checkpoint; `moved` compares it with the one that was left. Only an `update` was done
+    from outside: this run may be in the middle of its own writing. Return True if there is such a mark.
 
     Raises:
-        AuthzDenied: `stale_epoch`: it was edited, so that the task is another one. The run drains.
+        AuthzDenied: `stale_epoch`: it was edited, so the task changed. The run drains.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -293,7 +268,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Pin an act from outside, whose key the last of `texts` has, in the next epoch; `False` where it is already.
+    """Pin an edit, whose key the last of `texts` has, in the next epoch; return `False` if it is pinned already.
 
     Raises:
         AuthzDenied: `stale_epoch`: others change the task all the time.
@@ -310,10 +285,9 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """What the human says for the first time.
+    """Return what the user says for the first time.
 
-    `.run(task=)` with a pinned digest says nothing new, and the input that repeats the task says it
-    once.
+    `.run(task=)` with a pinned digest says nothing new. An input that repeats the task says it once.
     """
     if task is None:
         return changed(pinned, texts)
@@ -322,7 +296,7 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
 
 
 def lease_of(run: Run) -> Lease:
-    """A run's lease, as it is taken: at the run's epoch, under its jti."""
+    """Return a run's lease, as it is taken: at the run's epoch, under its jti."""
     return Lease(
         jti=run.jti,
         run_id=run.run_id,
@@ -335,8 +309,8 @@ def lease_of(run: Run) -> Lease:
     )
 
 
-def run_event(run: Run, event: str, now: float, **detail: object) -> Record:
-    """An effect: the audit record of something that happened to a run."""
+def run_event(run: Run, event: str, now: float, **detail: object) -> tuple[Any, ...]:
+    """Write the audit record of something that happened to a run."""
     return Record(
         run_record,
         now=now,
@@ -404,11 +378,11 @@ def close(
     state: Literal["suspended", "ended", "revoked"],
     left: Left = Left(),  # noqa: B008  (a constant)
     also: Sequence[Change] = (),
-    beside: Sequence[HumanText] = (),
+    edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
     """End a run's lease and every lease below it, and set the marks. The jtis are dead when this returns.
 
-    `beside`: what was done to the thread's state meanwhile, by nobody that the ledger knows, as something to pin.
+    `edits`: what others did to the thread's state meanwhile, as texts to pin.
     """
     if run.closed and left.head is None and not also:
         return
@@ -416,8 +390,8 @@ def close(
     names = (HEAD, MEMORY, BELOW) if run.kept_state else ()
     marks = [*also, *(SetMark(name, value or UNKNOWN) for name, value in zip(names, left, strict=False))]
     try:
-        if beside:
-            yield from _pinned(run, beside)
+        if edits:
+            yield from _pinned(run, edits)
         done = yield from _end(run, state, marks)
         if run.parent is None:
             yield run_event(run, state, getattr(done, "now", 0.0))

@@ -1,7 +1,7 @@
-"""The kill switch: a file. While it exists, every step of every process that watches it is denied.
+"""Deny every step of every process while a file exists.
 
-It asks neither the PDP nor the ledger, so it works while both are down, and it needs no code of this
-package to engage: `touch` does. What can not be looked at counts as engaged.
+The kill switch asks neither the PDP nor the ledger, so it works while both are down. `touch` engages it.
+A file that cannot be looked at counts as engaged.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class KillSwitch:
 
     @classmethod
     def from_environment(cls) -> KillSwitch | None:
-        """The one that `RUNTIME_AUTHZ_KILL_SWITCH` names, if it is set."""
+        """Return the switch that `RUNTIME_AUTHZ_KILL_SWITCH` names, if it is set."""
         path = os.environ.get(KILL_SWITCH)
         return cls(path) if path else None
 
     @property
     def engaged(self) -> bool:
-        """Whether everything is to be denied."""
+        """True if everything is to be denied."""
         try:
             os.lstat(self.path)  # a link to nowhere is engaged too
         except FileNotFoundError:
-            # Without its folder nobody could engage it any more: that is no release.
+            # Without its folder nobody could engage it any more: that does not release it.
             return not self.path.parent.is_dir()
         except OSError:
             return True
@@ -68,7 +68,7 @@ class KillSwitch:
             return
 
     def release(self) -> bool:
-        """Go on. Returns whether it was engaged."""
+        """Go on. Return True if it was engaged."""
         try:
             self.path.unlink()
         except FileNotFoundError:
@@ -76,7 +76,7 @@ class KillSwitch:
         return True
 
     def reason(self) -> str:
-        """When and why it was engaged, in one line; empty where that is not known."""
+        """Return when and why it was engaged, in one line; empty if that is not known."""
         try:
             with self.path.open(encoding="utf-8") as file:
                 return " ".join(file.read(MAX_REASON).split())

@@ -1,4 +1,4 @@
-"""The same engine room without LangGraph: for other agent loops, recorded traces and tests."""
+"""Enforce without LangGraph: for other agent loops, recorded traces and tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep.claim import claim_call, conclude
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Given, close, open_child, open_entry
+from langchain_runtime_authz.pep.entry import close, open_child, open_entry
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
 
@@ -65,27 +65,19 @@ class Session:
         thread: str | None,
     ) -> Flow[Session]:
         """Open a session's run. Raises `AuthzDenied`."""
-        text = HumanText(content_digest(task), task) if task is not None else None
-        entry = yield from open_entry(
-            engine,
-            scope=Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}"),
-            subject=subject,
-            run_id=new_id(),
-            agent=agent,
-            task=text if subject.human else None,
-            given=Given(),
-            grant=grant,
-        )
+        text = HumanText(content_digest(task), task) if task is not None and subject.human else None
+        scope = Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}")
+        entry = yield from open_entry(engine, scope, subject, new_id(), agent, task=text, grant=grant)
         return cls(entry.run, profiles)
 
     @property
     def jti(self) -> str:
-        """Of the session's lease."""
+        """The jti of the session's lease."""
         return self._run.jti
 
     @property
     def epoch(self) -> int:
-        """Of the task that the session works on."""
+        """The epoch of the task that the session works on."""
         return self._run.epoch
 
     def decide(self, tool: str, args: Mapping[str, Any]) -> Decision:
@@ -101,9 +93,9 @@ class Session:
         return await adrive(self._run.engine, self._decide(tool, args))
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
-        """Why, for the operator: each argument that the human did not say, who says it, and its sentence.
+        """Explain to the operator each argument that the user did not say: its source and a sentence.
 
-        Only for the decision made last; what tools returned is quoted in it, and is not for a model.
+        Only for the decision made last. It quotes what tools returned and is not for a model.
         """
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
@@ -111,7 +103,7 @@ class Session:
         return sentences(self._run, last.call, last.provenance)
 
     def approve(self, decision: Decision) -> Decision:
-        """The subject approves a call that was `approval_required`; decide it again."""
+        """Approve a call that was `approval_required`, as the subject; decide it again."""
         return drive(self._run.engine, self._approve(decision))
 
     async def aapprove(self, decision: Decision) -> Decision:
@@ -119,7 +111,7 @@ class Session:
         return await adrive(self._run.engine, self._approve(decision))
 
     def observe(self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None) -> None:
-        """Tell what a permitted call returned, or that it failed.
+        """Record what a permitted call returned, or that it failed.
 
         Raises:
             AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
@@ -137,9 +129,9 @@ class Session:
         await adrive(self._run.engine, self._observe(tool, args, output, error))
 
     def correct(self, text: str) -> int:
-        """The human changes the task: epoch + 1, and the session goes on under a new lease.
+        """Change the task as the user: epoch + 1, and the session goes on under a new lease.
 
-        Calls that are open stay under way; what was asked before is void. Returns the new epoch.
+        Open calls stay under way; earlier questions are void. Return the new epoch.
         """
         return drive(self._run.engine, self._correct(text))
 
@@ -148,7 +140,7 @@ class Session:
         return await adrive(self._run.engine, self._correct(text))
 
     def delegate(self, to: str, grant: Grant | None = None) -> Session:
-        """A child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
+        """Open a child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
         child = drive(self._run.engine, open_child(self._run, to, "subgraph", grant))
         return Session(child, self._profiles, self, grant)
 
@@ -252,26 +244,14 @@ class Session:
         return (yield from self._reopen())
 
     def _reopen(self) -> Flow[int]:
-        """The task changed, which ends every lease of the thread.
-
-        The whole line of sessions is opened anew, each under its parent's grant.
-        """
+        """Open the whole line of sessions anew, each under its parent's grant: a change ends every lease."""
         run = self._run
         self._asked.clear()
         if self._parent is not None:
             epoch = yield from self._parent._reopen()  # noqa: SLF001
             self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
             return epoch
-        entry = yield from open_entry(
-            run.engine,
-            scope=run.scope,
-            subject=run.subject,
-            run_id=run.run_id,
-            agent=run.agent[0],
-            task=None,
-            given=Given(),
-            grant=run.grant,
-        )
+        entry = yield from open_entry(run.engine, run.scope, run.subject, run.run_id, run.agent[0], grant=run.grant)
         self._run = entry.run
         return entry.run.epoch
 

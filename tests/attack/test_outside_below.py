@@ -259,14 +259,14 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
     family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
     family.go(human())
     reads = [OSError("a database that is away for a moment")]
-    whole = root_entry.ReadState
+    whole = root_entry.read_state
 
     def read(*args: Any) -> Any:
         if reads:
             raise reads.pop()
         return whole(*args)
 
-    monkeypatch.setattr(root_entry, "ReadState", read)
+    monkeypatch.setattr(root_entry, "read_state", read)
     with pytest.raises(OSError, match="away"):
         family.go(None) if how == "sync" else asyncio.run(family.ago(None))
     assert marks(tmp_path / "ledger.db") == ["task"]

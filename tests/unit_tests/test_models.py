@@ -15,7 +15,7 @@ from langchain_runtime_authz.langgraph.node_pep import _enter
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.pep.entry import Given, open_entry
+from langchain_runtime_authz.pep.entry import open_entry
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown, withheld
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
@@ -88,14 +88,7 @@ def entered(pdp: Any) -> Any:
     authz = authz_with(pdp)
     engine = authz._engine
     flow = open_entry(
-        engine,
-        scope=Scope("default", engine.issuer.issuer, "g", "t"),
-        subject=Subject(type="user", id="alice"),
-        run_id="r",
-        agent="g",
-        task=None,
-        given=Given(),
-        grant=None,
+        engine, Scope("default", engine.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g"
     )
     return authz, drive(engine, flow).run
 
