@@ -13,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
@@ -99,20 +100,21 @@ class Engine:
     profiles: object = None
     tally: Tally = field(default_factory=Tally)
     planner: Planner | None = None
-    parts: Mapping[Effect, Callable[..., Any]] = field(init=False)
-    """The effects that are one method of a part, with that method."""
-    prompt: Mapping[Effect, Callable[..., Any]] = field(init=False)
-    """Those of `parts` that never wait, which an async flow performs in place."""
+    write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
+    """Writes one audit record, given the function that builds it."""
+    prompt: frozenset[Effect] = field(init=False)
+    """The effects that never wait here, which an async flow performs in place."""
 
     def __post_init__(self) -> None:
-        ledger = {Load: self.ledger.load, Commit: self.ledger.commit}
-        audit = {Write: self.audit.defer} if isinstance(self.audit, MemorySink) else {}
-        parts = {**ledger, Evaluate: self.evaluator.evaluate, **audit}
-        prompt = {**(ledger if type(self.ledger) is MemoryLedger else {}), **audit}
-        if self.evaluator.in_process:
-            prompt[Evaluate] = self.evaluator.evaluate
-        object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "prompt", prompt)
+        in_memory = isinstance(self.audit, MemorySink)
+        object.__setattr__(self, "write", self.audit.defer if in_memory else partial(_write, self))
+        prompt = {
+            Load: type(self.ledger) is MemoryLedger,
+            Commit: type(self.ledger) is MemoryLedger,
+            Evaluate: self.evaluator.in_process,
+            Write: in_memory or not getattr(self.audit, "durable", False),
+        }
+        object.__setattr__(self, "prompt", frozenset(effect for effect, quick in prompt.items() if quick))
 
     @property
     def killed(self) -> bool:
@@ -204,13 +206,24 @@ class Effect:
     """One kind of I/O, in its blocking and its awaiting form.
 
     Called with its arguments it gives what a flow yields; a hot path yields `(effect, *arguments)` itself.
-    An effect without `ado` never waits.
+
+    Args:
+        do: performs it, given the engine and the arguments.
+        ado: performs it without blocking the event loop; without one, it never waits.
+        method: instead of `do`, the method of a part of the engine that does, like `ledger.load`.
     """
 
-    __slots__ = ("ado", "do")
+    __slots__ = ("ado", "do", "method")
 
-    def __init__(self, do: Callable[..., Any], ado: Callable[..., Awaitable[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        do: Callable[..., Any] | None = None,
+        ado: Callable[..., Awaitable[Any]] | None = None,
+        *,
+        method: str = "",
+    ) -> None:
         self.do, self.ado = do, ado
+        self.method = attrgetter(method) if method else None
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         return (self, *arguments)
@@ -221,13 +234,12 @@ Flow = Generator[tuple[Any, ...], Any, T]
 
 def drive(engine: Engine, flow: Flow[T]) -> T:
     """Run a flow to its end, blocking. An effect's exception is raised inside the flow."""
-    parts = engine.parts
     try:
         effect, *arguments = next(flow)
         while True:
             try:
-                do = parts.get(effect)
-                value = do(*arguments) if do is not None else effect.do(engine, *arguments)
+                method = effect.method
+                value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = flow.throw(exc)
             else:
@@ -243,12 +255,12 @@ async def adrive(engine: Engine, flow: Flow[T]) -> T:
         effect, *arguments = next(flow)
         while True:
             try:
-                if (do := prompt.get(effect)) is not None:
-                    value = do(*arguments)
-                elif effect.ado is None:
-                    value = effect.do(engine, *arguments)
-                else:
+                if effect.ado is not None and effect not in prompt:
                     value = await effect.ado(engine, *arguments)
+                elif effect.method is not None:
+                    value = effect.method(engine)(*arguments)
+                else:
+                    value = effect.do(engine, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = flow.throw(exc)
             else:
@@ -260,24 +272,12 @@ async def adrive(engine: Engine, flow: Flow[T]) -> T:
 # --- the effects of this room ----------------------------------------------------------------------
 
 
-def _load(engine: Engine, scope: Scope, query: Query) -> Snapshot:
-    return engine.ledger.load(scope, query)
-
-
 async def _aload(engine: Engine, scope: Scope, query: Query) -> Snapshot:
     return await engine.ledger.aload(scope, query)
 
 
-def _commit(engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
-    return engine.ledger.commit(scope, guard, changes)
-
-
 async def _acommit(engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
     return await engine.ledger.acommit(scope, guard, changes)
-
-
-def _evaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
-    return engine.evaluator.evaluate(bodies)
 
 
 async def _aevaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
@@ -314,9 +314,9 @@ def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
 
 async def _awrite(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
     if getattr(engine.audit, "durable", False):  # it waits for a disk
-        await asyncio.to_thread(_write, engine, build)
+        await asyncio.to_thread(engine.write, build)
     else:
-        _write(engine, build)
+        engine.write(build)
 
 
 def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:
@@ -331,12 +331,12 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-Load: Final = Effect(_load, _aload)  # scope, query → `Snapshot`
-Commit: Final = Effect(_commit, _acommit)  # scope, guard, changes → `Committed` or `Conflict`; one transaction
-Evaluate: Final = Effect(_evaluate, _aevaluate)  # requests as JSON → decisions; one batch
+Load: Final = Effect(ado=_aload, method="ledger.load")  # scope, query → `Snapshot`
+Commit: Final = Effect(ado=_acommit, method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
+Evaluate: Final = Effect(ado=_aevaluate, method="evaluator.evaluate")  # requests as JSON → decisions; one batch
 Ask: Final = Effect(_ask, _aask)  # the subject's texts → names of tools, by the planner
 Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
-Write: Final = Effect(_write, _awrite)  # a function that builds one audit record
+Write: Final = Effect(ado=_awrite, method="write")  # a function that builds one audit record
 
 
 def Record(builder: Callable[..., dict[str, Any]], **values: Any) -> tuple[Any, ...]:  # noqa: N802  (reads as an effect)
