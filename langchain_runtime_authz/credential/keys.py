@@ -129,6 +129,7 @@ class SigningKey(Secret):
         while True:
             key = cls(_MAKERS[alg]())
             if not key.kid.startswith("-"):  # a command line would read the name as an option
+                key.ephemeral = True
                 return key
 
     @classmethod

@@ -167,7 +167,7 @@ def test_an_edit_that_takes_a_duty_away_is_listed(run: Command, log: Path, proje
     assert listed.exit_code == 1
     assert re.search(r'duty  \w+  tools/call send_money\(.*\): permit, obliges to rate_limit .*"max": 5,.* -> .*"max": 500,', listed.stdout)
     assert "0 of" in listed.stdout.splitlines()[-1]
-    assert listed.stdout.splitlines()[-1].endswith("; 2 oblige to something else")
+    assert listed.stdout.splitlines()[-1].endswith("; 2 oblige differently")
     told = json.loads(run("diff", log, project, none, "--json").stdout)
     assert told["flips"] == []
     assert [f["after"]["obligations"] for f in told["obliged_otherwise"]] == [[], []]
@@ -184,7 +184,7 @@ def test_an_edit_of_a_profile_is_told_to_be_beyond_a_log(run: Command, log: Path
     (edited / "profiles.yaml").write_text("tools:\n  send_money: {effect: read, sink: none}\n")
     said = run("diff", log, project, edited)
     assert (said.exit_code, said.stdout.splitlines()[0]) == (
-        0, "note  recorded under other profiles, whose change is not shown: send_money",
+        0, "note  recorded under other profiles, and that change is not shown: send_money",
     )  # fmt: skip
     assert json.loads(run("replay", log, edited, "--json").stdout)["other_profiles"] == ["send_money"]
 
@@ -301,13 +301,13 @@ def test_a_link_that_leads_nowhere_is_no_absent_file(run: Command, project: Path
 def test_a_directory_in_the_place_of_a_file_is_told(run: Command, project: Path) -> None:
     (project / "data.json").unlink()
     (project / "data.json").mkdir()
-    assert "`data.json` is not read; it is no file" in run("check", project).stdout
+    assert "`data.json` is not read; it is not a file" in run("check", project).stdout
 
 
 def test_the_directory_one_is_in_has_a_name(run: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     (project / "policy.yaml").unlink()
-    assert "`p` is no policy" in run("test", ".").stderr
+    assert "`p` is not a policy" in run("test", ".").stderr
 
 
 def test_who_has_seen_enough_is_no_error(run: Command, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +402,7 @@ def test_what_the_enforcement_point_refused_has_no_rule(run: Command, log: Path)
     (own, *_) = [r["decision_id"] for r in records if r.get("kind") == "decision" and r.get("failure") == "enforcement"]
     told = run("explain", log, own[:12])
     assert told.exit_code == 2
-    assert "the enforcement point refused by itself (stale_epoch: " in told.stderr
+    assert "the enforcement point made this decision, not a policy (stale_epoch: " in told.stderr
 
 
 def test_explain_wants_one_decision(run: Command, log: Path) -> None:

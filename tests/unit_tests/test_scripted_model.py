@@ -150,7 +150,7 @@ def test_an_exhausted_script_says_so() -> None:
     """A call beyond the script fails and names how many turns there are and what it came after."""
     model = ScriptedChatModel(script=[AIMessage("once")])
     model.invoke("go")
-    with pytest.raises(ConfigError, match=r"holds 1 turns and turn 2 was asked for, after 'human' message 'again'"):
+    with pytest.raises(ConfigError, match=r"holds 1 turns and turn 2 was requested, after 'human' message 'again'"):
         model.invoke("again")
 
 

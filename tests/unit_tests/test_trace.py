@@ -226,7 +226,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-wasm": (lambda p: [(p / n).write_text("{}") for n in ("policy.wasm", "data.json")], "policy"),
     "no-opa": (
         lambda p: [(p / n).write_text(t) for n, t in (("p.rego", "package runtime_authz"), ("data.json", "{}"))],
-        "rules in Rego need OPA, and there is no `/no/opa`",
+        "rules in Rego need OPA, and `/no/opa` was not found",
     ),
 }
 
