@@ -17,7 +17,6 @@ from pydantic import BaseModel, Field
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import EvaluationRequest
-from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
@@ -152,11 +151,7 @@ def authz_with(pdp: Any, **options: Any) -> RuntimeAuthz:
 
 def ledger_down() -> AbstractContextManager[Any]:
     """The time in which ledgers in memory keep nothing."""
-
-    def fails(self: MemoryLedger, *_: Any) -> Any:
-        raise OSError
-
-    return patch.multiple(MemoryLedger, commit=fails, acommit=fails)
+    return patch("langchain_runtime_authz.ledger.memory.apply", side_effect=OSError)
 
 
 def rules_that_permit() -> WasmPDP:

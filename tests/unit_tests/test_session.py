@@ -378,8 +378,8 @@ def test_a_revoked_thread_stays_revoked(form: str) -> None:
 def test_what_a_ledger_did_not_keep_is_no_success(form: str, act: str) -> None:
     """A foreign ledger that refuses a revocation: the operator hears of it, and no record says that it happened."""
     ledger = BrokenLedger()
-    authz = authz_with(ledger=ledger)
     ledger.commit = lambda *_: Conflict(Code.LEASE_ENDED)  # type: ignore[method-assign]
+    authz = authz_with(ledger=ledger)
     where = {} if act == "data_changed" else {"graph": "session"}
     with pytest.raises(LedgerError):
         getattr(Forms(authz, form), act)("t", **where)
