@@ -26,7 +26,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from langchain_runtime_authz.authzen import Decision
 
-__all__ = ["ToolSpan", "execute_tool_span", "record_decision", "record_observation"]
+__all__ = ["NO_SPAN", "ToolSpan", "execute_tool_span", "record_decision", "record_observation"]
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class _NoSpan:
         return
 
 
-_NO_SPAN: Final = _NoSpan()
+NO_SPAN: Final = _NoSpan()
 
 
 def execute_tool_span(
@@ -138,7 +138,7 @@ def execute_tool_span(
         agent_id: names an agent by its path; called only if a span records.
     """
     if type(_tracer) in _IDLE_TRACERS and type(getattr(trace, _PROVIDER, _tracer)) in _IDLE_PROVIDERS:
-        return _NO_SPAN
+        return NO_SPAN
     try:
         span = _tracer.start_span(f"{EXECUTE_TOOL} {tool[:_MAX_NAME]}", kind=SpanKind.INTERNAL)
         if span.is_recording():
@@ -156,7 +156,7 @@ def execute_tool_span(
         return ToolSpan(span)
     except Exception:  # noqa: BLE001  (telemetry must not stop the call)
         _log.debug("span not started", exc_info=True)
-        return _NO_SPAN
+        return NO_SPAN
 
 
 def record_decision(

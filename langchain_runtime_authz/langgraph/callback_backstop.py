@@ -40,6 +40,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import StartingTool, ensure_config, starting_tool
 from langchain_runtime_authz.langgraph.arguments import unknown
@@ -49,7 +50,7 @@ from langchain_runtime_authz.langgraph.model_calls import decide_shown
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.standalone import hear
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
-from langchain_runtime_authz.langgraph.tool_execution import answer, current_execution
+from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
@@ -97,8 +98,8 @@ class _Backstop(BaseCallbackHandler):
         Raises:
             AuthzDenied: the tool does not run.
         """
-        execution = current_execution()
-        if execution is not None and not execution.stages and type(execution.guard) is Guard and execution.guard.stock:
+        one = current_scope.get()
+        if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
             return  # LangChain's own `run` of a guarded tool
         started = starting_tool()
         if started is None:
@@ -108,7 +109,8 @@ class _Backstop(BaseCallbackHandler):
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """The tool is done."""
-        _close(run_id, None, output)
+        if type(getattr(current_scope.get(), "guard", None)) is UUID:
+            _close(run_id, None, output)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """The tool failed, or asked."""
@@ -150,8 +152,8 @@ def _open(started: StartingTool, run_id: UUID) -> None:
 
 
 def _close(run_id: UUID, error: BaseException | None, output: Any) -> None:
-    execution = current_execution()
-    if execution is not None and execution.guard == run_id:
+    execution = current_scope.get()
+    if type(execution) is ToolExecution and execution.guard == run_id:
         execution.returned = output
         if (over := execution.end(error, output)) is not None:
             drive(execution.run.engine, over)

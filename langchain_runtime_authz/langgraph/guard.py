@@ -27,7 +27,9 @@ class Guard:
     def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap) -> None:
         self.profiles, self.wrap = profiles, wrap
         self.functions = _functions(tool)
-        self.stock = type(tool).run is BaseTool.run and type(tool).arun is BaseTool.arun  # nothing runs before its start
+        self.stock = (
+            type(tool).run is BaseTool.run and type(tool).arun is BaseTool.arun
+        )  # nothing runs before its start
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:

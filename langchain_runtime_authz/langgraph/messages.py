@@ -12,8 +12,9 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import orjson
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -121,7 +122,11 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
-_encode: Final = json.JSONEncoder().encode
+def _json(value: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(value).decode() if type(value["content"]) is str else json.dumps(value)
+    except TypeError:  # a lone surrogate
+        return json.dumps(value)
 
 
 def recorded(output: object, asked: int = 0) -> str | None:
@@ -135,7 +140,7 @@ def recorded(output: object, asked: int = 0) -> str | None:
     else:
         output = {"content": output, "status": "success"}
     try:
-        text = _encode({**output, **kept})
+        text = _json({**output, **kept})
     except (TypeError, ValueError, RecursionError):
         text = ""
     return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import injected_names, skip_answers, task_id
 from langchain_runtime_authz.langgraph.arguments import (
@@ -32,7 +33,7 @@ from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, o
 from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.engine import Engine, Flow, Run
+from langchain_runtime_authz.pep.engine import Flow, Run
 
 __all__ = ["Arrival", "arrival", "arrival_by_hand", "arrival_unguarded"]
 
@@ -45,6 +46,7 @@ class Arrival:
     Attributes:
         call: as it would run.
         run: the run that it belongs to.
+        engine: decides the call; `None` outside every run.
         opener: instead of `run`, if code outside every protected graph makes the call.
         verdict: what an enforcement point in front decided on it.
         counts: of equal calls, if neither an enforcement point nor a message tells them apart.
@@ -52,7 +54,22 @@ class Arrival:
         layer: which layer decides it.
     """
 
-    __slots__ = ("_call_id", "_config", "_equal", "_exact", "_given", "_parser", "call", "counts", "front", "layer", "opener", "run", "verdict")
+    __slots__ = (
+        "_call_id",
+        "_config",
+        "_equal",
+        "_exact",
+        "_given",
+        "_parser",
+        "call",
+        "counts",
+        "engine",
+        "front",
+        "layer",
+        "opener",
+        "run",
+        "verdict",
+    )
 
     def __init__(
         self,
@@ -70,16 +87,11 @@ class Arrival:
         exact: bool = False,
     ) -> None:
         self.call, self.run, self.opener, self.verdict = call, run, opener, verdict
+        self.engine = run.engine if run is not None else opener.engine if opener is not None else None
         self.counts, self.front, self.layer = counts, front, "tool guard"
         self._equal = _equal(call) if counts is not None else ""
         self._config, self._call_id, self._parser, self._given = config, call_id, parser, given
         self._exact = exact  # nothing of the arguments is the framework's
-
-    @property
-    def engine(self) -> Engine | None:
-        """The engine that decides the call; `None` outside every run."""
-        owner = self.run or self.opener
-        return owner.engine if owner is not None else None
 
     def decide(self) -> Flow[Verdict]:
         """Decide the call, unless an enforcement point in front has."""
@@ -100,7 +112,7 @@ class Arrival:
             yield from self.front.give_back()
         (resolved,) = yield from decide_together(run, [call], self._config)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
-        verdict = cast("Verdict", resolved.verdict)  # nothing comes after the guard that it could leave a call to
+        verdict: Any = resolved.verdict  # a `Verdict`: nothing comes after the guard that it could leave a call to
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
@@ -125,7 +137,9 @@ class Arrival:
         parsed = call.parsed
         if ticket is not None and not self._exact:
             parsed = self._own(parsed)
-        one = pending()
+        place = self.front.place if self.front is not None else None
+        if self.front is None and (one := pending()) is not None:
+            place = one.place
         return ToolExecution(
             guard,
             run,
@@ -135,7 +149,7 @@ class Arrival:
             config=self._config,
             call_id=self._call_id,
             settle=self.settle if self.counts is not None else None,
-            place=one.place if one is not None else None,
+            place=place,
         )
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
@@ -187,7 +201,8 @@ def arrival(
     parser: Parser,
 ) -> Arrival:
     """Return the arrival of a call of `tool.run`, whose input `parser` (the tool's own) makes its arguments of."""
-    one = pending()
+    scope = current_scope.get()
+    one = scope if type(scope) is Pending else None
     if one is not None and one.call.call_id != call_id:
         one = None  # a call that a wrapper makes on its own; the verdict waits for the call that it is on
     mine = one if one is not None and not one.used and one.take() else None
@@ -224,7 +239,7 @@ def _anew(
         return describe(
             tool,
             facts,
-            lambda: parse(tool, given, call_id, parser),
+            partial(parse, tool, given, call_id, parser),
             call_id=call_id,
             plan_id=plan_id,
             position=position,

@@ -29,9 +29,21 @@ from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import obliged_fields
-from langchain_runtime_authz.telemetry import execute_tool_span
+from langchain_runtime_authz.telemetry import NO_SPAN, execute_tool_span
 
-__all__ = ["FUNCTION", "Outcome", "Pending", "Stage", "ToolExecution", "answer", "current_execution", "denied", "hand_on", "pending", "waiting"]
+__all__ = [
+    "FUNCTION",
+    "Outcome",
+    "Pending",
+    "Stage",
+    "ToolExecution",
+    "answer",
+    "current_execution",
+    "denied",
+    "hand_on",
+    "pending",
+    "waiting",
+]
 
 State = Literal["done", "failed", "suspended", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
@@ -268,11 +280,13 @@ class ToolExecution(CodeScope):
         self._span = execute_tool_span(
             self.call.tool, self.call_id, run.agent, run.scope.thread, run.engine.identity.agent_id
         )
-        self._span.__enter__()
+        if self._span is not NO_SPAN:
+            self._span.__enter__()
 
     def end(self, exc: BaseException | None, output: Any) -> Flow[None] | None:
         """Leave the execution. Return the flow that closes the call, or `None` if there is no ticket."""
-        self._span.__exit__(type(exc) if exc is not None else None, exc, None)
+        if self._span is not NO_SPAN:
+            self._span.__exit__(type(exc) if exc is not None else None, exc, None)
         if current_scope.get() is self:  # else this is closed in another context, which keeps its own
             current_scope.set(self._before)
         if exc is None:

@@ -22,6 +22,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 from pydantic import PrivateAttr
 
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
@@ -86,9 +87,14 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             return base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         return _call(
             self,
-            arrival(self, tool_input, ensure_config(config), tool_call_id, functools.partial(base._parse_input, self)),
+            arrival(self, tool_input, _whole(config), tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.run(
-                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **(e.options(kwargs) if kwargs.get("callbacks") else kwargs)
+                self,
+                tool_input,
+                *args,
+                config=e.config,
+                tool_call_id=tool_call_id,
+                **(e.options(kwargs) if kwargs.get("callbacks") else kwargs),
             ),
         )
 
@@ -99,15 +105,20 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             return await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         return await _acall(
             self,
-            arrival(self, tool_input, ensure_config(config), tool_call_id, functools.partial(base._parse_input, self)),
+            arrival(self, tool_input, _whole(config), tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.arun(
-                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **(e.options(kwargs) if kwargs.get("callbacks") else kwargs)
+                self,
+                tool_input,
+                *args,
+                config=e.config,
+                tool_call_id=tool_call_id,
+                **(e.options(kwargs) if kwargs.get("callbacks") else kwargs),
             ),
         )
 
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
-        execution = current_execution()
-        if execution is None or execution.call.tool_ref is not self or execution.stages:
+        execution = current_scope.get()
+        if type(execution) is not ToolExecution or execution.call.tool_ref is not self or execution.stages:
             return base._parse_input(self, tool_input, tool_call_id)
         if isinstance(execution.parsed, Malformed):
             raise execution.parsed.error
@@ -145,6 +156,11 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     namespace |= _own_forms(base)
     made: type[BaseTool] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]  # its own metaclass
     return made
+
+
+def _whole(config: Any) -> Any:
+    """Return a config with what the current one adds to it, which LangChain's `invoke` has done already."""
+    return config if config and "recursion_limit" in config and "configurable" in config else ensure_config(config)
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
@@ -218,8 +234,8 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 
 
 def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    execution = current_execution()
-    if execution is None or execution.guard is not guard or not execution.admits(stage):
+    execution = current_scope.get()
+    if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return _call(tool, arrived, lambda _: _called(tool, guard, stage, code, args, kwargs))
     if len(execution.stages) > 1:  # what the first of the stages gives is given out
@@ -235,8 +251,8 @@ def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any]
 
 
 async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    execution = current_execution()
-    if execution is None or execution.guard is not guard or not execution.admits(stage):
+    execution = current_scope.get()
+    if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return await _acall(tool, arrived, lambda _: _acalled(tool, guard, stage, code, args, kwargs))
     if len(execution.stages) > 1:  # what the first of the stages gives is given out

@@ -194,7 +194,7 @@ class MessageCalls:
         return describe(
             tool,
             facts,
-            lambda: parse(tool, injected, call_id, partial(base._parse_input, tool)),
+            partial(parse, tool, injected, call_id, partial(base._parse_input, tool)),
             call_id=call_id,
             plan_id=plan_id,
             position=position,

@@ -403,5 +403,9 @@ class RecordValues(Unrefusable):
         for seen in self.values:
             if seen.key not in t.values:
                 t.values[seen.key] = (seen,)
-            elif all(known[:-1] != seen[:-1] for known in t.values[seen.key]):
+                continue
+            for known in t.values[seen.key]:
+                if known[:-1] == seen[:-1]:
+                    break
+            else:
                 t.values[seen.key] = (*t.values[seen.key], seen)

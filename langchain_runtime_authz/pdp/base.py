@@ -144,11 +144,16 @@ class Evaluator:
         time (`time.monotonic`), if that comes before the deadline. Raises only what stops the process.
         """
         until = min(until, time.monotonic() + self.deadline)
-        asked = [b for b in bodies if b is not None and len(b) <= MAX_REQUEST_BYTES]
+        asked: list[bytes] = []
+        for body in bodies:
+            if body is not None and len(body) <= MAX_REQUEST_BYTES:
+                asked.append(body)  # noqa: PERF401  (a comprehension is a call of its own)
+        decided: list[Decision] = []
         if self._batch is not None and len(asked) > 1:
             decided = self._concluded_all(self._ask(self._batch.evaluate_batch, asked, until), len(asked), until)
         else:
-            decided = [self._concluded(self._ask(self._asked.evaluate, b, until), until) for b in asked]
+            for body in asked:
+                decided.append(self._concluded(self._ask(self._asked.evaluate, body, until), until))  # noqa: PERF401
         return self._placed(bodies, decided)
 
     async def aevaluate(self, bodies: Sequence[bytes | None]) -> list[Decision]:

@@ -17,7 +17,6 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import delegation, plan
-from langchain_runtime_authz.facts.provenance.observe import Observation
 from langchain_runtime_authz.facts.source import (
     content_version,
     read_mark,
@@ -41,7 +40,7 @@ from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, 
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
 from langchain_runtime_authz.pep.obligations import owed
-from langchain_runtime_authz.pep.provenance import Observe, observe, small
+from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
 from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, step_record, tell
 
 __all__ = ["claim_again", "claim_call", "claim_once", "conclude", "deny_call"]
@@ -83,7 +82,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return Replay(call, decided.row.result if decided.row is not None else None, message)
     if decision.outcome != "permit":
         return (yield from deny_call(run, decided))
-    if engine.killed:  # since it was decided
+    if engine.kill_switch is not None and engine.killed:  # since it was decided
         return (yield from deny_call(run, decided.under(deny(Code.KILLED))))
     profile, row, name = call.profile, decided.row, label(call.tool)
     approved = approval is not None and approval.state == "approved"
@@ -274,10 +273,12 @@ def conclude(
         changes.append(RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):
         failed = state == "failed"
-        found: Observation = (
-            observe(run, call, output, failed) if small(output) else (yield (Observe, run, call, output, failed))
-        )
-        memory.keep(run.scope, found)
+        if (type(output) is str and len(output) < SMALL) or small(output):
+            found = observe(run, call, output, failed)
+        else:
+            found = yield (Observe, run, call, output, failed)
+        if found.numbers or found.prose:
+            memory.keep(run.scope, found)
         if state == "done" and side_effect:
             memory.reached(run.scope, call.atoms.destinations())
         if found.sightings:

@@ -60,7 +60,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     if not calls:
         return []
     started, engine = time.time_ns(), run.engine
-    if engine.killed:
+    if engine.kill_switch is not None and engine.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     keys: list[str] = [""] * len(calls)
     try:
@@ -88,7 +88,9 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
                 moved = yield from _moved(run, snapshot, calls, keys)
                 break
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [DecidedCall(c, k, engine.ledger_failed(exc)) for c, k in zip(calls, keys or [""] * len(calls), strict=True)]
+        return [
+            DecidedCall(c, k, engine.ledger_failed(exc)) for c, k in zip(calls, keys or [""] * len(calls), strict=True)
+        ]
     approvals: list[Approval | None] = [None] * len(calls)
     if snapshot.approvals:
         approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
@@ -212,7 +214,7 @@ def _query(
     wanted_rows = list(keys)
     for call in calls:
         if plan_id is not None:
-            wanted_rows.append(review_key(run, call, origin))
+            wanted_rows.append(f"review:{origin}:{call.position}:{run.agent!r}:{plan_id}")  # `review_key`
         if call.amends:
             wanted_rows.append(call.amends)
         if call.error is None:

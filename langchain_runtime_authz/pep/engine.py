@@ -183,6 +183,11 @@ class Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     # Parts of requests and keys that stay the same for the run, or while the task does (`pep.request`, `pep.decide`).
     parts: dict[str, Any] = field(default_factory=dict)
+    # What a commit of this run demands of the ledger.
+    guard: Guard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.jti, self.epoch)
 
     def pause(self) -> None:
         """A human is asked: the run, and those above it, end as suspended."""
@@ -195,11 +200,6 @@ class Run:
     def over(self) -> bool:
         """Whether it, or a run above it, was closed in this process."""
         return self.closed or (self.parent is not None and self.parent.over)
-
-    @property
-    def guard(self) -> Guard:
-        """What a commit of this run demands of the ledger."""
-        return Guard(self.jti, self.epoch)
 
 
 class Effect:
@@ -276,7 +276,9 @@ async def _aload(engine: Engine, scope: Scope, query: Query) -> Snapshot:
     return await engine.ledger.aload(scope, query)
 
 
-async def _acommit(engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+async def _acommit(
+    engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]
+) -> Committed | Conflict:
     return await engine.ledger.acommit(scope, guard, changes)
 
 
@@ -332,7 +334,9 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
 
 
 Load: Final = Effect(ado=_aload, method="ledger.load")  # scope, query → `Snapshot`
-Commit: Final = Effect(ado=_acommit, method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
+Commit: Final = Effect(
+    ado=_acommit, method="ledger.commit"
+)  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Evaluate: Final = Effect(ado=_aevaluate, method="evaluator.evaluate")  # requests as JSON → decisions; one batch
 Ask: Final = Effect(_ask, _aask)  # the subject's texts → names of tools, by the planner
 Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
@@ -351,5 +355,3 @@ def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, A
         if anchor is not None:
             record["ledger"] = {"tenant": tenant, **anchor._asdict()}
     return record
-
-

@@ -72,6 +72,9 @@ def call_request(
     }
     if profile.reaches:
         properties["reaches"] = profile.chain()
+    shown_traces: JSON = {}
+    for name, found in traced.items():
+        shown_traces[name] = found.to_json()
     body = request_json(
         run,
         snapshot,
@@ -93,7 +96,7 @@ def call_request(
             "state": row.state if row is not None else "new",
             "args": shown,
             "args_digest": call.args_digest,
-            "provenance": {name: found.to_json() for name, found in traced.items()},
+            "provenance": shown_traces,
             "intent": intent(run, words, call),
             "sink": call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & sources(traced)) if stale else [],
@@ -152,7 +155,9 @@ def request_json(
                     "now": now,
                     "task": task[2],
                     "agent": agent,
-                    "delegation": delegation.to_context(run.agent, edges),
+                    "delegation": delegation.to_context(run.agent, edges)
+                    if edges
+                    else {"depth": len(run.agent) - 1, "edges": []},
                     "history": history.to_context(steps, snapshot.now, run.agent),
                     "lease": {
                         "jti": run.jti,

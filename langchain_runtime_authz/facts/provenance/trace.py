@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -61,6 +62,10 @@ class Attribution(NamedTuple):
     named: bool = False
 
 
+# Remembered: most arguments come from the same few sources.
+_attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
+
+
 class Provenance(NamedTuple):
     """Where one value came from (`authzen.ArgumentProvenance`); an item of a list has no `kind` (`ItemProvenance`)."""
 
@@ -78,8 +83,8 @@ class Provenance(NamedTuple):
         found = {
             "class": self.class_,
             "standing": self.standing,
-            "asserted_by": list(map(Attribution._asdict, self.asserted_by)),
-            "mentioned_by": list(map(Attribution._asdict, self.mentioned_by)),
+            "asserted_by": list(map(_attribution_json, self.asserted_by)),
+            "mentioned_by": list(map(_attribution_json, self.mentioned_by)),
             "derived": self.derived,
             "lookalike": self.lookalike,
         }
