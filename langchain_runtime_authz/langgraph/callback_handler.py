@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -13,7 +14,6 @@ from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_guard import is_guarded
-from langchain_runtime_authz.pep.engine import Record
 from langchain_runtime_authz.telemetry import record_observation
 
 __all__ = ["AuthzCallbackHandler"]
@@ -89,7 +89,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
 
     def _observe(self, what: What, name: str) -> None:
         record_observation(what, name)
-        Record(observation_record, now=time.time(), what=what, name=name).run(self._engine)
+        self._engine.write(partial(observation_record, now=time.time(), what=what, name=name))
 
 
 def _name(serialized: dict[str, Any] | None, kwargs: dict[str, Any]) -> str:

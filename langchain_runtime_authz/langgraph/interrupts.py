@@ -47,7 +47,8 @@ def decide_together(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) 
             break
     waiting: list[Pending] = []
     for place, one in enumerate(decided):
-        reviewed, row, verdict = one.call.reviewed, one.row, None
+        reviewed, row = one.call.reviewed, one.row
+        verdict: Any = None
         if not (reviewed and _left(one)):
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:

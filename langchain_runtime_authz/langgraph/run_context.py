@@ -137,7 +137,7 @@ def find_run(config: Mapping[str, Any] | None) -> Run | None:
 
 def running() -> Run | None:
     """Return the run of the enforcement point around the current code."""
-    return current_scope.get().run
+    return current_scope.get().run  # type: ignore[no-any-return]
 
 
 def gated_task() -> str:

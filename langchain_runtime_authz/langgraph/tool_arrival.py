@@ -112,7 +112,10 @@ class Arrival:
             yield from self.front.give_back()
         (resolved,) = yield from decide_together(run, [call], self._config)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
-        verdict: Any = resolved.verdict  # a `Verdict`: nothing comes after the guard that it could leave a call to
+        verdict = resolved.verdict
+        if verdict is None:
+            msg = "nothing comes after the guard that a call could be left to"
+            raise TypeError(msg)
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
@@ -256,7 +259,7 @@ def _anew(
         return described({**without(args, facts.injected), **own})
 
     found = _arrival(tool, config, call_id, lambda: described(tool_input), one)
-    found.front, found._parser, found._given = mine, parser, tool_input  # noqa: SLF001
+    found.front, found._parser, found._given = mine, parser, tool_input
     return found
 
 

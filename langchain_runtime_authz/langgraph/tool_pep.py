@@ -190,7 +190,7 @@ class MessageCalls:
         def amend(name: str, args: dict[str, Any]) -> Call:
             return self._describe({**call, "name": name, "args": args}, position)
 
-        base: Any = type(tool).__runtime_authz_guarded__
+        base: Any = getattr(type(tool), GUARDED)
         return describe(
             tool,
             facts,
@@ -206,7 +206,7 @@ class MessageCalls:
 
     def _injected(self, call: Any, tool: BaseTool) -> Any:
         runtime = self.runtime
-        own = ToolRuntime(
+        own: Any = ToolRuntime(
             state=self.state,
             tool_call_id=call.get("id"),
             config=self.config,

@@ -147,13 +147,13 @@ class Evaluator:
         asked: list[bytes] = []
         for body in bodies:
             if body is not None and len(body) <= MAX_REQUEST_BYTES:
-                asked.append(body)  # noqa: PERF401  (a comprehension is a call of its own)
+                asked.append(body)
         decided: list[Decision] = []
         if self._batch is not None and len(asked) > 1:
             decided = self._concluded_all(self._ask(self._batch.evaluate_batch, asked, until), len(asked), until)
         else:
             for body in asked:
-                decided.append(self._concluded(self._ask(self._asked.evaluate, body, until), until))  # noqa: PERF401
+                decided.append(self._concluded(self._ask(self._asked.evaluate, body, until), until))
         return self._placed(bodies, decided)
 
     async def aevaluate(self, bodies: Sequence[bytes | None]) -> list[Decision]:

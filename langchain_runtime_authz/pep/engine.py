@@ -106,8 +106,9 @@ class Engine:
     """The effects that never wait here, which an async flow performs in place."""
 
     def __post_init__(self) -> None:
-        in_memory = isinstance(self.audit, MemorySink)
-        object.__setattr__(self, "write", self.audit.defer if in_memory else partial(_write, self))
+        audit = self.audit
+        in_memory = isinstance(audit, MemorySink)
+        object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
         prompt = {
             Load: type(self.ledger) is MemoryLedger,
             Commit: type(self.ledger) is MemoryLedger,
@@ -226,6 +227,7 @@ class Effect:
         self.method = attrgetter(method) if method else None
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        """Return what a flow yields to have it performed."""
         return (self, *arguments)
 
 
