@@ -53,6 +53,8 @@ __all__ = [
     "only_asked",
     "overwritten",
     "planned_message",
+    "plans_of",
+    "record",
     "record_plans",
     "recorded",
     "removed_by",
@@ -415,14 +417,28 @@ def foreign_plans(run: Run, value: object) -> None:
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
-    """Record the plans that a node's output announces.
+    """Record the plans that a node's output announces, as `record` does."""
+    if plans := plans_of(run, given, returned):
+        yield from record(run, plans)
+
+
+def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
+    """Return the plans that a node's output announces, to be recorded."""
+    plans = []
+    for message in ai_messages(returned):
+        if (plan := _plan(run, given, message)) is not None:
+            plans.append(RecordPlan(plan))
+    return plans
+
+
+def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
+    """Record plans.
 
     Raises:
-        AuthzHalt: a plan could not be recorded; nothing of the output may then take effect.
+        AuthzHalt: they could not be recorded; nothing of the output that announces them may then take effect.
     """
     try:
-        changes = [RecordPlan(plan) for m in ai_messages(returned) if (plan := _plan(run, given, m)) is not None]
-        done = (yield Commit(run.scope, None, changes)) if changes else None
+        done = yield (Commit, run.scope, None, plans)
     except Exception as exc:
         code = run.engine.failed(exc)
         raise AuthzHalt(code, deny(code).decision_id) from exc

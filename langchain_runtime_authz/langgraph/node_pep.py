@@ -17,7 +17,7 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
 from langchain_runtime_authz.langgraph.hitl import note_review
-from langchain_runtime_authz.langgraph.messages import record_plans
+from langchain_runtime_authz.langgraph.messages import plans_of, record
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 from langchain_runtime_authz.pep.obligations import keepable
@@ -75,7 +75,7 @@ def _gated_class(bound: Any, name: str) -> Any:
             opener = _opener(config)
             run = drive(opener.engine, _beside(opener))
         run.engine.tally.decided(run, "node", name, "node gate")
-        if not (_kept(run, key) and _lives(run)):
+        if not (holds_gate and _kept(run, key) and _lives(run)):
             drive(run.engine, _enter(run, key, holds_gate))
         run.engine.tally.ran(run, "node", name, "node gate")
         try:
@@ -86,8 +86,8 @@ def _gated_class(bound: Any, name: str) -> Any:
             if not holds_gate:
                 drive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
-        if not holds_gate:
-            drive(run.engine, record_plans(run, input, output))
+        if not holds_gate and (plans := plans_of(run, input, output)):
+            drive(run.engine, record(run, plans))
         return output
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ def _gated_class(bound: Any, name: str) -> Any:
             opener = _opener(config)
             run = await adrive(opener.engine, _beside(opener))
         run.engine.tally.decided(run, "node", name, "node gate")
-        if not (_kept(run, key) and await _alives(run)):
+        if not (holds_gate and _kept(run, key) and await _alives(run)):
             await adrive(run.engine, _enter(run, key, holds_gate))
         run.engine.tally.ran(run, "node", name, "node gate")
         try:
@@ -107,8 +107,8 @@ def _gated_class(bound: Any, name: str) -> Any:
             if not holds_gate:
                 await adrive(run.engine, note_review(run, input, exc, ensure_config(config)))
             raise
-        if not holds_gate:
-            await adrive(run.engine, record_plans(run, input, output))
+        if not holds_gate and (plans := plans_of(run, input, output)):
+            await adrive(run.engine, record(run, plans))
         return output
 
     # A node streams through callbacks; its own output is consumed whole by the graph. So every
@@ -200,9 +200,9 @@ def _enter(run: Run, key: tuple[str, str], holds_gate: bool) -> Flow[None]:
             raise AuthzHalt(code, deny(code).decision_id)
         return
     # Before it is asked: a policy that comes meanwhile is not the one that permitted.
-    revision = run.engine.evaluator.revision
+    revision = run.engine.evaluator.revision if holds_gate else ""
     decision: Decision = yield from decide_step(run, "node/enter", {"type": "node", "id": key[1], "properties": {}})
-    if not decision.permit:
+    if decision.outcome != "permit":
         if holds_gate and decision.reason == Code.STALE_EPOCH:
             return
         raise AuthzHalt(decision.reason, decision.decision_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import urandom
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +14,6 @@ from langchain_runtime_authz.authzen import (
     Obligation,
     Outcome,
     Properties,
-    new_decision_id,
     strict_json,
 )
 
@@ -75,7 +75,7 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
     """
     short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
     if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]
-        return Decision(known.outcome, known.reasons, (), new_decision_id(), known.policy_revision, None, known.ttl)
+        return Decision(known.outcome, known.reasons, (), urandom(16).hex(), known.policy_revision, None, known.ttl)
     decision = _parsed(answer, revision)
     if short and decision is not None and not decision.obligations:
         if len(_memo) >= _MEMO_SIZE:

@@ -51,7 +51,8 @@ def decide_step(
         if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
             yield from renewed(run, snapshot)
         now = snapshot.now
-        dead = Code.KILLED if run.engine.killed else lease_refusal(run, snapshot)
+        killed = run.engine.kill_switch is not None and run.engine.killed
+        dead = Code.KILLED if killed else lease_refusal(run, snapshot)
         if dead is not None:
             decision = deny(dead)
         else:
@@ -59,15 +60,16 @@ def decide_step(
             decision = (yield (Evaluate, [body]))[0]
             if decision.obligations:
                 decision = understood(decision, _STEP_OBLIGATIONS[action == "model/call"])
-        changes = list(extra(decision)) if extra is not None and decision.permit else []
-        if decision.permit:
-            changes += owed(decision)
-        if any(o.type == "revoke" for o in decision.obligations):
-            changes.append(Revoke(run.agent))
-        if not decision.permit:
+        permit = decision.outcome == "permit"
+        changes = list(extra(decision)) if extra is not None and permit else []
+        if decision.obligations:
+            changes += owed(decision) if permit else []
+            if any(o.type == "revoke" for o in decision.obligations):
+                changes.append(Revoke(run.agent))
+        if not permit:
             changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
         if changes:
-            done = yield Commit(run.scope, run.guard if decision.permit else None, changes)
+            done = yield (Commit, run.scope, run.guard if permit else None, changes)
             if isinstance(done, Conflict):
                 decision = deny(done.code)
     except AuditError:
