@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from os import urandom
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
@@ -64,8 +64,8 @@ T = TypeVar("T")
 
 
 def new_id() -> str:
-    """128 random bits: run ids and jtis."""
-    return secrets.token_hex(16)
+    """Return 128 random bits, for run ids and jtis."""
+    return urandom(16).hex()
 
 
 class Planner(Protocol):

@@ -177,7 +177,7 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
-        snapshot: Snapshot = yield Load(scope, query)
+        snapshot: Snapshot = yield (Load, scope, query)
         # A client that sends a history without its ids sends back what machines wrote, too.
         machines = given.standing and given.standing - {t.digest for t in snapshot.log if t.own}
         said = [
@@ -199,7 +199,7 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
         lease: list[Change] = [TakeLease(lease_of(run))]
         # A commit checks a lease against the epoch that it finds, so a new epoch takes a commit of its own.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
-            done: Committed | Conflict = yield Commit(scope, None, changes)
+            done: Committed | Conflict = yield (Commit, scope, None, changes)
             if isinstance(done, Conflict):
                 break
         if isinstance(done, Conflict):
@@ -403,11 +403,11 @@ def close(
 def _end(run: Run, state: Literal["suspended", "ended", "revoked"], marks: Sequence[Change]) -> Flow[object]:
     over: list[Change] = [EndLease(run.jti, state), *marks]
     if run.parent is None and not run.undelivered:
-        done = yield Commit(run.scope, run.guard, [TakePending(), *over])
+        done = yield (Commit, run.scope, run.guard, [TakePending(), *over])
         if not isinstance(done, Conflict):
             return done
         if run.kept_state:
             # The task changed meanwhile. What this run wrote last may have erased the newer texts.
             snapshot: Snapshot = yield Load(run.scope, Query(log=True))
             over.append(Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
-    return (yield Commit(run.scope, None, over))
+    return (yield (Commit, run.scope, None, over))
