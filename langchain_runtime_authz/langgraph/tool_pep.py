@@ -166,7 +166,7 @@ class MessageCalls:
         free = dict(enumerate(self.planned))
         for call in self.siblings:
             # By identity first: two calls may look alike. A call sent more often than planned is the same call again.
-            place = _place_of(call, free)
+            place = next(iter(free)) if free and next(iter(free.values())) is call else _place_of(call, free)
             if place is None:
                 place = _place_of(call, dict(enumerate(self.planned)))
             free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none

@@ -76,69 +76,29 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     """Like `claim_call`, once. A conflict is about what others have used up meanwhile."""
-    call, decision, approval, engine = decided.call, decided.decision, decided.approval, run.engine
-    if decided.replay:
-        message = (yield from _news(run, decided)) if decided.stale else ""
-        return Replay(call, decided.row.result if decided.row is not None else None, message)
-    if decision.outcome != "permit":
-        return (yield from deny_call(run, decided))
-    if engine.kill_switch is not None and engine.killed:  # since it was decided
-        return (yield from deny_call(run, decided.under(deny(Code.KILLED))))
-    profile, row, name = call.profile, decided.row, label(call.tool)
-    approved = approval is not None and approval.state == "approved"
-    # An approval after a failure approves running it again.
-    again = approved and row is not None and row.state in ("failed", "unknown")
-    audiences = audiences_of(run, profile.audience) if profile.audience else ()
-    tokens = {audience: _token_jti(run, decided, audience) for audience in audiences} if audiences else {}
-    repeatable = not profile.side_effect or profile.idempotent or again
-    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable=repeatable, tokens=tuple(tokens.values()))]
-    if decision.obligations:
-        changes += owed(decision)
-    if run.grant is not None:
-        changes += _budgets(run, call)
-    if decided.counter and row is None:
-        # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
-        changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
-    spent: list[str] = []
-    for change in changes:
-        if type(change) is SpendBudget:
-            spent.append(change.counter)
-    changes.append(
-        RecordStep(call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent)
-    )
-    if approval is not None and approved:
-        changes.append(SpendApproval(approval.call_key, approval.args_digest))
-    if call.metadata and (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
-        changes.append(RecordEdge(edge))
+    call, decision, engine = decided.call, decided.decision, run.engine
+    killed = engine.kill_switch is not None and engine.killed  # since it was decided
+    if decided.replay or decision.outcome != "permit" or killed:
+        return (yield from _unclaimed(run, decided))
+    tokens: dict[str, str] = {}
+    if call.profile.audience:
+        tokens = {audience: _token_jti(run, decided, audience) for audience in audiences_of(run, call.profile.audience)}
+    changes, spent = _changes(run, decided, tuple(tokens.values()))
     try:
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         return (yield from deny_call(run, decided.under(engine.ledger_failed(exc))))
-    if isinstance(done, Conflict):
-        if done.row is not None:
-            return Replay(call, done.row.result)
-        if done.code == Code.BUDGET_EXHAUSTED:
-            return done
-        return (yield from deny_call(run, decided.under(deny(done.code))))
-    failed: Denial | None = None
+    if type(done) is Conflict:
+        return (yield from _conflicting(run, decided, done))
+    recorded = False
     try:
         yield step_record(run, decision, "tools/call", call.tool, decided.body, decided.started or None, done.now)
-    except AuditError:
-        failed = Denial(call, deny(Code.AUDIT_UNAVAILABLE))
-    else:
+        recorded = True
         if decision.obligations:
-            try:
-                yield from tell(run, decision, "tools/call", call.tool, done.now)
-            except AuditError as exc:  # those who must be told cannot be: recorded as the denial that it is
-                failed = yield from deny_call(run, decided.under(deny(exc.code)))
-    if failed is not None:
-        try:
-            back = ReleaseCall(decided.key, tuple(spent), approval.call_key if approval is not None else "")
-            yield (Commit, run.scope, None, [back])
-        except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
-            _log.error("claim %s was not released: %s", decision.decision_id, type(exc).__name__)
-        return failed
-    made = minter(run, decided, tokens, done.now) if audiences else None
+            yield from tell(run, decision, "tools/call", call.tool, done.now)
+    except AuditError as exc:
+        return (yield from _given_back(run, decided, spent, exc if recorded else None))
+    approval, made = decided.approval, minter(run, decided, tokens, done.now) if tokens else None
     return Ticket(
         tool=call.tool,
         tool_ref=call.tool_ref,
@@ -153,13 +113,75 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         jti=run.jti,
         approval_key=approval.call_key if approval is not None else "",
         idempotency_key=_intent(run, decided),
-        audiences=audiences,
+        audiences=tuple(tokens),
         obligations=decision.obligations,
-        spent=tuple(spent),
+        spent=spent,
         mint=made.mint if made is not None else None,
         amint=made.amint if made is not None else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
+
+
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[list[Change], tuple[str, ...]]:
+    """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
+    call, approval, row, name = decided.call, decided.approval, decided.row, label(decided.call.tool)
+    profile, approved = call.profile, approval is not None and approval.state == "approved"
+    # An approval after a failure approves running it again.
+    again = approved and row is not None and row.state in ("failed", "unknown")
+    repeatable = not profile.side_effect or profile.idempotent or again
+    changes: list[Change] = [ClaimCall(decided.key, run.jti, repeatable=repeatable, tokens=tokens)]
+    if decided.decision.obligations:
+        changes += owed(decided.decision)
+    if run.grant is not None:
+        changes += _budgets(run, call)
+    if decided.counter and row is None:
+        # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
+        changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
+    spent: tuple[str, ...] = ()
+    for change in changes:
+        if type(change) is SpendBudget:
+            spent = (*spent, change.counter)
+    changes.append(
+        RecordStep(call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent)
+    )
+    if approval is not None and approved:
+        changes.append(SpendApproval(approval.call_key, approval.args_digest))
+    if call.metadata and (edge := delegation.handoff_edge(run.agent, call.metadata)) is not None:
+        changes.append(RecordEdge(edge))
+    return changes, spent
+
+
+def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
+    """Return the verdict on a call that ran before, is denied, or was decided before the kill switch was engaged."""
+    if decided.replay:
+        message = (yield from _news(run, decided)) if decided.stale else ""
+        return Replay(decided.call, decided.row.result if decided.row is not None else None, message)
+    if decided.decision.outcome != "permit":
+        return (yield from deny_call(run, decided))
+    return (yield from deny_call(run, decided.under(deny(Code.KILLED))))
+
+
+def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Verdict | Conflict]:
+    if conflict.row is not None:
+        return Replay(decided.call, conflict.row.result)
+    if conflict.code == Code.BUDGET_EXHAUSTED:
+        return conflict
+    return (yield from deny_call(run, decided.under(deny(conflict.code))))
+
+
+def _given_back(run: Run, decided: DecidedCall, spent: tuple[str, ...], untold: AuditError | None) -> Flow[Denial]:
+    """Release a claim that was not recorded, or of which those who must be told cannot be (`untold`)."""
+    if untold is None:
+        denial = Denial(decided.call, deny(Code.AUDIT_UNAVAILABLE))
+    else:
+        denial = yield from deny_call(run, decided.under(deny(untold.code)))
+    approval = decided.approval
+    try:
+        back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
+        yield (Commit, run.scope, None, [back])
+    except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
+        _log.error("claim %s was not released: %s", decided.decision.decision_id, type(exc).__name__)
+    return denial
 
 
 def _token_jti(run: Run, decided: DecidedCall, audience: str) -> str:

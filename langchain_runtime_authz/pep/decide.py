@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
@@ -62,36 +62,11 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     started, engine = time.time_ns(), run.engine
     if engine.kill_switch is not None and engine.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
-    keys: list[str] = [""] * len(calls)
     try:
-        if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
-            calls = yield from _located(run, calls[0])
-        words, counters, origin = engine.memory.said(run.scope), [], run.epoch
-        keys.clear()
-        for call in calls:
-            keys.append(_key(run, call, origin))
-            counters.append(effect_counter(words, call))
-        snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
-        recorded = snapshot.plan
-        if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
-            # The calls were planned at another epoch: what has run under it has run.
-            keys, origin = [_key(run, c, planned) for c in calls], planned
-            snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
-        if words is None or words.digest != snapshot.task.digest:
-            words, counters, snapshot = yield from _reread(run, calls, keys, origin, counters, words, snapshot)
-        lease = snapshot.lease
-        if lease is not None and lease.expires_at - snapshot.now < engine.lease_ttl / 2:
-            yield from renewed(run, snapshot)
-        moved: frozenset[str] = frozenset()
-        for call in calls:
-            if snapshot.history.resources or call.profile.resource is not None:
-                moved = yield from _moved(run, snapshot, calls, keys)
-                break
+        calls, keys, counters, origin, words, snapshot, moved = yield from _look_up(run, calls)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [
-            DecidedCall(c, k, engine.ledger_failed(exc)) for c, k in zip(calls, keys or [""] * len(calls), strict=True)
-        ]
-    approvals: list[Approval | None] = [None] * len(calls)
+        return [DecidedCall(c, "", engine.ledger_failed(exc)) for c in calls]
+    approvals: Sequence[Approval | None] = [None] * len(calls)
     if snapshot.approvals:
         approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
         amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
@@ -102,48 +77,96 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     asked: list[DecidedCall] = []
     ahead: dict[str, int] = {}
     for call, key, counter, approval in zip(calls, keys, counters, approvals, strict=True):
-        row = snapshot.calls.get(key)
-        match = plan.match(recorded, run.epoch, call)
-        refusal = _refusal(run, snapshot, call, match, approval, row)
-        # A side effect that happened is not decided again: its recorded result stands.
-        replay = refusal is None and row is not None and row.state == "done" and call.profile.side_effect
-        prior = 0
-        if counter:
-            spent, before = snapshot.counters.get(counter, 0), ahead.get(counter, 0)
-            prior = spent - int(row is not None and spent > 0) + before
-            ahead[counter] = before + int(row is None)
-        # What is refused here is not asked, but its record still says what it was.
-        body, traced = None, _NOTHING
-        if call.error is None:
-            body, traced = call_request(run, snapshot, words, call, match, row, approval, moved, prior)
-        one = DecidedCall(
-            call=call,
-            key=key,
-            decision=refusal or _UNDECIDED,
-            body=body,
-            started=started,
-            now=int(snapshot.now) if call.error is None else 0,
-            match=match if call.error is None else None,
-            provenance=traced,
-            prior_calls=prior,
-            counter=counter,
-            task=snapshot.task,
-            approval=approval,
-            row=row,
-            replay=replay,
-        )
+        one = _described(run, snapshot, words, call, key, counter, approval, moved, ahead)
+        one.started = started
         decided.append(one)
-        if replay:
-            one.decision = deny(Code.OUTCOME_UNKNOWN)
-        elif refusal is None:
+        if one.decision is _UNDECIDED:
             asked.append(one)
     if asked:
-        bodies = [one.body for one in asked] if len(asked) > 1 else [asked[0].body]
+        bodies = [asked[0].body] if len(asked) == 1 else [one.body for one in asked]
         for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
             one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
             if decision.outcome == "approval_required":
                 one.evidence = _evidence(run, one)
     return decided
+
+
+def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
+    """Read what the decision needs.
+
+    Returns:
+        The calls, their keys and counters, the epoch of the keys, the task's words, the snapshot, and the tools whose
+        resources somebody said changed.
+    """
+    if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
+        calls = yield from _located(run, calls[0])
+    words, keys, counters, origin = run.engine.memory.words.get(run.scope), [], [], run.epoch
+    for call in calls:
+        keys.append(_key(run, call, origin))
+        counters.append(effect_counter(words, call))
+    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
+    recorded = snapshot.plan
+    if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
+        # The calls were planned at another epoch: what has run under it has run.
+        keys, origin = [_key(run, c, planned) for c in calls], planned
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
+    if words is None or words.digest != snapshot.task.digest:
+        words, counters, snapshot = yield from _reread(run, calls, keys, origin, counters, words, snapshot)
+    lease = snapshot.lease
+    if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
+        yield from renewed(run, snapshot)
+    moved: frozenset[str] = frozenset()
+    for call in calls:
+        if snapshot.history.resources or call.profile.resource is not None:
+            moved = yield from _moved(run, snapshot, calls, keys)
+            break
+    return calls, keys, counters, origin, words, snapshot, moved
+
+
+def _described(
+    run: Run,
+    snapshot: Snapshot,
+    words: TaskWords,
+    call: Call,
+    key: str,
+    counter: str,
+    approval: Approval | None,
+    moved: frozenset[str],
+    ahead: dict[str, int],
+) -> DecidedCall:
+    """Return a call with what is known of it, and the decision if the PDP need not be asked.
+
+    `ahead` counts, by counter, the calls before it in the message.
+    """
+    row, match = snapshot.calls.get(key), plan.match(snapshot.plan, run.epoch, call)
+    decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
+    # A side effect that happened is not decided again: its recorded result stands.
+    replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect
+    prior = 0
+    if counter:
+        spent, before = snapshot.counters.get(counter, 0), ahead.get(counter, 0)
+        prior = spent - int(row is not None and spent > 0) + before
+        ahead[counter] = before + int(row is None)
+    # What is refused here is not asked, but its record still says what it was.
+    body, traced, now, plan_match = None, _NOTHING, 0, None
+    if call.error is None:
+        body, traced = call_request(run, snapshot, words, call, match, row, approval, moved, prior)
+        now, plan_match = int(snapshot.now), match
+    return DecidedCall(
+        call=call,
+        key=key,
+        decision=deny(Code.OUTCOME_UNKNOWN) if replay else decision,
+        body=body,
+        now=now,
+        match=plan_match,
+        provenance=traced,
+        prior_calls=prior,
+        counter=counter,
+        task=snapshot.task,
+        approval=approval,
+        row=row,
+        replay=replay,
+    )
 
 
 def _reread(

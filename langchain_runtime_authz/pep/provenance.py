@@ -73,7 +73,7 @@ _UNASKED: Final = {"state": "unasked", "source": "words"}
 
 def observe(run: Run, call: Call, output: object, failed: bool) -> Observation:
     """Read what `call` returned."""
-    words = (run.engine.memory.said(run.scope) or NO_WORDS).words
+    words = (run.engine.memory.words.get(run.scope) or NO_WORDS).words
     profile = call.profile
     if not call.profiled and profile.trust != "external":
         # Nobody reviewed the tool, so nobody vouches for what it returns.

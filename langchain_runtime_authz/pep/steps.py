@@ -81,10 +81,15 @@ def decide_step(
         if decision.obligations:
             yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
-        if not decision.permit:
-            return decision
-        return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
+        return _unrecorded(decision, exc)
     return decision
+
+
+def _unrecorded(decision: Decision, exc: AuditError) -> Decision:
+    """Return the decision in the place of one that was not recorded, or of which nobody was told."""
+    if decision.outcome != "permit":
+        return decision
+    return deny(Code.NOTIFY_UNAVAILABLE if exc.code == Code.NOTIFY_UNAVAILABLE else Code.AUDIT_UNAVAILABLE)
 
 
 def still_live(run: Run) -> Flow[Code | None]:

@@ -47,7 +47,6 @@ NO_WORDS: Final = TaskWords("", HumanWords(()), Request(()))
 
 @dataclass(slots=True)
 class _Thread:
-    said: TaskWords | None = None
     numbers: OrderedDict[tuple[object, ...], Number] = field(default_factory=OrderedDict)
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
@@ -56,17 +55,16 @@ class _Thread:
 
 
 class ThreadMemory:
-    """The memory of all threads. Losing it loses convenience, never safety."""
+    """The memory of all threads. Losing it loses convenience, never safety.
+
+    Attributes:
+        words: each task's words as they were last read.
+    """
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
+        self.words: dict[Scope, TaskWords] = {}
         self._lock = threading.Lock()
-
-    def said(self, scope: Scope) -> TaskWords | None:
-        """Return the task's words as they were last read."""
-        with self._lock:
-            thread = self._threads.get(scope)
-            return thread.said if thread is not None else None
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Read the task's words from a snapshot that holds the log."""
@@ -76,7 +74,8 @@ class ThreadMemory:
         turns = sum(not (t.key or "").startswith(ANSWER) for t in own)
         said = TaskWords(snapshot.task.digest, HumanWords(texts), Request(texts), turns)
         with self._lock:
-            self._thread(scope).said = said
+            self._thread(scope)
+            self.words[scope] = said
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
@@ -132,6 +131,7 @@ class ThreadMemory:
         if thread is None:
             thread = self._threads[scope] = _Thread()
             while len(self._threads) > MAX_THREADS:
-                self._threads.popitem(last=False)
+                forgotten, _ = self._threads.popitem(last=False)
+                self.words.pop(forgotten, None)
         self._threads.move_to_end(scope)
         return thread
