@@ -373,8 +373,10 @@ def _refusal(
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
-    """Why the run may not go on at all, or `None`."""
+    """Return why the run may not go on at all, or `None`."""
     lease = snapshot.lease
+    if run.engine.kill_switch is not None and run.engine.killed:
+        return Code.KILLED
     if snapshot.revoked or (lease is not None and lease.state == "revoked"):
         return Code.REVOKED
     if run.closed or lease is None:

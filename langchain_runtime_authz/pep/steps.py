@@ -51,8 +51,7 @@ def decide_step(
         if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
             yield from renewed(run, snapshot)
         now = snapshot.now
-        killed = run.engine.kill_switch is not None and run.engine.killed
-        dead = Code.KILLED if killed else lease_refusal(run, snapshot)
+        dead = lease_refusal(run, snapshot)
         if dead is not None:
             decision = deny(dead)
         else:
