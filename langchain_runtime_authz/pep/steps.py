@@ -62,9 +62,7 @@ def decide_step(
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
         if decision.obligations:
-            changes += owed(decision) if permit else []
-            if any(o.type == "revoke" for o in decision.obligations):
-                changes.append(Revoke(run.agent))
+            changes += _obliged(run, decision)
         if not permit:
             changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
         if changes:
@@ -82,6 +80,14 @@ def decide_step(
     except AuditError as exc:
         return _unrecorded(decision, exc)
     return decision
+
+
+def _obliged(run: Run, decision: Decision) -> list[Change]:
+    """Return the changes that a decision's obligations demand."""
+    changes = owed(decision) if decision.outcome == "permit" else []
+    if any(o.type == "revoke" for o in decision.obligations):
+        changes.append(Revoke(run.agent))
+    return changes
 
 
 def _unrecorded(decision: Decision, exc: AuditError) -> Decision:
