@@ -1,6 +1,6 @@
 """The correction matrix: every road by which a human changes a task, into graphs of every kind.
 
-`python -m tests.attack.corrections --write` renders it into the README, between its two markers. A cell
+`python -m tests.attack.corrections --write` writes it to `docs/_generated`. A cell
 is played, protected and unprotected, in the synchronous and the asynchronous form. Unprotected the old
 payment is made. Protected no payment of the old epoch is made once the correction is committed, epoch
 and jti have moved, and the agent comes to its end.
@@ -32,7 +32,7 @@ from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
-from tests import readme
+from tests import generated
 
 from ._graphs import ASK, call, human, says, unanswered
 
@@ -546,13 +546,13 @@ def table() -> list[str]:
     return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *(row(r) for r in ROADS.values())]
 
 
-def in_readme() -> list[str]:
-    """The lines of the table that stand in the README."""
-    return readme.read("corrections").splitlines()
+def in_docs() -> list[str]:
+    """Return the lines of the table in `docs/_generated`."""
+    return generated.read("corrections").splitlines()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        readme.write("corrections", "\n".join(table()))
+        generated.write("corrections", "\n".join(table()))
     else:
         print("\n".join(table()))

@@ -1,6 +1,6 @@
 """The bypass matrix: every route, behind each layer alone and behind all of them, sync and async.
 
-`python -m tests.attack.matrix --write` renders it into the README, between its two markers. A cell is
+`python -m tests.attack.matrix --write` writes it to `docs/_generated`. A cell is
 played, not claimed: the PDP denies the one tool and permits everything else, and the cell is closed
 if that tool did not run.
 
@@ -26,7 +26,7 @@ from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, re
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.testing import StaticPDP
-from tests import readme
+from tests import generated
 
 from .routes import ALL, PROFILES, ROUTES, Bank, Kit, Outcome, Route, play
 
@@ -182,13 +182,13 @@ def table() -> list[str]:
     return [*header(), *(row(route) for route in ROUTES.values())]
 
 
-def in_readme() -> list[str]:
-    """The lines of the table that stand in the README."""
-    return readme.read("matrix").splitlines()
+def in_docs() -> list[str]:
+    """Return the lines of the table in `docs/_generated`."""
+    return generated.read("matrix").splitlines()
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        readme.write("matrix", "\n".join(table()))
+        generated.write("matrix", "\n".join(table()))
     else:
         print("\n".join(table()))

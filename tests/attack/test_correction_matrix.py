@@ -1,10 +1,10 @@
-"""The correction matrix: each road into each kind of graph, with its unenforced twin; the README shows it."""
+"""The correction matrix: each road into each kind of graph, with its unenforced twin; `docs/_generated` shows it."""
 
 from __future__ import annotations
 
 import pytest
 
-from .corrections import KINDS, MODES, ROADS, Kind, Road, check, harm, in_readme, table
+from .corrections import KINDS, MODES, ROADS, Kind, Road, check, harm, in_docs, table
 
 HERE = ("hand-written", "create_agent")
 
@@ -30,9 +30,9 @@ def test_unenforced_the_old_plan_is_carried_out(road: Road, kind: Kind, mode: st
     assert harm(road, kind, mode), "the unenforced twin does no harm"
 
 
-def test_readme_has_the_matrix() -> None:
+def test_table_is_what_the_roads_say() -> None:
     """The table is what the roads say; run `python -m tests.attack.corrections --write`."""
-    assert in_readme() == table()
+    assert in_docs() == table()
 
 
 def test_what_a_kind_can_not_express_has_its_reason() -> None:

@@ -1,4 +1,4 @@
-"""The bypass matrix: each route closed, or named by `coverage` on its own graph; the README shows what was played."""
+"""The bypass matrix: each route closed, or named by `coverage` on its own graph; `docs/_generated` shows what was played."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from langchain_runtime_authz import AuthzDenied
 
 from . import matrix
-from .matrix import EVERYTHING, PROTECT, header, in_readme, naming, played, report_of, row
+from .matrix import EVERYTHING, PROTECT, header, in_docs, naming, played, report_of, row
 from .routes import MODES, ROUTES, Kit, Route, play
 
 HERE = [r for r in ROUTES.values() if not r.needs]
@@ -23,8 +23,8 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def check_row(route: Route) -> None:
-    """The README's line for the route is what playing it in every column, sync and async, gives."""
-    assert row(route) in in_readme(), f"run `python -m tests.attack.matrix --write`: {row(route)}"
+    """The table's line for the route is what playing it in every column, sync and async, gives."""
+    assert row(route) in in_docs(), f"run `python -m tests.attack.matrix --write`: {row(route)}"
 
 
 def check_closed_or_named(route: Route, mode: str) -> None:
@@ -49,7 +49,7 @@ def check_closed_or_named(route: Route, mode: str) -> None:
 
 
 @rows
-def test_row_of_the_readme(route: Route) -> None:
+def test_row_of_the_table(route: Route) -> None:
     check_row(route)
 
 
@@ -59,9 +59,9 @@ def test_closed_or_named(route: Route, mode: str) -> None:
     check_closed_or_named(route, mode)
 
 
-def test_readme_has_every_route_once() -> None:
+def test_table_has_every_route_once() -> None:
     """The table's head and its routes are those of the matrix, in order."""
-    lines = in_readme()
+    lines = in_docs()
     assert lines[:2] == header()
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [r.says for r in ROUTES.values()]
 

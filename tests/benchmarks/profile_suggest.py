@@ -1,6 +1,6 @@
 """What `runtime-authz profile suggest` proposes for three real graphs, beside what a careful author wrote for the same tools.
 
-Run from the repository's root: `python -m tests.benchmarks.profile_suggest`; with `--write` the table goes into README. Nothing
+Run from the repository's root: `python -m tests.benchmarks.profile_suggest`; with `--write` the table goes into `docs/_generated`. Nothing
 is called and no model is asked, so each run prints the same. The authors' files are those that the benchmark and the package use.
 """
 
@@ -25,7 +25,7 @@ from langchain_runtime_authz.demo.graph import agent_graph
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.profile import EFFECTS, SHIPPED, SINKS, ToolProfile, load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
-from tests import readme
+from tests import generated
 
 AUTHORS: Final = {
     "banking": BANKING,
@@ -150,7 +150,7 @@ def compare(name: str) -> Comparison:
 
 
 def table() -> list[str]:
-    """README's table, and below it the losses by name."""
+    """Return the table, and below it the losses by name."""
     head = ["graph", "facts of its author about", *HOW[:2], "left to him", "stricter", "wrong", "risks lowered"]
     lines, losses = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)], []
     for name in AUTHORS:
@@ -169,6 +169,6 @@ def table() -> list[str]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        readme.write("suggest", "\n".join(table()))
+        generated.write("suggest", "\n".join(table()))
     else:
         print("\n".join(table()))

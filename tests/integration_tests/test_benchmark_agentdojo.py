@@ -13,13 +13,13 @@ import pytest
 
 from langchain_runtime_authz.demo.agentdojo import judge, load_suite
 from langchain_runtime_authz.profile import check_arguments
-from tests import readme as readme_file
+from tests import generated
 from tests.benchmarks.agentdojo import __main__ as benchmark
 from tests.benchmarks.agentdojo import replay
 from tests.benchmarks.agentdojo.attackers import TACTICS, Planned, calls_of, identifiers, plant
 from tests.benchmarks.agentdojo.engines import servers, told
 from tests.benchmarks.agentdojo.replay import HERE, Case, Outcome, Suite, run
-from tests.benchmarks.agentdojo.report import RESULTS, picture, readme, summary, table
+from tests.benchmarks.agentdojo.report import RESULTS, picture, summary, table, tables
 from tests.benchmarks.agentdojo.rows import ABLATIONS, ROWS, Authority, Row, data_of
 
 SUITES = ("workspace", "banking")
@@ -175,10 +175,10 @@ def test_other_data_are_told_apart(tmp_path: Path) -> None:
     assert told(None) != told(False)
 
 
-def test_readme_says_what_was_measured() -> None:
+def test_tables_are_those_of_the_report() -> None:
     """Its tables are those of the committed report, word for word."""
     report = json.loads((RESULTS / "report.json").read_text())
-    assert readme_file.read("agentdojo") == readme(report)
+    assert generated.read("agentdojo") == tables(report)
 
 
 def test_samples_leave_no_attack_out(suite: Suite) -> None:

@@ -12,7 +12,7 @@ rows = pytest.mark.parametrize("route", NEEDING, ids=lambda r: r.name)
 
 
 @rows
-def test_row_of_the_readme(route: Route) -> None:
+def test_row_of_the_table(route: Route) -> None:
     check_row(route)
 
 

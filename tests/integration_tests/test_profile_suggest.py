@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests import readme
+from tests import generated
 from tests.benchmarks.profile_suggest import AUTHORS, compare, table
 
 # Of what an author says about calls, the least share that is proposed, in force or in a comment.
@@ -23,6 +23,6 @@ def test_proposed_beside_an_authors_facts(name: str) -> None:
     assert len(found.wrong) <= sum(calls) / 6
 
 
-def test_readme_says_what_was_counted() -> None:
+def test_table_is_what_the_command_prints() -> None:
     """Its table is the command's, losses by name: `python -m tests.benchmarks.profile_suggest --write`."""
-    assert readme.read("suggest").splitlines() == table()
+    assert generated.read("suggest").splitlines() == table()

@@ -1,7 +1,7 @@
 """The whole benchmark by one command: `python -m tests.benchmarks.agentdojo`.
 
 Resumable: outcomes go to `<out>/outcomes.jsonl` as they come, and what stands there is not run again.
-`<out>/report.json`, `report.md` and `report.svg` are made of it; with `--publish`, what README says too.
+`<out>/report.json`, `report.md` and `report.svg` are made of it; with `--publish`, `docs/_generated/agentdojo.md` too.
 With `--compare-engines` each decision of our own rows is asked of an OPA server as well.
 """
 
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-ablation", action="store_true")
     parser.add_argument("--engine", choices=("wasm", "opa"), default="wasm", help="opa: a server, needs LRA_OPA")
     parser.add_argument("--compare-engines", action="store_true", help="ask the OPA server everything that Wasm is asked")
-    parser.add_argument("--publish", action="store_true", help="put the report into the repository and README.md")
+    parser.add_argument("--publish", action="store_true", help="put the report into the repository and docs/_generated")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(argv)
     suites = options.suite or ["workspace", "banking"]

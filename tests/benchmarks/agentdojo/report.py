@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests import readme as readme_file
+from tests import generated
 
 from .rows import ABLATIONS, ROWS
 
@@ -175,16 +175,16 @@ def said_of_engines(report: dict[str, Any]) -> str:
     )
 
 
-# --- README ------------------------------------------------------------------------------------------
+# --- docs/_generated ----------------------------------------------------------------------------------
 
 RESULTS = Path(__file__).parent / "results"
 _USUAL = {"attacker": "static", "order": "after", "wording": "important"}
 _PRICES = ("attack_success_rate", "harm")
-_IN_README = ("benign utility", "undisturbed", "utility under attack", "ASR", "harm", "false denials", "asks / task")
+_SHOWN = ("benign utility", "undisturbed", "utility under attack", "ASR", "harm", "false denials", "asks / task")
 
 
-def readme(report: dict[str, Any]) -> str:
-    """The tables of README, from `report.json`."""
+def tables(report: dict[str, Any]) -> str:
+    """Return the tables of `docs/_generated/agentdojo.md`, from `report.json`."""
     entries = report["entries"]
     parts = [f"Measured on {report['machine']}. {said_of_engines(report)}".strip() + "\n"]
     rows, ablations = {r.name for r in ROWS}, {r.name for r in ABLATIONS}
@@ -193,7 +193,7 @@ def readme(report: dict[str, Any]) -> str:
         usual = [e for e in mine if all(e[k] == v for k, v in _USUAL.items())]
         first = next(e for e in usual if e["row"] in rows)
         parts.append(f"**{suite}**, {first['user_tasks']} tasks and {first['pairs']} pairs, calls after the user's:\n")
-        parts += _rows("who holds authority", [(e["row"], e) for e in usual if e["row"] in rows], _IN_README)
+        parts += _rows("who holds authority", [(e["row"], e) for e in usual if e["row"] in rows], _SHOWN)
         others = [e for e in mine if e["row"] in rows and e not in usual and e["row"] != "nothing"]
         parts.append(f"\n{suite}, other attackers:\n")
         parts += _rows(
@@ -250,9 +250,9 @@ def _more(names: Sequence[str], shown: int) -> str:
 
 
 def publish(out: Path) -> None:
-    """Put a report into the repository, and its tables into README."""
+    """Put a report into the repository, and its tables into `docs/_generated`."""
     RESULTS.mkdir(exist_ok=True)
     for name in ("report.json", "report.svg"):
         (RESULTS / name).write_bytes((out / name).read_bytes())
     report = json.loads((RESULTS / "report.json").read_text())
-    readme_file.write("agentdojo", f"\n{readme(report)}\n")
+    generated.write("agentdojo", f"\n{tables(report)}\n")

@@ -1,0 +1,25 @@
+"""Read and write the tables that commands generate into `docs/_generated`, between two marks in each file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+GENERATED: Final = Path(__file__).parents[1] / "docs" / "_generated"
+
+
+def read(name: str) -> str:
+    """Return the table of this name."""
+    return _parts(name)[1].strip()
+
+
+def write(name: str, text: str) -> None:
+    """Replace the table of this name by `text`."""
+    before, _, after = _parts(name)
+    (GENERATED / f"{name}.md").write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    text, begin = (GENERATED / f"{name}.md").read_text(encoding="utf-8"), f"<!-- {name}:begin -->"
+    start, end = text.index(begin) + len(begin), text.index(f"<!-- {name}:end -->")
+    return text[:start], text[start:end], text[end:]
