@@ -1,0 +1,191 @@
+"""README and docs: the commands start from nothing, the links resolve, the snippets run, the tables are true."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from typer.main import get_command
+
+from langchain_runtime_authz import RuntimeAuthz, current_call, profile
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.credential.keyring import KeyDirectory
+from langchain_runtime_authz.errors import Code, sentence
+from langchain_runtime_authz.profile import load_profiles
+from langchain_runtime_authz.testing import ScriptedChatModel
+
+ROOT = Path(__file__).parents[2]
+PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+README = TEXTS["README.md"]
+
+each_page = pytest.mark.parametrize("page", sorted(PAGES))
+
+
+def _blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+PYTHON = sorted(page for page in PAGES if _blocks("python", TEXTS[page]))
+
+
+def test_files_stay_short() -> None:
+    assert len(README.splitlines()) <= 200
+    assert len(TEXTS["CHANGELOG.md"].splitlines()) <= 60
+
+
+@pytest.mark.parametrize("heading", ["Run it", "Test it"])
+def test_first_block_is_one_line(heading: str) -> None:
+    """The first block under each heading is one line that starts from nothing."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    first = _blocks("bash", section[1])[0]
+    assert first.count("\n") == 1
+    assert first.startswith("python3 -m venv .venv && ")
+    assert "-c constraints.txt" in first
+
+
+@each_page
+def test_links_resolve(page: str) -> None:
+    """Each relative link names a file, and each anchor a heading in it."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+        if not target.exists() or (anchor and anchor not in _anchors(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_readme_leads_to_every_page() -> None:
+    linked = {link.partition("#")[0] for text in TEXTS.values() for link in re.findall(r"\]\(([^)\s]+)\)", text)}
+    assert [p.name for p in PAGES.values() if p.parent != ROOT and not any(x.endswith(p.name) for x in linked)] == []
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_imports_exist(page: str) -> None:
+    """Each Python block compiles, and what it imports exists; from the package's root only what is public."""
+    for code in _blocks("python", TEXTS[page]):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                module, names = import_module(str(node.module)), {alias.name for alias in node.names}
+                assert [name for name in names if not hasattr(module, name)] == [], node.module
+                assert node.module != "langchain_runtime_authz" or names <= set(module.__all__)
+
+
+@profile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"})
+@tool
+def send_money(recipient: str, amount: float) -> str:
+    """Send money."""
+    return f"Sent {amount:.2f} to {recipient}."
+
+
+def _model(state: MessagesState) -> dict[str, Any]:
+    last = state["messages"][-1]
+    pays = isinstance(last, HumanMessage)
+    call = {"name": "send_money", "args": {"recipient": "DE21", "amount": 45.0}, "id": f"call-{len(state['messages'])}"}
+    return {"messages": [AIMessage("", tool_calls=[call]) if pays else AIMessage("done")]}
+
+
+def _namespace() -> dict[str, Any]:
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", _model)
+    builder.add_node("tools", ToolNode([send_money]))
+    builder.add_edge(START, "model")
+    builder.add_conditional_edges("model", tools_condition)
+    builder.add_edge("tools", "model")
+    authz, graph = RuntimeAuthz(), builder.compile(checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "thread-1"}}
+    return {"authz": authz, "graph": graph, "config": config, "model": ScriptedChatModel(script=[]), "tools": [send_money]}
+
+
+@pytest.mark.filterwarnings("ignore:.*without a profile")
+@pytest.mark.parametrize("page", [p for p in PYTHON if p != "docs/credentials.md"])
+def test_snippets_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The Python blocks run offline, with a graph at hand: README's one after the other, those of a page each alone."""
+    monkeypatch.chdir(tmp_path)
+    KeyDirectory.create(tmp_path / "keys")
+    names = _namespace()
+    if page != "README.md":  # its first snippet protects the graph
+        names["authz"].protect(names["graph"])
+        with names["authz"].run(subject="alice"):
+            names["graph"].invoke({"messages": [("user", "Pay 45 to DE21")]}, names["config"])
+    for code in _blocks("python", TEXTS[page]):
+        exec(compile(code, page, "exec"), names if page == "README.md" else dict(names))
+    assert page != "README.md" or "send_money {'recipient': 'DE21'" in capsys.readouterr().out
+
+
+def test_credential_snippets_run() -> None:
+    """The snippets of a service accept the token of a call that is running."""
+    names = _namespace()
+    ran = []
+
+    @profile(effect="read", sink="none", audience=("https://bank.example",))
+    @tool
+    def look() -> str:
+        """Look."""
+        names["token"] = current_call().credential().token
+        for code in _blocks("python", TEXTS["docs/credentials.md"]):
+            exec(compile(code, "docs/credentials.md", "exec"), names)
+        ran.append(names["credential"].subject)
+        return "seen"
+
+    with names["authz"].run(subject="alice"):
+        names["authz"].guard(look).invoke({})
+    assert ran == ["alice"]
+
+
+def test_commands_exist() -> None:
+    """Each `runtime-authz` command that a page names is one."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    named = {(m[1], m[2]) for t in TEXTS.values() for m in re.finditer(r"runtime-authz ([a-z-]+)(?: ([a-z]+))?", t)}
+    assert named
+    for command, sub in sorted(named, key=str):
+        if command == "authz":
+            continue
+        assert command in commands, command
+        below = getattr(commands[command], "commands", None)
+        assert not (below and sub) or sub in below, f"{command} {sub}"
+
+
+def test_yaml_blocks_are_profiles(tmp_path: Path) -> None:
+    """The profiles that are shown load."""
+    shown = [text for t in TEXTS.values() for text in _blocks("yaml", t)]
+    assert shown
+    for text in shown:
+        (tmp_path / "profiles.yaml").write_text(text)
+        assert set(load_profiles(tmp_path / "profiles.yaml")) == set(yaml.safe_load(text)["tools"])
+
+
+def test_denial_codes_say_what_the_package_says() -> None:
+    """Each code of the table exists, and its sentence is that of `errors.py`."""
+    table = TEXTS["docs/glossary.md"].split("## What a denial says")[1].split("## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)
+    assert rows
+    assert [(str(Code(code)), sentence(code)) for code, _ in rows] == rows
+
+
+def test_the_rule_and_the_boundary_are_said() -> None:
+    """README states the rule of the package and the limit of what it can do."""
+    said = " ".join(README.split())
+    assert "If the workload can choose its next action, its token is not trusted to define that action." in said
+    assert "In one process this stops a hijacked *model*, not hostile *code*." in said
