@@ -36,7 +36,7 @@ class AuditSink(Protocol):
 
     @property
     def content(self) -> bool:
-        """Whether records hold arguments, targets and task texts."""
+        """True if records hold arguments, targets and task texts."""
         ...
 
     def write(self, record: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Refusals(Protocol):
-    """Told of each mint that is refused, before whoever asked is. Raising is a refusal too."""
+    """Hears of each refused mint before the caller does. Raising is a refusal too."""
 
     def refused(self, code: str, audience: str | None) -> None:
         """`audience` is whatever the tool asked for."""
@@ -49,7 +49,7 @@ class Refusals(Protocol):
 
 
 class CodeScope:
-    """What is current for the code inside: a run, its ticket, and who records what is refused to it.
+    """The run and ticket that are current for the code inside, and the recorder of refusals.
 
     Attributes:
         ticket: of the tool that runs.
@@ -119,11 +119,11 @@ class CallCredential:
 
     @property
     def scheme(self) -> str:
-        """How the token is sent: `Bearer` (RFC 6750), or `DPoP` (RFC 9449) where it is bound to a key."""
+        """Return `Bearer` (RFC 6750), or `DPoP` (RFC 9449) if the token is bound to a key."""
         return "Bearer" if self._key is None else "DPoP"
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
-        """What to send with one request: `Authorization`, and for a bound token a new `DPoP` proof.
+        """Return the headers for one request: `Authorization`, and for a bound token a new `DPoP` proof.
 
         Args:
             method: of the request.
@@ -255,7 +255,7 @@ class Ticket:
         self.concluded = True
 
     def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        """The credential for one audience, minted when first asked for.
+        """Return the credential for one audience, minted at the first request.
 
         Args:
             audience: one of `audiences`; may be left out where there is exactly one.
@@ -339,7 +339,7 @@ class Ticket:
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
-        """What is there, or the minting under way, and whether that is the caller's to do."""
+        """Return the credential or the minting under way, and True if the caller must do the minting."""
         with self._lock:
             self._check_running()
             found = self._minted.get(audience)
@@ -358,7 +358,7 @@ class Ticket:
         with self._lock:
             self._minted[audience] = made
             # INVARIANT: what was minted is listed before it is handed out, and not handed out after
-            # the end: whoever concludes and then reads `minted_tokens` has seen them all.
+            # the end: after `conclude`, `minted_tokens` holds all of them.
             self._check_running()
         return made
 
@@ -377,15 +377,15 @@ class Ticket:
             self._others = (*self._others, token)
 
     def minted_tokens(self) -> tuple[str, ...]:
-        """The tokens handed out, for searching what the tool returns."""
+        """Return the tokens handed out, to search the tool's output for them."""
         return (*(c.token for c in tuple(self._minted.values())), *self._others)
 
     def accuse(self) -> None:
-        """A token of the call was seen where it must not be."""
+        """Note that a token of the call was seen in an output."""
         self.leaked = True
 
     def withhold(self) -> None:
-        """A part of what the tool gave out was left out."""
+        """Note that a part of the output was withheld."""
         self.withheld = True
 
     def __repr__(self) -> str:
@@ -436,7 +436,7 @@ def _running_loop() -> object:
 
 
 def current_ticket() -> Ticket | None:
-    """The ticket of the tool that runs in this context."""
+    """Return the ticket of the tool that runs in this context."""
     return current_scope.get().ticket
 
 
@@ -551,7 +551,7 @@ class ticket_scope:  # noqa: N801  (reads as a keyword)
 
 
 def refused_outside(audience: str | None) -> CredentialError:
-    """The refusal of a credential where no permitted call runs, put on record where a run is under way."""
+    """Return the refusal of a credential outside a permitted call, and record it if a run is under way."""
     if (told := _told()) is None:
         return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
     told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, PLR2004  (people write typographic apostrophes; endings have lengths)
-"""Whether the user's words ask for what a tool does: a boring matcher, on purpose.
+"""Match the user's words with the words for a tool's effect: a boring matcher, on purpose.
 
 A profile lists words, `intent: [pay, "create event", refund]`. One entry in the task is enough. Words are compared
 case-folded and without a plain English ending (`s`, `es`, `ed`, `ing`, `er`). An entry of several words needs them in
@@ -118,7 +118,7 @@ class Request:
 
     @property
     def delegates(self) -> bool:
-        """Whether the words say to do what is written elsewhere."""
+        """True if the words say to do what is written elsewhere."""
         for order in _DELEGATIONS:
             for i in self._places.get(order[0], ()):
                 end = self._end(order, i)

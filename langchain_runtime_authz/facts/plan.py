@@ -83,7 +83,7 @@ def _request(todos: tuple[str, ...]) -> Request:
 
 
 class Match(NamedTuple):
-    """How a call stands to the plan."""
+    """The relation of a call to the plan."""
 
     planned: bool
     stale: bool
@@ -128,7 +128,7 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 
 
 class Intended(Protocol):
-    """What of a call is held against its plan. `position` is its place in the message, if that was seen."""
+    """The facts of a call that are compared with its plan. `position` is its place in the message, if seen."""
 
     @property
     def position(self) -> int | None: ...

@@ -1,4 +1,4 @@
-"""Where a user's text forbids something: the stretches of it that nobody is asked to act on.
+"""Find the parts of a user's text that forbid something.
 
 A prohibition reaches from its word to the end of the clause, and over a list that goes on from there ("don't pay Bob,
 Mallory or Eve"). It reaches back to its subject ("Mallory must not be paid"). Without an object of its own it reaches back

@@ -1,4 +1,4 @@
-"""What was read, and whether it still holds: the resource behind a read, and the version of its content."""
+"""The resource behind a read, and the version of its content."""
 
 from __future__ import annotations
 

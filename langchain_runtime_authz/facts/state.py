@@ -1,9 +1,9 @@
-"""Whose work a thread's state is: what a run of ours left there, or what somebody changed from outside.
+"""Tell the state that a protected run left from a state that was changed outside.
 
-A graph's state can be changed without an entry of ours: `update_state`, a fork from an older checkpoint, another process
+A graph's state can be changed without a protected entry: `update_state`, a fork from an older checkpoint, another process
 that runs the graph unprotected. When a root entry ends, the ledger remembers the checkpoint that it left (`HEAD`) and what
-the waiting graphs below held (`BELOW`). The next entry loads that checkpoint, one that a run in flight or a dead process of
-ours went on to, or somebody else's.
+the waiting graphs below held (`BELOW`). The next entry loads that checkpoint, a later one of a run in
+flight or of a dead process, or one that other code wrote.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Head:
 
 
 class Below(NamedTuple):
-    """What waits below a root: a digest of it, the checkpoints in it that an `update` left, and its namespaces."""
+    """The graphs that wait below a root: their digest, the checkpoints that an `update` left, their namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ def below_key(digest: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChildMark:
-    """Where the ledger holds the checkpoint that a child's run left at a `place` (a digest).
+    """The ledger's place for the checkpoint that a child's run left at a `place` (a digest).
 
     `lasting`: tasks other than the calling one find the child's state there. A child with a thread of its own for each
     question makes ever new places, so these share `SLOTS` marks. Of two in one slot the newer is remembered.

@@ -19,7 +19,7 @@ class Identity(Protocol):
 
     @property
     def attested(self) -> bool:
-        """Whether a party outside this process vouches for the name."""
+        """True if a party outside this process vouches for the name."""
         ...
 
     def agent_id(self, path: tuple[str, ...]) -> str:

@@ -147,30 +147,30 @@ INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes th
 
 
 def can_ask(config: Mapping[str, Any]) -> bool:
-    """Whether an interrupt raised under `config` can be answered: there is a checkpointer."""
+    """Return True if an interrupt raised under `config` can be answered: there is a checkpointer."""
     return bool((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER))
 
 
 def task_id(config: Mapping[str, Any]) -> str:
-    """The Pregel task a node runs as; the same on every replay of the task. Empty outside one."""
+    """Return the Pregel task that a node runs as, the same on every replay; empty outside one."""
     return str((config.get("configurable") or {}).get(CONFIG_KEY_TASK_ID) or "")
 
 
 def is_handed_down(config: Mapping[str, Any]) -> bool:
-    """Whether a graph is asked about its state by the graph above it, which lends it its checkpointer."""
+    """Return True if the parent graph asks this one about its state, and lends it the checkpointer."""
     return CONFIG_KEY_CHECKPOINTER in (config.get("configurable") or {})
 
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpointer that the graph above lends, as it stands in a config."""
+    """Return the checkpointer in a config that the parent graph lends."""
     configurable = config.get("configurable") or {}
     return {k: configurable[k] for k in (CONFIG_KEY_CHECKPOINTER,) if configurable.get(k)}
 
 
 class Place(NamedTuple):
-    """Where a graph keeps the state of a call: thread, namespace, and the checkpointer that is lent to it.
+    """The place of a call's state: thread, namespace and the lent checkpointer.
 
-    `lasting`: it is found there again by the next call, not only by the same task's.
+    `lasting`: the next call finds it there too, not only the same task's.
     """
 
     saver: BaseCheckpointSaver[Any]
@@ -179,7 +179,7 @@ class Place(NamedTuple):
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """`config` for one graph, and the how manieth it is that its task calls, from 0.
+    """Return `config` for one graph, and its zero-based index among the task's subgraph calls.
 
     LangGraph counts when a graph starts, and each finds its checkpoints under its number.
     """
@@ -193,9 +193,9 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """The place of a graph that is called by another one, as LangGraph chooses it; `None` where it keeps nothing.
+    """Return the place that LangGraph gives a called graph; `None` if the graph keeps nothing.
 
-    `number`: the how manieth graph of its task it is.
+    `number`: its zero-based index among the task's subgraph calls.
     """
     configurable = config.get("configurable") or {}
     borrowed = lent(config)
@@ -218,27 +218,27 @@ def graph_at(graph: Any, config: Any) -> Any:
 
 
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
-    """Where the graphs that a root's task calls keep their state: for this task, and over all tasks of the node."""
+    """Return the namespaces of the graphs that a root's task calls: of this task, and of all tasks of the node."""
     return f"{name}{NS_END}{ident}", name
 
 
 def is_of_task(namespace: str) -> bool:
-    """Whether a namespace is one task's."""
+    """Return True if a namespace belongs to one task."""
     return NS_END in namespace
 
 
 def namespace_of_graph(namespace: str, number: int) -> str:
-    """Where the graph keeps its state that is the `number`th, from 0, of those that one task calls."""
+    """Return the namespace of the graph with this zero-based index among the task's subgraph calls."""
     return f"{namespace}{NS_SEP}{number}" if number else namespace
 
 
 def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether LangGraph takes a resume value as answers by interrupt id."""
+    """Return True if LangGraph takes a resume value as answers by interrupt id."""
     return isinstance(value, Mapping) and all(isinstance(k, str) and is_xxh3_128_hexdigest(k) for k in value)
 
 
 def interrupt_id(config: Mapping[str, Any]) -> str:
-    """The id that LangGraph will give the next interrupt raised by the task of `config`."""
+    """Return the id that LangGraph will give the next interrupt of the task of `config`."""
     configurable = config.get("configurable") or {}
     ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
@@ -271,7 +271,7 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
 
 
 def answer_given(config: Mapping[str, Any]) -> object:
-    """What the invocation around a task was resumed with, as any of its tasks sees it; `None` if with nothing.
+    """Return the resume value of the invocation around a task; `None` without one.
 
     The plain value, or the map from interrupt ids.
     """
@@ -283,18 +283,18 @@ def answer_given(config: Mapping[str, Any]) -> object:
 
 
 def agent_ns(config: Mapping[str, Any]) -> str:
-    """The namespace of the graph whose task runs under `config`; empty for a root graph."""
+    """Return the namespace of the graph whose task runs under `config`; empty for a root graph."""
     ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
     return ns.rpartition("|")[0]
 
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
-    """Where the graph whose task runs under `config` keeps its checkpoints, if it does."""
+    """Return the checkpointer of the graph whose task runs under `config`, if it has one."""
     return (config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER)
 
 
 def is_innermost(handler: object) -> bool:
-    """Whether the handler that a `wrap_tool_call` was given is the tool node's own: no other wrapper comes after it."""
+    """Return True if a `wrap_tool_call` handler is the tool node's own: no other wrapper follows."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
 
 
@@ -346,7 +346,7 @@ _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "Stream
 
 
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:
-    """Whether the task of `config` has answers beyond the first `taken`: they are for its later questions."""
+    """Return True if the task of `config` has answers beyond the first `taken`, for its later questions."""
     scratchpad = (config.get("configurable") or {}).get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return False
@@ -399,10 +399,10 @@ class StartingTool(NamedTuple):
 
 
 def starting_tool() -> StartingTool | None:
-    """The tool that announces its start to the `on_tool_start` from which this is called.
+    """Return the tool that announces its start to the calling `on_tool_start`.
 
-    LangChain tells a callback a tool's name and no more. The tool stands in the frame that called the
-    callback manager: `BaseTool.run` or `arun`. `None` where it was announced by other code.
+    LangChain tells a callback only the tool's name. The tool stands in the frame that called the
+    callback manager: `BaseTool.run` or `arun`. `None` if other code announced it.
     """
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
@@ -412,15 +412,15 @@ def starting_tool() -> StartingTool | None:
 
 
 def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
-    """The graph that announces its start to the `on_chain_start` from which this is called, likewise."""
+    """Return the graph that announces its start to the calling `on_chain_start`."""
     frame = _announcing()
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
 
 def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
-    """The graph for which callbacks are set up by the code that called our caller, and what it is resumed with, if it is.
+    """Return the graph for which the caller's caller sets up callbacks, and its resume value.
 
-    With the thread and the id of the checkpoint that the call names, if any. `None` for what is no graph.
+    Also return the thread and the checkpoint id that the call names, if any. `None` if it is not a graph.
     """
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
@@ -436,7 +436,7 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
 
 
 def _announcing() -> FrameType | None:
-    """The frame that called the callback manager which called the handler that called our caller."""
+    """Return the frame that called the callback manager behind our caller's handler."""
     frame: FrameType | None = sys._getframe(3)
     while frame is not None and frame.f_code.co_filename == _MANAGER:
         frame = frame.f_back
@@ -450,7 +450,7 @@ _RUNS: Final = (BaseTool.run.__code__, BaseTool.arun.__code__)
 
 
 def config_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of the parameter that a tool's code is given its config under."""
+    """Return the name of the parameter through which a tool's code gets its config."""
     return _get_runnable_config_param(function)
 
 
@@ -478,21 +478,21 @@ def reset_node(node: PregelNode) -> None:
 
 
 def is_task_function(value: object) -> bool:
-    """Whether it is a `@task` of the functional API; its function is `func`."""
+    """Return True for a `@task` of the functional API; its function is `func`."""
     return isinstance(value, _TaskFunction)
 
 
 def imports_anything(serde: object) -> bool:
-    """Whether a serializer of LangGraph imports and calls whatever its data names (its permissive default)."""
+    """Return True if a serializer of LangGraph imports and calls what its data names (its permissive default)."""
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
 def is_task(config: Mapping[str, Any]) -> bool:
-    """Whether a caller's config is that of a running task: then a graph streams `values`."""
+    """Return True if a caller's config is that of a running task: then a graph streams `values`."""
     return CONFIG_KEY_TASK_ID in (config.get("configurable") or {})
 
 
 def node_of_task(config: Mapping[str, Any]) -> str:
-    """The node whose task runs under `config`, as LangGraph itself wrote it; empty outside one."""
+    """Return the node whose task runs under `config`, as LangGraph wrote it; empty outside one."""
     ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
     return ns.rsplit("|", 1)[-1].split(":", 1)[0]

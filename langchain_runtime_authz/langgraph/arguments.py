@@ -36,7 +36,7 @@ class Malformed:
 
 
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
-    """The arguments as the tool will receive them (a dictionary, or a string), by `parser`.
+    """Return the arguments as the tool will receive them (a dictionary, or a string), by `parser`.
 
     `parser` is the tool's own, unguarded `_parse_input`.
     """
@@ -58,20 +58,20 @@ def describe(
     amend: Callable[[str, dict[str, Any]], Call] | None = None,
     reviewed: bool = False,
 ) -> Call:
-    """A `Call` for the decision.
+    """Return the `Call` to decide.
 
     Args:
         tool: the tool that will run.
         facts: its profile, and the names of its injected arguments.
-        read: gives the arguments as the tool will receive them (`parse`); called again where it
-            matters that they come out alike.
+        read: gives the arguments as the tool will receive them (`parse`); called again to check
+            that they come out alike.
         call_id: the tool call's id.
-        plan_id: id of the message that planned it, where it is known.
+        plan_id: id of the message that planned it, if known.
         position: its place in that message.
         written: the arguments as the model wrote them, for comparison with the plan.
         sent: the arguments without injected ones, for comparison at the guard.
-        amend: gives the call of another tool or arguments in this one's place.
-        reviewed: a review on the way to the tool asks a human about it.
+        amend: gives the call of another tool or other arguments instead of this one.
+        reviewed: a review on the way to the tool asks about it.
     """
     error: Code | None = None
     parsed: Any
@@ -121,12 +121,12 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dic
 
 
 def parses_alike(call: Call) -> bool:
-    """Whether the arguments, parsed once more, are the ones that were decided."""
+    """Return True if the arguments, parsed once more, are those that were decided."""
     if call.reread is None:
         return True
     try:
         return call.reread() == call.args_digest
-    except Exception:  # noqa: BLE001  (what can not be parsed again is not the same)
+    except Exception:  # noqa: BLE001  (a failed parse is a change)
         return False
 
 
@@ -156,15 +156,15 @@ def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]
 
 
 def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
-    """Whether the framework supplies an argument: by its type, or a runtime for the bare name `runtime`.
+    """Return True if the framework supplies an argument: by its type, or a runtime named `runtime`.
 
-    By the value in the second case: whatever else stands under that name, somebody chose.
+    In the second case the value decides: somebody chose any other value of that name.
     """
     return name in injected or type(value) is ToolRuntime
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
-    """A call of a tool that the node does not have. Its name is the model's own text."""
+    """Return a call of a tool that the node does not have. The model wrote its name."""
     return Call(
         tool=name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME],
         profile=UNPROFILED,

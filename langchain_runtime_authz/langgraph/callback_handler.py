@@ -1,4 +1,4 @@
-"""A handler for one's own callbacks that writes down what runs outside the gates."""
+"""Record what runs outside the enforcement points, by a handler among the caller's callbacks."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ What = Literal["tool", "model", "graph", "chain"]
 
 
 class _Authz(Protocol):
-    """What of a `RuntimeAuthz` the handler needs."""
+    """The parts of a `RuntimeAuthz` that the handler needs."""
 
     @property
     def root_entry(self) -> RootEntry: ...
 
 
 class AuthzCallbackHandler(BaseCallbackHandler):
-    """Records what runs outside the gates. It does not gate, and nothing fails because of it.
+    """Records what runs outside the enforcement points. It does not enforce, and nothing fails because of it.
 
-    Give it to what is not, or not yet, protected: `graph.invoke(value, {"callbacks": [handler]})`.
-    One audit record of the kind `observation` each, and an event on the current span, for
+    Give it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`.
+    It writes an audit record of the kind `observation`, and an event on the current span, for each of these:
 
     - a tool that starts outside every run and is not guarded;
-    - a model that is called outside every gated node;
+    - a model that is called outside every protected node;
     - a graph that nobody protected;
-    - a chain outside every graph and every gated node.
+    - a chain outside every graph and every protected node.
 
-    Names only: no arguments, no inputs, no outputs. What runs under no callbacks of the caller
-    (`callbacks=[]`, a thread of its own, a function called as a function) it does not hear of.
+    It records names only: no arguments, inputs or outputs. It does not hear of code without the caller's
+    callbacks: `callbacks=[]`, another thread, a function called as a function.
 
     Args:
-        authz: the `RuntimeAuthz` into whose audit sink it writes. A record that can not be written is
-            logged by LangChain, and lost.
+        authz: the `RuntimeAuthz` into whose audit sink it writes. LangChain logs a record
+            that cannot be written, and it is lost.
     """
 
     run_inline = True  # the caller's own thread and context say where it runs
@@ -56,9 +56,9 @@ class AuthzCallbackHandler(BaseCallbackHandler):
         self._engine = authz.root_entry.engine
 
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
-        """A tool starts."""
+        """Record an unguarded tool that starts."""
         if running() is not None:
-            return  # guarded, or decided by the ambient hook
+            return  # guarded, or decided by the callback backstop
         started = starting_tool()
         if started is None:
             self._observe("tool", _name(serialized, kwargs))
@@ -66,17 +66,17 @@ class AuthzCallbackHandler(BaseCallbackHandler):
             self._observe("tool", started.tool.name)
 
     def on_chat_model_start(self, serialized: dict[str, Any] | None, messages: Any, **kwargs: Any) -> None:
-        """A chat model is called."""
+        """Record the call of a chat model."""
         if running() is None:
             self._observe("model", _name(serialized, kwargs))
 
     def on_llm_start(self, serialized: dict[str, Any] | None, prompts: Any, **kwargs: Any) -> None:
-        """A text model is called."""
+        """Record the call of a text model."""
         if running() is None:
             self._observe("model", _name(serialized, kwargs))
 
     def on_chain_start(self, serialized: dict[str, Any] | None, inputs: Any, **kwargs: Any) -> None:
-        """A graph or a chain starts."""
+        """Record a graph or chain that starts."""
         graph = starting_graph()
         if graph is not None:
             if owner_of(graph) is None:

@@ -1,4 +1,4 @@
-"""What a guarded tool knows of itself. `tool_guard` makes a tool a guarded one."""
+"""The state of a guarded tool. `tool_guard` makes guarded tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]
 
 
 class Guard:
-    """Where a guarded tool's profile comes from, and how its functions are guarded (`wrap`). Its copies share it."""
+    """The source of a guarded tool's profile, and the wrapper of its functions (`wrap`). Copies share it."""
 
     __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 

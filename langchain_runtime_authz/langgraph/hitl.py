@@ -1,14 +1,12 @@
-"""A review beside our own gates: LangChain's `HumanInTheLoopMiddleware`, and nodes that ask like it.
+"""Take over the questions of other reviews: `HumanInTheLoopMiddleware`, and nodes that ask like it.
 
-Such a review asks a human about the calls of a message: about all of them in a node of its own, before
-a tool node is reached (`batched`), or about one as it is made (`per_call`). What it asks is
-noted as a question of source `hitl`, bound to the arguments as the message has them; the root entry
-answers it like our own, and the policy says whether that suffices (`approvals` in data.json). So
-nobody is asked twice, an edit is decided as what it became, and a rejected call stays rejected on
-whatever road it reaches a tool node later.
+Such a review asks about all calls of a message in a node of its own, before the tool node (`batched`), or about
+one call as it is made (`per_call`). Its question is noted with the source `hitl`, bound to the arguments in
+the message. The root entry answers it like our own, and the policy says if that suffices (`approvals` in
+data.json). So nobody is asked twice, an edit is decided as edited, and a rejected call stays rejected.
 
-Where a review stands between our gate and the tool, the gate asks nothing about the call and leaves it to
-the guard: LangGraph gives a task's answers out in the order of its questions, and the review's comes first.
+If a review stands between the tool node and the tool, the node asks nothing and leaves the call to the guard.
+LangGraph gives a task's answers in the order of its questions, and the review's question comes first.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def note_review(run: Run, given: object, paused: GraphInterrupt, config: Mapping
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
     """Note what an `Interrupt` asks about the calls of a message, if it does.
 
-    A note that can not be written is none: then the tool node's gate asks by itself.
+    If the note cannot be written, the tool node asks by itself.
     """
     if message is None or not message.id or is_ours(asked.value):
         return
@@ -89,7 +87,7 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
 
 
 def _reopened(run: Run, call: Call) -> Flow[None]:
-    """The review's question about a call, put as if it had not been answered."""
+    """Return the review's question about a call as if it had not been answered."""
     if call.plan_id is None:
         return
     try:
@@ -108,12 +106,12 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def newest_plan(given: object) -> AIMessage | None:
-    """The newest message with calls of what a node was given."""
+    """Return the newest message with calls in a node's input."""
     return max(ai_messages(given), key=lambda m: _place(given, m), default=None)
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """The tools about whose calls a review among the wrappers of a tool node asks by itself, each call as it is made."""
+    """Return the tools whose calls a review among a tool node's wrappers asks about, one by one."""
     found: frozenset[str] = frozenset()
     for wrapper in wrappers:
         for method in _methods(wrapper):
@@ -125,7 +123,7 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _methods(wrapper: object) -> Iterator[MethodType]:
-    """The methods that LangChain composed a wrapper of: closures of closures, traced or not."""
+    """Yield the methods that LangChain composed into a wrapper: closures of closures, traced or not."""
     todo, seen = [wrapper], set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()
@@ -144,7 +142,7 @@ def _methods(wrapper: object) -> Iterator[MethodType]:
 
 
 def _allowed(asked: Any) -> list[tuple[str, ...]]:
-    """The decisions that the review takes, for each call that it asks about."""
+    """Return the decisions that the review takes, for each call that it asks about."""
     value = asked.value
     if not isinstance(value, Mapping):
         return []
@@ -157,7 +155,7 @@ def _allowed(asked: Any) -> list[tuple[str, ...]]:
 
 
 def _decisions(schema: object) -> tuple[str, ...]:
-    """The `type`s that the schema of an answer takes: a decision, or one of several."""
+    """Return the `type`s that the schema of an answer takes: a decision, or one of several."""
     if not isinstance(schema, Mapping):
         return DECISIONS
     named = schema.get("$defs", {})
@@ -174,7 +172,7 @@ def _place(given: object, message: AIMessage) -> int:
 
 
 def _asked_about(value: object, message: AIMessage) -> list[Call]:
-    """The message's calls that a review names, in its order; none unless it names nothing else.
+    """Return the message's calls that a review names, in its order; none if it names anything else.
 
     `value` is a `HITLRequest` or a `ToolApprovalRequest`.
     """

@@ -1,8 +1,8 @@
-"""Deciding a message's calls at a gate, and asking a human about them.
+"""Decide a message's calls, and ask an approver about them.
 
-One interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
-calls in a task, so a task that asked once repeats that same interrupt first whenever it re-enters,
-whatever policy says by then: else the tool's own `interrupt()` would receive the gate's answer.
+There is one interrupt per message, with a list. LangGraph matches resume values by the order of `interrupt`
+calls in a task. So a task that asked once repeats the same interrupt first when it re-enters, even if the
+policy has changed. Otherwise the tool's own `interrupt()` would receive our answer.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def decide_one_of(
     if _left(mine):
         return Pending(run, mine.call, None)
     asked_before = mine.approval is not None and _by(mine.approval, me)
-    # Of a list that this task asked, some may have been answered beside the graph: it asks the whole again.
+    # Some questions of this task's list may have been answered outside the graph: it asks the whole again.
     mine_open = any(_is_open(j) and j.approval is not None and _by(j.approval, me) for j in judged)
     if _askable(mine) and not asked_before and can_ask(config) and (position != asked[0] or _is_open(mine)):
         raise GraphInterrupt(())
@@ -110,7 +110,7 @@ def decide_one_of(
 
 
 def _is_open(judged: DecidedCall) -> bool:
-    """Whether a task has asked about the call, and nobody has answered yet."""
+    """Return True if a task has asked about the call and nobody has answered yet."""
     ask = judged.approval
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
 
@@ -170,14 +170,14 @@ def _asked(
             answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
             yield from _resolve(run, me, rounds, answer)
         judged = yield from decide_calls(run, calls)  # where the run is over, this says so
-    # What still asks can not be asked, or was answered and the answer does not suffice.
+    # A call that still asks: nobody can be asked about it, or the answer does not suffice.
     code = Code.APPROVAL_VOID if can_ask(config) else Code.APPROVAL_UNAVAILABLE
     judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
     return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
 
 
 def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
-    """The calls that were approved beside the graph, and that whoever resumes it rejects all the same."""
+    """Return the calls that were approved outside the graph and that the resume value rejects."""
     open_then = [a for a in asks if a.state == "approved"]
     if not open_then:
         return set()
@@ -187,56 +187,56 @@ def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
 
 
 def _asked_before(judged: DecidedCall, me: str) -> bool:
-    """Whether this task asked about exactly this call and has not used the answer."""
+    """Return True if this task asked about exactly this call and has not used the answer."""
     ask = judged.approval
     return ask is not None and ask.call_key == judged.key and _by(ask, me) and ask.state != "spent"
 
 
 def _by(ask: Approval, me: str) -> bool:
-    """Whether one of our own gates asked, in this task."""
+    """Return True if an enforcement point of ours asked, in this task."""
     return ask.task_id == me and ask.source != "hitl"
 
 
 def _reviewed_by(judged: DecidedCall, me: str) -> bool:
-    """Whether a review in this task has had an answer about the call, before the code that asks now."""
+    """Return True if a review in this task had an answer about the call before the code that asks now."""
     return _by_review(judged, me) and not judged.call.reviewed
 
 
 def _by_review(judged: DecidedCall, me: str) -> bool:
-    """Whether a review asked about the call, in this task."""
+    """Return True if a review asked about the call, in this task."""
     ask = judged.approval
     return ask is not None and ask.source == "hitl" and bool(me) and ask.task_id == me
 
 
 def _left(judged: DecidedCall) -> bool:
-    """Whether a review on the way to the tool asks first. A call that is denied whatever a human says needs none."""
+    """Return True if a review on the way to the tool asks first. A call that no answer can permit needs none."""
     if not judged.call.reviewed or judged.replay:
         return False
     return judged.decision.permit or judged.asks or judged.approval is not None
 
 
 def _askable(judged: DecidedCall) -> bool:
-    """Whether a human's answer would be about what runs: the arguments are parsed again after it."""
+    """Return True if an answer would be about the call that runs: the arguments are parsed again after it."""
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
 def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
-    """Usually the root entry has put the answer into the ledger before any task started.
+    """Record the answer, if the root entry has not done so before any task started.
 
-    Where it did not (a child on a thread of its own), the answer is here.
+    For a child on a thread of its own, it has not.
     """
     snapshot = yield Load(run.scope, Query(asks=True))
-    # What came too late is no answer, whatever it says.
+    # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.task_id == me and a.round == number and not 0 < a.expires_at <= snapshot.now]
     if still:
-        # Only an entry can open an epoch, so a correction is no answer here.
+        # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
         yield Commit(run.scope, None, plain)
 
 
 def _replaced(judged: DecidedCall) -> bool:
-    """Whether the model is to be told what ran in its call's place; LangChain's own review tells it itself."""
+    """Return True if the model must be told which call ran instead; LangChain's own review tells it itself."""
     return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
 
 

@@ -27,12 +27,12 @@ __all__ = ["gate_bound", "is_gated"]
 
 
 def is_gated(bound: object) -> bool:
-    """Whether a node's bound carries our gate."""
+    """Return True if a node's bound runnable is protected."""
     return getattr(type(bound), "__runtime_authz_node__", None) is not None
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str) -> Runnable[Any, Any]:
-    """A gated shallow copy of a node's bound runnable."""
+    """Return a protected shallow copy of a node's bound runnable."""
     gated = copy.copy(bound)
     # Pydantic and Python agree on layout: the subclass adds no field and no slot.
     object.__setattr__(gated, "__class__", _gated_class(bound, name))
@@ -150,7 +150,7 @@ def _joined(chunks: list[Any]) -> Any:
 
 
 def _opener(config: Any) -> RunHandle:
-    """The run that code beside the graph has open, which calls one of its nodes by itself."""
+    """Return the run that the caller of a single node has opened outside the graph."""
     opener = opened(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -165,15 +165,15 @@ def _beside(opener: RunHandle) -> Flow[Run]:
 
 
 def _kept(run: Run, key: tuple[str, str]) -> bool:
-    """Whether the node's permit was kept under the policy that stands; where nobody says which, it was not."""
+    """Return True if a permit is cached for the current policy revision. Without a revision nothing is cached."""
     revision = run.engine.evaluator.revision
     return bool(revision) and run.kept.get(key) == revision
 
 
 def _lives(run: Run) -> bool:
-    """The short road of a kept permit: no snapshot is taken of a run that simply lives.
+    """Return True if the run is live, so that a cached permit needs no snapshot.
 
-    Whatever is not plainly alive, a failing ledger among it, goes the long road, which says what it is.
+    Otherwise, also if the ledger fails, the step is decided in full, which finds the reason.
     """
     try:
         return not (run.closed or run.engine.killed) and run.engine.ledger.status(run.scope.tenant, run.jti) == "live"

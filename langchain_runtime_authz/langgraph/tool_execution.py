@@ -52,7 +52,7 @@ FUNCTION: Final[Stage] = "function"
 
 
 class Pending(CodeScope):
-    """What an enforcement point hands to the guard: the verdict, the call and the run it belongs to.
+    """The hand-over from an enforcement point to the guard: the verdict, the call and its run.
 
     Attributes:
         call: what the verdict is on: the given call, or the one that an approver put in its place.
@@ -211,7 +211,7 @@ class ToolExecution(CodeScope):
 
     @property
     def invoked(self) -> bool:
-        """Whether only the tool's own `invoke` has started."""
+        """True if only the tool's own `invoke` has started."""
         return self.stages == ["invoke"]
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:

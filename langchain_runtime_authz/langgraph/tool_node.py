@@ -160,7 +160,7 @@ def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
 
 
 class _Authz(Protocol):
-    """What of a `RuntimeAuthz` the node needs."""
+    """The parts of a `RuntimeAuthz` that the node needs."""
 
     @property
     def profiles(self) -> Profiles: ...

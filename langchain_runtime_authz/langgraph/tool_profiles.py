@@ -1,4 +1,4 @@
-"""Which profile a tool has: declared by code, pinned to the tool's digest, else unprofiled."""
+"""Look up a tool's profile: declared by code and pinned to the tool's digest, else unprofiled."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Profiled(NamedTuple):
 
 
 class ToolFacts(NamedTuple):
-    """What does not change while a tool stays the same: looked up once, not per call."""
+    """Facts that hold while a tool stays the same: looked up once, not per call."""
 
     profiled: Profiled
     injected: frozenset[str]
@@ -89,7 +89,7 @@ class Profiles:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """The profile of `tool` as it is now.
+        """Return the profile of `tool` as it is now.
 
         Raises:
             ConfigError: it names arguments that the tool does not take.
@@ -118,12 +118,12 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """The tool without its profile: as risky as its hints make it, and never less than unprofiled."""
+        """Return the tool without its profile: as risky as its hints make it, and at least unprofiled."""
         return Profiled(raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:
-    """The arguments that a model gives a tool, each with its JSON schema, references resolved."""
+    """Return the arguments that a model gives a tool, each with its JSON schema, references resolved."""
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **convert_to_openai_tool(tool)["function"].get("parameters", {}).get("properties", {})}

@@ -162,7 +162,7 @@ class Approval:
 
 @dataclass(slots=True)
 class Query:
-    """What a step needs of a thread. Everything in it is bounded.
+    """The parts of a thread that a step needs. Everything in it is bounded.
 
     Attributes:
         plan: (agent path, message id) whose newest record is wanted.

@@ -23,7 +23,7 @@ __all__ = ["HISTORY", "MIGRATIONS", "SCHEMA", "STATE", "Dialect", "Migration", "
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a store spells what standard SQL leaves open."""
+    """A store's spelling of what standard SQL leaves open."""
 
     serial: str
     bytes: str

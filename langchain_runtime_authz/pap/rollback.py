@@ -32,7 +32,7 @@ class _Mark(NamedTuple):
 
 
 class HighestRevision:
-    """What was used last.
+    """The revision that was used last.
 
     Args:
         path: of the file.

@@ -1,4 +1,4 @@
-"""What the PDPs behind HTTP have in common."""
+"""Common parts of the PDPs behind HTTP."""
 
 from __future__ import annotations
 

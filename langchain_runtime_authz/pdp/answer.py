@@ -1,4 +1,4 @@
-"""How a PDP's answer becomes a `Decision`: strictly, and once."""
+"""Parse a PDP's answer into a `Decision`: strictly, and once."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class AuthzenPDP(RemotePDP):
         Raises:
             ConfigError: there is no metadata, it is another PDP's, or its endpoints lie elsewhere.
         """
-        _private(Link(url), url).close()  # refuses what is no PDP's URL
+        _private(Link(url), url).close()  # refuses a URL that cannot be a PDP's
         parts = urlsplit(url)
         origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
         link = _private(Link(origin, **connection), url)
@@ -221,7 +221,7 @@ def _decision(answer: object, sent_id: str) -> Decision:
     """Return the decision, or a deny that says that the answer is malformed."""
     context = answer.get("context", {}) if isinstance(answer, dict) else None
     decision = None
-    # Beside `context` it would oblige nobody; what is meant by it is not to be guessed.
+    # Outside `context` an obligation would be ignored, and its meaning must not be guessed.
     stray = isinstance(answer, dict) and ("obligations" in answer or misspelt(answer) or misspelt(context))
     if isinstance(answer, dict) and isinstance(context, dict) and not stray:
         decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})

@@ -166,7 +166,7 @@ class CedarPDP(InProcess):
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What a policy's annotations say."""
+    """The annotations of a policy."""
 
     reason: str
     obligations: tuple[Obligation, ...]

@@ -80,7 +80,7 @@ class DenyOverrides(_Composed):
 
     Args:
         pdps: two or more, their names distinct.
-        deadline: seconds for all of them together, by default the longest of theirs. Requests that are not
+        deadline: seconds for all of them together, by default their longest one. Requests that are not
             answered by then are denied, and PDPs whose turn comes later are not asked. A blocking call that
             is under way ends by its PDP's own `timeout`.
     """

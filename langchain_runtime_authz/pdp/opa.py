@@ -107,7 +107,7 @@ class _Input(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """What OPA tells in addition to the result.
+    """OPA's statements in addition to the result.
 
     Attributes:
         own_id: OPA's decision id.

@@ -1,19 +1,18 @@
-"""Asking a human: the question's payload and the reading of the answer.
+"""Ask an approver: make the question's payload, and read the answer.
 
-The payload is LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`,
-`review_configs`), each action being its `ToolApprovalRequest` too, so that front ends that know
-either work. Questions are made of bound arguments alone: the call's key and its exact arguments'
-digest. An answer is one of LangChain's decisions:
+The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`).
+Each action is a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the
+call's key and the digest of its exact arguments. An answer is one of LangChain's decisions:
 
 ```
 {"type": "approve"}
 {"type": "edit", "edited_action": {"name": "pay", "args": {...}}}
 {"type": "reject", "message": "..."}          message optional
-{"type": "respond", "message": "..."}         the human answers in the tool's place
+{"type": "respond", "message": "..."}         the approver answers instead of the tool
 ```
 
-An edit, a response and a rejection with a reason say something about the task: such an answer is a
-correction (`corrections`), and opens the next epoch with what it approved.
+An edit, a response and a rejection with a reason change the task: such an answer is a correction
+(`corrections`), and opens the next epoch with the approved calls.
 """
 
 from __future__ import annotations
@@ -54,19 +53,18 @@ DECISIONS: Final = ("approve", "edit", "reject", "respond")
 
 
 def allowed(plan_id: str | None, needed: int = 1) -> tuple[str, ...]:
-    """The decisions that a question takes.
+    """Return the decisions that a question takes.
 
-    A call that no message planned has no place for another one; and where several people must approve,
-    they approve the same thing.
+    A call that no message planned cannot be replaced. If several people must approve, they approve the same call.
     """
     return DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
-    """The value of the one interrupt that asks about all of `asked`, in order.
+    """Return the value of the one interrupt that asks about all of `asked`, in order.
 
-    `args` are exact and for programs; `description` is inert and for people. `approval_id` is what
-    `authz.approve` and `runtime-authz approvals` take.
+    `args` are exact and for programs; `description` is inert and for people. `authz.approve` and
+    `runtime-authz approvals` take `approval_id`.
     """
     return {
         "action_requests": [
@@ -87,7 +85,7 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def is_ours(value: object) -> bool:
-    """Whether an interrupt's value is a `payload`: every call of it has a question in the ledger."""
+    """Return True if an interrupt's value is a `payload`: every call of it has a question in the ledger."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     return (
         isinstance(asked, list) and bool(asked) and all(isinstance(a, Mapping) and a.get("approval_id") for a in asked)
@@ -95,10 +93,10 @@ def is_ours(value: object) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """A resume value for a whole list, without the decisions on calls that were answered beside the graph.
+    """Return a resume value for a whole list, without decisions on calls that were answered outside the graph.
 
     Raises:
-        ValueError: it rejects one that was: then nothing of it may run unseen.
+        ValueError: it rejects such a call: then nothing of it may run unseen.
     """
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     requests = question["action_requests"] if is_ours(question) and isinstance(question, Mapping) else []
@@ -123,7 +121,7 @@ def _question(judged: DecidedCall) -> str:
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
-    """The questions as the ledger keeps them.
+    """Return the questions as the ledger keeps them.
 
     `number` counts the interrupts of one task, so that a re-entered task repeats them in order.
     """
@@ -160,21 +158,21 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
-    """The names of those for whom an agent or a service acts, as far as its token says."""
+    """Return the names of those for whom an agent or a service acts, as far as its token says."""
     named = subject.properties.get("on_behalf_of")
     return (named,) if isinstance(named, str) and named else ()
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """RecordStep questions before anybody is asked; whether they go over what the run or its subject may ask.
+    """Count questions before anybody is asked; return True if they exceed what the run or its subject may ask.
 
-    A list that goes over a cap is refused whole: who floods a human gets no part of it through.
+    A list that exceeds a cap is refused as a whole, so that a flood of questions gets nothing through.
     """
     hourly: list[Change] = [SpendRate("asks", HOUR, cap) for j in asked if (cap := j.terms.per_hour) is not None]
     per_run: list[Change] = [
         SpendBudget(f"asks:{run.run_id}", cap) for j in asked if (cap := j.terms.per_run) is not None
     ]
-    # By themselves, so that what is refused here opens nothing, and the run's cap spares the subject's.
+    # Separate commits: a refusal opens nothing, and the run's cap spares the subject's.
     for scope, counted in ((run.scope, per_run), (_asks_of(run), hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
             return True
@@ -182,13 +180,13 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def open_questions(run: Run, opened: Sequence[Approval]) -> Flow[bool]:
-    """Open questions in the ledger, before anybody is asked; whether they may be asked: else the run is over."""
+    """Open questions in the ledger before anybody is asked; return False if the run is over."""
     done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
     return not isinstance(done, Conflict)
 
 
 def _asks_of(run: Run) -> Scope:
-    """Where the questions asked on behalf of a subject are counted, for every thread."""
+    """Return the scope in which the questions for a subject are counted, for every thread."""
     return Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)
 
 
@@ -198,10 +196,10 @@ def reviews(
     interrupt_id: str,
     task_id: str = "",
 ) -> list[Change]:
-    """The changes that note what a review beside our own gates asks a human: LangChain's HITL middleware.
+    """Return the changes that note the questions of another review: LangChain's HITL middleware.
 
     `asked` has for each call the review's key, the digest of its arguments as written, the call and
-    the decisions that the review takes; `task_id` is the task that makes the call, where the review asks in it.
+    the decisions that the review takes. `task_id` is the task that makes the call, if the review asks in it.
     """
     return [
         AskApproval(
@@ -227,10 +225,10 @@ def reviews(
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """The changes that a resume value makes to open questions.
+    """Return the changes that a resume value makes to open questions.
 
-    `value` is `{"decisions": [...]}`, a list of decisions, or one decision where one was asked; or
-    a map from interrupt id to any of these. Whatever is no decision is `malformed`, and denies.
+    `value` is `{"decisions": [...]}`, a list of decisions, or one decision for one question; or a map
+    from interrupt id to any of these. Anything else is `malformed`, and denies.
     """
     groups: dict[str, list[Approval]] = {}
     for ask in asks:
@@ -256,9 +254,9 @@ def _answer_group(group: Sequence[Approval], value: object, subject: Subject) ->
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Whether a list of decisions answers only some of the calls of one interrupt.
+    """Return True if a list of decisions answers only some of the calls of one interrupt.
 
-    It can not be said which: nothing of it is taken, and the questions stay open. LangChain's own review
+    Nothing says which, so nothing of it is applied, and the questions stay open. LangChain's own review
     refuses such lists by itself.
     """
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
@@ -291,7 +289,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
         call_key=ask.call_key,
         state=state,  # type: ignore[arg-type]
         approver=subject.principal,
-        # What a review beside our own gates showed the human, we did not see.
+        # We did not see what another review showed the approver.
         authenticated=subject.type == "user" and ask.source != "hitl",
         message=message if isinstance(message, str) else "",
         edited=edited,
@@ -323,7 +321,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 
 def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """What the answers say about the task; nothing where they are plain answers to closed questions."""
+    """Return what the answers say about the task; nothing if they are plain answers to closed questions."""
     by_key = {a.call_key: a for a in asks}
     said = []
     for answer in answered:

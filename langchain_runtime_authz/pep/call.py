@@ -116,7 +116,7 @@ class DecidedCall:
 
     @property
     def asks(self) -> bool:
-        """Whether an approval would lift the deny."""
+        """True if an approval would lift the deny."""
         return self.decision.outcome == "approval_required"
 
     @property
@@ -133,7 +133,7 @@ class DecidedCall:
 
     @property
     def stale(self) -> bool:
-        """Whether its plan is of an older task."""
+        """True if its plan belongs to an older epoch."""
         return self.match is not None and self.match.stale
 
     def under(self, decision: Decision) -> DecidedCall:

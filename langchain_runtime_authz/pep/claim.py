@@ -239,7 +239,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
 
 
 def _news(run: Run, decided: DecidedCall) -> Flow[str]:
-    """What the human said that the graph has not seen, for the answer to a call that ran before."""
+    """Return the user's words that the graph has not seen, for the answer to a call that ran before."""
     message = "\n".join((*run.undelivered, *run.corrected))
     if message:
         try:
@@ -255,7 +255,7 @@ def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
 
 
 def _counted(decided: DecidedCall) -> RecordStep:
-    """Return what a denial adds to the history. An outage, a correction or a kill switch is no misbehaviour."""
+    """Return what a denial adds to the history. An outage, a correction or a kill switch is not misbehaviour."""
     call, counts = decided.call, is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())

@@ -198,7 +198,7 @@ def _evidence(run: Run, decided: DecidedCall) -> tuple[str, ...]:
 def effect_counter(words: TaskWords | None, call: Call) -> str:
     """Return the name under which calls with the same effect are counted, or `""` if that is not known.
 
-    The epoch is no part of it. It moves if an approver rejects a call with a reason, or if a machine changes what
+    The epoch is not part of it. It moves if an approver rejects a call with a reason, or if a machine changes what
     the task is based on, and neither asks for anything to be done again.
     """
     if words is None or call.error is not None or not (call.profiled and call.profile.side_effect):
@@ -254,7 +254,7 @@ def _query(
 
 
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
-    """What was asked and answered about the call: at our own gate, or by a review before it."""
+    """Return the question and answer about the call: ours, or those of a review before it."""
     own = snapshot.approvals.get(key)
     if own is None and call.amends:
         own = snapshot.approvals.get(call.amends)
@@ -268,9 +268,9 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Whether a review's answer is about this call, as the human saw it or, where it was changed since, as the human wrote it.
+    """Return True if a review's answer is about this call, as the approver saw or edited it.
 
-    By the arguments as written: whatever they parse to, they are what the human saw.
+    The arguments as written count: the approver saw these, whatever they parse to.
     """
     digest = plan.raw_digest(call.raw)
     if review.edited:
@@ -339,7 +339,7 @@ def _refusal(
     approval: Approval | None,
     row: CallRow | None,
 ) -> Decision | None:
-    """What the PEP refuses whatever the PDP would say."""
+    """Return the PEP's own refusal, which no policy can lift; `None` without one."""
     if call.error is not None:
         return deny(call.error, "mapping")
     if (dead := lease_refusal(run, snapshot)) is not None:
@@ -347,14 +347,14 @@ def _refusal(
     if approval is not None:
         if approval.state in _REFUSED:
             return deny(_REFUSED[approval.state])
-        if approval.edited and approval.call_key != call.amends:  # the human put another call in its place
+        if approval.edited and approval.call_key != call.amends:  # the approver replaced the call
             return deny(Code.APPROVAL_VOID)
-        # Also what nobody answered: a question has its time, and the run goes on without an answer.
+        # Also if nobody answered: a question expires, and the run goes on without an answer.
         if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
             return deny(Code.APPROVAL_EXPIRED)
-    # That a call differs from its plan is a fact that the policy reads; that the task changed since is none.
+    # The policy decides on a call that differs from its plan, but not on a plan of an older task.
     if (match.planned or match.changed) and match.stale and call.profile.side_effect:
-        # Whoever is told that it was not carried out plans it again: not where it was, or may have been.
+        # A model that is told of a call that did not run plans it again. So tell it only if it surely did not.
         begun = row.state if row is not None else "suspended"
         return deny(_BEGUN[begun]) if begun != "done" else None
     if run.parent is not None and run.grant is not None:

@@ -30,7 +30,7 @@ from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
 
-if TYPE_CHECKING:  # its module loads the signing library, which an import of ours should not
+if TYPE_CHECKING:  # its module loads the signing library, which an import should not
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 
@@ -69,7 +69,7 @@ def new_id() -> str:
 
 
 class Planner(Protocol):
-    """Says which tools a task needs, from the human's own words and nothing else."""
+    """Says which tools a task needs, from the user's words alone."""
 
     def plan(self, texts: Sequence[str]) -> Sequence[str]:
         """Names of tools. Raising grants none."""
@@ -82,7 +82,7 @@ class Planner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What every step needs; built once by `RuntimeAuthz`."""
+    """The parts that every step needs; built once by `RuntimeAuthz`."""
 
     ledger: Ledger
     evaluator: Evaluator
@@ -119,15 +119,15 @@ class Engine:
 
     @property
     def killed(self) -> bool:
-        """Whether the kill switch is engaged: then nothing is permitted, whoever is asked."""
+        """True if the kill switch is engaged: then nothing is permitted."""
         return self.kill_switch is not None and self.kill_switch.engaged
 
     def failed(self, exc: BaseException) -> Code:
-        """The code of a deny because the ledger failed with `exc`: the kill switch's where that is engaged as well."""
+        """Return the code of a deny after the ledger failed with `exc`: the kill switch's if that is engaged too."""
         return Code.KILLED if self.killed else ledger_code(exc)
 
     def ledger_failed(self, exc: Exception) -> Decision:
-        """That deny. The operator's log names the failure."""
+        """Return that deny. The operator's log names the failure."""
         _log.error("ledger failed: %s: %s", type(exc).__name__, exc)
         return deny(self.failed(exc))
 
@@ -150,7 +150,7 @@ class Run:
     started_at: int
     expires_at: int
     grant: Grant | None = None
-    # Tools that a planner, which saw only the human's words, holds needful; `None` without a planner.
+    # Tools that a planner, which saw only the user's words, finds necessary; `None` without a planner.
     planned: frozenset[str] | None = None
     parent: Run | None = None
     # The calls of the agents above, (agent path, call id), that wait for what this one does.
@@ -159,7 +159,7 @@ class Run:
     paused: bool = False
     # Corrections that the input could not carry: told with the answers to the calls they made stale.
     undelivered: tuple[str, ...] = ()
-    # Likewise what the human answered to a question of a tool's or node's own: its asker has it already.
+    # Likewise the user's answer to a tool's or node's own question: the asker has it already.
     corrected: tuple[str, ...] = ()
     # How many texts the ledger held when a root entry began: what comes after is news to it.
     pinned: int = 0
@@ -191,7 +191,7 @@ class Run:
         self.guard = Guard(self.jti, self.epoch)
 
     def pause(self) -> None:
-        """A human is asked: the run, and those above it, end as suspended."""
+        """End the run, and those above it, as suspended: an approver is asked."""
         run: Run | None = self
         while run is not None:
             run.paused = True
@@ -199,7 +199,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether it, or a run above it, was closed in this process."""
+        """True if it, or a run above it, was closed in this process."""
         return self.closed or (self.parent is not None and self.parent.over)
 
 

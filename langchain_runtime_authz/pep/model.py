@@ -1,10 +1,9 @@
 """`model/call`: which model may be called, and which tools it may be shown.
 
-A permit is kept per (agent, epoch, policy revision, model and tool set), where the PDP names its revision
-and nothing is to be counted or told each time. What the policy withholds
-(`withhold_tools`) is taken out of the request where our middleware holds it. Elsewhere the tools of
-the agent itself stay, since their calls are decided anyway; a tool that the provider runs can not be
-stopped later, so a call with a withheld one does not happen.
+A permit is cached per agent, epoch, policy revision, model and tool set, if the PDP names its revision and
+nothing must be counted or told each time. Our middleware takes withheld tools (`withhold_tools`) out of the
+request. Without it the agent's own tools stay, since their calls are decided anyway. A tool that the provider
+runs cannot be stopped later, so a model call with a withheld provider tool is denied.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
 
 
 def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
-    """The agent's own tools, and the provider's, that a permit withholds."""
+    """Return the agent's own tools and the provider's that a permit withholds."""
     own: set[str] = set()
     provider: set[str] = set()
     for obligation in decision.obligations:
@@ -68,7 +67,7 @@ def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def shown(decision: Decision, call: ModelCall) -> Decision:
-    """The decision where nothing can be taken out of the request any more."""
+    """Return the decision if nothing can be taken out of the request any more."""
     if decision.permit and withheld(decision)[1].intersection(call.provider_tools):
         return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
     return decision

@@ -3,10 +3,10 @@
 | type | properties | carried out |
 |---|---|---|
 | `redact` | `fields`: names; a dotted path counts as its last name | in the tool's result, before anything else sees it |
-| `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to a human, see `Terms` |
+| `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | likewise, for the whole task: at most `max` permits |
-| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`pep.notify`); a permit that can not be told is a deny |
+| `notify` | `channel`; `topic` and `body` optional: texts | told once it is recorded (`pep.notify`); a permit that cannot be told is a deny |
 | `revoke` | | the agent's subtree, with the deny |
 | `rotate` | | the task's epoch, with the deny: what was planned is void |
 | `withhold_tools` | `tools`, `provider_tools`: names | a model is not shown these |
@@ -68,7 +68,7 @@ class Terms(NamedTuple):
 
     @classmethod
     def of(cls, props: Mapping[str, Any]) -> Terms | None:
-        """The terms that an obligation's properties say; `None` where one of them is of another shape."""
+        """Return the terms in an obligation's properties; `None` if one has another shape."""
         approvers, fallback, asks = (props.get(name, {}) for name in ("approvers", "fallback", "asks"))
         if not (isinstance(approvers, dict) and isinstance(fallback, dict) and isinstance(asks, dict)):
             return None
@@ -93,7 +93,7 @@ class Terms(NamedTuple):
         )
 
     def strictest(self, other: Terms) -> Terms:
-        """What satisfies both."""
+        """Return the terms that satisfy both."""
         either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
         least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
         both = tuple(w for w in self.eligible if w in other.eligible)
@@ -111,7 +111,7 @@ class Terms(NamedTuple):
 
 
 def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
-    """Whether every member is known and of its shape: a term that is not understood is not carried out."""
+    """Return True if every member is known and of its shape. An unknown term is not carried out."""
     return all(name in shapes and shapes[name](value) for name, value in found.items())
 
 
@@ -120,10 +120,10 @@ def _is_bool(value: object) -> bool:
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
-    """The change that must be committed with the permit; `True` for none; `None` if not understood.
+    """Return the change to commit with the permit; `True` for none; `None` if not understood.
 
-    An obligation of a known type with properties of another shape is not understood, nor one with a property
-    more: what is misspelt (`aprovers`) would be left out, and the permit is worth less without it.
+    An obligation of a known type with properties of another shape, or with an extra property, is not understood.
+    A misspelt property (`aprovers`) would be ignored, and the permit would be too wide.
     """
     props = obligation.properties
     if not props.keys() <= _PROPERTIES.get(obligation.type, props.keys()):
@@ -153,7 +153,7 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
 
 
 def owed(decision: Decision) -> list[Change]:
-    """The changes that a decision's obligations demand, in order."""
+    """Return the changes that a decision's obligations demand, in order."""
     return [change for o in decision.obligations if (change := demands(o)) and change is not True]
 
 
@@ -171,11 +171,11 @@ def _positive(value: object) -> bool:
 
 
 def redact(value: Any, fields: Collection[str]) -> Any:
-    """`value` with each named field's content replaced, at any depth.
+    """Return `value` with each named field's content replaced, at any depth.
 
-    Text that is JSON is treated as what it says; other text can not be searched by field, so all of
-    it goes: an obligation is carried out or the content is not shown. The text of a content block
-    counts as text by itself.
+    Text that is JSON is treated as its value. Other text cannot be searched by field, so all of it is
+    replaced: an obligation is carried out, or the content is not shown. The text of a content block
+    counts as a text.
     """
     if not fields:
         return value
@@ -209,7 +209,7 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | None:
 
 
 def understood(decision: Decision, able: Collection[str]) -> Decision:
-    """A decision whose obligations are carried out here; otherwise a deny that still carries the rest."""
+    """Return the decision if its obligations can be carried out; otherwise a deny that carries the others."""
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
@@ -223,10 +223,10 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
 
 
 def keepable(permit: Decision, revision: str) -> bool:
-    """Whether a permit may stand for later equal steps under `revision`, the policy that stood before it was asked.
+    """Return True if a permit may be cached for equal steps under `revision`, the policy before it was asked.
 
-    Not where that is unknown or another than the answer names: then a policy that came meanwhile, or a replica
-    that is on another one, permitted. Nor where each step is to be counted or told.
+    It may not if the revision is unknown or is not the answer's: then a newer policy, or a replica with another
+    one, permitted. It may not if each step must be counted or told.
     """
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)

@@ -1,4 +1,4 @@
-"""Where arguments came from, at work: what to tell the policy, what to keep, what an approver is shown."""
+"""Trace arguments: what to tell the policy, what to keep, and what to show an approver."""
 
 from __future__ import annotations
 

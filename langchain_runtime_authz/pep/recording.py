@@ -31,12 +31,12 @@ _CIRCUMSTANCES: Final = frozenset(
 
 
 def is_judgement(decision: Decision) -> bool:
-    """Whether a deny says something of the agent."""
+    """Return True if a deny says something about the agent."""
     return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 
 def label(tool: str) -> str:
-    """A tool's name as a counter: a model writes names, and the history travels in every request."""
+    """Return a tool's name as a counter, shortened: a model writes names, and every request holds the history."""
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
@@ -81,7 +81,7 @@ def step_record(
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
-    """Tell whom a decision obliges to tell. Raises `AuditError` where that can not be done."""
+    """Tell whom a decision obliges to tell. Raises `AuditError` if that fails."""
     for obligation in decision.obligations:
         if obligation.type == "notify":
             notification = {

@@ -1,4 +1,4 @@
-"""The enforcement step of everything that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
+"""Decide every step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
 
 Load → evaluate → commit → audit, in that order; a tool call's own is in `judge` and `claim`.
 """
@@ -38,7 +38,7 @@ def decide_step(
     extra: Callable[[Decision], Sequence[Change]] | None = None,
     prompt: dict[str, Any] | None = None,
 ) -> Flow[Decision]:
-    """Decide a step that is no tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
+    """Decide a step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`. Never raises.
 
     `extra` gives changes to commit with a permit.
     """
@@ -98,7 +98,7 @@ def _unrecorded(decision: Decision, exc: AuditError) -> Decision:
 
 
 def still_live(run: Run) -> Flow[Code | None]:
-    """Whether the run may go on, without asking the PDP: for steps whose permit was kept."""
+    """Return True if the run may go on, without asking the PDP: for steps with a cached permit."""
     if run.engine.killed:
         return Code.KILLED
     try:

@@ -30,7 +30,7 @@ class Gate(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """How often an enforcement point decided, and how often what is behind it ran."""
+    """Two counts: an enforcement point's decisions, and the runs of what is behind it."""
 
     decided: int = 0
     ran: int = 0

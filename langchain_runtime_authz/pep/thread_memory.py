@@ -1,4 +1,4 @@
-"""What this process remembers of threads: the task's words, and what tools returned.
+"""Remember the task's words and the tools' outputs of threads, in this process.
 
 The ledger keeps values by digest, so that another process goes on with them. Numbers for derivations and texts for a
 question's evidence cannot be kept as digests. They are kept here, bounded; without them a value is `unknown`, and a

@@ -1,4 +1,4 @@
-"""What a tool returned: which values it asserts, field by field, and which it only mentions.
+"""Read a tool's output: the values it asserts, field by field, and those it only mentions.
 
 A whole field is an assertion by the writer of the field, whom the profile names. A value *inside* a free text is a
 mention. A value that the call was given and gives back is neither: an echo proves nothing.
@@ -38,7 +38,7 @@ MAX_SIGHTINGS: Final = 4096  # per output
 MAX_NODES: Final = 20_000
 MAX_CHARS: Final = 400_000  # of text looked into, per output
 MAX_LEAF: Final = 100_000
-MAX_ECHO: Final = 10_000  # of one argument; a longer text is no field of what comes back
+MAX_ECHO: Final = 10_000  # of one argument; a longer text is not a field of an output
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 SHORTEST: Final = 4  # a shorter text names no record and mentions nothing

@@ -1,4 +1,4 @@
-"""Who asserted the value of an argument.
+"""Find who asserted the value of an argument.
 
 For each critical argument, and for each item of a list or object, the answer is a *class*:
 
@@ -67,7 +67,7 @@ _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
 class Provenance(NamedTuple):
-    """Where one value came from (`authzen.ArgumentProvenance`); an item of a list has no `kind` (`ItemProvenance`)."""
+    """The source of one value (`authzen.ArgumentProvenance`); an item of a list has no `kind` (`ItemProvenance`)."""
 
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`
@@ -106,7 +106,7 @@ class Memory:
 
     @property
     def orders(self) -> Request:
-        """What the texts ask for that stand in sources which the user named."""
+        """Texts of the sources that the user named."""
         if self._orders is None:
             self._orders = Request([p.text for p in self.prose if p.named])
         return self._orders
@@ -129,7 +129,7 @@ NO_MEMORY: Final = Memory()
 
 
 class Evidence(NamedTuple):
-    """What is known when a call is decided.
+    """The sightings known when a call is decided.
 
     Attributes:
         words: what the user said.

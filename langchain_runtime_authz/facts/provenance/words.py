@@ -1,4 +1,4 @@
-"""What the user said, ready to be asked about: does this value stand in it?
+"""Look up values in the user's words.
 
 Only texts of human origin come here, from the ledger. What a user *pastes* is somebody else's text: fenced blocks and
 quoted lines (`> …`) are left out. What a user *forbids* was not said ("pay Bob, never Mallory"), and no longer once a
@@ -63,7 +63,7 @@ _EMPTY: Final = frozenset(
 
 
 class _Answers(NamedTuple):
-    """Whether a value was said, was said as somebody's name, and was forbidden last."""
+    """Three answers: the value was said, was said as a name, and was forbidden last."""
 
     said: bool
     named: bool

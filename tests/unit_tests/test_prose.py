@@ -1,0 +1,107 @@
+"""The language of docstrings, comments, messages and docs: phrases that a reader would have to solve are not used."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "langchain_runtime_authz"
+
+# Regular expression → what to write instead.
+BANNED = {
+    r"\bcan not\b": "cannot",
+    r"(?<!there )\b(is|are|was|were) no\b(?! longer\b| more\b)": "negate the verb: is not a",
+    r"\bbeside\b": "name the relation: outside, next to, in addition to",
+    r"\b(who|which)ever\b": "if somebody …, any",
+    r"\b(the|a|no|any|each|every|one|another) humans?\b(?!-)": "user, subject or approver",
+    r"\bhuman's\b": "the user's, the subject's or the approver's",
+    r"\bhow manieth\b": "its zero-based index",
+    r"\bof (theirs|yours|his|hers)\b": "their …",
+    r"\bif it does\b": "if it …, with the verb",
+    r"\bin every writing\b": "in every form",
+}
+# A docstring does not begin with a clause as its subject.
+CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whether|Where|That|How|Which|When)\b")
+
+# Exact sentences that quote a standard: they may hold a banned phrase.
+QUOTED: frozenset[str] = frozenset()
+# Files that are still to be rewritten: remove a file from here with its last phrase.
+PENDING = frozenset({
+    "authzen.py",
+    "langgraph/coverage/discovery.py",
+    "langgraph/coverage/report.py",
+    "langgraph/coverage/secrets.py",
+    "langgraph/protect.py",
+    "langgraph/root_entry.py",
+    "pep/entry.py",
+    "testing/ledger_suite.py",
+})
+
+FILES = {str(p.relative_to(PACKAGE)): p for p in sorted(PACKAGE.rglob("*.py"))}
+PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md")))}
+
+
+def _texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield comments and strings with their lines."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)):
+            yield token.start[0], token.string
+
+
+def _clauses(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield first lines of docstrings whose subject is a clause."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node) or ""
+            if CLAUSE.match(text):
+                yield getattr(node, "lineno", 1), text.splitlines()[0]
+
+
+def _banned(text: str) -> list[str]:
+    flat = " ".join(text.split())
+    for quoted in QUOTED:
+        flat = flat.replace(quoted, "")
+    return [f"{m[0]!r}, write {instead}" for phrase, instead in BANNED.items() for m in re.finditer(phrase, flat, re.I)]
+
+
+def _findings(path: Path) -> list[str]:
+    found = [f"{line}: {one}" for line, text in _texts(path) for one in _banned(text)]
+    return found + [f"{line}: a clause as subject: {text}" for line, text in _clauses(path)]
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - PENDING))
+def test_package(name: str) -> None:
+    assert _findings(FILES[name]) == []
+
+
+def test_pending_files_have_findings() -> None:
+    """A file that was rewritten does not stay on the list."""
+    assert [name for name in PENDING if name not in FILES or not _findings(FILES[name])] == []
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_docs(name: str) -> None:
+    """Prose only: generated tables between their marks, code and quotes are left out."""
+    text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", PAGES[name].read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert _banned(prose) == []
+
+
+SENTENCE = 25  # words
+
+
+@pytest.mark.parametrize("name", sorted(n for n in PAGES if not n.startswith("docs/_generated")))
+def test_sentences_are_short(name: str) -> None:
+    text = re.sub(r"^```.*?^```", "", PAGES[name].read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    paragraphs = re.split(r"\n\s*\n|\n(?=[-#|>]|\d+\. )", text)
+    prose = [" ".join(p.split()) for p in paragraphs if not p.lstrip().startswith("|")]
+    prose = [re.sub(r"\]\([^)]*\)|`[^`]*`", " x ", p) for p in prose]
+    long = [s for p in prose for s in re.split(r"(?<=[.:;?!])\s", p) if len(re.findall(r"\w+(?:['’-]\w+)*", s)) > SENTENCE]
+    assert long == []
