@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Connection(TypedDict, total=False):
-    """How to connect to a PDP.
+    """Settings of the connection to a PDP.
 
     Attributes:
         timeout: seconds for one exchange, everything included (1.0).

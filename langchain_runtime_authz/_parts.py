@@ -30,7 +30,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class TaskSources:
-    """Where a graph holds its task: an edit there from outside changes the task.
+    """The places where a graph holds its task: an edit there from outside changes the task.
 
     Attributes:
         channels: state channels with words of the user. In `messages` only user entries count.

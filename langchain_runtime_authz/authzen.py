@@ -116,23 +116,23 @@ class Subject(_Model):
 
     @property
     def principal(self) -> str:
-        """`type:id`: how ledger, approvals and records name it."""
+        """Return `type:id`, the name in ledger, approvals and records."""
         return f"{self.type}:{self.id}"
 
     @property
     def human(self) -> bool:
-        """Whether what it says is a human's word. Agents, crons and webhooks are not, whatever they write."""
+        """True if its words can state a task. Those of agents, crons and webhooks cannot."""
         return self.type in ("user", "anonymous")
 
 
 class Action(_Model):
-    """What is attempted (AuthZEN §5.3)."""
+    """The attempted action (AuthZEN §5.3)."""
 
     name: ActionName
 
 
 class Resource(_Model):
-    """What it is attempted on (AuthZEN §5.2): a run, agent, node, model or tool."""
+    """The target of the action (AuthZEN §5.2): a run, agent, node, model or tool."""
 
     type: Literal["run", "agent", "node", "model", "tool"]
     id: str
@@ -140,7 +140,7 @@ class Resource(_Model):
 
 
 class TaskContext(_Model):
-    """What the human asked, as pinned in the ledger."""
+    """The user's task, as pinned in the ledger."""
 
     id: str
     epoch: int
@@ -150,14 +150,14 @@ class TaskContext(_Model):
 
 
 class PromptContext(_Model):
-    """Which model planned the step, where that was seen."""
+    """The model that planned the step, if it was seen."""
 
     model: str | None = None
     digest: str | None = None
 
 
 class AgentContext(_Model):
-    """Who acts. `attested` is true only where a workload identity was verified."""
+    """The acting agent. `attested` is true only if a workload identity was verified."""
 
     path: list[str]
     id: str
@@ -173,19 +173,19 @@ class Edge(_Model):
 
 
 class DelegationContext(_Model):
-    """How authority reached the acting agent; `depth` 0 is the root agent."""
+    """The delegations from the root agent (`depth` 0) to the acting agent."""
 
     depth: int
     edges: list[Edge] = Field(default_factory=list)
 
 
 class PlanContext(_Model):
-    """The recorded plan that holds the step, or that none does.
+    """The recorded plan that holds the step, if one does.
 
-    `changed`: its message is recorded, and announced something else in its place, or nothing. Such a
-    call is not `planned`; what it does and with which arguments is what `resource` and `call` say.
-    `listed`: whether the agent's to-do list has what the tool does; null where there is no list, or no
-    words to compare. The list is the model's own: that something stands there is no reason to permit it.
+    `changed`: the recorded message announced another call in this place, or none. Such a call is not `planned`;
+    `resource` and `call` describe the call that would run. `listed`: true if the agent's to-do list has the
+    tool's effect; null without a list or without words to compare. The model writes the list, so an entry must
+    not permit anything.
     """
 
     id: str | None = None
@@ -199,10 +199,10 @@ class PlanContext(_Model):
 
 
 class Said(_Model):
-    """One who asserted or mentioned a value: the human, the principal, or a field of a tool's output.
+    """A source that asserted or mentioned a value: the user, the principal, or a field of a tool's output.
 
-    `source` is `tool` or `tool/field`. `counterparty`: the other side chose the value. `selected`: the
-    record is one that the human's words name. `named`: the human named what was read.
+    `origin` is `human` for the user's words. `source` is `tool` or `tool/field`. `counterparty`: the other side
+    chose the value. `selected`: the user's words name the record. `named`: the user named what was read.
     """
 
     origin: Literal["human", "principal", "system", "internal", "external"]
@@ -213,10 +213,10 @@ class Said(_Model):
 
 
 class ItemProvenance(_Model):
-    """Where one value came from; classes and standings are told in `facts.provenance.trace`.
+    """The provenance of one value; `facts.provenance.trace` explains classes and standings.
 
-    `derived`: somebody worked it out of values that were seen. `lookalike`: it looks like something
-    that the human said, and is not it.
+    `derived`: it was computed from values that were seen. `lookalike`: it looks like something that the user
+    said, and differs.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", populate_by_name=True)
@@ -230,18 +230,18 @@ class ItemProvenance(_Model):
 
 
 class ArgumentProvenance(ItemProvenance):
-    """Where the value of one critical argument came from; of a list or object also item by item."""
+    """The provenance of one critical argument; of a list or object also item by item."""
 
     kind: ArgumentKind
     items: list[ItemProvenance] = Field(default_factory=list)
 
 
 class IntentContext(_Model):
-    """Whether the task asks for what the tool does, and who says so.
+    """The task's demand for the tool's effect, and the source of that finding.
 
-    `delegated`: the human said to do what is written in a source that he named, and there it stands.
-    `unstated` where nothing was declared by which that could be told. `source`: the human's words,
-    a planner that saw only these, or the grant that the application gave.
+    `delegated`: the user said to do what a named source says, and the source asks for it. `unstated`: the profile
+    declares no words to compare. `source`: the user's words, a planner that saw only these, or the application's
+    grant.
     """
 
     state: Literal["intended", "delegated", "unasked", "unstated"] = "unstated"
@@ -252,10 +252,10 @@ class CallContext(_Model):
     """The call itself. `args` are the parsed arguments, as the tool will receive them.
 
     `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
-    arguments go in this very call: `none` where a tool that sends was given nobody to send to.
+    arguments go in this call: `none` if a tool that sends was given no recipient.
     `changed` are the tools that critical arguments came from and whose content changed since the plan.
-    `repeats`: how many calls of this tool with the same critical arguments were let run since the human last
-    said something, other than in answer to a question; those announced before it in its message among them.
+    `repeats`: the number of calls of this tool with the same critical arguments that ran since the user's last
+    words, answers to questions excepted. Earlier calls of the same message count.
     """
 
     id: str | None = None
@@ -311,8 +311,8 @@ class LeaseContext(_Model):
 class ApprovalContext(_Model):
     """An approval on record for exactly this call.
 
-    `edited_from` is the tool of the call that was asked about, where a human put this call in its
-    place. `approvers` are all who approved, each `type:id`.
+    `edited_from` is the tool of the call that was asked about, if an approver replaced that call by
+    this one. `approvers` are all who approved, each `type:id`.
     """
 
     source: Literal["interrupt", "hitl", "application"]
@@ -362,14 +362,14 @@ def parse_request(body: bytes) -> EvaluationRequest:
 
 
 def request_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of `EvaluationRequest`; `policies/request.schema.json` is the committed copy."""
+    """Return the JSON Schema (2020-12) of `EvaluationRequest`; `policies/request.schema.json` is the committed copy."""
     schema = EvaluationRequest.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @dataclass(frozen=True, slots=True)
 class Obligation:
-    """What the PEP must do (AuthZEN obligations profile).
+    """A demand that the PEP must meet (AuthZEN obligations profile).
 
     Types understood: `redact` (`fields`: names in the tool's result), `require_approval`,
     `rate_limit` (`counter`, `window` seconds, `max`), `revoke`.
