@@ -1,11 +1,11 @@
-"""A file of ungoverned rows that a review accepted, for CI to compare with.
+"""What of a graph is ungoverned and was accepted by review: a file that CI compares with.
 
 ```json
 {"version": 1, "graph": "agent", "ungoverned": [{"id": "provider-tool/agent/web_search/model", "note": "..."}]}
 ```
 
-It is sorted by id and ends with a newline, so that changes are small diffs. Evolution rule: fields
-may be added; the parts of an id change only with the version. `note` is for the reader.
+Sorted by id and ended by a newline, so that a change of it is a small diff. Evolution rule: fields
+may be added; what an id is made of changes only with the version. `note` is for the reader.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Ids of accepted rows of one graph, each with its note."""
+    """Ids of accepted rows of one graph, each with the note that it had."""
 
     graph: str
     accepted: Mapping[str, str]
@@ -35,8 +35,8 @@ class Baseline:
         """Read a file that `write` made.
 
         Raises:
-            ConfigError: `baseline_invalid`: it is not a baseline of this version.
-            OSError: it cannot be read.
+            ConfigError: `baseline_invalid`: it is no baseline, or one of another version.
+            OSError: it can not be read.
         """
         try:
             return cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -80,5 +80,5 @@ class Baseline:
         return frozenset(ungoverned) - self.accepted.keys()
 
     def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
-        """Return accepted ids that are governed now, sorted."""
+        """Accepted ids that are not ungoverned any more, sorted."""
         return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))

@@ -1,28 +1,30 @@
-"""The callback backstop behind every enforcement point: the one hook, and the one global of this package.
+"""The one ambient hook, and the one global of this package: the backstop behind every gate.
 
-An unguarded tool inside a protected run is decided as it starts, like any other call; a deny is `AuthzDenied`.
-A node function may call it, with `callbacks=[]`, in a thread or task that has the run's context or config, or
-by an agent that a tool makes. Guarded tools are left to their guard, so the PDP is asked once.
+A tool that nobody guarded and that runs inside a protected run (called by a node function, with
+`callbacks=[]`, in a thread or task that has the run's context or config, by an agent that a tool
+makes for itself) is decided as it starts, by the same engine room as any other call; a deny is
+`AuthzDenied`. Guarded tools are left to their guard, so the engine is asked once.
 
-The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone. It keeps
-nothing of any instance and dispatches by the run of the enforcement point around the current code. LangChain
-consults it when a tool, model or chain is set up; outside protected runs it adds no handler.
+The hook is registered once a process, since LangChain's `register_configure_hook` can not be undone.
+It keeps nothing of any instance and dispatches by the run of the gate around the current code. It is
+looked at when a tool, model or chain is set up; outside protected runs it then answers "no handler",
+and nothing is added. It is synchronous, inline and raises, because asynchronous handlers and handlers
+without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
+A model's permit is kept, so that with a slow remote engine this happens once per agent, epoch, policy
+revision and tool set. There is no asynchronous form that gates: LangChain runs a coroutine handler on its
+synchronous roads too and swallows what it raises there, and a handler can not tell on which road it is.
+Who can not wait lists `AuthzMiddleware`, which awaits the decision; the hook then only looks whether there is one.
 
-It is synchronous, inline and raises: LangChain swallows the exceptions of asynchronous handlers and of handlers
-without `raise_error`. So in an async run it blocks the loop for the length of a decision. A model's permit is
-cached, so that this happens once per agent, epoch, policy revision and tool set. An asynchronous form cannot
-enforce: LangChain runs coroutine handlers in synchronous calls too and swallows what they raise there. To avoid
-the wait, list `AuthzMiddleware`, which awaits the decision; the hook then only looks for it.
+A backstop is less than a guard. It can not change what the tool receives: arguments that parse
+differently each time, or that the tool's schema refuses, are denied. It can not change what comes back:
+a permit that obliges to redact is a deny, a call that ran before has no answer here and is denied, and
+its calls get no credential. A start that other code than `BaseTool.run` announces is denied.
 
-A backstop does less than a guard. It cannot change the tool's arguments: if they parse differently each time,
-or the schema refuses them, the call is denied. It cannot change the output: a permit that obliges to redact is
-a deny, a call that ran before is denied, and its calls get no credential. A start that other code than
-`BaseTool.run` announces is denied.
+It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
+run; `authz.deny_outside_runs()` closes that by denying every unguarded tool outside a run. And it does not
+see what is no `BaseTool.run`: a function called as a function.
 
-It does not see a tool in a thread without the run's context, config and callbacks;
-`authz.deny_outside_runs()` denies every unguarded tool outside a run. It does not see a function called as a function.
-
-It also decides model calls, unless our middleware has, and records what models return (`plan.source`).
+It decides model calls too, where our middleware has not, and records what models return (`plan.source`).
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class _Backstop(BaseCallbackHandler):
     ignore_custom_event = True
 
     def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
-        """Decide a decision model, which LangChain announces as a chain of this type."""
+        """The same for a model that is no language model: LangChain announces a decision model as a chain, of this type."""
         if kwargs.get("run_type") == "llm" and (run := running()) is not None:
             decide_shown(run, serialized, [], kwargs.get("metadata"), None)
 
@@ -76,7 +78,7 @@ class _Backstop(BaseCallbackHandler):
             _asked(run, serialized, messages[0] if messages else [], kwargs)
 
     def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
-        """Decide a model that takes text, likewise."""
+        """The same for a model that takes text."""
         if (run := running()) is not None:
             _asked(run, serialized, [], kwargs)
 
@@ -106,12 +108,12 @@ class _Backstop(BaseCallbackHandler):
             _open(started, run_id)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """Conclude the call of a tool that is done."""
+        """The tool is done."""
         if type(getattr(current_scope.get(), "guard", None)) is UUID:
             _close(run_id, None, output)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """Conclude the call of a tool that failed or asked."""
+        """The tool failed, or asked."""
         _close(run_id, error, None)
 
 
@@ -167,7 +169,7 @@ class _Hook:
     listening = False
 
     def get(self) -> BaseCallbackHandler | None:
-        """Return the backstop, or nothing outside protected runs."""
+        """The backstop, or nothing outside protected runs."""
         if self.listening and running() is None and (heard := hear()) is not None:
             return heard
         return _BACKSTOP if self.everywhere or running() is not None else None
@@ -196,9 +198,10 @@ def install(*, everywhere: bool = False, listening: bool = False) -> None:
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a root entry's config with the backstop among its callbacks.
+    """A root entry's config with the backstop among its callbacks.
 
-    So it reaches code in another thread to which a node hands its config or its callbacks.
+    So it reaches code to which a node hands its config, or no more than its callbacks, and which runs
+    in a thread of its own.
     """
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):

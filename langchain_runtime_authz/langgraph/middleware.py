@@ -1,11 +1,11 @@
-"""`AuthzMiddleware`: decide the model and tool calls of `create_agent`.
+"""`AuthzMiddleware`: the gates of `create_agent`'s own two calls, the model's and the tool's.
 
-In a protected graph an enforcement point in front has decided the tool calls. The middleware then only takes
-tools out of the model's request. In an unprotected graph it opens the run itself and decides a message's calls
-in one batch, as a tool node does.
+In a protected graph the run is there and a gate in front has decided the tool calls; what is left
+for the middleware is to take tools out of the model's request. In a graph that is not protected it
+opens the run itself and decides a message's calls in one batch, with the same gate as a tool node.
 
-List it last. Middleware listed after it may change a call that it has decided; then the guard around the tool
-decides again, on the final arguments.
+Innermost is best. Middleware listed after it may change a call that it has decided; then the guard
+around the tool decides again, on what really runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _MISPLACED: Final = (
 
 
 class _Authz(Protocol):
-    """The parts of a `RuntimeAuthz` that the middleware needs."""
+    """What of a `RuntimeAuthz` the middleware needs."""
 
     @property
     def profiles(self) -> Profiles: ...
@@ -148,7 +148,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         return self._entrance.enter(self._agent, given, config, at_call)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Run:
-        """Return this agent's run. If it was resumed, the first enforcement point opens the run."""
+        """The run of this agent; a resumed one is opened by the first gate that it meets."""
         entries, ns = self._entries(runtime), agent_ns(config)
         with entries.lock:
             if (entering := entries.open.get(ns)) is None:
@@ -251,7 +251,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
-    """Return the run of a protected graph, if an enforcement point is around this node."""
+    """The run of a protected graph, where one of its own gates is around this node."""
     return find_run(config) if task_id(config) == gated_task() else None
 
 
@@ -262,7 +262,7 @@ def _opened(entering: Entering[Any]) -> Run:
 
 
 def _news(entered: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Corrections that the graph has not seen: a root entry's input has them in addition to the given messages."""
+    """Corrections that the graph has not seen: a root entry's input has them beside the given messages."""
     if not isinstance(entered, tuple):
         return None
     own = {id(m) for m in given["messages"]}
@@ -271,7 +271,7 @@ def _news(entered: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _messages(response: Any) -> Sequence[Any]:
-    """Return the messages in a model handler's response, in either form."""
+    """The messages of what a model's handler returns, in either form."""
     return cast("Sequence[Any]", getattr(response, "model_response", response).result)
 
 
@@ -283,7 +283,7 @@ def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
 
 @contextmanager
 def _shown(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """Return the scope of a permitted model call.
+    """The scope of a permitted model call.
 
     Raises:
         AuthzHalt: it is not.

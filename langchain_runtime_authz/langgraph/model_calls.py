@@ -1,4 +1,4 @@
-"""Read what LangChain is about to send a model: the names of its tools, and a digest of its instructions."""
+"""What a model is shown, read from what LangChain is about to send: names of tools, of instructions a digest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "tool_names",
 ]
 
-# Parameters outside the list of tools that let a provider act by itself: servers that it calls, its own search.
+# Parameters by which a provider is told to act by itself, beside its list of tools: servers that it calls, its own search.
 _ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
 # Parameters that hold others, which are sent as they are.
 _NESTED: Final = ("model_kwargs", "extra_body", "additional_model_request_fields")
@@ -45,7 +45,7 @@ _decided: ContextVar[_Decided | None] = ContextVar("langchain_runtime_authz.mode
 
 @contextmanager
 def decided_scope(run: Run, call: ModelCall, provider_tools: frozenset[str]) -> Iterator[None]:
-    """Mark the model call inside as decided, with these of the provider's tools and no others."""
+    """The model call inside is decided: with these of the provider's tools, and no others."""
     previous = _decided.get()
     _decided.set(_Decided(run, call.model, provider_tools))
     try:
@@ -58,8 +58,8 @@ def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of (the agent's own, the provider's) tools in one entry of a model's tool list.
 
     A provider's own tool has no parameters that an agent fills in: `{"type": "web_search"}`,
-    `{"type": "web_search_20250305", "name": "web_search"}`, `{"google_search": {}}`. An entry that
-    is neither a tool nor a mapping counts as the provider's.
+    `{"type": "web_search_20250305", "name": "web_search"}`, `{"google_search": {}}`. What is
+    neither a tool nor a mapping counts as the provider's: nothing of ours runs it.
     """
     if isinstance(tool, BaseTool):
         return (tool.name,), ()
@@ -88,12 +88,12 @@ def _others(tool: Mapping[Any, Any]) -> tuple[str, ...]:
 
 
 def is_provider_tool(tool: Any) -> bool:
-    """Return True if the provider runs an entry of a model's tool list, at least in part."""
+    """Whether an entry of a model's tool list is run by the provider, at least in part."""
     return bool(tool_names(tool)[1])
 
 
 def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
-    """Return the tools in a call's parameters, with one entry for anything else that lets the provider act."""
+    """The tools that a call's parameters show a model, with one entry for whatever else lets its provider act."""
     config = params.get("toolConfig")
     lists = (params.get("tools"), params.get("functions"), config.get("tools") if isinstance(config, Mapping) else None)
     found = [tool for listed in lists if isinstance(listed, list | tuple) for tool in listed]
@@ -104,7 +104,7 @@ def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
 
 
 def held_by_model(model: Any) -> list[Any]:
-    """Return the tools that a model was made with: no request names them, and nothing can remove them."""
+    """The same of what a model was made with, which no request says and nothing can take out of one."""
     if isinstance(model, RunnableBinding):
         return [*shown_by(model.kwargs), *held_by_model(model.bound)]
     return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
@@ -130,7 +130,7 @@ def instructions_digest(messages: Sequence[Any]) -> str | None:
 
 
 def call_of_request(request: Any) -> ModelCall:
-    """Return the model call of a `ModelRequest` of `create_agent`."""
+    """The model call that a `ModelRequest` of `create_agent` is."""
     model, provider = model_params(request.model)
     said = [request.system_message] if request.system_message is not None else []
     sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]

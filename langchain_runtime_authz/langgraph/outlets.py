@@ -1,6 +1,6 @@
-"""Search what a tool writes besides its result: to the graph's store, its streams and its state.
+"""Where a tool may write besides its result: the graph's store, its streams, and the state itself.
 
-All are searched for the call's tokens, like the result.
+All are searched for the call's tokens on the way, like the result.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _writer(writer: Any, clean: Clean) -> Any:
 
 
 def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
-    """Wrap the function of a `@task` that the tool calls: the checkpoint holds its result and its exception."""
+    """The function of a `@task` that the tool calls: its result, and what it raises, are written to the checkpoint."""
     if is_async_callable(function):
 
         @functools.wraps(function)
@@ -87,7 +87,7 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
 
 def _enter(clean: Clean) -> None:
-    """Watch the task's own config, in its own context, which ends with it."""
+    """A task has a config of its own, in a context of its own, which ends with it."""
     if (config := var_child_runnable_config.get()) is not None:
         var_child_runnable_config.set(watched_config(dict(config), clean))  # type: ignore[arg-type]
 
@@ -114,7 +114,7 @@ def _apart(written: Any, clean: Clean) -> Any:
 
 
 def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return a tool's arguments with injected stores and runtimes watched; unchanged if there are none."""
+    """The arguments of one tool, with stores and runtimes that were injected likewise; the same where there are none."""
     watched = {name: _watched(value, clean) for name, value in args.items()}
     return args if all(watched[name] is value for name, value in args.items()) else watched
 

@@ -1,4 +1,4 @@
-"""Filter a tool's output: redact what the decision demands, and remove live tokens."""
+"""What a tool gives back, without what its decision obliges to hide and without a live token."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Cleaner:
         return self._search.withheld
 
     def output(self, value: Any) -> Any:
-        """Return a tool's output, filtered."""
+        """What a tool returned."""
         return self._value(value, self._fields)
 
     def _value(self, value: Any, fields: frozenset[str]) -> Any:
@@ -61,7 +61,7 @@ class Cleaner:
         return redact(self._scrubbed(value), fields)
 
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
-        """Filter a state update: its messages as messages, the rest searched for tokens."""
+        """A state update: its messages like messages, the rest searched for tokens."""
         if isinstance(update, dict):
             return {self._scrubbed(k): self._channel(v, fields) for k, v in update.items()}
         if isinstance(update, BaseModel) or dataclasses.is_dataclass(update):
@@ -78,7 +78,7 @@ class Cleaner:
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
     def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
-        """Return a copy of a message or state object, with `clean` applied to each attribute."""
+        """A message or a state object stays one: a copy, with each of its attributes made `clean`."""
         other = copy.copy(value)
         for place in _PLACES:
             if held := getattr(value, place, None):
@@ -97,7 +97,7 @@ class Cleaner:
         return clean
 
     def bubble(self, exc: GraphBubbleUp) -> None:
-        """Filter a question or command that leaves the tool as an exception, in place."""
+        """A question or a command that leaves the tool by exception, in place."""
         if not self._searches:
             return
         if isinstance(exc, ParentCommand):
@@ -107,12 +107,12 @@ class Cleaner:
                 asked.value = self._scrubbed(asked.value)
 
     def error(self, exc: BaseException) -> BaseException:
-        """Return the exception without a live token in text, notes, attributes, cause or context."""
+        """The exception without a live token, in text, notes, attributes, cause or context."""
         return self._search.clean(exc)
 
 
 def _text_of(value: Any) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001  (a foreign `__str__`; a value without a text shows no token)
+    except Exception:  # noqa: BLE001  (a foreign `__str__`; what can not be shown shows no token)
         return ""

@@ -1,13 +1,14 @@
-"""Find the resume value, the questions and the plan of an unprotected graph.
+"""A graph that is not protected: what it was resumed with, what had been asked in it, and what its model's node returned.
 
-`AuthzMiddleware` without `protect` has no root entry to put a resume value into the ledger before any task
-starts. LangGraph gives a plain value out once, and another node may take it first (LangChain's review). So
-the callback backstop, which LangChain consults when a graph starts, keeps the value in a handler among the
-graph's callbacks. Each enforcement point below finds its own invocation's value there. The questions stand in
-the checkpoint that the invocation continues from.
+`AuthzMiddleware` without `protect` has no root entry, which would put a resume value into the ledger
+before any task starts. Its own gates may come only after a node of somebody else's took the answer
+(LangChain's review, in a node of its own), and a plain value is then gone: LangGraph gives it out once.
+So the ambient hook, which LangChain looks at when a graph starts, puts the value among the graph's
+callbacks, in a handler that hears nothing: there every gate below finds what its own invocation was resumed with, and
+no other's. The questions stand in the checkpoint that the invocation goes on from.
 
-The same handler hears the end of the model node, whose output is the plan. Middleware may rewrite what the
-model's call returned, and a review may pause before our next node.
+The same handler hears how the model's node ends: what is planned is what that returns. Middleware in front may
+rewrite what the model's call returned, and a review may pause before the next node of ours.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when t
 
 
 class _Heard(BaseCallbackHandler):
-    """Holds an invocation's resume value and the checkpoint that it named, if any.
+    """What an invocation of a thread was resumed with, if it was, and the checkpoint that it named, if it did.
 
-    It hears chains only while one is awaited, and then not inline: in an async run the waiting code asks a ledger.
+    Chains are heard only while one is waited for, and then not inline: in an async run what waits asks a ledger.
     """
 
     raise_error = True
@@ -68,7 +69,7 @@ class _Heard(BaseCallbackHandler):
 
 
 def hear() -> BaseCallbackHandler | None:
-    """Return a handler for the graph whose callbacks are set up, if it is resumed or holds our middleware."""
+    """Called as callbacks are set up: where that is for a graph that is resumed or holds our middleware, a handler for it."""
     found = started_graph()
     if found is None:
         return None
@@ -120,7 +121,7 @@ def answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
 
 
 def _noted(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
-    """Note the questions of reviews that paused outside our enforcement points."""
+    """Note what reviews asked: they paused where no gate of ours is around them."""
     saver = checkpointer_of(config)
     thread = (config.get("configurable") or {}).get("thread_id")
     if saver is None or thread is None:
