@@ -1,4 +1,4 @@
-"""A service that never heard of LangGraph, and a token worth stealing for seconds. Runs offline."""
+"""A FastAPI service verifies the token of one tool call; a stolen token is refused. Runs offline."""
 
 import asyncio
 from typing import Annotated

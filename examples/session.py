@@ -1,4 +1,4 @@
-"""A session: the same decisions for an agent loop that is not LangGraph. Runs offline."""
+"""A session decides the calls of an agent loop without LangGraph. Runs offline."""
 
 from langchain_runtime_authz import Constraint, Grant, RuntimeAuthz, ToolProfile
 
@@ -15,7 +15,7 @@ PLAN = [
 
 
 def carry_out(tool: str, args: dict[str, object]) -> str:
-    """Stands for your own tools."""
+    """Stand in for your own tools."""
     return f"{tool}({args}) ran"
 
 

@@ -50,7 +50,7 @@ PENDING = frozenset({
 })
 
 FILES = {str(p.relative_to(PACKAGE)): p for p in sorted(PACKAGE.rglob("*.py"))}
-PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md")))}
+PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md"))}
 
 
 def _texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -97,6 +97,14 @@ def test_docs(name: str) -> None:
     text = re.sub(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", "", PAGES[name].read_text(encoding="utf-8"), flags=re.DOTALL)
     prose = re.sub(r"^```.*?^```|`[^`]*`", "", text, flags=re.DOTALL | re.MULTILINE)
     assert _banned(prose) == []
+
+
+POLICY_TEXTS = sorted(p for d in (PACKAGE, ROOT / "examples") for e in ("rego", "cedar", "yaml") for p in d.rglob(f"*.{e}"))
+
+
+@pytest.mark.parametrize("path", POLICY_TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_policies_and_profiles(path: Path) -> None:
+    assert _banned(path.read_text(encoding="utf-8")) == []
 
 
 SENTENCE = 25  # words

@@ -4,22 +4,22 @@
 #    "policy": {"revision": ...}}}
 #
 # It is steered by `data.runtime_authz_data` (data.json), so that behaviour changes without a rebuild.
-# A verdict is "permit", "ask" (a human can lift it) or "deny"; anything else denies, and so does
+# A verdict is "permit", "ask" (an approval can lift it) or "deny"; anything else denies, and so does
 # what is missing. Effects are read, fetch, write, send, pay, delete, admin; sinks are none, internal,
 # external; data classes and tools are names of your own.
 #
 #   revision    string, carried in the answer; `WasmPDP` puts its own fingerprint here
 #   effects     effect -> verdict, for tools with a reviewed profile; or effect -> intent -> worth ->
-#               verdict. *Intent* is what the task says of the tool: intended, delegated (the human said
-#               to do what a source says that he named), unasked, unstated (no words were declared), or
-#               "*". *Worth* is the weakest critical argument's: told (by the
-#               human, or the principal's own), selected (a trusted source says it, in a record that
-#               the human's words name), known (a trusted source says it), outside. A call whose
-#               arguments decide nothing is worth "known"
+#               verdict. *Intent*: does the task ask for the tool? intended, delegated (the user said to
+#               do what a named source says), unasked, unstated (no words were declared), or "*".
+#               *Worth* is that of the weakest critical argument: told (by the user, or the
+#               principal's own), selected (a trusted source says it, in a record that the user's
+#               words name), known (a trusted source says it), outside. A call without critical
+#               arguments is worth "known"
 #   worth       "effect/kind", kind of argument or "*" -> standing or "*" -> worth, where these differ: a
-#               source that the human named ("named") vouches for some kinds, and for no destination; a
-#               known object is good enough to work on, but not to be deleted, and that there
-#               is something of that name is no reason to call a new one so
+#               source that the user named ("named") vouches for some kinds, but not for destinations; a
+#               known object is good enough to work on, but not to be deleted, and a new object
+#               should not take the name of a known one
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that the acting agent can
 #               know something of reach a tool with this sink? (sink "none" always may; a policy that
@@ -38,7 +38,7 @@
 #               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
 #               is taken as it comes: never authenticated); `authenticated: true` demands a verified
 #               approver; it counts `expires_in` seconds from the question on (absent: as long as the
-#               task stands); `edits` says whether a human may put other arguments ("args") or another
+#               task stands); `edits` says whether an approver may put other arguments ("args") or another
 #               tool too ("any") in a call's place, or nothing ("none"). `approvers` {min,
 #               distinct_from_subject, who}: how many people must approve, whether the subject may be one,
 #               and which (`type:id`; absent: any). `fallback` {after, who}: who may too, once nobody
@@ -51,7 +51,7 @@
 #   budget      {effects, tools}: effect or tool -> {max, counter}: at most `max` permitted calls for one
 #               task. `counter` is a name that rows may share; absent, each row counts by itself
 #   notify      {effects, tools}: effect or tool -> {permit, ask, deny}: the channel that is told of such
-#               an outcome; a permit that can not be told is a deny
+#               an outcome; a permit that cannot be told is a deny
 #   redact      tool -> fields of its result that the PEP must redact
 #   anomaly     what revokes the run when it reaches so many: max_denials, max_streak (denials in a
 #               row), max_per_minute (permitted calls), max_unplanned, max_tainted, max_rotations (of
@@ -152,7 +152,7 @@ lease_valid if {
 	grant_known
 }
 
-# --- grant: null, or `Grant.to_json()`; an absent field is no limit ---------------------------------
+# --- grant: null, or `Grant.to_json()`; an absent field does not limit ---------------------------------
 
 default grant := {}
 
@@ -478,7 +478,7 @@ effect := input.resource.properties.effect if input.resource.properties.effect i
 
 sink := input.resource.properties.sink if input.resource.properties.sink in known_sinks
 
-plan_current if input.context.plan == null # no plan can not be stale; `unplanned` sees to it
+plan_current if input.context.plan == null # without a plan nothing is stale; see `unplanned`
 
 plan_current if input.context.plan.stale == false
 
@@ -654,7 +654,7 @@ worth_in(row, argument, otherwise) := object.get(row, argument.standing, object.
 
 destinations := [argument | some argument in provenance; argument.kind in {"principal", "url", "channel"}]
 
-# The human's own words send it there.
+# The user's own words send it there.
 declassified if {
 	is_array(cfg.declassify)
 	intent in {"intended", "delegated"}

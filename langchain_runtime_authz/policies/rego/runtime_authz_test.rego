@@ -807,7 +807,7 @@ test_no_wrong_type_permits if {
 	}
 }
 
-# The few replacements above that are no fault.
+# The few replacements above that are not faults.
 default accepted(_, _) := false
 
 accepted(path, value) if {
