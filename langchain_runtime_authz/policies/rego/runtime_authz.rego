@@ -932,7 +932,7 @@ obliged contains obligation if {
 	}
 }
 
-# One to each channel, whichever rows name it.
+# One notification a channel, even if several rows name it.
 notices(verdict) := sort({obligation |
 	some at in rows_of
 	channel := notify[at[0]][at[1]][verdict]
