@@ -1,6 +1,6 @@
 """Count the functions that protection adds: the same number on every machine, busy or idle.
 
-`python -m tests.gates.test_calls` prints the counts and the functions behind those of one tool call.
+`python -m tests.gates.test_calls` prints, of one tool call, how often each function is called beyond the plain call.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def middle(samples: list[Calls]) -> tuple[float, float]:
     return statistics.median(s.python.total() for s in samples), statistics.median(s.c for s in samples)
 
 
-def tool_call() -> tuple[dict[str, float], list[Calls]]:
-    """Count what one permitted call adds in its ToolNode."""
+def tool_call() -> dict[str, list[Calls]]:
+    """Count what one permitted call calls in its ToolNode, plain and protected."""
     seen: list[Calls] = []
     pair = Pair(lambda script: loop_graph(script, 1, book, lambda: counted(seen)), StaticPDP(permit=True))
     sides: dict[str, list[Calls]] = {}
@@ -76,8 +76,7 @@ def tool_call() -> tuple[dict[str, float], list[Calls]]:
         out = pair.invoke(side, MORE + 1)
         assert out["messages"][-2].status == "success"
         sides[side] = seen[1:]
-    plain, ours = middle(sides["plain"]), middle(sides["protected"])
-    return {"python": ours[0] - plain[0], "c": ours[1] - plain[1]}, sides["protected"]
+    return sides
 
 
 def turn(build: Callable[..., Any]) -> tuple[float, float]:
@@ -99,24 +98,32 @@ def turn(build: Callable[..., Any]) -> tuple[float, float]:
 def test_calls() -> None:
     """Hold one permitted tool call to its budget; print the other counts."""
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider), "an SDK is set up: spans would be counted"
-    call, samples = tool_call()
+    call = tool_call()
+    (plain, plain_c), (python, c) = middle(call["plain"]), middle(call["protected"])
+    python, c = python - plain, c - plain_c
     node, entry = turn(node_graph)
     agent, _ = turn(agent_graph)
-    found = {"tool call": call["python"], "node": node, "create_agent turn": agent, "root entry": entry}
-    ours = {code for code in samples[-1].python if code.co_filename.startswith(PACKAGE)}
+    found = {"tool call": python, "node": node, "create_agent turn": agent, "root entry": entry}
+    ours = {code for code in call["protected"][-1].python if code.co_filename.startswith(PACKAGE)}
     for name, count in found.items():
         print(f"{name}: {count:.0f} Python functions added, budget {BUDGETS[name]}")
-    print(f"tool call: {call['c']:.0f} C functions added, budget {TOOL_CALL_C}")
+    print(f"tool call: {c:.0f} C functions added, budget {TOOL_CALL_C}")
     print(f"tool call: enters {len(ours)} functions in {len({code.co_filename for code in ours})} files of the package")
-    assert call["python"] <= BUDGETS["tool call"]
-    assert call["c"] <= TOOL_CALL_C
+    assert python <= BUDGETS["tool call"]
+    assert c <= TOOL_CALL_C
 
 
 def main() -> None:
-    """Print what a permitted call calls in this package."""
-    for code, count in sorted(tool_call()[1][-1].python.items(), key=lambda e: (e[0].co_filename, e[0].co_firstlineno)):
-        if code.co_filename.startswith((PACKAGE, "<")):
-            print(f"{count:4} {code.co_filename.removeprefix(PACKAGE)}:{code.co_firstlineno} {code.co_qualname}")
+    """Print the functions of one tool call."""
+    call, added = tool_call(), Counter[CodeType]()
+    for sample in call["protected"]:
+        added.update(sample.python)
+    for sample in call["plain"]:
+        added.subtract(sample.python)
+    for code, count in sorted(added.items(), key=lambda e: (e[0].co_filename, e[0].co_firstlineno)):
+        if round(count / MORE, 1):
+            name = code.co_filename.removeprefix(PACKAGE).rpartition("site-packages/")[2]
+            print(f"{count / MORE:6.1f} {name}:{code.co_firstlineno} {code.co_qualname}")
     test_calls()
 
 
