@@ -1,9 +1,12 @@
-"""What a protected tool call costs beside a plain one: CPU, interleaved call by call in one process.
+"""Measure what protection adds to a call, in this tree and in another one.
 
-`python -m tests.benchmarks.per_call [--calls N]`. Prints medians and ratios with the machine they were
-measured on; asserts no figure, but that what is timed as a permit is one. Figures are CPU time of the whole
-process (`process_time`), because a ToolNode runs its tools in a thread pool; and how many functions are
-called, which is the same on a busy machine.
+`python -m tests.benchmarks.per_call [--against PATH] [--rounds N]`, where PATH is a checkout of another commit. Each tree
+has a process of its own, and the processes take turns. Figures are CPU time of the whole process, because a ToolNode runs
+its tools in threads. Each figure is compared with the plain ToolNode call of the same process and round. Prints medians
+over the rounds, and asserts no time.
+
+Only the public API is used, so that the same file measures both trees. A row of tool calls is the time inside the ToolNode
+of a running graph. The other rows are differences of whole invokes: of nine turns and one, protected and plain.
 """
 
 from __future__ import annotations
@@ -11,42 +14,34 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
-import tempfile
-import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import StructuredTool, tool
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from langgraph.runtime import Runtime
-from rich.console import Console
-from rich.table import Table
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.langgraph.messages import record_plans
-from langchain_runtime_authz.langgraph.node_pep import gate_bound
-from langchain_runtime_authz.langgraph.run_context import find_run
-from langchain_runtime_authz.langgraph.tool_node import gate_tool_node
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.testing import StaticPDP
-
+TREE = Path(__file__).resolve().parents[2]
 ACCOUNT = "DE89370400440532013000"
 TASK = f"Book 98.7 to {ACCOUNT}, as each note says"
-PROFILES = {
-    "book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"}),
-}
+MORE = 8  # turns of the long invoke beyond those of the short one
+SINGLE = "tool call, static"  # the permit that denials and messages of eight calls are held against
+TARGETS = {SINGLE: 0.55, "tool call, shipped policy": 0.95}
+numbers = itertools.count()
 
 
 @tool
@@ -62,246 +57,313 @@ async def _abook(account: str, amount: float, note: str = "") -> str:
 abook = StructuredTool.from_function(coroutine=_abook, name="book", description="Book an amount on an account.")
 
 
-class Timed:
-    """A PDP that adds up its own CPU time."""
+class FixedPDP:
+    """Answer every request alike, except that one kind of action may be denied."""
 
-    def __init__(self, real: Any) -> None:
-        self.real, self.name, self.revision, self.spent = real, real.name, real.revision, 0
+    name = revision = "static"
+    in_process = True
 
-    def evaluate(self, body: bytes) -> object:
-        """Answer, and count."""
-        start = time.process_time_ns()
-        try:
-            return self.real.evaluate(body)
-        finally:
-            self.spent += time.process_time_ns() - start
+    def __init__(self, denied: bytes = b"\0") -> None:
+        self._denied = denied
 
-    async def aevaluate(self, body: bytes) -> object:
-        """Answer, and count."""
-        return self.evaluate(body)
+    def evaluate(self, *asked: Any) -> object:
+        """Answer: the request's JSON comes last in every tree."""
+        return {"decision": self._denied not in asked[-1]}
+
+    async def aevaluate(self, *asked: Any) -> object:
+        """Answer."""
+        return self.evaluate(*asked)
 
 
-def shipped() -> WasmPDP:
-    """The shipped policy, but that no run is too fast or too long for it: a benchmark is both."""
+def shipped_pdp() -> Any:
+    """Return the shipped policy without its limits on how fast and how long a run is: a benchmark is both."""
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+
     data = json.loads((resources.files("langchain_runtime_authz") / "policies/data.json").read_text())
     anomaly = data["runtime_authz_data"]["anomaly"]
     return WasmPDP(data={"anomaly": {**anomaly, "max_per_minute": None, "max_steps": None}})
 
 
-def message(i: int) -> AIMessage:
-    """A planned call that differs from every other, and that the task asks for."""
-    args = {"account": ACCOUNT, "amount": 98.7, "note": f"December, part {i}"}
-    return AIMessage("", id=f"m{i}", tool_calls=[{"name": "book", "args": args, "id": f"c{i}", "type": "tool_call"}])
+def message(calls: int) -> AIMessage:
+    """Return a message of calls that differ from all others, and that the task asks for."""
+    ids = [next(numbers) for _ in range(calls)]
+    args = [{"account": ACCOUNT, "amount": 98.7, "note": f"December, part {i}"} for i in ids]
+    calls_ = [{"name": "book", "args": a, "id": f"c{i}", "type": "tool_call"} for a, i in zip(args, ids, strict=True)]
+    return AIMessage("", id=f"m{next(numbers)}", tool_calls=calls_)
 
 
-class Bench:
-    """One protected node in one open run, beside a plain node.
+class Script:
+    """Count the turns that an invoke still has."""
 
-    With `loop`, the tool is a coroutine and the nodes are awaited there: all of it in one thread.
-    """
+    left = 0
 
-    def __init__(self, pdp: Any, *, loop: asyncio.AbstractEventLoop | None = None, **options: Any) -> None:
-        self.pdp, self.loop = Timed(pdp), loop
-        tools = [book if loop is None else abook]
-        self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES, **options)
-        self.node = gate_tool_node(ToolNode(tools), self.authz.profiles)
-        self.handle = self.authz.run(subject="alice", task=TASK)
-        entrance = self.authz.root_entry
-        config = self.handle.config({"configurable": {"thread_id": "bench"}})
-        self._scope = entrance.enter("bench", {"messages": []}, config, entrance.at_call(config))
-        _, self.config = self._scope.__enter__()
-        runtime = Runtime(context=None, store=None, stream_writer=lambda _: None)
-        self.config["configurable"]["__pregel_runtime"] = runtime
-        self.plain = ToolNode(tools)
-        self.plain_config = {"configurable": {"__pregel_runtime": runtime}}
-        self.state = [HumanMessage(TASK)]
-
-    def close(self) -> None:
-        """End the run."""
-        self._scope.__exit__(None, None, None)
-
-    def plan(self, i: int) -> AIMessage:
-        """Record the plan of call `i`, outside what is timed."""
-        if isinstance(self.pdp.real, StaticPDP):
-            self.pdp.real.bodies.clear()  # what a test wants to look at
-        planned = message(i)
-        run = find_run(self.config)
-        assert run is not None
-        drive(run.engine, record_plans(run, [], {"messages": [planned]}))
-        return planned
-
-    def invoke(self, node: Any, state: Any, config: Any) -> Any:
-        """What a graph would do."""
-        if self.loop is None:
-            return node.invoke(state, config)
-        return self.loop.run_until_complete(node.ainvoke(state, config))
-
-    def once(self, i: int, status: str = "success") -> tuple[int, int, int]:
-        """CPU of one plain call, one protected call, and the engine's part of the latter (ns)."""
-        planned = self.plan(i)
-        state = {"messages": [*self.state, planned]}
-        start = time.process_time_ns()
-        self.invoke(self.plain, state, self.plain_config)
-        plain = time.process_time_ns() - start
-        before = self.pdp.spent
-        start = time.process_time_ns()
-        out = self.invoke(self.node, state, self.config)
-        ours = time.process_time_ns() - start
-        answer = out["messages"][0]
-        assert (answer.tool_call_id, answer.status) == (f"c{i}", status), answer.content
-        return plain, ours, self.pdp.spent - before
+    def turn(self, calls: int) -> AIMessage:
+        """Return the next message of the agent."""
+        self.left -= 1
+        return message(calls) if self.left >= 0 else AIMessage("done", id=f"m{next(numbers)}")
 
 
-def median_us(values: list[int]) -> float:
-    """Median of nanoseconds, in microseconds."""
-    return statistics.median(values) / 1000
+class MeasuredNode(ToolNode):
+    """Run each call of the node inside `measure`."""
 
-
-def calls(bench: Bench, n: int, first: int = 0, status: str = "success") -> tuple[float, float, float]:
-    """Medians (µs) of plain, added without the engine, engine."""
-    rows = [bench.once(first + i, status) for i in range(n)]
-    added = [ours - plain - engine for plain, ours, engine in rows]
-    return median_us([r[0] for r in rows]), median_us(added), median_us([r[2] for r in rows])
-
-
-def functions(bench: Bench, n: int = 50) -> tuple[float, float]:
-    """How many functions of Python and of C a protected call calls that a plain one does not."""
-
-    def count(node: Any, config: Any, first: int) -> tuple[float, float]:
-        seen = {"call": 0, "c_call": 0}
-
-        def watch(_frame: Any, event: str, _argument: Any) -> None:
-            if event in seen:
-                seen[event] += 1
-
-        for i in range(first, first + n):
-            state = {"messages": [*bench.state, bench.plan(i)]}
-            threading.setprofile(watch)  # a ToolNode's threads
-            sys.setprofile(watch)
-            node.invoke(state, config)
-            sys.setprofile(None)
-            threading.setprofile(None)
-        return seen["call"] / n, seen["c_call"] / n
-
-    plain = count(bench.plain, bench.plain_config, 10**7)
-    ours = count(bench.node, bench.config, 2 * 10**7)
-    return ours[0] - plain[0], ours[1] - plain[1]
-
-
-def whole_graph(pdp: Any, n: int) -> tuple[float, float]:
-    """Medians (µs) of one `invoke` of a two-node graph, plain and protected (root entry included)."""
-
-    def build() -> Any:
-        builder = StateGraph(MessagesState)
-        counter = iter(range(10**9))
-        builder.add_node("agent", lambda _: {"messages": [message(next(counter))]})
-        builder.add_node("tools", ToolNode([book]))
-        builder.add_edge(START, "agent")
-        builder.add_edge("agent", "tools")
-        builder.add_edge("tools", END)
-        return builder.compile()
-
-    authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
-    plain, ours = build(), authz.protect(build())
-    spent: dict[str, list[int]] = {"plain": [], "ours": []}
-    with authz.run(subject="alice", task=TASK):
-        for i in range(n + 20):
-            for name, graph in (("plain", plain), ("ours", ours)):
-                start = time.process_time_ns()
-                out = graph.invoke({"messages": [("user", TASK)]})
-                if i >= 20:
-                    spent[name].append(time.process_time_ns() - start)
-                assert out["messages"][-1].status == "success", out["messages"][-1].content
-    return median_us(spent["plain"]), median_us(spent["ours"])
-
-
-class Idle(ToolNode):
-    """A gated node in which nothing happens: what is timed is the gate in front of it."""
+    measure: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        """Nothing."""
+        with self.measure():
+            return super().invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        with self.measure():
+            return await super().ainvoke(input, config, **kwargs)
 
 
-def node_gate(n: int) -> float:
-    """Median (µs) that a kept permit adds to a node whose inside is gated; of 100 passages at a time."""
-    bench = Bench(StaticPDP(permit=True))
-    idle = gate_tool_node(Idle([book]), bench.authz.profiles)
-    gated = gate_bound(idle, "tools")
-    gated.invoke({}, bench.config)  # decides, and the permit is kept
-    rows = []
-    for _ in range(n):
-        spent = []
-        for node in (idle, gated):
-            start = time.process_time_ns()
-            for _ in range(100):
-                node.invoke({}, bench.config)
-            spent.append(time.process_time_ns() - start)
-        rows.append((spent[1] - spent[0]) // 100)
-    bench.close()
-    return median_us(rows)
+def loop_graph(script: Script, calls: int, a_tool: BaseTool, measure: Callable[[], AbstractContextManager[None]]) -> Any:
+    """Build a graph of a node that plays the script, and a ToolNode."""
+    tools = MeasuredNode([a_tool])
+    tools.measure = measure
+    builder = StateGraph(MessagesState)
+    builder.add_node("agent", lambda _: {"messages": [script.turn(calls)]})
+    builder.add_node("tools", tools)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END, ["tools", END])
+    builder.add_edge("tools", "agent")
+    return builder.compile()
+
+
+def node_graph(script: Script) -> Any:
+    """Build a graph of one node that runs for each turn."""
+
+    def step(_: Any) -> dict[str, Any]:
+        script.left -= 1
+        return {}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("step", step)
+    builder.add_edge(START, "step")
+    builder.add_conditional_edges("step", lambda _: "step" if script.left > 0 else END, ["step", END])
+    return builder.compile()
+
+
+def agent_graph(script: Script) -> Any:
+    """Build LangChain's agent, with a model that plays the script."""
+    from langchain.agents import create_agent
+
+    class Model(BaseChatModel):
+        @property
+        def _llm_type(self) -> str:
+            return "script"
+
+        def bind_tools(self, tools: Any, **kwargs: Any) -> Model:
+            return self
+
+        def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+            return ChatResult(generations=[ChatGeneration(message=script.turn(1))])
+
+    return create_agent(Model(), [book])
+
+
+class Pair:
+    """A graph and its protected twin, in one run.
+
+    With `loop`, both are awaited there.
+    """
+
+    def __init__(self, build: Callable[[Script], Any], pdp: Any, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        from langchain_runtime_authz import RuntimeAuthz, ToolProfile
+
+        critical = {"account": "principal", "amount": "amount"}
+        profiles = {"book": ToolProfile(effect="write", sink="internal", critical=critical)}
+        authz = RuntimeAuthz(pdp=pdp, profiles=profiles)
+        self.script, self.loop = Script(), loop
+        config = authz.run(subject="alice", task=TASK).config({"recursion_limit": 1000})
+        self.sides = {
+            "plain": (build(self.script), {"recursion_limit": 1000}),
+            "protected": (authz.protect(build(self.script)), config),
+        }
+
+    def invoke(self, side: str, turns: int) -> Any:
+        """Run so many turns."""
+        graph, config = self.sides[side]
+        self.script.left = turns
+        given = {"messages": [("user", TASK)]}
+        if self.loop is None:
+            return graph.invoke(given, config)
+        return self.loop.run_until_complete(graph.ainvoke(given, config))
+
+
+class CallRow:
+    """Time a ToolNode inside a running graph."""
+
+    def __init__(self, calls: int, pdp: Any, status: str = "success", *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.calls, self.status, self.spent = calls, status, list[int]()
+        a_tool = book if loop is None else abook
+        self.pair = Pair(lambda script: loop_graph(script, calls, a_tool, self.timed), pdp, loop=loop)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Note the CPU time of the block."""
+        start = time.process_time_ns()
+        yield
+        self.spent.append(time.process_time_ns() - start)
+
+    def sample(self, rounds: int) -> dict[str, float]:
+        """Return nanoseconds per call, plain and added."""
+        taken: dict[str, list[int]] = {"plain": [], "protected": []}
+        for _ in range(rounds):
+            for side, times in taken.items():
+                out = self.pair.invoke(side, MORE + 1)
+                assert side == "plain" or out["messages"][-2].status == self.status, out["messages"][-2].content
+                times += self.spent[1:]
+                self.spent.clear()
+        plain, protected = (statistics.median(times) / self.calls for times in taken.values())
+        return {"plain": plain, "added": protected - plain}
+
+
+class TurnRow:
+    """Time whole invokes, and take the difference for one turn and for the entry."""
+
+    def __init__(self, build: Callable[[Script], Any], pdp: Any) -> None:
+        self.pair = Pair(build, pdp)
+
+    def sample(self, rounds: int) -> dict[str, float]:
+        """Return nanoseconds per turn, plain and added, and what an invoke adds apart from its turn."""
+        taken: dict[tuple[str, int], list[int]] = {(side, n): [] for n in (1, MORE + 1) for side in self.pair.sides}
+        for _ in range(rounds):
+            for (side, turns), times in taken.items():
+                start = time.process_time_ns()
+                self.pair.invoke(side, turns)
+                times.append(time.process_time_ns() - start)
+        medians = {key: statistics.median(times) for key, times in taken.items()}
+        plain, ours = ((medians[side, MORE + 1] - medians[side, 1]) / MORE for side in self.pair.sides)
+        entry = medians["protected", 1] - medians["plain", 1] - (ours - plain)
+        return {"plain": plain, "added": ours - plain, "entry": entry}
+
+
+def child(invokes: int) -> None:
+    """Answer each line of the standard input with the figures of one round."""
+    import langchain_runtime_authz
+
+    home = Path(langchain_runtime_authz.__file__).resolve().parents[1]
+    assert home == Path.cwd().resolve(), f"the package of {home} was imported"
+    loop, shipped = asyncio.new_event_loop(), shipped_pdp()
+    rows: dict[str, CallRow | TurnRow] = {}
+    for name, pdp in (("static", FixedPDP()), ("shipped policy", shipped)):
+        for mode, where in (("", None), (", async", loop)):
+            rows[f"tool call, {name}{mode}"] = CallRow(1, pdp, loop=where)
+            rows[f"8 calls in a message, {name}{mode}"] = CallRow(8, pdp, loop=where)
+        rows[f"create_agent turn, {name}"] = TurnRow(agent_graph, pdp)
+        rows[f"node, {name}"] = TurnRow(node_graph, pdp)
+    rows["denied tool call, static"] = CallRow(1, FixedPDP(b'"tools/call"'), "error")
+    for row in rows.values():
+        row.sample(2)  # fills the caches
+    gc.disable()
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        gc.collect()
+        figures = {name: row.sample(invokes) for name, row in rows.items()}
+        for name in ("static", "shipped policy"):
+            figures[f"root entry, {name}"] = {"plain": 0.0, "added": figures[f"node, {name}"]["entry"]}
+        print(json.dumps(figures), file=answers, flush=True)
+
+
+def start(tree: Path, invokes: int) -> subprocess.Popen[str]:
+    """Start the process that measures a tree."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", "--invokes", str(invokes)]
+    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen(command, cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen[str], line: str = "") -> str:
+    """Send a line, if there is one, and return the answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if line:
+        print(line, file=process.stdin, flush=True)
+    answer = process.stdout.readline()
+    if not answer:
+        msg = f"the process that measures a tree ended with {process.wait()}"
+        raise SystemExit(msg)
+    return answer
+
+
+Round = dict[str, dict[str, float]]
+
+
+def table_rows(here: list[Round], there: list[Round]) -> list[list[str]]:
+    """Return the cells of each row: medians over the rounds."""
+
+    def over(rounds: list[Round], figure: Callable[[Round], float]) -> float:
+        return statistics.median(figure(each) for each in rounds)
+
+    def target(name: str) -> str:
+        single = name.replace("8 calls in a message", "tool call")
+        if single != name:
+            return f"{over(here, lambda r: r[name]['added'] / r[single]['added']):.2f} of a single, ≤ 0.60"
+        if name.startswith("denied"):
+            share = over(here, lambda r: sum(r[name].values()) / sum(r[SINGLE].values()))
+            return f"{share:.2f} of a permit, ≤ 1"
+        return f"≤ {TARGETS[name.removesuffix(', async')]:.2f}" if name.removesuffix(", async") in TARGETS else ""
+
+    out = []
+    for name in here[0]:
+        unit = SINGLE + ", async" * name.endswith(", async")
+        cells = [name]
+        for rounds in (here, there) if there else (here,):
+            added = over(rounds, lambda r: r[name]["added"])
+            share = over(rounds, lambda r: r[name]["added"] / r[unit]["plain"])
+            cells += [f"{over(rounds, lambda r: r[unit]['plain']) / 1000:.0f}", f"{added / 1000:.0f}", f"{share:.2f}"]
+        if there:
+            pairs = zip(here, there, strict=True)
+            cells.append(f"{statistics.median(a[name]['added'] / b[name]['added'] for a, b in pairs):.2f}")
+        out.append([*cells, target(name)])
+    return out
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=1500)
-    n = parser.parse_args().calls
-    gc.disable()
-    table = Table(title="CPU per call, median µs", caption=machine())
-    for column in ("row", "plain ToolNode", "protected", "engine's part", "we add", "ratio", "budget"):
-        table.add_column(column, justify="left" if column == "row" else "right")
+    parser.add_argument("--against", type=Path, help="another checkout")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--invokes", type=int, default=5, help="of each graph in a round")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.invokes)
+        return
+    from rich.console import Console
+    from rich.table import Table
 
-    def row(name: str, figures: tuple[float, float, float], budget: str) -> None:
-        plain, added, engine = figures
-        ours = plain + added + engine
-        cells = (plain, ours, engine, added)
-        table.add_row(name, *(f"{cell:.0f}" for cell in cells), f"{ours / plain:.2f}", budget)
-
-    static = Bench(StaticPDP(permit=True))
-    calls(static, 200)
-    early = calls(static, n, 10_000)
-    row("StaticPDP, permit", early, "we add ≤ 100")
-    wasm = Bench(shipped())
-    calls(wasm, 200)
-    permit = calls(wasm, n, 10_000)
-    row("WasmPDP (shipped policy), permit", permit, "we + engine ≤ 400")
-    loop = asyncio.new_event_loop()
-    for name, pdp in (("StaticPDP", StaticPDP(permit=True)), ("WasmPDP", shipped())):
-        single = Bench(pdp, loop=loop)
-        calls(single, 200)
-        row(f"{name}, permit, in one thread (async)", calls(single, n, 10_000), "")
-        single.close()
-    loop.close()
-    denying = Bench(StaticPDP(permit=lambda r: r.action.name != "tools/call"))
-    calls(denying, 200, status="error")
-    refused = calls(denying, n, 10_000, status="error")
-    # The plain node runs the tool and the denied one does not: here only `protected` says something.
-    row("StaticPDP, deny (the tool does not run)", refused, "protected ≤ 1.1 × permit")
-    late = calls(static, n, 20_000)
-    row(f"StaticPDP, after {2 * n + 200} calls on the thread", late, "≤ 1.25 × early")
-    with tempfile.TemporaryDirectory() as folder:
-        for durable, name in ((False, "audit file"), (True, "audit file, fsync")):
-            filed = Bench(StaticPDP(permit=True), audit=FileSink(Path(folder) / f"{durable}.jsonl", durable=durable))
-            calls(filed, 100)
-            row(f"StaticPDP, {name}", calls(filed, max(n // 4, 100), 10_000), "")
-            filed.close()
-    added = {name: functions(bench) for name, bench in (("StaticPDP", static), ("WasmPDP", wasm))}
-    for bench in (static, wasm, denying):
-        bench.close()
-    Console(width=120).print(table)
-    print(f"node gate on a kept permit: +{node_gate(n):.0f} µs (budget ≤ 15)")
-    print(f"late / early: {late[1] / early[1]:.2f} (budget ≤ 1.25); deny / permit, protected: {sum(refused) / sum(early):.2f}")
-    for name, (python, c) in added.items():
-        print(f"functions that a permitted call calls beside the plain one, {name}: {python:.0f} of Python, {c:.0f} of C")
-    for name, pdp in (("StaticPDP", StaticPDP(permit=True)), ("WasmPDP", shipped())):
-        plain, ours = whole_graph(pdp, max(n // 3, 100))
-        print(f"whole invoke of a two-node graph, {name}: plain {plain:.0f} µs, protected {ours:.0f} µs, ratio {ours / plain:.2f}")
+    trees = [TREE] if options.against is None else [TREE, options.against.resolve()]
+    processes = [start(tree, options.invokes) for tree in trees]
+    try:
+        for process in processes:
+            ask(process)
+        figures: list[list[Round]] = [[] for _ in trees]
+        for i in range(options.rounds):
+            order = range(len(trees)) if i % 2 == 0 else reversed(range(len(trees)))
+            for index in order:
+                figures[index].append(json.loads(ask(processes[index], "round")))
+    finally:
+        for process in processes:
+            process.kill()
+    table = Table(title=f"CPU added per call, median µs of {options.rounds} rounds", caption=machine())
+    there = ["old plain", "old added", "old ratio", "new/old"] if options.against else []
+    for column in ("row", "plain ToolNode call", "added", "ratio", *there, "target"):
+        table.add_column(column, justify="left" if column in ("row", "target") else "right")
+    for cells in table_rows(figures[0], figures[1] if options.against else []):
+        table.add_row(*cells)
+    Console(width=140).print(table)
 
 
 def machine() -> str:
-    """What this was measured on."""
-    info = SimpleNamespace(python=platform.python_version(), system=platform.system(), cpus=os.cpu_count())
-    return f"Python {info.python}, {info.system} {platform.machine()}, {info.cpus} CPUs, load {os.getloadavg()[0]:.1f}"
+    """Return what this was measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{python}, {platform.system()}, {os.cpu_count()} × {cpu}, load {os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""Count the functions that protection adds: the same number on every machine, busy or idle.
+
+`python -m tests.gates.test_calls` prints, of one tool call, how often each function is called beyond the plain call.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple
+
+import pytest
+from opentelemetry import trace
+
+import langchain_runtime_authz
+from langchain_runtime_authz.testing import StaticPDP
+from tests.benchmarks.per_call import MORE, Pair, agent_graph, book, loop_graph, node_graph
+
+PACKAGE = str(Path(langchain_runtime_authz.__file__).parent)
+BUDGETS = {"tool call": 170, "node": 60, "create_agent turn": 380, "root entry": 300}  # Python functions
+TOOL_CALL_C = 300
+
+# Comprehensions are functions of their own until 3.12, and other interpreters call other functions.
+pytestmark = pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11) or sys.implementation.name != "cpython", reason="the budgets are counts of CPython 3.11"
+)
+
+
+class Calls(NamedTuple):
+    """The functions called, of Python by code object."""
+
+    python: Counter[CodeType]
+    c: int
+
+
+@contextmanager
+def counted(into: list[Calls]) -> Iterator[None]:
+    """Count every call of this thread, and of those that it starts, until the block ends."""
+    python, c = Counter[CodeType](), 0
+
+    def watch(frame: Any, event: str, _argument: Any) -> None:
+        nonlocal c
+        if event == "call":
+            python[frame.f_code] += 1
+        elif event == "c_call":
+            c += 1
+
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+        into.append(Calls(python, c))
+
+
+def middle(samples: list[Calls]) -> tuple[float, float]:
+    """Return the median counts, of Python and of C."""
+    return statistics.median(s.python.total() for s in samples), statistics.median(s.c for s in samples)
+
+
+def tool_call() -> dict[str, list[Calls]]:
+    """Count what one permitted call calls in its ToolNode, plain and protected."""
+    seen: list[Calls] = []
+    pair = Pair(lambda script: loop_graph(script, 1, book, lambda: counted(seen)), StaticPDP(permit=True))
+    sides: dict[str, list[Calls]] = {}
+    for side in ("plain", "protected") * 2:  # the first round fills the caches
+        seen.clear()
+        out = pair.invoke(side, MORE + 1)
+        assert out["messages"][-2].status == "success"
+        sides[side] = seen[1:]
+    return sides
+
+
+def turn(build: Callable[..., Any]) -> tuple[float, float]:
+    """Count the functions of Python that one turn adds, and that an invoke adds apart from its turn."""
+    pair = Pair(build, StaticPDP(permit=True))
+    added = {}
+    for turns in (1, MORE + 1) * 2:
+        counts = {}
+        for side in ("plain", "protected"):
+            seen: list[Calls] = []
+            with counted(seen):
+                pair.invoke(side, turns)
+            counts[side] = seen[0].python.total()
+        added[turns] = counts["protected"] - counts["plain"]
+    one = (added[MORE + 1] - added[1]) / MORE
+    return one, added[1] - one
+
+
+def test_calls() -> None:
+    """Hold one permitted tool call to its budget; print the other counts."""
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider), "an SDK is set up: spans would be counted"
+    call = tool_call()
+    (plain, plain_c), (python, c) = middle(call["plain"]), middle(call["protected"])
+    python, c = python - plain, c - plain_c
+    node, entry = turn(node_graph)
+    agent, _ = turn(agent_graph)
+    found = {"tool call": python, "node": node, "create_agent turn": agent, "root entry": entry}
+    ours = {code for code in call["protected"][-1].python if code.co_filename.startswith(PACKAGE)}
+    for name, count in found.items():
+        print(f"{name}: {count:.0f} Python functions added, budget {BUDGETS[name]}")
+    print(f"tool call: {c:.0f} C functions added, budget {TOOL_CALL_C}")
+    print(f"tool call: enters {len(ours)} functions in {len({code.co_filename for code in ours})} files of the package")
+    assert python <= BUDGETS["tool call"]
+    assert c <= TOOL_CALL_C
+
+
+def main() -> None:
+    """Print the functions of one tool call."""
+    call, added = tool_call(), Counter[CodeType]()
+    for sample in call["protected"]:
+        added.update(sample.python)
+    for sample in call["plain"]:
+        added.subtract(sample.python)
+    for code, count in sorted(added.items(), key=lambda e: (e[0].co_filename, e[0].co_firstlineno)):
+        if round(count / MORE, 1):
+            name = code.co_filename.removeprefix(PACKAGE).rpartition("site-packages/")[2]
+            print(f"{count / MORE:6.1f} {name}:{code.co_firstlineno} {code.co_qualname}")
+    test_calls()
+
+
+if __name__ == "__main__":
+    main()
