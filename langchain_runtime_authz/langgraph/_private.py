@@ -58,13 +58,17 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
 try:
-    from langchain_core.decisions import BaseDecisionModel
-except ImportError:  # before langchain-core 1.8 there are none
-    MODELS: tuple[type, ...] = (BaseLanguageModel,)
-else:
-    MODELS = (BaseLanguageModel, BaseDecisionModel)
+    from langchain_core.decisions import BaseDecisionModel as DECISION_MODEL  # noqa: N812
+except ImportError:  # before langchain-core 1.8
+
+    class DECISION_MODEL:  # type: ignore[no-redef]  # noqa: N801
+        """A base without subclasses."""
+
+
+MODELS: Final = (BaseLanguageModel, DECISION_MODEL)
 
 __all__ = [
+    "DECISION_MODEL",
     "DEFAULT_BOUND",
     "INTERRUPTS",
     "MODELS",

@@ -32,7 +32,7 @@ from langchain_runtime_authz.langgraph.messages import record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.root_entry import Entering, RootEntry
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, gated_task, run_scope
-from langchain_runtime_authz.langgraph.standalone import answered, plan_later
+from langchain_runtime_authz.langgraph.standalone import answered, hear, plan_later
 from langchain_runtime_authz.langgraph.tool_execution import waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
@@ -90,7 +90,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         # By what all nodes of one invocation share, and no two invocations.
         self._invocations: weakref.WeakKeyDictionary[Any, _Entries] = weakref.WeakKeyDictionary()
         self._warned = False
-        ambient.install(listening=True)
+        ambient.install(hear=hear)
 
     # --- the run, where the graph is not protected ---
 
