@@ -17,7 +17,15 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.engine import Run, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown
 
-__all__ = ["call_as_sent", "call_of_request", "decide_shown", "decided_scope", "held_by_model", "shown_by", "tool_names"]
+__all__ = [
+    "call_as_sent",
+    "call_of_request",
+    "decide_shown",
+    "decided_scope",
+    "held_by_model",
+    "shown_by",
+    "tool_names",
+]
 
 # Parameters that let a provider act by itself: servers that it calls, its own search.
 _ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
@@ -150,9 +158,9 @@ def decide_shown(run: Run, call: ModelCall) -> None:
         AuthzHalt: it does not happen.
     """
     ready = _decided.get()
-    if ready is not None and ready.run is run and ready.model == call.model:
-        if ready.provider_tools.issuperset(call.provider_tools):
-            return
+    ours = ready is not None and ready.run is run and ready.model == call.model
+    if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
+        return
     decision = drive(run.engine, decide_model(run, call))
     if call.provider_tools:
         decision = shown(decision, call)

@@ -14,7 +14,19 @@ from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._approvals import THREAD
-from ._graphs import PAID, PAY, assert_went_on, authz_with, calls_of, hand_written, human, pay_tool, reasons, replying, rules_that_permit
+from ._graphs import (
+    PAID,
+    PAY,
+    assert_went_on,
+    authz_with,
+    calls_of,
+    hand_written,
+    human,
+    pay_tool,
+    reasons,
+    replying,
+    rules_that_permit,
+)
 
 ways = pytest.mark.parametrize("go", ["sync", "async"])
 

@@ -28,6 +28,7 @@ __all__ = ["Baseline", "CoverageReport", "Row"]
 VERSION: Final = 1  # of a baseline
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 AT_RUN_TIME: Final = "at run time"  # the route of what was seen and is not in the static picture
+NOTHING: Final = Counted()
 _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that enforcement points count
 
 
@@ -53,7 +54,7 @@ class Row:
     layers: tuple[str, ...]
     note: str = ""
     route: str = ""
-    seen: Counted = Counted()
+    seen: Counted = NOTHING
     place: int = 0
 
     @property
