@@ -20,10 +20,8 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
-from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
-from langchain_runtime_authz.langgraph.planner import ModelPlanner
-from langchain_runtime_authz.langgraph.protect import Protection, protect
+from langchain_runtime_authz.langgraph.guard import facts_of
+from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
@@ -34,7 +32,7 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, question_of
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.credentials import key_scope
-from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
+from langchain_runtime_authz.pep.engine import Engine, Flow, Planner, drive, new_id
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.session import Session
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
+    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 
 __all__ = ["RuntimeAuthz", "TaskSources"]
 
@@ -161,7 +160,7 @@ class RuntimeAuthz:
             notifiers=notifiers,
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             profiles=self.profiles,
-            planner=ModelPlanner(planner, self.profiles.declared) if planner is not None else None,
+            planner=_planner(planner, self.profiles),
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
@@ -216,11 +215,11 @@ class RuntimeAuthz:
         if not isinstance(protected, Pregel):
             return graph
         self._names.add(protected.get_name())
-        report = coverage_of(protected, self._protection)
-        if found := report.unprofiled:
+        tools = {tool.name: facts_of(tool).profiled.declared for tool in guarded_tools(protected)}
+        if found := [name for name, declared in tools.items() if not declared]:
             names = ", ".join((*found[:MAX_NAMED], "…") if len(found) > MAX_NAMED else found)
             warnings.warn(
-                f"{len(found)} of {len(report.tools)} tools without a profile ({names}): each of their calls asks. "
+                f"{len(found)} of {len(tools)} tools without a profile ({names}): each of their calls asks. "
                 "`runtime-authz profile suggest module:graph` proposes profiles to review",
                 stacklevel=2,
             )
@@ -417,6 +416,8 @@ class RuntimeAuthz:
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
         """Return what of `graph` is governed, by which enforcement point, and what is not."""
+        from langchain_runtime_authz.langgraph.coverage.discovery import coverage_of
+
         return coverage_of(graph, self._protection)
 
     def _scope(self, thread_id: str, graph: GraphLike) -> Scope:
@@ -427,6 +428,14 @@ class RuntimeAuthz:
         else:
             name = graph if isinstance(graph, str) else graph.get_name()
         return self.root_entry.scope(name, str(thread_id))
+
+
+def _planner(model: BaseChatModel | None, profiles: Profiles) -> Planner | None:
+    if model is None:
+        return None
+    from langchain_runtime_authz.langgraph.planner import ModelPlanner
+
+    return ModelPlanner(model, profiles.declared)
 
 
 def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:

@@ -66,7 +66,7 @@ def inspect(
       runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.cli._proposal import propose
-    from langchain_runtime_authz.langgraph.baseline import Baseline
+    from langchain_runtime_authz.langgraph.coverage.report import Baseline
 
     with reporting():
         if baseline is not None and not fail_ungoverned:

@@ -1,7 +1,7 @@
-"""Every private name of LangChain and LangGraph that this package leans on, and nothing else.
+"""Every private name of LangChain and LangGraph that this package uses, and nothing else.
 
 `tests/unit_tests/test_private_names.py` pins each one, and says what moved when an upgrade breaks it.
-Private *members* that the edges override or read (ToolNode's, BaseTool's) are listed in `OVERRIDDEN`.
+`OVERRIDDEN` lists the private *members* of theirs that the package overrides or reads.
 """
 
 from __future__ import annotations
@@ -58,97 +58,49 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, _interrupt_id
 
 try:
-    from langchain_core.decisions import BaseDecisionModel
-except ImportError:  # before langchain-core 1.8 there are none
-    MODELS: tuple[type, ...] = (BaseLanguageModel,)
-else:
-    MODELS = (BaseLanguageModel, BaseDecisionModel)
+    from langchain_core.decisions import BaseDecisionModel as DECISION_MODEL  # noqa: N814
+except ImportError:  # before langchain-core 1.8
+
+    class DECISION_MODEL:  # type: ignore[no-redef]
+        """A base without subclasses."""
+
+
+MODELS: Final = (BaseLanguageModel, DECISION_MODEL)
 
 __all__ = [
-    "DEFAULT_BOUND",
-    "INTERRUPTS",
-    "MODELS",
-    "OVERRIDDEN",
-    "BaseTool",
-    "Place",
-    "Pregel",
-    "PregelNode",
-    "RunnableCallable",
-    "RunnableSeq",
-    "StartingTool",
-    "ToolNode",
-    "agent_ns",
-    "answer_given",
-    "answers_left",
-    "can_ask",
-    "checkpointer_of",
-    "config_parameter",
-    "counted_graph",
-    "counting_questions",
-    "ensure_config",
-    "ensure_graph_config",
-    "graph_at",
-    "imports_anything",
-    "injected_names",
-    "interrupt_id",
-    "is_async_callable",
-    "is_handed_down",
-    "is_innermost",
-    "is_of_task",
-    "is_resume_map",
-    "is_task",
-    "is_task_function",
-    "lent",
-    "model_params",
-    "namespace_of_graph",
-    "namespaces_of_task",
-    "node_of_task",
-    "place_below",
-    "reset_node",
-    "skip_answers",
-    "started_graph",
-    "starting_graph",
-    "starting_tool",
-    "takes_no_arguments",
-    "task_id",
-    "with_outlets",
-    "with_streams",
-]
+    "DECISION_MODEL", "DEFAULT_BOUND", "INTERRUPTS", "MODELS", "OVERRIDDEN", "BaseTool", "Place", "Pregel",
+    "PregelNode", "RunnableCallable", "RunnableSeq", "StartingTool", "ToolNode", "agent_ns", "answer_given",
+    "answers_left", "can_ask", "checkpointer_of", "config_parameter", "counted_graph", "counting_questions",
+    "ensure_config", "ensure_graph_config", "graph_at", "imports_anything", "injected_names", "interrupt_id",
+    "is_async_callable", "is_handed_down", "is_innermost", "is_of_task", "is_resume_map", "is_task",
+    "is_task_function", "lent", "model_params", "namespace_of_graph", "namespaces_of_task", "node_of_task",
+    "place_below", "reset_node", "skip_answers", "started_graph", "starting_graph", "starting_tool",
+    "takes_no_arguments", "task_id", "with_outlets", "with_streams",
+]  # fmt: skip
 
+_OF_TOOL_NODE: Final = (
+    "_func _afunc _run_one _arun_one _execute_tool_sync _execute_tool_async _parse_input "
+    "_extract_state _inject_tool_args _validate_tool_call _tools_by_name _injected_args _messages_key _wrap_tool_call _awrap_tool_call"
+)
 OVERRIDDEN: Final[Mapping[str, tuple[str, ...]]] = {
-    "langgraph.prebuilt.ToolNode": (
-        "_func",
-        "_afunc",
-        "_run_one",
-        "_arun_one",
-        "_execute_tool_sync",
-        "_execute_tool_async",
-        "_parse_input",
-        "_extract_state",
-        "_inject_tool_args",
-        "_validate_tool_call",
-        "_tools_by_name",
-        "_injected_args",
-        "_messages_key",
-        "_wrap_tool_call",
-        "_awrap_tool_call",
-    ),
+    "langgraph.prebuilt.ToolNode": tuple(_OF_TOOL_NODE.split()),
     "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
     "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
 }
 
 
-_INNERMOST: Final = (
-    "ToolNode._run_one.<locals>.execute",
-    "ToolNode._arun_one.<locals>.execute",
-)
+_INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000
 INTERRUPTS: Final = INTERRUPT  # the channel of a checkpoint's pending writes that holds questions
 
 
+def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("configurable") or {}
+
+
 def can_ask(config: Mapping[str, Any]) -> bool:
     """Return True if an interrupt raised under `config` can be answered: there is a checkpointer."""
-    return bool((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER))
+    return bool(_given(config).get(CONFIG_KEY_CHECKPOINTER))
 
 
 def task_id(config: Mapping[str, Any]) -> str:
@@ -158,12 +110,12 @@ def task_id(config: Mapping[str, Any]) -> str:
 
 def is_handed_down(config: Mapping[str, Any]) -> bool:
     """Return True if the parent graph asks this one about its state, and lends it the checkpointer."""
-    return CONFIG_KEY_CHECKPOINTER in (config.get("configurable") or {})
+    return CONFIG_KEY_CHECKPOINTER in _given(config)
 
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the checkpointer in a config that the parent graph lends."""
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     return {k: configurable[k] for k in (CONFIG_KEY_CHECKPOINTER,) if configurable.get(k)}
 
 
@@ -183,7 +135,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
     LangGraph counts when a graph starts, and each finds its checkpoints under its number.
     """
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return dict(config), 0
@@ -197,7 +149,7 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
 
     `number`: its zero-based index among the task's subgraph calls.
     """
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
     if not isinstance(saver, BaseCheckpointSaver) or configurable.get("thread_id") is None:
@@ -211,7 +163,7 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
 
 
 def graph_at(graph: Any, config: Any) -> Any:
-    """Whose state a place of a root's thread holds: the root's, or that of a graph that is one of its nodes."""
+    """Return the graph whose state a place of a root's thread holds: the root, or a graph that is a node of it."""
     namespace = recast_checkpoint_ns(((config or {}).get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
     found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
     return next((child for name, child in found if name == namespace), graph)
@@ -239,18 +191,18 @@ def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 def interrupt_id(config: Mapping[str, Any]) -> str:
     """Return the id that LangGraph will give the next interrupt of the task of `config`."""
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     ns = str(configurable.get(CONFIG_KEY_CHECKPOINT_NS) or "")
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     return _interrupt_id(ns, len(scratchpad.resume) if scratchpad is not None else 0)
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
-    """`config` for one tool, and the numbers of the `interrupt` calls that the tool makes under it.
+    """Return `config` for one tool, and the numbers of the `interrupt` calls that it makes under it.
 
-    `place` is the tool's among several of one task. LangGraph numbers the graphs that are called in a
-    task as they come, and each finds its checkpoints under its number: so every tool counts its own,
-    or the graph of one would go on with the state of another, whose tool ran before and does not now.
+    `place` is the tool's among several of one task. LangGraph numbers the graphs that a task calls as they come, and
+    each finds its checkpoints under its number. So each tool counts its own: else a graph would go on with the state
+    of another, whose tool ran before and does not now.
     """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
@@ -275,7 +227,7 @@ def answer_given(config: Mapping[str, Any]) -> object:
 
     The plain value, or the map from interrupt ids.
     """
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return None
@@ -284,13 +236,13 @@ def answer_given(config: Mapping[str, Any]) -> object:
 
 def agent_ns(config: Mapping[str, Any]) -> str:
     """Return the namespace of the graph whose task runs under `config`; empty for a root graph."""
-    ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    ns = str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
     return ns.rpartition("|")[0]
 
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
     """Return the checkpointer of the graph whose task runs under `config`, if it has one."""
-    return (config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINTER)
+    return _given(config).get(CONFIG_KEY_CHECKPOINTER)
 
 
 def is_innermost(handler: object) -> bool:
@@ -305,8 +257,8 @@ def with_outlets(
     writes: Callable[[Any], Any],
     task: Callable[[Any], Any],
 ) -> dict[str, Any]:
-    """`config` for one tool, with another store and stream writer, and its state writes and functions of tasks changed."""
-    own = dict(config.get("configurable") or {})
+    """Return `config` for one tool, with its store, stream writer, state writes and task functions changed."""
+    own = dict(_given(config))
     if isinstance(runtime := own.get(CONFIG_KEY_RUNTIME), Runtime):
         own[CONFIG_KEY_RUNTIME] = runtime.override(
             store=store(runtime.store), stream_writer=writer(runtime.stream_writer)
@@ -319,9 +271,9 @@ def with_outlets(
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
-    """`callbacks` for one tool, whose parts for LangGraph's stream modes `messages` and `tools` stream what is `clean`.
+    """Return `callbacks` for one tool, with `clean` around the stream modes `messages` and `tools`.
 
-    Copies: they share what they know of runs with those that they stand for.
+    Copies of handlers share their knowledge of runs with the originals.
     """
     if isinstance(callbacks, list):
         return [_with_stream(handler, clean) for handler in callbacks]
@@ -341,24 +293,24 @@ def _with_stream(handler: Any, clean: Callable[[Any], Any]) -> Any:
     return own
 
 
-# The second is where a running tool's `emit_output_delta` writes; older versions have none.
+# A running tool's `emit_output_delta` writes to the second; older versions do not have it.
 _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
 
 
 def answers_left(config: Mapping[str, Any], taken: int) -> bool:
     """Return True if the task of `config` has answers beyond the first `taken`, for its later questions."""
-    scratchpad = (config.get("configurable") or {}).get(CONFIG_KEY_SCRATCHPAD)
+    scratchpad = _given(config).get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return False
     return len(scratchpad.resume) > taken or scratchpad.get_null_resume(False) is not None
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
-    """Take the answers that a tool had which does not run again.
+    """Skip the answers of a tool that does not run again.
 
     LangGraph gives a task's answers out by number: else the next tool that asks would receive them.
     """
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     scratchpad = configurable.get(CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None or not scratchpad.resume:
         return
@@ -369,7 +321,7 @@ def skip_answers(config: Mapping[str, Any], count: int) -> None:
 
 
 def injected_names(tool: BaseTool) -> frozenset[str]:
-    """Arguments that the framework supplies and the model does not: left out of a decision."""
+    """Return the arguments that the framework supplies: they are left out of a decision."""
     names = set(tool._injected_args_keys)
     schema = tool.args_schema
     if schema is not None and not isinstance(schema, dict):
@@ -379,7 +331,7 @@ def injected_names(tool: BaseTool) -> frozenset[str]:
 
 
 def _overwritten(tool: BaseTool) -> frozenset[str]:
-    """Arguments in whose place `BaseTool` always puts its own: the tool's code never sees the model's."""
+    """Return the arguments that `BaseTool` always replaces: the tool's code never sees the model's."""
     bodies = [tool._run] if type(tool)._arun is BaseTool._arun else [tool._run, tool._arun]
     return frozenset.intersection(*(_own_parameters(b) for b in bodies))
 
@@ -390,7 +342,7 @@ def _own_parameters(body: Callable[..., Any]) -> frozenset[str]:
 
 
 class StartingTool(NamedTuple):
-    """A tool whose start is being announced to callbacks, and what it was sent."""
+    """A tool whose start is announced to callbacks, and what it was sent."""
 
     tool: BaseTool
     tool_input: Any
@@ -431,7 +383,7 @@ def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | 
         return None
     given, config = frame.f_locals.get("input"), frame.f_locals.get("config") or {}
     value = given.resume if isinstance(given, Command) else None
-    configurable = config.get("configurable") or {}
+    configurable = _given(config)
     return frame.f_locals["self"], value, configurable.get("thread_id"), configurable.get(CONFIG_KEY_CHECKPOINT_ID)
 
 
@@ -455,7 +407,7 @@ def config_parameter(function: Callable[..., Any]) -> str | None:
 
 
 def takes_no_arguments(tool: BaseTool) -> bool:
-    """`BaseTool` calls such a tool with nothing, whatever it was sent, and parses nothing."""
+    """Return True if `BaseTool` calls the tool with nothing, whatever it was sent, and parses nothing."""
     return isinstance(tool.args_schema, type) and _is_empty_type(tool.args_schema)
 
 
@@ -465,7 +417,7 @@ def _is_empty_type(schema: type) -> bool:
 
 
 def model_params(model: Any) -> tuple[str, str | None]:
-    """Name and provider of a chat model, as LangChain itself gives them to a call's metadata."""
+    """Return name and provider of a chat model, as LangChain gives them to a call's metadata."""
     bound = model.bound if isinstance(model, RunnableBinding) else model
     named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
     provider = named.get("ls_provider")
@@ -473,7 +425,7 @@ def model_params(model: Any) -> tuple[str, str | None]:
 
 
 def reset_node(node: PregelNode) -> None:
-    """Forget what a node cached about its bound, after the bound was replaced."""
+    """Forget what a node cached about its bound, after a new one took its place."""
     node.__dict__.pop("node", None)
 
 
@@ -489,10 +441,10 @@ def imports_anything(serde: object) -> bool:
 
 def is_task(config: Mapping[str, Any]) -> bool:
     """Return True if a caller's config is that of a running task: then a graph streams `values`."""
-    return CONFIG_KEY_TASK_ID in (config.get("configurable") or {})
+    return CONFIG_KEY_TASK_ID in _given(config)
 
 
 def node_of_task(config: Mapping[str, Any]) -> str:
     """Return the node whose task runs under `config`, as LangGraph wrote it; empty outside one."""
-    ns = str((config.get("configurable") or {}).get(CONFIG_KEY_CHECKPOINT_NS) or "")
+    ns = str(_given(config).get(CONFIG_KEY_CHECKPOINT_NS) or "")
     return ns.rsplit("|", 1)[-1].split(":", 1)[0]

@@ -1,35 +1,36 @@
-"""The one ambient hook, and the one global of this package: the backstop behind every gate.
+"""The callback backstop: decide what starts inside a run and no enforcement point has decided.
 
-A tool that nobody guarded and that runs inside a protected run (called by a node function, with
-`callbacks=[]`, in a thread or task that has the run's context or config, by an agent that a tool
-makes for itself) is decided as it starts, by the same engine room as any other call; a deny is
-`AuthzDenied`. Guarded tools are left to their guard, so the engine is asked once.
+A tool without a guard may run inside a protected run: a node function calls it, with `callbacks=[]` or in a thread
+or task that has the run's context or config, or an agent that a tool makes for itself. It is decided as it starts, by
+the same engine as any other call; a deny is `AuthzDenied`. Guarded tools are left to their guard, so the engine is
+asked once. Model calls that our middleware has not decided are decided too, and the calls that models return are
+recorded (`plan.source`). In `authz.run()` without a protected graph the returns are recorded only, for an
+`AuthzToolNode` that works alone.
 
-The hook is registered once a process, since LangChain's `register_configure_hook` can not be undone.
-It keeps nothing of any instance and dispatches by the run of the gate around the current code. It is
-looked at when a tool, model or chain is set up; outside protected runs it then answers "no handler",
-and nothing is added. It is synchronous, inline and raises, because asynchronous handlers and handlers
-without `raise_error` are swallowed: in an async run it blocks the loop for the length of a decision.
-A model's permit is kept, so that with a slow remote engine this happens once per agent, epoch, policy
-revision and tool set. There is no asynchronous form that gates: LangChain runs a coroutine handler on its
-synchronous roads too and swallows what it raises there, and a handler can not tell on which road it is.
-Who can not wait lists `AuthzMiddleware`, which awaits the decision; the hook then only looks whether there is one.
+The hook is registered once a process, since LangChain's `register_configure_hook` cannot be undone. It keeps nothing of
+any instance and dispatches by the run around the current code. Outside runs it answers "no handler".
 
-A backstop is less than a guard. It can not change what the tool receives: arguments that parse
-differently each time, or that the tool's schema refuses, are denied. It can not change what comes back:
-a permit that obliges to redact is a deny, a call that ran before has no answer here and is denied, and
-its calls get no credential. A start that other code than `BaseTool.run` announces is denied.
+The handler is synchronous, inline and raises: LangChain swallows what asynchronous handlers and handlers without
+`raise_error` raise. In-process engines and ledgers (`Engine.prompt`) do not wait, so the event loop is not blocked.
+Any other engine or ledger blocks the loop for one decision; `coverage` says so at each tool and model that the backstop
+decides. A model's permit is kept, so this happens once per agent, epoch, policy revision and tool set.
+`AuthzMiddleware` awaits the decision; the backstop then only looks whether there is one.
 
-It does not see a tool in a thread that has neither the context, the config nor the callbacks of the
-run; `authz.deny_outside_runs()` closes that by denying every unguarded tool outside a run. And it does not
-see what is no `BaseTool.run`: a function called as a function.
-
-It decides model calls too, where our middleware has not, and records what models return (`plan.source`).
+A backstop is less than a guard:
+- It cannot change what the tool receives. Arguments that parse differently each time, or that the tool's schema
+  refuses, are denied.
+- It cannot change what comes back. A permit that obliges to redact is a deny, and a call that ran before has no answer
+  here and is denied. Its calls do not get a credential.
+- A start that other code than `BaseTool.run` announces is denied.
+- It does not see a tool in a thread without the context, the config and the callbacks of the run;
+  `authz.deny_outside_runs()` denies every unguarded tool outside a run. It does not see a function that is called as
+  a function.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, cast
 from uuid import UUID
@@ -37,60 +38,89 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import current_scope
-from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.langgraph._private import StartingTool, ensure_config, starting_tool
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.langgraph._private import DECISION_MODEL, StartingTool, ensure_config, starting_tool
 from langchain_runtime_authz.langgraph.arguments import unknown
 from langchain_runtime_authz.langgraph.guard import Guard
 from langchain_runtime_authz.langgraph.messages import note_model_call, note_model_output
-from langchain_runtime_authz.langgraph.model_calls import decide_shown
-from langchain_runtime_authz.langgraph.run_context import running
-from langchain_runtime_authz.langgraph.standalone import hear
+from langchain_runtime_authz.langgraph.model_calls import call_as_sent, decide_shown
+from langchain_runtime_authz.langgraph.run_context import RunHandle, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Run, drive
+from langchain_runtime_authz.pep.model import ModelCall
 from langchain_runtime_authz.pep.obligations import obliged_fields
 
 __all__ = ["hearing", "install"]
 
 
-class _Backstop(BaseCallbackHandler):
-    raise_error = True
+class _Models(BaseCallbackHandler):
+    """Hears of model calls: whose they are, and what the models return."""
+
     run_inline = True
-    ignore_retriever = True
-    ignore_retry = True
-    ignore_custom_event = True
+    ignore_retriever = ignore_agent = ignore_retry = ignore_custom_event = True
+    # A decision model is announced as a chain. Without any, chains need not be heard.
+    ignore_chain: bool = True
+
+    def whose(self) -> Run | RunHandle | None:
+        """Return who remembers the calls that models return."""
+        raise NotImplementedError
+
+    def decide(self, by: Run | RunHandle, call: ModelCall) -> None:
+        """Decide the call, if this handler does."""
 
     def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
-        """The same for a model that is no language model: LangChain announces a decision model as a chain, of this type."""
-        if kwargs.get("run_type") == "llm" and (run := running()) is not None:
-            decide_shown(run, serialized, [], kwargs.get("metadata"), None)
+        """Decide the call of a model that is not a language model."""
+        if kwargs.get("run_type") == "llm" and (by := self.whose()) is not None:
+            self.decide(by, call_as_sent(serialized, [], kwargs.get("metadata"), None))
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
         """Decide a model call inside a gated node, unless our middleware has."""
-        if (run := running()) is not None:
-            _asked(run, serialized, messages[0] if messages else [], kwargs)
+        if (by := self.whose()) is not None:
+            given = messages[0] if messages else []
+            call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
+            self.decide(by, call)
+            note_model_call(by, kwargs.get("run_id"), call.model, call.prompt)
 
     def on_llm_start(self, serialized: Any, prompts: Any, **kwargs: Any) -> None:
-        """The same for a model that takes text."""
-        if (run := running()) is not None:
-            _asked(run, serialized, [], kwargs)
+        """Decide the call of a model that takes text."""
+        self.on_chat_model_start(serialized, [], **kwargs)
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        """Remember the calls that a model returned inside a gated node."""
+        """Remember the calls that a model returned."""
+        if (by := self.whose()) is not None:
+            for generations in response.generations:
+                for generation in generations:
+                    if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
+                        note_model_output(by, generation.message, kwargs.get("run_id"))
+
+
+class _Listener(_Models):
+    """Hears the models of an unprotected graph in `authz.run()`, for an `AuthzToolNode` that works alone."""
+
+    def whose(self) -> RunHandle | None:
+        return _opened() if running() is None else None
+
+
+class _Backstop(_Models):
+    raise_error = True
+    ignore_agent = False
+
+    def whose(self) -> Run | RunHandle | None:
         run = running()
-        if run is None:
-            return
-        for generations in response.generations:
-            for generation in generations:
-                if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                    note_model_output(run, generation.message, kwargs.get("run_id"))
+        return run if run is not None else _opened()
+
+    def decide(self, by: Run | RunHandle, call: ModelCall) -> None:
+        if isinstance(by, Run):
+            decide_shown(by, call)
 
     def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
         """Decide an unguarded tool; a permit is held until the tool ends.
@@ -108,18 +138,21 @@ class _Backstop(BaseCallbackHandler):
             _open(started, run_id)
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        """The tool is done."""
+        """Close the call of a tool that returned."""
         if type(getattr(current_scope.get(), "guard", None)) is UUID:
             _close(run_id, None, output)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        """The tool failed, or asked."""
+        """Close the call of a tool that failed or asked."""
         _close(run_id, error, None)
 
 
-def _asked(run: Run, serialized: Any, messages: Any, about: dict[str, Any]) -> None:
-    call = decide_shown(run, serialized, messages, about.get("metadata"), about.get("invocation_params"))
-    note_model_call(run, about.get("run_id"), call.model, call.prompt)
+def _opened() -> RunHandle | None:
+    """Return the application's run around the current code."""
+    try:
+        return opened(var_child_runnable_config.get() or {})
+    except ConfigError:  # a generator opened it: it may be another's
+        return None
 
 
 def _refuse(name: str) -> None:
@@ -160,31 +193,38 @@ def _close(run_id: UUID, error: BaseException | None, output: Any) -> None:
 
 
 _BACKSTOP: Final = _Backstop()
+_LISTENER: Final = _Listener()
 
 
 class _Hook:
     """Stands where `register_configure_hook` looks for a ContextVar: what it gets is added as a handler."""
 
     everywhere = False
-    listening = False
+    hear: Callable[[], BaseCallbackHandler | None] | None = None
 
     def get(self) -> BaseCallbackHandler | None:
-        """The backstop, or nothing outside protected runs."""
-        if self.listening and running() is None and (heard := hear()) is not None:
+        """Return the backstop inside runs; outside, what listens there, or nothing."""
+        if DECISION_MODEL.__subclasses__():
+            _Models.ignore_chain = False
+        if running() is not None:
+            return _BACKSTOP
+        if self.hear is not None and (heard := self.hear()) is not None:
             return heard
-        return _BACKSTOP if self.everywhere or running() is not None else None
+        if self.everywhere:
+            return _BACKSTOP
+        return _LISTENER if _opened() is not None else None
 
 
 _lock = threading.Lock()
 _hook: _Hook | None = None
 
 
-def install(*, everywhere: bool = False, listening: bool = False) -> None:
+def install(*, everywhere: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None) -> None:
     """Register the hook, once a process.
 
     Args:
         everywhere: also deny unguarded tools outside runs, in the whole process and for good.
-        listening: also observe the values with which unprotected graphs are resumed (`langgraph.standalone`).
+        hear: gives a handler for an unprotected graph that starts, or `None` (`AuthzMiddleware` alone).
     """
     global _hook  # noqa: PLW0603
     with _lock:
@@ -193,15 +233,14 @@ def install(*, everywhere: bool = False, listening: bool = False) -> None:
             register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
         if everywhere:
             _hook.everywhere = True
-        if listening:
-            _hook.listening = True
+        if hear is not None:
+            _hook.hear = hear
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """A root entry's config with the backstop among its callbacks.
+    """Return a root entry's config with the backstop among its callbacks.
 
-    So it reaches code to which a node hands its config, or no more than its callbacks, and which runs
-    in a thread of its own.
+    So it reaches code in a thread of its own to which a node hands its config or only its callbacks.
     """
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):

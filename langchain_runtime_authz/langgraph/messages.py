@@ -32,7 +32,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle
 from langchain_runtime_authz.ledger.base import Conflict
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -390,7 +390,7 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
     return None, ()
 
 
-def note_model_call(run: Run, ident: object, model: str, prompt: str | None) -> None:
+def note_model_call(run: Run | RunHandle, ident: object, model: str, prompt: str | None) -> None:
     """Remember which model was asked, and under which instructions, until it answers."""
     with run.lock:
         run.asked_model[ident] = (model, prompt)
@@ -398,7 +398,7 @@ def note_model_call(run: Run, ident: object, model: str, prompt: str | None) -> 
             run.asked_model.pop(next(iter(run.asked_model)))
 
 
-def note_model_output(run: Run, message: AIMessage, ident: object) -> None:
+def note_model_output(run: Run | RunHandle, message: AIMessage, ident: object) -> None:
     """Remember that a model returned these calls, so that their plan's source is `model`."""
     with run.lock:
         asked = run.asked_model.get(ident, (None, None))

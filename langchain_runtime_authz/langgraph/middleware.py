@@ -1,11 +1,18 @@
-"""`AuthzMiddleware`: the gates of `create_agent`'s own two calls, the model's and the tool's.
+"""`AuthzMiddleware`: decides the model and tool calls of an agent made with `create_agent`.
 
-In a protected graph the run is there and a gate in front has decided the tool calls; what is left
-for the middleware is to take tools out of the model's request. In a graph that is not protected it
-opens the run itself and decides a message's calls in one batch, with the same gate as a tool node.
+In a protected graph the run is there and an enforcement point in front has decided the tool calls. The middleware
+takes tools out of the model's request. In a graph that is not protected it opens the run itself and decides a message's
+calls in one batch, with the same enforcement point as a tool node.
 
-Innermost is best. Middleware listed after it may change a call that it has decided; then the guard
-around the tool decides again, on what really runs.
+List it last. Middleware listed after it may change a call that it has decided; then the guard around the tool decides
+again, on what really runs.
+
+An unprotected graph has no root entry, which would put a resume value into the ledger before any task starts. Another
+node (LangChain's review) may take a plain value first, and LangGraph gives it out once. So the hook of the callback
+backstop, which LangChain looks at when a graph starts, adds a handler with the value to the graph's callbacks
+(`hear`). Each gate below finds there the value of its own invocation, and no other's; the questions stand in the
+checkpoint. The same handler hears how the model's node ends, because the plan is what that node returns: middleware in
+front may rewrite the model's message, and a review may pause before our next node.
 """
 
 from __future__ import annotations
@@ -14,11 +21,13 @@ import asyncio
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Protocol, cast
+from uuid import UUID
 
 from langchain.agents.middleware import AgentMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.config import get_config
@@ -26,24 +35,36 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.langgraph import callback_backstop as ambient
-from langchain_runtime_authz.langgraph._private import agent_ns, is_innermost, task_id
-from langchain_runtime_authz.langgraph.messages import record_plans
+from langchain_runtime_authz.langgraph import callback_backstop
+from langchain_runtime_authz.langgraph._private import (
+    INTERRUPTS,
+    agent_ns,
+    answer_given,
+    checkpointer_of,
+    is_innermost,
+    started_graph,
+    task_id,
+)
+from langchain_runtime_authz.langgraph.hitl import newest_plan, note_question
+from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
+from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.root_entry import Entering, RootEntry
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, gated_task, run_scope
-from langchain_runtime_authz.langgraph.standalone import answered, plan_later
 from langchain_runtime_authz.langgraph.tool_execution import waiting
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.pep.corrections import answer
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run, adrive, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, withheld
 
 __all__ = ["AuthzMiddleware"]
 
+MAX_STEPS: Final = 10  # checkpoints since the one that was gone on from, when the first gate looks for it
 _MISPLACED: Final = (
-    "AuthzMiddleware is not the innermost middleware: what is listed after it may change a call that it has decided, "
-    "and is then decided again as it really runs. List it last"
+    "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
+    "and the call is then decided again as it really runs. List it last"
 )
 
 
@@ -68,160 +89,166 @@ class _Entries:
         self.alock = asyncio.Lock()
 
 
+# entries, namespace, what makes an `Entering` → what it gives on the way in; `None` if one is open and `again` is false.
+def _open(engine: Engine, entries: _Entries, ns: str, make: Callable[[], Entering[Any]], again: bool) -> Any:
+    with entries.lock:
+        if ns in entries.open and not again:
+            return None
+        entered = (entering := make()).__enter__()
+        entries.open[ns] = entering
+        if not again:
+            drive(engine, _answered(_opened(entering), entering.config))
+        return entered
+
+
+async def _aopen(engine: Engine, entries: _Entries, ns: str, make: Callable[[], Entering[Any]], again: bool) -> Any:
+    async with entries.alock:
+        if ns in entries.open and not again:
+            return None
+        entered = await (entering := make()).__aenter__()
+        entries.open[ns] = entering
+        if not again:
+            await adrive(engine, _answered(_opened(entering), entering.config))
+        return entered
+
+
+def _close(_: Engine, entering: Entering[Any]) -> None:
+    entering.__exit__(None, None, None)
+
+
+async def _aclose(_: Engine, entering: Entering[Any]) -> None:
+    await entering.__aexit__(None, None, None)
+
+
+Open: Final = Effect(_open, _aopen)
+Close: Final = Effect(_close, _aclose)
+
+
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     """Decides the model and tool calls of an agent made with `create_agent`. List it last.
 
-    Tools outside the grant, and tools run by the provider that the policy does not allow, are taken
-    out of the model's request; nothing else of it is touched.
+    Tools outside the grant, and tools run by the provider that the policy does not allow, are taken out of the model's
+    request; nothing else of it is touched.
 
     Args:
         authz: the `RuntimeAuthz`.
-        agent: the agent's name in records and keys, where the graph is not protected.
+        agent: the agent's name in records and keys, if the graph is not protected.
     """
 
-    __runtime_authz_middleware__ = True  # what `coverage` knows it by, without importing langchain
+    __runtime_authz_middleware__ = True  # `coverage` knows it by this, without importing langchain
 
     def __init__(self, authz: _Authz, *, agent: str = "agent") -> None:
         super().__init__()
         self.tools = []
         self._entrance = authz.root_entry
+        self._engine = authz.root_entry.engine
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
         # By what all nodes of one invocation share, and no two invocations.
         self._invocations: weakref.WeakKeyDictionary[Any, _Entries] = weakref.WeakKeyDictionary()
         self._warned = False
-        ambient.install(listening=True)
+        callback_backstop.install(hear=hear)
 
-    # --- the run, where the graph is not protected ---
+    # --- the run, if the graph is not protected ---
 
     def before_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
         """Open the run of an unprotected graph."""
-        config = get_config()
-        if _gated_run(config) is not None:
-            return None
-        entries = self._entries(runtime)
-        given = {"messages": list(state["messages"])}
-        with entries.lock:
-            entering = self._entering(config, given)
-            entered = entering.__enter__()
-            entries.open[agent_ns(config)] = entering
-        return _news(entered, given)
+        return drive(self._engine, self._begin(state, runtime))
 
     async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
         """Open the run of an unprotected graph."""
-        config = get_config()
-        if _gated_run(config) is not None:
-            return None
-        entries = self._entries(runtime)
-        given = {"messages": list(state["messages"])}
-        async with entries.alock:
-            entering = self._entering(config, given)
-            entered = await entering.__aenter__()
-            entries.open[agent_ns(config)] = entering
-        return _news(entered, given)
+        return await adrive(self._engine, self._begin(state, runtime))
 
     def after_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Close it. One that pauses before this is closed with the `with authz.run(...)` around it."""
-        entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
-        if entering is not None:
-            entering.__exit__(None, None, None)
-        return None
+        """Close it. A run that pauses before this is closed with the `with authz.run(...)` around it."""
+        return drive(self._engine, self._end(runtime))
 
     async def aafter_agent(self, state: Any, runtime: Any) -> dict[str, Any] | None:
         """Close it."""
+        return await adrive(self._engine, self._end(runtime))
+
+    def _begin(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
+        config = get_config()
+        if _gated_run(config) is not None:
+            return None
+        given = {"messages": list(state["messages"])}
+        entered = yield from self._opening(config, runtime, given)
+        if not isinstance(entered, tuple):
+            return None
+        # Corrections that the graph has not seen: a root entry's input has them with the given messages.
+        own = {id(m) for m in given["messages"]}
+        told = [m for m in entered[0]["messages"] if id(m) not in own]
+        return {"messages": told} if told else None
+
+    def _end(self, runtime: Any) -> Flow[None]:
         entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
         if entering is not None:
-            await entering.__aexit__(None, None, None)
-        return None
+            yield (Close, entering)
+
+    def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
+        """Return the run of this agent, and whether it is ours; a resumed one is opened by the first gate it meets."""
+        if (run := _gated_run(config)) is not None:
+            return run, False
+        yield from self._opening(config, runtime, None)
+        return _opened(self._entries(runtime).open[agent_ns(config)]), True
+
+    def _opening(self, config: Mapping[str, Any], runtime: Any, given: Any) -> Flow[Any]:
+        def make() -> Entering[Any]:
+            at_call = self._entrance.at_call(config)
+            if at_call.parent is not None:
+                return self._entrance.enter_child(at_call.parent, self._agent, config)
+            return self._entrance.enter(self._agent, given, config, at_call)
+
+        return (yield (Open, self._entries(runtime), agent_ns(config), make, given is not None))
 
     def _entries(self, runtime: Any) -> _Entries:
         writer = runtime.stream_writer
         found = self._invocations.get(writer)
-        if found is None:
-            found = self._invocations.setdefault(writer, _Entries())
-        return found
-
-    def _entering(self, config: Mapping[str, Any], given: Any) -> Entering[Any]:
-        at_call = self._entrance.at_call(config)
-        if at_call.parent is not None:
-            return self._entrance.enter_child(at_call.parent, self._agent, config)
-        return self._entrance.enter(self._agent, given, config, at_call)
-
-    def _run(self, config: Mapping[str, Any], runtime: Any) -> Run:
-        """The run of this agent; a resumed one is opened by the first gate that it meets."""
-        entries, ns = self._entries(runtime), agent_ns(config)
-        with entries.lock:
-            if (entering := entries.open.get(ns)) is None:
-                entering = self._entering(config, None)
-                entering.__enter__()
-                entries.open[ns] = entering
-                drive(entering.engine, answered(_opened(entering), config))
-        return _opened(entering)
-
-    async def _arun(self, config: Mapping[str, Any], runtime: Any) -> Run:
-        entries, ns = self._entries(runtime), agent_ns(config)
-        async with entries.alock:
-            if (entering := entries.open.get(ns)) is None:
-                entering = self._entering(config, None)
-                await entering.__aenter__()
-                entries.open[ns] = entering
-                await adrive(entering.engine, answered(_opened(entering), config))
-        return _opened(entering)
+        return found if found is not None else self._invocations.setdefault(writer, _Entries())
 
     # --- the model's call ---
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
-        config = get_config()
-        outer = _gated_run(config)
-        run = outer if outer is not None else self._run(config, request.runtime)
-        call = call_of_request(request)
-        decision = drive(run.engine, decide_model(run, call))
-        with _shown(run, call, decision), nullcontext() if outer is not None else run_scope(run):
+        run, ours = drive(self._engine, self._run(get_config(), request.runtime))
+        decision = drive(run.engine, decide_model(run, call := call_of_request(request)))
+        with _shown(run, call, decision), run_scope(run) if ours else nullcontext():
             response = handler(_without(request, decision))
-        if outer is None and not plan_later(run, config, request.state, _messages(response)):
-            drive(run.engine, _planned(run, _messages(response)))
+        if ours:
+            drive(self._engine, _planned_by(run, request, response))
         return response
 
     async def awrap_model_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         """Decide `model/call`, and take out of the request what the model is not to be shown."""
-        config = get_config()
-        outer = _gated_run(config)
-        run = outer if outer is not None else await self._arun(config, request.runtime)
-        call = call_of_request(request)
-        decision = await adrive(run.engine, decide_model(run, call))
-        with _shown(run, call, decision), nullcontext() if outer is not None else run_scope(run):
+        run, ours = await adrive(self._engine, self._run(get_config(), request.runtime))
+        decision = await adrive(run.engine, decide_model(run, call := call_of_request(request)))
+        with _shown(run, call, decision), run_scope(run) if ours else nullcontext():
             response = await handler(_without(request, decision))
-        if outer is None and not plan_later(run, config, request.state, _messages(response)):
-            await adrive(run.engine, _planned(run, _messages(response)))
+        if ours:
+            await adrive(self._engine, _planned_by(run, request, response))
         return response
 
     def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Record what stands as a plan and no model was seen to announce; a protected graph's own gate has."""
-        config = get_config()
-        if _gated_run(config) is None:
-            run = self._run(config, runtime)
-            drive(run.engine, _planned(run, state["messages"]))
-        return None
+        """Record a plan that no model was seen to announce; in a protected graph its own gate has."""
+        return drive(self._engine, self._after(state, runtime))
 
     async def aafter_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-        """Record what stands as a plan and no model was seen to announce; a protected graph's own gate has."""
-        config = get_config()
-        if _gated_run(config) is None:
-            run = await self._arun(config, runtime)
-            await adrive(run.engine, _planned(run, state["messages"]))
-        return None
+        """Record a plan that no model was seen to announce; in a protected graph its own gate has."""
+        return await adrive(self._engine, self._after(state, runtime))
+
+    def _after(self, state: Any, runtime: Any) -> Flow[None]:
+        run, ours = yield from self._run(get_config(), runtime)
+        if ours:
+            yield from _planned(run, state["messages"])
 
     # --- the tool's call ---
 
     def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
-        """Decide the call, unless a gate in front has; then it only passes."""
+        """Decide the call, unless an enforcement point in front has; then it only passes."""
         self._warn(handler)
         if waiting():
             return handler(request)
-        config = request.runtime.config
-        outer = _gated_run(config)
-        run = outer if outer is not None else self._run(config, request.runtime)
+        run, _ = drive(self._engine, self._run(request.runtime.config, request.runtime))
         try:
             with run_scope(run):
                 return self._gate.call(run, request, handler)
@@ -230,13 +257,11 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             raise
 
     async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Decide the call, unless a gate in front has; then it only passes."""
+        """Decide the call, unless an enforcement point in front has; then it only passes."""
         self._warn(handler)
         if waiting():
             return await handler(request)
-        config = request.runtime.config
-        outer = _gated_run(config)
-        run = outer if outer is not None else await self._arun(config, request.runtime)
+        run, _ = await adrive(self._engine, self._run(request.runtime.config, request.runtime))
         try:
             with run_scope(run):
                 return await self._gate.acall(run, request, handler)
@@ -251,7 +276,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
-    """The run of a protected graph, where one of its own gates is around this node."""
+    """Return the run of a protected graph, if one of its own gates is around this node."""
     return find_run(config) if task_id(config) == gated_task() else None
 
 
@@ -261,32 +286,12 @@ def _opened(entering: Entering[Any]) -> Run:
     return entering.run
 
 
-def _news(entered: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Corrections that the graph has not seen: a root entry's input has them beside the given messages."""
-    if not isinstance(entered, tuple):
-        return None
-    own = {id(m) for m in given["messages"]}
-    told = [m for m in entered[0]["messages"] if id(m) not in own]
-    return {"messages": told} if told else None
-
-
-def _messages(response: Any) -> Sequence[Any]:
-    """The messages of what a model's handler returns, in either form."""
-    return cast("Sequence[Any]", getattr(response, "model_response", response).result)
-
-
-def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
-    """Record the plan in the newest of the messages, before a review can ask about it. The first record stands."""
-    newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
-    yield from record_plans(run, {}, newest)
-
-
 @contextmanager
 def _shown(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """The scope of a permitted model call.
+    """Open the scope of a permitted model call.
 
     Raises:
-        AuthzHalt: it is not.
+        AuthzHalt: it is not permitted.
     """
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
@@ -304,3 +309,133 @@ def _without(request: Any, decision: Decision) -> Any:
         return own.isdisjoint(mine) and provider.isdisjoint(others)
 
     return cast("Any", request).override(tools=[t for t in request.tools if kept(t)])
+
+
+# --- the plan of an unprotected graph -----------------------------------------------------------------
+
+
+def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
+    """Record the plan in the newest of the messages, before a review can ask about it. The first record stands."""
+    newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
+    yield from record_plans(run, {}, newest)
+
+
+def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
+    """Record the plan of the node around a model's call as the node ends; at once if its end is not heard."""
+    messages: Sequence[Any] = getattr(response, "model_response", response).result  # either form of a response
+    callbacks = get_config().get("callbacks")
+    node = getattr(callbacks, "parent_run_id", None)
+    heard = next((h for h in getattr(callbacks, "handlers", ()) if type(h) is _Heard), None)
+    if heard is None or node is None:
+        yield from _planned(run, messages)
+        return
+
+    def record(returned: object) -> None:
+        drive(run.engine, record_plans(run, request.state, returned if any(ai_messages(returned)) else messages))
+
+    heard.waits[node] = record
+
+
+class _Heard(BaseCallbackHandler):
+    """The value with which a thread was resumed, and the checkpoint that the call named; `None` each without.
+
+    It hears chains only while one is waited for, and then not inline: in an async run the record asks a ledger.
+    """
+
+    raise_error = True
+    ignore_llm = ignore_agent = ignore_retriever = True
+    ignore_chat_model = ignore_retry = ignore_custom_event = True
+
+    def __init__(self, value: object, thread: str | None, checkpoint: str | None) -> None:
+        self.value, self.thread, self.checkpoint = value, thread, checkpoint
+        self.waits: dict[UUID, Callable[[object], None]] = {}
+
+    @property
+    def ignore_chain(self) -> bool:
+        return not self.waits
+
+    @property
+    def run_inline(self) -> bool:  # type: ignore[override]
+        return not self.waits
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        if (then := self.waits.pop(run_id, None)) is not None:
+            then(outputs)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self.waits.pop(run_id, None)
+
+
+def hear() -> BaseCallbackHandler | None:
+    """Return a handler if the callbacks of a graph are set up that is resumed or holds our middleware."""
+    found = started_graph()
+    if found is None:
+        return None
+    graph, value, thread, checkpoint = found
+    if value is None:
+        # In a protected graph its own gates hear what a node returns.
+        hooks = (getattr(node.bound, "func", None) for node in graph.nodes.values() if not is_gated(node.bound))
+        if not any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks):
+            return None
+    return _Heard(value, thread, checkpoint)
+
+
+# --- the answers to an unprotected graph ---------------------------------------------------------------
+
+
+def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
+    """Put the resume value of the graph into the ledger, as a protected root entry does before its tasks."""
+    callbacks = config.get("callbacks")
+    handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
+    # A graph that a tool calls on a thread of its own inherits the handler, and was not resumed with that.
+    thread = (config.get("configurable") or {}).get("thread_id")
+    resumed = (h for h in handlers if type(h) is _Heard and h.value is not None and h.thread == thread)
+    heard = next(resumed, None)
+    value = heard.value if heard is not None else answer_given(config)
+    if value is None:
+        return
+    yield from _note_reviews(run, config, heard.checkpoint if heard is not None else None)
+    snapshot = yield Load(run.scope, Query(asks=True))
+    ids = {a.interrupt_id for a in snapshot.asks}
+    named = ids & value.keys() if isinstance(value, Mapping) else set()
+    if named or len(ids) == 1:
+        yield from answer(run, [a for a in snapshot.asks if not named or a.interrupt_id in named], value)
+
+
+def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
+    """Note the questions of reviews: they paused without a gate of ours around them."""
+    saver = checkpointer_of(config)
+    thread = (config.get("configurable") or {}).get("thread_id")
+    if saver is None or thread is None:
+        return
+    place = {"thread_id": thread, "checkpoint_ns": agent_ns(config)}
+    if checkpoint is not None and not place["checkpoint_ns"]:
+        place["checkpoint_id"] = checkpoint
+    found = yield ReadPaused(saver, {"configurable": place})
+    if found is None:
+        return
+    message = newest_plan(found.checkpoint["channel_values"])
+    for task, channel, asked in found.pending_writes:
+        if channel == INTERRUPTS:
+            for question in asked:
+                yield from note_question(run, message, question, task)
+
+
+def _read_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
+    return next((t for t in saver.list(place, limit=MAX_STEPS) if _paused(t)), None)
+
+
+async def _aread_paused(_: Engine, saver: Any, place: Mapping[str, Any]) -> Any:
+    async for found in saver.alist(place, limit=MAX_STEPS):
+        if _paused(found):
+            return found
+    return None
+
+
+# saver, place → the checkpoint at which a thread paused last, or `None`. Later steps are younger and perhaps not
+# written yet; the pause was written before the thread was resumed.
+ReadPaused: Final = Effect(_read_paused, _aread_paused)
+
+
+def _paused(found: Any) -> bool:
+    return any(channel == INTERRUPTS for _, channel, _ in found.pending_writes or ())

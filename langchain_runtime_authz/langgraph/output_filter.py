@@ -1,34 +1,40 @@
-"""What a tool gives back, without what its decision obliges to hide and without a live token."""
+"""Filter what a tool gives back and what it writes elsewhere.
+
+Obligations hide fields of the result. Live tokens of the call are removed from the result, from exceptions, and from
+what the tool writes to the graph's store, its streams and the state itself.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
+from langgraph.prebuilt import ToolRuntime
+from langgraph.runtime import Runtime
+from langgraph.store.base import BaseStore, Op
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
 from langchain_runtime_authz.credential.leak import Search
+from langchain_runtime_authz.langgraph._private import is_async_callable, with_outlets, with_streams
 from langchain_runtime_authz.pep.obligations import redact
 
-__all__ = ["Cleaner"]
+__all__ = ["Cleaner", "watched_args", "watched_callbacks", "watched_config"]
 
+Clean = Callable[[Any], Any]
 _NONE: frozenset[str] = frozenset()
 _SHOWN: Final = ("content", "artifact")  # what an obligation hides of a message
 _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where an object keeps its attributes
 
 
 class Cleaner:
-    """Takes messages and commands apart; the rest is `credential.leak`'s and `pep.obligations`'.
-
-    Attributes:
-        found: whether a token stood in anything that was cleaned.
-        withheld: whether anything was left out because it could not be searched.
-    """
+    """Takes messages and commands apart; `credential.leak` and `pep.obligations` filter their parts."""
 
     __slots__ = ("_fields", "_search", "_searches")
 
@@ -38,16 +44,16 @@ class Cleaner:
 
     @property
     def found(self) -> bool:
-        """See the class."""
+        """True if any filtered value held a token."""
         return self._search.found
 
     @property
     def withheld(self) -> bool:
-        """See the class."""
+        """True if anything was left out because it could not be searched."""
         return self._search.withheld
 
     def output(self, value: Any) -> Any:
-        """What a tool returned."""
+        """Filter what a tool returned."""
         return self._value(value, self._fields)
 
     def _value(self, value: Any, fields: frozenset[str]) -> Any:
@@ -61,7 +67,7 @@ class Cleaner:
         return redact(self._scrubbed(value), fields)
 
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
-        """A state update: its messages like messages, the rest searched for tokens."""
+        """Filter a state update: its messages like messages, the rest for tokens."""
         if isinstance(update, dict):
             return {self._scrubbed(k): self._channel(v, fields) for k, v in update.items()}
         if isinstance(update, BaseModel) or dataclasses.is_dataclass(update):
@@ -78,7 +84,7 @@ class Cleaner:
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
     def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
-        """A message or a state object stays one: a copy, with each of its attributes made `clean`."""
+        """Copy a message or a state object, with each of its attributes made `clean`."""
         other = copy.copy(value)
         for place in _PLACES:
             if held := getattr(value, place, None):
@@ -97,7 +103,7 @@ class Cleaner:
         return clean
 
     def bubble(self, exc: GraphBubbleUp) -> None:
-        """A question or a command that leaves the tool by exception, in place."""
+        """Filter a question or a command that leaves the tool by exception, in place."""
         if not self._searches:
             return
         if isinstance(exc, ParentCommand):
@@ -107,12 +113,124 @@ class Cleaner:
                 asked.value = self._scrubbed(asked.value)
 
     def error(self, exc: BaseException) -> BaseException:
-        """The exception without a live token, in text, notes, attributes, cause or context."""
+        """Return the exception without live tokens in text, notes, attributes, cause or context."""
         return self._search.clean(exc)
 
 
 def _text_of(value: Any) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001  (a foreign `__str__`; what can not be shown shows no token)
+    except Exception:  # noqa: BLE001  (a foreign `__str__`; a value that cannot be shown does not show a token)
         return ""
+
+
+# --- what a tool writes besides its result ------------------------------------------------------------
+
+
+class _Store(BaseStore):
+    """A store that does not keep tokens. Everything else is the wrapped store's."""
+
+    def __init__(self, wrapped: BaseStore, clean: Clean) -> None:
+        self.__wrapped__ = wrapped
+        self._clean = clean
+        self.supports_ttl = wrapped.supports_ttl
+        self.ttl_config = wrapped.ttl_config
+
+    def batch(self, ops: Iterable[Op]) -> Any:
+        return self.__wrapped__.batch([self._op(op) for op in ops])
+
+    async def abatch(self, ops: Iterable[Op]) -> Any:
+        return await self.__wrapped__.abatch([self._op(op) for op in ops])
+
+    def _op(self, op: Any) -> Any:
+        return op._make(self._clean(value) for value in op)  # operations are named tuples
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+
+def _store(store: Any, clean: Clean) -> Any:
+    return _Store(store, clean) if isinstance(store, BaseStore) and not isinstance(store, _Store) else store
+
+
+def _writer(writer: Any, clean: Clean) -> Any:
+    return (lambda chunk: writer(clean(chunk))) if callable(writer) else writer
+
+
+def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
+    """Filter the result and the exceptions of a `@task` that the tool calls: they are written to the checkpoint."""
+    if is_async_callable(function):
+
+        @functools.wraps(function)
+        async def acalled(*args: Any, **kwargs: Any) -> Any:
+            _enter(clean)
+            try:
+                return clean(await function(*args, **watched_args(kwargs, clean)))
+            except BaseException as exc:  # noqa: BLE001
+                failed = clean(exc)
+            try:
+                raise failed
+            finally:
+                del failed
+
+        return acalled
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        _enter(clean)
+        try:
+            return clean(function(*args, **watched_args(kwargs, clean)))
+        except BaseException as exc:  # noqa: BLE001
+            failed = clean(exc)
+        try:
+            raise failed  # outside the handler, so that the original does not become its context
+        finally:
+            del failed
+
+    return called
+
+
+def _enter(clean: Clean) -> None:
+    """Filter the config that a task finds in its own context."""
+    if (config := var_child_runnable_config.get()) is not None:
+        var_child_runnable_config.set(watched_config(dict(config), clean))  # type: ignore[arg-type]
+
+
+def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
+    """Return `config` with filters around what `get_store`, `get_stream_writer` and `push_message` find there."""
+    own = with_outlets(
+        config,
+        lambda store: _store(store, clean),
+        lambda writer: _writer(writer, clean),
+        lambda writes: _apart(writes, clean),
+        lambda task: _task(task, clean),
+    )
+    return {**own, "callbacks": watched_callbacks(own["callbacks"], clean)} if own.get("callbacks") else own
+
+
+def watched_callbacks(callbacks: Any, clean: Clean) -> Any:
+    """Return `callbacks` with filters around LangGraph's own streaming handlers."""
+    return with_streams(callbacks, lambda chunk: _apart(chunk, clean))
+
+
+def _apart(written: Any, clean: Clean) -> Any:
+    return clean(Command(update=written)).update  # messages and pairs, as in a command
+
+
+def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:
+    """Return the arguments with filters around injected stores and runtimes; the same object without any."""
+    watched = {name: _watched(value, clean) for name, value in args.items()}
+    return args if all(watched[name] is value for name, value in args.items()) else watched
+
+
+def _watched(value: Any, clean: Clean) -> Any:
+    if isinstance(value, ToolRuntime):
+        return dataclasses.replace(
+            value,
+            store=_store(value.store, clean),
+            stream_writer=_writer(value.stream_writer, clean),
+            config=watched_config(dict(value.config), clean),  # type: ignore[arg-type]
+        )
+    if isinstance(value, Runtime):  # a task's
+        return value.override(store=_store(value.store, clean), stream_writer=_writer(value.stream_writer, clean))
+    return _store(value, clean)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn, cast
 
+from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 
 from langchain_runtime_authz.errors import AlreadyProtected, Code, ConfigError
@@ -31,6 +32,7 @@ from langchain_runtime_authz.langgraph._private import (
     reset_node,
 )
 from langchain_runtime_authz.langgraph.checkpoints import Read
+from langchain_runtime_authz.langgraph.guard import is_guarded
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
@@ -39,7 +41,7 @@ from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_he
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
-__all__ = ["Protection", "owner_of", "protect"]
+__all__ = ["Protection", "guarded_tools", "owner_of", "protect"]
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 
@@ -83,6 +85,13 @@ def protect(target: Any, protection: Protection) -> Any:
     for graph in graphs:
         _protect_one(graph, protection)
     return target
+
+
+def guarded_tools(graph: AnyGraph) -> Iterator[BaseTool]:
+    """Yield the guarded tools of a protected graph and of every graph below it."""
+    for found in graphs_in(graph):
+        for node in found.graph.nodes.values():
+            yield from (v for v in walk(roots_of(node)) if isinstance(v, BaseTool) and is_guarded(v))
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> None:

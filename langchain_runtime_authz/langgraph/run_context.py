@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
+import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import FrameType, TracebackType
@@ -161,8 +162,8 @@ class RunHandle:
     """
 
     __slots__ = (
-        "__weakref__", "_closed", "_entries", "_in_generator", "_outside", "_previous",
-        "engine", "grant", "run_id", "settled", "subject", "task",
+        "__weakref__", "_closed", "_entries", "_in_generator", "_outside", "_previous", "asked_model",
+        "engine", "grant", "lock", "run_id", "seen_from_model", "settled", "subject", "task",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, subject: Subject, task: str | None, grant: Grant | None) -> None:
@@ -170,6 +171,10 @@ class RunHandle:
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.settled: dict[str, int] = {}
+        # As in `Run`, of the models that unprotected graphs call: an `AuthzToolNode` that works alone looks here.
+        self.seen_from_model: dict[str, tuple[str | None, str | None]] = {}
+        self.asked_model: dict[object, tuple[str, str | None]] = {}
+        self.lock = threading.Lock()
         self._closed = self._in_generator = False
         self._previous: RunHandle | None = None
         self.subject = subject

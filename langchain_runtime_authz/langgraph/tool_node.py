@@ -19,8 +19,9 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import ToolNode
 from langchain_runtime_authz.langgraph.hitl import reviewed_tools
+from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
-from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
+from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_guard import GUARDED, guard_tool, is_guarded
 from langchain_runtime_authz.langgraph.tool_pep import (
     MessageCalls,
@@ -34,7 +35,7 @@ from langchain_runtime_authz.langgraph.tool_pep import (
     undecided,
 )
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
-from langchain_runtime_authz.pep.engine import Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
 __all__ = ["AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
 
@@ -173,7 +174,8 @@ class AuthzToolNode(_Gate):
     """Drop-in for `langgraph.prebuilt.ToolNode`.
 
     Takes what ToolNode takes, and the `RuntimeAuthz` that decides. Inside a protected graph it is one of its enforcement
-    points; called by itself it is a root entry and opens an implicit run.
+    points. Alone it is a root entry: inside `authz.run()` it accepts the plan of a message that a model was seen to
+    return in that run, unless a correction came in between; outside it opens an implicit run.
 
     Args:
         tools: as for ToolNode; kept as guarded copies.
@@ -190,16 +192,30 @@ class AuthzToolNode(_Gate):
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
         entrance = self._authz.root_entry
-        with (
-            entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered),
-            run_scope(cast("Run", find_run(entered))),
-        ):
-            return self._gated(given, entered, runtime, standalone=True)
+        at_call = entrance.at_call(config)
+        with entrance.enter(self.get_name(), input, config, at_call) as (given, entered):
+            run = cast("Run", find_run(entered))
+            drive(run.engine, _record_seen(run, at_call.opener, input, given))
+            with run_scope(run):
+                return self._gated(given, entered, runtime, standalone=True)
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
         entrance = self._authz.root_entry
-        async with entrance.enter(self.get_name(), input, config, entrance.at_call(config)) as (given, entered):
-            with run_scope(cast("Run", find_run(entered))):
+        at_call = entrance.at_call(config)
+        async with entrance.enter(self.get_name(), input, config, at_call) as (given, entered):
+            run = cast("Run", find_run(entered))
+            await adrive(run.engine, _record_seen(run, at_call.opener, input, given))
+            with run_scope(run):
                 return await self._agated(given, entered, runtime, standalone=True)
+
+
+def _record_seen(run: Run, opener: RunHandle | None, input: Any, given: Any) -> Flow[None]:
+    """Record the plan of the newest message, if a model was seen to return it in the application's run.
+
+    A correction that was told by this entry (`given` is another than `input`) came after the message: not planned.
+    """
+    if opener is not None and given is input:
+        run.seen_from_model.update(opener.seen_from_model)
+        yield from record_plans(run, given, list(ai_messages(given))[-1:])

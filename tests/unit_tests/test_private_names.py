@@ -109,7 +109,7 @@ PARAMETERS = {
 def test_overridden_names_are_listed() -> None:
     """`OVERRIDDEN` holds every ToolNode method whose parameters are pinned here, and what is only read."""
     listed = set(private.OVERRIDDEN["langgraph.prebuilt.ToolNode"])
-    read = {"_parse_input", "_tools_by_name", "_messages_key", "_wrap_tool_call", "_awrap_tool_call"}
+    read = {"_parse_input", "_tools_by_name", "_injected_args", "_messages_key", "_wrap_tool_call", "_awrap_tool_call"}
     assert set(PARAMETERS) | read == listed
 
 

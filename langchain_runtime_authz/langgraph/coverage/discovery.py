@@ -1,6 +1,6 @@
-"""From a compiled graph to the rows of its coverage report.
+"""Find the rows of a compiled graph's coverage report.
 
-Static: nothing is called. What the gates counted at run time is put beside it, so that a tool which
+The look is static: nothing is called. The counts of the enforcement points are added to it. So a tool that
 middleware brought along shows up, and one that no run met does too.
 """
 
@@ -67,26 +67,28 @@ _BLOCKS = (
     "number object reasoning string system text thinking tool_call tool_result tool_use user"
 )
 _NO_TOOL: Final = frozenset(_BLOCKS.split())
+_GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps"))
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
-    (): "held by what is not gated",
-    ("middleware",): "what middleware before ours calls by itself is not seen: call `authz.protect` on the root graph",
+    (): "held by code without an enforcement point",
+    ("middleware",): "models that middleware before ours calls are not seen: call `authz.protect` on the root graph",
 }
 _ELSEWHERE: Final = "runs elsewhere: its own steps are not seen"
-# Code that also runs before a run begins, or in the hands of the code that reads its events.
+_UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
+_CACHED: Final = "cache_policy: a cached result is served without a decision"
+# Code that also runs before a run begins, or while a consumer reads events.
 _OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
 _TRANSFORMS: Final = ("init", "process", "finalize", "fail", "aprocess", "afinalize", "afail")
 _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
 def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
-    """The coverage of a graph, protected or not.
+    """Return the coverage of a graph, protected or not.
 
     Raises:
         ConfigError: it is not a compiled graph.
     """
     if not isinstance(graph, Pregel):
-        msg = f"`coverage` takes a compiled graph, not {type(graph).__name__}"
-        raise ConfigError(msg)
+        raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     found = list(graphs_in(graph, deep=True))
     look = _Look(
         protection,
@@ -96,27 +98,21 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         functions=_functions(found),
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
-    rows = _with_seen(rows, protection.root_entry.engine.tally.of(graph.get_name()))
-    return CoverageReport(graph.get_name(), protection.root_entry.engine.evaluator.pdp.name, tuple(_numbered(rows)))
-
-
-def _entrance_of(value: object) -> object:
-    """Whose `AuthzMiddleware` a value is, if it is one; known without importing langchain."""
-    return value._entrance if getattr(type(value), "__runtime_authz_middleware__", False) is True else None  # type: ignore[attr-defined]
+    engine = protection.root_entry.engine
+    rows = _with_seen(rows, engine.tally.of(graph.get_name()))
+    return CoverageReport(graph.get_name(), engine.evaluator.pdp.name, tuple(_numbered(rows)))
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Code of the user's that a graph runs outside its nodes, and where it hangs."""
+    """Yield the user's code that a graph runs outside its nodes, and where it hangs."""
     for name, channel in graph.channels.items():
         yield f"reducer of {name}", getattr(channel, "operator", None)
     for name, node in graph.nodes.items():
         yield f"{name}/retry_policy", node.retry_policy
         yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
-        policy = getattr(node, "trace_policy", None)
-        yield (
-            f"{name}/trace_policy",
-            (getattr(policy, "process_inputs", None), getattr(policy, "process_outputs", None)),
-        )
+        traced = getattr(node, "trace_policy", None)
+        hooks = [getattr(traced, "process_inputs", None), getattr(traced, "process_outputs", None)]
+        yield f"{name}/trace_policy", hooks
     if not type(graph.checkpointer).__module__.startswith(("langgraph.", "builtins")):
         yield "checkpointer", [v for v in vars(type(graph.checkpointer)).values() if isinstance(v, FunctionType)]
     for made in getattr(graph, "stream_transformers", ()):
@@ -137,7 +133,7 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _functions(found: Iterable[Found]) -> dict[int, str]:
-    """The functions of all tools of the graphs, by identity, and whose they are."""
+    """Return the functions of all tools of the graphs, by identity, with the tools' names."""
     known: dict[int, str] = {}
     for one in found:
         for node in one.graph.nodes.values():
@@ -148,7 +144,7 @@ def _functions(found: Iterable[Found]) -> dict[int, str]:
 
 
 def _identities(functions: Iterable[Any]) -> Iterator[int]:
-    """Of functions and of what they wrap; a method is made anew each time, its function is not."""
+    """Yield the identities of functions and of the functions that they wrap; of a method its function's."""
     for function in functions:
         found = function
         while found is not None:
@@ -157,7 +153,7 @@ def _identities(functions: Iterable[Any]) -> Iterator[int]:
 
 
 class _Bound:
-    """The tools of the graphs' tool nodes. Other code holds them as well: models are bound to them."""
+    """The tools of the graphs' tool nodes. Other code holds them too: models are bound to them."""
 
     def __init__(self, graphs: Iterable[Any]) -> None:
         nodes = [node.bound for g in graphs for node in g.nodes.values() if isinstance(node.bound, ToolNode)]
@@ -165,7 +161,7 @@ class _Bound:
         self._made_of = {(tool.name, i) for tool in self._tools for i in _identities(functions_of(tool))}
 
     def __contains__(self, tool: BaseTool) -> bool:
-        """Whether it is one of them, or the one that a guarded one was made of."""
+        """Return True if it is one of them, or one that a guarded copy was made of."""
         if any(tool is t for t in self._tools):
             return True
         made_of = {(tool.name, i) for i in _identities(functions_of(tool))}
@@ -175,7 +171,7 @@ class _Bound:
 @dataclass(frozen=True, slots=True)
 class _Look:
     protection: Protection
-    hooked: bool  # below a protected root the ambient hook hears of every tool that starts
+    hooked: bool  # below a protected root the callback backstop hears of every tool that starts
     reached: frozenset[int]
     bound: _Bound
     functions: Mapping[int, str] = field(repr=False)
@@ -191,12 +187,14 @@ class _Look:
         elif owner is not None:
             note = "another RuntimeAuthz protects it"
         elif root or id(graph) in self.reached:
-            note = "not protected: call `authz.protect` on the root graph"
+            note = _UNPROTECTED
         else:
             note = "held where `protect` does not look: call `authz.protect` on it too"
         route = f"{found.parent}/{found.route}" if not root else ""
         yield Row("entry" if root else "agent", label, label, layers, note, route)
-        yield from self._checkpointer(graph, label)
+        saver = graph.checkpointer
+        if saver is not None and not isinstance(saver, bool) and (why := _unpickles(saver)):
+            yield Row("checkpointer", type(saver).__name__, label, (), why)
         for route, value in _loop_code(graph):
             yield from self._loop_tools(value, label, route)
         for name, node in graph.nodes.items():
@@ -204,37 +202,33 @@ class _Look:
 
     def _node(self, name: str, node: PregelNode, graph: Any, label: str) -> Iterator[Row]:
         bound = node.bound
-        cached = node.cache_policy is not None or graph.cache_policy is not None
-        if cached and bound is not DEFAULT_BOUND:
-            yield Row(
-                "cached node", name, label, (), "cache_policy: a cached result is served without a decision", name
-            )
+        if bound is not DEFAULT_BOUND and (node.cache_policy is not None or graph.cache_policy is not None):
+            yield Row("cached node", name, label, (), _CACHED, name)
         held = list(walk(roots_of(node), deep=True, into_tools=False))
         if len(held) >= MAX_WALKED:
-            yield Row(
-                "unsearched",
-                name,
-                label,
-                (),
-                f"its code holds more than {MAX_WALKED} values: not all were looked at",
-                name,
-            )
+            note = f"its code holds more than {MAX_WALKED} values: not all were looked at"
+            yield Row("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
-        if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its gate
+        if bound is not DEFAULT_BOUND and not isinstance(bound, Pregel):  # a graph's entry is its own
             yield Row("node", name, label, gated, self._node_note(bound, gated, held), name)
         own = bound.tools_by_name.values() if isinstance(bound, ToolNode) else ()
         for tool in own:
             yield from self._tool(tool, label, name, ("tool node gate",) if gated else ())
+        yield from self._held(held, label, name, gated, own, known=False)
+
+    def _held(
+        self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
+    ) -> Iterator[Row]:
+        """Yield the rows of what a node or a tool holds. `known`: tools that have rows get no other one."""
         for value in held:
-            if isinstance(value, BaseTool):
-                if value not in self.bound:
-                    yield from self._tool(value, label, name, None)
-            else:
-                yield from self._value(value, label, name, gated, held)
-        yield from self._bare_functions(held, label, name, own)
+            if not isinstance(value, BaseTool):
+                yield from self._value(value, label, route, gated, held)
+            elif value not in self.bound and not (known and id(value) in self.searched):
+                yield from self._tool(value, label, route, None)
+        yield from self._bare_functions(held, label, route, own)
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
-        """Tools that the graph's own loop would call, between nodes: no gate is around that, only the ambient hook."""
+        """Yield the tools that the graph's own loop would call between nodes: only the callback backstop decides these."""
         outside = route in _OUTSIDE_RUNS
         look = replace(self, hooked=False) if outside else self
         for tool in walk([value], deep=True, into_tools=False):
@@ -254,16 +248,18 @@ class _Look:
         return f"plain side effects inside the node are not seen{uses}"
 
     def _model_layers(self, gated: tuple[str, ...], around: Iterable[Any]) -> tuple[str, ...]:
-        """What stands before a model's call, outermost first; the hook only hears of what runs inside a gate."""
+        """Return the layers before a model's call, outermost first; the backstop needs a gate around the call."""
         owners = (v.__self__ if isinstance(v, MethodType) else v for v in around)
-        ours = any(_entrance_of(o) is self.protection.root_entry for o in owners)
+        # Known without importing langchain.
+        ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
+        listed = any(o._entrance is self.protection.root_entry for o in ours)
         hooked = bool(gated) and self.hooked
-        return (*gated, *(("middleware",) if ours else ()), *(("ambient hook",) if hooked else ()))
+        return (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
 
     def _value(
-        self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any] = ()
+        self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
-        """What a node or tool holds, but tools and graphs; `around` is what is held beside it."""
+        """Yield the rows of a held value that is not a tool or graph. `around`: everything held there."""
         if isinstance(value, MODELS):
             layers = self._model_layers(gated, around)
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
@@ -281,67 +277,44 @@ class _Look:
             yield Row("agent", type(value).__name__, label, layers, note, route)
         elif is_task_function(value):
             name = str(getattr(value, "__name__", "task"))
-            yield Row(
-                "task",
-                name,
-                label,
-                gated,
-                "runs within its entrypoint's gate; its plain side effects are not seen",
-                route,
-            )
+            note = "runs within its entrypoint's gate; its plain side effects are not seen"
+            yield Row("task", name, label, gated, note, route)
             if value.cache_policy is not None:
-                note = "cache_policy: a cached result is served without a decision"
-                yield Row("cached node", name, label, (), note, f"{route}/{name}")
+                yield Row("cached node", name, label, (), _CACHED, f"{route}/{name}")
         elif isinstance(value, PregelProtocol) and not isinstance(value, Pregel):
             name = str(getattr(value, "name", None) or type(value).__name__)
             yield Row("remote graph", name, label, (), _ELSEWHERE, route)
 
-    def _tool(
-        self,
-        tool: BaseTool,
-        label: str,
-        route: str,
-        node: tuple[str, ...] | None,
-    ) -> Iterator[Row]:
-        """`node`: the gates of the tool node that runs it; `None` where plain code holds it."""
+    def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Row]:
+        """Yield the rows of a tool. `node`: the gates of its tool node; `None` if plain code holds it."""
         guarded = is_guarded(tool)
         layers = (*(node or ()), *(("tool guard",) if guarded else ()))
-        unheard = not guarded and acts_by_itself(tool)
-        if not layers and self.hooked and not unheard:
-            layers = ("ambient hook",)
-        if not layers and self.hooked:
+        note = _UNPROTECTED
+        if layers:
+            profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
+            note = "" if profiled.declared else f"unprofiled: {profiled.why}"
+        elif self.hooked and acts_by_itself(tool):
             note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
-        elif layers == ("ambient hook",):
+        elif self.hooked:
+            layers = ("ambient hook",)
             note = (
                 "held by plain code, and a bare thread, a call of its function or a state that is read outside a run "
                 "passes: `authz.guard` it"
             )
-        elif layers:
-            profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
-            note = "" if profiled.declared else f"unprofiled: {profiled.why}"
-        else:
-            note = "not protected: call `authz.protect` on the root graph"
         yield Row("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
-            return  # what it holds is told where it was met first
+            return  # the rows of what it holds are there
         self.searched[id(tool)] = tool
         for where in dict.fromkeys(secrets_of(tool)):
             note = "a long-lived secret: use `current_call().credential()`, or keep it outside this process"
             yield Row("secret", tool.name, label, (), note, f"{route}/{where}")
-        inner = f"{route}/{tool.name}"
         held = list(walk(functions_of(tool), deep=True, into_tools=False))
-        for value in held:
-            if isinstance(value, BaseTool):
-                if value not in self.bound and id(value) not in self.searched:
-                    yield from self._tool(value, label, inner, None)
-            else:
-                yield from self._value(value, label, inner, layers)
-        yield from self._bare_functions(held, label, inner, (tool,))
+        yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
-        """Functions of guarded tools that other code holds: called directly, they run undecided.
+        """Yield functions of guarded tools that other code holds: called directly, they run undecided.
 
-        One in a list is left out: lists of functions are what models are bound to.
+        Functions in a list are left out: models are bound to lists of functions.
         """
         known = {i for t in own for i in _identities(functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
@@ -353,14 +326,6 @@ class _Look:
                     known.add(ident)
                     note = f"the function of tool `{name}` is held by plain code: call the tool instead"
                     yield Row("function", name, label, (), note, route)
-
-    def _checkpointer(self, graph: Any, label: str) -> Iterator[Row]:
-        saver = graph.checkpointer
-        if saver is None or isinstance(saver, bool):
-            return
-        why = _unpickles(saver)
-        if why:
-            yield Row("checkpointer", type(saver).__name__, label, (), why)
 
 
 def _package(value: Any) -> str:
@@ -374,7 +339,7 @@ def _package(value: Any) -> str:
 
 
 def _tools_in(bound: Any) -> list[Any]:
-    """The tools among the arguments that a model is bound to, with the servers that its provider is to call."""
+    """Return the tools among the arguments that a model is bound to, with the servers that its provider calls."""
     if not isinstance(bound, dict):  # other mappings may refuse a string
         return []
     tools, servers = bound.get("tools"), bound.get("mcp_servers")
@@ -384,7 +349,7 @@ def _tools_in(bound: Any) -> list[Any]:
 
 
 def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Tools that run at the model provider. `strict` for a list that may be anything."""
+    """Yield the tools that run at the model provider. `strict` for a list that may be anything."""
     tools = list(tools)
     if strict and not all(isinstance(t, BaseTool | FunctionType) or _is_tool(t) for t in tools):
         return
@@ -403,7 +368,7 @@ def _is_tool(tool: Any) -> bool:
 
 
 def _provider_tool(tool: Any) -> str | None:
-    """The name of a tool that the provider runs; `None` for anything else."""
+    """Return the name of a tool that the provider runs; `None` for anything else."""
     if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
         return None
     kind = tool.get("type")
@@ -411,12 +376,11 @@ def _provider_tool(tool: Any) -> str | None:
         return None if kind in _RUN_HERE | _NO_TOOL or not _DESCRIBES_A_FUNCTION.isdisjoint(tool) else kind
     # Google names the tool by its only key.
     (key, *more) = tool
-    known = key in ("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps")
-    return key if not more and known else None
+    return key if not more and key in _GOOGLE else None
 
 
 def _unpickles(saver: Any) -> str:
-    """Why a checkpointer would run what its store says, or nothing."""
+    """Say why a checkpointer would run code that its store names; empty if it would not."""
     if isinstance(getattr(saver, "storage", None), PersistentDict):
         return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
@@ -429,7 +393,7 @@ def _unpickles(saver: Any) -> str:
             return f"{type(serde).__name__} unpickles, so a checkpoint can run code: use JsonPlusSerializer"
         if imports_anything(serde) and not isinstance(saver, InMemorySaver):
             return (
-                "whoever writes its store can have any callable imported and called: "
+                "its store can have any callable imported and called: "
                 "set LANGGRAPH_STRICT_MSGPACK=true or `allowed_msgpack_modules`"
             )
         serde, seen = getattr(serde, "serde", None), seen + 1
@@ -437,30 +401,30 @@ def _unpickles(saver: Any) -> str:
 
 
 def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
-    """Rows with what their gates counted, and rows of what was counted and stands nowhere."""
-    by_thing: dict[tuple[str, str, str], list[Gate]] = {}
-    for gate in counted:
-        by_thing.setdefault((gate.agent, gate.kind, gate.name), []).append(gate)
-    result = []
-    for row in rows:
-        gates = by_thing.get((row.graph, row.kind, row.name), []) if row.layers else []
-        total = Counted(sum(counted[g].decided for g in gates), sum(counted[g].ran for g in gates))
-        result.append(replace(row, seen=total))
+    """Add the counts of the enforcement points to the rows, and a row for each thing that was only counted."""
+    totals: dict[tuple[str, str, str], Counted] = {}
+    layers: dict[tuple[str, str, str], set[str]] = {}
+    for gate, one in counted.items():
+        key = (gate.agent, gate.kind, gate.name)
+        total = totals.get(key, Counted())
+        totals[key] = Counted(total.decided + one.decided, total.ran + one.ran)
+        layers.setdefault(key, set()).add(gate.layer)
     known = {(r.graph, r.kind, r.name) for r in rows if r.layers}
-    for (agent, kind, name), gates in by_thing.items():
-        if (agent, kind, name) not in known:
-            total = Counted(sum(counted[g].decided for g in gates), sum(counted[g].ran for g in gates))
-            layers = tuple(sorted({g.layer for g in gates}))
-            result.append(Row(kind, name, agent, layers, "brought along or made at run time", AT_RUN_TIME, total))
-    return result
+    seen = [replace(r, seen=totals.get((r.graph, r.kind, r.name), r.seen)) if r.layers else r for r in rows]
+    note = "brought along or made at run time"
+    return seen + [
+        Row(kind, name, agent, tuple(sorted(layers[agent, kind, name])), note, AT_RUN_TIME, total)
+        for (agent, kind, name), total in totals.items()
+        if (agent, kind, name) not in known
+    ]
 
 
-# Things of which there may be several on one route. Of the rest two equal rows are one finding.
+# Kinds of which one route may have several. Two equal rows of another kind are one finding.
 _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 
 def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
-    """Findings once, and a number where several things would have one id."""
+    """Yield each finding once, with a number if several things would have one id."""
     places: dict[str, int] = {}
     told: set[Row] = set()
     for row in rows:

@@ -1,27 +1,35 @@
 """The coverage report: what of a graph is governed, by which layer, what is not, and why.
 
-How its rows are found stands in `discovery`; what was accepted once and for all, in a `Baseline`.
+`discovery` finds the rows. A `Baseline` is a file of accepted ungoverned rows, with which CI compares:
+
+```json
+{"version": 1, "graph": "agent", "ungoverned": [{"id": "provider-tool/agent/web_search/model", "note": "..."}]}
+```
+
+It is sorted by id and ends with a newline, so that a change of it is a small diff. Evolution rule: fields may be
+added; the parts of an id change only with the version. `note` is for the reader.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.langgraph.baseline import Baseline
 from langchain_runtime_authz.pep.tally import Counted
 
-__all__ = ["CoverageReport", "Row"]
+__all__ = ["Baseline", "CoverageReport", "Row"]
 
+VERSION: Final = 1  # of a baseline
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 AT_RUN_TIME: Final = "at run time"  # the route of what was seen and is not in the static picture
 NOTHING: Final = Counted()
-_COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that gates count
+_COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that enforcement points count
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +37,15 @@ class Row:
     """One thing of a graph.
 
     Attributes:
-        kind: `entry`, `agent`, `node`, `tool`, `model`, `task`; and what no gate can stand in front
-            of: `cached node`, `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`.
+        kind: `entry`, `agent`, `node`, `tool`, `model`, `task`; and things without an enforcement point:
+            `cached node`, `provider tool`, `remote graph`, `function`, `secret`, `checkpointer`.
         name: its name in the graph.
         graph: the agent that it belongs to, as records name it.
-        layers: the gates in front of it; empty means not governed.
+        layers: the enforcement points in front of it; empty means not governed.
         note: why not, or what stays unseen.
         route: the node by which it is reached, and the place below that.
-        seen: what its gates counted in runs of the root graph.
-        place: a number where everything else is equal.
+        seen: what its enforcement points counted in runs of the root graph.
+        place: a number if everything else is equal.
     """
 
     kind: str
@@ -51,7 +59,7 @@ class Row:
 
     @property
     def governed(self) -> bool:
-        """Whether any gate stands in front."""
+        """True if any enforcement point stands in front."""
         return bool(self.layers)
 
     @property
@@ -61,10 +69,67 @@ class Row:
         return "/".join(quote(p, safe="") for p in parts) + (f"~{self.place}" if self.place else "")
 
     def cells(self) -> tuple[str, ...]:
-        """The row as texts, under `kind, name, graph, route, governed by, seen, note`."""
+        """Return the row as texts, under `kind, name, graph, route, governed by, seen, note`."""
         seen = f"{self.seen.decided} decided, {self.seen.ran} ran" if any(self.seen) else ""
         layers = " + ".join(self.layers) or "NOT GOVERNED"
         return (self.kind, self.name, self.graph, self.route, layers, seen, self.note)
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Ids of accepted rows of one graph, each with the note that it had."""
+
+    graph: str
+    accepted: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Baseline:
+        """Read a file that `write` made.
+
+        Raises:
+            ConfigError: `baseline_invalid`: it is not a baseline of this version.
+            OSError: it cannot be read.
+        """
+        try:
+            return cls._parse(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as exc:
+            msg = f"{path}: {exc if type(exc) is ValueError else 'not JSON in UTF-8'}"
+            raise ConfigError(msg, Code.BASELINE_INVALID) from exc
+
+    @classmethod
+    def _parse(cls, document: Any) -> Baseline:
+        version = document.get("version") if isinstance(document, dict) else None
+        if version is True or version != VERSION:
+            raise ValueError(f"not an object with `version` {VERSION}")
+        graph, rows = document.get("graph"), document.get("ungoverned")
+        if not isinstance(graph, str) or not isinstance(rows, list):
+            raise ValueError("`graph` must be a name and `ungoverned` a list")  # noqa: TRY004  (`read` makes one error)
+        accepted: dict[str, str] = {}
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] in accepted:
+                raise ValueError("each of `ungoverned` must be an object with an `id` of its own")
+            accepted[row["id"]] = str(row.get("note", ""))
+        return cls(graph, accepted)
+
+    def write(self, path: str | Path) -> None:
+        """Write it."""
+        rows = [{"id": i, "note": note} for i, note in sorted(self.accepted.items())]
+        document = {"version": VERSION, "graph": self.graph, "ungoverned": rows}
+        Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
+        """Return the ids that are ungoverned and were not accepted.
+
+        Raises:
+            ConfigError: `baseline_invalid`: it belongs to another graph.
+        """
+        if graph != self.graph:
+            raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
+        return frozenset(ungoverned) - self.accepted.keys()
+
+    def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
+        """Return the accepted ids that are not ungoverned any more, sorted."""
+        return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,67 +148,60 @@ class CoverageReport:
     @property
     def unprofiled(self) -> tuple[str, ...]:
         """Names of the tools without a valid profile."""
-        return tuple(
-            dict.fromkeys(r.name for r in self.rows if r.kind == "tool" and r.note.startswith("unprofiled")),
-        )
+        found = (r.name for r in self.rows if r.kind == "tool" and r.note.startswith("unprofiled"))
+        return tuple(dict.fromkeys(found))
 
     @property
     def ungoverned(self) -> tuple[Row, ...]:
-        """What no gate stands in front of."""
+        """Rows without an enforcement point in front."""
         return tuple(r for r in self.rows if not r.governed)
 
     @property
     def ran(self) -> bool:
-        """Whether the graph ran under protection in this process, so that `seen` says something."""
+        """True if the graph ran under protection in this process, so that `seen` says something."""
         return any(any(r.seen) for r in self.rows)
 
     @property
     def dynamic(self) -> tuple[Row, ...]:
-        """What was gated at run time and is not in the static picture."""
+        """Rows that were decided at run time and are not in the static picture."""
         return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
 
     @property
     def unseen(self) -> tuple[Row, ...]:
-        """What the static picture shows and no run met: not tried yet, or reached by a road past its gate."""
+        """Governed rows that no run met: not tried yet, or reached past their enforcement point."""
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
     def to_dict(self) -> dict[str, Any]:
-        """`{graph, pdp, rows, dynamic, unseen}`; a row is its fields, `id` and `governed`, the two others are ids."""
+        """Return `{graph, pdp, rows, dynamic, unseen}`: rows with `id` and `governed`; the last two are ids."""
         rows = [
             {"id": r.id, **asdict(r), "layers": list(r.layers), "seen": r.seen._asdict(), "governed": r.governed}
             for r in self.rows
         ]
-        return {
-            "graph": self.graph,
-            "pdp": self.pdp,
-            "rows": rows,
-            "dynamic": [r.id for r in self.dynamic],
-            "unseen": [r.id for r in self.unseen],
-        }
+        dynamic, unseen = [r.id for r in self.dynamic], [r.id for r in self.unseen]
+        return {"graph": self.graph, "pdp": self.pdp, "rows": rows, "dynamic": dynamic, "unseen": unseen}
 
     def baseline(self) -> Baseline:
-        """What is ungoverned now, to be accepted: `report.baseline().write(path)`."""
+        """Return a baseline that accepts the present ungoverned rows: `report.baseline().write(path)`."""
         return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
 
     def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:
-        """Raise `ConfigError` naming everything that no gate stands in front of.
+        """Raise `ConfigError` naming every row without an enforcement point in front.
 
         Args:
-            baseline: what was accepted before (or the file that says it) is not named.
+            baseline: rows that it accepts (or the file that it is read from) are not named.
 
         Raises:
-            ConfigError: `ungoverned`; or `baseline_invalid`, where the file is none or another graph's.
+            ConfigError: `ungoverned`; or `baseline_invalid`, if the file is not a baseline of this graph.
         """
         accepted = baseline if isinstance(baseline, Baseline) or baseline is None else Baseline.read(baseline)
         new = accepted.new(self.graph, (r.id for r in self.ungoverned)) if accepted is not None else None
         found = [r for r in self.ungoverned if new is None or r.id in new]
         if found:
             names = ", ".join(f"{r.kind} {r.name} ({r.note})" for r in found)
-            msg = f"in `{self.graph}`: {names}"
-            raise ConfigError(msg, Code.UNGOVERNED)
+            raise ConfigError(f"in `{self.graph}`: {names}", Code.UNGOVERNED)
 
     def _table(self) -> list[tuple[str, ...]]:
-        """Head and rows; without the counts where nothing ran."""
+        """Return head and rows; without the counts if nothing ran."""
         rows = [_HEAD, *(r.cells() for r in self.rows)]
         return rows if self.ran else [tuple(c for h, c in zip(_HEAD, r, strict=True) if h != "seen") for r in rows]
 

@@ -1,9 +1,8 @@
-"""Long-lived secrets that a tool holds: where they are, never what they are.
+"""Find where a tool holds a long-lived secret, and never show the secret.
 
-A tool that has its own key needs no permit to use it: the credential per call
-(`current_call().credential`) is what such a key should become. What is found is found by type
-(`SecretStr`), by name (`api_key`, an `Authorization` header) or by the form of well-known tokens; a
-secret without any of these is not found.
+A tool with a key of its own does not need a permit to use it. Replace such a key by the credential per call
+(`current_call().credential`). A secret is found by its type (`SecretStr`), its name (`api_key`, an `Authorization`
+header) or the form of well-known tokens. Other secrets are not found.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _FORMS: Final = re.compile(
 
 
 def secrets_of(tool: BaseTool) -> Iterator[str]:
-    """Where a tool holds a long-lived secret: `closure client.headers[authorization]`, `field api_key`."""
+    """Yield where a tool holds a long-lived secret: `closure client.headers[authorization]`, `field api_key`."""
     seen: dict[int, Any] = {}
     known = BaseTool.model_fields.keys() | {"func", "coroutine"}
     fields = {k: v for k, v in vars(tool).items() if k not in known}
@@ -95,14 +94,10 @@ def _in_function(where: str, function: Any, seen: dict[int, Any], depth: int) ->
 
 def _named(where: str, name: str, value: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
     if isinstance(value, FunctionType | MethodType | partial):
-        if module_of_function(value) not in LIBRARIES:
+        if str(getattr(value, "__module__", None) or "").split(".", 1)[0] not in LIBRARIES:
             yield from _in_function(f"{where} > ", value, seen, depth + 1)
     else:
         yield from _look(where, name, value, seen, depth)
-
-
-def module_of_function(function: Any) -> str:
-    return str(getattr(function, "__module__", None) or "").split(".", 1)[0]
 
 
 def _texts(code: CodeType, *, names: bool) -> Iterator[str]:
@@ -129,7 +124,7 @@ def _look(where: str, name: str, value: Any, seen: dict[int, Any], depth: int) -
 
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """What is inside a value, each with its place and the name that it stands under."""
+    """Yield the parts of a value, each with its place and its name."""
     if isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_ITEMS]:
             # A key may itself be a secret: only a name that says "secret" is shown.
@@ -141,12 +136,12 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield from ((f".{key.lstrip('_')}", key, inner) for key, inner in fields.items() if isinstance(key, str))
 
 
-# Ours hold keys that are none of the tool's, and mint per call; the others hold no tool's data.
+# Ours hold keys of other parts, and mint per call; the others do not hold data of a tool.
 _NEVER: Final = frozenset(("builtins", "langchain_runtime_authz", "threading", "_thread", "asyncio", "logging", "re"))
 
 
 def _is_auth(name: str, value: Any) -> bool:
-    """A client's `auth`: an object that adds a credential to each request."""
+    """Return True for a client's `auth`: an object that adds a credential to each request."""
     return name.lstrip("_") == "auth" and module_of(value) in ("httpx", "requests", "aiohttp")
 
 
