@@ -1,6 +1,6 @@
 """Every private name of LangChain and LangGraph that this package leans on, and nothing else.
 
-`tests/unit_tests/test_private_names.py` pins each one, and says what moved when an upgrade breaks it.
+`tests/unit_tests/langgraph/test_private.py` pins each one, and says what moved when an upgrade breaks it.
 Private *members* that the edges override or read (ToolNode's, BaseTool's) are listed in `OVERRIDDEN`.
 """
 

@@ -27,7 +27,7 @@ from langchain_runtime_authz.testing.requests import example_request
 from tests.bundles import DATA, Key, files, put
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
-EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "policies"
 Command = Callable[..., Any]
 
 
