@@ -21,7 +21,6 @@ from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-
 from tests.unit_tests.credential.tokens import b64
 
 URL = "https://issuer.example/jwks"

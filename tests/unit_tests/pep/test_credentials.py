@@ -18,7 +18,6 @@ from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
-
 from tests.attack._graphs import call, hand_written, human, replying
 
 BANK = "https://bank.example"
