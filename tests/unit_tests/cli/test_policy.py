@@ -410,13 +410,6 @@ def test_explain_wants_one_decision(run: Command, log: Path) -> None:
         assert run("explain", log, wanted).exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["init", "check", "test", "diff", "replay", "explain", "build", "schema"])
-def test_help_teaches(run: Command, name: str) -> None:
-    """What it does, and examples that can be copied."""
-    told = run(name, "--help").stdout
-    assert f"runtime-authz policy {name}" in told
-
-
 # --- check ----------------------------------------------------------------------------------------
 
 
