@@ -2,7 +2,7 @@
 
 Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or
 meaning. Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other
-change needs another `typ`. `tests/unit_tests/test_credential.py` pins the list.
+change needs another `typ`. `tests/unit_tests/credential/test_token.py` pins the list.
 
 This module neither signs nor verifies, and imports no cryptography.
 """

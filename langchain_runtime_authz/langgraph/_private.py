@@ -1,6 +1,6 @@
 """Every private name of LangChain and LangGraph that this package uses, and nothing else.
 
-`tests/unit_tests/test_private_names.py` pins each one, and says what moved when an upgrade breaks it.
+`tests/unit_tests/langgraph/test_private.py` pins each one, and says what moved when an upgrade breaks it.
 `OVERRIDDEN` lists the private *members* of theirs that the package overrides or reads.
 """
 

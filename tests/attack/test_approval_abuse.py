@@ -36,7 +36,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
 
-from ..unit_tests.tokens import b64
+from ..unit_tests.credential.tokens import b64
 from ._approvals import ANN, APPROVE, BOB, REJECT, THREAD, Scene, edit, human, payment, resume
 from ._graphs import ASK, answer_to, assert_went_on, node_graph, reasons
 

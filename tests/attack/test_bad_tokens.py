@@ -34,7 +34,7 @@ from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
-from ..unit_tests.tokens import BANK, a_request, b64, forged
+from ..unit_tests.credential.tokens import BANK, a_request, b64, forged
 
 KEY, STRANGER = SigningKey.generate(), SigningKey.generate()
 ISSUER = LocalIssuer(KEY)

@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import AuthzError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, claimed_identities, platform_user
 from langchain_runtime_authz.testing import StaticPDP
-from tests.unit_tests.test_oidc import API, APP, KEY, NOW, Provider, id_token, token
+from tests.unit_tests.identity.test_oidc import API, APP, KEY, NOW, Provider, id_token, token
 
 from ._graphs import PAID, PAY, agent_graph, authz_with, calls_of, human, pay_tool, replying
 

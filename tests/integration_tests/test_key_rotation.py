@@ -19,7 +19,7 @@ from langchain_runtime_authz.credential.token import TYP, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 
-from ..unit_tests.tokens import BANK, a_request, forged
+from ..unit_tests.credential.tokens import BANK, a_request, forged
 from .downstream_services import serving
 from .services import free_port
 

@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import example_request
-from tests.unit_tests.test_wasm_pdp import opa_module
+from tests.unit_tests.pdp.test_wasm import opa_module
 
 REQUEST = example_request()
 DENIED = example_request({"context.lease.exp": 1})

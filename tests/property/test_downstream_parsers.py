@@ -28,7 +28,7 @@ from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint
 from langchain_runtime_authz.resource_server.status import Offline
-from tests.unit_tests.tokens import BANK
+from tests.unit_tests.credential.tokens import BANK
 
 KEY = SigningKey.generate()
 ISSUER = LocalIssuer(KEY)
@@ -124,7 +124,7 @@ def test_a_path_of_escapes_has_one_spelling_too(rest: str) -> None:
 
 
 def proofs_of(header: Any, claims: Any) -> str:
-    from tests.unit_tests.tokens import b64
+    from tests.unit_tests.credential.tokens import b64
 
     signing_input = f"{b64(json.dumps(header))}.{b64(json.dumps(claims))}"
     return f"{signing_input}.{b64(KEY.sign(signing_input.encode()))}"

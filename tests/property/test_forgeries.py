@@ -21,7 +21,7 @@ from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import TYP
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
-from tests.unit_tests.tokens import BANK, NOW, a_request, b64
+from tests.unit_tests.credential.tokens import BANK, NOW, a_request, b64
 
 COUNT = int(os.environ.get("FORGERIES", "600"))
 KEYS = [SigningKey.generate("ES256"), SigningKey.generate("EdDSA"), SigningKey.generate("RS256")]

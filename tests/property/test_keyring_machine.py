@@ -11,7 +11,7 @@ from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from tests.unit_tests.tokens import BANK, a_request
+from tests.unit_tests.credential.tokens import BANK, a_request
 
 CACHE_AGE = 30
 

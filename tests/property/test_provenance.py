@@ -288,15 +288,15 @@ def test_a_short_line_is_read_as_any_other_output(output: str, profile: ToolProf
 
 
 def _pairs() -> list[tuple[Any, Any, bool]]:
-    from tests.unit_tests.test_provenance_forms import DIFFERENT, SAME
+    from tests.unit_tests.facts.test_provenance_forms import DIFFERENT, SAME
 
     return [(a, b, True) for a, b in SAME] + [(a, b, False) for a, b in DIFFERENT]
 
 
 def _noticed() -> bool:
     """Whether the tables of equal and different values, the mentions or the human's words disagree."""
-    from tests.unit_tests.test_provenance import DESCRIBED, NAMES
-    from tests.unit_tests.test_provenance_forms import SAID
+    from tests.unit_tests.facts.test_provenance import DESCRIBED, NAMES
+    from tests.unit_tests.facts.test_provenance_forms import SAID
 
     if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
         return True
@@ -308,7 +308,7 @@ def _noticed() -> bool:
         return True
     if any(HumanWords([t]).describes(forms_module.forms(v)) is not described for t, v, described in DESCRIBED):
         return True
-    from tests.unit_tests.test_provenance_forms import TAKEN_BACK
+    from tests.unit_tests.facts.test_provenance_forms import TAKEN_BACK
 
     if any(HumanWords(ts).said(forms_module.forms(v)) is not said for ts, v, said in TAKEN_BACK):
         return True

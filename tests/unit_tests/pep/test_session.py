@@ -23,11 +23,10 @@ from langchain_runtime_authz.errors import (
     MappingError,
 )
 from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Ledger, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.pep.engine import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.profile import ToolProfile
@@ -981,73 +980,6 @@ def test_the_shipped_policy_reads_and_asks(form: str) -> None:
     assert paid.policy_revision
     session.observe("pay", PAY, "paid")
     assert (session.decide("sudo", {}).outcome, session.decide("sudo", {}).reason) == ("deny", "effect")
-
-
-def test_the_shipped_policy_asks_for_an_unprofiled_tool() -> None:
-    """Under a named subject; one whose name promises harm is denied."""
-    session = opened(RuntimeAuthz())
-    asked = session.decide("frobnicate", {})
-    assert (asked.outcome, asked.reasons) == ("approval_required", ("unprofiled",))
-    assert session.approve(asked).permit
-    assert session.decide("delete_everything", {}).outcome == "deny"
-
-
-def test_the_shipped_policy_lets_anonymous_do_next_to_nothing() -> None:
-    """Public data may be read."""
-    public = ToolProfile(effect="read", sink="none", data_class="public")
-    authz = RuntimeAuthz(profiles={**PROFILES, "news": public})
-    session = opened(authz, subject={"type": "anonymous", "id": "anonymous"}, task=None)
-    assert session.decide("news", {}).permit
-    for tool in ("lookup", "note", "frobnicate"):
-        decision = session.decide(tool, {})
-        assert (decision.outcome, "anonymous" in decision.reasons) == ("deny", True)
-
-
-def test_the_shipped_policy_keeps_a_root_grant() -> None:
-    """What the application gave for the task binds the first agent as well."""
-    session = opened(RuntimeAuthz(profiles=PROFILES), grant=GRANT)
-    assert session.decide("lookup", {}).permit
-    assert session.decide("note", {}).reason == "grant_tool"
-    assert session.decide("pay", {**PAY, "amount": 1000}).outcome == "deny"
-    assert session.decide("pay", PAY).outcome == "approval_required"
-
-
-def test_the_shipped_policy_follows_the_data() -> None:
-    """After secret data were read, nothing goes outside; before, it would have."""
-    vault = ToolProfile(effect="read", sink="none", data_class="secret", trust="system")
-    post = ToolProfile(effect="write", sink="external", data_class="public")
-    session = opened(RuntimeAuthz(profiles={"vault": vault, "post": post}))
-    assert session.decide("post", {"n": 1}).permit
-    session.observe("post", {"n": 1}, "ok")
-    session.decide("vault", {})
-    session.observe("vault", {}, "s3cret")
-    decision = session.decide("post", {"n": 2})
-    assert (decision.outcome, decision.reason) == ("deny", "data_flow")
-
-
-def test_the_shipped_policy_stops_a_streak_of_denials() -> None:
-    """The agent is revoked, and its next step is refused without asking."""
-    authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_denials": 3}}))
-    session = opened(authz)
-    for _ in range(3):
-        assert session.decide("delete_everything", {}).outcome == "deny"
-    halted = session.decide("lookup", {})
-    assert (halted.outcome, halted.reason) == ("halt", "denial_streak")
-    assert status(authz, session) == "revoked"
-    assert session.decide("lookup", {}).reason == "revoked"
-
-
-@pytest.mark.parametrize("old", [{"policy_data": {"effects": {}}}, {"deadline": 2.0}], ids=str)
-def test_settings_of_the_policy_belong_to_the_pdp(old: dict[str, Any]) -> None:
-    """An old keyword is an error."""
-    with pytest.raises(TypeError):
-        RuntimeAuthz(**old)
-
-
-def test_the_broken_ledger_is_a_ledger() -> None:
-    """The fake has the protocol's shape."""
-    ledger: Ledger = BrokenLedger()
-    assert ledger.status("t", "x") == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from langchain_runtime_authz.credential.dpop import Proof, ProofKey, normal_targ
 from langchain_runtime_authz.credential.keys import SigningKey, thumbprint
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
-from tests.unit_tests.tokens import b64
+from tests.unit_tests.credential.tokens import b64
 
 NOW = 1_764_000_000
 URL = "https://bank.example/payments"

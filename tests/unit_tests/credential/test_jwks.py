@@ -21,8 +21,7 @@ from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-
-from .tokens import b64
+from tests.unit_tests.credential.tokens import b64
 
 URL = "https://issuer.example/jwks"
 
@@ -276,7 +275,7 @@ BAD_KEYS: dict[str, Any] = {
 async def test_a_bad_key_of_a_set_is_no_key(name: str) -> None:
     """Left out, the other keys of the set serve on, and a token signed under its name is refused with a code."""
     from langchain_runtime_authz.credential.verifier import Verifier
-    from tests.unit_tests.tokens import BANK, NOW, a_request
+    from tests.unit_tests.credential.tokens import BANK, NOW, a_request
 
     bad = {**RSA.public_jwk(), **BAD_KEYS[name]}
     document = {"keys": [bad, EC.public_jwk()]}
@@ -298,7 +297,7 @@ def test_the_key_of_those_tests_is_good_by_itself() -> None:
 def test_keys_of_one_name_are_nobodys() -> None:
     """Two keys under one name, of one kind or of two, equal or not: a name that collides names no key."""
     from langchain_runtime_authz.credential.verifier import Verifier
-    from tests.unit_tests.tokens import BANK, NOW, a_request
+    from tests.unit_tests.credential.tokens import BANK, NOW, a_request
 
     stranger = SigningKey.generate()
     for twin in (EC.public_jwk(), {**stranger.public_jwk(), "kid": EC.kid}, {**RSA.public_jwk(), "kid": EC.kid}, {"kid": EC.kid}):
@@ -316,7 +315,7 @@ def test_a_token_does_not_bring_its_key(member: str) -> None:
     """A header that says where the key is, or holds it, is refused before anything is asked of anybody."""
     from langchain_runtime_authz.credential.token import TYP
     from langchain_runtime_authz.credential.verifier import Verifier
-    from tests.unit_tests.tokens import BANK, NOW, forged
+    from tests.unit_tests.credential.tokens import BANK, NOW, forged
 
     endpoint = Endpoint(EC.jwks())
     value = EC.public_jwk() if member == "jwk" else "https://evil.example/jwks"
@@ -489,7 +488,7 @@ async def test_a_dripping_endpoint_ends() -> None:
 def test_keys_that_rotate_between_two_requests_serve_both() -> None:
     """A token signed before, one after a rotation: both verify against one young copy."""
     from langchain_runtime_authz.credential.verifier import Verifier
-    from tests.unit_tests.tokens import BANK, NOW, a_request
+    from tests.unit_tests.credential.tokens import BANK, NOW, a_request
 
     ring = KeyRing(cache_age=0)
     issuer = LocalIssuer(ring)

@@ -18,8 +18,7 @@ from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
-
-from ..attack._graphs import call, hand_written, human, replying
+from tests.attack._graphs import call, hand_written, human, replying
 
 BANK = "https://bank.example"
 

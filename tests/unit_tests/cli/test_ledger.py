@@ -30,14 +30,6 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "ledger.db")
 
 
-@pytest.mark.parametrize("command", ["status", "migrate", "downgrade", "prune", "clock"])
-def test_help_teaches(command: str) -> None:
-    """What it does, on what, with an example."""
-    text = ledger(command, "--help").stdout
-    assert f"runtime-authz ledger {command}" in text
-    assert "PostgreSQL" in text
-
-
 def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
     """The road of an operator."""
     missing = ledger("status", file)

@@ -36,7 +36,7 @@ from langchain_runtime_authz.resource_server.introspection import (
 )
 from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline, Status
-from tests.unit_tests.tokens import BANK, a_request
+from tests.unit_tests.credential.tokens import BANK, a_request
 
 KEY = SigningKey.generate()
 ISSUER = LocalIssuer(KEY)

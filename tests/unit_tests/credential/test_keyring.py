@@ -21,7 +21,7 @@ from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyDirector
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import KeySource, Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from tests.unit_tests.tokens import BANK, NOW, a_request
+from tests.unit_tests.credential.tokens import BANK, NOW, a_request
 
 
 class Clock:

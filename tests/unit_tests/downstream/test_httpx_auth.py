@@ -15,7 +15,7 @@ from langchain_runtime_authz.credential.ticket import Ticket, current_call, tick
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, is_under
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from tests.unit_tests.tokens import BANK, a_request
+from tests.unit_tests.credential.tokens import BANK, a_request
 
 ISSUER = LocalIssuer()
 STS = "https://login.example/token"

@@ -99,10 +99,3 @@ def test_a_mistyped_name_is_no_success(file: str, command: str, tmp_path: Path) 
     missing = tmp_path / "none.db"
     assert cli(command, str(missing), "t", "--graph", "hand").exit_code == 2
     assert not missing.exists()
-
-
-@pytest.mark.parametrize("command", ["revoke", "reinstate"])
-def test_help_teaches(command: str) -> None:
-    text = cli(command, "--help").stdout
-    assert f"runtime-authz {command} ledger.db" in text
-    assert "--agent" in text

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
@@ -44,12 +43,6 @@ class Desk:
             verb, self.file, self.ask_id, "--as", name, "--key", self.path / f"{key or name}.pem",
             "--approvers", self.path / "approvers.json", *more,
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("command", ["list", "approve", "deny"])
-def test_help_teaches(command: str) -> None:
-    """What it does, with an example."""
-    assert f"runtime-authz approvals {command}" in approvals(command, "--help").stdout
 
 
 def test_what_waits_is_listed_inert(tmp_path: Path) -> None:

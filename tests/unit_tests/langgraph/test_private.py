@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib
 import inspect
-from contextlib import suppress
-from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableSequence
-from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, tool
+from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.errors import GraphBubbleUp, GraphInterrupt, ParentCommand
+from langgraph.errors import GraphInterrupt
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
+from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
-from langgraph.types import Command, RetryPolicy, interrupt
+from langgraph.types import Command, interrupt
 
 from langchain_runtime_authz.langgraph import _private as private
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 
 THREAD = {"configurable": {"thread_id": "t"}}
-
-
-@dataclasses.dataclass
-class _Custom:
-    text: str
 
 
 # Where each name comes from, and what breaks without it.
@@ -214,40 +205,6 @@ def test_parameters_of_tools(method: str) -> None:
     assert next(iter(list(parameters)[1:])) == "tool_input"
 
 
-def test_tools_parse_through_their_hook() -> None:
-    """What `_parse_input` returns is, object by object, what the function receives."""
-
-    class Spied(StructuredTool):
-        def _parse_input(self, tool_input: Any, tool_call_id: str | None) -> Any:
-            return {"x": marker}
-
-    marker = object()
-    got: list[Any] = []
-    made = Spied.from_function(lambda x: got.append(x), name="x", description="x")
-    made.invoke({"x": 1})
-    assert got == [marker], "BaseTool no longer hands on what _parse_input returned: what is decided is not what runs"
-
-
-def test_injected_names() -> None:
-    """State, call id, runtime and caller's arguments are known as injected; the model's are not."""
-
-    @tool
-    def probe(
-        text: str,
-        state: Annotated[dict[str, Any], InjectedState],
-        ident: Annotated[str, InjectedToolCallId],
-        own: Annotated[str, InjectedToolArg],
-        runtime: ToolRuntime,
-    ) -> str:
-        """Probe."""
-        return text
-
-    # And what `BaseTool` overwrites in the signature of StructuredTool._run.
-    assert private.injected_names(probe) == {"state", "ident", "own", "runtime", "config", "run_manager"}, (
-        "injected arguments are found otherwise now"
-    )
-
-
 @pytest.mark.parametrize("own_arun", [False, True])
 def test_overwritten_names(own_arun: bool) -> None:
     """Only where neither form of a tool can see what the model wrote under the name."""
@@ -308,107 +265,6 @@ def test_interrupt_id_is_the_one_that_langgraph_gives() -> None:
     assert foretold[-1] == first.id, "LangGraph gives a task's first interrupt another id than foretold"
     (second,) = graph.invoke(Command(resume="a"), THREAD)["__interrupt__"]
     assert foretold[-1] == second.id, "LangGraph gives a task's second interrupt another id than foretold"
-
-
-def test_task_id_is_stable_over_a_resume() -> None:
-    """A task that is entered again has its id, and another execution of the node has another."""
-    seen: list[tuple[str, bool, bool, str]] = []
-
-    def node(state: Any, config: RunnableConfig) -> Any:
-        seen.append(
-            (private.task_id(config), private.can_ask(config), private.is_task(config), private.node_of_task(config))
-        )
-        interrupt("x")
-        return {}
-
-    graph = _graph(node)
-    graph.invoke({"messages": []}, THREAD)
-    graph.invoke(Command(resume="a"), THREAD)
-    assert seen[0] == seen[1], "a resumed task has another id: asked approvals would not be found again"
-    assert seen[0][0]
-    assert seen[0][1:] == (True, True, "node"), "checkpointer, task or node are no longer read from configurable"
-    graph.invoke({"messages": []}, THREAD)
-    assert seen[2][0] != seen[0][0], "two executions of a node share a task id: equal calls would count as replays"
-
-
-def test_task_id_is_stable_over_a_retry() -> None:
-    """RetryPolicy enters the same task again, under the same id."""
-    seen: list[str] = []
-
-    def node(state: Any, config: RunnableConfig) -> Any:
-        seen.append(private.task_id(config))
-        if len(seen) < 3:
-            raise ConnectionError
-        return {}
-
-    policy = RetryPolicy(max_attempts=3, initial_interval=0.001, retry_on=lambda _: True)
-    _graph(node, retry_policy=policy).invoke({"messages": []}, THREAD)
-    assert len(seen) == 3
-    assert len(set(seen)) == 1, "a retried task has another id: its side effects would be repeated"
-
-
-def test_questions_of_a_tool_are_counted_and_skipped() -> None:
-    """`interrupt` takes its number from the scratchpad in the config, whose answers stand in order."""
-    from langgraph.config import get_config
-
-    skip: list[int] = []
-    got: list[Any] = []
-
-    def node(state: Any, config: RunnableConfig) -> Any:
-        from langchain_core.runnables.config import var_child_runnable_config
-
-        counted, asked = private.counting_questions(dict(config))
-        before = get_config()
-        var_child_runnable_config.set(counted)
-        try:
-            if not skip:
-                interrupt("first")
-                assert len(asked) == 1, "interrupt() no longer asks the scratchpad for its number"
-        finally:
-            var_child_runnable_config.set(before)
-        private.skip_answers(config, len(skip))
-        got.append(interrupt("second"))
-        return {}
-
-    graph = _graph(node)
-    graph.invoke({"messages": []}, THREAD)
-    graph.invoke(Command(resume="a"), THREAD)
-    skip.append(1)
-    graph.invoke(Command(resume="b"), THREAD)
-    assert got == ["b"], "answers of a task are no longer numbered: a skipped one reached the next question"
-
-
-def test_graphs_called_by_several_tools_of_one_task_keep_their_numbers() -> None:
-    """LangGraph names a graph's checkpoints by its number in the task: each tool counts its own."""
-    numbers: list[list[int]] = []
-
-    def node(state: Any, config: RunnableConfig) -> Any:
-        for place in (None, 0, 1, 1):
-            counted, _ = private.counting_questions(dict(config), place)
-            scratchpad = counted["configurable"]["__pregel_scratchpad"]
-            numbers.append([scratchpad.subgraph_counter() for _ in range(2)])
-        return {}
-
-    _graph(node).invoke({"messages": []}, THREAD)
-    assert numbers == [[0, 1], [0, 1], [10_000, 10_001], [10_000, 10_001]]
-
-
-def test_a_resumed_task_sees_the_answer_of_its_invocation() -> None:
-    """The plain value, or the map from ids, before `interrupt` has taken it."""
-    seen: list[object] = []
-
-    def node(state: Any, config: RunnableConfig) -> Any:
-        seen.append(private.answer_given(config))
-        interrupt("question")
-        return {}
-
-    graph = _graph(node)
-    graph.invoke({"messages": []}, THREAD)
-    graph.invoke(Command(resume="plain"), THREAD)
-    other = {"configurable": {"thread_id": "other"}}
-    (asked,) = graph.invoke({"messages": []}, other)["__interrupt__"]
-    graph.invoke(Command(resume={asked.id: "by id"}), other)
-    assert seen == [None, "plain", None, {asked.id: "by id"}]
 
 
 def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
@@ -507,21 +363,6 @@ def test_a_model_says_its_name_and_provider() -> None:
     assert private.model_params(object()) == ("object", None)
 
 
-def test_without_a_checkpointer_nobody_can_be_asked() -> None:
-    """`can_ask` is false where LangGraph has no checkpointer."""
-    seen: list[bool] = []
-
-    def node(state: Any, config: RunnableConfig) -> Any:
-        seen.append(private.can_ask(config))
-        return {}
-
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node")
-    builder.compile().invoke({"messages": []})
-    assert seen == [False]
-
-
 def test_where_a_child_keeps_its_state() -> None:
     """By the task that calls it; with a memory of its own, by the node alone."""
     lender = InMemorySaver()
@@ -534,44 +375,6 @@ def test_where_a_child_keeps_its_state() -> None:
             assert place == (lender, {"configurable": {**kept, "checkpoint_ns": there}}, lasting)
     assert private.place_below(builder.compile(checkpointer=False), {"configurable": lent}) is None
     assert private.namespaces_of_task("tools", "1") == ("tools:1", "tools")
-
-
-def test_halt_bubbles_up() -> None:
-    """A `GraphBubbleUp` is not retried, and it leaves the node pending in the checkpoint without an error."""
-    assert issubclass(AuthzHalt, GraphBubbleUp)
-    assert issubclass(GraphInterrupt, GraphBubbleUp), "GraphInterrupt left GraphBubbleUp"
-    assert issubclass(ParentCommand, GraphBubbleUp), "ParentCommand left GraphBubbleUp"
-    entered: list[int] = []
-
-    def node(state: Any) -> Any:
-        entered.append(1)
-        raise AuthzHalt("x", "y")
-
-    policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True)
-    graph = _graph(node, retry_policy=policy)
-    with pytest.raises(AuthzHalt):
-        graph.invoke({"messages": []}, THREAD)
-    assert len(entered) == 1, "LangGraph retries a GraphBubbleUp now: a halt would be asked about again"
-    state = graph.get_state(THREAD)
-    assert state.next == ("node",), "a GraphBubbleUp no longer leaves its node pending: a halted run can not be resumed"
-    assert all(task.error is None for task in state.tasks), "a GraphBubbleUp is written into the checkpoint as an error"
-
-
-@pytest.mark.parametrize("handled", [True, lambda _: "handled", Exception])
-def test_tool_node_lets_a_bubble_up_pass(handled: Any) -> None:
-    """`handle_tool_errors` does not swallow a halt that comes out of a tool."""
-
-    @tool
-    def probe() -> str:
-        """Probe."""
-        raise AuthzHalt("x", "y")
-
-    builder = StateGraph(MessagesState)
-    builder.add_node("tools", ToolNode([probe], handle_tool_errors=handled))
-    builder.add_edge(START, "tools")
-    plan = AIMessage("", tool_calls=[{"name": "probe", "args": {}, "id": "1", "type": "tool_call"}])
-    with pytest.raises(AuthzHalt):
-        builder.compile().invoke({"messages": [plan]})
 
 
 def test_interrupt_without_a_question_pauses_its_task() -> None:
@@ -621,192 +424,6 @@ def test_graph_runs_what_its_nodes_are_bound_to() -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["invoke", "batch"])
-def test_graph_forms_come_down_to_stream(method: str) -> None:
-    """`invoke` and `batch` go through an overridden `stream` of the graph's own class."""
-    seen: list[int] = []
-    graph = _graph(lambda _: {"messages": []})
-    base = type(graph)
-
-    def stream(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(1)
-        return base.stream(self, *args, **kwargs)
-
-    graph.__class__ = type("Spied", (base,), {"stream": stream})
-    given: Any = {"messages": []}
-    if method == "invoke":
-        graph.invoke(given, THREAD)
-    else:
-        graph.batch([given, given], [THREAD, THREAD])
-    assert len(seen) == (1 if method == "invoke" else 2), (
-        f"Pregel.{method} no longer goes through stream: no run is opened"
-    )
-
-
-@pytest.mark.parametrize("method", ["ainvoke", "abatch", "astream_events"])
-async def test_graph_forms_come_down_to_astream(method: str) -> None:
-    """`ainvoke`, `abatch` and `astream_events` go through an overridden `astream`."""
-    seen: list[int] = []
-    graph = _graph(lambda _: {"messages": []})
-    base = type(graph)
-
-    def astream(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(1)
-        return base.astream(self, *args, **kwargs)
-
-    graph.__class__ = type("Spied", (base,), {"astream": astream})
-    given: Any = {"messages": []}
-    if method == "ainvoke":
-        await graph.ainvoke(given, THREAD)
-    elif method == "abatch":
-        await graph.abatch([given], [THREAD])
-    else:
-        assert [e async for e in graph.astream_events(given, THREAD, version="v2")]
-    assert len(seen) == 1, f"Pregel.{method} no longer goes through astream: no run is opened"
-
-
-ROADS = ["invoke", "ainvoke", "run", "arun"]
-
-
-def _started(made: Any, road: str, given: Any, **options: Any) -> Any:
-    called = getattr(made, road)(given, **options)
-    return asyncio.run(_awaited(called)) if inspect.isawaitable(called) else called
-
-
-async def _awaited(called: Any) -> Any:
-    return await called
-
-
-@pytest.mark.parametrize("road", ROADS)
-def test_a_starting_tool_is_found_in_the_frame_that_announces_it(road: str) -> None:
-    """A callback learns the tool itself and what it was sent, on each road and inside other tools."""
-    seen: list[Any] = []
-
-    class Seeing(BaseCallbackHandler):
-        run_inline = True
-
-        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
-            seen.append(private.starting_tool())
-
-    @tool
-    def inner(text: str) -> str:
-        """Inner."""
-        return text
-
-    @tool
-    def outer(text: str, state: Annotated[str, InjectedToolArg] = "") -> str:
-        """Outer."""
-        return str(inner.invoke({"text": text}))
-
-    config: RunnableConfig = {"callbacks": [Seeing()], "tags": ["mine"]}
-    options: dict[str, Any] = {"config": config}
-    if road in ("run", "arun"):
-        options |= {"callbacks": [Seeing()], "tool_call_id": "1"}
-    _started(outer, road, {"text": "x", "state": "held"}, **options)
-    first, second = seen
-    assert first.tool is outer, "BaseTool.run no longer announces its tool from a frame of its own"
-    assert first.tool_input == {"text": "x", "state": "held"}, "what the tool was sent stands under another name"
-    assert first.config["tags"] == ["mine"]
-    assert first.call_id == ("1" if road in ("run", "arun") else None)
-    assert second.tool is inner
-
-
-def test_what_other_code_announces_is_no_starting_tool() -> None:
-    """Also not the tool around it."""
-    seen: list[Any] = []
-
-    class Seeing(BaseCallbackHandler):
-        run_inline = True
-
-        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
-            seen.append(private.starting_tool())
-
-    @tool
-    def outer(text: str) -> str:
-        """Outer."""
-        CallbackManager.configure([Seeing()]).on_tool_start({"name": "x"}, "x")
-        return text
-
-    outer.invoke({"text": "x"})
-    assert seen == [None]
-
-
-@pytest.mark.parametrize("road", ["invoke", "ainvoke"])
-def test_a_starting_graph_is_found_likewise(road: str) -> None:
-    """The graph itself, and nothing for its nodes and chains."""
-    seen: list[Any] = []
-
-    class Seeing(BaseCallbackHandler):
-        run_inline = True
-
-        def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
-            seen.append(private.starting_graph())
-
-    graph = _graph(lambda _: {"messages": []})
-    _started(graph, road, {"messages": []}, config={**THREAD, "callbacks": [Seeing()]})
-    assert seen[0] is graph, "Pregel no longer announces itself from a frame of its own"
-    assert len(seen) > 1
-    assert not any(seen[1:])
-
-
-@pytest.mark.parametrize("road", ["invoke", "ainvoke"])
-def test_a_tools_start_and_end_are_announced_in_one_context(road: str) -> None:
-    """What is set as a tool starts holds inside it, and can be put back as it ends or fails."""
-    held: ContextVar[str] = ContextVar("held", default="outside")
-    seen: list[str] = []
-
-    class Holding(BaseCallbackHandler):
-        run_inline = True
-
-        def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
-            held.set("inside")
-
-        def on_tool_end(self, *args: Any, **kwargs: Any) -> None:
-            held.set("outside")
-
-        on_tool_error = on_tool_end
-
-    @tool
-    def probe(fail: bool) -> str:
-        """Probe."""
-        seen.append(held.get())
-        if fail:
-            raise ValueError
-        return "x"
-
-    async def both() -> None:
-        for fail in (False, True):
-            with suppress(ValueError):
-                given: Any = probe.invoke({"fail": fail}, {"callbacks": [Holding()]}) if road == "invoke" else None
-                if given is None:
-                    await probe.ainvoke({"fail": fail}, {"callbacks": [Holding()]})
-            seen.append(held.get())
-
-    asyncio.run(both())
-    assert seen == ["inside", "outside"] * 2, "a tool's callbacks run in a context of their own now"
-
-
-def test_a_hook_is_anything_that_can_be_asked() -> None:
-    """`register_configure_hook` keeps what it is given and asks it by `get()`, each time a manager is made."""
-    from langchain_core.tracers import context
-
-    class Hook:
-        handler: Any = None
-
-        def get(self) -> Any:
-            return self.handler
-
-    hook = Hook()
-    context.register_configure_hook(hook, inheritable=True)  # type: ignore[arg-type]
-    try:
-        assert CallbackManager.configure().handlers == []
-        hook.handler = BaseCallbackHandler()
-        assert CallbackManager.configure().inheritable_handlers == [hook.handler]
-        assert AsyncCallbackManager.configure(inheritable_callbacks=[hook.handler]).handlers == [hook.handler]
-    finally:
-        context._configure_hooks.pop()
-
-
 def test_the_config_parameter_of_a_tools_code() -> None:
     """Found by its annotation, under any name."""
 
@@ -815,53 +432,3 @@ def test_the_config_parameter_of_a_tools_code() -> None:
 
     assert private.config_parameter(function) == "how"
     assert private.config_parameter(lambda text: text) is None
-
-
-def test_task_functions_are_known() -> None:
-    """What `@task` returns is recognised, and its function and cache policy are where they were."""
-    from langgraph.func import task
-
-    @task
-    def work(x: int) -> int:
-        return x
-
-    assert private.is_task_function(work)
-    assert callable(work.func)  # type: ignore[attr-defined]
-    assert work.cache_policy is None  # type: ignore[attr-defined]
-
-
-def test_a_serializer_says_whether_it_imports_anything() -> None:
-    """The permissive default and the strict setting of LangGraph's serializer are told apart, as they behave."""
-    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-
-    permissive = JsonPlusSerializer(allowed_msgpack_modules=True)
-    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
-    assert private.imports_anything(permissive)
-    assert not private.imports_anything(strict)
-    given = permissive.dumps_typed(_Custom("x"))
-    assert isinstance(permissive.loads_typed(given), _Custom)
-    assert not isinstance(strict.loads_typed(given), _Custom)
-
-
-@pytest.mark.parametrize("as_list", [False, True])
-def test_what_a_tool_streams_goes_through_what_stands_before_the_stream(as_list: bool) -> None:
-    """LangGraph's handlers write all that they stream to `stream`; another's handlers are left as they are."""
-    from langchain_core.callbacks import CallbackManager
-    from langgraph.pregel._messages import StreamMessagesHandler
-    from langgraph.pregel._tools import StreamToolCallHandler
-
-    streamed: list[Any] = []
-    ours = [StreamMessagesHandler(streamed.append, False), StreamToolCallHandler(streamed.append, False)]
-    other = BaseCallbackHandler()
-    given: Any = [*ours, other] if as_list else CallbackManager([*ours, other], [ours[1]])
-    made = private.with_streams(given, lambda chunk: ("clean", chunk))
-    handlers = made if as_list else [*made.handlers, *made.inheritable_handlers]
-    for handler in handlers:
-        if handler is not other:
-            handler.stream("a")
-    assert streamed == [("clean", "a")] * (2 if as_list else 3)
-    assert other in handlers
-    ours[0].stream("b")
-    assert streamed[-1] == "b"
-    assert handlers[0].seen is ours[0].seen  # what was streamed before is known to both
-    assert private.with_streams(None, str) is None
