@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
-from collections.abc import Callable
-from typing import Any
-
-from langchain_core.messages import AIMessage, ToolMessage
-from langgraph.types import Command
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing import ScriptedChatModel
-
-from ._graphs import PROFILES, agent_graph, asking, call, hand_written, human, pay_tool, writing_tool
-
-THREAD = {"configurable": {"thread_id": "t"}}
+from ._kit import *
 
 
 def payment(to: str, amount: Any, ident: str) -> dict[str, Any]:

@@ -294,3 +294,6 @@ def in_run(act: Callable[[], Any], aact: Callable[[], Any] | None = None) -> Any
         return {"messages": [AIMessage("done")]}
 
     return RunnableCallable(step, astep, name="step")
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {"hand": hand_written, "agent": agent_graph}

@@ -7,23 +7,19 @@ opens by itself, and shares no memory with whoever asks.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
 
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from langchain_runtime_authz.ledger.postgres import PostgresLedger
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
+from ._kit import *
 from .corrections import KINDS, ROADS, Desk, Kind, Road, human, verify
 
 ROOT = Path(__file__).parents[2]

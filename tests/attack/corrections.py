@@ -8,33 +8,16 @@ and jti have moved, and the agent comes to its end.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Final
 
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, Send, interrupt
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.credential.ticket import current_ticket
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests import readme
 
-from ._graphs import ASK, call, human, says, unanswered
+from ._kit import *
 
 MODES: Final = ("sync", "async")
 STOP: Final = "STOP, pay nobody"

@@ -6,25 +6,13 @@ by none, in any order.
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
 
 from langchain_core.load import dumpd, load
-from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
-from langchain_core.tools import InjectedToolCallId, tool
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
-from langgraph.prebuilt import ToolNode
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, RetryPolicy, interrupt
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authz import TaskSources
-from langchain_runtime_authz.ledger.base import Query
-from tests.attack._graphs import asking, call, human, says
 from tests.attack.corrections import beside
+
+from ._kit import *
 
 SYNC = ("invoke", "stream", "batch")
 FORMS = (*SYNC, "ainvoke", "astream")

@@ -5,45 +5,32 @@ The twins show what happens to who does without: the harm that each rule is ther
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import io
-import json
 import secrets
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command, interrupt
 from markdown_it import MarkdownIt
 from rich.console import Console
 
 from langchain_runtime_authz.credential.approval_statement import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, CredentialError
 from langchain_runtime_authz.facts.inert import inert, quoted
-from langchain_runtime_authz.ledger.base import Approval, Query, Scope
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing import FrozenClock, StaticPDP
+from langchain_runtime_authz.ledger.base import Approval, Scope
+from langchain_runtime_authz.testing import FrozenClock
 
 from ..unit_tests.tokens import b64
-from ._approvals import ANN, APPROVE, BOB, REJECT, THREAD, Scene, edit, human, payment, resume
-from ._graphs import ASK, answer_to, assert_went_on, node_graph, reasons
+from ._approvals import ANN, APPROVE, BOB, REJECT, Scene, edit, payment, resume
+from ._kit import *
 
 PLAN = [payment("ann", 10, "c1")]
 KINDS = ["hand", "agent"]
 kinds = pytest.mark.parametrize("kind", KINDS)
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+go = params(["sync", "async"])
 
 
 def policy(**terms: Any) -> StaticPDP:
@@ -82,7 +69,6 @@ def code_of(call: Any, *args: Any, **named: Any) -> str:
 
 
 @kinds
-@ways
 @pytest.mark.parametrize("again", [None, Command(resume=True), Command(resume={"decisions": [APPROVE]})], ids=["invoke", "true", "value"])
 @pytest.mark.parametrize("restart", [False, True])
 def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str, again: Any, restart: bool) -> None:
@@ -112,7 +98,6 @@ def test_the_unenforced_twin_pays_unasked(kind: str) -> None:
 
 
 @kinds
-@ways
 def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
     """The call does not run, and the model reads the person's word."""
     s = scene(kind)
@@ -133,7 +118,6 @@ def ledger(request: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @kinds
-@ways
 @pytest.mark.parametrize("by", ["alice", "bob"])
 def test_a_reason_given_beside_the_graph_is_a_correction(kind: str, go: str, by: str, ledger: Any) -> None:
     """Its words belong to the task and are told once; what was approved before it is void and asked again."""
@@ -211,7 +195,6 @@ def test_what_is_unanswered_is_asked_again() -> None:
 
 
 @kinds
-@ways
 def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go: str) -> None:
     """Who resumes may answer the whole list or what is left; a no to what was approved stops all of it."""
     for rest in (resume(APPROVE, APPROVE), resume(APPROVE)):
@@ -227,7 +210,6 @@ def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go:
 
 
 @kinds
-@ways
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: bool) -> None:
     """Nothing of it: neither a yes nor a no nor a reason, whose place can not be told. What was open stays open."""
@@ -247,9 +229,8 @@ def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: 
     assert {r.context.task.epoch for r in s.pdp.requests} == {1}
 
 
-def test_the_unenforced_twin_takes_an_answer_for_one_call_as_an_answer_for_all() -> None:
+def test_the_unenforced_twin_takes_an_answer_for_one_call_as_an_answer_for_all(ran: Any) -> None:
     """A graph that asks once and reads the first decision pays everybody."""
-    ran: list[Any] = []
 
     def tools(state: Any) -> Any:
         answer = interrupt({"action_requests": ["ann", "bob"]})
@@ -285,7 +266,6 @@ def keyed(**options: Any) -> Scene:
     return s
 
 
-@ways
 def test_a_signed_statement_approves(go: str) -> None:
     """By the person's own key, or by a service that authenticated them; the record names who and what."""
     for service in (False, True):
@@ -301,8 +281,6 @@ def test_a_signed_statement_approves(go: str) -> None:
         assert record["detail"]["approver"] == ("user:dora" if service else "user:bob")
         assert record["detail"]["verdict"] == "approve"
         assert statement not in json.dumps(record)
-
-
 
 
 class Masked:
@@ -525,7 +503,6 @@ def test_a_changed_call_is_not_what_was_approved(kind: str, changed: Any) -> Non
 
 
 @kinds
-@ways
 def test_four_eyes(kind: str, go: str) -> None:
     """The subject may not approve, nobody counts twice, and two others suffice."""
     s = scene(kind, pdp=policy(**FOUR_EYES))

@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from ._approvals import ANN, APPROVE, BOB, BUILDERS, EVE, FOUR, ONE_TASK, REJECT, TWO, Scene, edit, payment, resume
+from ._kit import *
 
-import pytest
-from langchain_core.messages import ToolMessage
-from langgraph.checkpoint.memory import InMemorySaver
-
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._approvals import (
-    ANN,
-    APPROVE,
-    BOB,
-    BUILDERS,
-    EVE,
-    FOUR,
-    ONE_TASK,
-    REJECT,
-    THREAD,
-    TWO,
-    Scene,
-    edit,
-    human,
-    payment,
-    resume,
-)
-from ._graphs import ASK, answer_to, asking, assert_went_on, calls_of, reasons
-
-kinds = pytest.mark.parametrize("kind", list(BUILDERS))
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+kind = params(list(BUILDERS))
+go = params(["sync", "async"])
 
 
 def scene(kind: str, **options: Any) -> Scene:
@@ -38,8 +14,6 @@ def scene(kind: str, **options: Any) -> Scene:
     return Scene(kind, lambda: saver, **options)
 
 
-@kinds
-@ways
 @pytest.mark.parametrize("restart", [False, True])
 def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart: bool) -> None:
     """Three asked payments of five calls: the approved runs once, the edited as edited, the rejected never."""
@@ -69,7 +43,6 @@ def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart:
         assert s.ran == ran
 
 
-@kinds
 def test_the_unenforced_twin_pays_everybody(kind: str) -> None:
     """Without us nobody is asked and all five run."""
     s = scene(kind)
@@ -78,8 +51,6 @@ def test_the_unenforced_twin_pays_everybody(kind: str) -> None:
     assert sorted(s.ran) == sorted([ANN, BOB, EVE, TWO, FOUR])
 
 
-@kinds
-@ways
 def test_an_edit_is_a_correction(kind: str, go: str) -> None:
     """It opens the next epoch, with a plan of what was approved or edited; the policy decides the edited arguments."""
     s = scene(kind)
@@ -97,8 +68,6 @@ def test_an_edit_is_a_correction(kind: str, go: str) -> None:
     assert s.ledger.status("default", final["c3"].lease.jti) == "ended"
 
 
-@kinds
-@ways
 def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
     """Approving and rejecting without a word leave the epoch alone."""
     s = scene(kind)
@@ -108,8 +77,6 @@ def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
     assert sorted(s.ran) == sorted([ANN, EVE, TWO, FOUR])
 
 
-@kinds
-@ways
 def test_a_human_answers_in_the_tools_place(kind: str, go: str) -> None:
     """`respond`: the tool does not run, the model reads the human's words, and they belong to the task."""
     s = scene(kind)
@@ -123,8 +90,6 @@ def test_a_human_answers_in_the_tools_place(kind: str, go: str) -> None:
     assert (last.epoch, last.text.splitlines()[-1]) == (2, "I paid ann by hand")
 
 
-@kinds
-@ways
 def test_a_rejection_with_a_reason_is_a_correction(kind: str, go: str) -> None:
     """Its words belong to the task and reach the model; what was approved beside it runs once."""
     s = scene(kind)
@@ -136,8 +101,6 @@ def test_a_rejection_with_a_reason_is_a_correction(kind: str, go: str) -> None:
     assert (last.epoch, last.text.splitlines()[-1]) == (2, "never pay ann")
 
 
-@kinds
-@ways
 def test_an_edited_call_goes_through_the_schema_and_the_policy(kind: str, go: str) -> None:
     """A human's arguments are parsed and decided like a model's: what the schema or policy refuses does not run."""
 
@@ -157,8 +120,6 @@ def test_an_edited_call_goes_through_the_schema_and_the_policy(kind: str, go: st
     assert_went_on(state)
 
 
-@kinds
-@ways
 @pytest.mark.parametrize("permitted", [True, False])
 def test_an_edit_to_another_tool_is_decided_as_that_tool(kind: str, go: str, permitted: bool) -> None:
     """Never under the policy of the one that was asked about."""
@@ -183,8 +144,6 @@ def test_an_edit_to_another_tool_is_decided_as_that_tool(kind: str, go: str, per
     assert_went_on(state)
 
 
-@kinds
-@ways
 def test_an_edit_to_a_tool_that_is_not_there(kind: str, go: str) -> None:
     """It runs nothing; the model is told, and the others go on."""
     s = scene(kind)
@@ -195,8 +154,6 @@ def test_an_edit_to_a_tool_that_is_not_there(kind: str, go: str) -> None:
     assert_went_on(state)
 
 
-@kinds
-@ways
 def test_an_edit_that_policy_asks_about_again(kind: str, go: str) -> None:
     """Where an edit's approval does not suffice, the edited arguments are asked about, once."""
 
@@ -215,8 +172,6 @@ def test_an_edit_that_policy_asks_about_again(kind: str, go: str) -> None:
     assert s.ran == [("ann", 1.0, "USD")]
 
 
-@kinds
-@ways
 def test_an_approval_after_a_correction_is_void(kind: str, go: str) -> None:
     """`.correct()` between question and answer: nothing of the old message is paid."""
     s = scene(kind)
@@ -227,8 +182,6 @@ def test_an_approval_after_a_correction_is_void(kind: str, go: str) -> None:
     assert s.ran == ran
 
 
-@kinds
-@ways
 @pytest.mark.parametrize("late", [False, True])
 def test_an_approval_expires(kind: str, go: str, late: bool) -> None:
     """By the ledger's clock, from the question on, as long as the policy says."""
@@ -264,8 +217,6 @@ def test_an_approval_with_an_expiry_that_is_none_is_not_understood() -> None:
     assert reasons(s.authz, "pay") == ["unknown_obligation"] * 3
 
 
-@kinds
-@ways
 def test_an_approval_is_not_for_other_arguments(kind: str, go: str) -> None:
     """The message is rewritten in the checkpoint between question and answer: what then stands there does not run."""
     s = scene(kind, plan=[payment("ann", 10, "c1")])
@@ -283,8 +234,6 @@ def test_an_approval_is_not_for_other_arguments(kind: str, go: str) -> None:
     assert isinstance(state, dict)
 
 
-@kinds
-@ways
 def test_an_edit_is_spent_once_and_replayed_as_recorded(kind: str, go: str) -> None:
     """A checkpoint from before the answer is gone back to: nothing is paid a second time."""
     s = scene(kind, plan=[payment("ann", 10, "c1")])

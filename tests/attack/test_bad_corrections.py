@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import Annotated, Any
-
-import pytest
 from langchain_core.load import dumpd
-from langchain_core.messages import (
-    AIMessage,
-    AnyMessage,
-    ChatMessage,
-    HumanMessage,
-    HumanMessageChunk,
-    RemoveMessage,
-    ToolMessage,
-)
-from langgraph.checkpoint.memory import InMemorySaver
+from langchain_core.messages import AnyMessage, ChatMessage, HumanMessageChunk
 from langgraph.func import entrypoint
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, Overwrite
+from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
-from langchain_runtime_authz.authz import TaskSources
-from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import PAID, asking, authz_with, call, calls_of, human, pay_tool, reasons, replying
+from ._kit import *
 from .emitters import Scene
-from .test_corrections import THREAD, builders, built, obedient, ways
+from .test_corrections import built, obedient
 from .test_outside import House
 
 
@@ -44,11 +21,8 @@ def epoch(authz: Any, name: str) -> int:
 # --- message ids ---------------------------------------------------------------------------------------
 
 
-@builders
-@ways
-def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any) -> None:
+def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any, ran: Any) -> None:
     """A client that gives each of its messages one id: new words are new words."""
-    ran: list[Any] = []
     authz, _, graph = built(kind, ran, interrupt_before=["tools"])
     with authz.run(subject="alice"):
         go(graph, human("Pay the bill", id="same"), THREAD)
@@ -59,16 +33,13 @@ def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any) -> Non
     assert epoch(authz, graph.get_name()) == 2
 
 
-@builders
-def test_regenerated_ids_of_a_history_are_no_correction(kind: str) -> None:
+def test_regenerated_ids_of_a_history_are_no_correction(kind: str, ran: Any) -> None:
     """A stateless client that makes new ids each time, with content as strings, then as blocks."""
-    ran: list[Any] = []
     authz, _, graph = built(kind, ran, checkpointer=None)
     texts = ["Pay the bill", "And look", "Go on"]
     for n, form in enumerate((str, lambda t: [{"type": "text", "text": t}])):
         said = [HumanMessage(form(t), id=f"{n}-{i}") for i, t in enumerate(texts)]
-        with authz.run(subject="alice"):
-            graph.invoke({"messages": said}, THREAD)
+        told(authz, graph, {"messages": said}, THREAD)
     assert epoch(authz, graph.get_name()) == 1
 
 
@@ -150,9 +121,8 @@ class Chat(TypedDict):
 
 @pytest.mark.parametrize("channels", [(), ("chat",)])
 @pytest.mark.parametrize("by", ["update", "edit"])
-def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str, ...], by: str) -> None:
+def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str, ...], by: str, ran: Any) -> None:
     """Whatever goes in changes the task; only in a declared channel are words the human's, and only his messages."""
-    ran: list[Any] = []
     model = replying([call("pay", {"to": "bob", "amount": "5"}, "c1")])
     builder = StateGraph(Chat)
     builder.add_node("agent", lambda state: {"chat": [model.invoke(state["chat"])]})
@@ -163,8 +133,7 @@ def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str
     builder.add_edge("tools", "agent")
     authz = authz_with(StaticPDP(True), task_sources=TaskSources(channels) if channels else None)
     graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
-    with authz.run(subject="alice"):
-        graph.invoke({"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)
+    told(authz, graph, {"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)
     with authz.run(subject="alice"):
         if by == "update":
             graph.invoke(Command(update={"chat": [HumanMessage("STOP")]}), THREAD)
@@ -178,9 +147,8 @@ def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str
 
 
 @pytest.mark.parametrize("said", [lambda t: t, lambda t: {"question": t}], ids=["text", "mapping"])
-def test_what_a_workflow_is_given_anew_is_a_correction(said: Any) -> None:
+def test_what_a_workflow_is_given_anew_is_a_correction(said: Any, authz: Any) -> None:
     """A functional workflow has no channels at all; the same once more is none."""
-    authz = authz_with(StaticPDP(True))
 
     @entrypoint(checkpointer=InMemorySaver())
     def flow(given: Any) -> str:
@@ -210,10 +178,8 @@ def backwards(old: list[AnyMessage], new: Any) -> list[AnyMessage]:
 
 @pytest.mark.parametrize("reducer", [newest_two, backwards], ids=lambda r: r.__name__)
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "twin"])
-def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool) -> None:
+def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, authz: Any) -> None:
     """The task is pinned beside the state: it loses nothing, a correction voids what waits, and nothing else does."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     model = obedient()
 
     odd: Any = TypedDict("odd", {"messages": Annotated[list[AnyMessage], reducer]})
@@ -260,12 +226,9 @@ WRONG: dict[str, Any] = {
 }
 
 
-@builders
-@ways
 @pytest.mark.parametrize("shape", WRONG)
-def test_a_resume_value_of_the_wrong_shape(kind: str, go: Any, shape: str) -> None:
+def test_a_resume_value_of_the_wrong_shape(kind: str, go: Any, shape: str, ran: Any) -> None:
     """It approves nothing: the call is denied `approval_malformed`, and the run comes to its end."""
-    ran: list[Any] = []
     authz, pdp, graph = built(kind, ran, asking("pay"))
     with authz.run(subject="alice"):
         go(graph, human(), THREAD)
@@ -276,25 +239,20 @@ def test_a_resume_value_of_the_wrong_shape(kind: str, go: Any, shape: str) -> No
     assert all(c.context.approval is None for c in calls_of(pdp, "pay"))
 
 
-@builders
-def test_an_empty_map_answers_nothing(kind: str) -> None:
+def test_an_empty_map_answers_nothing(kind: str, ran: Any) -> None:
     """To LangGraph it is a map of answers by id: the question stays open, and is approved later, once."""
-    ran: list[Any] = []
     authz, _, graph = built(kind, ran, asking("pay"))
     with authz.run(subject="alice"):
         graph.invoke(human(), THREAD)
         graph.invoke(Command(resume={}), THREAD)
     assert ran == []
-    with authz.run(subject="alice"):
-        graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+    told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
     assert ran == [PAID]
 
 
 # --- whose thread --------------------------------------------------------------------------------------
 
 
-@builders
-@ways
 @pytest.mark.parametrize("given", [human("Mine"), None, Command(resume="yes")], ids=["input", "go-on", "resume"])
 def test_another_subject_on_the_thread(kind: str, go: Any, given: Any) -> None:
     """`subject_mismatch`, before any node runs; the owner goes on as before."""
@@ -311,9 +269,8 @@ def test_another_subject_on_the_thread(kind: str, go: Any, given: Any) -> None:
     assert ran == [PAID]
 
 
-def test_another_tenant_on_the_thread() -> None:
+def test_another_tenant_on_the_thread(ran: Any) -> None:
     """Another tenant's thread of the same name is another thread: what waits in the state is no plan of its own."""
-    ran: list[Any] = []
     ledger, saver = MemoryLedger(), InMemorySaver()
     ours = authz_with(StaticPDP(True), ledger=ledger)
     policy = StaticPDP(lambda r: r.context.plan is None or r.context.plan.planned)

@@ -6,16 +6,11 @@ whose it is: there every token that can be read at all is served.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import json
-import time
-from typing import Any
 
 import httpx
 import jwt
-import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -28,13 +23,12 @@ from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import TYP, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
 from ..unit_tests.tokens import BANK, a_request, b64, forged
+from ._kit import *
 
 KEY, STRANGER = SigningKey.generate(), SigningKey.generate()
 ISSUER = LocalIssuer(KEY)

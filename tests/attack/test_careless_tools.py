@@ -6,34 +6,21 @@ the token ends up in every one of the places.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import pickle
 import traceback
-from dataclasses import dataclass, field
-from typing import Annotated, Any
 
-import pytest
-from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store, get_stream_writer
 from langgraph.func import task
 from langgraph.graph.message import push_message
-from langgraph.prebuilt import InjectedStore, ToolRuntime
+from langgraph.prebuilt import InjectedStore
 from langgraph.runtime import Runtime
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, Send
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import agent_graph, call, hand_written, human, replying
+from ._kit import *
 
 BANK = "https://bank.example"
 STATIC = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9." + "c2lnbmF0dXJl" * 7
-THREAD = {"configurable": {"thread_id": "t"}}
 
 
 @dataclass(frozen=True)
@@ -411,8 +398,7 @@ def test_what_can_not_be_searched_reaches_no_checkpoint(capsys: Any, caplog: Any
         pdp=StaticPDP(True), profiles={"careless": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
     )
     graph = authz.protect(agent_graph(replying([call("careless", {}, "c1")]), [careless], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="Pay"):
-        messages = graph.invoke(human(), THREAD)["messages"]
+    messages = told(authz, graph, human(), THREAD, task="Pay")["messages"]
     artifacts = [m.artifact for m in messages if isinstance(m, ToolMessage)]
     assert artifacts == [{"stream": "[not searched for credentials]", "n": 1}]
     assert "output of careless could not be searched for its credential, and is withheld" in caplog.text

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import BaseTool, tool
-
-from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.report.trace import ToolCall, User, read_trace, replay_trace
-from langchain_runtime_authz.testing import ScriptedChatModel
+
+from ._kit import *
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROFILES = EXAMPLES / "coding_agent.yaml"

@@ -2,79 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import pytest
 from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, ToolRetryMiddleware
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, RetryPolicy, interrupt
 
-from langchain_runtime_authz import ToolProfile
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing import StaticPDP
-from tests.ids import shown
-
-from ._graphs import (
-    ASK,
-    PAID,
-    PAY,
-    PROFILES,
-    READ,
-    agent_graph,
-    answer_to,
-    asking,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    read_tool,
-    reasons,
-    replying,
-    write_call,
-    writing_tool,
-)
-
-THREAD = {"configurable": {"thread_id": "t"}}
-BUILDERS: dict[str, Callable[..., Any]] = {"hand": hand_written, "agent": agent_graph}
+from ._kit import *
 
 
-def run_sync(graph: Any, given: Any, config: Any = None) -> Any:
-    return graph.invoke(given, config)
-
-
-def run_async(graph: Any, given: Any, config: Any = None) -> Any:
-    return asyncio.run(graph.ainvoke(given, config))
-
-
-ways = pytest.mark.parametrize("go", [run_sync, run_async], ids=["sync", "async"])
-builders = pytest.mark.parametrize("kind", ["hand", "agent"])
-
-
-@builders
-@ways
-def test_siblings_of_a_denied_call_run_exactly_once(kind: str, go: Any) -> None:
+def test_siblings_of_a_denied_call_run_exactly_once(kind: str, go: Any, ran: Any) -> None:
     """Of five calls one is denied: the four others run once, all five are answered in order."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     calls = [write_call("1"), READ, PAY, write_call("2"), write_call("3")]
     graph = authz.protect(BUILDERS[kind](replying(calls), [pay_tool(ran), read_tool(ran), writing_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert sorted(ran) == [("read", "a"), ("write", "1"), ("write", "2"), ("write", "3")]
     assert_went_on(state)
     statuses = {m.tool_call_id: m.status for m in state["messages"] if isinstance(m, ToolMessage)}
@@ -100,14 +40,11 @@ class Halting:
         return self.open or self.seen not in self.times
 
 
-@builders
-@ways
-def test_halted_run_resumes(kind: str, go: Any) -> None:
+def test_halted_run_resumes(kind: str, go: Any, ran: Any) -> None:
     """`node/enter` denied halts before the tool node; permitted later, the same plan goes on and runs once."""
     halting = Halting("tools")
     pdp = StaticPDP(halting)
     authz = authz_with(pdp)
-    ran: list[Any] = []
     graph = authz.protect(
         BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()),
     )
@@ -122,15 +59,13 @@ def test_halted_run_resumes(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any) -> None:
+def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any, ran: Any) -> None:
     """One of two tool tasks halts while the other pays: after the resume the payment was made once."""
     halting = Halting("tools", times=(2,))
     # A revision that changes keeps no permit, so that each task is asked about.
     revisions = iter(range(1000))
     pdp = type("Changing", (StaticPDP,), {"revision": property(lambda _: str(next(revisions)))})(halting)
     authz = authz_with(pdp)
-    ran: list[Any] = []
 
     @tool("write")
     def slow(text: str) -> str:
@@ -151,12 +86,10 @@ def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_halt_is_neither_retried_nor_handled(go: Any) -> None:
+def test_halt_is_neither_retried_nor_handled(go: Any, ran: Any) -> None:
     """RetryPolicy and an error handler do not see a halt; the PDP is asked once."""
     halting = Halting("tools", times=tuple(range(100)))
     authz = authz_with(StaticPDP(halting))
-    ran: list[Any] = []
     graph = authz.protect(
         hand_written(
             replying([PAY]),
@@ -180,17 +113,14 @@ def _handler(error: Exception) -> str:
 
 @pytest.mark.parametrize("handled", [True, False, "text", _handler, ValueError, (ValueError, Exception)])
 @pytest.mark.parametrize("retried", [True, False])
-@ways
-def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retried: bool, go: Any) -> None:
+def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retried: bool, go: Any, ran: Any) -> None:
     """Whatever a ToolNode does with errors and a node with failures, a denied call is denied once."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True) if retried else None
     node = ToolNode([pay_tool(ran), writing_tool(ran)], handle_tool_errors=handled)
     graph = authz.protect(hand_written(replying([PAY, write_call("1")]), node, retry_policy=policy))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("write", "1")]
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert "not permitted" in answer_to(state["messages"], "call-pay").content
@@ -218,17 +148,14 @@ def _erring() -> AgentMiddleware:
     [lambda: [_retrying()], lambda: [_erring()], lambda: [_retrying(), _erring()], lambda: [_erring(), _retrying()]],
     ids=["retry", "error", "retry+error", "error+retry"],
 )
-@ways
-def test_retry_and_error_middleware_change_nothing(make: Any, go: Any) -> None:
+def test_retry_and_error_middleware_change_nothing(make: Any, go: Any, ran: Any) -> None:
     """ToolRetryMiddleware and ToolErrorMiddleware, in any order: denied once, never run."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     graph = authz.protect(
         agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()),
     )
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("write", "1")]
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert len(calls_of(pdp, "pay")) == 1
@@ -246,26 +173,20 @@ def _failing(ran: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("idempotent", [False, True])
-@ways
-def test_failed_side_effect_is_repeated_only_where_the_profile_says_so(idempotent: bool, go: Any) -> None:
+def test_failed_side_effect_is_repeated_only_where_the_profile_says_so(idempotent: bool, go: Any, pdp: Any, ran: Any):
     """ToolRetryMiddleware repeats a failed idempotent call; any other fails once, outcome unknown."""
     profiles = {"write": ToolProfile(effect="write", sink="internal", idempotent=idempotent)}
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=profiles)
-    ran: list[Any] = []
     graph = authz.protect(agent_graph(replying([write_call("1")]), [_failing(ran)], middleware=[_retrying()]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert len(ran) == (4 if idempotent else 1)
     assert answer_to(state["messages"], "call-1").status == "error"
     assert_went_on(state)
 
 
-@ways
-def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any) -> None:
+def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any, ran: Any) -> None:
     """A node that is retried after a tool's failure does not run the side effects again, none of them."""
     authz = authz_with(StaticPDP(True), profiles={**PROFILES, "pay": ToolProfile(effect="pay")})
-    ran: list[Any] = []
 
     @tool
     def pay(to: str) -> str:
@@ -277,18 +198,15 @@ def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any) -> None:
     node = ToolNode([pay, writing_tool(ran)], handle_tool_errors=False)
     plan = [write_call("1"), call("pay", {"to": "bob"}, "call-pay")]
     graph = authz.protect(hand_written(replying(plan), node, retry_policy=policy))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert sorted(ran, key=str) == [("write", "1"), "bob"]
     assert answer_to(state["messages"], "call-1").content == "wrote 1"
     assert "outcome is unknown" in answer_to(state["messages"], "call-pay").content
     assert_went_on(state)
 
 
-@ways
-def test_unenforced_retry_policy_repeats_the_sibling(go: Any) -> None:
+def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
     """Without us the sibling of a failing call runs again with every retry of the node."""
-    ran: list[Any] = []
     policy = RetryPolicy(max_attempts=3, initial_interval=0.001, retry_on=lambda _: True)
     node = ToolNode([_failing(ran), pay_tool(ran)], handle_tool_errors=False)
     with pytest.raises(ConnectionError):
@@ -328,12 +246,10 @@ def _ask_some(request: Any) -> object:
     return True
 
 
-@builders
 @pytest.mark.parametrize("restart", [False, True])
-def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, saver: Any) -> None:
+def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, saver: Any, ran: Any) -> None:
     """One interrupt lists the asked calls; a plain resume, also after a restart, runs each approved one once."""
     ledger = MemoryLedger()
-    ran: list[Any] = []
 
     def start() -> tuple[Any, Any]:
         authz = authz_with(StaticPDP(_ask_some), ledger=ledger)
@@ -341,8 +257,7 @@ def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, sa
         return authz, authz.protect(graph)
 
     authz, graph = start()
-    with authz.run(subject="alice", task="x"):
-        paused = graph.invoke(human(), THREAD)
+    paused = told(authz, graph, human(), THREAD, task="x")
     (asked,) = paused["__interrupt__"]
     assert [a["args"]["text"] for a in asked.value["action_requests"]] == ["1", "3", "5"]
     assert [a["tool_call_id"] for a in asked.value["action_requests"]] == ["call-1", "call-3", "call-5"]
@@ -352,8 +267,7 @@ def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, sa
     if restart:
         authz, graph = start()
     decisions = [{"type": "approve"}, {"type": "reject", "message": "not this"}, {"type": "approve"}]
-    with authz.run(subject="alice", task="x"):
-        state = graph.invoke(Command(resume={"decisions": decisions}), THREAD)
+    state = told(authz, graph, Command(resume={"decisions": decisions}), THREAD, task="x")
     assert sorted(ran) == [("write", i) for i in ("1", "2", "4", "5")]
     assert_went_on(state)
     refused = answer_to(state["messages"], "call-3")
@@ -361,15 +275,12 @@ def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, sa
     assert "not this" in refused.content
     assert reasons(authz, "write")[-1] == "approval_rejected"
     # Once answered, once spent: going on over the finished thread repeats nothing.
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(None, THREAD)
+    told(authz, graph, None, THREAD, task="x")
     assert len(ran) == 4
 
 
-@builders
-def test_three_asked_of_five_calls_async(kind: str) -> None:
+def test_three_asked_of_five_calls_async(kind: str, ran: Any) -> None:
     """The same on the asynchronous road, in one event loop."""
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(_ask_some))
     graph = authz.protect(BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=InMemorySaver()))
 
@@ -384,11 +295,8 @@ def test_three_asked_of_five_calls_async(kind: str) -> None:
     assert sorted(ran) == [("write", i) for i in ("1", "2", "4", "5")]
 
 
-@builders
-@ways
-def test_resume_by_interrupt_id(kind: str, go: Any) -> None:
+def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
     """A map from the interrupt's id works like the plain value."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -399,10 +307,8 @@ def test_resume_by_interrupt_id(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@builders
-def test_unenforced_twin_asks_nobody(kind: str) -> None:
+def test_unenforced_twin_asks_nobody(kind: str, ran: Any) -> None:
     """Without us all five calls run, the rejected one among them."""
-    ran: list[Any] = []
     BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=InMemorySaver()).invoke(human(), THREAD)
     assert len(ran) == 5
 
@@ -430,11 +336,9 @@ MALFORMED = [
 ]
 
 
-@builders
 @pytest.mark.parametrize("value", MALFORMED, ids=shown)
-def test_malformed_resume_denies(kind: str, value: Any) -> None:
+def test_malformed_resume_denies(kind: str, value: Any, ran: Any) -> None:
     """Any resume value that is no list of decisions for the questions denies all of them; the run goes on."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [writing_tool(ran)], checkpointer=InMemorySaver()))
@@ -446,10 +350,8 @@ def test_malformed_resume_denies(kind: str, value: Any) -> None:
     assert_went_on(state)
 
 
-@builders
-def test_empty_resume_map_answers_nothing(kind: str) -> None:
+def test_empty_resume_map_answers_nothing(kind: str, ran: Any) -> None:
     """`Command(resume={})` answers no question: nothing runs."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     graph = authz.protect(
         BUILDERS[kind](replying([write_call("1")]), [writing_tool(ran)], checkpointer=InMemorySaver()),
@@ -460,15 +362,11 @@ def test_empty_resume_map_answers_nothing(kind: str) -> None:
     assert ran == []
 
 
-@builders
-@ways
-def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any) -> None:
+def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any, ran: Any) -> None:
     """Nobody can be asked without a checkpointer: `approval_unavailable`, and the run goes on."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = authz.protect(BUILDERS[kind](replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("read", "a")]
     assert reasons(authz, "pay")[-1] == "approval_unavailable"
     assert_went_on(state)
@@ -489,11 +387,8 @@ def _choosing(ran: list[Any]) -> Any:
     return write
 
 
-@builders
-@ways
-def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any) -> None:
+def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, ran: Any) -> None:
     """After the gate's question the tool's own `interrupt()` receives its answer, not the gate's."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     graph = authz.protect(
         BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
@@ -509,29 +404,22 @@ def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_tool_that_asks_itself_across_runs(kind: str, go: Any) -> None:
+def test_tool_that_asks_itself_across_runs(kind: str, go: Any, ran: Any) -> None:
     """The same, where every resume is a run of its own (a new request of a web client)."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     graph = authz.protect(
         BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
     )
     for given in (human(), Command(resume={"decisions": [{"type": "approve"}]}), Command(resume="blue")):
-        with authz.run(subject="alice"):
-            state = go(graph, given, THREAD)
+        state = told(authz, graph, given, THREAD, go=go)
     assert ran == [("1", "blue")]
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any) -> None:
+def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> None:
     """The gate repeats the question that it asked first, so the tool still receives its own answer."""
     asks = [True]
     pdp = StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True)
-    ran: list[Any] = []
     authz = authz_with(pdp)
     graph = authz.protect(
         BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
@@ -546,8 +434,7 @@ def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_policy_that_asks_about_another_call_on_re_entry(go: Any) -> None:
+def test_policy_that_asks_about_another_call_on_re_entry(go: Any, ran: Any) -> None:
     """The task that asked repeats its question although by now another call of the message is asked about."""
     asked_about = ["1"]
 
@@ -556,7 +443,6 @@ def test_policy_that_asks_about_another_call_on_re_entry(go: Any) -> None:
             return True
         return True if request.context.approval is not None else ASK
 
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(answer))
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()),
@@ -582,11 +468,8 @@ def _answered_in_turn(graph: Any, go: Any, state: Any, *, by_id: bool) -> tuple[
     return state, surfaced
 
 
-@builders
-@ways
-def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any) -> None:
+def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any, ran: Any) -> None:
     """Two calls asked about, both with a question of their own: each gets its own answers, each runs once."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
@@ -600,16 +483,14 @@ def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("effect", ["write", "read"])
-def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool, asked: bool, effect: Any) -> None:
+def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool, asked: bool, effect: Any, ran: Any):
     """Tools of one message in one task, with none, one and two questions: no answer goes to another tool.
 
     LangGraph numbers a task's answers; a call that is not repeated takes its own along all the same.
     """
-    ran: list[Any] = []
 
     @tool("write")
     def write(text: str) -> str:
@@ -644,10 +525,8 @@ def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool,
     assert_went_on(state)
 
 
-@builders
-def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str) -> None:
+def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str, ran: Any) -> None:
     """Where policy still asks after the approval, the call is denied `approval_void`, not asked in circles."""
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(lambda r: ASK if r.action.name == "tools/call" else True))
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -682,9 +561,8 @@ def _nested(kind: str, ran: list[Any], checkpointer: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["subgraph", "agent_in_node", "agent_as_tool"])
 @pytest.mark.parametrize("decision", ["approve", "reject"])
-def test_asking_below_the_root(kind: str, decision: str) -> None:
+def test_asking_below_the_root(kind: str, decision: str, ran: Any) -> None:
     """A question from a subgraph, a nested agent or an agent in a tool is answered by a plain resume."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = authz.protect(_nested(kind, ran, InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -695,16 +573,13 @@ def test_asking_below_the_root(kind: str, decision: str) -> None:
     assert_went_on(state)
 
 
-@builders
-def test_other_subject_can_not_answer(kind: str) -> None:
+def test_other_subject_can_not_answer(kind: str, ran: Any) -> None:
     """A thread keeps its first subject: another's resume is refused before anything runs."""
     from langchain_runtime_authz import AuthzDenied
 
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human(), THREAD)
+    told(authz, graph, human(), THREAD, task="x")
     with authz.run(subject="mallory"), pytest.raises(AuthzDenied) as denied:
         graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
     assert denied.value.code == "subject_mismatch"
@@ -729,20 +604,15 @@ def _calling_node(pay: Any, times: int, loops: int) -> Any:
 
 
 @pytest.mark.parametrize(("times", "loops"), [(1, 3), (3, 1), (2, 2)])
-def test_equal_calls_of_code_are_different_calls(times: int, loops: int) -> None:
+def test_equal_calls_of_code_are_different_calls(times: int, loops: int, ran: Any, authz: Any) -> None:
     """A node function that pays the same sum again means it: no call is taken for a replay of another."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     graph = authz.protect(_calling_node(authz.guard(pay_tool(ran)), times, loops))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human())
+    told(authz, graph, human(), task="x")
     assert len(ran) == times * loops
 
 
-def test_reused_call_ids_on_later_messages_are_different_calls() -> None:
+def test_reused_call_ids_on_later_messages_are_different_calls(ran: Any, authz: Any) -> None:
     """A provider that counts its call ids from one again with each message pays each time it says so."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     tools = authz.guard([pay_tool(ran)])
     turns = [[PAY], [PAY], [PAY]]
 
@@ -750,8 +620,7 @@ def test_reused_call_ids_on_later_messages_are_different_calls() -> None:
         return {"messages": [tools[0].invoke(c) for c in state["messages"][-1].tool_calls]}
 
     graph = authz.protect(hand_written(replying(*turns), ToolNode([pay_tool(ran)])))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human())
+    told(authz, graph, human(), task="x")
     assert len(ran) == 3
     ran.clear()
     model = replying(*turns)
@@ -767,11 +636,8 @@ def test_reused_call_ids_on_later_messages_are_different_calls() -> None:
     assert len(ran) == 3
 
 
-@ways
-def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any) -> None:
+def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran: Any, authz: Any) -> None:
     """RetryPolicy executes a node function again: what it had done comes back as recorded."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     pay = authz.guard(pay_tool(ran))
     attempts: list[int] = []
 
@@ -787,8 +653,7 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any) -> 
     builder.add_node("step", step, retry_policy=policy)
     builder.add_edge(START, "step")
     graph = authz.protect(builder.compile())
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert len(attempts) == 3
     assert len(ran) == 2
     assert state["messages"][-1].content == "paid paid"
@@ -799,10 +664,8 @@ def test_profiles_cover_the_tools_of_these_tests() -> None:
     assert set(PROFILES) == {"pay", "read", "write", "ask_agent"}
 
 
-@builders
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
-def test_second_question_of_a_task(kind: str, go: Any, by_id: bool) -> None:
+def test_second_question_of_a_task(kind: str, go: Any, by_id: bool, ran: Any) -> None:
     """Policy asks about one call, later about another too: each question is answered, plainly or by its id."""
     asked_about = ["1"]
 
@@ -811,7 +674,6 @@ def test_second_question_of_a_task(kind: str, go: Any, by_id: bool) -> None:
             return True
         return True if request.context.approval is not None else ASK
 
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(answer))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [writing_tool(ran)], checkpointer=InMemorySaver()))
@@ -830,9 +692,8 @@ def test_second_question_of_a_task(kind: str, go: Any, by_id: bool) -> None:
     assert_went_on(state)
 
 
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
-def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) -> None:
+def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ran: Any) -> None:
     """One task per call: the task that is newly asked about does not take the answer meant for its sibling."""
     asked_about = ["2"]
 
@@ -841,7 +702,6 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) ->
             return True
         return True if request.context.approval is not None else ASK
 
-    ran: list[Any] = []
     pdp = StaticPDP(answer)
     authz = authz_with(pdp)
     graph = authz.protect(
@@ -864,10 +724,8 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) ->
     assert {r.context.call.args["text"] for r in approvals if r.context.call} <= ({"2"} if by_id else set())
 
 
-@ways
-def test_question_does_not_take_a_tools_answer(go: Any) -> None:
+def test_question_does_not_take_a_tools_answer(go: Any, ran: Any) -> None:
     """An answer by id to a tool's own question leaves the gate's other question open, and is not its denial."""
-    ran: list[Any] = []
 
     def answer(request: Any) -> object:
         if request.action.name != "tools/call" or request.context.call.args["text"] != "2":
@@ -892,9 +750,8 @@ def test_question_does_not_take_a_tools_answer(go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
-def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool) -> None:
+def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool, ran: Any) -> None:
     """A call that policy asks about only after a sibling tool has asked for itself is denied, in the same task.
 
     LangGraph numbers a task's questions: a new one of the gate would come before the tool's, and take its answer.
@@ -906,7 +763,6 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool) -> None:
             return True
         return True if request.context.approval is not None else ASK
 
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(answer))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(hand_written(replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))

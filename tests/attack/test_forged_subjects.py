@@ -5,24 +5,17 @@ Each twin reads the identity from where the client wrote it, as examples on the 
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import httpx
-import pytest
-from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.errors import AuthzError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, claimed_identities, platform_user
-from langchain_runtime_authz.testing import StaticPDP
 from tests.unit_tests.test_oidc import API, APP, KEY, NOW, Provider, id_token, token
 
-from ._graphs import PAID, PAY, agent_graph, authz_with, calls_of, human, pay_tool, replying
+from ._kit import *
 
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+go = params(["sync", "async"])
 
 
 class ServerUser:
@@ -89,7 +82,6 @@ FORGED: dict[str, dict[str, Any]] = {
 }
 
 
-@ways
 @pytest.mark.parametrize("name", FORGED)
 @pytest.mark.parametrize("subject_from", [None, platform_user], ids=["none", "platform"])
 def test_a_forged_identity_is_ignored_and_on_record(name: str, go: str, subject_from: Any) -> None:
@@ -109,7 +101,6 @@ def test_the_twin_believes_the_client() -> None:
     assert w.ran == [PAID]
 
 
-@ways
 def test_the_platforms_own_user(go: str) -> None:
     """The server's object is the user; what stands beside it under the same name says nothing more."""
     w = World(platform_user)
@@ -174,7 +165,6 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("langchain_runtime_authz.identity.oidc.time.time", lambda: NOW)
 
 
-@ways
 def test_a_bearer_token_is_who_calls(go: str) -> None:
     """While its request is under way, and not after it; the token is in no config and no checkpoint."""
     caller = bearer()

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.errors import AuthzError, Code
-from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.claim import claim_call
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, StaticPDP
-from tests.attack._graphs import call, human, says
+from langchain_runtime_authz.testing import FrozenClock
+
+from ._kit import *
 
 BANK = "https://bank.example"
 PROFILES = {

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
 
-import pytest
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
-from langgraph.prebuilt import ToolNode
 from langgraph.stream import StreamTransformer
-from langgraph.types import Command, interrupt
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import ScriptedChatModel
+from ._kit import *
 
-from ._graphs import call, says
-
-THREAD = {"configurable": {"thread_id": "t"}}
 EVIL = "DE21500105179625862911"
 OURS = "GB33BUKB20201555555555"
 TASK = "Pay the December bill, 45 euros"
@@ -389,11 +369,9 @@ def test_a_history_that_is_sent_again_without_its_ids_makes_nobody_its_author(fo
     builder.add_edge(START, "n")
     authz = RuntimeAuthz(profiles=PROFILES)
     graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g"))
-    with authz.run(subject="alice"):
-        shown = graph.invoke({"messages": [("user", TASK)]}, THREAD)["messages"]
+    shown = told(authz, graph, {"messages": [("user", TASK)]}, THREAD)["messages"]
     assert [m.text for m in shown] == [TASK, MAIL]
-    with authz.run(subject="alice"):
-        graph.invoke({"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
+    told(authz, graph, {"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
     task = authz.ledger.load(authz.root_entry.scope("g", "t"), Query(log=True))
     assert [t.text for t in task.log if t.own] == [TASK, "Go on"]
     assert EVIL not in task.task.text

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from langchain_runtime_authz import AuthzDenied
-
 from . import matrix
+from ._kit import *
 from .matrix import EVERYTHING, PROTECT, header, in_readme, naming, played, report_of, row
 from .routes import MODES, ROUTES, Kit, Route, play
 

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
-from collections.abc import Callable
 from contextlib import aclosing
-from typing import Annotated, Any
 
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command
 
-from langchain_runtime_authz.authz import TaskSources
-from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.langgraph.checkpoints import said_more
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
-from tests.attack._graphs import PAID, authz_with, call, human, ledger_down, pay_tool, read_tool, says
 from tests.attack.corrections import beside
 
-THREAD = {"configurable": {"thread_id": "t"}}
+from ._kit import *
 
 
 def obedient() -> ScriptedChatModel:
@@ -123,11 +105,10 @@ def aupdate(house: House, writer: Any) -> None:
 
 
 ACTS = pytest.mark.parametrize("act", [append, edit_human, edit_plan, aupdate], ids=lambda a: a.__name__)
-WRITERS = pytest.mark.parametrize("by", ["protected", "raw"])
+by = params(["protected", "raw"])
 
 
 @ACTS
-@WRITERS
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_the_old_plan_does_not_run(act: Any, by: str, how: str) -> None:
     """A plan that waited is void after the edit, whoever's process made it, and one epoch has passed."""
@@ -225,7 +206,6 @@ def noop_none(house: House, writer: Any) -> None:
 
 
 @pytest.mark.parametrize("act", [noop_same, noop_none], ids=lambda a: a.__name__)
-@WRITERS
 def test_an_edit_that_says_the_same_is_no_correction(act: Any, by: str) -> None:
     """The plan that waited still runs."""
     house = House()
@@ -296,7 +276,6 @@ def test_a_crash_is_no_correction() -> None:
     house.go(None)
     assert house.epoch == 1
     assert house.ran == [PAID]
-
 
 
 class Notes(MessagesState):
@@ -406,8 +385,7 @@ def test_an_edited_memory_voids_the_plan(how: str) -> None:
 
     def go(given: Any) -> None:
         if how == "sync":
-            with authz.run(subject="alice"):
-                graph.invoke(given, THREAD)
+            told(authz, graph, given, THREAD)
             return
 
         async def ago() -> None:
@@ -442,16 +420,14 @@ def test_unenforced_an_edited_memory_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str) -> None:
+def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str, authz: Any) -> None:
     """LangGraph's way into a paused subgraph works as ever, and what waits there is void."""
     house = House(protected=False)
-    authz = authz_with(StaticPDP(True))
     builder = StateGraph(MessagesState)
     builder.add_node("below", house.build(name="below", checkpointer=None))
     builder.add_edge(START, "below")
     graph = authz.protect(builder.compile(checkpointer=house.saver, name="above"))
-    with authz.run(subject="alice"):
-        graph.invoke(human(), THREAD)
+    told(authz, graph, human(), THREAD)
     (task,) = graph.get_state(THREAD, subgraphs=True).tasks
     first = task.state.values["messages"][0]
     edit = {"messages": [HumanMessage("STOP, pay nobody", id=first.id)]}
@@ -459,8 +435,7 @@ def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str) -> None
         graph.update_state(task.state.config, edit, as_node="agent")
     else:
         asyncio.run(graph.aupdate_state(task.state.config, edit, as_node="agent"))
-    with authz.run(subject="alice"):
-        graph.invoke(None, THREAD)
+    told(authz, graph, None, THREAD)
     assert house.ran == []
     assert authz.ledger.load(authz.root_entry.scope("above", "t"), Query()).epoch == 2
 
@@ -509,7 +484,6 @@ DROPS = pytest.mark.parametrize("drop", [to_the_end, in_the_tools_name, end_in_a
 
 
 @DROPS
-@WRITERS
 def test_a_plan_that_somebody_drops_is_void(drop: Any, by: str) -> None:
     """To drop what waits is a removal from outside: one epoch has passed, and nothing of the plan runs."""
     house = House()
@@ -538,7 +512,6 @@ def test_unenforced_a_plan_that_is_dropped_while_it_is_made_is_carried_out() -> 
     assert house.ran == [PAID]
 
 
-@WRITERS
 def test_an_update_without_a_word_drops_nothing(by: str) -> None:
     """What waited still does, and runs."""
     house = House()
@@ -610,7 +583,6 @@ RESULTS = pytest.mark.parametrize(
 
 
 @RESULTS
-@WRITERS
 def test_an_edit_of_what_a_tool_brought_voids_the_plan(bill: Any, edit: dict[str, Any], by: str) -> None:
     """Its status a model reads, its artifact the code does that comes after; its text is as it was."""
     house = Reading(bill)
@@ -632,7 +604,6 @@ def test_unenforced_an_edit_of_what_a_tool_brought_stops_nothing(bill: Any, edit
 
 
 @pytest.mark.parametrize("bill", [{"to": "bob", "rows": [1, (2.0, None)]}, Found("bob", {"a", "b", "c"}), b"bob"])
-@WRITERS
 def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
     """As it came out of the checkpointer, under another name: the plan that waited still runs."""
     house = Reading(bill)
@@ -833,7 +804,6 @@ def to_the_same(messages: list[Any]) -> HumanMessage:
 
 
 @pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
-@WRITERS
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_waits_below_is_void_once_it_was_edited(change: Any, by: str, how: str) -> None:
     """The root's checkpoint stays as it was; the child's is held against what its run left. One epoch, once."""
@@ -859,7 +829,6 @@ def test_unenforced_what_waits_below_is_carried_out(change: Any) -> None:
     assert [x for x in house.ran if x[0] in ("bob", "eve")]
 
 
-@WRITERS
 def test_an_edit_below_that_says_the_same_is_no_correction(by: str) -> None:
     """The plan that waited still runs."""
     house = Nested()

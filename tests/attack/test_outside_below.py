@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
 import operator
 import sqlite3
-from pathlib import Path
-from typing import Annotated, Any, TypedDict
 
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-
-from langchain_runtime_authz import ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import root_entry
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing import StaticPDP
-from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, ledger_down, read_tool, says
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
+
+from ._kit import *
 
 OWN = {"configurable": {"thread_id": "own"}}
 # Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own. With
@@ -295,7 +278,7 @@ class Inner(Outer):
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
+def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str, authz: Any) -> None:
     """Of a graph whose channels are its own: the next epoch is open at once, and the next run goes through."""
     child = StateGraph(Inner, output_schema=Outer)
     child.add_node("think", lambda _: {"subject": "cats"})
@@ -304,7 +287,6 @@ def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
     child.add_edge("think", "tell")
     graph = StateGraph(Outer).add_node("child", child.compile(interrupt_before=["tell"])).add_edge(START, "child")
     graph = graph.compile(checkpointer=InMemorySaver())
-    authz = authz_with(StaticPDP(True))
     authz.protect(graph)
 
     async def ago() -> None:
@@ -318,8 +300,7 @@ def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
     if how == "async":
         asyncio.run(ago())
     else:
-        with authz.run(subject="alice"):
-            graph.invoke({"told": []}, THREAD)
+        told(authz, graph, {"told": []}, THREAD)
         (task,) = graph.get_state(THREAD).tasks
         graph.update_state(task.state, {"subject": "turtles"})
         with authz.run(subject="alice"):

@@ -2,87 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
-import threading
-import time
-from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Annotated, Any, TypedDict
 
 import jwt
-import pytest
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool, tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import InvalidUpdateError
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import add_messages
-from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
-from langgraph.types import Command, interrupt
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from langchain_runtime_authz import (
-    AuthzDenied,
-    AuthzToolNode,
-    Grant,
-    RuntimeAuthz,
-    ToolProfile,
-    current_call,
-    profile,
-    telemetry,
-)
+from langchain_runtime_authz import profile, telemetry
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.token import Task, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import (
-    PAID,
-    PAY,
-    agent_graph,
-    answer_to,
-    asking,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    reasons,
-    replying,
-    write_call,
-    writing_tool,
-)
+from ._kit import *
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile:UserWarning")
-THREAD = {"configurable": {"thread_id": "t"}}
 DENIED = "denied by policy"
 Ran = list[Any]
-
-
-def sync(graph: Any, given: Any, config: Any = None) -> Any:
-    return graph.invoke(given, config)
-
-
-def in_loop(graph: Any, given: Any, config: Any = None) -> Any:
-    return asyncio.run(graph.ainvoke(given, config))
-
-
-ways = pytest.mark.parametrize("go", [sync, in_loop])
 
 
 def denying(name: str) -> tuple[RuntimeAuthz, StaticPDP]:
@@ -94,8 +37,7 @@ def enforced(
     graph: Any, authz: RuntimeAuthz, given: Any = None, go: Callable[..., Any] = sync, config: Any = None
 ) -> Any:
     """The final state of one run under `authz`."""
-    with authz.run(subject="alice", task="x"):
-        return go(authz.protect(graph), human() if given is None else given, config)
+    return told(authz, authz.protect(graph), human() if given is None else given, config, go=go, task="x")
 
 
 def no_pay(request: Any, handler: Any) -> Any:
@@ -114,24 +56,21 @@ def _opa_evaluator(document: Any) -> bool:
     return result if isinstance(result, bool) else result is not None
 
 
-@ways
 @pytest.mark.parametrize(
     "document",
     [{"allow": False}, {"allow": True}, {"result": {"allow": False}}, {"result": True}, {"decision": {"allow": False}}],
     ids=ascii,
 )
-def test_object_result_is_no_permit(document: dict[str, Any], go: Any) -> None:
+def test_object_result_is_no_permit(document: dict[str, Any], go: Any, ran: Any) -> None:
     """Microsoft AGT 5.0.0, `OPAEvaluator`: a result that is an object, `{"allow": false}`, is read as allow."""
     assert _opa_evaluator({"result": document})
-    ran: Ran = []
     authz = authz_with(StaticPDP(lambda r: document if r.action.name == "tools/call" else True))
     enforced(hand_written(replying([PAY]), [pay_tool(ran)]), authz, go=go)
     assert ran == []
     assert reasons(authz, "pay") == ["pdp_malformed"]
 
 
-@ways
-def test_pdp_outage_denies(go: Any) -> None:
+def test_pdp_outage_denies(go: Any, ran: Any) -> None:
     """Microsoft AGT 5.0.0: what its hook raises in an async run is logged, and the tool runs."""
 
     async def hooked(request: Any, handler: Any) -> Any:
@@ -140,7 +79,6 @@ def test_pdp_outage_denies(go: Any) -> None:
         except ConnectionError:
             return await handler(request)
 
-    ran: Ran = []
     in_loop(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], awrap_tool_call=hooked)), human())
     assert ran == [PAID]
 
@@ -156,12 +94,11 @@ def test_pdp_outage_denies(go: Any) -> None:
     assert_went_on(state)
 
 
-def test_engine_needs_no_binary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_needs_no_binary(monkeypatch: pytest.MonkeyPatch, ran: Any) -> None:
     """Microsoft AGT 5.0.0 as installed from PyPI: it shells out to `opa`, which is not there, and denies all."""
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError):
         subprocess.run(["opa", "eval", "true"], check=False)
-    ran: Ran = []
     authz = RuntimeAuthz(profiles={"write": ToolProfile(effect="write", sink="none")})
     enforced(hand_written(replying([write_call("a")]), [writing_tool(ran)]), authz)
     assert ran == [("write", "a")]
@@ -181,8 +118,7 @@ class _CachingPep:
         return ToolMessage(DENIED, tool_call_id=request.tool_call["id"], status="error")
 
 
-@ways
-def test_changed_policy_counts_at_once(go: Any) -> None:
+def test_changed_policy_counts_at_once(go: Any, ran: Any) -> None:
     """Apparitor's decision cache: an allow outlives the policy that gave it."""
     again = [PAY], [{**PAY, "id": "call-again"}]
     allowed = [True]
@@ -199,7 +135,6 @@ def test_changed_policy_counts_at_once(go: Any) -> None:
     def graph(tools: Any) -> Any:
         return hand_written(replying(again[0], [call("drop", {}, "call-drop")], again[1]), tools)
 
-    ran: Ran = []
     pep = _CachingPep(lambda: allowed[0])
     both = [pay_tool(ran), drop("dropped")]
     wrapped = ToolNode(both, wrap_tool_call=lambda r, h: h(r) if r.tool_call["name"] == "drop" else pep(r, h))
@@ -217,9 +152,8 @@ def test_changed_policy_counts_at_once(go: Any) -> None:
 # --- hooks that are not called ----------------------------------------------------------------------
 
 
-def test_async_runs_are_gated_like_sync_ones() -> None:
+def test_async_runs_are_gated_like_sync_ones(ran: Any) -> None:
     """Microsoft AGT 5.0.0, `LangGraphKernel.wrap_graph`: it patches `func` and not `afunc`, so `ainvoke` is ungated."""
-    ran: Ran = []
 
     async def act(state: MessagesState) -> dict[str, Any]:
         ran.append("acted")
@@ -243,14 +177,13 @@ def test_async_runs_are_gated_like_sync_ones() -> None:
     assert ran == ["acted"]
 
 
-def test_middleware_that_has_no_async_form() -> None:
+def test_middleware_that_has_no_async_form(ran: Any) -> None:
     """Microsoft AGT 5.0.0, `GovernanceMiddleware`: `NotImplementedError` under `ainvoke`."""
 
     class Governance(AgentMiddleware):
         def wrap_tool_call(self, request: Any, handler: Any) -> Any:
             return handler(request)
 
-    ran: Ran = []
     with pytest.raises(NotImplementedError):
         in_loop(agent_graph(replying([PAY]), [pay_tool(ran)], middleware=[Governance()]), human())
     assert ran == []
@@ -258,13 +191,12 @@ def test_middleware_that_has_no_async_form() -> None:
     assert ran == [PAID]
 
 
-def test_wrapper_that_is_only_async() -> None:
+def test_wrapper_that_is_only_async(ran: Any) -> None:
     """Auth0 1.0.1 guards async calls only; a ToolNode given only `awrap_tool_call` skips it in a sync run."""
 
     async def guard(request: Any, handler: Any) -> Any:
         return ToolMessage(DENIED, tool_call_id=request.tool_call["id"], status="error")
 
-    ran: Ran = []
     sync(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], awrap_tool_call=guard)), human())
     assert ran == [PAID]
     for go in (sync, in_loop):
@@ -274,15 +206,13 @@ def test_wrapper_that_is_only_async() -> None:
     assert ran == [PAID]
 
 
-@ways
-def test_refusal_is_not_swallowed(go: Any) -> None:
+def test_refusal_is_not_swallowed(go: Any, ran: Any) -> None:
     """IRIS, `IrisCallbackHandler`: it raises on a deny, LangChain swallows it (`raise_error=False`), the tool runs."""
 
     class Handler(BaseCallbackHandler):
         def on_tool_start(self, *args: Any, **kwargs: Any) -> None:
             raise PermissionError
 
-    ran: Ran = []
     go(hand_written(replying([PAY]), [pay_tool(ran)]), human(), {"callbacks": [Handler()]})
     assert ran == [PAID]
     authz, _ = denying("pay")
@@ -290,7 +220,7 @@ def test_refusal_is_not_swallowed(go: Any) -> None:
     assert ran == [PAID]
 
 
-def test_arguments_with_names_of_the_guards_own() -> None:
+def test_arguments_with_names_of_the_guards_own(ran: Any, pdp: Any) -> None:
     """IRIS 0.2.1, `iris_tool_guard`: its own field comes twice into one call, a `TypeError` on every tool call."""
 
     def log(*, tool: str, user_consent_logged: bool) -> None: ...
@@ -299,7 +229,6 @@ def test_arguments_with_names_of_the_guards_own() -> None:
     with pytest.raises(TypeError):
         log(user_consent_logged=True, **record)
 
-    ran: Ran = []
 
     @tool
     def probe(tool: str, ticket: str, decision_id: str, passage: str, parsed: str, base: str, state: str) -> str:
@@ -308,14 +237,12 @@ def test_arguments_with_names_of_the_guards_own() -> None:
         return "ok"
 
     args = dict.fromkeys(("tool", "ticket", "decision_id", "passage", "parsed", "base", "state"), "x")
-    pdp = StaticPDP(True)
     enforced(hand_written(replying([call("probe", args, "call-probe")]), [probe]), authz_with(pdp))
     assert ran == [("x",) * 7]
     assert calls_of(pdp)[0].context.call.args == args  # type: ignore[union-attr]
 
 
-@ways
-def test_what_a_tool_returns_is_looked_at(go: Any) -> None:
+def test_what_a_tool_returns_is_looked_at(go: Any, ran: Any) -> None:
     """TealTiger: its output scanner is a method `after_tool`, which is no hook of LangChain and is never called."""
 
     class Scanner(AgentMiddleware):
@@ -332,7 +259,6 @@ def test_what_a_tool_returns_is_looked_at(go: Any) -> None:
         return read
 
     plan = [call("read", {"path": "a"}, "call-read")]
-    ran: Ran = []
     state = sync(agent_graph(replying(plan), [leaking(ran)], middleware=[Scanner()]), human())
     assert "DE21" in answer_to(state["messages"], "call-read").content
 
@@ -345,7 +271,6 @@ def test_what_a_tool_returns_is_looked_at(go: Any) -> None:
     assert "bob" in answer_to(state["messages"], "call-read").content
 
 
-@ways
 def test_denial_is_an_error(go: Any) -> None:
     """TealTiger: a denied call is answered with `status="success"`."""
 
@@ -359,12 +284,10 @@ def test_denial_is_an_error(go: Any) -> None:
     assert answer_to(state["messages"], "call-pay").status == "error"
 
 
-@ways
-def test_calls_are_read_where_langgraph_puts_them(go: Any) -> None:
+def test_calls_are_read_where_langgraph_puts_them(go: Any, ran: Any) -> None:
     """langgraph-agentmesh: a node in front of the tools reads `state["tool_calls"]`, which nobody sets."""
     seen: list[Any] = []
     model = replying([PAY])
-    ran: Ran = []
 
     def governance(state: MessagesState) -> dict[str, Any]:
         seen.extend(state.get("tool_calls", []))  # type: ignore[arg-type]
@@ -390,18 +313,15 @@ def test_calls_are_read_where_langgraph_puts_them(go: Any) -> None:
 # --- where the gate stands --------------------------------------------------------------------------
 
 
-@ways
-def test_rebuilt_tool_node(go: Any) -> None:
+def test_rebuilt_tool_node(go: Any, ran: Any) -> None:
     """Tenuo 0.3.3, `TenuoToolNode`, in langgraph-supervisor 0.0.31, which rebuilds a stock ToolNode of its tools."""
-    ran: Ran = []
     wrapped = ToolNode([pay_tool(ran)], wrap_tool_call=no_pay)
     sync(hand_written(replying([PAY]), ToolNode(list(wrapped.tools_by_name.values()))), human())
     assert ran == [PAID]
     authz, _ = denying("pay")
     ours = AuthzToolNode([pay_tool(ran)], authz=authz)
     rebuilt = ToolNode(list(ours.tools_by_name.values()))
-    with authz.run(subject="alice", task="x"):
-        go(hand_written(replying([PAY]), rebuilt), human())
+    told(authz, hand_written(replying([PAY]), rebuilt), human(), go=go, task="x")
     assert ran == [PAID]
 
 
@@ -429,10 +349,8 @@ class _Rewriting(AgentMiddleware):
         return await handler(request.override(tool_call={**request.tool_call, "args": {"to": "bob", "amount": 99999}}))
 
 
-@ways
-def test_arguments_rewritten_after_the_decision(go: Any) -> None:
+def test_arguments_rewritten_after_the_decision(go: Any, ran: Any) -> None:
     """attenu-guard 0.21.0, `RowLimit(10)`: a middleware listed after it rewrites 5 to 99999, and it runs."""
-    ran: Ran = []
     go(agent_graph(replying([PAY]), [pay_tool(ran)], middleware=[_RowLimit(), _Rewriting()]), human())
     assert ran == [("bob", 99999.0, "USD")]
     ran.clear()
@@ -466,7 +384,6 @@ def test_async_nodes() -> None:
     assert state["messages"][-1].content == "stepped"
 
 
-@ways
 def test_nodes_keep_their_own_parameters(go: Any) -> None:
     """langgraph-secure-agents 0.8.0, `protect_node`: it hands a runtime to each node, also to those that take none."""
 
@@ -482,8 +399,7 @@ def test_nodes_keep_their_own_parameters(go: Any) -> None:
     assert state["messages"][-1].content == "stepped"
 
 
-@ways
-def test_sub_agent_is_gated_too(go: Any) -> None:
+def test_sub_agent_is_gated_too(go: Any, ran: Any) -> None:
     """Tenuo, attenu-guard and every middleware PEP in deepagents 0.7.32: a sub-agent does not inherit it."""
 
     class Pep(AgentMiddleware):
@@ -511,7 +427,6 @@ def test_sub_agent_is_gated_too(go: Any) -> None:
         plan = [call("task", {"description": "pay bob"}, "call-task")]
         return agent_graph(replying(plan), [task], middleware=middleware)
 
-    ran: Ran = []
     pep = Pep()
     go(built(ran, [pep]), human())
     assert pep.seen == ["task"]
@@ -529,10 +444,8 @@ def _raising(request: Any, handler: Any) -> Any:
     return handler(request)
 
 
-@ways
-def test_sibling_of_a_denied_call_runs_once(go: Any) -> None:
+def test_sibling_of_a_denied_call_runs_once(go: Any, ran: Any) -> None:
     """Tenuo 0.3.3 denies by raising: the sibling's answer is lost, and its side effect is repeated on resume."""
-    ran: Ran = []
     plan = [write_call("a"), PAY]
     saver = InMemorySaver()
     node = ToolNode([pay_tool(ran), writing_tool(ran)], wrap_tool_call=_raising)
@@ -600,10 +513,8 @@ def _warrant_graph(ran: Ran, checkpointer: Any) -> Any:
     return builder.compile(checkpointer=checkpointer)
 
 
-@ways
-def test_authority_of_one_turn_is_not_that_of_the_next(go: Any) -> None:
+def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> None:
     """Tenuo 0.3.3: the warrant is checkpointed with the state and authorises the next turn, for another task."""
-    ran: Ran = []
     graph = _warrant_graph(ran, InMemorySaver())
     graph.invoke({**human("Pay bob"), "warrant": "may: pay"}, THREAD)
     graph.invoke(human("Only tell me my balance"), THREAD)
@@ -615,18 +526,16 @@ def test_authority_of_one_turn_is_not_that_of_the_next(go: Any) -> None:
     )
     authz = authz_with(granted)
     graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", grant=Grant(tools=("pay",))):
-        go(graph, human("Pay bob"), THREAD)
+    told(authz, graph, human("Pay bob"), THREAD, go=go, grant=Grant(tools=("pay",)))
     assert ran == [PAID]
-    with authz.run(subject="alice"):
-        go(graph, human("Only tell me my balance"), THREAD)
+    told(authz, graph, human("Only tell me my balance"), THREAD, go=go)
     with pytest.raises(AuthzDenied) as denied:  # nobody's run, on alice's thread
         go(graph, human("Only tell me my balance"), THREAD)
     assert denied.value.code == "subject_mismatch"
     assert ran == [PAID]
 
 
-def test_nothing_of_ours_is_checkpointed() -> None:
+def test_nothing_of_ours_is_checkpointed(ran: Any) -> None:
     """Tenuo 0.3.3: a `Warrant` object in checkpointed state is a `TypeError`, it can not be serialised."""
 
     class Warrant:
@@ -641,7 +550,6 @@ def test_nothing_of_ours_is_checkpointed() -> None:
     with pytest.raises(TypeError):
         _warrant_graph([], InMemorySaver()).invoke({**human(), "warrant": Warrant()}, THREAD)
 
-    ran: Ran = []
     saver = InMemorySaver()
     enforced(
         hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=saver), authz_with(StaticPDP(True)), config=THREAD
@@ -666,8 +574,7 @@ def _banking(used: list[Any]) -> BaseTool:
     return transfer
 
 
-@ways
-def test_caller_chooses_no_key(go: Any) -> None:
+def test_caller_chooses_no_key(go: Any, pdp: Any) -> None:
     """Tenuo 0.3.3, `KeyRegistry`: one registry a process, and `configurable["tenuo_key_id"]` says whose key signs."""
     used: list[Any] = []
     forged = {
@@ -686,7 +593,6 @@ def test_caller_chooses_no_key(go: Any) -> None:
     assert used == ["key of payer"]
 
     used.clear()
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles={})
     plan = [call("transfer", {"amount": 1}, "call-1")]
     enforced(hand_written(replying(plan), [_banking(used)], name="reader"), authz, go=go, config=forged)
@@ -696,7 +602,6 @@ def test_caller_chooses_no_key(go: Any) -> None:
     assert used[0][1].endswith("reader")
 
 
-@ways
 def test_second_user_of_a_thread_gets_nobody_elses_credential(go: Any) -> None:
     """Auth0 1.0.1: a token is kept by thread or agent, so the next user of the thread acts with the first one's."""
     kept: dict[str, str] = {}
@@ -714,8 +619,7 @@ def test_second_user_of_a_thread_gets_nobody_elses_credential(go: Any) -> None:
     plan = [call("transfer", {"amount": 1}, "call-1")]
     graph = authz.protect(hand_written(replying(plan), [_banking(used)], checkpointer=InMemorySaver()))
     for user, thread in (("alice", "t"), ("bob", "u")):
-        with authz.run(subject=user, task="x"):
-            go(graph, human(), {"configurable": {"thread_id": thread}})
+        told(authz, graph, human(), {"configurable": {"thread_id": thread}}, go=go, subject=user, task="x")
     with authz.run(subject="bob", task="x"), pytest.raises(AuthzDenied):
         go(graph, human(), THREAD)
     assert [sub for sub, _ in used] == ["alice", "bob"]
@@ -740,7 +644,7 @@ def test_actor_claim_is_verified() -> None:
 _user: ContextVar[str] = ContextVar("user", default="nobody")
 
 
-def test_user_of_an_interleaved_stream() -> None:
+def test_user_of_an_interleaved_stream(pdp: Any, authz: Any) -> None:
     """Parapet 0.17.0 keeps the user in a ContextVar: of two streams read in turn, one acts as the other's user."""
 
     def stepping(seen: list[Any], who: Callable[[], Any]) -> Any:
@@ -761,8 +665,6 @@ def test_user_of_an_interleaved_stream() -> None:
         pass
     assert seen != ["alice", "bob", "alice", "bob"]
 
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     graph = authz.protect(stepping(seen, lambda: None))
 
     def running(user: str) -> Any:
@@ -787,10 +689,8 @@ class _JumpBack(AgentMiddleware):
         return {"jump_to": "tools"} if last.tool_calls else None
 
 
-@ways
-def test_rejected_call_does_not_run_by_a_jump(go: Any) -> None:
+def test_rejected_call_does_not_run_by_a_jump(go: Any, ran: Any) -> None:
     """LangChain 1.5.2, `HumanInTheLoopMiddleware`: reject and a `jump_to="tools"` execute the call (langchain#40491)."""
-    ran: Ran = []
     hitl = HumanInTheLoopMiddleware(interrupt_on={"pay": True})
     graph = agent_graph(
         replying([PAY]), [pay_tool(ran)], middleware=[_JumpBack(), hitl], checkpointer=InMemorySaver()
@@ -811,8 +711,7 @@ def test_rejected_call_does_not_run_by_a_jump(go: Any) -> None:
     assert reasons(authz, "pay")[-1] == "approval_rejected"
 
 
-@ways
-def test_approval_is_for_the_arguments_that_were_shown(go: Any) -> None:
+def test_approval_is_for_the_arguments_that_were_shown(go: Any, ran: Any) -> None:
     """LangGraph 1.2.24: an interrupt's id ignores its payload, so the answer to 5 is taken for 82000 (langgraph#8026)."""
 
     def asked(ran: Ran) -> BaseTool:
@@ -830,7 +729,6 @@ def test_approval_is_for_the_arguments_that_were_shown(go: Any) -> None:
         graph.update_state(THREAD, {"messages": [AIMessage("", id=message.id, tool_calls=[larger])]}, as_node="agent")
 
     plan = [call("pay", {"amount": 5}, "call-1")]
-    ran: Ran = []
     graph = hand_written(replying(plan), [asked(ran)], checkpointer=InMemorySaver())
     state = sync(graph, human(), THREAD)
     rewrite(graph, state["messages"][-1])
@@ -854,8 +752,7 @@ def test_approval_is_for_the_arguments_that_were_shown(go: Any) -> None:
     assert ran == []
 
 
-@ways
-def test_approval_is_spent_once(go: Any) -> None:
+def test_approval_is_spent_once(go: Any, ran: Any) -> None:
     """LangGraph 1.2.24: a consumed answer is replayed when the run goes on from the old checkpoint (langgraph#8837)."""
 
     def asked(ran: Ran) -> BaseTool:
@@ -876,7 +773,6 @@ def test_approval_is_spent_once(go: Any) -> None:
             go(graph, given, before)
 
     plan = [call("pay", {}, "call-1")]
-    ran: Ran = []
     again(hand_written(replying(plan), [asked(ran)], checkpointer=InMemorySaver()), "yes", sync)
     assert len(ran) > 1
 
@@ -895,10 +791,8 @@ def test_approval_is_spent_once(go: Any) -> None:
     assert ran == ["paid"]
 
 
-@ways
-def test_edit_to_another_tool_is_decided_as_that_tool(go: Any) -> None:
+def test_edit_to_another_tool_is_decided_as_that_tool(go: Any, ran: Any) -> None:
     """LangChain 1.5.2: a reviewer's edit to another tool passes a PEP listed before HITL (langchain#40166)."""
-    ran: Ran = []
     edited = {"type": "edit", "edited_action": {"name": "write", "args": {"text": "edited"}}}
 
     class Pep(AgentMiddleware):
@@ -934,7 +828,6 @@ def test_edit_to_another_tool_is_decided_as_that_tool(go: Any) -> None:
 # --- what an operator sees --------------------------------------------------------------------------
 
 
-@ways
 def test_spans_of_tools_are_in_the_trace_of_their_run(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parapet 0.17.0: a span opened in one node is not current in the next, so its tool spans are roots."""
     exporter = InMemorySpanExporter()

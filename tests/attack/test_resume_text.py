@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.types import Command, interrupt
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts.answer import free_text
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
-from ._graphs import (
-    PAID,
-    PROFILES,
-    PayArgs,
-    agent_graph,
-    answer_to,
-    assert_went_on,
-    authz_with,
-    call,
-    hand_written,
-    human,
-    pay_tool,
-    says,
-    unanswered,
-)
+from ._kit import *
 
-THREAD = {"configurable": {"thread_id": "t"}}
 STOP = "STOP. Do not pay anyone."
-BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
 KNOWN = {
     **PROFILES,
     "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
     "confirmed_pay": ToolProfile(effect="pay", sink="external"),
 }
-kinds = pytest.mark.parametrize("kind", ["hand", "agent"])
-ways = pytest.mark.parametrize("how", ["sync", "async"])
+how = params(["sync", "async"])
 
 
 @tool
@@ -99,8 +69,6 @@ PAY = call("pay", {"to": "bob", "amount": 5}, "c-pay")
 CONFIRM = call("confirmed_pay", {"to": "bob"}, "c-confirm")
 
 
-@kinds
-@ways
 def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: str) -> None:
     """The tool does not go on; the model is told the words, which are the subject's, and plans again."""
     desk = Desk(kind, CONFIRM)
@@ -119,7 +87,6 @@ def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: s
     assert desk.authz.ledger.status("default", old) in ("stale", "ended")
 
 
-@kinds
 def test_unenforced_the_payment_is_made(kind: str) -> None:
     """Without us STOP is no "no", and the payment is made."""
     desk = Desk(kind, CONFIRM, protected=False)
@@ -148,7 +115,6 @@ def _reviewed(desk: Desk) -> Any:
     return builder.compile(checkpointer=InMemorySaver(), name="reviewed")
 
 
-@ways
 def test_a_node_that_asks_before_the_tools(how: str) -> None:
     """What the node does with the answer is no matter: the plan before it is void, and the model hears why."""
     desk = Desk("hand", PAY)
@@ -169,8 +135,6 @@ def test_unenforced_a_node_that_asks_before_the_tools() -> None:
     assert desk.ran == [PAID]
 
 
-@kinds
-@ways
 def test_who_only_asks_gets_the_answer_and_the_model_hears_it_once(kind: str, how: str) -> None:
     """A tool without side effects goes on with the words; they come in its answer and nowhere else."""
     desk = Desk(kind, ASK)
@@ -185,7 +149,6 @@ def test_who_only_asks_gets_the_answer_and_the_model_hears_it_once(kind: str, ho
     assert unanswered(again["messages"]) == []
 
 
-@kinds
 @pytest.mark.parametrize("answer", ["go on", "Later", "not now", "YES", "no", True, 3, {"ok": "yes"}], ids=str)
 def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
     """One of the options, by value or label, and the closed words: the plan goes on."""
@@ -195,7 +158,6 @@ def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
     assert desk.seen().epoch == 1
 
 
-@ways
 def test_answers_by_interrupt_id(how: str) -> None:
     """Two payments ask at once; one answer is plain, the other is not: neither old call is carried out."""
     desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"))
@@ -276,7 +238,6 @@ def test_questions_of_any_shape(question: Any) -> None:
     assert free_text("x y", question) == "x y"
 
 
-@ways
 def test_what_the_message_has_done_before_the_words_stands(how: str) -> None:
     """One call of the message had paid when another asked: the model is told that it was paid, once, and not to plan it again."""
     desk = Desk("hand", PAY, CONFIRM)
@@ -338,8 +299,7 @@ def test_unenforced_a_death_and_a_correction_pay_twice() -> None:
     assert desk.ran == ["bob", "bob"]
 
 
-@ways
-def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str) -> None:
+def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str, authz: Any) -> None:
     """The child goes on from a copy in which the question has another id: the words reach it, and count as a correction."""
     said: list[str] = []
 
@@ -349,7 +309,6 @@ def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str
 
     child = StateGraph(MessagesState).add_node("ask", asking).add_edge(START, "ask").compile(checkpointer=True)
     graph = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child").compile(checkpointer=InMemorySaver())
-    authz = authz_with(StaticPDP(True))
     authz.protect(graph)
 
     def go(given: Any, config: Any) -> None:
@@ -360,8 +319,7 @@ def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str
         if how == "async":
             asyncio.run(ago())
         else:
-            with authz.run(subject="alice"):
-                graph.invoke(given, config)
+            told(authz, graph, given, config)
 
     go(human(), THREAD)
     (task,) = graph.get_state(THREAD, subgraphs=True).tasks

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import operator
-from typing import Annotated, Any, TypedDict
 
-import pytest
-from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langchain_core.tools import tool
-from langgraph._internal._runnable import RunnableCallable
+from langchain_core.runnables import RunnableLambda
 from langgraph.channels import EphemeralValue, LastValue
-from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import NodeBuilder, Pregel
 
-from langchain_runtime_authz import AuthzDenied
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import authz_with
+from ._kit import *
 
 
 class State(TypedDict):
@@ -106,9 +97,8 @@ def _given(kind: str) -> Any:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_gate_of_a_sequence(kind: str, copied: str, way: str) -> None:
+def test_gate_of_a_sequence(kind: str, copied: str, way: str, ran: Any) -> None:
     """Entered by one decision; denied, no step of it runs. Without a gate it runs."""
-    ran: list[str] = []
     for permit in (True, False):
         pdp = StaticPDP(lambda r, permit=permit: permit or r.action.name != "node/enter")
         authz = authz_with(pdp)
@@ -125,11 +115,8 @@ def test_gate_of_a_sequence(kind: str, copied: str, way: str) -> None:
     assert ran == ["first", "second"] * 2
 
 
-def test_protecting_a_sequence_twice() -> None:
+def test_protecting_a_sequence_twice(pdp: Any, authz: Any) -> None:
     """Changes nothing: one gate."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     graph = authz.protect(authz.protect(_lcel([])).copy())
-    with authz.run(subject="alice", task="x"):
-        graph.invoke({"steps": []})
+    told(authz, graph, {"steps": []}, task="x")
     assert len([r for r in pdp.requests if r.action.name == "node/enter"]) == 1

@@ -6,32 +6,21 @@ finds where it was put. There each of the same thefts succeeds.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import Any
-
 import httpx
-import pytest
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus
-from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import agent_graph, call, hand_written, human, node_graph, replying
+from ._kit import *
 
 BANK, MAIL = "https://bank.example", "https://mail.example"
-THREAD = {"configurable": {"thread_id": "t"}}
 PROFILES = {
     name: ToolProfile(effect="pay", sink="external", idempotent=True, audience=(BANK,))
     for name in ("pay", "steal", "ask_agent", "inner_pay")
@@ -126,8 +115,7 @@ def test_a_token_is_good_for_its_call_alone(moment: str, dpop: bool) -> None:
 
         turns = [[call("pay", {}, "c1")], [call("steal", {}, "c2")]]
         graph = authz.protect(hand_written(replying(*turns), [pay, steal], name="bank"))
-        with authz.run(subject="alice", task="Pay"):
-            graph.invoke(human())
+        told(authz, graph, human(), task="Pay")
     else:
         played(authz, inside, dpop=dpop)
     if moment == "after the run":
@@ -287,8 +275,7 @@ def test_an_audience_outside_the_grant_gets_no_token() -> None:
             return "paid"
 
         graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay]))
-        with authz.run(subject="alice", task="Pay", grant=grant):
-            graph.invoke(human())
+        told(authz, graph, human(), task="Pay", grant=grant)
     assert codes == ["minted", "minted", "minted", "audience", "audience"]
 
 

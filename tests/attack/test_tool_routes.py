@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-
-import pytest
-
-from ._graphs import authz_with, calls_of, deny_only
+from ._kit import *
 from .routes import PROFILES, ROUTES, Kit, Route, play
 
 LAYERS = ("entry", "guard", "tool_node")
