@@ -19,8 +19,6 @@ FIVE = [
 ]
 ANN, BOB, EVE = ("ann", 10.0, "USD"), ("bob", 20.0, "USD"), ("eve", 30.0, "USD")
 TWO, FOUR = ("write", "two"), ("write", "four")
-APPROVE = {"type": "approve"}
-REJECT = {"type": "reject"}
 
 
 def edit(to: str, amount: Any, name: str = "pay") -> dict[str, Any]:
@@ -137,11 +135,6 @@ class Scene:
 def _states(state: Any) -> list[dict[str, Any]]:
     below = [s for t in state.tasks if t.state is not None and hasattr(t.state, "values") for s in _states(t.state)]
     return [state.values, *below]
-
-
-def resume(*decisions: Any) -> Command[Any]:
-    """One decision per question, in order."""
-    return Command(resume={"decisions": list(decisions)})
 
 
 __all__ = [

@@ -71,3 +71,8 @@ def told(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, go:
     """Invoke a graph in one run, of alice unless `run` says otherwise."""
     with authz.run(**{"subject": "alice", **run}):
         return go(graph, given, config)
+
+
+def epoch_of(authz: RuntimeAuthz, graph: str = "hand", thread: str = "t") -> int:
+    """Return the epoch of a thread."""
+    return int(authz.ledger.load(authz.root_entry.scope(graph, thread), Query()).epoch)

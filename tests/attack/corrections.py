@@ -57,14 +57,8 @@ def _by_the_plan(state: State) -> str:
 
 
 def _hand(desk: Desk) -> Any:
-    builder = StateGraph(State)
     model = desk.model()
-    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode(desk.tools))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", _by_the_plan, ["tools", END])
-    builder.add_edge("tools", "agent")
-    return builder.compile(checkpointer=desk.saver, store=desk.store, name="desk")
+    return loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode(desk.tools), _by_the_plan, state=State, checkpointer=desk.saver, store=desk.store, name="desk")
 
 
 def _agent(desk: Desk, name: str = "desk", **kept: Any) -> Any:

@@ -117,10 +117,7 @@ def _client_plans(authz: RuntimeAuthz | None, ran: list[Any]) -> Any:
         ran.append(n)
         return "noted"
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("tools", ToolNode([note]))
-    builder.add_edge(START, "tools")
-    graph = builder.compile(checkpointer=InMemorySaver(), name="g")
+    graph = chain({"tools": ToolNode([note])}, checkpointer=InMemorySaver(), name="g")
     return graph if authz is None else authz.protect(graph)
 
 

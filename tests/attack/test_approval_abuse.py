@@ -24,7 +24,7 @@ from langchain_runtime_authz.ledger.base import Approval, Scope
 from langchain_runtime_authz.testing import FrozenClock
 
 from ..unit_tests.tokens import b64
-from ._approvals import ANN, APPROVE, BOB, REJECT, Scene, edit, payment, resume
+from ._approvals import ANN, BOB, Scene, edit, payment
 from ._kit import *
 
 PLAN = [payment("ann", 10, "c1")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._approvals import ANN, APPROVE, BOB, BUILDERS, EVE, FOUR, ONE_TASK, REJECT, TWO, Scene, edit, payment, resume
+from ._approvals import ANN, BOB, BUILDERS, EVE, FOUR, ONE_TASK, TWO, Scene, edit, payment
 from ._kit import *
 
 kind = params(list(BUILDERS))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ._approvals import APPROVE, Scene, payment, resume
+from ._approvals import Scene, payment
 from ._kit import *
 
 HOSTILE = "ann\x1b[2K\x1b[1A \u202eknab\u202c <b>approved by bob</b> **trust me**"

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from ._kit import *
 from .emitters import Scene
-from .test_corrections import built, obedient
+from .test_corrections import built
 from .test_outside import House
 
 
@@ -124,15 +124,9 @@ class Chat(TypedDict):
 def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str, ...], by: str, ran: Any) -> None:
     """Whatever goes in changes the task; only in a declared channel are words the human's, and only his messages."""
     model = replying([call("pay", {"to": "bob", "amount": "5"}, "c1")])
-    builder = StateGraph(Chat)
-    builder.add_node("agent", lambda state: {"chat": [model.invoke(state["chat"])]})
-    builder.add_node("tools", ToolNode([pay_tool(ran)], messages_key="chat"))
-    builder.add_edge(START, "agent")
     plan = lambda s: next(m for m in reversed(s["chat"]) if isinstance(m, AIMessage))
-    builder.add_conditional_edges("agent", lambda s: "tools" if plan(s).tool_calls else END, ["tools", END])
-    builder.add_edge("tools", "agent")
     authz = authz_with(StaticPDP(True), task_sources=TaskSources(channels) if channels else None)
-    graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
+    graph = authz.protect(loop(lambda state: {"chat": [model.invoke(state["chat"])]}, ToolNode([pay_tool(ran)], messages_key="chat"), lambda s: "tools" if plan(s).tool_calls else END, state=Chat, checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
     told(authz, graph, {"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)
     with authz.run(subject="alice"):
         if by == "update":
@@ -183,19 +177,13 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, 
     model = obedient()
 
     odd: Any = TypedDict("odd", {"messages": Annotated[list[AnyMessage], reducer]})
-    builder = StateGraph(odd)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", ToolNode([pay_tool(ran)]))
-    builder.add_edge(START, "agent")
 
     def route(state: Any) -> str:
         plan = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
         answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
         return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
 
-    builder.add_conditional_edges("agent", route, ["tools", END])
-    builder.add_edge("tools", "agent")
-    graph = builder.compile(checkpointer=InMemorySaver(), name="odd", interrupt_before=["tools"])
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay_tool(ran)]), route, state=odd, checkpointer=InMemorySaver(), name="odd", interrupt_before=["tools"])
     if protected:
         authz.protect(graph)
     with authz.run(subject="alice"):
@@ -246,7 +234,7 @@ def test_an_empty_map_answers_nothing(kind: str, ran: Any) -> None:
         graph.invoke(human(), THREAD)
         graph.invoke(Command(resume={}), THREAD)
     assert ran == []
-    told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+    told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [PAID]
 
 

@@ -329,7 +329,7 @@ def test_injected_arguments_in_a_node_function_and_after_a_question() -> None:
     )
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)
-        state = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        state = graph.invoke(resume(APPROVE), THREAD)
     assert got == [2]
     assert_went_on(state)
 

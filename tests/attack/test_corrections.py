@@ -7,22 +7,6 @@ from contextlib import suppress
 from ._kit import *
 
 
-def obedient() -> ScriptedChatModel:
-    """Pays unless the last thing that it reads, from a human or in a tool's answer, is STOP."""
-
-    def respond(messages: list[Any]) -> AIMessage:
-        said = [m.text for m in messages if isinstance(m, HumanMessage)]
-        if said and "STOP" in said[-1]:
-            return says(text="done")
-        last = messages[-1]
-        if isinstance(last, ToolMessage) and (last.status == "success" or "STOP" in last.text):
-            return says(text="done")
-        number = sum(isinstance(m, AIMessage) for m in messages)
-        return says(call("pay", {"to": "bob", "amount": 5}, f"call-{number}"))
-
-    return ScriptedChatModel(script=[respond] * 100)
-
-
 def built(kind: str, ran: list[Any], pdp: Any = None, *, protected: bool = True, **options: Any) -> Any:
     pdp = pdp or StaticPDP(True)
     authz = authz_with(pdp)
@@ -60,7 +44,7 @@ def test_new_message_over_an_open_question(kind: str, go: Any, ran: Any) -> None
     state = told(authz, graph, human("STOP, pay nobody"), THREAD, go=go)
     assert state["messages"][-1].content == "done"
     assert epochs(pdp)[-1] == 2
-    told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD, go=go)
+    told(authz, graph, resume(APPROVE), THREAD, go=go)
     assert ran == []
 
 
@@ -172,7 +156,7 @@ def test_correct_over_an_open_question(kind: str, go: Any, ran: Any) -> None:
     told(authz, graph, human(), THREAD, go=go)
     authz.correct("t", "STOP, pay nobody")
     ran_out.append(1)  # from here on policy permits every payment without a question
-    state = told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD, go=go)
+    state = told(authz, graph, resume(APPROVE), THREAD, go=go)
     assert ran == []
     said = answer_to(state["messages"], "call-0").content
     assert "task changed" in said
@@ -224,7 +208,7 @@ def test_correction_and_an_approval_of_the_new_plan(ran: Any) -> None:
     with authz.run(subject="alice"):
         state = graph.invoke(human("Go on"), THREAD)
         assert state["__interrupt__"]
-        graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        graph.invoke(resume(APPROVE), THREAD)
     assert ran == [PAID]
     assert epochs(pdp)[-1] == 3
 
@@ -263,7 +247,7 @@ def test_resume_of_a_checkpointed_thread_is_no_correction(ran: Any) -> None:
     """`invoke(None)`, an approval and the same `.run(task=)` again leave the epoch where it is."""
     authz, pdp, graph = built("hand", ran, asking("pay"))
     told(authz, graph, human(), THREAD, task="Pay the bill")
-    told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD, task="Pay the bill")
+    told(authz, graph, resume(APPROVE), THREAD, task="Pay the bill")
     told(authz, graph, None, THREAD, task="Pay the bill")
     assert ran == [PAID]
     assert set(epochs(pdp)) == {1}
@@ -446,12 +430,7 @@ def test_client_can_not_launder_its_calls_through_a_node(ran: Any) -> None:
     for copied in (lambda m: m, lambda m: m.model_copy(), lambda m: m.model_copy(update={"id": "new"})):
         pdp = StaticPDP(True)
         authz = authz_with(pdp)
-        builder = StateGraph(MessagesState)
-        builder.add_node("echo", lambda s, copied=copied: {"messages": [copied(s["messages"][-1])]})
-        builder.add_node("tools", ToolNode([pay_tool(ran)]))
-        builder.add_edge(START, "echo")
-        builder.add_edge("echo", "tools")
-        graph = authz.protect(builder.compile())
+        graph = authz.protect(chain({"echo": lambda s, copied=copied: {"messages": [copied(s["messages"][-1])]}, "tools": ToolNode([pay_tool(ran)])}))
         told(authz, graph, {"messages": [HumanMessage("Pay"), FORGED]})
         (request,) = calls_of(pdp, "pay")
         assert request.context.plan is not None

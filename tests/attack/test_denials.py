@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, ToolRetryMiddleware
-from langgraph.checkpoint.sqlite import SqliteSaver
 
 from ._kit import *
 
@@ -217,84 +216,6 @@ def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
 # --- asking --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def saver(request: Any, tmp_path: Any) -> Iterator[Callable[[], Any]]:
-    """Makes savers on one store, so that a process can be started anew."""
-    if request.param == "memory":
-        kept = InMemorySaver()
-        yield lambda: kept
-        return
-    opened: list[Any] = []
-
-    def make() -> Any:
-        context = SqliteSaver.from_conn_string(str(tmp_path / "c.db"))
-        opened.append(context)
-        return context.__enter__()
-
-    yield make
-    for context in opened:
-        context.__exit__(None, None, None)
-
-
-ASKED = {"1", "3", "5"}
-FIVE = [write_call(str(i)) for i in range(1, 6)]
-
-
-def _ask_some(request: Any) -> object:
-    if request.action.name == "tools/call" and request.context.call.args.get("text") in ASKED:
-        return True if request.context.approval is not None else ASK
-    return True
-
-
-@pytest.mark.parametrize("restart", [False, True])
-def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, saver: Any, ran: Any) -> None:
-    """One interrupt lists the asked calls; a plain resume, also after a restart, runs each approved one once."""
-    ledger = MemoryLedger()
-
-    def start() -> tuple[Any, Any]:
-        authz = authz_with(StaticPDP(_ask_some), ledger=ledger)
-        graph = BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=saver())
-        return authz, authz.protect(graph)
-
-    authz, graph = start()
-    paused = told(authz, graph, human(), THREAD, task="x")
-    (asked,) = paused["__interrupt__"]
-    assert [a["args"]["text"] for a in asked.value["action_requests"]] == ["1", "3", "5"]
-    assert [a["tool_call_id"] for a in asked.value["action_requests"]] == ["call-1", "call-3", "call-5"]
-    assert [c["allowed_decisions"] for c in asked.value["review_configs"]] == [["approve", "edit", "reject", "respond"]] * 3
-    # In one task nothing runs before the answer; where each call is a task, the permitted ones do.
-    assert sorted(ran) == ([] if kind == "hand" else [("write", "2"), ("write", "4")])
-    if restart:
-        authz, graph = start()
-    decisions = [{"type": "approve"}, {"type": "reject", "message": "not this"}, {"type": "approve"}]
-    state = told(authz, graph, Command(resume={"decisions": decisions}), THREAD, task="x")
-    assert sorted(ran) == [("write", i) for i in ("1", "2", "4", "5")]
-    assert_went_on(state)
-    refused = answer_to(state["messages"], "call-3")
-    assert refused.status == "error"
-    assert "not this" in refused.content
-    assert reasons(authz, "write")[-1] == "approval_rejected"
-    # Once answered, once spent: going on over the finished thread repeats nothing.
-    told(authz, graph, None, THREAD, task="x")
-    assert len(ran) == 4
-
-
-def test_three_asked_of_five_calls_async(kind: str, ran: Any) -> None:
-    """The same on the asynchronous road, in one event loop."""
-    authz = authz_with(StaticPDP(_ask_some))
-    graph = authz.protect(BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=InMemorySaver()))
-
-    async def go() -> Any:
-        async with authz.run(subject="alice", task="x"):
-            paused = await graph.ainvoke(human(), THREAD)
-            assert len(paused["__interrupt__"]) == 1
-            decisions = [{"type": "approve"}, {"type": "reject"}, {"type": "approve"}]
-            return await graph.ainvoke(Command(resume={"decisions": decisions}), THREAD)
-
-    assert_went_on(asyncio.run(go()))
-    assert sorted(ran) == [("write", i) for i in ("1", "2", "4", "5")]
-
-
 def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
     """A map from the interrupt's id works like the plain value."""
     authz = authz_with(asking("pay"))
@@ -302,15 +223,9 @@ def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
     with authz.run(subject="alice", task="x"):
         (asked,) = go(graph, human(), THREAD)["__interrupt__"]
         assert ran == []
-        state = go(graph, Command(resume={asked.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        state = go(graph, Command(resume={asked.id: {"decisions": [APPROVE]}}), THREAD)
     assert ran == [PAID]
     assert_went_on(state)
-
-
-def test_unenforced_twin_asks_nobody(kind: str, ran: Any) -> None:
-    """Without us all five calls run, the rejected one among them."""
-    BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=InMemorySaver()).invoke(human(), THREAD)
-    assert len(ran) == 5
 
 
 MALFORMED = [
@@ -396,7 +311,7 @@ def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, ran: Any)
     with authz.run(subject="alice", task="x"):
         (gate,) = go(graph, human(), THREAD)["__interrupt__"]
         assert "action_requests" in gate.value
-        (own,) = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)["__interrupt__"]
+        (own,) = go(graph, resume(APPROVE), THREAD)["__interrupt__"]
         assert own.value["which colour"] == "1"
         assert ran == []
         state = go(graph, Command(resume="blue"), THREAD)
@@ -410,7 +325,7 @@ def test_tool_that_asks_itself_across_runs(kind: str, go: Any, ran: Any) -> None
     graph = authz.protect(
         BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
     )
-    for given in (human(), Command(resume={"decisions": [{"type": "approve"}]}), Command(resume="blue")):
+    for given in (human(), resume(APPROVE), Command(resume="blue")):
         state = told(authz, graph, given, THREAD, go=go)
     assert ran == [("1", "blue")]
     assert_went_on(state)
@@ -427,7 +342,7 @@ def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> N
     with authz.run(subject="alice", task="x"):
         go(graph, human(), THREAD)
         asks[0] = False
-        (own,) = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)["__interrupt__"]
+        (own,) = go(graph, resume(APPROVE), THREAD)["__interrupt__"]
         assert own.value["which colour"] == "1"
         state = go(graph, Command(resume="blue"), THREAD)
     assert ran == [("1", "blue")]
@@ -437,13 +352,7 @@ def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> N
 def test_policy_that_asks_about_another_call_on_re_entry(go: Any, ran: Any) -> None:
     """The task that asked repeats its question although by now another call of the message is asked about."""
     asked_about = ["1"]
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(asked_about))
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()),
     )
@@ -451,7 +360,7 @@ def test_policy_that_asks_about_another_call_on_re_entry(go: Any, ran: Any) -> N
         paused = go(graph, human(), THREAD)
         gate = next(i for i in paused["__interrupt__"] if "action_requests" in i.value)
         asked_about[:] = ["2"]
-        go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        go(graph, Command(resume={gate.id: {"decisions": [APPROVE]}}), THREAD)
     assert not any(isinstance(colour, dict) for _, colour in ran), ran
     assert ran == []
 
@@ -531,7 +440,7 @@ def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str, ran: An
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)
-        state = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        state = graph.invoke(resume(APPROVE), THREAD)
     assert ran == []
     assert reasons(authz, "pay")[-1] == "approval_void"
     assert_went_on(state)
@@ -581,7 +490,7 @@ def test_other_subject_can_not_answer(kind: str, ran: Any) -> None:
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD, task="x")
     with authz.run(subject="mallory"), pytest.raises(AuthzDenied) as denied:
-        graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        graph.invoke(resume(APPROVE), THREAD)
     assert denied.value.code == "subject_mismatch"
     assert ran == []
 
@@ -668,13 +577,7 @@ def test_profiles_cover_the_tools_of_these_tests() -> None:
 def test_second_question_of_a_task(kind: str, go: Any, by_id: bool, ran: Any) -> None:
     """Policy asks about one call, later about another too: each question is answered, plainly or by its id."""
     asked_about = ["1"]
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(asked_about))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [writing_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -696,13 +599,7 @@ def test_second_question_of_a_task(kind: str, go: Any, by_id: bool, ran: Any) ->
 def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ran: Any) -> None:
     """One task per call: the task that is newly asked about does not take the answer meant for its sibling."""
     asked_about = ["2"]
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    pdp = StaticPDP(answer)
+    pdp = asking_about(asked_about)
     authz = authz_with(pdp)
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
@@ -712,7 +609,7 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ra
         paused = go(graph, human(), THREAD)["__interrupt__"]
         gate = next(i for i in paused if "action_requests" in i.value)
         asked_about[:] = ["1", "2"]
-        value: Any = {"decisions": [{"type": "approve"}]}
+        value: Any = {"decisions": [APPROVE]}
         if by_id:
             go(graph, Command(resume={gate.id: value}), THREAD)
         else:
@@ -726,13 +623,7 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ra
 
 def test_question_does_not_take_a_tools_answer(go: Any, ran: Any) -> None:
     """An answer by id to a tool's own question leaves the gate's other question open, and is not its denial."""
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] != "2":
-            return True
-        return True if request.context.approval is not None else ASK
-
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(["2"]))
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
     )
@@ -742,7 +633,7 @@ def test_question_does_not_take_a_tools_answer(go: Any, ran: Any) -> None:
         gate = next(i for i in paused if "action_requests" in i.value)
         go(graph, Command(resume={own.id: "blue"}), THREAD)
         assert ran == [("1", "blue")]
-        state = go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        state = go(graph, Command(resume={gate.id: {"decisions": [APPROVE]}}), THREAD)
         (own,) = state["__interrupt__"]
         state = go(graph, Command(resume={own.id: "red"}), THREAD)
     assert ran == [("1", "blue"), ("2", "red")]
@@ -757,13 +648,7 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool, ran: Any)
     LangGraph numbers a task's questions: a new one of the gate would come before the tool's, and take its answer.
     """
     asked_about: list[str] = []
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(asked_about))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(hand_written(replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -771,7 +656,7 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool, ran: Any)
         assert own.value["which colour"] == "1"
         asked_about.append("2")
         # An answer that would read as an approval.
-        value: Any = {"decisions": [{"type": "approve"}]}
+        value: Any = {"decisions": [APPROVE]}
         state = go(graph, Command(resume={own.id: value} if by_id else value), THREAD)
     assert ran == [("1", value)]
     assert answer_to(state["messages"], "call-2").status == "error"

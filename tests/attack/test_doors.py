@@ -57,19 +57,11 @@ class Door:
         async def aact(state: MessagesState) -> dict[str, Any]:
             return {"messages": [await by_name[c["name"]].ainvoke(c) for c in state["messages"][-1].tool_calls]}
 
-        from langgraph.graph import END, START, StateGraph
-        from langgraph.prebuilt import tools_condition
 
         def agent(state: MessagesState) -> dict[str, Any]:
             return {"messages": [self.model.invoke(state["messages"])]}
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", agent)
-        builder.add_node("tools", RunnableCallable(act, aact, name="tools"))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
-        return builder.compile()
+        return loop(agent, RunnableCallable(act, aact, name="tools"))
 
     def create_agent(self) -> Any:
         """`create_agent`, protected."""

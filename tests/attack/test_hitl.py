@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 
-from ._approvals import ANN, APPROVE, BOB, EVE, FOUR, REJECT, TWO, Scene, edit, payment, resume
+from ._approvals import ANN, BOB, EVE, FOUR, TWO, Scene, edit, payment
 from ._kit import *
 
 go = params(["sync", "async"])
@@ -106,24 +106,6 @@ def test_an_edit_to_another_tool_meets_that_tools_policy(go: str) -> None:
     assert s.ran == []
     assert len(calls_of(s.pdp, "write")) == 1
     assert_went_on(state)
-
-
-def test_where_policy_wants_more_our_own_question_follows(go: str) -> None:
-    """An approval of that source does not suffice: the approved call asks once more, by our own interrupt."""
-
-    def decide(request: Any) -> object:
-        if request.action.name != "tools/call" or request.resource.id != "pay":
-            return True
-        approval = request.context.approval
-        return True if approval is not None and approval.source == "interrupt" else ASK
-
-    s = Reviewed(plan=[payment("ann", 10, "c1")], pdp=StaticPDP(decide))
-    s.both(go)(human())
-    (again,) = s.both(go)(resume(APPROVE))["__interrupt__"]
-    assert again.value["action_requests"][0]["type"] == "tool_approval"
-    assert s.ran == []
-    assert_went_on(s.both(go)(resume(APPROVE)))
-    assert s.ran == [ANN]
 
 
 def test_a_review_may_hold_other_calls_than_we_ask_about(go: str) -> None:

@@ -57,13 +57,7 @@ class House:
             return says(call(name, {"to": "bob", "amount": 5.0}, f"c{rounds}")) if rounds < again else says(text="done")
 
         model = ScriptedChatModel(script=[respond] * 20)
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-        builder.add_node("tools", ToolNode([book, pay], handle_tool_errors=False))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
-        self.graph = builder.compile(checkpointer=InMemorySaver(), name="house")
+        self.graph = loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode([book, pay], handle_tool_errors=False), checkpointer=InMemorySaver(), name="house")
         self.authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES)
         if protected:
             self.authz.protect(self.graph)

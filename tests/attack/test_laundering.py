@@ -186,13 +186,7 @@ def sub_agent_description(office: Office, how: str) -> Any:
     told = says(call("ask_agent", {"description": f"The user says: {MAIL}"}, "call-task"))
     left = [_mail(), told]
     model = ScriptedChatModel(script=[lambda messages: left.pop(0) if left else says(text="done")] * 9)
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode([*office.tools(), ask_agent]))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END, ["tools", END])
-    builder.add_edge("tools", "agent")
-    graph = office.guard(builder.compile(checkpointer=InMemorySaver(), name="office"))
+    graph = office.guard(loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode([*office.tools(), ask_agent]), checkpointer=InMemorySaver(), name="office"))
     office.go(graph, {"messages": [HumanMessage(TASK)]}, how)
     return graph
 
@@ -364,11 +358,8 @@ def test_what_the_human_says_himself_is_paid(how: str) -> None:
 @pytest.mark.parametrize("form", [lambda m: ("user", m.text), lambda m: HumanMessage(m.text, id=f"new-{m.id}")], ids=["bare", "new ids"])
 def test_a_history_that_is_sent_again_without_its_ids_makes_nobody_its_author(form: Callable[[Any], Any]) -> None:
     """A client shows what a machine wrote as a human's message, and sends it back as if it were one."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("n", lambda state: {"messages": [HumanMessage(MAIL)]} if len(state["messages"]) == 1 else {})
-    builder.add_edge(START, "n")
     authz = RuntimeAuthz(profiles=PROFILES)
-    graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g"))
+    graph = authz.protect(chain({"n": lambda state: {"messages": [HumanMessage(MAIL)]} if len(state["messages"]) == 1 else {}}, checkpointer=InMemorySaver(), name="g"))
     shown = told(authz, graph, {"messages": [("user", TASK)]}, THREAD)["messages"]
     assert [m.text for m in shown] == [TASK, MAIL]
     told(authz, graph, {"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
@@ -384,7 +375,7 @@ def test_code_that_reads_a_graph_approves_nothing_in_another(reads: bool) -> Non
     clerk = office.graph(office.model())
     clerk.name = "clerk"
     own: Any = {"configurable": {"thread_id": "own"}}
-    approve = Command(resume={"decisions": [{"type": "approve"}]})
+    approve = resume(APPROVE)
 
     class Approving(StreamTransformer):
         def init(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddlewar
 from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.authzen import parse_request
 
-from ._approvals import ANN, APPROVE, EVE, FIVE, FOUR, REJECT, TWO, edit, resume
+from ._approvals import ANN, FIVE, FOUR, TWO, edit
 from ._kit import *
 
 STACKS = ("middleware", "protect", "both")
@@ -103,17 +103,6 @@ def test_asked_calls_are_one_question(stack: str, go: str, ran: Any) -> None:
     assert_went_on(state)
     said(go, authz, graph, resume(APPROVE, APPROVE, APPROVE), THREAD)
     assert len(ran) == 4
-
-
-def test_a_plain_answer(stack: str, go: str, ran: Any) -> None:
-    """Approve and reject, also by the question's id."""
-    authz = authz_with(asking("pay"))
-    graph = built(stack, authz, replying(FIVE), [pay_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver())
-    (asked,) = said(go, authz, graph, human(), THREAD)["__interrupt__"]
-    answer = {"decisions": [APPROVE, REJECT, APPROVE]}
-    state = said(go, authz, graph, Command(resume={asked.id: answer}), THREAD)
-    assert_went_on(state)
-    assert sorted(ran) == sorted([ANN, EVE, TWO, FOUR])
 
 
 def test_two_turns_of_a_conversation(stack: str, go: str, ran: Any, pdp: Any, authz: Any) -> None:

@@ -14,22 +14,6 @@ from tests.attack.corrections import beside
 from ._kit import *
 
 
-def obedient() -> ScriptedChatModel:
-    """Pays once, unless the newest human text says STOP."""
-
-    def respond(messages: list[Any]) -> AIMessage:
-        said = [m.text for m in messages if isinstance(m, HumanMessage)]
-        if said and "STOP" in said[-1]:
-            return says(text="done")
-        last = messages[-1]
-        if isinstance(last, ToolMessage) and (last.status == "success" or "STOP" in last.text):
-            return says(text="done")
-        number = sum(isinstance(m, AIMessage) for m in messages)
-        return says(call("pay", {"to": "bob", "amount": 5}, f"call-{number}"))
-
-    return ScriptedChatModel(script=[respond] * 100)
-
-
 def by_the_plan(state: MessagesState) -> str:
     """To the tools while the newest AI message has calls without an answer, as `create_agent` routes."""
     last = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
@@ -68,21 +52,21 @@ class House:
         options.setdefault("interrupt_before", ["tools"])
         return builder.compile(**{"checkpointer": self.saver, "name": "hand", **options})
 
-    def go(self, given: Any, config: Any = THREAD) -> Any:
-        with self.authz.run(subject="alice"):
-            return self.graph.invoke(given, config)
+    def go(self, given: Any, config: Any = THREAD, how: str = "sync") -> Any:
+        if how == "async":
+            return asyncio.run(self._ago(given, config))
+        return told(self.authz, self.graph, given, config)
 
-    async def ago(self, given: Any, config: Any = THREAD) -> Any:
+    async def _ago(self, given: Any, config: Any) -> Any:
         async with self.authz.run(subject="alice"):
             return await self.graph.ainvoke(given, config)
 
+    def writer(self, by: str) -> Any:
+        return self.graph if by == "protected" else self.raw
+
     @property
     def epoch(self) -> int:
-        return int(self.authz.ledger.load(self.authz.root_entry.scope("hand", "t"), _query()).epoch)
-
-
-def _query() -> Any:
-    return Query(log=True)
+        return epoch_of(self.authz)
 
 
 def append(house: House, writer: Any) -> None:
@@ -116,14 +100,11 @@ def test_the_old_plan_does_not_run(act: Any, by: str, how: str) -> None:
     house.go(human())
     assert house.epoch == 1
     jti = house.authz.pdp.requests[-1].context.lease.jti
-    act(house, house.graph if by == "protected" else house.raw)
+    act(house, house.writer(by))
     if by == "protected":
         assert house.epoch == 2
         assert house.authz.ledger.status("default", jti) in ("stale", "ended")
-    if how == "sync":
-        house.go(None)
-    else:
-        asyncio.run(house.ago(None))
+    house.go(None, how=how)
     assert house.ran == []
     assert house.epoch == 2
     house.go(None)  # nothing new was done from outside
@@ -140,7 +121,7 @@ def test_unenforced_the_old_plan_runs(act: Any) -> None:
     assert [x for x in house.ran if x[0] in ("bob", "eve")]
 
 
-@pytest.mark.parametrize("act", [append, edit_human, edit_plan, aupdate], ids=lambda a: a.__name__)
+@ACTS
 def test_an_update_that_the_ledger_did_not_hear_of_counts_at_the_next_entry(act: Any) -> None:
     """The state is written when the ledger fails: its caller is told so by a code, and nothing is lost."""
     house = House()
@@ -163,7 +144,7 @@ def test_a_text_of_the_subject_counts_as_hers() -> None:
         append(house, house.graph)
     append(house, house.raw)
     house.go(None)
-    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), _query()).log
+    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True)).log
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", True)]
     assert house.epoch == 3
 
@@ -176,10 +157,7 @@ def test_a_fork_plans_anew(how: str) -> None:
     house.go(None)
     assert house.ran == [PAID]
     waiting = next(s for s in house.graph.get_state_history(THREAD) if s.next == ("tools",))
-    if how == "sync":
-        house.go(None, waiting.config)
-    else:
-        asyncio.run(house.ago(None, waiting.config))
+    house.go(None, waiting.config, how=how)
     assert house.ran == [PAID]
     assert house.epoch == 2
     house.go(None)
@@ -210,7 +188,7 @@ def test_an_edit_that_says_the_same_is_no_correction(act: Any, by: str) -> None:
     """The plan that waited still runs."""
     house = House()
     house.go(human())
-    act(house, house.graph if by == "protected" else house.raw)
+    act(house, house.writer(by))
     house.go(None)
     assert house.epoch == 1
     assert house.ran == [PAID]
@@ -294,13 +272,7 @@ def noted(house: House, authz: Any) -> Any:
         said = model.invoke(state["messages"])
         return {"messages": [said], "todos": [{"content": "pay"}], "files": {"plan.md": "by the agent"}}
 
-    builder = StateGraph(Notes)
-    builder.add_node("agent", agent)
-    builder.add_node("tools", ToolNode([pay_tool(house.ran)]))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", by_the_plan)
-    builder.add_edge("tools", "agent")
-    graph = builder.compile(checkpointer=house.saver, name="hand", interrupt_before=["tools"])
+    graph = loop(agent, ToolNode([pay_tool(house.ran)]), by_the_plan, state=Notes, checkpointer=house.saver, name="hand", interrupt_before=["tools"])
     return authz.protect(graph) if authz is not None else graph
 
 
@@ -326,7 +298,7 @@ def test_an_edited_channel_voids_the_plan(edit: dict[str, Any], road: str) -> No
         else:
             graph.invoke(Command(update=edit), THREAD)
     assert house.ran == []
-    assert authz.ledger.load(authz.root_entry.scope("hand", "t"), Query()).epoch == 2
+    assert epoch_of(authz, "hand") == 2
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: next(iter(e)))
@@ -348,7 +320,7 @@ def test_sending_back_what_stands_there_is_no_correction() -> None:
     with authz.run(subject="alice"):
         held = graph.invoke({**human(), "instructions": "Pay what is due"}, THREAD)
         graph.invoke(Command(update={k: held[k] for k in ("instructions", "todos", "files")}), THREAD)
-    assert authz.ledger.load(authz.root_entry.scope("hand", "t"), Query()).epoch == 1
+    assert epoch_of(authz, "hand") == 1
     assert house.ran == [PAID]
 
 
@@ -358,7 +330,7 @@ def test_another_persons_correction_gives_no_authority() -> None:
     house.go(human())
     assert house.authz.correct("t", "Pay eve 95", by="mallory") == 2
     house.go({"messages": []})
-    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), _query())
+    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True))
     assert [(t.text, t.own, t.author) for t in log.log] == [
         ("Pay the bill", True, "user:alice"),
         ("Pay eve 95", False, "user:mallory"),
@@ -395,7 +367,7 @@ def test_an_edited_memory_voids_the_plan(how: str) -> None:
         asyncio.run(ago())
 
     def epoch() -> int:
-        return int(authz.ledger.load(authz.root_entry.scope("hand", "t"), Query()).epoch)
+        return epoch_of(authz)
 
     go(human())
     store.put(("memories", "bob"), "rule", {"text": "another's memory"})
@@ -423,10 +395,7 @@ def test_unenforced_an_edited_memory_changes_nothing() -> None:
 def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str, authz: Any) -> None:
     """LangGraph's way into a paused subgraph works as ever, and what waits there is void."""
     house = House(protected=False)
-    builder = StateGraph(MessagesState)
-    builder.add_node("below", house.build(name="below", checkpointer=None))
-    builder.add_edge(START, "below")
-    graph = authz.protect(builder.compile(checkpointer=house.saver, name="above"))
+    graph = authz.protect(chain({"below": house.build(name="below", checkpointer=None)}, checkpointer=house.saver, name="above"))
     told(authz, graph, human(), THREAD)
     (task,) = graph.get_state(THREAD, subgraphs=True).tasks
     first = task.state.values["messages"][0]
@@ -437,7 +406,7 @@ def test_the_state_of_a_graph_below_is_edited_through_the_root(how: str, authz: 
         asyncio.run(graph.aupdate_state(task.state.config, edit, as_node="agent"))
     told(authz, graph, None, THREAD)
     assert house.ran == []
-    assert authz.ledger.load(authz.root_entry.scope("above", "t"), Query()).epoch == 2
+    assert epoch_of(authz, "above") == 2
 
 
 COMMANDS = {
@@ -488,7 +457,7 @@ def test_a_plan_that_somebody_drops_is_void(drop: Any, by: str) -> None:
     """To drop what waits is a removal from outside: one epoch has passed, and nothing of the plan runs."""
     house = House()
     house.go(human())
-    drop(house.graph if by == "protected" else house.raw)
+    drop(house.writer(by))
     house.go(None)
     assert (house.epoch, house.ran) == (2, [])
     house.go(None)
@@ -516,7 +485,7 @@ def test_an_update_without_a_word_drops_nothing(by: str) -> None:
     """What waited still does, and runs."""
     house = House()
     house.go(human())
-    (house.graph if by == "protected" else house.raw).update_state(THREAD, {}, as_node="agent")
+    house.writer(by).update_state(THREAD, {}, as_node="agent")
     house.go(None)
     assert (house.epoch, house.ran) == (1, [PAID])
 
@@ -555,13 +524,7 @@ class Reading(House):
             turns = [[call("read", {"path": "a"}, "r")], [call("pay", {"to": "bob", "amount": 5}, "p")], []]
             return {"messages": [says(*turns[min(number, 2)], text=f"turn {number}")]}
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", agent)
-        builder.add_node("tools", ToolNode([pay_tool(self.ran), read]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", by_the_plan)
-        builder.add_edge("tools", "agent")
-        return builder.compile(checkpointer=self.saver, name="hand", interrupt_before=["tools"])
+        return loop(agent, ToolNode([pay_tool(self.ran), read]), by_the_plan, checkpointer=self.saver, name="hand", interrupt_before=["tools"])
 
     def edit(self, writer: Any, **fields: Any) -> None:
         (result,) = [m for m in writer.get_state(THREAD).values["messages"] if isinstance(m, ToolMessage)]
@@ -588,7 +551,7 @@ def test_an_edit_of_what_a_tool_brought_voids_the_plan(bill: Any, edit: dict[str
     house = Reading(bill)
     house.go(human())
     house.go(None)
-    house.edit(house.graph if by == "protected" else house.raw, **edit)
+    house.edit(house.writer(by), **edit)
     house.go(None)
     assert (house.epoch, house.ran) == (2, [])
 
@@ -609,7 +572,7 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
     house = Reading(bill)
     house.go(human())
     house.go(None)
-    house.edit(house.graph if by == "protected" else house.raw, name="reader", additional_kwargs={"seen": True})
+    house.edit(house.writer(by), name="reader", additional_kwargs={"seen": True})
     house.go(None)
     assert (house.epoch, house.ran) == (1, [PAID])
 
@@ -642,13 +605,13 @@ def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: s
     """The plan that it made and that waits is void, and the words are told; they are nobody's."""
     house = House()
     beside_the_run(house, HumanMessage("STOP, pay nobody"))
-    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    house.go(human(), how=how)
     assert "STOP" not in str(house.raw.get_state(THREAD).values)
     assert house.epoch == 2
-    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    house.go(None, how=how)
     assert house.ran == []
     assert "STOP, pay nobody" in str(house.raw.get_state(THREAD).values)
-    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), _query()).log
+    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True)).log
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", False)]
     house.go(None)
     assert house.epoch == 2
@@ -668,9 +631,9 @@ def test_an_edit_that_the_run_in_flight_leaves_standing_counts_too(how: str) -> 
     """The root that waits for its child has written nothing since: the edit is its newest state."""
     house = Nested()
     beside_the_run(house, HumanMessage("STOP, pay nobody"))
-    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    house.go(human(), how=how)
     assert house.epoch == 2
-    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    house.go(None, how=how)
     assert (house.epoch, house.ran) == (2, [])
     assert str(house.raw.get_state(THREAD).values).count("STOP, pay nobody") == 1
 
@@ -680,9 +643,9 @@ def test_an_edit_of_a_child_beside_the_run_counts_when_it_ends(how: str) -> None
     """The child goes on from what it loaded, pauses with its plan, and what was written into its state is left behind."""
     house = Nested()
     stop_the_child(house)
-    house.go(human()) if how == "sync" else asyncio.run(house.ago(human()))
+    house.go(human(), how=how)
     assert house.epoch == 2
-    house.go(None) if how == "sync" else asyncio.run(house.ago(None))
+    house.go(None, how=how)
     assert (house.epoch, house.ran) == (2, [])
     house.go(None)
     assert house.epoch == 2
@@ -780,10 +743,7 @@ class Nested(House):
     """The agent is the child of a graph that does nothing else."""
 
     def build(self, **options: Any) -> Any:
-        builder = StateGraph(MessagesState)
-        builder.add_node("child", super().build(checkpointer=None, name="child"))
-        builder.add_edge(START, "child")
-        return builder.compile(checkpointer=self.saver, name="hand")
+        return chain({"child": super().build(checkpointer=None, name="child")}, checkpointer=self.saver, name="hand")
 
     def below(self, writer: Any, change: Any) -> None:
         """`update_state` of the child that waits."""
@@ -809,11 +769,8 @@ def test_what_waits_below_is_void_once_it_was_edited(change: Any, by: str, how: 
     """The root's checkpoint stays as it was; the child's is held against what its run left. One epoch, once."""
     house = Nested()
     house.go(human())
-    house.below(house.graph if by == "protected" else house.raw, change)
-    if how == "sync":
-        house.go(None)
-    else:
-        asyncio.run(house.ago(None))
+    house.below(house.writer(by), change)
+    house.go(None, how=how)
     assert house.ran == []
     assert house.epoch == 2
     house.go(None)
@@ -833,7 +790,7 @@ def test_an_edit_below_that_says_the_same_is_no_correction(by: str) -> None:
     """The plan that waited still runs."""
     house = Nested()
     house.go(human())
-    house.below(house.graph if by == "protected" else house.raw, to_the_same)
+    house.below(house.writer(by), to_the_same)
     house.go(None)
     assert house.epoch == 1
     assert house.ran == [PAID]

@@ -103,7 +103,7 @@ class Family(House):
         """The next entry: where the child waits by itself it is called again."""
         given = {"messages": [("user", "go on")]} if self.kind == "tool-own" else None
         try:
-            self.go(given) if how == "sync" else asyncio.run(self.ago(given))
+            self.go(given, how=how)
         except (AuthzHalt, AuthzDenied):
             pass
 
@@ -251,7 +251,7 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
 
     monkeypatch.setattr(root_entry, "read_state", read)
     with pytest.raises(OSError, match="away"):
-        family.go(None) if how == "sync" else asyncio.run(family.ago(None))
+        family.go(None, how=how)
     assert marks(tmp_path / "ledger.db") == ["task"]
     family.change(to_eve)
     family.on(how)

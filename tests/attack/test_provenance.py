@@ -389,7 +389,7 @@ def test_an_approval_lifts_what_was_asked() -> None:
     config: Any = {"configurable": {"thread_id": "t"}}
     with authz.run(subject="alice", task=TASK):
         graph.invoke({"messages": [HumanMessage(TASK)]}, config)
-        graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), config)
+        graph.invoke(resume(APPROVE), config)
     assert world.ran == [(THEIRS, 50.0)]
 
 

@@ -21,11 +21,7 @@ def _sequence(ran: list[str]) -> Any:
 
 
 def _lcel(ran: list[str]) -> Any:
-    builder = StateGraph(State)
-    builder.add_node("act", _sequence(ran))
-    builder.add_edge(START, "act")
-    builder.add_edge("act", END)
-    return builder.compile(name="lcel")
+    return chain({"act": _sequence(ran)}, State, name="lcel")
 
 
 def _pregel(ran: list[str]) -> Any:
@@ -45,11 +41,7 @@ def _tool(ran: list[str]) -> Any:
         ran.extend(["first", "second"])
         return {"steps": ["done"]}
 
-    builder = StateGraph(State)
-    builder.add_node("act", act)
-    builder.add_edge(START, "act")
-    builder.add_edge("act", END)
-    return builder.compile(name="tool")
+    return chain({"act": act}, State, name="tool")
 
 
 def _function(ran: list[str]) -> Any:
@@ -59,11 +51,7 @@ def _function(ran: list[str]) -> Any:
         ran.extend(["first", "second"])
         return {"steps": ["done"]}
 
-    builder = StateGraph(State)
-    builder.add_node("act", RunnableCallable(act, name="act"))
-    builder.add_edge(START, "act")
-    builder.add_edge("act", END)
-    return builder.compile(name="function")
+    return chain({"act": RunnableCallable(act, name="act")}, State, name="function")
 
 
 GRAPHS = {"lcel": _lcel, "pregel": _pregel, "tool": _tool, "function": _function}

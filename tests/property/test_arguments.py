@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, Tool
-from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
@@ -33,6 +32,7 @@ from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import chain
 
 SETS = 5
 DOORS = ("tool node", "create_agent", "guard alone")
@@ -278,13 +278,7 @@ def _graph(door: str, tool: BaseTool, calls: list[dict[str, Any]]) -> Any:
     model = ScriptedChatModel(script=[AIMessage("", tool_calls=calls), AIMessage("done")])
     if door == "create_agent":
         return create_agent(model, [tool])
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode([tool], handle_tool_errors=True))
-    builder.add_edge(START, "agent")
-    builder.add_edge("agent", "tools")
-    builder.add_edge("tools", END)
-    return builder.compile()
+    return chain({"agent": lambda state: {"messages": [model.invoke(state["messages"])]}, "tools": ToolNode([tool], handle_tool_errors=True)})
 
 
 def _messages(door: str, way: str, authz: RuntimeAuthz, tool: BaseTool, calls: list[dict[str, Any]]) -> list[Any]:

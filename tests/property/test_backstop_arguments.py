@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, StructuredTool
-from langgraph.graph import END, START, MessagesState, StateGraph
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.v1 import BaseModel as BaseModelV1
 from pydantic.v1 import Field as FieldV1
@@ -27,6 +26,7 @@ from pydantic.v1 import ValidationError as ValidationErrorV1
 from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.testing import StaticPDP
+from tests.attack._graphs import chain
 
 
 class Colour(Enum):
@@ -130,11 +130,7 @@ def tool_of(schema: Any, got: list[dict[str, Any]]) -> BaseTool:
 
 def in_graph(node: Any) -> Any:
     """A graph of one node."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node")
-    builder.add_edge("node", END)
-    return builder.compile()
+    return chain({"node": node})
 
 
 def unguarded(authz: RuntimeAuthz, tool: BaseTool) -> Any:

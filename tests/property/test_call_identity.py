@@ -17,11 +17,12 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import loop
 
 FEW = settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.generate])
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -72,13 +73,7 @@ def _go(way: str, graph: Any, value: Any, config: Any = None) -> Any:
 def _graph(kind: str, model: ScriptedChatModel, tools: list[BaseTool], **options: Any) -> Any:
     if kind == "agent":
         return create_agent(model, tools, **options)
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", ToolNode(tools))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", tools_condition)
-    builder.add_edge("tools", "agent")
-    return builder.compile(**options)
+    return loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode(tools), **options)
 
 
 kinds = pytest.mark.parametrize("kind", ["hand", "agent"])

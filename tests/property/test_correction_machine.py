@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import END, MessagesState
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
 
@@ -38,7 +38,7 @@ from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.clock import FrozenClock
-from tests.attack._graphs import call, says
+from tests.attack._graphs import call, loop, says
 from tests.attack.corrections import beside
 
 MACHINES = "a machine wrote this"
@@ -109,13 +109,7 @@ class World:
             answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
             return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda state: self.machine.agent())
-        builder.add_node("tools", ToolNode([pay, confirmed_pay, echo]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", route, ["tools", END])
-        builder.add_edge("tools", "agent")
-        return builder.compile(checkpointer=self.saver, name="g")
+        return loop(lambda state: self.machine.agent(), ToolNode([pay, confirmed_pay, echo]), route, checkpointer=self.saver, name="g")
 
 
 world = cache(World)

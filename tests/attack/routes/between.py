@@ -17,6 +17,7 @@ from langgraph.stream import StreamTransformer
 from langgraph.types import CachePolicy, RetryPolicy, TracePolicy, interrupt
 from pydantic import BaseModel, field_validator
 
+from .._graphs import chain
 from . import Bank, Kit, Play, Route, graph_play
 
 THREAD: Any = {"configurable": {"thread_id": "t"}}
@@ -88,10 +89,7 @@ def _callback(kit: Kit, bank: Bank) -> Play:
             if parent_run_id is None:
                 pay.invoke(SENT)
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile().with_config(callbacks=[Handler()]))
+    graph = kit.graph(chain({"step": lambda state: {}}, _Plain).with_config(callbacks=[Handler()]))
     return graph_play(graph, {"said": "x"})
 
 
@@ -126,10 +124,7 @@ def _given_callback(kit: Kit, bank: Bank) -> Play:
             if name == "step":
                 await pay.ainvoke(SENT)
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile())
+    graph = kit.graph(chain({"step": lambda state: {}}, _Plain))
     given = {"said": "x"}
 
     async def asynchronous() -> Any:
@@ -183,10 +178,7 @@ def _read_history(kit: Kit, bank: Bank) -> Play:
                 pay.invoke(SENT)
             return value
 
-    builder = StateGraph(State)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile(checkpointer=InMemorySaver(), interrupt_before=["step"]))
+    graph = kit.graph(chain({"step": lambda state: {}}, State, checkpointer=InMemorySaver(), interrupt_before=["step"]))
 
     def sync() -> Any:
         graph.invoke({"said": "x"}, THREAD)
@@ -259,11 +251,8 @@ def _embedding(kit: Kit, bank: Bank) -> Play:
         get_store().put(("x",), "key", {"text": "x"})
         return {}
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", step)
-    builder.add_edge(START, "step")
     store = InMemoryStore(index={"embed": embed, "dims": 2})
-    return graph_play(kit.graph(builder.compile(store=store)), {"said": "x"})
+    return graph_play(kit.graph(chain({"step": step}, _Plain, store=store)), {"said": "x"})
 
 
 def _trace_policy(kit: Kit, bank: Bank) -> Play:
@@ -330,10 +319,7 @@ def _checkpointer(when: str) -> Callable[[Kit, Bank], Play]:
                 self._once("write")
                 return super().put(*args)
 
-        builder = StateGraph(_Plain)
-        builder.add_node("step", lambda state: {})
-        builder.add_edge(START, "step")
-        return graph_play(kit.graph(builder.compile(checkpointer=Saver())), {"said": "x"}, THREAD)
+        return graph_play(kit.graph(chain({"step": lambda state: {}}, _Plain, checkpointer=Saver())), {"said": "x"}, THREAD)
 
     return build
 
@@ -353,10 +339,7 @@ def _transformer(kit: Kit, bank: Bank) -> Play:
                 pay.invoke(SENT)
             return True
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile(transformers=[Paying]))
+    graph = kit.graph(chain({"step": lambda state: {}}, _Plain, transformers=[Paying]))
 
     async def asynchronous() -> Any:
         return [event async for event in await graph.astream_events({"said": "x"}, version="v3")]
