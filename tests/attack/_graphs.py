@@ -24,8 +24,7 @@ from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 PROFILES = {
     "pay": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}),
     "read": ToolProfile(effect="read", sink="none", data_class="public"),
-    "write": ToolProfile(effect="write", sink="internal"),
-    "ask_agent": ToolProfile(effect="write", sink="internal"),
+    "write": ToolProfile(effect="write", sink="internal"), "ask_agent": ToolProfile(effect="write", sink="internal"),
 }
 
 FORMS = ("invoke", "ainvoke", "stream", "astream", "batch", "abatch", "astream_events")
@@ -96,14 +95,8 @@ def replying(*turns: Sequence[dict[str, Any]]) -> ScriptedChatModel:
 
 
 def hand_written(
-    model: ScriptedChatModel,
-    tools: Sequence[BaseTool] | ToolNode,
-    *,
-    checkpointer: Any = None,
-    name: str = "hand",
-    handle_tool_errors: Any = None,
-    retry_policy: Any = None,
-    **compiled: Any,
+    model: ScriptedChatModel, tools: Sequence[BaseTool] | ToolNode, *, checkpointer: Any = None, name: str = "hand",
+    handle_tool_errors: Any = None, retry_policy: Any = None, **compiled: Any,
 ) -> Any:
     """Model → tools → model, with one ToolNode that runs all calls of a message in one task."""
     node = tools

@@ -76,3 +76,15 @@ def told(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, go:
 def epoch_of(authz: RuntimeAuthz, graph: str = "hand", thread: str = "t") -> int:
     """Return the epoch of a thread."""
     return int(authz.ledger.load(authz.root_entry.scope(graph, thread), Query()).epoch)
+
+
+def run_as(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, how: str = "sync", **run: Any) -> Any:
+    """Invoke a graph in one run, of alice unless `run` says otherwise; `how` is "sync" or "async"."""
+    if how == "sync":
+        return told(authz, graph, given, config, **run)
+
+    async def in_one_loop() -> Any:
+        async with authz.run(**{"subject": "alice", **run}):
+            return await graph.ainvoke(given, config)
+
+    return asyncio.run(in_one_loop())

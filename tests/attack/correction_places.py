@@ -72,11 +72,8 @@ class Elsewhere:
 
     def __init__(self, place: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.attack.correction_places", json.dumps(place)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", "tests.attack.correction_places", json.dumps(place)], cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 
     def does(self, part: str, desk: Desk, road: Road) -> None:
@@ -84,11 +81,7 @@ class Elsewhere:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         asked = {
-            "part": part,
-            "road": road.slug,
-            "kind": desk.kind.name,
-            "mode": desk.mode,
-            "protected": desk.protected,
+            "part": part, "road": road.slug, "kind": desk.kind.name, "mode": desk.mode, "protected": desk.protected,
             "thread": desk.thread,
         }
         self.process.stdin.write(json.dumps(asked) + "\n")
@@ -148,9 +141,7 @@ def _serve(requests: Sequence[str] | Any, held: dict[str, Any]) -> Iterator[dict
     for line in requests:
         asked = json.loads(line)
         road = roads[asked["road"]]
-        desk = Desk(
-            KINDS[asked["kind"]], asked["mode"], asked["protected"], road.waits, thread=asked["thread"], **held
-        )
+        desk = Desk(KINDS[asked["kind"]], asked["mode"], asked["protected"], road.waits, thread=asked["thread"], **held)
         try:
             if asked["part"] == "plan":
                 desk.thinks = road.meanwhile

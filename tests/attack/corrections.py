@@ -150,9 +150,7 @@ class Desk:
         self.store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
         self.pdp = StaticPDP(self._decide)
         self.authz = RuntimeAuthz(
-            pdp=self.pdp,
-            ledger=self.ledger,
-            profiles=PROFILES,
+            pdp=self.pdp, ledger=self.ledger, profiles=PROFILES,
             task_sources=TaskSources(("messages", "instructions"), memory=(("memories", "{subject}"),)),
         )
         self.tools = self._tools()
@@ -225,15 +223,8 @@ class Desk:
         """One root entry; what a correction halts is over."""
         config = config or self.config
         with suppress(AuthzHalt):
-            if self.mode == "async":
-                return asyncio.run(self._ago(given, config))
-            with self.authz.run(subject="alice"):
-                return self.graph.invoke(given, config)
+            return run_as(self.authz, self.graph, given, config, how=self.mode)
         return None
-
-    async def _ago(self, given: Any, config: Any) -> Any:
-        async with self.authz.run(subject="alice"):
-            return await self.graph.ainvoke(given, config)
 
     def write(self, values: Mapping[str, Any], *, raw: bool = False) -> None:
         """`update_state` where the plan waits: of the agent itself, also where it is a child."""
@@ -255,7 +246,7 @@ class Desk:
 
     @property
     def epoch(self) -> int:
-        return int(self.authz.ledger.load(self.authz.root_entry.scope("desk", self.thread), Query()).epoch)
+        return epoch_of(self.authz, "desk", self.thread)
 
     def finish(self) -> list[Any]:
         """Enter the thread until nothing is left to do; its messages."""

@@ -62,9 +62,7 @@ class Scene:
         self.store = InMemoryStore()
         self.pdp = asking("note")
         self.authz = RuntimeAuthz(
-            pdp=self.pdp,
-            ledger=ledger,
-            profiles=PROFILES,
+            pdp=self.pdp, ledger=ledger, profiles=PROFILES,
             task_sources=TaskSources(("messages", "instructions"), memory=(("memories", "{subject}"),)),
         )
         self.step: Callable[[State], Any] = lambda state: {}
@@ -86,11 +84,8 @@ class Scene:
         async def awork(state: State) -> Any:
             return self.step(state)
 
-        from langgraph._internal._runnable import RunnableCallable
-
         builder.add_node(
-            "work",
-            RunnableCallable(work, awork, name="work"),
+            "work", RunnableCallable(work, awork, name="work"),
             retry_policy=RetryPolicy(initial_interval=0.0, jitter=False, max_attempts=3, retry_on=TimeoutError),
         )
         builder.add_node("tools", ToolNode([echo, ask_human, note]))
@@ -107,7 +102,7 @@ class Scene:
     @property
     def epoch(self) -> int:
         """The thread's epoch in the ledger."""
-        return int(self.authz.ledger.load(self.authz.root_entry.scope("scene", self.thread), Query()).epoch)
+        return epoch_of(self.authz, "scene", self.thread)
 
     @property
     def log(self) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Final
 from unittest.mock import patch
 
@@ -86,6 +87,7 @@ class Denying:
         self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES)
 
 
+@cache
 def played(route: Route, layer: Layer, mode: str) -> tuple[Outcome, RuntimeAuthz]:
     """A route behind a layer, with a PDP that denies only what the layer can see of it.
 

@@ -303,11 +303,7 @@ def test_a_tool_that_asks_by_itself(mode: str, ran: Any, authz: Any) -> None:
 
     write = StructuredTool.from_function(ask, aask, name="write", description="Ask.")
     graph = authz.protect(
-        acting(
-            lambda: write.invoke({"text": "x"}),
-            lambda: write.ainvoke({"text": "x"}),
-            checkpointer=InMemorySaver(),
-        )
+        acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"}), checkpointer=InMemorySaver())
     )
     with authz.run(subject="alice"):
         once(graph, mode, config=THREAD)
@@ -387,7 +383,6 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
 
 def test_a_tool_node_alone_has_the_backstop_too(ran: Any) -> None:
     """What a wrapper of an `AuthzToolNode` outside every graph does by a tool of its own is decided."""
-    from langchain_core.messages import AIMessage
     from langgraph.runtime import Runtime
 
     pdp = deny_only("evil")
@@ -444,8 +439,6 @@ def test_nothing_is_added_outside_protected_runs(mode: str, authz: Any) -> None:
 
 def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str, authz: Any) -> None:
     """A caller's own callbacks stay, in any form, and nothing is put into the caller's own objects."""
-    from langchain_core.callbacks import BaseCallbackHandler
-
     class Seeing(BaseCallbackHandler):
         def __init__(self) -> None:
             self.seen = 0

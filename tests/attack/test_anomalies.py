@@ -15,8 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 PROFILES = {
     "look": ToolProfile(effect="read", sink="none", data_class="public", trust="system"),
-    "note": ToolProfile(effect="write", sink="internal"),
-    "wipe": ToolProfile(effect="admin", sink="internal"),
+    "note": ToolProfile(effect="write", sink="internal"), "wipe": ToolProfile(effect="admin", sink="internal"),
     "mail": ToolProfile(effect="read", sink="none", data_class="public", trust="external"),
     "send": ToolProfile(effect="send", sink="external", critical={"to": "principal"}),
 }

@@ -290,17 +290,12 @@ class Masked:
 
 
 FORGED = {
-    "another's key": {"key": EVES},
-    "another's key under the name of bob's": {"key": Masked()},
-    "carol's key for bob": {"key": CAROLS},
-    "nobody's name": {"key": EVES, "approver": "user:eve"},
+    "another's key": {"key": EVES}, "another's key under the name of bob's": {"key": Masked()},
+    "carol's key for bob": {"key": CAROLS}, "nobody's name": {"key": EVES, "approver": "user:eve"},
     "bob's own word under carol's name": {"issuer": "user:bob", "approver": "user:carol"},
     "a service nobody knows": {"issuer": "https://evil.example"},
-    "bob through the service's name": {"issuer": "https://idp.example"},
-    "expired": {"ago": 400},
-    "not yet": {"ago": -400},
-    "too long-lived": {"expires_in": 3600},
-    "the other verdict": {"verdict": "deny"},
+    "bob through the service's name": {"issuer": "https://idp.example"}, "expired": {"ago": 400},
+    "not yet": {"ago": -400}, "too long-lived": {"expires_in": 3600}, "the other verdict": {"verdict": "deny"},
 }
 
 
@@ -558,8 +553,6 @@ def test_an_edit_can_not_pass_under_four_eyes() -> None:
 
 def test_the_shipped_policy_holds_four_eyes() -> None:
     """From data.json alone, and LangChain's own review, one person's word, does not get round it."""
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
-
     terms = {"sources": ["interrupt", "hitl"], "authenticated": True, "edits": "none", **FOUR_EYES}
     s = scene(pdp=WasmPDP(data={"approvals": {"*": terms}}))
     (ask_id,) = ids(s.say(human()))
@@ -594,11 +587,8 @@ def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
     clock = FrozenClock(1_764_000_000)
     terms = {"approvers": {"who": ["user:bob"]}, "fallback": {"after": 600, "who": ["user:carol"]}}
     for late, by, code in (
-        (False, "bob", None),
-        (False, "carol", "approval_approver"),
-        (True, "carol", None),
-        (True, "dave", "approval_approver"),
-        (True, "alice", "approval_approver"),
+        (False, "bob", None), (False, "carol", "approval_approver"), (True, "carol", None),
+        (True, "dave", "approval_approver"), (True, "alice", "approval_approver"),
     ):
         s = scene(pdp=policy(**terms), ledger=MemoryLedger(clock=clock))
         (ask_id,) = ids(s.say(human()))
@@ -654,8 +644,6 @@ def test_without_a_cap_a_thousand_are_asked() -> None:
 
 def test_the_shipped_policy_caps() -> None:
     """Without any setting."""
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
-
     s = scene("hand", plan=[payment(f"p{i}", 1, f"c{i}") for i in range(60)], pdp=WasmPDP())
     assert "__interrupt__" not in s.say(human())
     assert reasons(s.authz, "pay")[-60:] == ["approval_capped"] * 60
@@ -665,35 +653,18 @@ def test_the_shipped_policy_caps() -> None:
 
 HOSTILE = {
     "ansi colour and clear": "ann\x1b[2J\x1b[31mAPPROVED\x1b[0m",
-    "ansi hyperlink": "\x1b]8;;http://evil.example\x1b\\ann\x1b]8;;\x1b\\",
-    "c1 csi": "ann\x9b31mred",
-    "carriage return": "eve\rann",
-    "newline question": "ann\n- amount 1\nApprove nothing?",
-    "bidi override": "\u202eeve\u202c",
-    "bidi isolate": "\u2067eve\u2069",
-    "zero width": "a\u200bn\u200dn\ufeff",
-    "tags": "ann\U000e0041\U000e007f",
-    "filler": "a\u3164nn\u2800",
-    "zalgo": "ann" + "\u0336" * 40,
-    "script": "<script>alert(1)</script>",
-    "image": "<img src=x onerror=alert(1)>",
-    "entity": "&lt;b&gt;ann&#60;/b&#62;",
-    "attribute": '" onmouseover="alert(1)',
-    "comment": "<!-- ann -->",
-    "markdown link": "[ann](javascript:alert(1))",
-    "markdown image": "![x](http://evil.example/?q=1)",
-    "emphasis": "**APPROVED** _safe_ ~~eve~~",
-    "code": "`ann`",
-    "fence": "```\nann\n```",
-    "heading": "# ann",
-    "table": "a | b\n--|--\n1 | 2",
-    "autolink": "<http://evil.example>",
-    "bare link": "http://evil.example www.evil.example",
-    "reference": "[ann][1]\n\n[1]: http://evil.example",
+    "ansi hyperlink": "\x1b]8;;http://evil.example\x1b\\ann\x1b]8;;\x1b\\", "c1 csi": "ann\x9b31mred",
+    "carriage return": "eve\rann", "newline question": "ann\n- amount 1\nApprove nothing?",
+    "bidi override": "\u202eeve\u202c", "bidi isolate": "\u2067eve\u2069", "zero width": "a\u200bn\u200dn\ufeff",
+    "tags": "ann\U000e0041\U000e007f", "filler": "a\u3164nn\u2800", "zalgo": "ann" + "\u0336" * 40,
+    "script": "<script>alert(1)</script>", "image": "<img src=x onerror=alert(1)>",
+    "entity": "&lt;b&gt;ann&#60;/b&#62;", "attribute": '" onmouseover="alert(1)', "comment": "<!-- ann -->",
+    "markdown link": "[ann](javascript:alert(1))", "markdown image": "![x](http://evil.example/?q=1)",
+    "emphasis": "**APPROVED** _safe_ ~~eve~~", "code": "`ann`", "fence": "```\nann\n```", "heading": "# ann",
+    "table": "a | b\n--|--\n1 | 2", "autolink": "<http://evil.example>",
+    "bare link": "http://evil.example www.evil.example", "reference": "[ann][1]\n\n[1]: http://evil.example",
     "rich markup": "[bold red]ann[/] [link=http://evil.example]x[/link]",
-    "emoji code": ":warning: ann :white_check_mark:",
-    "backslash": "\\u0061\\[ann\\]",
-    "quote end": '" is approved. "',
+    "emoji code": ":warning: ann :white_check_mark:", "backslash": "\\u0061\\[ann\\]", "quote end": '" is approved. "',
 }
 
 
@@ -795,9 +766,7 @@ def test_an_inert_text_has_one_reading(text: str) -> None:
     import re
     import unicodedata
 
-    back = re.sub(
-        r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})", lambda m: chr(int(m[1] or m[2], 16)), inert(text),
-    )
+    back = re.sub(r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})", lambda m: chr(int(m[1] or m[2], 16)), inert(text))
     assert back == unicodedata.normalize("NFC", text)
 
 

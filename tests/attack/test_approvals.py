@@ -185,7 +185,6 @@ def test_an_approval_after_a_correction_is_void(kind: str, go: str) -> None:
 @pytest.mark.parametrize("late", [False, True])
 def test_an_approval_expires(kind: str, go: str, late: bool) -> None:
     """By the ledger's clock, from the question on, as long as the policy says."""
-    from langchain_runtime_authz.ledger.memory import MemoryLedger
     from langchain_runtime_authz.testing import FrozenClock
 
     clock = FrozenClock(1_764_000_000)
@@ -261,8 +260,6 @@ def test_a_machines_answer_is_no_humans_word() -> None:
 
 def test_a_call_that_no_message_planned_takes_approve_and_reject() -> None:
     """There is no place in a plan for another one: an edit denies, and a reason opens no epoch."""
-    from ._graphs import authz_with, node_graph, pay_tool
-
     for answer, ran_once in ((APPROVE, True), (edit("eve", 1), False), ({"type": "reject", "message": "no"}, False)):
         ran: list[Any] = []
         authz = authz_with(asking("pay"))

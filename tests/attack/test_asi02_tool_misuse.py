@@ -12,8 +12,7 @@ from ._scenario import first_reasons, play
 
 PROFILES = {
     "read": ToolProfile(effect="read", sink="none", data_class="secret", trust="system"),
-    "note": ToolProfile(effect="write", sink="internal"),
-    "post": ToolProfile(effect="write", sink="external"),
+    "note": ToolProfile(effect="write", sink="internal"), "post": ToolProfile(effect="write", sink="external"),
 }
 
 

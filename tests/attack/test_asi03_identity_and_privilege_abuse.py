@@ -131,10 +131,8 @@ def test_what_is_refused_is_on_record(form: str) -> None:
     kept[0].run(lambda: asyncio.run(asked(BANK)))
     assert codes == ["audience", "audience", "credential_unavailable", "credential_unavailable"]
     assert [(r["reason"], r["tool"], r["audience"]) for r in refusals(authz)] == [
-        ("outside_profile", "ask_agent", None),
-        ("outside_profile", "ask_agent", None),
-        ("credential_unavailable", "", None),
-        ("credential_unavailable", "ask_agent", BANK),
+        ("outside_profile", "ask_agent", None), ("outside_profile", "ask_agent", None),
+        ("credential_unavailable", "", None), ("credential_unavailable", "ask_agent", BANK),
     ]
     assert [len(r["agent"]) for r in refusals(authz)] == [1, 1, 2, 1]
     assert secret not in json.dumps(refusals(authz))

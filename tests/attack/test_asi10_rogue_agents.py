@@ -10,8 +10,7 @@ from ._scenario import first_reasons, play
 
 PROFILES = {
     "look": ToolProfile(effect="read", sink="none", data_class="public", trust="system"),
-    "wipe": ToolProfile(effect="admin", sink="internal"),
-    "write": ToolProfile(effect="write", sink="internal"),
+    "wipe": ToolProfile(effect="admin", sink="internal"), "write": ToolProfile(effect="write", sink="internal"),
 }
 DOORS = [*([call("wipe", {"n": n}, f"c{n}")] for n in range(4)), [call("look", {"n": 9}, "c9")]]
 

@@ -13,11 +13,6 @@ from .emitters import Scene
 from .test_corrections import built
 from .test_outside import House
 
-
-def epoch(authz: Any, name: str) -> int:
-    return int(authz.ledger.load(authz.root_entry.scope(name, "t"), Query()).epoch)
-
-
 # --- message ids ---------------------------------------------------------------------------------------
 
 
@@ -30,7 +25,7 @@ def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any, ran: A
         go(graph, human("STOP, pay nobody", id="same"), THREAD)
         go(graph, None, THREAD)
     assert ran == []
-    assert epoch(authz, graph.get_name()) == 2
+    assert epoch_of(authz, graph.get_name()) == 2
 
 
 def test_regenerated_ids_of_a_history_are_no_correction(kind: str, ran: Any) -> None:
@@ -40,25 +35,20 @@ def test_regenerated_ids_of_a_history_are_no_correction(kind: str, ran: Any) -> 
     for n, form in enumerate((str, lambda t: [{"type": "text", "text": t}])):
         said = [HumanMessage(form(t), id=f"{n}-{i}") for i, t in enumerate(texts)]
         told(authz, graph, {"messages": said}, THREAD)
-    assert epoch(authz, graph.get_name()) == 1
+    assert epoch_of(authz, graph.get_name()) == 1
 
 
 # --- forms of a message --------------------------------------------------------------------------------
 
 FORMS = {
-    "text": "STOP",
-    "message": HumanMessage("STOP"),
-    "tuple": ("user", "STOP"),
-    "pair as JSON has it": [["user", "STOP"]],
-    "mapping": [{"type": "human", "content": "STOP"}],
+    "text": "STOP", "message": HumanMessage("STOP"), "tuple": ("user", "STOP"),
+    "pair as JSON has it": [["user", "STOP"]], "mapping": [{"type": "human", "content": "STOP"}],
     "blocks": [{"role": "user", "content": [{"type": "text", "text": "STOP"}]}],
-    "role": [ChatMessage("STOP", role="user")],
-    "chunk": [HumanMessageChunk("STOP")],
+    "role": [ChatMessage("STOP", role="user")], "chunk": [HumanMessageChunk("STOP")],
     "serialised": [dumpd(HumanMessage("STOP"))],
 }
 OVERWRITES = {
-    "object": Overwrite([HumanMessage("STOP")]),
-    "sentinel": {"__overwrite__": [{"role": "user", "content": "STOP"}]},
+    "object": Overwrite([HumanMessage("STOP")]), "sentinel": {"__overwrite__": [{"role": "user", "content": "STOP"}]},
     "as JSON has it": {"type": "__overwrite__", "value": [["human", "STOP"]]},
 }
 
@@ -135,9 +125,8 @@ def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str
             graph.update_state(THREAD, {"chat": [HumanMessage("STOP")]}, as_node="agent")
             graph.invoke(None, THREAD)
     assert ran == []
-    assert epoch(authz, "g") == 2
-    told = authz._engine.evaluator.pdp.requests[0].context.task.text  # type: ignore[attr-defined]
-    assert told == ("Pay" if channels else "")
+    assert epoch_of(authz, "g") == 2
+    assert authz.pdp.requests[0].context.task.text == ("Pay" if channels else "")
 
 
 @pytest.mark.parametrize("said", [lambda t: t, lambda t: {"question": t}], ids=["text", "mapping"])
@@ -152,7 +141,7 @@ def test_what_a_workflow_is_given_anew_is_a_correction(said: Any, authz: Any) ->
     for text, expected in (("pay", 1), ("pay", 1), ("STOP", 2), ("pay", 3)):
         with authz.run(subject="alice"):
             flow.invoke(said(text), THREAD)
-        assert epoch(authz, flow.get_name()) == expected, text
+        assert epoch_of(authz, flow.get_name()) == expected, text
 
 
 # --- reducers ------------------------------------------------------------------------------------------
@@ -196,21 +185,16 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, 
     assert ran == []
     task = authz.ledger.load(authz.root_entry.scope("odd", "t"), Query(log=True)).task
     assert task.text == "Pay the bill, never above 10\nSTOP, pay nobody"
-    assert epoch(authz, "odd") == 2
+    assert epoch_of(authz, "odd") == 2
 
 
 # --- resume values -------------------------------------------------------------------------------------
 
 WRONG: dict[str, Any] = {
-    "word": "maybe",
-    "number": 7,
-    "null": {"decisions": None},
-    "too-few": {"decisions": []},
-    "too-many": {"decisions": [{"type": "approve"}] * 3},
-    "unknown": {"decisions": [{"type": "permit"}]},
+    "word": "maybe", "number": 7, "null": {"decisions": None}, "too-few": {"decisions": []},
+    "too-many": {"decisions": [{"type": "approve"}] * 3}, "unknown": {"decisions": [{"type": "permit"}]},
     "nested": {"decisions": [[{"type": "approve"}]]},
-    "odd-edit": {"decisions": [{"type": "edit", "edited_action": {"name": 3, "args": []}}]},
-    "bytes": b"approve",
+    "odd-edit": {"decisions": [{"type": "edit", "edited_action": {"name": 3, "args": []}}]}, "bytes": b"approve",
 }
 
 
@@ -265,21 +249,11 @@ def test_another_tenant_on_the_thread(ran: Any) -> None:
     theirs = authz_with(policy, ledger=ledger, tenant="other")
     graphs = []
     for authz in (ours, theirs):
-        builder = StateGraph(_State)
-        model = obedient()
-        builder.add_node("agent", lambda s, model=model: {"messages": [model.invoke(s["messages"])]})
-        builder.add_node("tools", ToolNode([pay_tool(ran)]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END)
-        builder.add_edge("tools", END)
-        graphs.append(authz.protect(builder.compile(checkpointer=saver, name="g", interrupt_before=["tools"])))
+        graph = hand_written(obedient(), [pay_tool(ran)], checkpointer=saver, name="g", interrupt_before=["tools"])
+        graphs.append(authz.protect(graph))
     with ours.run(subject="alice"):
         graphs[0].invoke(human(), THREAD)
     with theirs.run(subject="alice"):
         asyncio.run(graphs[1].ainvoke(None, THREAD))
     assert ran == []
     assert reasons(theirs, "pay")
-
-
-class _State(TypedDict):
-    messages: Annotated[list[AnyMessage], add_messages]

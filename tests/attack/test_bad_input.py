@@ -53,8 +53,7 @@ def test_arguments_that_the_schema_drops(kind: str, go: Any, ran: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"],
+    "name", ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"],
     ids=lambda n: n[:10].encode("utf-8", "replace").decode(),
 )
 def test_unknown_tools(kind: str, go: Any, name: str, tmp_path: Path, ran: Any, pdp: Any) -> None:
@@ -83,19 +82,8 @@ def _probe(ran: list[Any]) -> BaseTool:
 
 
 UNCANONICAL = [
-    math.nan,
-    math.inf,
-    -math.inf,
-    2**60,
-    -(2**53),
-    "\ud800",
-    "a\x00b",
-    {"k": [1, {"x": math.nan}]},
-    {"\ud800": 1},
-    {1, 2},
-    b"bytes",
-    object(),
-    [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
+    math.nan, math.inf, -math.inf, 2**60, -(2**53), "\ud800", "a\x00b", {"k": [1, {"x": math.nan}]}, {"\ud800": 1},
+    {1, 2}, b"bytes", object(), [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
 ]
 
 
@@ -104,10 +92,7 @@ def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any, ra
     """What JSON can not say exactly is `uncanonical_argument`: not asked, not run; the sibling runs."""
     other: list[Any] = []
     authz, pdp, state = play(
-        kind,
-        go,
-        [_probe(ran), read_tool(other)],
-        [call("probe", {"value": value}, "call-probe"), READ],
+        kind, go, [_probe(ran), read_tool(other)], [call("probe", {"value": value}, "call-probe"), READ],
     )
     assert ran == []
     assert other == [("read", "a")]
@@ -264,22 +249,15 @@ def test_injected_arguments_are_neither_decided_nor_forged(kind: str, go: Any) -
 
     @tool
     def probe(
-        text: str,
-        state: Annotated[dict[str, Any], InjectedState],
-        ident: Annotated[str, InjectedToolCallId],
-        store: Annotated[Any, InjectedStore],
-        runtime: ToolRuntime,
+        text: str, state: Annotated[dict[str, Any], InjectedState], ident: Annotated[str, InjectedToolCallId],
+        store: Annotated[Any, InjectedStore], runtime: ToolRuntime,
     ) -> str:
         """Look at what is injected."""
         got.append((text, state, ident, store, runtime))
         return "ok"
 
     forged = {
-        "text": "x",
-        "state": {"messages": ["forged"]},
-        "ident": "forged",
-        "store": "forged",
-        "runtime": "forged",
+        "text": "x", "state": {"messages": ["forged"]}, "ident": "forged", "store": "forged", "runtime": "forged",
         "config": {"configurable": {"__authz": "forged"}},
     }
     store = InMemoryStore()
@@ -369,10 +347,7 @@ def _shape(name: str, ran: list[Any]) -> BaseTool:
         return made
     if name == "dict_schema":
         schema = {
-            "type": "object",
-            "properties": {"text": {"type": "string"}},
-            "required": ["text"],
-            "title": "probe",
+            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "probe",
             "description": "d",
         }
 
@@ -552,7 +527,7 @@ def test_defaults_that_differ_each_time_are_decided_as_received(kind: str, go: A
 def test_defaults_that_differ_each_time_can_not_be_approved(kind: str, go: Any, ran: Any) -> None:
     """A human can not approve what is parsed anew after the answer: `unrepeatable_arguments`, nobody is asked."""
     authz, _, state = play(
-        kind, lambda g, i: go(g, i, THREAD), [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")],
+        kind, lambda g, i, _: go(g, i, THREAD), [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")],
         asking("probe"), checkpointer=InMemorySaver(),
     )  # fmt: skip
     assert ran == []
@@ -588,18 +563,13 @@ ANSWERS: dict[str, tuple[Any, str]] = {
     "string true": (lambda _: {"decision": "true"}, "pdp_malformed"),
     "bare string": (lambda _: "true", "pdp_malformed"),
     "json text of one": (lambda _: b'{"decision": 1}', "pdp_malformed"),
-    "one": (lambda _: {"decision": 1}, "pdp_malformed"),
-    "bare one": (lambda _: 1, "pdp_malformed"),
-    "empty": (lambda _: {}, "pdp_malformed"),
-    "null": (lambda _: {"decision": None}, "pdp_malformed"),
-    "nothing": (lambda _: None, "pdp_malformed"),
-    "json null": (lambda _: b"null", "pdp_malformed"),
+    "one": (lambda _: {"decision": 1}, "pdp_malformed"), "bare one": (lambda _: 1, "pdp_malformed"),
+    "empty": (lambda _: {}, "pdp_malformed"), "null": (lambda _: {"decision": None}, "pdp_malformed"),
+    "nothing": (lambda _: None, "pdp_malformed"), "json null": (lambda _: b"null", "pdp_malformed"),
     "nan": (lambda _: {"decision": math.nan}, "pdp_malformed"),
-    "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"),
-    "list": (lambda _: [True], "pdp_malformed"),
+    "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"), "list": (lambda _: [True], "pdp_malformed"),
     "ten megabytes": (
-        lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(),
-        "pdp_malformed",
+        lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(), "pdp_malformed",
     ),
     "twice": (lambda _: b'{"decision": false, "decision": true}', "pdp_malformed"),
     "truncated": (lambda _: b'{"decision": tru', "pdp_malformed"),
@@ -608,8 +578,7 @@ ANSWERS: dict[str, tuple[Any, str]] = {
         lambda _: {"decision": True, "context": {"obligations": [{"id": "1", "type": "sing", "properties": {}}]}},
         "unknown_obligation",
     ),
-    "late": (_late, "pdp_timeout"),
-    "raises": (_raise, "pdp_error"),
+    "late": (_late, "pdp_timeout"), "raises": (_raise, "pdp_error"),
 }
 
 
@@ -679,12 +648,8 @@ def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        {"effect": {}},
-        {"effects": {"pay": "maybe"}},
-        {"rates": 5},
-        {"plan": {"stale": "pay"}},
-        {"anomaly": {"max_denials": "5"}},
-        {1: 2},
+        {"effect": {}}, {"effects": {"pay": "maybe"}}, {"rates": 5}, {"plan": {"stale": "pay"}},
+        {"anomaly": {"max_denials": "5"}}, {1: 2},
     ],
     ids=shown,
 )
@@ -708,14 +673,8 @@ def test_policy_data_with_unknown_keys_is_refused() -> None:
 @pytest.mark.parametrize(
     "profiles",
     [
-        {"pay": {"effect": "steal"}},
-        {"pay": {"efect": "pay"}},
-        {"pay": {"critical": {"to": "who"}}},
-        {"pay": {"idempotent": "yes"}},
-        {"pay": {"audience": "https://bank"}},
-        {"pay": 5},
-        {"pay": None},
-        ["pay"],
+        {"pay": {"effect": "steal"}}, {"pay": {"efect": "pay"}}, {"pay": {"critical": {"to": "who"}}},
+        {"pay": {"idempotent": "yes"}}, {"pay": {"audience": "https://bank"}}, {"pay": 5}, {"pay": None}, ["pay"],
         "missing.yaml",
     ],
     ids=shown,
@@ -739,9 +698,7 @@ def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"pdp": object()},
-        {"pdp": StaticPDP(True, deadline=0)},
-        {"pdp": StaticPDP(True, deadline=math.inf)},
+        {"pdp": object()}, {"pdp": StaticPDP(True, deadline=0)}, {"pdp": StaticPDP(True, deadline=math.inf)},
         {"pdp": StaticPDP(True), "tenant": ""},
     ],
     ids=shown,
@@ -779,10 +736,7 @@ def test_messages_of_every_input_form_reach_the_same_task() -> None:
     """A root input may be a string, tuple, mapping or message: the recorded task is the same."""
     texts = set()
     for message in (
-        HumanMessage("Pay"),
-        ("user", "Pay"),
-        {"role": "user", "content": "Pay"},
-        "Pay",
+        HumanMessage("Pay"), ("user", "Pay"), {"role": "user", "content": "Pay"}, "Pay",
         HumanMessage([{"type": "text", "text": "Pay"}]),
     ):
         pdp = StaticPDP(True)

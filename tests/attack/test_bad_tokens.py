@@ -113,11 +113,8 @@ class Service:
     def __init__(self, verifier: Verifier | None = None, status: Any = None) -> None:
         self.codes: list[str] = []
         self.server = ResourceServer(
-            verifier=verifier or Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
-            audience=BANK,
-            tenant="acme",
-            status=status or LedgerStatus(Calls()),
-            proofs=ProofVerifier(origin=BANK),
+            verifier=verifier or Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()), audience=BANK, tenant="acme",
+            status=status or LedgerStatus(Calls()), proofs=ProofVerifier(origin=BANK),
         )
         routes = [Route("/pay", self._pay, methods=["POST"]), Route("/other", self._pay, methods=["POST"])]
         self.app = Starlette(routes=[*routes, Route("/health", self._health)])
@@ -189,10 +186,8 @@ BAD_PROOFS: dict[str, tuple[dict[str, Any], str]] = {
     "for another URL": ({"htu": "https://evil.example/pay"}, "proof_invalid"),
     "for another method": ({"htm": "GET"}, "proof_invalid"),
     "for another token": ({"ath": token_digest("other")}, "proof_invalid"),
-    "with a private key inside": ({"jwk": {"d": "AAAA"}}, "proof_invalid"),
-    "old": ({"iat": 1}, "proof_invalid"),
-    "of the future": ({"iat": 2**40}, "proof_invalid"),
-    "without an id": ({"jti": ""}, "proof_invalid"),
+    "with a private key inside": ({"jwk": {"d": "AAAA"}}, "proof_invalid"), "old": ({"iat": 1}, "proof_invalid"),
+    "of the future": ({"iat": 2**40}, "proof_invalid"), "without an id": ({"jti": ""}, "proof_invalid"),
 }
 
 
@@ -249,8 +244,7 @@ async def test_keys_that_rotate_between_header_and_signature() -> None:
 
     clock = [1000.0]
     source = JwksClient(
-        "https://i.example/jwks",
-        async_client=httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
+        "https://i.example/jwks", async_client=httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
         monotonic=lambda: clock[0],
     )
     verifier = Verifier(issuer=issuer.issuer, jwks=source)

@@ -182,20 +182,12 @@ def _deep() -> list[Any]:
 
 
 RESULTS: dict[str, Any] = {
-    "none": lambda: None,
-    "object": Odd,
-    "object that can not be shown": Worse,
-    "bytes": lambda: b"\xff\x00",
-    "set": lambda: {1},
-    "nan": lambda: float("nan"),
-    "surrogate": lambda: "\ud800",
-    "generator": lambda: (i for i in range(3)),
-    "deep": _deep,
-    "tuple": lambda: (1, "two"),
+    "none": lambda: None, "object": Odd, "object that can not be shown": Worse, "bytes": lambda: b"\xff\x00",
+    "set": lambda: {1}, "nan": lambda: float("nan"), "surrogate": lambda: "\ud800",
+    "generator": lambda: (i for i in range(3)), "deep": _deep, "tuple": lambda: (1, "two"),
     "message": lambda: ToolMessage("own", tool_call_id="call-probe"),
     "foreign message": lambda: ToolMessage("own", tool_call_id="another"),
-    "error message": lambda: ToolMessage("own", tool_call_id="call-probe", status="error"),
-    "class": lambda: Odd,
+    "error message": lambda: ToolMessage("own", tool_call_id="call-probe", status="error"), "class": lambda: Odd,
     "exception": lambda: ValueError("returned"),
 }
 

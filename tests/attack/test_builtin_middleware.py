@@ -149,12 +149,8 @@ def test_a_call_over_the_limit_is_no_call(go: str, ran: Any, pdp: Any, authz: An
 # --- the models that it asks ----------------------------------------------------------------------------
 
 OWN_MODELS = {
-    "AutoModeMiddleware": ["judge-1"],
-    "LLMToolEmulator": ["side-1"],
-    "LLMToolSelectorMiddleware": ["side-1"],
-    "ModelFallbackMiddleware": ["side-1"],
-    "ModelRouterMiddleware": ["judge-1"],
-    "SummarizationMiddleware": ["side-1"],
+    "AutoModeMiddleware": ["judge-1"], "LLMToolEmulator": ["side-1"], "LLMToolSelectorMiddleware": ["side-1"],
+    "ModelFallbackMiddleware": ["side-1"], "ModelRouterMiddleware": ["judge-1"], "SummarizationMiddleware": ["side-1"],
 }
 
 

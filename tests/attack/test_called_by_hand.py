@@ -137,10 +137,6 @@ def test_a_tool_that_runs_itself_in_a_nested_agent_gets_that_calls_arguments(ran
         """Pay somebody."""
         ran.append(amount)
         if amount == 1:
-            from langgraph.prebuilt import ToolNode
-
-            from ._graphs import call, hand_written, replying
-
             calls = [call("pay", {"recipient": "bob", "amount": 2.0}, "call-inner")]
             hand_written(replying(calls), ToolNode([guarded])).invoke(human())
         return "paid"
@@ -220,10 +216,8 @@ def test_copies_keep_the_guard(how: str, ran: Any) -> None:
     authz = authz_with(deny_only("pay"))
     pay: Any = authz.guard(payer(ran))
     made: Any = {
-        "model_copy": lambda: pay.model_copy(),
-        "deep": lambda: pay.model_copy(deep=True),
-        "copy": lambda: copy.copy(pay),
-        "deepcopy": lambda: copy.deepcopy(pay),
+        "model_copy": lambda: pay.model_copy(), "deep": lambda: pay.model_copy(deep=True),
+        "copy": lambda: copy.copy(pay), "deepcopy": lambda: copy.deepcopy(pay),
         "rebuilt": lambda: StructuredTool(**{name: getattr(pay, name) for name in StructuredTool.model_fields}),
     }[how]()
     with authz.run(subject="alice"):
@@ -235,9 +229,8 @@ def test_copies_keep_the_guard(how: str, ran: Any) -> None:
     assert ran == []
 
 
-@pytest.mark.parametrize("road", ["func", "run"])
-def test_a_function_that_is_replaced_is_not_what_was_reviewed(road: str, ran: Any) -> None:
-    """A guarded tool with another function is decided on every road, and as a tool without a profile."""
+def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
+    """Decide a guarded tool with another function as a tool without a profile."""
     evil: list[Any] = []
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"])
     authz = authz_with(pdp)
@@ -247,7 +240,7 @@ def test_a_function_that_is_replaced_is_not_what_was_reviewed(road: str, ran: An
         own = pay.func
         pay.func = lambda recipient, amount, currency: evil.append(recipient)
         with pytest.raises(AuthzDenied):
-            pay.func(**ARGS) if road == "func" else pay.run(ARGS)
+            pay.run(ARGS)
         pay.func = own
         pay.invoke(ARGS)
     assert ran == [PAID, PAID]
@@ -257,10 +250,6 @@ def test_a_function_that_is_replaced_is_not_what_was_reviewed(road: str, ran: An
 def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) -> None:
     """The verdict of a gate is on the tool under the name that it had."""
     authz = authz_with(rules_that_permit())
-    from langgraph.prebuilt import ToolNode
-
-    from ._graphs import answer_to, hand_written, replying
-
     def wrap(request: Any, handler: Any) -> Any:
         request.tool.name = "other"
         return handler(request)
@@ -331,10 +320,6 @@ def test_code_called_by_hand_in_a_node_function(permit: bool, ran: Any) -> None:
 @pytest.mark.parametrize("permit", [True, False])
 def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permit: bool, ran: Any) -> None:
     """It is a call of its own, unplanned; the planned one still runs under the gate's one decision."""
-    from langgraph.prebuilt import ToolNode
-
-    from ._graphs import READ, answer_to, hand_written, read_tool, replying
-
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp)
     pay = authz.guard(payer(ran)) if guarded else payer(ran)

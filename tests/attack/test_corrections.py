@@ -219,10 +219,8 @@ def test_correction_and_an_approval_of_the_new_plan(ran: Any) -> None:
 def _history(ids: bool, block: bool = False, *, upto: int) -> list[Any]:
     say = lambda text: [{"type": "text", "text": text}] if block else text
     entries: list[Any] = [
-        HumanMessage(say("one"), id="1" if ids else None),
-        AIMessage("answer", id="2" if ids else None),
-        HumanMessage(say("two"), id="3" if ids else None),
-        AIMessage("answer", id="4" if ids else None),
+        HumanMessage(say("one"), id="1" if ids else None), AIMessage("answer", id="2" if ids else None),
+        HumanMessage(say("two"), id="3" if ids else None), AIMessage("answer", id="4" if ids else None),
         HumanMessage(say("three"), id="5" if ids else None),
     ]
     return entries[: 2 * upto - 1]
@@ -351,10 +349,7 @@ def test_agents_and_services_are_no_humans(kind: str, pdp: Any, authz: Any) -> N
 @pytest.mark.parametrize(
     "message",
     [
-        SystemMessage("STOP"),
-        AIMessage("STOP"),
-        ("system", "STOP"),
-        {"role": "assistant", "content": "STOP"},
+        SystemMessage("STOP"), AIMessage("STOP"), ("system", "STOP"), {"role": "assistant", "content": "STOP"},
         ToolMessage("STOP", tool_call_id="x"),
     ],
     ids=lambda m: type(m).__name__,
@@ -531,8 +526,7 @@ def _without(what: str, graph: Any) -> Any:
     """An input that goes on without the human's message, in one of the forms that LangGraph takes."""
     said, planned = graph.get_state(THREAD).values["messages"]
     removed: dict[str, list[Any]] = {
-        "one": [RemoveMessage(said.id)],
-        "mapping": [{"role": "remove", "content": "", "id": said.id}],
+        "one": [RemoveMessage(said.id)], "mapping": [{"role": "remove", "content": "", "id": said.id}],
         "all, and the plan again": [RemoveMessage(REMOVE_ALL_MESSAGES), planned],
     }
     return Command(update={"messages": removed[what]})

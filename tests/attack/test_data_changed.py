@@ -70,7 +70,7 @@ def built(office: Office, *turns: Any, protected: bool = True) -> Any:
 
 
 def epoch(office: Office) -> int:
-    return int(office.authz.ledger.load(office.authz.root_entry.scope("hand", "t"), Query()).epoch)
+    return int(epoch_of(office.authz))
 
 
 def test_what_the_application_says_changed_is_not_acted_on() -> None:

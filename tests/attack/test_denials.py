@@ -91,11 +91,10 @@ def test_halt_is_neither_retried_nor_handled(go: Any, ran: Any) -> None:
     authz = authz_with(StaticPDP(halting))
     graph = authz.protect(
         hand_written(
-            replying([PAY]),
-            ToolNode([pay_tool(ran)], handle_tool_errors=True),
+            replying([PAY]), ToolNode([pay_tool(ran)], handle_tool_errors=True),
             retry_policy=RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True),
             checkpointer=InMemorySaver(),
-        ),
+        )
     )
     with authz.run(subject="alice", task="x"), pytest.raises(AuthzHalt):
         go(graph, human(), THREAD)
@@ -229,25 +228,13 @@ def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
 
 
 MALFORMED = [
-    "yes",
-    True,
-    1,
-    [],
-    {"decisions": []},
-    {"decisions": None},
-    {"decisions": "approve"},
-    {"decisions": [{"type": "approved"}]},
-    {"decisions": [{"type": "approve"}] * 3},
+    "yes", True, 1, [], {"decisions": []}, {"decisions": None}, {"decisions": "approve"},
+    {"decisions": [{"type": "approved"}]}, {"decisions": [{"type": "approve"}] * 3},
     {"decisions": [{"type": "APPROVE"}] * 2},
     {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": "9"}}] * 2},
-    {"decisions": [{"type": "edit"}] * 2},
-    {"decisions": [{"type": "respond"}] * 2},
-    {"decisions": [{"type": ["approve"]}, {"type": {"approve": 1}}]},
-    {"decisions": {"0": {"type": "approve"}}},
-    {"type": "approve"},
-    ["approve", "approve"],
-    {"approve": True},
-    {"decision": "approve"},
+    {"decisions": [{"type": "edit"}] * 2}, {"decisions": [{"type": "respond"}] * 2},
+    {"decisions": [{"type": ["approve"]}, {"type": {"approve": 1}}]}, {"decisions": {"0": {"type": "approve"}}},
+    {"type": "approve"}, ["approve", "approve"], {"approve": True}, {"decision": "approve"},
 ]
 
 
@@ -305,9 +292,7 @@ def _choosing(ran: list[Any]) -> Any:
 def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, ran: Any) -> None:
     """After the gate's question the tool's own `interrupt()` receives its answer, not the gate's."""
     authz = authz_with(asking("write"))
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         (gate,) = go(graph, human(), THREAD)["__interrupt__"]
         assert "action_requests" in gate.value
@@ -322,9 +307,7 @@ def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, ran: Any)
 def test_tool_that_asks_itself_across_runs(kind: str, go: Any, ran: Any) -> None:
     """The same, where every resume is a run of its own (a new request of a web client)."""
     authz = authz_with(asking("write"))
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     for given in (human(), resume(APPROVE), Command(resume="blue")):
         state = told(authz, graph, given, THREAD, go=go)
     assert ran == [("1", "blue")]
@@ -336,9 +319,7 @@ def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> N
     asks = [True]
     pdp = StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True)
     authz = authz_with(pdp)
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         go(graph, human(), THREAD)
         asks[0] = False
@@ -484,8 +465,6 @@ def test_asking_below_the_root(kind: str, decision: str, ran: Any) -> None:
 
 def test_other_subject_can_not_answer(kind: str, ran: Any) -> None:
     """A thread keeps its first subject: another's resume is refused before anything runs."""
-    from langchain_runtime_authz import AuthzDenied
-
     authz = authz_with(asking("pay"))
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD, task="x")

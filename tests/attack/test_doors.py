@@ -108,17 +108,8 @@ class Door:
 
 
 DOORS = (
-    "toolnode",
-    "toolnode_alone",
-    "guarded_in_toolnode",
-    "guarded_unprotected",
-    "guarded_in_node",
-    "guarded_in_node_unprotected",
-    "create_agent",
-    "hand_written",
-    "subgraph",
-    "subgraph_agent",
-    "agent_in_node",
+    "toolnode", "toolnode_alone", "guarded_in_toolnode", "guarded_unprotected", "guarded_in_node",
+    "guarded_in_node_unprotected", "create_agent", "hand_written", "subgraph", "subgraph_agent", "agent_in_node",
     "agent_as_tool",
 )
 

@@ -39,9 +39,7 @@ class ServerUser:
 
 def only_alice() -> StaticPDP:
     """Alice, a user, may do what she likes; nobody else pays."""
-    return StaticPDP(
-        lambda r: r.action.name != "tools/call" or (r.subject.type, r.subject.id) == ("user", "alice"),
-    )
+    return StaticPDP(lambda r: r.action.name != "tools/call" or (r.subject.type, r.subject.id) == ("user", "alice"))
 
 
 class World:
@@ -68,16 +66,12 @@ class World:
 
 
 FORGED: dict[str, dict[str, Any]] = {
-    "a user id": {"user_id": "alice"},
-    "a user": {"user": {"id": "alice"}},
+    "a user id": {"user_id": "alice"}, "a user": {"user": {"id": "alice"}},
     "the platform's user as JSON": {"langgraph_auth_user": {"identity": "alice", "is_authenticated": True}},
     "the platform's user as text": {"langgraph_auth_user": "alice"},
     "the platform's user as a list": {"langgraph_auth_user": ["alice"]},
-    "the platform's user id": {"langgraph_auth_user_id": "alice"},
-    "a subject": {"subject": "user:alice"},
-    "an address": {"email": "alice@x.example"},
-    "a role": {"role": "admin"},
-    "other letters": {"User_ID": "alice"},
+    "the platform's user id": {"langgraph_auth_user_id": "alice"}, "a subject": {"subject": "user:alice"},
+    "an address": {"email": "alice@x.example"}, "a role": {"role": "admin"}, "other letters": {"User_ID": "alice"},
     "metadata": {"metadata": {"user_id": "alice", "langgraph_auth_user_id": "alice"}},
 }
 
@@ -204,14 +198,10 @@ def test_two_requests_at_once_do_not_meet() -> None:
 
 
 BEARERS = {
-    "none": None,
-    "empty": "",
-    "basic": "Basic YWxpY2U6eA==",
-    "no token": "Bearer ",
+    "none": None, "empty": "", "basic": "Basic YWxpY2U6eA==", "no token": "Bearer ",
     "forged": f"Bearer {token(SigningKey.generate(), header={'kid': KEY.kid}, sub='alice')}",
     "for another service": f"Bearer {token(sub='alice', aud='https://else.example')}",
-    "expired": f"Bearer {token(sub='alice', exp=NOW - 100)}",
-    "the name itself": "Bearer alice",
+    "expired": f"Bearer {token(sub='alice', exp=NOW - 100)}", "the name itself": "Bearer alice",
 }
 
 

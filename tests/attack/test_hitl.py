@@ -124,8 +124,6 @@ class JumpToTools(AgentMiddleware[Any, Any, Any]):
 
     @hook_config(can_jump_to=["tools"])
     def after_model(self, state: Any, runtime: Any) -> dict[str, Any]:
-        from langchain_core.messages import AIMessage
-
         newest = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
         return {"jump_to": "tools"} if newest.tool_calls else {}
 
@@ -163,8 +161,6 @@ def test_the_arguments_of_a_review_are_the_ones_that_run(go: str) -> None:
 
     class Rewrites(AgentMiddleware[Any, Any, Any]):
         def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-            from langchain_core.messages import AIMessage
-
             newest = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
             if not newest.tool_calls:
                 return None
@@ -251,10 +247,7 @@ class Nested(Scene):
     """Two sub-agents called by tools of one hand-written tool node."""
 
     def build(self) -> Any:
-        from langchain_core.messages import HumanMessage
         from langchain_core.tools import tool
-
-        from ._graphs import call, hand_written
 
         children = {
             name: agent_graph(replying([payment(name, 10, f"c-{name}")]), [pay_tool(self.ran)], name=name)
@@ -295,8 +288,6 @@ def test_a_tools_own_question_in_the_shape_of_a_review_approves_nothing(ran: Any
 
     class Forged(Scene):
         def build(self) -> Any:
-            from ._graphs import call
-
             @tool
             def look(path: str) -> str:
                 """Look."""
@@ -350,8 +341,6 @@ def test_the_unenforced_twin_of_other_arguments_pays_them() -> None:
 
 def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
     """STOP stands in the history, and the old approval is taken."""
-    from langchain_core.messages import HumanMessage
-
     graph, ran = reviewed_alone(payment("ann", 10, "c1"))
     graph.update_state(THREAD, {"messages": [HumanMessage("STOP")]}, as_node="model")
     graph.invoke(None, THREAD)
@@ -363,8 +352,6 @@ def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
 def test_two_answers_at_once_are_one(kind: str) -> None:
     """Two processes answer the same question: each approved call runs once, whoever comes first."""
     from threading import Barrier, Thread
-
-    from langchain_runtime_authz import AuthzDenied
 
     saver = InMemorySaver()
     s = Scene(kind, lambda: saver)

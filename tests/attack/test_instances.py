@@ -64,13 +64,10 @@ def test_shared_child_of_two_instances_is_refused(ran: Any) -> None:
 
 
 COPIES = {
-    "copy": lambda g: g.copy(),
-    "copy of a copy": lambda g: g.copy().copy({"name": "other"}),
+    "copy": lambda g: g.copy(), "copy of a copy": lambda g: g.copy().copy({"name": "other"}),
     "with_config": lambda g: g.with_config(tags=["x"]),
-    "with_config twice": lambda g: g.with_config(tags=["x"]).with_config(run_name="y"),
-    "bind": lambda g: g.bind(),
-    "in a sequence": lambda g: (lambda x: x) | g,
-    "with_retry": lambda g: g.with_retry(stop_after_attempt=2),
+    "with_config twice": lambda g: g.with_config(tags=["x"]).with_config(run_name="y"), "bind": lambda g: g.bind(),
+    "in a sequence": lambda g: (lambda x: x) | g, "with_retry": lambda g: g.with_retry(stop_after_attempt=2),
     "with_fallbacks": lambda g: g.with_fallbacks([g]),
 }
 
@@ -135,10 +132,8 @@ def test_a_deep_copy_of_a_part_is_governed(form: str, ran: Any) -> None:
     gated = authz.protect(hand_written(replying([PAY, READ]), tools))
     gated.nodes["tools"].bound = copy.deepcopy(gated.nodes["tools"].bound)
     for graph in (
-        copy.deepcopy(builder).compile(),
-        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(node))),
-        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(authz.guard(tools)))),
-        gated,
+        copy.deepcopy(builder).compile(), authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(node))),
+        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(authz.guard(tools)))), gated,
     ):
         decided_once(authz, pdp, graph, ran, form)
 
@@ -322,8 +317,7 @@ def run_default(authz: RuntimeAuthz, graph: Any, ran: list[Any]) -> dict[str, An
     state = told(authz, graph, human(), task="Pay the bill")
     report = authz.coverage(graph)
     return {
-        "ran": [r[0] for r in ran[before:]],
-        "done": isinstance(state["messages"][-1], AIMessage),
+        "ran": [r[0] for r in ran[before:]], "done": isinstance(state["messages"][-1], AIMessage),
         "statuses": [m.status for m in state["messages"] if m.type == "tool"],
         "seen": {r.name: list(r.seen) for r in report.rows if r.kind == "tool"},
     }

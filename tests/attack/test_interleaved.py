@@ -28,10 +28,6 @@ def _speaking(ran: list[Any], hold: Any = None) -> Any:
 
 def _model() -> Any:
     """Plans a call for whoever the human message names, three rounds long."""
-    from langchain_core.messages import AIMessage, HumanMessage
-
-    from langchain_runtime_authz.testing import ScriptedChatModel
-
     def respond(messages: list[Any]) -> AIMessage:
         user = next(m.content for m in reversed(messages) if isinstance(m, HumanMessage))
         rounds = sum(isinstance(m, AIMessage) for m in messages)
@@ -176,10 +172,8 @@ def test_a_generators_run_counts_only_by_its_config(opens: Any, form: str) -> No
     authz, pdp, graph = build("hand", [])
     who = authz.guard(_speaking([]))
     acts: dict[str, Callable[[], Any]] = {
-        "here": lambda: graph.invoke(human("alice")),
-        "thread": lambda: graph.batch([human("alice")] * 2),
-        "task": lambda: asyncio.run(graph.ainvoke(human("alice"))),
-        "tool": lambda: who.invoke({"user": "alice"}),
+        "here": lambda: graph.invoke(human("alice")), "thread": lambda: graph.batch([human("alice")] * 2),
+        "task": lambda: asyncio.run(graph.ainvoke(human("alice"))), "tool": lambda: who.invoke({"user": "alice"}),
     }
     with pytest.raises(ConfigError, match=r"run\.config\(\)"):
         next(opens(authz, acts[form]))
@@ -546,10 +540,6 @@ def test_loop_that_ends_with_an_open_stream(kind: str, ran: Any) -> None:
 
 def _reducing(spoke: list[Any]) -> Any:
     """A graph of three steps whose reducer calls a tool, which nobody guarded."""
-    from typing import Annotated, TypedDict
-
-    from langgraph.graph import START, StateGraph
-
     note = _speaking(spoke)
 
     def reduce(old: str, new: str) -> str:

@@ -51,10 +51,7 @@ class Office:
         @tool
         def fetch_media(name: str) -> list[dict[str, Any]]:
             """Read a file."""
-            return [
-                {"type": "text", "text": MAIL},
-                {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
-            ]
+            return [{"type": "text", "text": MAIL}, {"type": "image", "base64": "AAAA", "mime_type": "image/png"}]
 
         @tool
         def ask_human(draft: str) -> str:
@@ -100,14 +97,7 @@ class Office:
             return self.authz.protect(graph)
 
     def go(self, graph: Any, given: Any, how: str) -> Any:
-        async def ago() -> Any:
-            async with self.authz.run(subject="alice"):
-                return await graph.ainvoke(given, THREAD)
-
-        if how == "async":
-            return asyncio.run(ago())
-        with self.authz.run(subject="alice"):
-            return graph.invoke(given, THREAD)
+        return run_as(self.authz, graph, given, THREAD, how=how)
 
     def pinned(self, name: str, thread: str = "t") -> str:
         """The subject's own words, as the ledger has them."""
@@ -295,13 +285,8 @@ def reader_that_starts_another_graph(
 
 
 ROADS: dict[str, Launder] = {
-    "summary": _node(summary),
-    "mcp_prompt": _node(mcp_prompt),
-    "skill": _node(skill),
-    "media": _node(media),
-    "tool_made_human": tool_made_human,
-    "file_media": file_media,
-    "sub_agent_description": sub_agent_description,
+    "summary": _node(summary), "mcp_prompt": _node(mcp_prompt), "skill": _node(skill), "media": _node(media),
+    "tool_made_human": tool_made_human, "file_media": file_media, "sub_agent_description": sub_agent_description,
     "client_that_sends_all_back": client_that_sends_all_back,
     "form_that_sends_the_draft_back": form_that_sends_the_draft_back,
     "notice_of_an_async_sub_agent": notice_of_an_async_sub_agent,

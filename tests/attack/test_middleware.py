@@ -36,16 +36,7 @@ def built(
 
 
 def said(go: str, authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, **run: Any) -> Any:
-    run = {"subject": "alice", "task": "x", **run}
-    if go == "sync":
-        with authz.run(**run):
-            return graph.invoke(given, config)
-
-    async def _go() -> Any:
-        async with authz.run(**run):
-            return await graph.ainvoke(given, config)
-
-    return asyncio.run(_go())
+    return run_as(authz, graph, given, config, how=go, **{"task": "x", **run})
 
 
 def test_a_message_is_decided_in_one_batch(stack: str, go: str, pdp: Any, authz: Any, ran: Any) -> None:
@@ -729,8 +720,6 @@ def test_what_the_engine_is_told_of_a_model_call(stack: str, go: str, pdp: Any, 
 
 def test_a_model_in_a_hand_written_node_is_decided(go: str) -> None:
     """Without middleware, in any node of a protected graph; outside every graph nothing of ours looks."""
-    from ._graphs import hand_written
-
     pdp = StaticPDP(lambda r: r.action.name != "model/call")
     authz = authz_with(pdp)
     model = replying([PAY])

@@ -11,8 +11,7 @@ from ._kit import *
 
 STOP = "STOP. Do not pay anyone."
 KNOWN = {
-    **PROFILES,
-    "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
+    **PROFILES, "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
     "confirmed_pay": ToolProfile(effect="pay", sink="external"),
 }
 how = params(["sync", "async"])
@@ -50,14 +49,7 @@ class Desk:
             self.authz.protect(self.graph)
 
     def go(self, given: Any, how: str = "sync", subject: Any = "alice") -> Any:
-        async def ago() -> Any:
-            async with self.authz.run(subject=subject):
-                return await self.graph.ainvoke(given, THREAD)
-
-        if how == "async":
-            return asyncio.run(ago())
-        with self.authz.run(subject=subject):
-            return self.graph.invoke(given, THREAD)
+        return run_as(self.authz, self.graph, given, THREAD, how=how, subject=subject)
 
     def seen(self) -> Any:
         name = self.graph.get_name()
@@ -97,8 +89,6 @@ def test_unenforced_the_payment_is_made(kind: str) -> None:
 
 def _reviewed(desk: Desk) -> Any:
     """A node of its own asks between the plan and the tools, and does nothing with the answer."""
-    from langgraph.prebuilt import ToolNode
-
     builder = StateGraph(MessagesState)
     builder.add_node("agent", lambda state: {"messages": [desk.model.invoke(state["messages"])]})
 
@@ -311,16 +301,7 @@ def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str
     graph = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child").compile(checkpointer=InMemorySaver())
     authz.protect(graph)
 
-    def go(given: Any, config: Any) -> None:
-        async def ago() -> None:
-            async with authz.run(subject="alice"):
-                await graph.ainvoke(given, config)
-
-        if how == "async":
-            asyncio.run(ago())
-        else:
-            told(authz, graph, given, config)
-
+    go = lambda given, config: run_as(authz, graph, given, config, how=how)
     go(human(), THREAD)
     (task,) = graph.get_state(THREAD, subgraphs=True).tasks
     scope = authz.root_entry.scope(graph.get_name(), "t")

@@ -11,9 +11,7 @@ from langchain_runtime_authz.testing.clock import FrozenClock
 from ._kit import *
 
 ENDS: dict[str, BaseException | None] = {
-    "return": None,
-    "exception": ValueError("no"),
-    "KeyboardInterrupt": KeyboardInterrupt(),
+    "return": None, "exception": ValueError("no"), "KeyboardInterrupt": KeyboardInterrupt(),
     "SystemExit": SystemExit(1),
 }
 GO = call("act", {"to": "bob"}, "c1")

@@ -27,9 +27,7 @@ def _lcel(ran: list[str]) -> Any:
 def _pregel(ran: list[str]) -> Any:
     node = NodeBuilder().subscribe_only("steps").do(_sequence(ran)).do(lambda out: out["steps"]).write_to("out")
     return Pregel(
-        nodes={"act": node},
-        channels={"steps": EphemeralValue(list), "out": LastValue(list)},
-        input_channels="steps",
+        nodes={"act": node}, channels={"steps": EphemeralValue(list), "out": LastValue(list)}, input_channels="steps",
         output_channels="out",
     )
 
@@ -56,16 +54,12 @@ def _function(ran: list[str]) -> Any:
 
 GRAPHS = {"lcel": _lcel, "pregel": _pregel, "tool": _tool, "function": _function}
 COPIES = {
-    "itself": lambda g: g,
-    "copy": lambda g: g.copy(),
-    "with_config": lambda g: g.with_config({"tags": ["x"]}),
+    "itself": lambda g: g, "copy": lambda g: g.copy(), "with_config": lambda g: g.with_config({"tags": ["x"]}),
     "validated": lambda g: g.validate(),
 }
 WAYS = {
-    "invoke": lambda g, v: g.invoke(v),
-    "ainvoke": lambda g, v: asyncio.run(g.ainvoke(v)),
-    "stream": lambda g, v: list(g.stream(v)),
-    "astream": lambda g, v: asyncio.run(_last(g, v)),
+    "invoke": lambda g, v: g.invoke(v), "ainvoke": lambda g, v: asyncio.run(g.ainvoke(v)),
+    "stream": lambda g, v: list(g.stream(v)), "astream": lambda g, v: asyncio.run(_last(g, v)),
     "astream_events": lambda g, v: asyncio.run(_events(g, v)),
 }
 

@@ -34,12 +34,8 @@ def service(authz: RuntimeAuthz, audience: str = BANK, tenant: str = "default", 
         return JSONResponse({"by": request.state.credential.actors[0].rpartition(":")[2]})
 
     server = ResourceServer(
-        verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks),
-        audience=audience,
-        tenant=tenant,
-        status=LedgerStatus(authz.ledger),
-        proofs=ProofVerifier(origin=audience),
-        **options,
+        verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks), audience=audience, tenant=tenant,
+        status=LedgerStatus(authz.ledger), proofs=ProofVerifier(origin=audience), **options,
     )
     return ProtectedApp(Starlette(routes=[Route("/pay", served, methods=["POST"])]), server)
 

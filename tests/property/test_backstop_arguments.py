@@ -89,22 +89,15 @@ class Old(BaseModelV1):
 
 
 JSON_SCHEMA = {
-    "title": "tool",
-    "description": "d",
-    "type": "object",
-    "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
-    "required": ["a"],
+    "title": "tool", "description": "d", "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a"],
 }
 SCHEMAS: dict[str, Any] = {
     c.__name__: c for c in (Coercing, Renaming, Choosing, Strict, Open, Nested, Transforming, Old)
 } | {"JSON": JSON_SCHEMA}
 
 scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**60), 2**60),
-    st.integers(-5, 5),
-    st.floats(allow_nan=True),
+    st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.integers(-5, 5), st.floats(allow_nan=True),
     st.sampled_from(["", " ", "1", "1.5", "true", "x", "red", "1_000", "1e3", "2026-01-02", "NaN", "\ud800", "a\x00"]),
     st.text(max_size=6),
 )

@@ -27,16 +27,13 @@ from tests.attack._graphs import loop
 FEW = settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.generate])
 THREAD = {"configurable": {"thread_id": "t"}}
 PROFILES = {
-    "write": ToolProfile(effect="write", sink="internal"),
-    "pay": ToolProfile(effect="pay", sink="external"),
+    "write": ToolProfile(effect="write", sink="internal"), "pay": ToolProfile(effect="pay", sink="external"),
     "read": ToolProfile(effect="read", sink="none"),
 }
 # Few of everything, so that calls are often alike in all but one.
 calls = st.builds(
     lambda name, text, ident: {"name": name, "args": {"text": text}, "id": ident, "type": "tool_call"},
-    st.sampled_from(["write", "pay", "read"]),
-    st.sampled_from(["x", "y", "denied"]),
-    st.sampled_from(["1", "2"]),
+    st.sampled_from(["write", "pay", "read"]), st.sampled_from(["x", "y", "denied"]), st.sampled_from(["1", "2"]),
 )
 plans = st.lists(calls, min_size=1, max_size=5)
 Ran = list[tuple[str, str]]
@@ -200,8 +197,7 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
         builder.add_edge(node, END)
     builder.add_edge(START, "agent")
     builder.add_conditional_edges(
-        "agent",
-        lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)],
+        "agent", lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)],
         ["one", "two"],
     )
     graph = builder.compile()

@@ -43,16 +43,11 @@ from tests.attack.corrections import beside
 
 MACHINES = "a machine wrote this"
 PROFILES = {
-    "pay": ToolProfile(effect="pay", sink="external"),
-    "confirmed_pay": ToolProfile(effect="pay", sink="external"),
+    "pay": ToolProfile(effect="pay", sink="external"), "confirmed_pay": ToolProfile(effect="pay", sink="external"),
     "echo": ToolProfile(effect="read", sink="none", data_class="public"),
 }
 PLANS: dict[str, tuple[str, ...]] = {
-    "": (),
-    "pay": ("pay",),
-    "ask": ("confirmed_pay",),
-    "both": ("pay", "confirmed_pay"),
-    "echo": ("echo",),
+    "": (), "pay": ("pay",), "ask": ("confirmed_pay",), "both": ("pay", "confirmed_pay"), "echo": ("echo",),
 }
 plans = st.sampled_from(list(PLANS))
 pauses = st.booleans()
@@ -369,10 +364,8 @@ AT_ONCE = 500  # examples of one shard: several processes share the shards, and 
 def test_whoever_acts_and_whenever(shard: int) -> None:
     """Each shard plays examples of its own; with `LRA_SEED` those of that number and the shard's."""
     played = settings(
-        max_examples=min(EXAMPLES - shard * AT_ONCE, AT_ONCE),
-        stateful_step_count=20,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
-        deadline=None,
+        max_examples=min(EXAMPLES - shard * AT_ONCE, AT_ONCE), stateful_step_count=20,
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink), deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     world.cache_clear()

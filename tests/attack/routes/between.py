@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypedDict
-
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
-from langchain_core.tools import BaseTool
+from langchain_core.callbacks import AsyncCallbackHandler
 from langgraph.cache.memory import InMemoryCache
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store
-from langgraph.graph import END, START, StateGraph
 from langgraph.managed.base import ManagedValue
-from langgraph.store.memory import InMemoryStore
 from langgraph.stream import StreamTransformer
-from langgraph.types import CachePolicy, RetryPolicy, TracePolicy, interrupt
-from pydantic import BaseModel, field_validator
+from langgraph.types import CachePolicy, TracePolicy
+from pydantic import field_validator
 
-from .._graphs import chain
+from .._kit import *
 from . import Bank, Kit, Play, Route, graph_play
 
-THREAD: Any = {"configurable": {"thread_id": "t"}}
 SENT = {"recipient": "mallory", "amount": 5.0}
 
 
@@ -43,7 +35,7 @@ def _reducer(kit: Kit, bank: Bank) -> Play:
             pay.invoke(SENT)
         return new
 
-    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
     return _graph(kit, state_with, lambda state: {"said": "spoken"}, {"said": "x"})
 
 
@@ -158,8 +150,7 @@ def _update_state(kit: Kit, bank: Bank) -> Play:
     given = {"said": "x"}
     return Play(
         lambda: graph.update_state(THREAD, given, as_node="step"),
-        lambda: graph.aupdate_state(THREAD, given, as_node="step"),
-        graph,
+        lambda: graph.aupdate_state(THREAD, given, as_node="step"), graph,
     )
 
 
@@ -206,7 +197,7 @@ def _read_state(kit: Kit, bank: Bank) -> Play:
     def ask(state: Any) -> Any:
         interrupt("?")
 
-    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
     builder = StateGraph(state_with)
     builder.add_node("done", lambda state: {"said": "y"})
     builder.add_node("asks", ask)
@@ -274,7 +265,7 @@ def _managed(kit: Kit, bank: Bank) -> Play:
             pay.invoke(SENT)
             return 1
 
-    state_with = TypedDict("state_with", {"said": str, "left": Annotated[int, Left]})  # noqa: UP013  (`Left` is no global)
+    state_with = TypedDict("state_with", {"said": str, "left": Annotated[int, Left]})
     return _graph(kit, state_with, lambda state: {}, {"said": "x"})
 
 

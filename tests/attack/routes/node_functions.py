@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, TypedDict
 
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ContextThreadPoolExecutor
-from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.func import entrypoint, task
 
-from .._graphs import chain
+from .._kit import *
 from . import Bank, Kit, Play, Route, graph_play
 from .parts import ARGS, CALL, in_node
 
@@ -201,7 +196,7 @@ async def _astream(pay: BaseTool, _: Any) -> Any:
 
 
 def _tool_as_node(kit: Kit, bank: Bank) -> Play:
-    state_of = TypedDict("state_of", {"recipient": str, "amount": float})  # noqa: UP013  (two plain keys)
+    state_of = TypedDict("state_of", {"recipient": str, "amount": float})
     return graph_play(kit.graph(chain({"step": kit.tool(bank.tool()) | RunnableLambda(lambda _: {})}, state_of)), ARGS)
 
 
