@@ -88,3 +88,16 @@ def run_as(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, h
             return await graph.ainvoke(given, config)
 
     return asyncio.run(in_one_loop())
+
+
+def protecting(graph: Any, *pdp: Any, **options: Any) -> tuple[RuntimeAuthz, Any]:
+    """Return an instance with the tests' profiles, and the graph that it protects."""
+    authz = authz_with(*pdp, **options)
+    return authz, authz.protect(graph)
+
+
+def code_of(act: Callable[[], Any], kind: type[AuthzError] = AuthzDenied) -> str:
+    """Return the code with which an act is refused."""
+    with pytest.raises(kind) as refused:
+        act()
+    return refused.value.code

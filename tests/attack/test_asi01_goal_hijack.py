@@ -109,9 +109,7 @@ def test_a_task_that_was_called_off_is_not_carried_out(form: str) -> None:
     paid: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     stop = tools(paid, lambda: authz.correct("t", "Stop, pay nothing."))
-    with pytest.raises(AuthzHalt) as halted:
-        play(form, stop, READ, payment(MINE), authz=authz, text=TASK)
-    assert halted.value.code == "stale_epoch"
+    assert code_of(lambda: play(form, stop, READ, payment(MINE), authz=authz, text=TASK), AuthzHalt) == "stale_epoch"
     assert paid == []
 
 

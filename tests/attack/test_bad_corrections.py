@@ -190,26 +190,6 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, 
 
 # --- resume values -------------------------------------------------------------------------------------
 
-WRONG: dict[str, Any] = {
-    "word": "maybe", "number": 7, "null": {"decisions": None}, "too-few": {"decisions": []},
-    "too-many": {"decisions": [{"type": "approve"}] * 3}, "unknown": {"decisions": [{"type": "permit"}]},
-    "nested": {"decisions": [[{"type": "approve"}]]},
-    "odd-edit": {"decisions": [{"type": "edit", "edited_action": {"name": 3, "args": []}}]}, "bytes": b"approve",
-}
-
-
-@pytest.mark.parametrize("shape", WRONG)
-def test_a_resume_value_of_the_wrong_shape(kind: str, go: Any, shape: str, ran: Any) -> None:
-    """It approves nothing: the call is denied `approval_malformed`, and the run comes to its end."""
-    authz, pdp, graph = built(kind, ran, asking("pay"))
-    with authz.run(subject="alice"):
-        go(graph, human(), THREAD)
-    with authz.run(subject="alice"):
-        go(graph, Command(resume=WRONG[shape]), THREAD)
-    assert ran == []
-    assert "approval_malformed" in reasons(authz, "pay")
-    assert all(c.context.approval is None for c in calls_of(pdp, "pay"))
-
 
 def test_an_empty_map_answers_nothing(kind: str, ran: Any) -> None:
     """To LangGraph it is a map of answers by id: the question stays open, and is approved later, once."""
@@ -232,9 +212,8 @@ def test_another_subject_on_the_thread(kind: str, go: Any, given: Any) -> None:
     authz, _, graph = built(kind, ran, interrupt_before=["tools"])
     with authz.run(subject="alice"):
         go(graph, human(), THREAD)
-    with authz.run(subject="mallory"), pytest.raises(AuthzDenied) as denied:
-        go(graph, given, THREAD)
-    assert denied.value.code == "subject_mismatch"
+    with authz.run(subject="mallory"):
+        assert code_of(lambda: go(graph, given, THREAD)) == "subject_mismatch"
     assert ran == []
     with authz.run(subject="alice"):
         go(graph, None, THREAD)

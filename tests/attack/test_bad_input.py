@@ -17,8 +17,7 @@ def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any =
     """One message of calls through a protected graph: the authz, the PDP and the final state."""
     pdp = pdp or StaticPDP(True)
     profiles = {**PROFILES, "probe": ToolProfile(effect="write", sink="internal")}
-    authz = authz_with(pdp, profiles=profiles)
-    graph = authz.protect(BUILDERS[kind](replying(calls), tools, **options))
+    authz, graph = protecting(BUILDERS[kind](replying(calls), tools, **options), pdp, profiles=profiles)
     state = told(authz, graph, human(), go=go, task="x")
     return authz, pdp, state
 
@@ -587,8 +586,7 @@ def test_answers_that_are_no_permit(kind: str, go: Any, answer: str, ran: Any) -
     """Anything but a well-formed permit in time denies that one call with a stable code; the run goes on."""
     make, code = ANSWERS[answer]
     pdp = StaticPDP(lambda r: make(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)
-    authz = authz_with(pdp)
-    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]))
+    authz, graph = protecting(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]), pdp)
     state = told(authz, graph, human(), go=go, task="x")
     assert ran == []
     assert reasons(authz, "pay") == [code]
@@ -615,8 +613,7 @@ def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str, ra
 def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any, ran: Any) -> None:
     """The deadline is for a message: what is not answered in time is denied, and nothing of it runs."""
     pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)
-    authz = authz_with(pdp)
-    graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
+    authz, graph = protecting(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), pdp)
     state = told(authz, graph, human(), go=go, task="x")
     assert ran == []
     assert reasons(authz, "pay") == reasons(authz, "read") == ["pdp_timeout"]
@@ -631,68 +628,6 @@ def _code(make: Any) -> str:
         make()
     assert str(error.value).startswith(f"{error.value.code}: ")
     return error.value.code
-
-
-def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
-    """A policy file that is missing, no Wasm, or lacks the entrypoint: `policy_invalid` at construction."""
-    (tmp_path / "text.wasm").write_text("package runtime_authz")
-    (tmp_path / "empty.wasm").write_bytes(b"")
-    (tmp_path / "header.wasm").write_bytes(b"\0asm\1\0\0\0")
-    for name in ("missing.wasm", "text.wasm", "empty.wasm", "header.wasm"):
-        assert _code(lambda name=name: WasmPDP(wasm=tmp_path / name)) == "policy_invalid"
-    assert _code(lambda: WasmPDP(entrypoint="runtime_authz/nothing")) == "policy_invalid"
-    (tmp_path / "bad.json").write_text("{")
-    assert _code(lambda: WasmPDP(data=tmp_path / "bad.json")) == "policy_invalid"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"effect": {}}, {"effects": {"pay": "maybe"}}, {"rates": 5}, {"plan": {"stale": "pay"}},
-        {"anomaly": {"max_denials": "5"}}, {1: 2},
-    ],
-    ids=shown,
-)
-def test_policy_data_that_is_wrong(data: Any, ran: Any) -> None:
-    """Policy data with an unknown key is refused; a known key of another shape is refused, or denies."""
-    try:
-        authz = RuntimeAuthz(pdp=WasmPDP(data=data), profiles=PROFILES)
-    except ConfigError as error:
-        assert error.code == "policy_invalid"
-        return
-    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
-    told(authz, graph, human(), task="x")
-    assert ran == []
-
-
-def test_policy_data_with_unknown_keys_is_refused() -> None:
-    """A mistyped key is found at construction."""
-    assert _code(lambda: WasmPDP(data={"effect": {}})) == "policy_invalid"
-
-
-@pytest.mark.parametrize(
-    "profiles",
-    [
-        {"pay": {"effect": "steal"}}, {"pay": {"efect": "pay"}}, {"pay": {"critical": {"to": "who"}}},
-        {"pay": {"idempotent": "yes"}}, {"pay": {"audience": "https://bank"}}, {"pay": 5}, {"pay": None}, ["pay"],
-        "missing.yaml",
-    ],
-    ids=shown,
-)
-def test_profiles_with_wrong_fields(profiles: Any) -> None:
-    """A profile with a wrong field: `profile_invalid` at construction."""
-    assert _code(lambda: RuntimeAuthz(profiles=profiles)) == "profile_invalid"
-
-
-@pytest.mark.parametrize(
-    "text", ["tools: [", "tools: []", "profiles: {}", "", "tools:\n  pay:\n    effect: steal", "tools:\n  pay: pay"]
-)
-def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
-    """A profile file that does not parse or holds something else: `profile_invalid`, naming the file."""
-    (tmp_path / "profiles.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"profiles\.yaml") as error:
-        RuntimeAuthz(profiles=tmp_path / "profiles.yaml")
-    assert error.value.code == "profile_invalid"
 
 
 @pytest.mark.parametrize(
@@ -740,8 +675,7 @@ def test_messages_of_every_input_form_reach_the_same_task() -> None:
         HumanMessage([{"type": "text", "text": "Pay"}]),
     ):
         pdp = StaticPDP(True)
-        authz = authz_with(pdp)
-        graph = authz.protect(hand_written(replying([READ]), [read_tool([])]))
+        authz, graph = protecting(hand_written(replying([READ]), [read_tool([])]), pdp)
         told(authz, graph, {"messages": [message]})
         (request,) = calls_of(pdp)
         assert request.context.task is not None

@@ -53,28 +53,6 @@ def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseExcepti
     assert "outcome is unknown" in answer_to(state["messages"], "call-probe").content
 
 
-async def test_a_call_that_is_cancelled_is_unknown(pdp: Any) -> None:
-    """Whoever stops waiting, the record is written, and the lease is over."""
-    started = asyncio.Event()
-
-    async def hang(text: str) -> str:
-        started.set()
-        await asyncio.sleep(60)
-        return "never"
-
-    authz = authz_with(pdp, profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(hang)]))
-    async with authz.run(subject="alice"):
-        running = asyncio.create_task(graph.ainvoke(human()))
-        await asyncio.wait_for(started.wait(), 10)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    assert ends(authz) == ["unknown"]
-    (request,) = calls_of(pdp)
-    assert authz.ledger.status("default", request.context.lease.jti) == "ended"
-
-
 async def test_a_tool_that_does_not_return_in_time(ran: Any, pdp: Any) -> None:
     """The graph gives up, the run ends: what the tool's thread does later has no credential and is denied."""
     go, got = threading.Event(), []
@@ -140,8 +118,7 @@ def test_what_a_tool_starts_and_leaves_behind(shape: str, ran: Any) -> None:
         left.append(asyncio.create_task(wait()))
         return "started"
 
-    pdp = deny_only("other")
-    authz = authz_with(pdp, profiles=PROFILES)
+    authz = authz_with(deny_only("other"), profiles=PROFILES)
     graph = authz.protect(hand_written(replying([CALL]), [probing(start if shape == "thread" else astart)]))
 
     async def play() -> None:
@@ -211,8 +188,7 @@ def test_odd_results_come_through_as_without_us(result: str, artifact: bool, pdp
 
     options = {"response_format": "content_and_artifact"} if artifact else {}
     stock = _outcome(hand_written(replying([CALL]), [probing(act, **options)]))
-    authz = authz_with(pdp, profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(act, **options)]))
+    authz, graph = protecting(hand_written(replying([CALL]), [probing(act, **options)]), pdp, profiles=PROFILES)
     with authz.run(subject="alice"):
         ours = _outcome(graph)
     assert ours == stock
@@ -265,7 +241,6 @@ def test_a_tool_that_writes_into_its_arguments(sequence: list[str], ran: Any, pd
     tools = [StructuredTool(name=n, description="Probe.", args_schema=schema, func=act) for n in ("probe", "other")]
     authz = authz_with(pdp, profiles=PROFILES)
     planned = [call(n, {"rows": {"n": i}}, f"call-{i}") for i, n in enumerate(sequence)]
-    graph = authz.protect(create_agent(replying(planned), tools))
-    told(authz, graph, human(), {"max_concurrency": 1})
+    told(authz, authz.protect(create_agent(replying(planned), tools)), human(), {"max_concurrency": 1})
     assert ran == [{"n": i} for i in range(3)]
     assert [r.context.call.args for r in calls_of(pdp)] == [{"rows": {"n": i}} for i in range(3)]  # type: ignore[union-attr]

@@ -114,8 +114,7 @@ def test_each_call_is_decided_once(name: str, place: str, go: str, tmp_path: Pat
     stack, order = PLACES[place]
     model = planning(name)
     own: Any = {order: [MIDDLEWARE[name](model, tmp_path)]}
-    graph = built(stack, authz, model, [pay_tool(ran), read_tool(ran)], **own)
-    assert_went_on(quietly(go, authz, graph, human()))
+    assert_went_on(quietly(go, authz, built(stack, authz, model, [pay_tool(ran), read_tool(ran)], **own), human()))
     assert ran == [("read", "a")]
     assert sorted((r.resource.id, r.context.plan.planned) for r in calls_of(pdp)) == [("pay", True), ("read", True)]
 

@@ -90,9 +90,7 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
 def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: Any) -> None:
     """Without a run: `no_run`, and the PDP is not asked."""
     pay = authz_with(pdp).guard(payer(ran))
-    with pytest.raises(AuthzDenied) as denied:
-        by_hand(pay, road, **ARGS)
-    assert denied.value.code == "no_run"
+    assert code_of(lambda: by_hand(pay, road, **ARGS)) == "no_run"
     assert ran == []
     assert pdp.requests == []
 
@@ -232,8 +230,7 @@ def test_copies_keep_the_guard(how: str, ran: Any) -> None:
 def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
     """Decide a guarded tool with another function as a tool without a profile."""
     evil: list[Any] = []
-    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"])
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"]))
     pay: Any = authz.guard(payer(ran))
     with authz.run(subject="alice"):
         pay.invoke(ARGS)
@@ -394,9 +391,7 @@ def test_an_invoke_of_ones_own_that_is_denied_does_nothing(go: str, ran: Any) ->
     given = {"recipient": "bob", "amount": 5}
     with authz.run(subject="alice"), pytest.raises(AuthzDenied):
         asyncio.run(_whole(pay, go, given))
-    with pytest.raises(AuthzDenied) as outside:
-        asyncio.run(_whole(pay, go, given))
-    assert outside.value.code == "no_run"
+    assert code_of(lambda: asyncio.run(_whole(pay, go, given))) == "no_run"
     assert ran == []
     asyncio.run(_whole(plain, go, given))
     assert ran == ["invoke", "run"]
@@ -405,8 +400,7 @@ def test_an_invoke_of_ones_own_that_is_denied_does_nothing(go: str, ran: Any) ->
 @pytest.mark.parametrize("go", ["sync", "async"])
 def test_an_invoke_of_ones_own_in_a_tool_node(go: str, ran: Any, pdp: Any) -> None:
     """The gate's ticket is the one that it runs by: asked once, answered by a message."""
-    authz = authz_with(pdp, profiles=BARE)
-    graph = authz.protect(agent_graph(replying([PLAIN]), [OwnInvoke(onward=True, ran=ran)]))
+    authz, graph = protecting(agent_graph(replying([PLAIN]), [OwnInvoke(onward=True, ran=ran)]), pdp, profiles=BARE)
     with authz.run(subject="alice"):
         state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
     assert ran == ["invoke", "run"]

@@ -42,8 +42,7 @@ class Halting:
 def test_halted_run_resumes(kind: str, go: Any, ran: Any) -> None:
     """`node/enter` denied halts before the tool node; permitted later, the same plan goes on and runs once."""
     halting = Halting("tools")
-    pdp = StaticPDP(halting)
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(halting))
     graph = authz.protect(
         BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()),
     )
@@ -63,8 +62,7 @@ def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any, ran: Any) -> None
     halting = Halting("tools", times=(2,))
     # A revision that changes keeps no permit, so that each task is asked about.
     revisions = iter(range(1000))
-    pdp = type("Changing", (StaticPDP,), {"revision": property(lambda _: str(next(revisions)))})(halting)
-    authz = authz_with(pdp)
+    authz = authz_with(type("Changing", (StaticPDP,), {"revision": property(lambda _: str(next(revisions)))})(halting))
 
     @tool("write")
     def slow(text: str) -> str:
@@ -228,6 +226,7 @@ def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
 
 
 MALFORMED = [
+    b"approve", {"decisions": [[{"type": "approve"}]]}, {"decisions": [{"type": "edit", "edited_action": {"name": 3, "args": []}}] * 2},
     "yes", True, 1, [], {"decisions": []}, {"decisions": None}, {"decisions": "approve"},
     {"decisions": [{"type": "approved"}]}, {"decisions": [{"type": "approve"}] * 3},
     {"decisions": [{"type": "APPROVE"}] * 2},
@@ -252,22 +251,9 @@ def test_malformed_resume_denies(kind: str, value: Any, ran: Any) -> None:
     assert_went_on(state)
 
 
-def test_empty_resume_map_answers_nothing(kind: str, ran: Any) -> None:
-    """`Command(resume={})` answers no question: nothing runs."""
-    authz = authz_with(asking("write"))
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [writing_tool(ran)], checkpointer=InMemorySaver()),
-    )
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human(), THREAD)
-        graph.invoke(Command(resume={}), THREAD)
-    assert ran == []
-
-
 def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any, ran: Any) -> None:
     """Nobody can be asked without a checkpointer: `approval_unavailable`, and the run goes on."""
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(BUILDERS[kind](replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
+    authz, graph = protecting(BUILDERS[kind](replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), asking("pay"))
     state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("read", "a")]
     assert reasons(authz, "pay")[-1] == "approval_unavailable"
@@ -317,8 +303,7 @@ def test_tool_that_asks_itself_across_runs(kind: str, go: Any, ran: Any) -> None
 def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> None:
     """The gate repeats the question that it asked first, so the tool still receives its own answer."""
     asks = [True]
-    pdp = StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True)
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True))
     graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         go(graph, human(), THREAD)
@@ -453,25 +438,13 @@ def _nested(kind: str, ran: list[Any], checkpointer: Any) -> Any:
 @pytest.mark.parametrize("decision", ["approve", "reject"])
 def test_asking_below_the_root(kind: str, decision: str, ran: Any) -> None:
     """A question from a subgraph, a nested agent or an agent in a tool is answered by a plain resume."""
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(_nested(kind, ran, InMemorySaver()))
+    authz, graph = protecting(_nested(kind, ran, InMemorySaver()), asking("pay"))
     with authz.run(subject="alice", task="x"):
         (asked,) = graph.invoke(human(), THREAD)["__interrupt__"]
         assert asked.value["action_requests"][0]["name"] == "pay"
         state = graph.invoke(Command(resume={"decisions": [{"type": decision}]}), THREAD)
     assert ran == ([PAID] if decision == "approve" else [])
     assert_went_on(state)
-
-
-def test_other_subject_can_not_answer(kind: str, ran: Any) -> None:
-    """A thread keeps its first subject: another's resume is refused before anything runs."""
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
-    told(authz, graph, human(), THREAD, task="x")
-    with authz.run(subject="mallory"), pytest.raises(AuthzDenied) as denied:
-        graph.invoke(resume(APPROVE), THREAD)
-    assert denied.value.code == "subject_mismatch"
-    assert ran == []
 
 
 # --- calls that no message planned ----------------------------------------------------------------
@@ -494,8 +467,7 @@ def _calling_node(pay: Any, times: int, loops: int) -> Any:
 @pytest.mark.parametrize(("times", "loops"), [(1, 3), (3, 1), (2, 2)])
 def test_equal_calls_of_code_are_different_calls(times: int, loops: int, ran: Any, authz: Any) -> None:
     """A node function that pays the same sum again means it: no call is taken for a replay of another."""
-    graph = authz.protect(_calling_node(authz.guard(pay_tool(ran)), times, loops))
-    told(authz, graph, human(), task="x")
+    told(authz, authz.protect(_calling_node(authz.guard(pay_tool(ran)), times, loops)), human(), task="x")
     assert len(ran) == times * loops
 
 
@@ -507,8 +479,7 @@ def test_reused_call_ids_on_later_messages_are_different_calls(ran: Any, authz: 
     def act(state: MessagesState) -> dict[str, Any]:
         return {"messages": [tools[0].invoke(c) for c in state["messages"][-1].tool_calls]}
 
-    graph = authz.protect(hand_written(replying(*turns), ToolNode([pay_tool(ran)])))
-    told(authz, graph, human(), task="x")
+    told(authz, authz.protect(hand_written(replying(*turns), ToolNode([pay_tool(ran)]))), human(), task="x")
     assert len(ran) == 3
     ran.clear()
     model = replying(*turns)
@@ -540,8 +511,7 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran
     policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True)
     builder.add_node("step", step, retry_policy=policy)
     builder.add_edge(START, "step")
-    graph = authz.protect(builder.compile())
-    state = told(authz, graph, human(), go=go, task="x")
+    state = told(authz, authz.protect(builder.compile()), human(), go=go, task="x")
     assert len(attempts) == 3
     assert len(ran) == 2
     assert state["messages"][-1].content == "paid paid"

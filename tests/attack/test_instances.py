@@ -84,8 +84,7 @@ def test_copies_of_a_protected_graph(how: str, nested: bool, form: str, ran: Any
     from langchain_core.runnables import RunnableLambda
 
     pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    graph = authz.protect(node_graph(child(ran)) if nested else child(ran))
+    authz, graph = protecting(node_graph(child(ran)) if nested else child(ran), pdp)
     copied = RunnableLambda(_first) | graph if how == "in a sequence" else COPIES[how](graph)
     decided_once(authz, pdp, copied, ran, form)
     decided_once(authz, pdp, graph, ran, form)
@@ -373,8 +372,7 @@ def test_fork_after_load(tmp_path: Path, ran: Any) -> None:
 def test_fork_within_a_run(ran: Any) -> None:
     """A child that is forked inside a run decides its calls under that run's subject."""
     pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    graph = authz.protect(child(ran))
+    authz, graph = protecting(child(ran), pdp)
 
     def work() -> Any:
         graph.invoke(human())

@@ -335,8 +335,7 @@ def test_what_the_human_says_himself_is_paid(how: str) -> None:
     """The same graph, and an account that stands in the human's own words: what stops the others is their origin."""
     office = Office(protected=True, policy="what-was-said")
     office.iban = OURS
-    graph = office.graph(office.model(_mail()))
-    office.go(graph, {"messages": [HumanMessage(f"{TASK}, to {OURS}")]}, how)
+    office.go(office.graph(office.model(_mail())), {"messages": [HumanMessage(f"{TASK}, to {OURS}")]}, how)
     assert office.paid == [OURS]
 
 
@@ -369,9 +368,7 @@ def test_code_that_reads_a_graph_approves_nothing_in_another(reads: bool) -> Non
         def process(self, event: Any) -> bool:
             if not office.forwarded:
                 office.forwarded = True
-                with pytest.raises(AuthzDenied) as told:
-                    clerk.invoke(approve, own)
-                assert told.value.code == "approval_approver"
+                assert code_of(lambda: clerk.invoke(approve, own)) == "approval_approver"
             return True
 
     graph = office.graph(ScriptedChatModel(script=[says(text="done")]))

@@ -68,8 +68,7 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str, pdp: Any, authz:
 def test_a_denied_call_does_not_run(stack: str, go: str, ran: Any) -> None:
     """Its sibling does, and the run goes on to its end."""
     authz = authz_with(deny_only("pay"))
-    graph = built(stack, authz, replying([PAY, READ]), [pay_tool(ran), read_tool(ran)])
-    state = said(go, authz, graph, human())
+    state = said(go, authz, built(stack, authz, replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), human())
     assert ran == [("read", "a")]
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert_went_on(state)
@@ -107,8 +106,7 @@ def test_two_turns_of_a_conversation(stack: str, go: str, ran: Any, pdp: Any, au
 
 def test_without_a_run_nobody_asks(stack: str, go: str, ran: Any) -> None:
     """An implicit run for the anonymous, whom the policy need not let do anything."""
-    pdp = StaticPDP(lambda r: r.subject.type != "anonymous" or r.action.name != "tools/call")
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.subject.type != "anonymous" or r.action.name != "tools/call"))
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)])
     state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
     assert ran == []
@@ -164,8 +162,7 @@ def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool,
 def test_a_rewriter_in_front(stack: str, go: str, ran: Any) -> None:
     """The same where ours is the innermost: one decision, on what would really run, and no warning of ours."""
     authz = authz_with(rules_that_permit())
-    graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Rewrites()])
-    assert_went_on(said(go, authz, graph, human()))
+    assert_went_on(said(go, authz, built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Rewrites()]), human()))
     assert ran == []
     assert reasons(authz, "pay") == ["plan_changed"]
 
@@ -193,8 +190,7 @@ def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) 
         ran.append("evil")
         return "evil"
 
-    pdp = deny_only("evil")
-    authz = authz_with(pdp)
+    authz = authz_with(deny_only("evil"))
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Swaps(evil)])
     assert_went_on(said(go, authz, graph, human()))
     assert ran == []
@@ -294,9 +290,7 @@ def test_a_plan_that_can_not_be_recorded_is_not_carried_out(go: str, ran: Any, a
         return commit(scope, guard, changes)
 
     authz.ledger.commit = failing  # type: ignore[method-assign]
-    with pytest.raises(AuthzHalt) as halted:
-        said(go, authz, graph, human(), THREAD)
-    assert halted.value.code == "ledger_unavailable"
+    assert code_of(lambda: said(go, authz, graph, human(), THREAD), AuthzHalt) == "ledger_unavailable"
     assert ran == []
     assert graph.get_state(THREAD).next == ("model",)
 
@@ -606,9 +600,7 @@ def test_a_provider_tool_without_middleware_halts(go: str, ran: Any) -> None:
     authz = RuntimeAuthz(profiles=PROFILES)
     model = seeing([READ])
     graph = built("protect", authz, model, [read_tool(ran), SEARCH], checkpointer=InMemorySaver())
-    with pytest.raises(AuthzHalt) as halted:
-        said(go, authz, graph, human(), THREAD)
-    assert halted.value.code == "provider_tool"
+    assert code_of(lambda: said(go, authz, graph, human(), THREAD), AuthzHalt) == "provider_tool"
     assert model.prompts == []
     assert graph.get_state(THREAD).next == ("model",)
     models = {"providers": None, "names": None, "provider_tools": ["web_search_20250305"]}
@@ -658,9 +650,7 @@ def test_what_a_model_asks_of_its_provider_beside_its_tools_is_decided(stack: st
         if allowed:
             assert_went_on(said(go, authz, graph, human()))
         else:
-            with pytest.raises(AuthzHalt) as halted:
-                said(go, authz, graph, human())
-            assert halted.value.code == "provider_tool"
+            assert code_of(lambda: said(go, authz, graph, human()), AuthzHalt) == "provider_tool"
         assert bool(model.prompts) is allowed
         assert {name} == {n for r in pdp.requests if r.action.name == "model/call" for n in r.resource.properties["provider_tools"]}
 
@@ -696,16 +686,13 @@ def test_models_by_list(stack: str, go: str, listed: dict[str, Any]) -> None:
     if good:
         assert_went_on(said(go, authz, graph, human()))
         return
-    with pytest.raises(AuthzHalt) as halted:
-        said(go, authz, graph, human())
-    assert halted.value.code == "model"
+    assert code_of(lambda: said(go, authz, graph, human()), AuthzHalt) == "model"
     assert model.prompts == []
 
 
 def test_what_the_engine_is_told_of_a_model_call(stack: str, go: str, pdp: Any, authz: Any) -> None:
     """Model, provider, the tool set with its digest, and the digest of the instructions."""
-    graph = built(stack, authz, seeing([READ]), [read_tool([]), SEARCH], system_prompt="Be good")
-    said(go, authz, graph, human())
+    said(go, authz, built(stack, authz, seeing([READ]), [read_tool([]), SEARCH], system_prompt="Be good"), human())
     (request,) = [r for r in pdp.requests if r.action.name == "model/call"]
     assert (request.resource.type, request.resource.id) == ("model", "seeing-1")
     props = request.resource.properties
@@ -720,8 +707,7 @@ def test_what_the_engine_is_told_of_a_model_call(stack: str, go: str, pdp: Any, 
 
 def test_a_model_in_a_hand_written_node_is_decided(go: str) -> None:
     """Without middleware, in any node of a protected graph; outside every graph nothing of ours looks."""
-    pdp = StaticPDP(lambda r: r.action.name != "model/call")
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "model/call"))
     model = replying([PAY])
     graph = authz.protect(hand_written(model, [pay_tool([])]))
     with pytest.raises(AuthzHalt):
@@ -744,8 +730,7 @@ def test_another_model_in_the_same_node_is_another_call(go: str) -> None:
             await other.ainvoke([SystemMessage("classify"), HumanMessage("x")])
             return await handler(request)
 
-    pdp = StaticPDP(lambda r: r.resource.id != "other-2")
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.resource.id != "other-2"))
     graph = built("both", authz, seeing([READ]), [read_tool([])], after=[Asks()])
     with pytest.raises(AuthzHalt), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -765,8 +750,7 @@ def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str, ran: Any, p
         """Ask the other agent."""
         return str(inner().invoke({"messages": [HumanMessage(request)]})["messages"][-1].content)
 
-    model = replying([call("ask_agent", {"request": "pay"}, "call-ask")])
-    graph = built(stack, authz, model, [ask_agent])
+    graph = built(stack, authz, replying([call("ask_agent", {"request": "pay"}, "call-ask")]), [ask_agent])
     assert_went_on(said("sync", authz, graph, human()))
     assert ran == [PAID]
     (request,) = calls_of(pdp, "pay")
@@ -779,8 +763,7 @@ def test_a_planned_call_says_which_model_planned_it(stack: str, go: str, pdp: An
     """`context.prompt` of a tool call: the model, and the digest of the instructions that it had."""
     from langchain_runtime_authz.facts.task import content_digest
 
-    graph = built(stack, authz, seeing([READ]), [read_tool([])], system_prompt="Be good")
-    said(go, authz, graph, human())
+    said(go, authz, built(stack, authz, seeing([READ]), [read_tool([])], system_prompt="Be good"), human())
     (request,) = calls_of(pdp)
     assert request.context.prompt is not None
     assert (request.context.prompt.model, request.context.prompt.digest) == ("seeing-1", content_digest("Be good"))

@@ -19,9 +19,7 @@ def test_outside_a_run(kind: str, go: Any, ran: Any) -> None:
     graph = _graph(kind, ran)
     twin = _graph(kind, ran)
     authz_with(StaticPDP(True)).protect(graph)
-    with pytest.raises(AuthzHalt) as denied:
-        go(graph.nodes["tools"], GIVEN)
-    assert denied.value.code == "no_run"
+    assert code_of(lambda: go(graph.nodes["tools"], GIVEN), AuthzHalt) == "no_run"
     assert ran == []
     go(twin.nodes["tools"], GIVEN, RUNTIME)
     assert ran == [PAID]
@@ -30,8 +28,7 @@ def test_outside_a_run(kind: str, go: Any, ran: Any) -> None:
 def test_inside_a_run(kind: str, go: Any, ran: Any) -> None:
     """The node and the call are decided, as in the graph."""
     pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    graph = authz.protect(_graph(kind, ran))
+    authz, graph = protecting(_graph(kind, ran), pdp)
     with authz.run(subject="alice", task="x"):
         state = go(graph.nodes["tools"], GIVEN, RUNTIME)
     assert ran == [PAID]
@@ -42,13 +39,11 @@ def test_inside_a_run(kind: str, go: Any, ran: Any) -> None:
 
 def test_inside_a_run_denied(kind: str, go: Any, ran: Any) -> None:
     """The call does not run; a denied start of the run, or a denied node, halts."""
-    authz = authz_with(deny_only("pay"))
-    graph = authz.protect(_graph(kind, ran))
+    authz, graph = protecting(_graph(kind, ran), deny_only("pay"))
     with authz.run(subject="alice", task="x"):
         assert answer_to(go(graph.nodes["tools"], GIVEN, RUNTIME)["messages"], "call-pay").status == "error"
     for action in ("run/start", "node/enter"):
-        authz = authz_with(StaticPDP(lambda r, action=action: r.action.name != action))
-        graph = authz.protect(_graph(kind, ran))
+        authz, graph = protecting(_graph(kind, ran), StaticPDP(lambda r, action=action: r.action.name != action))
         with authz.run(subject="alice", task="x"), pytest.raises(AuthzDenied):
             go(graph.nodes["tools"], GIVEN, RUNTIME)
     assert ran == []

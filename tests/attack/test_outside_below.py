@@ -114,8 +114,7 @@ class Family(House):
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, by: str, how: str) -> None:
     """The next run that loads it opens the next epoch, once, and pays nothing of the old plan."""
-    family = Family(kind)
-    family.go(human())
+    family = Family.waiting(kind)
     family.change(change, by)
     said = 1 if kind == "tool-own" else 0  # the human speaks once more there
     family.on(how)
@@ -126,8 +125,7 @@ def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, b
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
 def test_unenforced_what_a_child_keeps_is_carried_out(kind: str, change: Any) -> None:
-    family = Family(kind, protected=False)
-    family.raw.invoke(human(), THREAD)
+    family = Family.waiting(kind, protected=False)
     family.change(change)
     family.raw.invoke(human("go on") if kind == "tool-own" else None, THREAD)
     assert [x for x in family.ran if x[0] in ("bob", "eve")]
@@ -137,8 +135,7 @@ def test_unenforced_what_a_child_keeps_is_carried_out(kind: str, change: Any) ->
 @pytest.mark.parametrize("by", ["protected", "raw"])
 def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None:
     """The plan that waited still runs."""
-    family = Family(kind)
-    family.go(human())
+    family = Family.waiting(kind)
     family.change(to_the_same, by)
     family.on()
     assert (family.epoch, family.ran) == (1, [PAID])
@@ -147,8 +144,7 @@ def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_nobody_edits_goes_on(kind: str) -> None:
     """A child that is called again finds its own state as it left it."""
-    family = Family(kind)
-    family.go(human())
+    family = Family.waiting(kind)
     family.on()
     assert family.epoch == (2 if kind == "tool-own" else 1)
     if kind != "tool-own":
@@ -157,8 +153,7 @@ def test_what_nobody_edits_goes_on(kind: str) -> None:
 
 def test_what_the_agents_own_code_edits_is_no_correction() -> None:
     """A node that writes into the memory of the child below it does the agent's work."""
-    family = Family("node-memory")
-    family.go(human())
+    family = Family.waiting("node-memory")
     family.on()
     place = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}
 
@@ -175,8 +170,7 @@ def test_what_the_agents_own_code_edits_is_no_correction() -> None:
 
 def test_what_the_agents_own_code_edits_counts_if_the_ledger_did_not_hear_of_it() -> None:
     """The run halts although the state is written: what nobody knows the author of is a human's, at the next look."""
-    family = Family("node-memory")
-    family.go(human())
+    family = Family.waiting("node-memory")
     family.on()
     place = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}
 
@@ -186,9 +180,7 @@ def test_what_the_agents_own_code_edits_counts_if_the_ledger_did_not_hear_of_it(
         return {}
 
     family.inside = note
-    with pytest.raises(AuthzHalt) as told:
-        family.go(human("And again"))
-    assert told.value.code == "ledger_unavailable"
+    assert code_of(lambda: family.go(human("And again")), AuthzHalt) == "ledger_unavailable"
     assert family.epoch == 2
     family.inside = None
     family.on()

@@ -91,8 +91,7 @@ def test_changed_policy_counts_at_once(go: Any, ran: Any) -> None:
 
     ran.clear()
     allowed[0] = True
-    pdp = StaticPDP(lambda r: r.resource.id != "pay" or allowed[0])
-    state = enforced(graph(both), authz_with(pdp), go=go)
+    state = enforced(graph(both), authz_with(StaticPDP(lambda r: r.resource.id != "pay" or allowed[0])), go=go)
     assert ran == [PAID]
     assert answer_to(state["messages"], "call-again").status == "error"
 
@@ -192,14 +191,11 @@ def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> Non
     granted = StaticPDP(
         lambda r: r.action.name != "tools/call" or "pay" in ((r.context.lease.grant or {}).get("tools") or ())
     )
-    authz = authz_with(granted)
-    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
+    authz, graph = protecting(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()), granted)
     told(authz, graph, human("Pay bob"), THREAD, go=go, grant=Grant(tools=("pay",)))
     assert ran == [PAID]
     told(authz, graph, human("Only tell me my balance"), THREAD, go=go)
-    with pytest.raises(AuthzDenied) as denied:  # nobody's run, on alice's thread
-        go(graph, human("Only tell me my balance"), THREAD)
-    assert denied.value.code == "subject_mismatch"
+    assert code_of(lambda: go(graph, human("Only tell me my balance"), THREAD)) == "subject_mismatch"
     assert ran == [PAID]
 
 

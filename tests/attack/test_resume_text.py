@@ -79,14 +79,6 @@ def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: s
     assert desk.authz.ledger.status("default", old) in ("stale", "ended")
 
 
-def test_unenforced_the_payment_is_made(kind: str) -> None:
-    """Without us STOP is no "no", and the payment is made."""
-    desk = Desk(kind, CONFIRM, protected=False)
-    desk.graph.invoke(human(), THREAD)
-    desk.graph.invoke(Command(resume=STOP), THREAD)
-    assert desk.ran == ["bob"]
-
-
 def _reviewed(desk: Desk) -> Any:
     """A node of its own asks between the plan and the tools, and does nothing with the answer."""
     builder = StateGraph(MessagesState)
@@ -176,19 +168,6 @@ def test_an_agents_answer_voids_the_plan_but_is_nobodys_word() -> None:
     assert desk.ran == []
     assert desk.seen().epoch == 2
     assert "eve" not in desk.seen().task.text
-
-
-def test_another_subject_does_not_answer() -> None:
-    """The thread is alice's: mallory's answer is refused, and the question stays open."""
-    desk = Desk("hand", CONFIRM)
-    desk.go(human())
-    with pytest.raises(AuthzDenied) as denied:
-        desk.go(Command(resume=STOP), subject="mallory")
-    assert denied.value.code == "subject_mismatch"
-    assert desk.graph.get_state(THREAD).interrupts
-    assert desk.seen().epoch == 1
-    desk.go(Command(resume="yes"))
-    assert desk.ran == ["bob"]
 
 
 def test_what_a_form_sends_back_is_no_humans_word() -> None:

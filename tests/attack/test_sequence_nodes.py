@@ -99,6 +99,5 @@ def test_gate_of_a_sequence(kind: str, copied: str, way: str, ran: Any) -> None:
 
 def test_protecting_a_sequence_twice(pdp: Any, authz: Any) -> None:
     """Changes nothing: one gate."""
-    graph = authz.protect(authz.protect(_lcel([])).copy())
-    told(authz, graph, {"steps": []}, task="x")
+    told(authz, authz.protect(authz.protect(_lcel([])).copy()), {"steps": []}, task="x")
     assert len([r for r in pdp.requests if r.action.name == "node/enter"]) == 1

@@ -36,14 +36,12 @@ class _Noting:
 def test_each_node_runs_its_own_calls(form: str, ran: Any) -> None:
     """Permitted ones once, in the node they were sent to; the denied one in none. Without us it runs too."""
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args != {"text": "b"})  # type: ignore[union-attr]
-    authz = authz_with(pdp)
-    graph = authz.protect(_graph(ran))
+    authz, graph = protecting(_graph(ran), pdp)
     with authz.run(subject="alice", task="x"):
         (state,) = drive_form(form, graph, human())
     assert sorted(ran) == [("one", "a"), ("one", "c")]
     assert [answer_to(state["messages"], c["id"]).status for c in PLAN] == ["success", "error", "success"]
-    authz = authz_with(StaticPDP(True))
-    graph = authz.protect(_graph(ran))
+    authz, graph = protecting(_graph(ran), StaticPDP(True))
     ran.clear()
     with authz.run(subject="alice", task="x"):
         drive_form(form, graph, human())

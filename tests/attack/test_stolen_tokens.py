@@ -110,8 +110,7 @@ def test_a_token_is_good_for_its_call_alone(moment: str, dpop: bool) -> None:
             return "stolen"
 
         turns = [[call("pay", {}, "c1")], [call("steal", {}, "c2")]]
-        graph = authz.protect(hand_written(replying(*turns), [pay, steal], name="bank"))
-        told(authz, graph, human(), task="Pay")
+        told(authz, authz.protect(hand_written(replying(*turns), [pay, steal], name="bank")), human(), task="Pay")
     else:
         played(authz, inside, dpop=dpop)
     if moment == "after the run":
@@ -199,20 +198,13 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
             found["node"] = exc.code
         return {"messages": []}
 
-    async def athief(state: Any) -> dict[str, Any]:
-        try:
-            found["node"] = (await current_call().acredential()).token if protected else variable[0]
-        except CredentialError as exc:
-            found["node"] = exc.code
-        return {"messages": []}
-
     @tool
     def inner_pay() -> str:
         """Pay, in the inner agent."""
         found["actor"] = current_call().credential().claims["act"]["sub"].rpartition(":")[2] if protected else "none"
         return "paid"
 
-    nosy = node_graph(thief if road == "sync" else athief, name="nosy")
+    nosy = node_graph(thief, name="nosy")
     inner = agent_graph(replying([call("inner_pay", {}, "i1")]), [inner_pay], name="inner")
 
     @tool
@@ -228,20 +220,7 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
             assert current_call().credential().token == found["mine"]
         return "asked"
 
-    @tool("ask_agent")
-    async def aask_agent() -> str:
-        """Ask other agents."""
-        if protected:
-            found["mine"] = (await current_call().acredential()).token
-        else:
-            variable.append("static")
-        await nosy.ainvoke(human())
-        await inner.ainvoke(human())
-        if protected:
-            assert (await current_call().acredential()).token == found["mine"]
-        return "asked"
-
-    outer = agent_graph(replying([call("ask_agent", {}, "c1")]), [ask_agent if road == "sync" else aask_agent], name="outer")
+    outer = agent_graph(replying([call("ask_agent", {}, "c1")]), [ask_agent], name="outer")
     if protected:
         authz.protect(outer)
     with authz.run(subject="alice", task="Ask") if protected else contextlib.nullcontext():
