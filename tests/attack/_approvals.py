@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
-from collections.abc import Callable
-from typing import Any
-
-from langchain_core.messages import AIMessage, ToolMessage
-from langgraph.types import Command
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing import ScriptedChatModel
-
-from ._graphs import PROFILES, agent_graph, asking, call, hand_written, human, pay_tool, writing_tool
-
-THREAD = {"configurable": {"thread_id": "t"}}
+from ._kit import *
 
 
 def payment(to: str, amount: Any, ident: str) -> dict[str, Any]:
@@ -25,16 +11,11 @@ def payment(to: str, amount: Any, ident: str) -> dict[str, Any]:
 
 
 FIVE = [
-    payment("ann", "10", "c1"),
-    call("write", {"text": "two"}, "c2"),
-    payment("bob", "20", "c3"),
-    call("write", {"text": "four"}, "c4"),
-    payment("eve", "30", "c5"),
+    payment("ann", "10", "c1"), call("write", {"text": "two"}, "c2"), payment("bob", "20", "c3"),
+    call("write", {"text": "four"}, "c4"), payment("eve", "30", "c5"),
 ]
 ANN, BOB, EVE = ("ann", 10.0, "USD"), ("bob", 20.0, "USD"), ("eve", 30.0, "USD")
 TWO, FOUR = ("write", "two"), ("write", "four")
-APPROVE = {"type": "approve"}
-REJECT = {"type": "reject"}
 
 
 def edit(to: str, amount: Any, name: str = "pay") -> dict[str, Any]:
@@ -92,10 +73,7 @@ def _once(*calls: dict[str, Any]) -> ScriptedChatModel:
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {
-    "hand": hand_written,
-    "agent": agent_graph,
-    "react_v1": react_v1,
-    "react_v2": react_v2,
+    "hand": hand_written, "agent": agent_graph, "react_v1": react_v1, "react_v2": react_v2,
 }
 FRAMEWORKS: dict[str, Callable[..., Any]] = {"supervisor": supervised, "deepagents": deep}
 ONE_TASK = ("hand", "react_v1")
@@ -126,17 +104,12 @@ class Scene:
             warnings.simplefilter("ignore")
             self.graph = self.authz.protect(self.build())
 
-    def say(self, given: Any, config: Any = None) -> Any:
-        with self.authz.run(subject="alice", task="x"):
-            return self.graph.invoke(given, config or THREAD)
-
-    async def asay(self, given: Any, config: Any = None) -> Any:
-        async with self.authz.run(subject="alice", task="x"):
-            return await self.graph.ainvoke(given, config or THREAD)
+    def say(self, given: Any, config: Any = None, *, how: str = "sync") -> Any:
+        return run_as(self.authz, self.graph, given, config or THREAD, how=how, task="x")
 
     def both(self, go: str) -> Callable[..., Any]:
         """`say`, on the road that `go` names."""
-        return self.say if go == "sync" else lambda *args: asyncio.run(self.asay(*args))
+        return lambda *args: self.say(*args, how=go)
 
     def answers(self) -> list[ToolMessage]:
         """Answers to the five calls, wherever below the root they are."""
@@ -151,11 +124,6 @@ class Scene:
 def _states(state: Any) -> list[dict[str, Any]]:
     below = [s for t in state.tasks if t.state is not None and hasattr(t.state, "values") for s in _states(t.state)]
     return [state.values, *below]
-
-
-def resume(*decisions: Any) -> Command[Any]:
-    """One decision per question, in order."""
-    return Command(resume={"decisions": list(decisions)})
 
 
 __all__ = [

@@ -13,6 +13,7 @@ from langchain_core.tools import BaseTool, tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Command
 from pydantic import BaseModel, Field
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
@@ -23,8 +24,7 @@ from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 PROFILES = {
     "pay": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}),
     "read": ToolProfile(effect="read", sink="none", data_class="public"),
-    "write": ToolProfile(effect="write", sink="internal"),
-    "ask_agent": ToolProfile(effect="write", sink="internal"),
+    "write": ToolProfile(effect="write", sink="internal"), "ask_agent": ToolProfile(effect="write", sink="internal"),
 }
 
 FORMS = ("invoke", "ainvoke", "stream", "astream", "batch", "abatch", "astream_events")
@@ -95,14 +95,8 @@ def replying(*turns: Sequence[dict[str, Any]]) -> ScriptedChatModel:
 
 
 def hand_written(
-    model: ScriptedChatModel,
-    tools: Sequence[BaseTool] | ToolNode,
-    *,
-    checkpointer: Any = None,
-    name: str = "hand",
-    handle_tool_errors: Any = None,
-    retry_policy: Any = None,
-    **compiled: Any,
+    model: ScriptedChatModel, tools: Sequence[BaseTool] | ToolNode, *, checkpointer: Any = None, name: str = "hand",
+    handle_tool_errors: Any = None, retry_policy: Any = None, **compiled: Any,
 ) -> Any:
     """Model → tools → model, with one ToolNode that runs all calls of a message in one task."""
     node = tools
@@ -226,6 +220,28 @@ class ListState(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
 
 
+def chain(nodes: dict[str, Any], state: Any = MessagesState, **compiled: Any) -> Any:
+    """Compile a graph whose nodes run one after the other."""
+    builder = StateGraph(state)
+    before = START
+    for name, node in nodes.items():
+        builder.add_node(name, node)
+        builder.add_edge(before, name)
+        before = name
+    return builder.compile(**compiled)
+
+
+def loop(agent: Any, tools: Any, route: Any = None, state: Any = MessagesState, **compiled: Any) -> Any:
+    """Compile a graph of an agent and its tools, by default for as long as the last message has calls."""
+    builder = StateGraph(state)
+    builder.add_node("agent", agent)
+    builder.add_node("tools", tools)
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", route or (lambda s: "tools" if s["messages"][-1].tool_calls else END), ["tools", END])
+    builder.add_edge("tools", "agent")
+    return builder.compile(**compiled)
+
+
 def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer: Any = None, **options: Any) -> Any:
     """A graph of one node."""
     builder = StateGraph(MessagesState)
@@ -294,3 +310,42 @@ def in_run(act: Callable[[], Any], aact: Callable[[], Any] | None = None) -> Any
         return {"messages": [AIMessage("done")]}
 
     return RunnableCallable(step, astep, name="step")
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {"hand": hand_written, "agent": agent_graph}
+
+
+def obedient() -> ScriptedChatModel:
+    """Pays unless the last thing that it reads, from a human or in a tool's answer, is STOP."""
+
+    def respond(messages: list[Any]) -> AIMessage:
+        said = [m.text for m in messages if isinstance(m, HumanMessage)]
+        if said and "STOP" in said[-1]:
+            return says(text="done")
+        last = messages[-1]
+        if isinstance(last, ToolMessage) and (last.status == "success" or "STOP" in last.text):
+            return says(text="done")
+        number = sum(isinstance(m, AIMessage) for m in messages)
+        return says(call("pay", {"to": "bob", "amount": 5}, f"call-{number}"))
+
+    return ScriptedChatModel(script=[respond] * 100)
+
+
+APPROVE = {"type": "approve"}
+REJECT = {"type": "reject"}
+
+
+def resume(*decisions: Any) -> Command[Any]:
+    """Return the answer with one decision per question, in order."""
+    return Command(resume={"decisions": list(decisions)})
+
+
+def asking_about(texts: Sequence[str]) -> StaticPDP:
+    """Ask about calls with one of these texts until they carry an approval; permit the rest."""
+
+    def answer(request: EvaluationRequest) -> object:
+        if request.action.name != "tools/call" or request.context.call.args["text"] not in texts:
+            return True
+        return True if request.context.approval is not None else ASK
+
+    return StaticPDP(answer)

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
-from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.testing import ScriptedChatModel
-
-from ._graphs import drive_form, hand_written, human, says
+from ._kit import *
 
 __all__ = ["first_reasons", "forms", "play"]
 
-THREAD = {"configurable": {"thread_id": "t"}}
 forms = pytest.mark.parametrize("form", ["invoke", "ainvoke"])
 
 

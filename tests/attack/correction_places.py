@@ -7,23 +7,19 @@ opens by itself, and shares no memory with whoever asks.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
 
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from langchain_runtime_authz.ledger.postgres import PostgresLedger
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
+from ._kit import *
 from .corrections import KINDS, ROADS, Desk, Kind, Road, human, verify
 
 ROOT = Path(__file__).parents[2]
@@ -76,11 +72,8 @@ class Elsewhere:
 
     def __init__(self, place: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.attack.correction_places", json.dumps(place)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", "tests.attack.correction_places", json.dumps(place)], cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 
     def does(self, part: str, desk: Desk, road: Road) -> None:
@@ -88,11 +81,7 @@ class Elsewhere:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         asked = {
-            "part": part,
-            "road": road.slug,
-            "kind": desk.kind.name,
-            "mode": desk.mode,
-            "protected": desk.protected,
+            "part": part, "road": road.slug, "kind": desk.kind.name, "mode": desk.mode, "protected": desk.protected,
             "thread": desk.thread,
         }
         self.process.stdin.write(json.dumps(asked) + "\n")
@@ -152,9 +141,7 @@ def _serve(requests: Sequence[str] | Any, held: dict[str, Any]) -> Iterator[dict
     for line in requests:
         asked = json.loads(line)
         road = roads[asked["road"]]
-        desk = Desk(
-            KINDS[asked["kind"]], asked["mode"], asked["protected"], road.waits, thread=asked["thread"], **held
-        )
+        desk = Desk(KINDS[asked["kind"]], asked["mode"], asked["protected"], road.waits, thread=asked["thread"], **held)
         try:
             if asked["part"] == "plan":
                 desk.thinks = road.meanwhile

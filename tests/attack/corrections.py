@@ -8,33 +8,17 @@ and jti have moved, and the agent comes to its end.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Final
 
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, Send, interrupt
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authz import TaskSources
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests import generated
 
-from ._graphs import ASK, call, human, says, unanswered
+from ._kit import *
 
 MODES: Final = ("sync", "async")
 STOP: Final = "STOP, pay nobody"
@@ -74,14 +58,8 @@ def _by_the_plan(state: State) -> str:
 
 
 def _hand(desk: Desk) -> Any:
-    builder = StateGraph(State)
     model = desk.model()
-    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode(desk.tools))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", _by_the_plan, ["tools", END])
-    builder.add_edge("tools", "agent")
-    return builder.compile(checkpointer=desk.saver, store=desk.store, name="desk")
+    return loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode(desk.tools), _by_the_plan, state=State, checkpointer=desk.saver, store=desk.store, name="desk")
 
 
 def _agent(desk: Desk, name: str = "desk", **kept: Any) -> Any:
@@ -173,9 +151,7 @@ class Desk:
         self.store.put(("memories", "alice"), "rule", {"text": "pay bills at once"})
         self.pdp = StaticPDP(self._decide)
         self.authz = RuntimeAuthz(
-            pdp=self.pdp,
-            ledger=self.ledger,
-            profiles=PROFILES,
+            pdp=self.pdp, ledger=self.ledger, profiles=PROFILES,
             task_sources=TaskSources(("messages", "instructions"), memory=(("memories", "{subject}"),)),
         )
         self.tools = self._tools()
@@ -248,15 +224,8 @@ class Desk:
         """One root entry; what a correction halts is over."""
         config = config or self.config
         with suppress(AuthzHalt):
-            if self.mode == "async":
-                return asyncio.run(self._ago(given, config))
-            with self.authz.run(subject="alice"):
-                return self.graph.invoke(given, config)
+            return run_as(self.authz, self.graph, given, config, how=self.mode)
         return None
-
-    async def _ago(self, given: Any, config: Any) -> Any:
-        async with self.authz.run(subject="alice"):
-            return await self.graph.ainvoke(given, config)
 
     def write(self, values: Mapping[str, Any], *, raw: bool = False) -> None:
         """`update_state` where the plan waits: of the agent itself, also where it is a child."""
@@ -278,7 +247,7 @@ class Desk:
 
     @property
     def epoch(self) -> int:
-        return int(self.authz.ledger.load(self.authz.root_entry.scope("desk", self.thread), Query()).epoch)
+        return epoch_of(self.authz, "desk", self.thread)
 
     def finish(self) -> list[Any]:
         """Enter the thread until nothing is left to do; its messages."""

@@ -6,25 +6,13 @@ by none, in any order.
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
 
 from langchain_core.load import dumpd, load
-from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
-from langchain_core.tools import InjectedToolCallId, tool
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
-from langgraph.prebuilt import ToolNode
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, RetryPolicy, interrupt
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authz import TaskSources
-from langchain_runtime_authz.ledger.base import Query
-from tests.attack._graphs import asking, call, human, says
 from tests.attack.corrections import beside
+
+from ._kit import *
 
 SYNC = ("invoke", "stream", "batch")
 FORMS = (*SYNC, "ainvoke", "astream")
@@ -74,9 +62,7 @@ class Scene:
         self.store = InMemoryStore()
         self.pdp = asking("note")
         self.authz = RuntimeAuthz(
-            pdp=self.pdp,
-            ledger=ledger,
-            profiles=PROFILES,
+            pdp=self.pdp, ledger=ledger, profiles=PROFILES,
             task_sources=TaskSources(("messages", "instructions"), memory=(("memories", "{subject}"),)),
         )
         self.step: Callable[[State], Any] = lambda state: {}
@@ -98,11 +84,8 @@ class Scene:
         async def awork(state: State) -> Any:
             return self.step(state)
 
-        from langgraph._internal._runnable import RunnableCallable
-
         builder.add_node(
-            "work",
-            RunnableCallable(work, awork, name="work"),
+            "work", RunnableCallable(work, awork, name="work"),
             retry_policy=RetryPolicy(initial_interval=0.0, jitter=False, max_attempts=3, retry_on=TimeoutError),
         )
         builder.add_node("tools", ToolNode([echo, ask_human, note]))
@@ -119,7 +102,7 @@ class Scene:
     @property
     def epoch(self) -> int:
         """The thread's epoch in the ledger."""
-        return int(self.authz.ledger.load(self.authz.root_entry.scope("scene", self.thread), Query()).epoch)
+        return epoch_of(self.authz, "scene", self.thread)
 
     @property
     def log(self) -> Any:

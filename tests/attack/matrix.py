@@ -10,24 +10,21 @@ Layers alone are built here only: the product has no switch that leaves a layer 
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import cache
+from typing import Final
 from unittest.mock import patch
 
 import langchain_runtime_authz
-from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import EvaluationRequest
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import protect as root
 from langchain_runtime_authz.langgraph._private import DEFAULT_BOUND, Pregel, reset_node
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
-from langchain_runtime_authz.testing import StaticPDP
 from tests import generated
 
+from ._kit import *
 from .routes import ALL, PROFILES, ROUTES, Bank, Kit, Outcome, Route, play
 
 
@@ -90,6 +87,7 @@ class Denying:
         self.authz = RuntimeAuthz(pdp=self.pdp, profiles=PROFILES)
 
 
+@cache
 def played(route: Route, layer: Layer, mode: str) -> tuple[Outcome, RuntimeAuthz]:
     """A route behind a layer, with a PDP that denies only what the layer can see of it.
 

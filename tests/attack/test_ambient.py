@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-import threading
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
 
-import pytest
 from langchain_core.callbacks import CallbackManager
 from langchain_core.callbacks.manager import AsyncCallbackManager
-from langchain_core.tools import BaseTool, StructuredTool, tool
 from langchain_core.tracers import context
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, interrupt
 from opentelemetry import trace
-from pydantic import BaseModel, Field
 
-from langchain_runtime_authz import (
-    AuthzDenied,
-    AuthzToolNode,
-    RuntimeAuthz,
-    ToolProfile,
-    current_call,
-)
-from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
-from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import (
-    PAID,
-    PAY,
-    PayArgs,
-    asking,
-    authz_with,
-    calls_of,
-    deny_only,
-    hand_written,
-    human,
-    in_run,
-    node_graph,
-    reasons,
-    replying,
-)
+from ._kit import *
 
-THREAD = {"configurable": {"thread_id": "t"}}
 WRITTEN = {"to": "bob", "amount": "5"}
 DECIDED = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
-modes = pytest.mark.parametrize("mode", ["sync", "async"])
+mode = params(["sync", "async"])
 
 
 def payer(ran: list[Any], name: str = "pay") -> BaseTool:
@@ -86,12 +53,8 @@ def completions(authz: RuntimeAuthz) -> list[str]:
 # --- one decision, on what runs ---------------------------------------------------------------------
 
 
-@modes
-def test_what_was_decided_is_what_runs(mode: str) -> None:
+def test_what_was_decided_is_what_runs(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """One decision, with the tool's own profile and the arguments as it parses them; the end is recorded."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
     with authz.run(subject="alice"):
@@ -106,12 +69,8 @@ def test_what_was_decided_is_what_runs(mode: str) -> None:
     assert completions(authz) == ["done"]
 
 
-@modes
-def test_a_guarded_tool_is_asked_about_once(mode: str) -> None:
+def test_a_guarded_tool_is_asked_about_once(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """In a tool node, in a node function, in a tool: the guard decides, the backstop leaves it to it."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pay = authz.guard(payer(ran))
     graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
     other = authz.protect(hand_written(replying([PAY]), ToolNode([payer(ran)])))
@@ -122,12 +81,8 @@ def test_a_guarded_tool_is_asked_about_once(mode: str) -> None:
     assert len(calls_of(pdp)) == 2
 
 
-@modes
-def test_equal_calls_are_calls_of_their_own(mode: str) -> None:
+def test_equal_calls_are_calls_of_their_own(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Three equal payments of one node's code run three times, with a decision each."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pay = payer(ran)
 
     async def three() -> None:
@@ -142,12 +97,8 @@ def test_equal_calls_are_calls_of_their_own(mode: str) -> None:
     assert completions(authz) == ["done"] * 3
 
 
-@modes
-def test_calls_side_by_side_are_concluded_each(mode: str) -> None:
+def test_calls_side_by_side_are_concluded_each(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Parallel tools of one node do not end each other's calls."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pays = [payer(ran, f"pay{i}") for i in range(8)]
 
     def batch() -> None:
@@ -165,12 +116,10 @@ def test_calls_side_by_side_are_concluded_each(mode: str) -> None:
     assert completions(authz) == ["done"] * 8
 
 
-@modes
 @pytest.mark.parametrize("inner", ["guarded", "unguarded"])
 @pytest.mark.parametrize("outer", ["guarded", "unguarded"])
-def test_tools_inside_tools(mode: str, outer: str, inner: str) -> None:
+def test_tools_inside_tools(mode: str, outer: str, inner: str, ran: Any) -> None:
     """Each is decided, and the inner one's denial leaves the outer one failed."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     pay = payer(ran) if inner == "unguarded" else authz.guard(payer(ran))
@@ -201,10 +150,8 @@ class Fresh(BaseModel):
     ident: str = Field(default_factory=lambda: uuid.uuid4().hex)
 
 
-@modes
-def test_arguments_that_parse_differently_each_time_are_denied(mode: str) -> None:
+def test_arguments_that_parse_differently_each_time_are_denied(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """The backstop can not hand the tool what was decided."""
-    ran: list[Any] = []
 
     @tool("write", args_schema=Fresh)
     def write(text: str, ident: str) -> str:
@@ -212,36 +159,29 @@ def test_arguments_that_parse_differently_each_time_are_denied(mode: str) -> Non
         ran.append(ident)
         return "ok"
 
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     graph = authz.protect(acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"})))
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
-        once(graph, mode)
-    assert denied.value.code == "unrepeatable_arguments"
+    with authz.run(subject="alice"):
+        assert code_of(lambda: once(graph, mode)) == "unrepeatable_arguments"
     assert reasons(authz, "write") == ["unrepeatable_arguments"]
     assert ran == []
     assert calls_of(pdp) == []
 
 
-@modes
 def test_arguments_that_the_schema_refuses_are_denied(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     """Neutrally: LangChain logs what a callback raises, and a schema's error quotes the arguments."""
     ran: list[Any] = []
     authz = authz_with(StaticPDP(True))
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke({"to": "quoted"}), lambda: pay.ainvoke({"to": "quoted"})))
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
-        once(graph, mode)
-    assert denied.value.code == "invalid_arguments"
+    with authz.run(subject="alice"):
+        assert code_of(lambda: once(graph, mode)) == "invalid_arguments"
     assert "quoted" not in caplog.text
     assert ran == []
     assert reasons(authz, "pay") == ["invalid_arguments"]
 
 
-@modes
-def test_an_obligation_to_redact_is_a_deny(mode: str) -> None:
+def test_an_obligation_to_redact_is_a_deny(mode: str, ran: Any) -> None:
     """What comes back is not the backstop's to change."""
-    ran: list[Any] = []
     obliged = {
         "decision": True,
         "context": {"obligations": [{"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}]},
@@ -249,17 +189,14 @@ def test_an_obligation_to_redact_is_a_deny(mode: str) -> None:
     authz = authz_with(StaticPDP(lambda r: obliged if r.action.name == "tools/call" else True))
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
-        once(graph, mode)
-    assert denied.value.code == "unknown_obligation"
+    with authz.run(subject="alice"):
+        assert code_of(lambda: once(graph, mode)) == "unknown_obligation"
     assert ran == []
     assert completions(authz) == ["released"]
 
 
-@modes
-def test_a_tool_that_announces_itself_is_denied(mode: str) -> None:
+def test_a_tool_that_announces_itself_is_denied(mode: str, ran: Any, authz: Any) -> None:
     """A start that does not come from `BaseTool.run` says a name and nothing that could be decided."""
-    ran: list[Any] = []
 
     class Own(BaseTool):
         name: str = "pay"
@@ -277,20 +214,15 @@ def test_a_tool_that_announces_itself_is_denied(mode: str) -> None:
             ran.append(input)
 
     own = Own()
-    authz = authz_with(StaticPDP(True))
     graph = authz.protect(acting(lambda: own.invoke({}), lambda: own.ainvoke({})))
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
-        once(graph, mode)
-    assert denied.value.code == "unknown_tool"
+    with authz.run(subject="alice"):
+        assert code_of(lambda: once(graph, mode)) == "unknown_tool"
     assert reasons(authz, "pay") == ["unknown_tool"]
     assert ran == []
 
 
-@modes
-def test_a_side_effect_that_ran_is_not_repeated(mode: str) -> None:
+def test_a_side_effect_that_ran_is_not_repeated(mode: str, ran: Any, authz: Any) -> None:
     """A node that is executed again after a question: what its code did before is denied, not done twice."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     pay = payer(ran)
 
     def act() -> None:
@@ -305,9 +237,8 @@ def test_a_side_effect_that_ran_is_not_repeated(mode: str) -> None:
     with authz.run(subject="alice"):
         once(graph, mode, config=THREAD)
     assert ran == [PAID]
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
-        once(graph, mode, Command(resume="yes"), THREAD)
-    assert denied.value.code == "outcome_unknown"
+    with authz.run(subject="alice"):
+        assert code_of(lambda: once(graph, mode, Command(resume="yes"), THREAD)) == "outcome_unknown"
     assert ran == [PAID]
 
 
@@ -324,7 +255,7 @@ def test_a_side_effect_that_ran_is_not_repeated(mode: str) -> None:
     ],
     ids=["sync-ValueError", "async-ValueError", "sync-KeyboardInterrupt", "async-CancelledError"],
 )
-def test_a_tool_that_fails(mode: str, error: BaseException, state: str) -> None:
+def test_a_tool_that_fails(mode: str, error: BaseException, state: str, authz: Any) -> None:
     """The error reaches the caller as it was, and the record says how the call ended."""
 
     def fail(text: str) -> str:
@@ -334,7 +265,6 @@ def test_a_tool_that_fails(mode: str, error: BaseException, state: str) -> None:
         raise error
 
     write = StructuredTool.from_function(fail, afail, name="write", description="Fail.")
-    authz = authz_with(StaticPDP(True))
     seen: list[BaseException] = []
 
     def act() -> None:
@@ -356,10 +286,8 @@ def test_a_tool_that_fails(mode: str, error: BaseException, state: str) -> None:
     assert completions(authz) == [state]
 
 
-@modes
-def test_a_tool_that_asks_by_itself(mode: str) -> None:
+def test_a_tool_that_asks_by_itself(mode: str, ran: Any, authz: Any) -> None:
     """It is suspended, enters again with its answer, and is done once."""
-    ran: list[Any] = []
 
     def ask(text: str) -> str:
         ran.append(interrupt(text))
@@ -369,13 +297,8 @@ def test_a_tool_that_asks_by_itself(mode: str) -> None:
         return ask(text)
 
     write = StructuredTool.from_function(ask, aask, name="write", description="Ask.")
-    authz = authz_with(StaticPDP(True))
     graph = authz.protect(
-        acting(
-            lambda: write.invoke({"text": "x"}),
-            lambda: write.ainvoke({"text": "x"}),
-            checkpointer=InMemorySaver(),
-        )
+        acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"}), checkpointer=InMemorySaver())
     )
     with authz.run(subject="alice"):
         once(graph, mode, config=THREAD)
@@ -384,11 +307,9 @@ def test_a_tool_that_asks_by_itself(mode: str) -> None:
     assert completions(authz) == ["suspended", "done"]
 
 
-@modes
 @pytest.mark.parametrize("answer", ["approve", "reject"])
-def test_a_human_is_asked(mode: str, answer: str) -> None:
+def test_a_human_is_asked(mode: str, answer: str, ran: Any) -> None:
     """What policy asks becomes the usual question; approved it runs once, rejected never."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     pay = payer(ran)
     graph = authz.protect(
@@ -408,20 +329,16 @@ def test_a_human_is_asked(mode: str, answer: str) -> None:
     assert ran == ([PAID] if answer == "approve" else [])
 
 
-@modes
-def test_without_a_checkpointer_nobody_can_be_asked(mode: str) -> None:
+def test_without_a_checkpointer_nobody_can_be_asked(mode: str, ran: Any) -> None:
     """Then it is a deny."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    with authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
-        once(graph, mode)
-    assert denied.value.code == "approval_unavailable"
+    with authz.run(subject="alice"):
+        assert code_of(lambda: once(graph, mode)) == "approval_unavailable"
     assert ran == []
 
 
-@modes
 def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> None:
     """An unguarded tool gets none, not even the one of the tool that called it, which has its own afterwards."""
     got: list[str] = []
@@ -458,12 +375,10 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
 # --- where there is no run any more, or none --------------------------------------------------------------
 
 
-def test_a_tool_node_alone_has_the_backstop_too() -> None:
+def test_a_tool_node_alone_has_the_backstop_too(ran: Any) -> None:
     """What a wrapper of an `AuthzToolNode` outside every graph does by a tool of its own is decided."""
-    from langchain_core.messages import AIMessage
     from langgraph.runtime import Runtime
 
-    ran: list[Any] = []
     pdp = deny_only("evil")
     authz = authz_with(pdp)
     evil = payer(ran, "evil")
@@ -481,9 +396,8 @@ def test_a_tool_node_alone_has_the_backstop_too() -> None:
     assert len(calls_of(pdp, "evil")) == 1
 
 
-def test_one_hook_for_any_number_of_instances() -> None:
+def test_one_hook_for_any_number_of_instances(ran: Any) -> None:
     """A hundred instances, protected graphs and guarded tools register nothing more."""
-    ran: list[Any] = []
     authz_with(StaticPDP(True))
     before = list(context._configure_hooks)
     for _ in range(100):
@@ -494,11 +408,9 @@ def test_one_hook_for_any_number_of_instances() -> None:
     assert sum(isinstance(hook[0], ambient._Hook) for hook in before) == 1
 
 
-@modes
-def test_nothing_is_added_outside_protected_runs(mode: str) -> None:
+def test_nothing_is_added_outside_protected_runs(mode: str, authz: Any) -> None:
     """Where no run is, a tool's callback manager has no handler: before, after and beside protected runs."""
     handlers: list[int] = []
-    authz = authz_with(StaticPDP(True))
 
     def look() -> None:
         handlers.append(len(CallbackManager.configure().handlers) + len(AsyncCallbackManager.configure().handlers))
@@ -519,11 +431,8 @@ def test_nothing_is_added_outside_protected_runs(mode: str) -> None:
     assert handlers == [0, 0, 2, 0, 0, 0]
 
 
-@modes
-def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str) -> None:
+def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str, authz: Any) -> None:
     """A caller's own callbacks stay, in any form, and nothing is put into the caller's own objects."""
-    from langchain_core.callbacks import BaseCallbackHandler
-
     class Seeing(BaseCallbackHandler):
         def __init__(self) -> None:
             self.seen = 0
@@ -531,7 +440,6 @@ def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str) -> None:
         def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
             self.seen += 1
 
-    authz = authz_with(StaticPDP(True))
     graph = authz.protect(acting(lambda: None, lambda: asyncio.sleep(0)))
     for wrap in (lambda h: [h], lambda h: CallbackManager([h], inheritable_handlers=[h])):
         handler = Seeing()
@@ -591,11 +499,9 @@ def test_in_the_whole_process() -> None:
     assert done.stdout.strip() == f"{[1, 4, 6]} {['no_run'] * 3} {[4, 6]}"
 
 
-def test_the_span_of_a_call_ends_with_it() -> None:
+def test_the_span_of_a_call_ends_with_it(ran: Any, authz: Any) -> None:
     """The context of the code after the tool is the one before it."""
-    ran: list[Any] = []
     seen: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     pay = payer(ran)
 
     def act() -> None:
@@ -603,7 +509,5 @@ def test_the_span_of_a_call_ends_with_it() -> None:
         pay.invoke(WRITTEN)
         seen.append(trace.get_current_span())
 
-    graph = authz.protect(acting(act, lambda: asyncio.sleep(0)))
-    with authz.run(subject="alice"):
-        graph.invoke(human())
+    told(authz, authz.protect(acting(act, lambda: asyncio.sleep(0))), human())
     assert seen[0] is seen[1]

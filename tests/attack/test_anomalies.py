@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
-from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.report.trace import read_trace, replay_trace
 from langchain_runtime_authz.testing.clock import FrozenClock
+
+from ._kit import *
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 PROFILES = {
     "look": ToolProfile(effect="read", sink="none", data_class="public", trust="system"),
-    "note": ToolProfile(effect="write", sink="internal"),
-    "wipe": ToolProfile(effect="admin", sink="internal"),
+    "note": ToolProfile(effect="write", sink="internal"), "wipe": ToolProfile(effect="admin", sink="internal"),
     "mail": ToolProfile(effect="read", sink="none", data_class="public", trust="external"),
     "send": ToolProfile(effect="send", sink="external", critical={"to": "principal"}),
 }
@@ -130,10 +116,7 @@ def _client_plans(authz: RuntimeAuthz | None, ran: list[Any]) -> Any:
         ran.append(n)
         return "noted"
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("tools", ToolNode([note]))
-    builder.add_edge(START, "tools")
-    graph = builder.compile(checkpointer=InMemorySaver(), name="g")
+    graph = chain({"tools": ToolNode([note])}, checkpointer=InMemorySaver(), name="g")
     return graph if authz is None else authz.protect(graph)
 
 
@@ -142,14 +125,12 @@ def _noting(turn: int) -> dict[str, Any]:
     return {"messages": [HumanMessage(f"Note {turn}"), AIMessage("", tool_calls=calls)]}
 
 
-def test_side_effects_that_nobody_planned_revoke() -> None:
+def test_side_effects_that_nobody_planned_revoke(ran: Any) -> None:
     """Three that stand in no model's message: the fourth revokes the agent."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     graph, config = _client_plans(authz, ran), {"configurable": {"thread_id": "t"}}
     for turn in range(4):
-        with authz.run(subject="alice"):
-            graph.invoke(_noting(turn), config)
+        told(authz, graph, _noting(turn), config)
     assert ran == []
     reasons = [r["reasons"] for r in authz.audit.records if r["kind"] == "decision"]  # type: ignore[attr-defined]
     assert ["unplanned"] in [list(r)[:1] for r in reasons]
@@ -158,9 +139,8 @@ def test_side_effects_that_nobody_planned_revoke() -> None:
     assert authz.ledger.load(scope, Query(agent=("g",))).revoked
 
 
-def test_unenforced_the_clients_calls_run() -> None:
+def test_unenforced_the_clients_calls_run(ran: Any) -> None:
     """Without us all of them take effect."""
-    ran: list[Any] = []
     graph = _client_plans(None, ran)
     for turn in range(4):
         graph.invoke(_noting(turn), {"configurable": {"thread_id": "t"}})

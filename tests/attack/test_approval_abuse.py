@@ -5,45 +5,32 @@ The twins show what happens to who does without: the harm that each rule is ther
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import io
-import json
 import secrets
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command, interrupt
 from markdown_it import MarkdownIt
 from rich.console import Console
 
 from langchain_runtime_authz.credential.approval_statement import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.errors import AuthzDenied, AuthzError, ConfigError, CredentialError
 from langchain_runtime_authz.facts.inert import inert, quoted
-from langchain_runtime_authz.ledger.base import Approval, Query, Scope
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing import FrozenClock, StaticPDP
+from langchain_runtime_authz.ledger.base import Approval, Scope
+from langchain_runtime_authz.testing import FrozenClock
 
 from ..unit_tests.credential.tokens import b64
-from ._approvals import ANN, APPROVE, BOB, REJECT, THREAD, Scene, edit, human, payment, resume
-from ._graphs import ASK, answer_to, assert_went_on, node_graph, reasons
+from ._approvals import ANN, BOB, Scene, edit, payment
+from ._kit import *
 
 PLAN = [payment("ann", 10, "c1")]
 KINDS = ["hand", "agent"]
 kinds = pytest.mark.parametrize("kind", KINDS)
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+go = params(["sync", "async"])
 
 
 def policy(**terms: Any) -> StaticPDP:
@@ -68,6 +55,12 @@ def ids(state: Any) -> list[str]:
     return [a["approval_id"] for a in asked.value["action_requests"]]
 
 
+def asked(s: Scene, go: str = "sync") -> tuple[Scene, str]:
+    """Let a scene ask its one question; return both."""
+    (ask_id,) = ids(s.both(go)(human()))
+    return s, ask_id
+
+
 def approve(s: Scene, go: str, ask_id: str, **who: Any) -> int:
     return s.authz.approve(ask_id, **who) if go == "sync" else asyncio.run(s.authz.aapprove(ask_id, **who))
 
@@ -82,13 +75,11 @@ def code_of(call: Any, *args: Any, **named: Any) -> str:
 
 
 @kinds
-@ways
 @pytest.mark.parametrize("again", [None, Command(resume=True), Command(resume={"decisions": [APPROVE]})], ids=["invoke", "true", "value"])
 @pytest.mark.parametrize("restart", [False, True])
 def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str, again: Any, restart: bool) -> None:
     """Whoever goes on, however and in whatever process, finds the answer; the call runs once."""
-    s = scene(kind)
-    (ask_id,) = ids(s.both(go)(human()))
+    s, ask_id = asked(scene(kind), go)
     assert [(a.id, a.tool, a.subject) for a in s.authz.approvals()] == [(ask_id, "pay", "user:alice")]
     assert approve(s, go, ask_id, by="bob") == 0
     assert s.ran == []
@@ -112,11 +103,9 @@ def test_the_unenforced_twin_pays_unasked(kind: str) -> None:
 
 
 @kinds
-@ways
 def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
     """The call does not run, and the model reads the person's word."""
-    s = scene(kind)
-    (ask_id,) = ids(s.both(go)(human()))
+    s, ask_id = asked(scene(kind), go)
     s.authz.deny_approval(ask_id, by="bob", message="not this month")
     state = s.both(go)(None)
     assert s.ran == []
@@ -133,7 +122,6 @@ def ledger(request: Any, tmp_path: Path) -> Iterator[Any]:
 
 
 @kinds
-@ways
 @pytest.mark.parametrize("by", ["alice", "bob"])
 def test_a_reason_given_beside_the_graph_is_a_correction(kind: str, go: str, by: str, ledger: Any) -> None:
     """Its words belong to the task and are told once; what was approved before it is void and asked again."""
@@ -165,8 +153,7 @@ def test_a_reason_given_beside_the_graph_is_a_correction(kind: str, go: str, by:
 
 def test_a_reason_given_beside_the_graph_reaches_a_new_message() -> None:
     """Where the thread goes on by another message, the rejected call is never answered: the reason stands before it."""
-    s = scene()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(scene())
     s.authz.deny_approval(ask_id, by="bob", message="never pay ann")
     with contextlib.suppress(AuthzDenied):
         s.say(human("Hello?"))
@@ -189,8 +176,7 @@ def test_a_bare_no_beside_the_graph_leaves_the_task_alone(kind: str) -> None:
 
 def test_whoever_resumes_can_still_say_no() -> None:
     """An approval beside the graph does not outvote the human at it."""
-    s = scene()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(scene())
     s.authz.approve(ask_id, by="bob")
     state = s.say(resume(REJECT))
     assert s.ran == []
@@ -211,7 +197,6 @@ def test_what_is_unanswered_is_asked_again() -> None:
 
 
 @kinds
-@ways
 def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go: str) -> None:
     """Who resumes may answer the whole list or what is left; a no to what was approved stops all of it."""
     for rest in (resume(APPROVE, APPROVE), resume(APPROVE)):
@@ -227,12 +212,10 @@ def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go:
 
 
 @kinds
-@ways
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: bool) -> None:
     """Nothing of it: neither a yes nor a no nor a reason, whose place can not be told. What was open stays open."""
-    plan = [payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")]
-    s = scene(kind, plan=plan)
+    s = scene(kind, plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")])
     first, second, third = ids(s.both(go)(human()))
     if beside:
         approve(s, go, first, by="bob")
@@ -247,9 +230,8 @@ def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: 
     assert {r.context.task.epoch for r in s.pdp.requests} == {1}
 
 
-def test_the_unenforced_twin_takes_an_answer_for_one_call_as_an_answer_for_all() -> None:
+def test_the_unenforced_twin_takes_an_answer_for_one_call_as_an_answer_for_all(ran: Any) -> None:
     """A graph that asks once and reads the first decision pays everybody."""
-    ran: list[Any] = []
 
     def tools(state: Any) -> Any:
         answer = interrupt({"action_requests": ["ann", "bob"]})
@@ -265,6 +247,7 @@ def test_the_unenforced_twin_takes_an_answer_for_one_call_as_an_answer_for_all()
 
 # --- statements -------------------------------------------------------------------------------------
 
+QUESTION = Question("i", "iss", "t", "g", "th", 1, "pay", "d")
 BOBS, CAROLS, EVES = (SigningKey.generate() for _ in range(3))
 
 
@@ -285,7 +268,6 @@ def keyed(**options: Any) -> Scene:
     return s
 
 
-@ways
 def test_a_signed_statement_approves(go: str) -> None:
     """By the person's own key, or by a service that authenticated them; the record names who and what."""
     for service in (False, True):
@@ -303,8 +285,6 @@ def test_a_signed_statement_approves(go: str) -> None:
         assert statement not in json.dumps(record)
 
 
-
-
 class Masked:
     """Signs with one key, and names another."""
 
@@ -312,25 +292,19 @@ class Masked:
 
 
 FORGED = {
-    "another's key": {"key": EVES},
-    "another's key under the name of bob's": {"key": Masked()},
-    "carol's key for bob": {"key": CAROLS},
-    "nobody's name": {"key": EVES, "approver": "user:eve"},
+    "another's key": {"key": EVES}, "another's key under the name of bob's": {"key": Masked()},
+    "carol's key for bob": {"key": CAROLS}, "nobody's name": {"key": EVES, "approver": "user:eve"},
     "bob's own word under carol's name": {"issuer": "user:bob", "approver": "user:carol"},
     "a service nobody knows": {"issuer": "https://evil.example"},
-    "bob through the service's name": {"issuer": "https://idp.example"},
-    "expired": {"ago": 400},
-    "not yet": {"ago": -400},
-    "too long-lived": {"expires_in": 3600},
-    "the other verdict": {"verdict": "deny"},
+    "bob through the service's name": {"issuer": "https://idp.example"}, "expired": {"ago": 400},
+    "not yet": {"ago": -400}, "too long-lived": {"expires_in": 3600}, "the other verdict": {"verdict": "deny"},
 }
 
 
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_statement_is_refused(name: str) -> None:
     """With a stable code; the question stays open and the call does not run."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     assert code_of(s.authz.approve, ask_id, statement=signed(s, ask_id, **FORGED[name])) in ("approval_statement", "approval_void")
     assert [a.id for a in s.authz.approvals()] == [ask_id]
     s.say(None)
@@ -340,8 +314,7 @@ def test_a_forged_statement_is_refused(name: str) -> None:
 @pytest.mark.parametrize("field", ["id", "issuer", "tenant", "graph", "thread", "epoch", "tool", "args_digest"])
 def test_a_statement_is_about_one_call(field: str) -> None:
     """Of one tenant, thread and epoch, one tool and exactly its arguments."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     right = s.authz.question(ask_id)
     other = replace(right, **{field: 2 if field == "epoch" else "other"})
     assert code_of(s.authz.approve, ask_id, statement=signed(s, ask_id, question=other)) == "approval_statement"
@@ -353,7 +326,7 @@ def test_what_is_no_statement_is_refused(raw: Any) -> None:
     """Whatever is sent."""
     approvers = Approvers({"user:bob": BOBS.jwks()})
     with pytest.raises(CredentialError) as refused:
-        approvers.verify(raw, Question("i", "iss", "t", "g", "th", 1, "pay", "d"))
+        approvers.verify(raw, QUESTION)
     assert refused.value.code == "approval_statement"
 
 
@@ -362,7 +335,7 @@ def test_a_service_speaks_for_people_only(approver: Any) -> None:
     """Whomever it names otherwise, with its own good signature, approves nothing."""
     ring = KeyRing()
     approvers = Approvers(services={"https://idp.example": ring})
-    question = Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    question = QUESTION
     options: dict[str, Any] = {"verdict": "approve", "question": question, "jti": "j", "issuer": "https://idp.example"}
     assert approvers.verify(sign_statement(ring.active, approver="user:bob", **options), question).approver == "user:bob"
     with pytest.raises(CredentialError) as refused:
@@ -378,7 +351,7 @@ def test_a_service_speaks_for_people_only(approver: Any) -> None:
 )
 def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
     """Whole seconds, and an id of its own that is text: else it could live long, or be used twice."""
-    approvers, question = Approvers({"user:bob": BOBS.jwks()}), Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    approvers, question = Approvers({"user:bob": BOBS.jwks()}), QUESTION
     good = sign_statement(BOBS, approver="user:bob", verdict="approve", question=question, jti="j", now=1e9, expires_in=60)
     assert approvers.verify(good, question, now=1e9).jti == "j"
     head, claims, _ = good.split(".")
@@ -392,8 +365,7 @@ def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize("verdict", ["approve", "deny"])
 def test_a_statement_says_yes_or_no(verdict: Any) -> None:
     """And is worth nothing as the other, nor as a third."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     said, question = signed(s, ask_id, verdict=verdict), s.authz.question(ask_id)
     assert s.authz.approvers.verify(said, question).verdict == verdict
     answer, other = (s.authz.approve, s.authz.deny_approval)[:: 1 if verdict == "approve" else -1]
@@ -408,7 +380,7 @@ def test_a_statement_says_yes_or_no(verdict: Any) -> None:
 @pytest.mark.parametrize(("at", "valid"), [(-6, False), (-5, True), (64.9, True), (65, False)])
 def test_a_statement_is_valid_for_its_time_and_the_clocks_difference(at: float, valid: bool) -> None:
     """Five seconds on either side, and not one more."""
-    approvers, question = Approvers({"user:bob": BOBS.jwks()}), Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    approvers, question = Approvers({"user:bob": BOBS.jwks()}), QUESTION
     said = sign_statement(BOBS, approver="user:bob", verdict="approve", question=question, jti="j", now=1e9, expires_in=60)
     with contextlib.nullcontext() if valid else pytest.raises(CredentialError):
         assert approvers.verify(said, question, now=1e9 + at).jti == "j"
@@ -417,7 +389,7 @@ def test_a_statement_is_valid_for_its_time_and_the_clocks_difference(at: float, 
 def test_a_key_signs_for_its_user_alone() -> None:
     """A statement that names its signer as `iss` and another approver as `sub` approves nothing."""
     approvers = Approvers({"user:bob": BOBS.jwks(), "user:carol": CAROLS.jwks()})
-    options: dict[str, Any] = {"verdict": "approve", "question": Question("i", "iss", "t", "g", "th", 1, "pay", "d"), "jti": "j"}
+    options: dict[str, Any] = {"verdict": "approve", "question": QUESTION, "jti": "j"}
     assert approvers.verify(sign_statement(BOBS, approver="user:bob", **options), options["question"]).approver == "user:bob"
     with pytest.raises(CredentialError) as refused:
         approvers.verify(sign_statement(BOBS, approver="user:carol", issuer="user:bob", **options), options["question"])
@@ -426,7 +398,7 @@ def test_a_key_signs_for_its_user_alone() -> None:
 
 def test_a_key_is_found_by_its_id_alone() -> None:
     """A name that is not in the set finds none, and one that is there twice neither; what is no key is passed over."""
-    question = Question("i", "iss", "t", "g", "th", 1, "pay", "d")
+    question = QUESTION
     said = sign_statement(BOBS, approver="user:bob", verdict="approve", question=question, jti="j", now=1e9)
     jwk = BOBS.public_jwk()
     believed = {"keys": ["x", None, {}, CAROLS.public_jwk(), jwk]}
@@ -445,7 +417,7 @@ def test_a_key_has_a_name_that_is_text(kid: Any) -> None:
         head = {"typ": "runtime-authz-approval+jwt", "alg": BOBS.alg, "kid": kid}
         body = f"{b64(json.dumps(head))}.{b64(json.dumps({'iss': issuer, 'sub': 'user:bob'}))}"
         with pytest.raises(CredentialError) as refused:
-            approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", Question("i", "iss", "t", "g", "th", 1, "pay", "d"))
+            approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", QUESTION)
         assert refused.value.code == "approval_statement"
 
 
@@ -464,8 +436,7 @@ def test_who_is_believed_is_a_person_or_a_service_of_its_own_name(people: list[s
 
 def test_a_statement_is_not_used_twice() -> None:
     """Replayed for the same question, and for the same call asked about anew."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     statement = signed(s, ask_id)
     s.authz.approve(ask_id, statement=statement)
     assert code_of(s.authz.approve, ask_id, statement=statement) == "approval_void"
@@ -477,8 +448,7 @@ def test_a_statement_is_not_used_twice() -> None:
 
 def test_a_statement_after_a_correction_is_void() -> None:
     """What was asked about the old task is not answered for the new one."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     statement = signed(s, ask_id)
     s.authz.correct("t", "STOP", graph=s.graph)
     assert code_of(s.authz.approve, ask_id, statement=statement) == "approval_void"
@@ -488,8 +458,7 @@ def test_a_statement_after_a_correction_is_void() -> None:
 
 def test_an_approval_given_before_a_correction_is_void() -> None:
     """The task changes between the approval and the call."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     s.authz.approve(ask_id, statement=signed(s, ask_id))
     s.authz.correct("t", "STOP", graph=s.graph)
     s.say(None)
@@ -498,8 +467,7 @@ def test_an_approval_given_before_a_correction_is_void() -> None:
 
 def test_another_tenant_does_not_see_the_question() -> None:
     """On the same ledger."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     other = Scene("agent", InMemorySaver, plan=PLAN, pdp=policy(), ledger=s.ledger, tenant="other")
     assert other.authz.approvals() == []
     assert code_of(other.authz.approve, ask_id, by="bob") == "approval_void"
@@ -509,8 +477,7 @@ def test_another_tenant_does_not_see_the_question() -> None:
 @pytest.mark.parametrize("changed", [payment("eve", 10, "c1"), payment("ann", 9999, "c1")], ids=["payee", "amount"])
 def test_a_changed_call_is_not_what_was_approved(kind: str, changed: Any) -> None:
     """Payee or amount is rewritten in the checkpoint after the approval: what then stands there does not run."""
-    s = scene(kind)
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(scene(kind))
     s.authz.approve(ask_id, by="bob")
     message = s.graph.get_state(THREAD).values["messages"][-1]
     s.graph.update_state(
@@ -525,11 +492,9 @@ def test_a_changed_call_is_not_what_was_approved(kind: str, changed: Any) -> Non
 
 
 @kinds
-@ways
 def test_four_eyes(kind: str, go: str) -> None:
     """The subject may not approve, nobody counts twice, and two others suffice."""
-    s = scene(kind, pdp=policy(**FOUR_EYES))
-    (ask_id,) = ids(s.both(go)(human()))
+    s, ask_id = asked(scene(kind, pdp=policy(**FOUR_EYES)), go)
     with pytest.raises(AuthzDenied) as refused:
         s.both(go)(resume(APPROVE))
     assert refused.value.code == "approval_not_distinct"
@@ -581,11 +546,8 @@ def test_an_edit_can_not_pass_under_four_eyes() -> None:
 
 def test_the_shipped_policy_holds_four_eyes() -> None:
     """From data.json alone, and LangChain's own review, one person's word, does not get round it."""
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
-
     terms = {"sources": ["interrupt", "hitl"], "authenticated": True, "edits": "none", **FOUR_EYES}
-    s = scene(pdp=WasmPDP(data={"approvals": {"*": terms}}))
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(scene(pdp=WasmPDP(data={"approvals": {"*": terms}})))
     s.authz.approve(ask_id, by="bob")
     assert ids(s.say(None)) == [ask_id]
     s.authz.approve(ask_id, by="carol")
@@ -596,15 +558,13 @@ def test_the_shipped_policy_holds_four_eyes() -> None:
 @pytest.mark.parametrize("who", [{"type": "service", "id": "bob"}, {"type": "agent", "id": "bob"}, {"type": "anonymous", "id": "x"}])
 def test_only_people_approve(who: Any) -> None:
     """No agent approves what an agent asks."""
-    s = scene()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(scene())
     assert code_of(s.authz.approve, ask_id, by=who) == "approval_approver"
 
 
 def test_an_approval_is_one_persons() -> None:
     """Nobody's, and one that names somebody beside what another signed, are refused before the question is touched."""
-    s = keyed()
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(keyed())
     for words in ({}, {"by": "carol", "statement": signed(s, ask_id)}):
         for answer in (s.authz.approve, s.authz.deny_approval):
             with pytest.raises(ConfigError, match="either `by` or"):
@@ -617,11 +577,8 @@ def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
     clock = FrozenClock(1_764_000_000)
     terms = {"approvers": {"who": ["user:bob"]}, "fallback": {"after": 600, "who": ["user:carol"]}}
     for late, by, code in (
-        (False, "bob", None),
-        (False, "carol", "approval_approver"),
-        (True, "carol", None),
-        (True, "dave", "approval_approver"),
-        (True, "alice", "approval_approver"),
+        (False, "bob", None), (False, "carol", "approval_approver"), (True, "carol", None),
+        (True, "dave", "approval_approver"), (True, "alice", "approval_approver"),
     ):
         s = scene(pdp=policy(**terms), ledger=MemoryLedger(clock=clock))
         (ask_id,) = ids(s.say(human()))
@@ -638,8 +595,7 @@ def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
 def test_a_question_has_its_time(kind: str) -> None:
     """Nobody answers: it can not be answered any more, and the run goes on without the call."""
     clock = FrozenClock(time.time())
-    s = scene(kind, pdp=policy(expires_in=600), ledger=MemoryLedger(clock=clock))
-    (ask_id,) = ids(s.say(human()))
+    s, ask_id = asked(scene(kind, pdp=policy(expires_in=600), ledger=MemoryLedger(clock=clock)))
     clock.tick(600)
     assert code_of(s.authz.approve, ask_id, by="bob") == "approval_expired"
     state = s.say(None)
@@ -677,8 +633,6 @@ def test_without_a_cap_a_thousand_are_asked() -> None:
 
 def test_the_shipped_policy_caps() -> None:
     """Without any setting."""
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
-
     s = scene("hand", plan=[payment(f"p{i}", 1, f"c{i}") for i in range(60)], pdp=WasmPDP())
     assert "__interrupt__" not in s.say(human())
     assert reasons(s.authz, "pay")[-60:] == ["approval_capped"] * 60
@@ -688,35 +642,18 @@ def test_the_shipped_policy_caps() -> None:
 
 HOSTILE = {
     "ansi colour and clear": "ann\x1b[2J\x1b[31mAPPROVED\x1b[0m",
-    "ansi hyperlink": "\x1b]8;;http://evil.example\x1b\\ann\x1b]8;;\x1b\\",
-    "c1 csi": "ann\x9b31mred",
-    "carriage return": "eve\rann",
-    "newline question": "ann\n- amount 1\nApprove nothing?",
-    "bidi override": "\u202eeve\u202c",
-    "bidi isolate": "\u2067eve\u2069",
-    "zero width": "a\u200bn\u200dn\ufeff",
-    "tags": "ann\U000e0041\U000e007f",
-    "filler": "a\u3164nn\u2800",
-    "zalgo": "ann" + "\u0336" * 40,
-    "script": "<script>alert(1)</script>",
-    "image": "<img src=x onerror=alert(1)>",
-    "entity": "&lt;b&gt;ann&#60;/b&#62;",
-    "attribute": '" onmouseover="alert(1)',
-    "comment": "<!-- ann -->",
-    "markdown link": "[ann](javascript:alert(1))",
-    "markdown image": "![x](http://evil.example/?q=1)",
-    "emphasis": "**APPROVED** _safe_ ~~eve~~",
-    "code": "`ann`",
-    "fence": "```\nann\n```",
-    "heading": "# ann",
-    "table": "a | b\n--|--\n1 | 2",
-    "autolink": "<http://evil.example>",
-    "bare link": "http://evil.example www.evil.example",
-    "reference": "[ann][1]\n\n[1]: http://evil.example",
+    "ansi hyperlink": "\x1b]8;;http://evil.example\x1b\\ann\x1b]8;;\x1b\\", "c1 csi": "ann\x9b31mred",
+    "carriage return": "eve\rann", "newline question": "ann\n- amount 1\nApprove nothing?",
+    "bidi override": "\u202eeve\u202c", "bidi isolate": "\u2067eve\u2069", "zero width": "a\u200bn\u200dn\ufeff",
+    "tags": "ann\U000e0041\U000e007f", "filler": "a\u3164nn\u2800", "zalgo": "ann" + "\u0336" * 40,
+    "script": "<script>alert(1)</script>", "image": "<img src=x onerror=alert(1)>",
+    "entity": "&lt;b&gt;ann&#60;/b&#62;", "attribute": '" onmouseover="alert(1)', "comment": "<!-- ann -->",
+    "markdown link": "[ann](javascript:alert(1))", "markdown image": "![x](http://evil.example/?q=1)",
+    "emphasis": "**APPROVED** _safe_ ~~eve~~", "code": "`ann`", "fence": "```\nann\n```", "heading": "# ann",
+    "table": "a | b\n--|--\n1 | 2", "autolink": "<http://evil.example>",
+    "bare link": "http://evil.example www.evil.example", "reference": "[ann][1]\n\n[1]: http://evil.example",
     "rich markup": "[bold red]ann[/] [link=http://evil.example]x[/link]",
-    "emoji code": ":warning: ann :white_check_mark:",
-    "backslash": "\\u0061\\[ann\\]",
-    "quote end": '" is approved. "',
+    "emoji code": ":warning: ann :white_check_mark:", "backslash": "\\u0061\\[ann\\]", "quote end": '" is approved. "',
 }
 
 
@@ -818,9 +755,7 @@ def test_an_inert_text_has_one_reading(text: str) -> None:
     import re
     import unicodedata
 
-    back = re.sub(
-        r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})", lambda m: chr(int(m[1] or m[2], 16)), inert(text),
-    )
+    back = re.sub(r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})", lambda m: chr(int(m[1] or m[2], 16)), inert(text))
     assert back == unicodedata.normalize("NFC", text)
 
 

@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from ._approvals import ANN, BOB, BUILDERS, EVE, FOUR, ONE_TASK, TWO, Scene, edit, payment
+from ._kit import *
 
-import pytest
-from langchain_core.messages import ToolMessage
-from langgraph.checkpoint.memory import InMemorySaver
-
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._approvals import (
-    ANN,
-    APPROVE,
-    BOB,
-    BUILDERS,
-    EVE,
-    FOUR,
-    ONE_TASK,
-    REJECT,
-    THREAD,
-    TWO,
-    Scene,
-    edit,
-    human,
-    payment,
-    resume,
-)
-from ._graphs import ASK, answer_to, asking, assert_went_on, calls_of, reasons
-
-kinds = pytest.mark.parametrize("kind", list(BUILDERS))
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+kind = params(list(BUILDERS))
+go = params(["sync", "async"])
 
 
 def scene(kind: str, **options: Any) -> Scene:
@@ -38,18 +14,25 @@ def scene(kind: str, **options: Any) -> Scene:
     return Scene(kind, lambda: saver, **options)
 
 
-@kinds
-@ways
+def asked(go: str, kind: str, **options: Any) -> Scene:
+    """Return a scene that has asked."""
+    s = scene(kind, **options)
+    s.both(go)(human())
+    return s
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart: bool) -> None:
     """Three asked payments of five calls: the approved runs once, the edited as edited, the rejected never."""
     s = scene(kind)
-    (asked,) = s.both(go)(human())["__interrupt__"]
-    assert [(a["name"], a["args"]["recipient"]) for a in asked.value["action_requests"]] == [
+    (question,) = s.both(go)(human())["__interrupt__"]
+    assert [(a["name"], a["args"]["recipient"]) for a in question.value["action_requests"]] == [
         ("pay", "ann"),
         ("pay", "bob"),
         ("pay", "eve"),
     ]
+    assert [a["tool_call_id"] for a in question.value["action_requests"]] == ["c1", "c3", "c5"]
+    assert [c["allowed_decisions"] for c in question.value["review_configs"]] == [["approve", "edit", "reject", "respond"]] * 3
     assert s.ran == [] if kind in ONE_TASK else sorted(s.ran) == sorted([TWO, FOUR])
     if restart:
         s.start()
@@ -69,7 +52,6 @@ def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart:
         assert s.ran == ran
 
 
-@kinds
 def test_the_unenforced_twin_pays_everybody(kind: str) -> None:
     """Without us nobody is asked and all five run."""
     s = scene(kind)
@@ -78,12 +60,9 @@ def test_the_unenforced_twin_pays_everybody(kind: str) -> None:
     assert sorted(s.ran) == sorted([ANN, BOB, EVE, TWO, FOUR])
 
 
-@kinds
-@ways
 def test_an_edit_is_a_correction(kind: str, go: str) -> None:
     """It opens the next epoch, with a plan of what was approved or edited; the policy decides the edited arguments."""
-    s = scene(kind)
-    s.both(go)(human())
+    s = asked(go, kind)
     s.both(go)(resume(APPROVE, edit("bob", 2), REJECT))
     final = {r.context.call.id: r.context for r in calls_of(s.pdp, "pay") if r.context.approval is not None}
     assert {i: c.task.epoch for i, c in final.items()} == {"c1": 2, "c3": 2}
@@ -97,23 +76,17 @@ def test_an_edit_is_a_correction(kind: str, go: str) -> None:
     assert s.ledger.status("default", final["c3"].lease.jti) == "ended"
 
 
-@kinds
-@ways
 def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
     """Approving and rejecting without a word leave the epoch alone."""
-    s = scene(kind)
-    s.both(go)(human())
+    s = asked(go, kind)
     s.both(go)(resume(APPROVE, REJECT, APPROVE))
     assert {r.context.task.epoch for r in s.pdp.requests} == {1}
     assert sorted(s.ran) == sorted([ANN, EVE, TWO, FOUR])
 
 
-@kinds
-@ways
 def test_a_human_answers_in_the_tools_place(kind: str, go: str) -> None:
     """`respond`: the tool does not run, the model reads the human's words, and they belong to the task."""
-    s = scene(kind)
-    s.both(go)(human())
+    s = asked(go, kind)
     state = s.both(go)(resume({"type": "respond", "message": "I paid ann by hand"}, REJECT, APPROVE))
     assert sorted(s.ran) == sorted([EVE, TWO, FOUR])
     said = answer_to(state["messages"], "c1")
@@ -123,12 +96,9 @@ def test_a_human_answers_in_the_tools_place(kind: str, go: str) -> None:
     assert (last.epoch, last.text.splitlines()[-1]) == (2, "I paid ann by hand")
 
 
-@kinds
-@ways
 def test_a_rejection_with_a_reason_is_a_correction(kind: str, go: str) -> None:
     """Its words belong to the task and reach the model; what was approved beside it runs once."""
-    s = scene(kind)
-    s.both(go)(human())
+    s = asked(go, kind)
     state = s.both(go)(resume({"type": "reject", "message": "never pay ann"}, APPROVE, APPROVE))
     assert sorted(s.ran) == sorted([BOB, EVE, TWO, FOUR])
     assert "never pay ann" in answer_to(state["messages"], "c1").text
@@ -136,8 +106,6 @@ def test_a_rejection_with_a_reason_is_a_correction(kind: str, go: str) -> None:
     assert (last.epoch, last.text.splitlines()[-1]) == (2, "never pay ann")
 
 
-@kinds
-@ways
 def test_an_edited_call_goes_through_the_schema_and_the_policy(kind: str, go: str) -> None:
     """A human's arguments are parsed and decided like a model's: what the schema or policy refuses does not run."""
 
@@ -148,8 +116,7 @@ def test_an_edited_call_goes_through_the_schema_and_the_policy(kind: str, go: st
             return False
         return True if request.context.approval is not None else ASK
 
-    s = scene(kind, pdp=StaticPDP(decide))
-    s.both(go)(human())
+    s = asked(go, kind, pdp=StaticPDP(decide))
     state = s.both(go)(resume(edit("ann", "much"), edit("bob", 1000), APPROVE))
     assert sorted(s.ran) == sorted([EVE, TWO, FOUR])
     assert answer_to(state["messages"], "c1").status == "error"
@@ -157,8 +124,6 @@ def test_an_edited_call_goes_through_the_schema_and_the_policy(kind: str, go: st
     assert_went_on(state)
 
 
-@kinds
-@ways
 @pytest.mark.parametrize("permitted", [True, False])
 def test_an_edit_to_another_tool_is_decided_as_that_tool(kind: str, go: str, permitted: bool) -> None:
     """Never under the policy of the one that was asked about."""
@@ -170,8 +135,7 @@ def test_an_edit_to_another_tool_is_decided_as_that_tool(kind: str, go: str, per
             return permitted
         return True if request.context.approval is not None else ASK
 
-    s = scene(kind, pdp=StaticPDP(decide), plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
-    s.both(go)(human())
+    s = asked(go, kind, pdp=StaticPDP(decide), plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
     other = {"type": "edit", "edited_action": {"name": "write", "args": {"text": "a note"}}}
     state = s.both(go)(resume(other, APPROVE))
     assert sorted(s.ran) == sorted([BOB, ("write", "a note")] if permitted else [BOB])
@@ -183,20 +147,15 @@ def test_an_edit_to_another_tool_is_decided_as_that_tool(kind: str, go: str, per
     assert_went_on(state)
 
 
-@kinds
-@ways
 def test_an_edit_to_a_tool_that_is_not_there(kind: str, go: str) -> None:
     """It runs nothing; the model is told, and the others go on."""
-    s = scene(kind)
-    s.both(go)(human())
+    s = asked(go, kind)
     state = s.both(go)(resume(edit("ann", 1, name="wire"), APPROVE, REJECT))
     assert sorted(s.ran) == sorted([BOB, TWO, FOUR])
     assert answer_to(state["messages"], "c1").status == "error"
     assert_went_on(state)
 
 
-@kinds
-@ways
 def test_an_edit_that_policy_asks_about_again(kind: str, go: str) -> None:
     """Where an edit's approval does not suffice, the edited arguments are asked about, once."""
 
@@ -206,8 +165,7 @@ def test_an_edit_that_policy_asks_about_again(kind: str, go: str) -> None:
         approval = request.context.approval
         return True if approval is not None and approval.edited_from is None else ASK
 
-    s = scene(kind, pdp=StaticPDP(decide), plan=[payment("ann", 10, "c1")])
-    s.both(go)(human())
+    s = asked(go, kind, pdp=StaticPDP(decide), plan=[payment("ann", 10, "c1")])
     (again,) = s.both(go)(resume(edit("ann", 1)))["__interrupt__"]
     assert s.ran == []
     assert again.value["action_requests"][0]["args"] == {"recipient": "ann", "amount": 1.0, "currency": "USD"}
@@ -215,24 +173,18 @@ def test_an_edit_that_policy_asks_about_again(kind: str, go: str) -> None:
     assert s.ran == [("ann", 1.0, "USD")]
 
 
-@kinds
-@ways
 def test_an_approval_after_a_correction_is_void(kind: str, go: str) -> None:
     """`.correct()` between question and answer: nothing of the old message is paid."""
-    s = scene(kind)
-    s.both(go)(human())
+    s = asked(go, kind)
     s.authz.correct("t", "STOP", graph=s.graph)
     ran = list(s.ran)
     s.both(go)(resume(APPROVE, edit("bob", 2), APPROVE))
     assert s.ran == ran
 
 
-@kinds
-@ways
 @pytest.mark.parametrize("late", [False, True])
 def test_an_approval_expires(kind: str, go: str, late: bool) -> None:
     """By the ledger's clock, from the question on, as long as the policy says."""
-    from langchain_runtime_authz.ledger.memory import MemoryLedger
     from langchain_runtime_authz.testing import FrozenClock
 
     clock = FrozenClock(1_764_000_000)
@@ -240,8 +192,7 @@ def test_an_approval_expires(kind: str, go: str, late: bool) -> None:
     pdp = StaticPDP(
         lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True,
     )
-    s = scene(kind, pdp=pdp, ledger=MemoryLedger(clock=clock))
-    s.both(go)(human())
+    s = asked(go, kind, pdp=pdp, ledger=MemoryLedger(clock=clock))
     clock.tick(600 if late else 599)
     state = s.both(go)(resume(APPROVE, edit("bob", 2), REJECT))
     assert sorted(s.ran) == sorted([TWO, FOUR] if late else [ANN, ("bob", 2.0, "USD"), TWO, FOUR])
@@ -264,12 +215,9 @@ def test_an_approval_with_an_expiry_that_is_none_is_not_understood() -> None:
     assert reasons(s.authz, "pay") == ["unknown_obligation"] * 3
 
 
-@kinds
-@ways
 def test_an_approval_is_not_for_other_arguments(kind: str, go: str) -> None:
     """The message is rewritten in the checkpoint between question and answer: what then stands there does not run."""
-    s = scene(kind, plan=[payment("ann", 10, "c1")])
-    s.both(go)(human())
+    s = asked(go, kind, plan=[payment("ann", 10, "c1")])
     message = s.graph.get_state(THREAD).values["messages"][-1]
     forged = message.model_copy(update={"tool_calls": [payment("eve", 9999, "c1")]})
     node = "agent" if kind != "agent" else "model"
@@ -283,12 +231,9 @@ def test_an_approval_is_not_for_other_arguments(kind: str, go: str) -> None:
     assert isinstance(state, dict)
 
 
-@kinds
-@ways
 def test_an_edit_is_spent_once_and_replayed_as_recorded(kind: str, go: str) -> None:
     """A checkpoint from before the answer is gone back to: nothing is paid a second time."""
-    s = scene(kind, plan=[payment("ann", 10, "c1")])
-    s.both(go)(human())
+    s = asked(go, kind, plan=[payment("ann", 10, "c1")])
     before = s.graph.get_state(THREAD).config
     s.both(go)(resume(edit("ann", 1)))
     assert s.ran == [("ann", 1.0, "USD")]
@@ -312,8 +257,6 @@ def test_a_machines_answer_is_no_humans_word() -> None:
 
 def test_a_call_that_no_message_planned_takes_approve_and_reject() -> None:
     """There is no place in a plan for another one: an edit denies, and a reason opens no epoch."""
-    from ._graphs import authz_with, node_graph, pay_tool
-
     for answer, ran_once in ((APPROVE, True), (edit("eve", 1), False), ({"type": "reject", "message": "no"}, False)):
         ran: list[Any] = []
         authz = authz_with(asking("pay"))

@@ -6,22 +6,11 @@ On the shipped policy. The model is hijacked entirely: it calls what the attacke
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import pytest
-from langchain_core.tools import BaseTool, tool
-
 import langchain_runtime_authz
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import load_profiles
-from langchain_runtime_authz.testing import ScriptedChatModel
 
-from ._graphs import agent_graph, call, drive_form, human, says
-from ._scenario import first_reasons, forms, play
+from ._kit import *
+from ._scenario import first_reasons, play
 
 MINE, THEIRS = "UK12345678901234567890", "GB98765432109876543210"
 TASK = f"Pay my rent of 50 to {MINE}"
@@ -54,7 +43,6 @@ def payment(to: str) -> list[Any]:
     return [call("pay", {"to": to, "amount": 50}, "c2")]
 
 
-@forms
 def test_an_injected_payee_is_not_paid(form: str) -> None:
     """The human named one account, the mail another: `argument_source`. The human's own payee is paid."""
     for to, ran in ((THEIRS, []), (MINE, [(MINE, 50.0)])):
@@ -65,7 +53,6 @@ def test_an_injected_payee_is_not_paid(form: str) -> None:
         assert any("argument_source" in r for r in first_reasons(authz, "pay")) is (to == THEIRS)
 
 
-@forms
 def test_unenforced_an_injected_payee_is_paid(form: str) -> None:
     """The twin pays whom the mail names."""
     paid: list[Any] = []
@@ -73,7 +60,6 @@ def test_unenforced_an_injected_payee_is_paid(form: str) -> None:
     assert paid == [(THEIRS, 50.0)]
 
 
-@forms
 def test_an_effect_that_nobody_asked_for_does_not_happen(form: str) -> None:
     """The task is to read; a payment was never asked for: `not_asked`."""
     paid: list[Any] = []
@@ -100,7 +86,6 @@ def with_list(form: str, todos: list[str], to: str, text: str, unlisted: str) ->
     return paid, first_reasons(authz, "pay")
 
 
-@forms
 def test_what_the_to_do_list_does_not_have_is_stopped_where_the_policy_says_so(form: str) -> None:
     """The task asks for it, the agent's own list does not; the twin is the policy as it is shipped."""
     reading, paying = ["Read the newest mail"], ["Read the newest mail", "Pay the rent"]
@@ -109,7 +94,6 @@ def test_what_the_to_do_list_does_not_have_is_stopped_where_the_policy_says_so(f
     assert with_list(form, paying, MINE, TASK, "deny") == ([(MINE, 50.0)], [])
 
 
-@forms
 def test_a_to_do_list_gives_no_right(form: str) -> None:
     """A hijacked model writes what it likes into its list: whom the human did not name is not paid."""
     paid, why = with_list(form, [f"Pay 50 to {THEIRS}"], THEIRS, TASK, "deny")
@@ -120,19 +104,15 @@ def test_a_to_do_list_gives_no_right(form: str) -> None:
     assert "not_asked" in why[0]
 
 
-@forms
 def test_a_task_that_was_called_off_is_not_carried_out(form: str) -> None:
     """The human stops it while the agent reads: the run ends before its model is asked again."""
     paid: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     stop = tools(paid, lambda: authz.correct("t", "Stop, pay nothing."))
-    with pytest.raises(AuthzHalt) as halted:
-        play(form, stop, READ, payment(MINE), authz=authz, text=TASK)
-    assert halted.value.code == "stale_epoch"
+    assert code_of(lambda: play(form, stop, READ, payment(MINE), authz=authz, text=TASK), AuthzHalt) == "stale_epoch"
     assert paid == []
 
 
-@forms
 def test_unenforced_a_task_that_was_called_off_is_carried_out(form: str) -> None:
     """The twin has nobody to tell: it reads, is told to stop, and pays."""
     paid, told = [], []

@@ -5,21 +5,14 @@ On the shipped policy. Each denies one call: the others of the same run go on.
 
 from __future__ import annotations
 
-from typing import Any
-
-from langchain_core.tools import BaseTool, tool
-
-from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.grant import Constraint
-from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-from ._graphs import call
-from ._scenario import first_reasons, forms, play
+from ._kit import *
+from ._scenario import first_reasons, play
 
 PROFILES = {
     "read": ToolProfile(effect="read", sink="none", data_class="secret", trust="system"),
-    "note": ToolProfile(effect="write", sink="internal"),
-    "post": ToolProfile(effect="write", sink="external"),
+    "note": ToolProfile(effect="write", sink="internal"), "post": ToolProfile(effect="write", sink="external"),
 }
 
 
@@ -51,28 +44,22 @@ LEAK = ([call("read", {}, "c1")], [call("post", {"text": "0000"}, "c2"), call("n
 FLOOD = ([call("note", {"pages": 1}, "c1"), call("note", {"pages": 10**6}, "c2"), call("post", {"text": "x"}, "c3")],)
 
 
-@forms
-def test_secrets_do_not_leave_the_house(form: str) -> None:
+def test_secrets_do_not_leave_the_house(form: str, ran: Any) -> None:
     """What was read decides where writing may go: `data_flow`."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     play(form, tools(ran), *LEAK, authz=authz, text="Read the vault, post and note")
     assert ran == ["read", ("note", 1)]
     assert "data_flow" in first_reasons(authz, "post")[0]
 
 
-@forms
-def test_unenforced_secrets_leave_the_house(form: str) -> None:
+def test_unenforced_secrets_leave_the_house(form: str, ran: Any) -> None:
     """The twin posts them."""
-    ran: list[Any] = []
     play(form, tools(ran), *LEAK)
     assert ("post", "0000") in ran
 
 
-@forms
-def test_a_tool_outside_the_grant_and_an_argument_beyond_it(form: str) -> None:
+def test_a_tool_outside_the_grant_and_an_argument_beyond_it(form: str, ran: Any) -> None:
     """`grant_tool` and `grant_argument`: the call that lies inside both runs."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     grant = Grant(tools=("note",), args={"note": {"pages": Constraint(le=10)}})
     play(form, tools(ran), *FLOOD, authz=authz, text="Note and post", grant=grant)
@@ -81,27 +68,21 @@ def test_a_tool_outside_the_grant_and_an_argument_beyond_it(form: str) -> None:
     assert "grant_tool" in first_reasons(authz, "post")[0]
 
 
-@forms
-def test_unenforced_a_tool_does_whatever_it_can(form: str) -> None:
+def test_unenforced_a_tool_does_whatever_it_can(form: str, ran: Any) -> None:
     """The twin floods and posts."""
-    ran: list[Any] = []
     play(form, tools(ran), *FLOOD)
     assert sorted(ran) == [("note", 1), ("note", 10**6), ("post", "x")]
 
 
-@forms
-def test_a_rate_holds_however_the_calls_are_spread(form: str) -> None:
+def test_a_rate_holds_however_the_calls_are_spread(form: str, ran: Any) -> None:
     """Two writes a minute: the third of five is refused, and so is the rest (`rate_limit`)."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"rates": {"write": {"window": 60, "max": 2}}}))
     play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)), authz=authz, text="Note")
     assert ran == [("note", 0), ("note", 1)]
     assert {r[0] for r in first_reasons(authz, "note")} == {"rate_exceeded"}
 
 
-@forms
-def test_unenforced_nothing_counts(form: str) -> None:
+def test_unenforced_nothing_counts(form: str, ran: Any) -> None:
     """The twin writes all five."""
-    ran: list[Any] = []
     play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)))
     assert len(ran) == 5

@@ -7,22 +7,14 @@ get: one bearer token for the whole task.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
-import json
-from typing import Any
 
 import httpx
-import pytest
-from langchain_core.tools import BaseTool, tool
 
-from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import agent_graph, call, drive_form, human, in_run, node_graph, replying
-from ._scenario import forms, play
+from ._kit import *
+from ._scenario import play
 from .test_stolen_tokens import BANK, MAIL, naive_service, sent, service
 
 PROFILES = {n: ToolProfile(effect="pay", sink="external", audience=(BANK,), idempotent=True) for n in ("pay", "steal", "ask_agent")}
@@ -59,7 +51,6 @@ def off_loop(act: Any) -> Any:
         return pool.submit(act).result()
 
 
-@forms
 def test_a_stolen_token_is_dead_with_its_call(form: str) -> None:
     """Good during the call; a call later, and after the run, the same service refuses it."""
     authz, kept, answers = authz_of(), [], []
@@ -77,7 +68,6 @@ def test_a_stolen_token_is_dead_with_its_call(form: str) -> None:
     assert answers == [200, 401, 401]
 
 
-@forms
 def test_unenforced_a_stolen_token_lives_on(form: str) -> None:
     """The twin's token serves whoever finds it."""
     answers: list[int] = []
@@ -95,7 +85,6 @@ def refusals(authz: RuntimeAuthz) -> list[dict[str, Any]]:
     return [r for r in authz.audit.records if r["kind"] == "mint_refused"]  # type: ignore[attr-defined]
 
 
-@forms
 def test_what_is_refused_is_on_record(form: str) -> None:
     """Outside the profile, outside the grant, after the end, in another agent: each refused, each a record.
 
@@ -142,10 +131,8 @@ def test_what_is_refused_is_on_record(form: str) -> None:
     kept[0].run(lambda: asyncio.run(asked(BANK)))
     assert codes == ["audience", "audience", "credential_unavailable", "credential_unavailable"]
     assert [(r["reason"], r["tool"], r["audience"]) for r in refusals(authz)] == [
-        ("outside_profile", "ask_agent", None),
-        ("outside_profile", "ask_agent", None),
-        ("credential_unavailable", "", None),
-        ("credential_unavailable", "ask_agent", BANK),
+        ("outside_profile", "ask_agent", None), ("outside_profile", "ask_agent", None),
+        ("credential_unavailable", "", None), ("credential_unavailable", "ask_agent", BANK),
     ]
     assert [len(r["agent"]) for r in refusals(authz)] == [1, 1, 2, 1]
     assert secret not in json.dumps(refusals(authz))
@@ -187,7 +174,6 @@ def test_code_beside_the_graph_is_on_record_too(form: str) -> None:
     assert "example" not in json.dumps(refusals(authz))
 
 
-@forms
 def test_a_client_that_sends_elsewhere_is_on_record(form: str) -> None:
     """`CallAuth` refuses before it asks the call for anything; by digest, because where it went is the tool's own text."""
     authz, codes = authz_of(), []
@@ -205,7 +191,6 @@ def test_a_client_that_sends_elsewhere_is_on_record(form: str) -> None:
     assert "evil" not in json.dumps(refusals(authz))
 
 
-@forms
 @pytest.mark.parametrize("granted", [False, True])
 def test_an_audience_outside_the_grant_is_refused_and_on_record(form: str, granted: bool) -> None:
     """The profile names it, the grant does not."""

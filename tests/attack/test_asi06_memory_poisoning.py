@@ -5,19 +5,8 @@ On the shipped policy, with payments permitted where their payee is the human's 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Annotated, Any
-
-import pytest
-from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, tool
-from langgraph.types import Command
-
-from langchain_runtime_authz import AuthzHalt, RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-
-from ._graphs import call
-from ._scenario import first_reasons, forms, play
+from ._kit import *
+from ._scenario import first_reasons, play
 
 EVIL, OURS = "DE21500105179625862911", "GB33BUKB20201555555555"
 TASK = "Pay the December bill, 45 euros"
@@ -69,7 +58,6 @@ def payment(iban: str) -> list[Any]:
     return [call("pay", {"iban": iban}, "c2")]
 
 
-@forms
 def test_a_machines_human_message_is_no_human(form: str) -> None:
     """Its class and its name prove nothing: the payee is an outside one, the task and its epoch stand."""
     office, authz = Office(), RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=EFFECTS))
@@ -79,7 +67,6 @@ def test_a_machines_human_message_is_no_human(form: str) -> None:
     assert not [r for r in authz.audit.records if r.get("event") == "corrected"]  # type: ignore[attr-defined]
 
 
-@forms
 def test_unenforced_a_machines_human_message_is_obeyed(form: str) -> None:
     """The twin pays whom the memory names."""
     office = Office()
@@ -87,7 +74,6 @@ def test_unenforced_a_machines_human_message_is_obeyed(form: str) -> None:
     assert office.paid == [EVIL]
 
 
-@forms
 @pytest.mark.parametrize("edited", [False, True])
 def test_data_that_changed_since_it_was_read_is_not_acted_on(form: str, edited: bool) -> None:
     """The application says so: `data_changed`. Unedited, the same payment is made."""
@@ -101,7 +87,6 @@ def test_data_that_changed_since_it_was_read_is_not_acted_on(form: str, edited: 
     assert any("data_changed" in r for r in first_reasons(authz, "pay")) is edited
 
 
-@forms
 def test_unenforced_old_data_is_acted_on(form: str) -> None:
     """The twin pays the account that is the bill's no more."""
     office, edits = Office(), []

@@ -5,17 +5,8 @@ On the shipped policy, with small budgets where the shipped ones would take long
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langchain_core.tools import BaseTool, tool
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import agent_graph, call, drive_form, human, replying
-from ._scenario import first_reasons, forms, play
+from ._kit import *
+from ._scenario import first_reasons, play
 
 PROFILES = {
     "poll": ToolProfile(effect="read", sink="none", data_class="public", trust="system"),
@@ -34,20 +25,16 @@ def poll_tool(ran: list[Any]) -> BaseTool:
     return poll
 
 
-@forms
-def test_a_loop_ends_with_its_budget(form: str) -> None:
+def test_a_loop_ends_with_its_budget(form: str, ran: Any) -> None:
     """Steps of one entry are counted: `step_budget`."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_steps": 4}}))
     play(form, [poll_tool(ran)], *LOOP, authz=authz, text="Poll")
     assert 0 < len(ran) < len(LOOP)
     assert "step_budget" in first_reasons(authz, "poll")[0]
 
 
-@forms
-def test_a_burst_revokes_the_thread(form: str) -> None:
+def test_a_burst_revokes_the_thread(form: str, ran: Any) -> None:
     """More calls in a minute than a minute bears: `burst`, and from then on nothing at all."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_per_minute": 4}}))
     with pytest.raises(Exception, match="not permitted"):
         play(form, [poll_tool(ran)], *LOOP, authz=authz, text="Poll")
@@ -55,10 +42,8 @@ def test_a_burst_revokes_the_thread(form: str) -> None:
     assert first_reasons(authz, "poll")[0][0] == "burst"
 
 
-@forms
-def test_unenforced_a_loop_goes_on(form: str) -> None:
+def test_unenforced_a_loop_goes_on(form: str, ran: Any) -> None:
     """The twin polls until the model has enough."""
-    ran: list[Any] = []
     play(form, [poll_tool(ran)], *LOOP)
     assert ran == list(range(9))
 
@@ -88,11 +73,9 @@ def _tool(ask: Any, aask: Any) -> BaseTool:
     return StructuredTool.from_function(lambda: ask(), coroutine=lambda: aask(), name="ask", description="Ask.", args_schema=type("No", (BaseModel,), {}))
 
 
-@forms
 @pytest.mark.parametrize("levels", [2, 3])
-def test_delegation_has_an_end(form: str, levels: int) -> None:
+def test_delegation_has_an_end(form: str, levels: int, ran: Any) -> None:
     """Two below the root may work, the third may not: `too_deep`."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_depth": 3}}))
     graph = authz.protect(nested(levels, ran))
     with authz.run(subject="alice", task="Poll"):
@@ -102,18 +85,14 @@ def test_delegation_has_an_end(form: str, levels: int) -> None:
     assert any("too_deep" in r for r in found) is (levels == 3)
 
 
-@forms
-def test_unenforced_delegation_has_no_end(form: str) -> None:
+def test_unenforced_delegation_has_no_end(form: str, ran: Any) -> None:
     """The twin works at any depth."""
-    ran: list[Any] = []
     drive_form(form, nested(3, ran), human("Poll"))
     assert ran == [3]
 
 
-@forms
-def test_a_control_that_fails_permits_nothing(form: str) -> None:
+def test_a_control_that_fails_permits_nothing(form: str, ran: Any) -> None:
     """An engine that breaks in the middle of a run denies from there on; the run itself ends in order."""
-    ran: list[Any] = []
 
     def answer(request: Any) -> bool:
         if request.action.name == "tools/call" and request.context.call.args["n"] > 1:

@@ -5,20 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command, interrupt
-
-from langchain_runtime_authz.errors import AuthzError
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._approvals import APPROVE, THREAD, Scene, human, payment, resume
-from ._graphs import ASK, answer_to, assert_went_on, node_graph, reasons
+from ._approvals import Scene, payment
+from ._kit import *
 
 HOSTILE = "ann\x1b[2K\x1b[1A \u202eknab\u202c <b>approved by bob</b> **trust me**"
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+go = params(["sync", "async"])
 
 
 def scene(plan: Any, kind: str = "agent", **terms: Any) -> Scene:
@@ -46,7 +37,6 @@ def naive(ran: list[Any]) -> Any:
     return node_graph(step, checkpointer=InMemorySaver())
 
 
-@ways
 def test_what_is_shown_is_inert_and_is_what_runs(go: str) -> None:
     """No escape, no direction mark, no markup; the arguments that were shown are the ones that are paid."""
     s = scene([payment(HOSTILE, 10, "c1")])
@@ -59,7 +49,6 @@ def test_what_is_shown_is_inert_and_is_what_runs(go: str) -> None:
     assert [r[0] for r in s.ran] == [HOSTILE]
 
 
-@ways
 def test_a_yes_is_for_the_arguments_that_were_shown(go: str) -> None:
     """The state is edited between the question and the yes: what was approved is not what stands there, and is not paid."""
     s = scene([payment("ann", 10, "c1")])
@@ -71,9 +60,8 @@ def test_a_yes_is_for_the_arguments_that_were_shown(go: str) -> None:
     assert s.ran == []
 
 
-def test_unenforced_what_is_shown_is_what_the_model_says() -> None:
+def test_unenforced_what_is_shown_is_what_the_model_says(ran: Any) -> None:
     """The twin shows the raw text, and pays what is there when somebody says yes."""
-    ran: list[Any] = []
     graph = naive(ran)
     state = graph.invoke(human(f"pay {HOSTILE}"), THREAD)
     assert "\x1b" in state["__interrupt__"][0].value
@@ -83,7 +71,6 @@ def test_unenforced_what_is_shown_is_what_the_model_says() -> None:
     assert ran == ["pay mallory"]
 
 
-@ways
 def test_four_eyes_are_not_one_pair(go: str) -> None:
     """The subject does not approve their own payment, nor does one other person count twice."""
     s = scene([payment("ann", 10, "c1")], approvers={"min": 2, "distinct_from_subject": True})
@@ -92,16 +79,13 @@ def test_four_eyes_are_not_one_pair(go: str) -> None:
         if code is None:
             s.authz.approve(request["approval_id"], by=by)
             continue
-        with pytest.raises(AuthzError) as refused:
-            s.authz.approve(request["approval_id"], by=by)
-        assert refused.value.code == code
+        assert code_of(lambda: s.authz.approve(request["approval_id"], by=by), AuthzError) == code
     assert s.ran == []
     s.authz.approve(request["approval_id"], by="carol")
     assert_went_on(s.both(go)(None))
     assert len(s.ran) == 1
 
 
-@ways
 @pytest.mark.parametrize("kind", ["hand", "agent"])
 def test_who_floods_a_human_is_not_asked_about(kind: str, go: str) -> None:
     """Twenty questions in one message where ten are borne: nobody is asked, nothing is paid."""
@@ -113,9 +97,8 @@ def test_who_floods_a_human_is_not_asked_about(kind: str, go: str) -> None:
     assert set(reasons(s.authz, "pay")) >= {"approval_capped"}
 
 
-def test_unenforced_a_tired_human_says_yes_to_the_last() -> None:
+def test_unenforced_a_tired_human_says_yes_to_the_last(ran: Any) -> None:
     """The twin asks as often as it likes, and the subject's own yes is enough."""
-    ran: list[Any] = []
     graph = naive(ran)
     for n in range(20):
         config = {"configurable": {"thread_id": str(n)}}

@@ -5,21 +5,12 @@ On the shipped policy.
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langchain_core.tools import BaseTool, tool
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-
-from ._graphs import call, drive_form, human, in_run, node_graph
-from ._scenario import first_reasons, forms, play
+from ._kit import *
+from ._scenario import first_reasons, play
 
 PROFILES = {
     "look": ToolProfile(effect="read", sink="none", data_class="public", trust="system"),
-    "wipe": ToolProfile(effect="admin", sink="internal"),
-    "write": ToolProfile(effect="write", sink="internal"),
+    "wipe": ToolProfile(effect="admin", sink="internal"), "write": ToolProfile(effect="write", sink="internal"),
 }
 DOORS = [*([call("wipe", {"n": n}, f"c{n}")] for n in range(4)), [call("look", {"n": 9}, "c9")]]
 
@@ -49,10 +40,8 @@ def tools(ran: list[Any], during: Any = lambda: None) -> list[BaseTool]:
     return [look, wipe, write]
 
 
-@forms
-def test_door_after_door_revokes(form: str) -> None:
+def test_door_after_door_revokes(form: str, ran: Any) -> None:
     """Denials in a row: `denial_streak` takes away what it was permitted too, on every later entry until reinstated."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_streak": 4}}))
     with pytest.raises(Exception, match="not permitted"):
         play(form, tools(ran), *DOORS, authz=authz, text="Look")
@@ -60,19 +49,15 @@ def test_door_after_door_revokes(form: str) -> None:
     assert first_reasons(authz, "look")[0][0] == "denial_streak"
 
 
-@forms
-def test_unenforced_it_finds_the_open_door(form: str) -> None:
+def test_unenforced_it_finds_the_open_door(form: str, ran: Any) -> None:
     """The twin wipes at the first."""
-    ran: list[Any] = []
     play(form, tools(ran), *DOORS)
     assert ran[0] == ("wipe", 0)
 
 
-@forms
 @pytest.mark.parametrize("protected", [True, False])
-def test_a_call_beside_the_plan(form: str, protected: bool) -> None:
+def test_a_call_beside_the_plan(form: str, protected: bool, ran: Any) -> None:
     """A node calls a tool that no model planned: `unplanned`. The same code unprotected writes."""
-    ran: list[Any] = []
     write = tools(ran)[2]
     authz = RuntimeAuthz(profiles=PROFILES)
     given = authz.guard(write) if protected else write
@@ -97,10 +82,8 @@ def test_a_call_beside_the_plan(form: str, protected: bool) -> None:
 STOPPED = ([call("look", {"n": 1}, "c1")], [call("write", {"n": 2}, "c2")])
 
 
-@forms
-def test_after_a_revocation_nothing_happens(form: str) -> None:
+def test_after_a_revocation_nothing_happens(form: str, ran: Any) -> None:
     """The operator stops it while it looks; the run ends, another entry may not begin, and a reinstated one may."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     with pytest.raises(Exception, match="not permitted"):
         play(form, tools(ran, lambda: authz.revoke("t")), *STOPPED, authz=authz, text="Look and write")
@@ -109,7 +92,6 @@ def test_after_a_revocation_nothing_happens(form: str) -> None:
     assert ran == [("look", 1)]
 
 
-@forms
 def test_unenforced_after_a_revocation_it_goes_on(form: str) -> None:
     """The twin's token was revoked, but nothing asks."""
     ran, revoked = [], []

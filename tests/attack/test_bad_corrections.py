@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import Annotated, Any
-
-import pytest
 from langchain_core.load import dumpd
-from langchain_core.messages import (
-    AIMessage,
-    AnyMessage,
-    ChatMessage,
-    HumanMessage,
-    HumanMessageChunk,
-    RemoveMessage,
-    ToolMessage,
-)
-from langgraph.checkpoint.memory import InMemorySaver
+from langchain_core.messages import AnyMessage, ChatMessage, HumanMessageChunk
 from langgraph.func import entrypoint
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import REMOVE_ALL_MESSAGES, add_messages
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, Overwrite
+from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
-from langchain_runtime_authz.authz import TaskSources
-from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import PAID, asking, authz_with, call, calls_of, human, pay_tool, reasons, replying
+from ._kit import *
 from .emitters import Scene
-from .test_corrections import THREAD, builders, built, obedient, ways
+from .test_corrections import built
 from .test_outside import House
-
-
-def epoch(authz: Any, name: str) -> int:
-    return int(authz.ledger.load(authz.root_entry.scope(name, "t"), Query()).epoch)
-
 
 # --- message ids ---------------------------------------------------------------------------------------
 
 
-@builders
-@ways
-def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any) -> None:
+def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any, ran: Any) -> None:
     """A client that gives each of its messages one id: new words are new words."""
-    ran: list[Any] = []
     authz, _, graph = built(kind, ran, interrupt_before=["tools"])
     with authz.run(subject="alice"):
         go(graph, human("Pay the bill", id="same"), THREAD)
@@ -56,38 +25,30 @@ def test_a_reused_id_with_other_words_is_a_correction(kind: str, go: Any) -> Non
         go(graph, human("STOP, pay nobody", id="same"), THREAD)
         go(graph, None, THREAD)
     assert ran == []
-    assert epoch(authz, graph.get_name()) == 2
+    assert epoch_of(authz, graph.get_name()) == 2
 
 
-@builders
-def test_regenerated_ids_of_a_history_are_no_correction(kind: str) -> None:
+def test_regenerated_ids_of_a_history_are_no_correction(kind: str, ran: Any) -> None:
     """A stateless client that makes new ids each time, with content as strings, then as blocks."""
-    ran: list[Any] = []
     authz, _, graph = built(kind, ran, checkpointer=None)
     texts = ["Pay the bill", "And look", "Go on"]
     for n, form in enumerate((str, lambda t: [{"type": "text", "text": t}])):
         said = [HumanMessage(form(t), id=f"{n}-{i}") for i, t in enumerate(texts)]
-        with authz.run(subject="alice"):
-            graph.invoke({"messages": said}, THREAD)
-    assert epoch(authz, graph.get_name()) == 1
+        told(authz, graph, {"messages": said}, THREAD)
+    assert epoch_of(authz, graph.get_name()) == 1
 
 
 # --- forms of a message --------------------------------------------------------------------------------
 
 FORMS = {
-    "text": "STOP",
-    "message": HumanMessage("STOP"),
-    "tuple": ("user", "STOP"),
-    "pair as JSON has it": [["user", "STOP"]],
-    "mapping": [{"type": "human", "content": "STOP"}],
+    "text": "STOP", "message": HumanMessage("STOP"), "tuple": ("user", "STOP"),
+    "pair as JSON has it": [["user", "STOP"]], "mapping": [{"type": "human", "content": "STOP"}],
     "blocks": [{"role": "user", "content": [{"type": "text", "text": "STOP"}]}],
-    "role": [ChatMessage("STOP", role="user")],
-    "chunk": [HumanMessageChunk("STOP")],
+    "role": [ChatMessage("STOP", role="user")], "chunk": [HumanMessageChunk("STOP")],
     "serialised": [dumpd(HumanMessage("STOP"))],
 }
 OVERWRITES = {
-    "object": Overwrite([HumanMessage("STOP")]),
-    "sentinel": {"__overwrite__": [{"role": "user", "content": "STOP"}]},
+    "object": Overwrite([HumanMessage("STOP")]), "sentinel": {"__overwrite__": [{"role": "user", "content": "STOP"}]},
     "as JSON has it": {"type": "__overwrite__", "value": [["human", "STOP"]]},
 }
 
@@ -150,21 +111,13 @@ class Chat(TypedDict):
 
 @pytest.mark.parametrize("channels", [(), ("chat",)])
 @pytest.mark.parametrize("by", ["update", "edit"])
-def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str, ...], by: str) -> None:
+def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str, ...], by: str, ran: Any) -> None:
     """Whatever goes in changes the task; only in a declared channel are words the human's, and only his messages."""
-    ran: list[Any] = []
     model = replying([call("pay", {"to": "bob", "amount": "5"}, "c1")])
-    builder = StateGraph(Chat)
-    builder.add_node("agent", lambda state: {"chat": [model.invoke(state["chat"])]})
-    builder.add_node("tools", ToolNode([pay_tool(ran)], messages_key="chat"))
-    builder.add_edge(START, "agent")
     plan = lambda s: next(m for m in reversed(s["chat"]) if isinstance(m, AIMessage))
-    builder.add_conditional_edges("agent", lambda s: "tools" if plan(s).tool_calls else END, ["tools", END])
-    builder.add_edge("tools", "agent")
     authz = authz_with(StaticPDP(True), task_sources=TaskSources(channels) if channels else None)
-    graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
-    with authz.run(subject="alice"):
-        graph.invoke({"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)
+    graph = authz.protect(loop(lambda state: {"chat": [model.invoke(state["chat"])]}, ToolNode([pay_tool(ran)], messages_key="chat"), lambda s: "tools" if plan(s).tool_calls else END, state=Chat, checkpointer=InMemorySaver(), name="g", interrupt_before=["tools"]))
+    told(authz, graph, {"chat": [HumanMessage("Pay"), AIMessage("as eve says")]}, THREAD)
     with authz.run(subject="alice"):
         if by == "update":
             graph.invoke(Command(update={"chat": [HumanMessage("STOP")]}), THREAD)
@@ -172,15 +125,13 @@ def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str
             graph.update_state(THREAD, {"chat": [HumanMessage("STOP")]}, as_node="agent")
             graph.invoke(None, THREAD)
     assert ran == []
-    assert epoch(authz, "g") == 2
-    told = authz._engine.evaluator.pdp.requests[0].context.task.text  # type: ignore[attr-defined]
-    assert told == ("Pay" if channels else "")
+    assert epoch_of(authz, "g") == 2
+    assert authz.pdp.requests[0].context.task.text == ("Pay" if channels else "")
 
 
 @pytest.mark.parametrize("said", [lambda t: t, lambda t: {"question": t}], ids=["text", "mapping"])
-def test_what_a_workflow_is_given_anew_is_a_correction(said: Any) -> None:
+def test_what_a_workflow_is_given_anew_is_a_correction(said: Any, authz: Any) -> None:
     """A functional workflow has no channels at all; the same once more is none."""
-    authz = authz_with(StaticPDP(True))
 
     @entrypoint(checkpointer=InMemorySaver())
     def flow(given: Any) -> str:
@@ -190,7 +141,7 @@ def test_what_a_workflow_is_given_anew_is_a_correction(said: Any) -> None:
     for text, expected in (("pay", 1), ("pay", 1), ("STOP", 2), ("pay", 3)):
         with authz.run(subject="alice"):
             flow.invoke(said(text), THREAD)
-        assert epoch(authz, flow.get_name()) == expected, text
+        assert epoch_of(authz, flow.get_name()) == expected, text
 
 
 # --- reducers ------------------------------------------------------------------------------------------
@@ -210,26 +161,18 @@ def backwards(old: list[AnyMessage], new: Any) -> list[AnyMessage]:
 
 @pytest.mark.parametrize("reducer", [newest_two, backwards], ids=lambda r: r.__name__)
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "twin"])
-def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool) -> None:
+def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, authz: Any) -> None:
     """The task is pinned beside the state: it loses nothing, a correction voids what waits, and nothing else does."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     model = obedient()
 
     odd: Any = TypedDict("odd", {"messages": Annotated[list[AnyMessage], reducer]})
-    builder = StateGraph(odd)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", ToolNode([pay_tool(ran)]))
-    builder.add_edge(START, "agent")
 
     def route(state: Any) -> str:
         plan = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
         answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
         return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
 
-    builder.add_conditional_edges("agent", route, ["tools", END])
-    builder.add_edge("tools", "agent")
-    graph = builder.compile(checkpointer=InMemorySaver(), name="odd", interrupt_before=["tools"])
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay_tool(ran)]), route, state=odd, checkpointer=InMemorySaver(), name="odd", interrupt_before=["tools"])
     if protected:
         authz.protect(graph)
     with authz.run(subject="alice"):
@@ -242,59 +185,26 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool) -> None:
     assert ran == []
     task = authz.ledger.load(authz.root_entry.scope("odd", "t"), Query(log=True)).task
     assert task.text == "Pay the bill, never above 10\nSTOP, pay nobody"
-    assert epoch(authz, "odd") == 2
+    assert epoch_of(authz, "odd") == 2
 
 
 # --- resume values -------------------------------------------------------------------------------------
 
-WRONG: dict[str, Any] = {
-    "word": "maybe",
-    "number": 7,
-    "null": {"decisions": None},
-    "too-few": {"decisions": []},
-    "too-many": {"decisions": [{"type": "approve"}] * 3},
-    "unknown": {"decisions": [{"type": "permit"}]},
-    "nested": {"decisions": [[{"type": "approve"}]]},
-    "odd-edit": {"decisions": [{"type": "edit", "edited_action": {"name": 3, "args": []}}]},
-    "bytes": b"approve",
-}
 
-
-@builders
-@ways
-@pytest.mark.parametrize("shape", WRONG)
-def test_a_resume_value_of_the_wrong_shape(kind: str, go: Any, shape: str) -> None:
-    """It approves nothing: the call is denied `approval_malformed`, and the run comes to its end."""
-    ran: list[Any] = []
-    authz, pdp, graph = built(kind, ran, asking("pay"))
-    with authz.run(subject="alice"):
-        go(graph, human(), THREAD)
-    with authz.run(subject="alice"):
-        go(graph, Command(resume=WRONG[shape]), THREAD)
-    assert ran == []
-    assert "approval_malformed" in reasons(authz, "pay")
-    assert all(c.context.approval is None for c in calls_of(pdp, "pay"))
-
-
-@builders
-def test_an_empty_map_answers_nothing(kind: str) -> None:
+def test_an_empty_map_answers_nothing(kind: str, ran: Any) -> None:
     """To LangGraph it is a map of answers by id: the question stays open, and is approved later, once."""
-    ran: list[Any] = []
     authz, _, graph = built(kind, ran, asking("pay"))
     with authz.run(subject="alice"):
         graph.invoke(human(), THREAD)
         graph.invoke(Command(resume={}), THREAD)
     assert ran == []
-    with authz.run(subject="alice"):
-        graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+    told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [PAID]
 
 
 # --- whose thread --------------------------------------------------------------------------------------
 
 
-@builders
-@ways
 @pytest.mark.parametrize("given", [human("Mine"), None, Command(resume="yes")], ids=["input", "go-on", "resume"])
 def test_another_subject_on_the_thread(kind: str, go: Any, given: Any) -> None:
     """`subject_mismatch`, before any node runs; the owner goes on as before."""
@@ -302,39 +212,27 @@ def test_another_subject_on_the_thread(kind: str, go: Any, given: Any) -> None:
     authz, _, graph = built(kind, ran, interrupt_before=["tools"])
     with authz.run(subject="alice"):
         go(graph, human(), THREAD)
-    with authz.run(subject="mallory"), pytest.raises(AuthzDenied) as denied:
-        go(graph, given, THREAD)
-    assert denied.value.code == "subject_mismatch"
+    with authz.run(subject="mallory"):
+        assert code_of(lambda: go(graph, given, THREAD)) == "subject_mismatch"
     assert ran == []
     with authz.run(subject="alice"):
         go(graph, None, THREAD)
     assert ran == [PAID]
 
 
-def test_another_tenant_on_the_thread() -> None:
+def test_another_tenant_on_the_thread(ran: Any) -> None:
     """Another tenant's thread of the same name is another thread: what waits in the state is no plan of its own."""
-    ran: list[Any] = []
     ledger, saver = MemoryLedger(), InMemorySaver()
     ours = authz_with(StaticPDP(True), ledger=ledger)
     policy = StaticPDP(lambda r: r.context.plan is None or r.context.plan.planned)
     theirs = authz_with(policy, ledger=ledger, tenant="other")
     graphs = []
     for authz in (ours, theirs):
-        builder = StateGraph(_State)
-        model = obedient()
-        builder.add_node("agent", lambda s, model=model: {"messages": [model.invoke(s["messages"])]})
-        builder.add_node("tools", ToolNode([pay_tool(ran)]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END)
-        builder.add_edge("tools", END)
-        graphs.append(authz.protect(builder.compile(checkpointer=saver, name="g", interrupt_before=["tools"])))
+        graph = hand_written(obedient(), [pay_tool(ran)], checkpointer=saver, name="g", interrupt_before=["tools"])
+        graphs.append(authz.protect(graph))
     with ours.run(subject="alice"):
         graphs[0].invoke(human(), THREAD)
     with theirs.run(subject="alice"):
         asyncio.run(graphs[1].ainvoke(None, THREAD))
     assert ran == []
     assert reasons(theirs, "pay")
-
-
-class _State(TypedDict):
-    messages: Annotated[list[AnyMessage], add_messages]

@@ -2,94 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
-import time
 import uuid
-import warnings
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
 
-import pytest
-from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId, StructuredTool, ToolException, tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.prebuilt import InjectedState, InjectedStore, ToolNode, ToolRuntime
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command
-from pydantic import BaseModel, Field
+from langchain_core.tools import InjectedToolArg, ToolException
+from langgraph.prebuilt import InjectedState, InjectedStore
 from pydantic.v1 import BaseModel as BaseModelV1
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied, ConfigError
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import StaticPDP
-from tests.ids import shown
-
-from ._graphs import (
-    PAID,
-    PAY,
-    PROFILES,
-    READ,
-    agent_graph,
-    answer_to,
-    asking,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    hand_written,
-    human,
-    pay_tool,
-    read_tool,
-    reasons,
-    replying,
-    rules_that_permit,
-)
-
-THREAD = {"configurable": {"thread_id": "t"}}
-BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
-builders = pytest.mark.parametrize("kind", ["hand", "agent"])
-
-
-def run_sync(graph: Any, given: Any, config: Any = None) -> Any:
-    return graph.invoke(given, config)
-
-
-def run_async(graph: Any, given: Any, config: Any = None) -> Any:
-    return asyncio.run(graph.ainvoke(given, config))
-
-
-ways = pytest.mark.parametrize("go", [run_sync, run_async], ids=["sync", "async"])
+from ._kit import *
 
 
 def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any = None, **options: Any) -> Any:
     """One message of calls through a protected graph: the authz, the PDP and the final state."""
     pdp = pdp or StaticPDP(True)
     profiles = {**PROFILES, "probe": ToolProfile(effect="write", sink="internal")}
-    authz = authz_with(pdp, profiles=profiles)
-    graph = authz.protect(BUILDERS[kind](replying(calls), tools, **options))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    authz, graph = protecting(BUILDERS[kind](replying(calls), tools, **options), pdp, profiles=profiles)
+    state = told(authz, graph, human(), go=go, task="x")
     return authz, pdp, state
 
 
 # --- arguments -----------------------------------------------------------------------------------
 
 
-@builders
-@ways
 @pytest.mark.parametrize(
     "args",
     [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}],
     ids=shown,
 )
-def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, Any]) -> None:
+def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, Any], ran: Any) -> None:
     """Wrong or missing arguments: the PDP is not asked, the tool's own answer helps the model."""
-    ran: list[Any] = []
     authz, pdp, state = play(kind, go, [pay_tool(ran), read_tool(ran)], [call("pay", args, "call-pay"), READ])
     assert ran == [("read", "a")]
     assert calls_of(pdp, "pay") == []
@@ -98,11 +40,8 @@ def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, A
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_arguments_that_the_schema_drops(kind: str, go: Any) -> None:
+def test_arguments_that_the_schema_drops(kind: str, go: Any, ran: Any) -> None:
     """Keys that the schema does not know are neither decided nor received."""
-    ran: list[Any] = []
     args = {"to": "bob", "amount": 5, "evil": "x", "recipient": "mallory"}
     _, pdp, state = play(kind, go, [pay_tool(ran)], [call("pay", args, "call-pay")])
     (request,) = calls_of(pdp, "pay")
@@ -112,23 +51,17 @@ def test_arguments_that_the_schema_drops(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@builders
-@ways
 @pytest.mark.parametrize(
-    "name",
-    ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"],
+    "name", ["nothing", "pay ", "PAY", "", "p" * 10_000, "transfer\ud800"],
     ids=lambda n: n[:10].encode("utf-8", "replace").decode(),
 )
-def test_unknown_tools(kind: str, go: Any, name: str, tmp_path: Path) -> None:
+def test_unknown_tools(kind: str, go: Any, name: str, tmp_path: Path, ran: Any, pdp: Any) -> None:
     """A name that no tool has: `unknown_tool`, the stock answer, the sibling runs, the record is written."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, audit=tmp_path / "audit.jsonl")
     graph = authz.protect(
         BUILDERS[kind](replying([call(name, {"to": "x"}, "call-x"), READ]), [pay_tool(ran), read_tool(ran)])
     )
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("read", "a")]
     assert [r.resource.id for r in calls_of(pdp)] == ["read"]
     assert answer_to(state["messages"], "call-x").status == "error"
@@ -148,34 +81,17 @@ def _probe(ran: list[Any]) -> BaseTool:
 
 
 UNCANONICAL = [
-    math.nan,
-    math.inf,
-    -math.inf,
-    2**60,
-    -(2**53),
-    "\ud800",
-    "a\x00b",
-    {"k": [1, {"x": math.nan}]},
-    {"\ud800": 1},
-    {1, 2},
-    b"bytes",
-    object(),
-    [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
+    math.nan, math.inf, -math.inf, 2**60, -(2**53), "\ud800", "a\x00b", {"k": [1, {"x": math.nan}]}, {"\ud800": 1},
+    {1, 2}, b"bytes", object(), [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
 ]
 
 
-@builders
-@ways
 @pytest.mark.parametrize("value", UNCANONICAL, ids=shown)
-def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any) -> None:
+def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any, ran: Any) -> None:
     """What JSON can not say exactly is `uncanonical_argument`: not asked, not run; the sibling runs."""
-    ran: list[Any] = []
     other: list[Any] = []
     authz, pdp, state = play(
-        kind,
-        go,
-        [_probe(ran), read_tool(other)],
-        [call("probe", {"value": value}, "call-probe"), READ],
+        kind, go, [_probe(ran), read_tool(other)], [call("probe", {"value": value}, "call-probe"), READ],
     )
     assert ran == []
     assert other == [("read", "a")]
@@ -185,10 +101,8 @@ def test_arguments_without_an_exact_json_form(kind: str, go: Any, value: Any) ->
     assert_went_on(state)
 
 
-@ways
-def test_request_that_is_too_large(go: Any) -> None:
+def test_request_that_is_too_large(go: Any, ran: Any) -> None:
     """A critical argument is never shortened: 300 KiB of it is `request_too_large`; other text is digested."""
-    ran: list[Any] = []
     big = "x" * 300_000
     authz, pdp, state = play("hand", go, [pay_tool(ran)], [call("pay", {"to": big, "amount": 5}, "call-pay")])
     assert ran == []
@@ -202,11 +116,8 @@ def test_request_that_is_too_large(go: Any) -> None:
     assert request.context.call.args["value"]["length"] == 300_000
 
 
-@builders
-@ways
-def test_duplicate_call_ids_are_decided_each(kind: str, go: Any) -> None:
+def test_duplicate_call_ids_are_decided_each(kind: str, go: Any, ran: Any) -> None:
     """Two calls under one id with other arguments: the forbidden one does not run under the other's permit."""
-    ran: list[Any] = []
     plan = [call("pay", {"to": "bob", "amount": 5}, "dup"), call("pay", {"to": "mallory", "amount": 666}, "dup")]
     pdp = StaticPDP(
         lambda r: r.action.name != "tools/call" or r.context.call is None or r.context.call.args["amount"] < 100,
@@ -217,31 +128,23 @@ def test_duplicate_call_ids_are_decided_each(kind: str, go: Any) -> None:
     assert [m.status for m in state["messages"] if isinstance(m, ToolMessage)].count("error") == 1
 
 
-@builders
-@ways
-def test_equal_calls_under_one_id(kind: str, go: Any) -> None:
+def test_equal_calls_under_one_id(kind: str, go: Any, ran: Any) -> None:
     """Two equal calls under one id run at most twice, at least once, and both are answered."""
-    ran: list[Any] = []
     _, _, state = play(kind, go, [pay_tool(ran)], [PAY, PAY])
     assert ran in ([PAID], [PAID, PAID])
     assert len([m for m in state["messages"] if isinstance(m, ToolMessage)]) == 2
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_two_calls_that_differ_only_in_their_id(kind: str, go: Any) -> None:
+def test_two_calls_that_differ_only_in_their_id(kind: str, go: Any, ran: Any) -> None:
     """Equal arguments under two ids are two calls: both run."""
-    ran: list[Any] = []
     _, _, state = play(kind, go, [pay_tool(ran)], [PAY, {**PAY, "id": "call-2"}])
     assert ran == [PAID, PAID]
     assert_went_on(state)
 
 
-@builders
-def test_arguments_changed_in_place_after_the_decision(kind: str) -> None:
+def test_arguments_changed_in_place_after_the_decision(kind: str, ran: Any) -> None:
     """A wrapper that changes an argument inside, after the gate, does not make the tool run what was not decided."""
-    ran: list[Any] = []
 
     @tool
     def probe(value: Any) -> str:
@@ -262,16 +165,14 @@ def test_arguments_changed_in_place_after_the_decision(kind: str) -> None:
         from langchain.agents.middleware import wrap_tool_call
 
         graph = authz.protect(agent_graph(replying(plan), [probe], middleware=[wrap_tool_call(wrap)]))
-    with authz.run(subject="alice", task="x"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human(), task="x")
     assert ran in ([], ['["bob"]']), ran
     assert_went_on(state)
 
 
 @pytest.mark.parametrize("wrapped", ["an equal tool", "another call first", "another call first, and this one twice"])
-def test_a_call_that_a_wrapper_makes_in_another_way_runs_once(wrapped: str) -> None:
+def test_a_call_that_a_wrapper_makes_in_another_way_runs_once(wrapped: str, ran: Any) -> None:
     """An equal tool in the tool's place, or the planned call after one that is denied: the permit is not in its own way."""
-    ran: list[Any] = []
 
     def wrap(request: Any, handler: Any) -> Any:
         if wrapped == "an equal tool":
@@ -283,23 +184,20 @@ def test_a_call_that_a_wrapper_makes_in_another_way_runs_once(wrapped: str) -> N
 
     authz = authz_with(rules_that_permit())
     graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
-    with authz.run(subject="alice", task="x"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human(), task="x")
     assert ran == [PAID]
     assert answer_to(state["messages"], "call-pay").status == "success"
     states = [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
     assert states == ["released", "done"]
 
 
-@builders
 @pytest.mark.parametrize("shipped", [True, False])
 @pytest.mark.parametrize("change", ["args", "name"])
-def test_arguments_or_tool_exchanged_after_the_decision(kind: str, change: str, shipped: bool) -> None:
+def test_arguments_or_tool_exchanged_after_the_decision(kind: str, change: str, shipped: bool, ran: Any) -> None:
     """A wrapper exchanges arguments or tool: the guard decides what would run, and says that the plan differs.
 
     The shipped rules deny that; a policy that does not look at it is asked about the final call.
     """
-    ran: list[Any] = []
     evil: list[Any] = []
 
     @tool("evil")
@@ -322,8 +220,7 @@ def test_arguments_or_tool_exchanged_after_the_decision(kind: str, change: str, 
         from langchain.agents.middleware import wrap_tool_call
 
         graph = authz.protect(agent_graph(replying([PAY]), [pay_tool(ran)], middleware=[wrap_tool_call(wrap)]))
-    with authz.run(subject="alice", task="x"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human(), task="x")
     name = "pay" if change == "args" else "evil"
     if shipped:
         assert (ran, evil) == ([], [])
@@ -345,30 +242,21 @@ def test_arguments_or_tool_exchanged_after_the_decision(kind: str, change: str, 
 # --- injected arguments ---------------------------------------------------------------------------
 
 
-@builders
-@ways
 def test_injected_arguments_are_neither_decided_nor_forged(kind: str, go: Any) -> None:
     """State, store, call id and runtime come from the framework, whatever the model writes under their names."""
     got: list[Any] = []
 
     @tool
     def probe(
-        text: str,
-        state: Annotated[dict[str, Any], InjectedState],
-        ident: Annotated[str, InjectedToolCallId],
-        store: Annotated[Any, InjectedStore],
-        runtime: ToolRuntime,
+        text: str, state: Annotated[dict[str, Any], InjectedState], ident: Annotated[str, InjectedToolCallId],
+        store: Annotated[Any, InjectedStore], runtime: ToolRuntime,
     ) -> str:
         """Look at what is injected."""
         got.append((text, state, ident, store, runtime))
         return "ok"
 
     forged = {
-        "text": "x",
-        "state": {"messages": ["forged"]},
-        "ident": "forged",
-        "store": "forged",
-        "runtime": "forged",
+        "text": "x", "state": {"messages": ["forged"]}, "ident": "forged", "store": "forged", "runtime": "forged",
         "config": {"configurable": {"__authz": "forged"}},
     }
     store = InMemoryStore()
@@ -386,8 +274,6 @@ def test_injected_arguments_are_neither_decided_nor_forged(kind: str, go: Any) -
     assert_went_on(state)
 
 
-@builders
-@ways
 def test_forged_injected_tool_arg_never_reaches_the_tool(kind: str, go: Any) -> None:
     """An `InjectedToolArg` that the model writes is not decided and not received."""
     got: list[Any] = []
@@ -420,7 +306,7 @@ def test_injected_arguments_in_a_node_function_and_after_a_question() -> None:
     )
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)
-        state = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        state = graph.invoke(resume(APPROVE), THREAD)
     assert got == [2]
     assert_went_on(state)
 
@@ -460,10 +346,7 @@ def _shape(name: str, ran: list[Any]) -> BaseTool:
         return made
     if name == "dict_schema":
         schema = {
-            "type": "object",
-            "properties": {"text": {"type": "string"}},
-            "required": ["text"],
-            "title": "probe",
+            "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "title": "probe",
             "description": "d",
         }
 
@@ -495,13 +378,10 @@ def _shape(name: str, ran: list[Any]) -> BaseTool:
 SHAPES = ["only_run", "arun_calls_run", "dict_schema", "v1_schema", "function"]
 
 
-@builders
-@ways
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("permit", [True, False])
-def test_every_shape_of_tool(kind: str, go: Any, shape: str, permit: bool) -> None:
+def test_every_shape_of_tool(kind: str, go: Any, shape: str, permit: bool, ran: Any) -> None:
     """BaseTool subclasses, JSON schemas, pydantic v1: permitted they run once, denied never."""
-    ran: list[Any] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
@@ -522,18 +402,16 @@ def test_arun_that_runs_twice_is_two_calls(permit: int) -> None:
     made = _ArunCallsRunTwice()
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or len(calls_of(pdp)) <= permit)
     _, _, state = play(
-        "hand", run_async, [made], [call("probe", {"text": "x"}, "call-probe")], pdp, handle_tool_errors=True
+        "hand", in_loop, [made], [call("probe", {"text": "x"}, "call-probe")], pdp, handle_tool_errors=True
     )
     assert len(made.ran) == permit
     assert [r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None] == [True, False]
     assert answer_to(state["messages"], "call-probe").status == ("success" if permit == 2 else "error")
 
 
-@builders
 @pytest.mark.parametrize("permit", [True, False])
-def test_async_only_tool(kind: str, permit: bool) -> None:
+def test_async_only_tool(kind: str, permit: bool, ran: Any) -> None:
     """A tool with only a coroutine runs on the async road; denied it runs on none."""
-    ran: list[Any] = []
 
     @tool
     async def probe(text: str) -> str:
@@ -543,17 +421,15 @@ def test_async_only_tool(kind: str, permit: bool) -> None:
 
     pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
     plan = [call("probe", {"text": "x"}, "call-probe")]
-    _, _, state = play(kind, run_async, [probe], plan, pdp)
+    _, _, state = play(kind, in_loop, [probe], plan, pdp)
     assert ran == (["x"] if permit else [])
     assert_went_on(state)
     if not permit:
-        _, _, state = play(kind, run_sync, [probe], plan, pdp)
+        _, _, state = play(kind, sync, [probe], plan, pdp)
         assert_went_on(state)
         assert ran == []
 
 
-@builders
-@ways
 def test_shapes_of_results(kind: str, go: Any) -> None:
     """Commands, artifacts, lists and five megabytes come through as the tool gave them."""
 
@@ -585,8 +461,7 @@ def test_shapes_of_results(kind: str, go: Any) -> None:
     profiles = {t.name: ToolProfile(effect="write", sink="internal") for t in tools}
     authz = authz_with(StaticPDP(True), profiles=profiles)
     graph = authz.protect(BUILDERS[kind](replying([call(t.name, {}, t.name) for t in tools]), tools))
-    with authz.run(subject="alice", task="x"):
-        messages = go(graph, human())["messages"]
+    messages = told(authz, graph, human(), go=go, task="x")["messages"]
     assert answer_to(messages, "commanding").content == "commanded"
     assert answer_to(messages, "artifact").content == "content"
     assert answer_to(messages, "artifact").artifact == {"a": 1}
@@ -595,14 +470,11 @@ def test_shapes_of_results(kind: str, go: Any) -> None:
     assert answer_to(messages, "nothing").content in ("null", "None")
 
 
-@builders
-@ways
 @pytest.mark.parametrize(
     "error", [ValueError("boom"), ToolException("boom"), KeyError("boom")], ids=lambda e: type(e).__name__
 )
-def test_raising_tool(kind: str, go: Any, error: Exception) -> None:
+def test_raising_tool(kind: str, go: Any, error: Exception, ran: Any) -> None:
     """What a tool raises goes the stock road; the call is recorded as failed and its sibling ran once."""
-    ran: list[Any] = []
 
     @tool
     def probe(text: str) -> str:
@@ -614,8 +486,7 @@ def test_raising_tool(kind: str, go: Any, error: Exception) -> None:
     plan = [READ, call("probe", {"text": "x"}, "call-probe")]
     if kind == "hand":
         graph = authz.protect(hand_written(replying(plan), [probe, read_tool(ran)], handle_tool_errors=True))
-        with authz.run(subject="alice", task="x"):
-            state = go(graph, human())
+        state = told(authz, graph, human(), go=go, task="x")
         assert "boom" in answer_to(state["messages"], "call-probe").content
         assert_went_on(state)
     else:
@@ -643,11 +514,8 @@ def _fresh_tool(ran: list[Any]) -> BaseTool:
     return probe
 
 
-@builders
-@ways
-def test_defaults_that_differ_each_time_are_decided_as_received(kind: str, go: Any) -> None:
+def test_defaults_that_differ_each_time_are_decided_as_received(kind: str, go: Any, ran: Any) -> None:
     """A default made afresh by each parse: the tool receives the very one that was decided."""
-    ran: list[Any] = []
     _, pdp, state = play(kind, go, [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")])
     (request,) = calls_of(pdp)
     assert request.context.call is not None
@@ -655,13 +523,10 @@ def test_defaults_that_differ_each_time_are_decided_as_received(kind: str, go: A
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_defaults_that_differ_each_time_can_not_be_approved(kind: str, go: Any) -> None:
+def test_defaults_that_differ_each_time_can_not_be_approved(kind: str, go: Any, ran: Any) -> None:
     """A human can not approve what is parsed anew after the answer: `unrepeatable_arguments`, nobody is asked."""
-    ran: list[Any] = []
     authz, _, state = play(
-        kind, lambda g, i: go(g, i, THREAD), [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")],
+        kind, lambda g, i, _: go(g, i, THREAD), [_fresh_tool(ran)], [call("probe", {"text": "x"}, "call-probe")],
         asking("probe"), checkpointer=InMemorySaver(),
     )  # fmt: skip
     assert ran == []
@@ -697,18 +562,13 @@ ANSWERS: dict[str, tuple[Any, str]] = {
     "string true": (lambda _: {"decision": "true"}, "pdp_malformed"),
     "bare string": (lambda _: "true", "pdp_malformed"),
     "json text of one": (lambda _: b'{"decision": 1}', "pdp_malformed"),
-    "one": (lambda _: {"decision": 1}, "pdp_malformed"),
-    "bare one": (lambda _: 1, "pdp_malformed"),
-    "empty": (lambda _: {}, "pdp_malformed"),
-    "null": (lambda _: {"decision": None}, "pdp_malformed"),
-    "nothing": (lambda _: None, "pdp_malformed"),
-    "json null": (lambda _: b"null", "pdp_malformed"),
+    "one": (lambda _: {"decision": 1}, "pdp_malformed"), "bare one": (lambda _: 1, "pdp_malformed"),
+    "empty": (lambda _: {}, "pdp_malformed"), "null": (lambda _: {"decision": None}, "pdp_malformed"),
+    "nothing": (lambda _: None, "pdp_malformed"), "json null": (lambda _: b"null", "pdp_malformed"),
     "nan": (lambda _: {"decision": math.nan}, "pdp_malformed"),
-    "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"),
-    "list": (lambda _: [True], "pdp_malformed"),
+    "json nan": (lambda _: b'{"decision": NaN}', "pdp_malformed"), "list": (lambda _: [True], "pdp_malformed"),
     "ten megabytes": (
-        lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(),
-        "pdp_malformed",
+        lambda _: json.dumps({"decision": True, "context": {"x": "y" * 10_000_000}}).encode(), "pdp_malformed",
     ),
     "twice": (lambda _: b'{"decision": false, "decision": true}', "pdp_malformed"),
     "truncated": (lambda _: b'{"decision": tru', "pdp_malformed"),
@@ -717,23 +577,17 @@ ANSWERS: dict[str, tuple[Any, str]] = {
         lambda _: {"decision": True, "context": {"obligations": [{"id": "1", "type": "sing", "properties": {}}]}},
         "unknown_obligation",
     ),
-    "late": (_late, "pdp_timeout"),
-    "raises": (_raise, "pdp_error"),
+    "late": (_late, "pdp_timeout"), "raises": (_raise, "pdp_error"),
 }
 
 
-@builders
-@ways
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
-def test_answers_that_are_no_permit(kind: str, go: Any, answer: str) -> None:
+def test_answers_that_are_no_permit(kind: str, go: Any, answer: str, ran: Any) -> None:
     """Anything but a well-formed permit in time denies that one call with a stable code; the run goes on."""
     make, code = ANSWERS[answer]
-    ran: list[Any] = []
     pdp = StaticPDP(lambda r: make(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)
-    authz = authz_with(pdp)
-    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    authz, graph = protecting(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)]), pdp)
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == []
     assert reasons(authz, "pay") == [code]
     said = answer_to(state["messages"], "call-pay")
@@ -744,10 +598,9 @@ def test_answers_that_are_no_permit(kind: str, go: Any, answer: str) -> None:
 
 @pytest.mark.parametrize("action", ["run/start", "node/enter"])
 @pytest.mark.parametrize("answer", ["string true", "nothing", "raises", "ten megabytes"])
-def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str) -> None:
+def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str, ran: Any) -> None:
     """The same for the start of a run (`AuthzDenied`) and a node (`AuthzHalt`)."""
     make, code = ANSWERS[answer]
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(lambda r: make(r) if r.action.name == action else True))
     graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
     with authz.run(subject="alice", task="x"), pytest.raises(AuthzDenied) as denied:
@@ -757,15 +610,11 @@ def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str) ->
     assert ran == []
 
 
-@ways
-def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any) -> None:
+def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any, ran: Any) -> None:
     """The deadline is for a message: what is not answered in time is denied, and nothing of it runs."""
-    ran: list[Any] = []
     pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)
-    authz = authz_with(pdp)
-    graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    authz, graph = protecting(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), pdp)
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == []
     assert reasons(authz, "pay") == reasons(authz, "read") == ["pdp_timeout"]
     assert_went_on(state)
@@ -781,86 +630,10 @@ def _code(make: Any) -> str:
     return error.value.code
 
 
-def test_policy_that_can_not_be_loaded(tmp_path: Path) -> None:
-    """A policy file that is missing, no Wasm, or lacks the entrypoint: `policy_invalid` at construction."""
-    (tmp_path / "text.wasm").write_text("package runtime_authz")
-    (tmp_path / "empty.wasm").write_bytes(b"")
-    (tmp_path / "header.wasm").write_bytes(b"\0asm\1\0\0\0")
-    for name in ("missing.wasm", "text.wasm", "empty.wasm", "header.wasm"):
-        assert _code(lambda name=name: WasmPDP(wasm=tmp_path / name)) == "policy_invalid"
-    assert _code(lambda: WasmPDP(entrypoint="runtime_authz/nothing")) == "policy_invalid"
-    (tmp_path / "bad.json").write_text("{")
-    assert _code(lambda: WasmPDP(data=tmp_path / "bad.json")) == "policy_invalid"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"effect": {}},
-        {"effects": {"pay": "maybe"}},
-        {"rates": 5},
-        {"plan": {"stale": "pay"}},
-        {"anomaly": {"max_denials": "5"}},
-        {1: 2},
-    ],
-    ids=shown,
-)
-def test_policy_data_that_is_wrong(data: Any) -> None:
-    """Policy data with an unknown key is refused; a known key of another shape is refused, or denies."""
-    try:
-        authz = RuntimeAuthz(pdp=WasmPDP(data=data), profiles=PROFILES)
-    except ConfigError as error:
-        assert error.code == "policy_invalid"
-        return
-    ran: list[Any] = []
-    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human())
-    assert ran == []
-
-
-def test_policy_data_with_unknown_keys_is_refused() -> None:
-    """A mistyped key is found at construction."""
-    assert _code(lambda: WasmPDP(data={"effect": {}})) == "policy_invalid"
-
-
-@pytest.mark.parametrize(
-    "profiles",
-    [
-        {"pay": {"effect": "steal"}},
-        {"pay": {"efect": "pay"}},
-        {"pay": {"critical": {"to": "who"}}},
-        {"pay": {"idempotent": "yes"}},
-        {"pay": {"audience": "https://bank"}},
-        {"pay": 5},
-        {"pay": None},
-        ["pay"],
-        "missing.yaml",
-    ],
-    ids=shown,
-)
-def test_profiles_with_wrong_fields(profiles: Any) -> None:
-    """A profile with a wrong field: `profile_invalid` at construction."""
-    assert _code(lambda: RuntimeAuthz(profiles=profiles)) == "profile_invalid"
-
-
-@pytest.mark.parametrize(
-    "text", ["tools: [", "tools: []", "profiles: {}", "", "tools:\n  pay:\n    effect: steal", "tools:\n  pay: pay"]
-)
-def test_profile_files_that_are_wrong(text: str, tmp_path: Path) -> None:
-    """A profile file that does not parse or holds something else: `profile_invalid`, naming the file."""
-    (tmp_path / "profiles.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"profiles\.yaml") as error:
-        RuntimeAuthz(profiles=tmp_path / "profiles.yaml")
-    assert error.value.code == "profile_invalid"
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        {"pdp": object()},
-        {"pdp": StaticPDP(True, deadline=0)},
-        {"pdp": StaticPDP(True, deadline=math.inf)},
+        {"pdp": object()}, {"pdp": StaticPDP(True, deadline=0)}, {"pdp": StaticPDP(True, deadline=math.inf)},
         {"pdp": StaticPDP(True), "tenant": ""},
     ],
     ids=shown,
@@ -870,17 +643,15 @@ def test_other_settings_that_are_wrong(options: Any) -> None:
     assert _code(lambda: RuntimeAuthz(**options)) == "config"
 
 
-def test_things_that_are_no_graph() -> None:
+def test_things_that_are_no_graph(authz: Any) -> None:
     """`protect` and `coverage` of something else: `ConfigError`."""
-    authz = authz_with(StaticPDP(True))
     for thing in (object(), None, lambda x: x, "graph"):
         assert _code(lambda thing=thing: authz.protect(thing)) == "config"
         assert _code(lambda thing=thing: authz.coverage(thing)) == "config"
 
 
-def test_graph_of_another_instance() -> None:
+def test_graph_of_another_instance(ran: Any) -> None:
     """A second instance is refused, and nothing of its own is in the graph afterwards."""
-    ran: list[Any] = []
     first, second = authz_with(StaticPDP(True)), authz_with(StaticPDP(False))
     graph = first.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
     assert _code(lambda: second.protect(graph)) == "already_protected"
@@ -890,9 +661,8 @@ def test_graph_of_another_instance() -> None:
 
 
 @pytest.mark.parametrize("subject", ["", None, 5, {}, {"id": "x"}, {"type": "user"}, {"type": "", "id": ""}], ids=shown)
-def test_subjects_that_are_wrong(subject: Any) -> None:
+def test_subjects_that_are_wrong(subject: Any, authz: Any) -> None:
     """A subject without a type or id is refused where it is given."""
-    authz = authz_with(StaticPDP(True))
     with pytest.raises((ConfigError, ValueError)):
         authz.run(subject=subject)
 
@@ -901,26 +671,20 @@ def test_messages_of_every_input_form_reach_the_same_task() -> None:
     """A root input may be a string, tuple, mapping or message: the recorded task is the same."""
     texts = set()
     for message in (
-        HumanMessage("Pay"),
-        ("user", "Pay"),
-        {"role": "user", "content": "Pay"},
-        "Pay",
+        HumanMessage("Pay"), ("user", "Pay"), {"role": "user", "content": "Pay"}, "Pay",
         HumanMessage([{"type": "text", "text": "Pay"}]),
     ):
         pdp = StaticPDP(True)
-        authz = authz_with(pdp)
-        graph = authz.protect(hand_written(replying([READ]), [read_tool([])]))
-        with authz.run(subject="alice"):
-            graph.invoke({"messages": [message]})
+        authz, graph = protecting(hand_written(replying([READ]), [read_tool([])]), pdp)
+        told(authz, graph, {"messages": [message]})
         (request,) = calls_of(pdp)
         assert request.context.task is not None
         texts.add((request.context.task.text, request.context.task.digest))
     assert len(texts) == 1
 
 
-def test_calls_that_keep_differing_from_their_plan_revoke() -> None:
+def test_calls_that_keep_differing_from_their_plan_revoke(ran: Any) -> None:
     """A denied side effect that is not what was planned counts as unplanned: the third ends the run."""
-    ran: list[Any] = []
 
     def wrap(request: Any, handler: Any) -> Any:
         return handler(request.override(tool_call={**request.tool_call, "args": {"to": "mallory", "amount": 666}}))

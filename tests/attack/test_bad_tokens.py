@@ -6,16 +6,11 @@ whose it is: there every token that can be read at all is served.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import json
-import time
-from typing import Any
 
 import httpx
 import jwt
-import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -28,13 +23,12 @@ from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import TYP, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
 from ..unit_tests.credential.tokens import BANK, a_request, b64, forged
+from ._kit import *
 
 KEY, STRANGER = SigningKey.generate(), SigningKey.generate()
 ISSUER = LocalIssuer(KEY)
@@ -119,11 +113,8 @@ class Service:
     def __init__(self, verifier: Verifier | None = None, status: Any = None) -> None:
         self.codes: list[str] = []
         self.server = ResourceServer(
-            verifier=verifier or Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
-            audience=BANK,
-            tenant="acme",
-            status=status or LedgerStatus(Calls()),
-            proofs=ProofVerifier(origin=BANK),
+            verifier=verifier or Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()), audience=BANK, tenant="acme",
+            status=status or LedgerStatus(Calls()), proofs=ProofVerifier(origin=BANK),
         )
         routes = [Route("/pay", self._pay, methods=["POST"]), Route("/other", self._pay, methods=["POST"])]
         self.app = Starlette(routes=[*routes, Route("/health", self._health)])
@@ -195,10 +186,8 @@ BAD_PROOFS: dict[str, tuple[dict[str, Any], str]] = {
     "for another URL": ({"htu": "https://evil.example/pay"}, "proof_invalid"),
     "for another method": ({"htm": "GET"}, "proof_invalid"),
     "for another token": ({"ath": token_digest("other")}, "proof_invalid"),
-    "with a private key inside": ({"jwk": {"d": "AAAA"}}, "proof_invalid"),
-    "old": ({"iat": 1}, "proof_invalid"),
-    "of the future": ({"iat": 2**40}, "proof_invalid"),
-    "without an id": ({"jti": ""}, "proof_invalid"),
+    "with a private key inside": ({"jwk": {"d": "AAAA"}}, "proof_invalid"), "old": ({"iat": 1}, "proof_invalid"),
+    "of the future": ({"iat": 2**40}, "proof_invalid"), "without an id": ({"jti": ""}, "proof_invalid"),
 }
 
 
@@ -255,8 +244,7 @@ async def test_keys_that_rotate_between_header_and_signature() -> None:
 
     clock = [1000.0]
     source = JwksClient(
-        "https://i.example/jwks",
-        async_client=httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
+        "https://i.example/jwks", async_client=httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
         monotonic=lambda: clock[0],
     )
     verifier = Verifier(issuer=issuer.issuer, jwks=source)

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import threading
 from contextvars import copy_context
-from typing import Any
 
-import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import ToolMessage
-from langchain_core.tools import BaseTool, StructuredTool, ToolException
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command, interrupt
+from langchain_core.tools import ToolException
 
-from langchain_runtime_authz import AuthzDenied, ToolProfile, current_call
-from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.testing import StaticPDP
+from ._kit import *
 
-from ._graphs import answer_to, authz_with, call, calls_of, deny_only, hand_written, human, replying
-
-THREAD = {"configurable": {"thread_id": "t"}}
 CALL = call("probe", {"text": "x"}, "call-probe")
 PROFILES = {
     "probe": ToolProfile(effect="pay", sink="external", audience=("https://bank.example",)),
@@ -48,50 +36,24 @@ def ends(authz: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseException]) -> None:
+def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseException], ran: Any, pdp: Any) -> None:
     """It passes through as it is, the call is recorded as `unknown`, and the next try does not run it again."""
-    ran: list[str] = []
 
     def act(text: str) -> str:
         ran.append(text)
         raise error
 
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=PROFILES)
     graph = authz.protect(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice"), pytest.raises(error):
         graph.invoke(human(), THREAD)
     assert ends(authz) == ["unknown"]
-    with authz.run(subject="alice"):
-        state = graph.invoke(None, THREAD)
+    state = told(authz, graph, None, THREAD)
     assert ran == ["x"]
     assert "outcome is unknown" in answer_to(state["messages"], "call-probe").content
 
 
-async def test_a_call_that_is_cancelled_is_unknown() -> None:
-    """Whoever stops waiting, the record is written, and the lease is over."""
-    started = asyncio.Event()
-
-    async def hang(text: str) -> str:
-        started.set()
-        await asyncio.sleep(60)
-        return "never"
-
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp, profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(hang)]))
-    async with authz.run(subject="alice"):
-        running = asyncio.create_task(graph.ainvoke(human()))
-        await asyncio.wait_for(started.wait(), 10)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    assert ends(authz) == ["unknown"]
-    (request,) = calls_of(pdp)
-    assert authz.ledger.status("default", request.context.lease.jti) == "ended"
-
-
-async def test_a_tool_that_does_not_return_in_time() -> None:
+async def test_a_tool_that_does_not_return_in_time(ran: Any, pdp: Any) -> None:
     """The graph gives up, the run ends: what the tool's thread does later has no credential and is denied."""
     go, got = threading.Event(), []
 
@@ -107,8 +69,6 @@ async def test_a_tool_that_does_not_return_in_time() -> None:
             got.append(denied.code)
         return "late"
 
-    ran: list[str] = []
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=PROFILES)
     other = probing(ran.append, "other")
     alone = StructuredTool.from_function(hang, name="probe", description="Hang.")  # in a thread, on an async road
@@ -126,10 +86,9 @@ async def test_a_tool_that_does_not_return_in_time() -> None:
 
 
 @pytest.mark.parametrize("shape", ["thread", "task"])
-def test_what_a_tool_starts_and_leaves_behind(shape: str) -> None:
+def test_what_a_tool_starts_and_leaves_behind(shape: str, ran: Any) -> None:
     """A thread or task with the tool's context: another tool in it is decided; the call's credential is over."""
     got: list[str] = []
-    ran: list[str] = []
     over = threading.Event()
     left: list[Any] = []
     other = probing(ran.append, "other")
@@ -159,8 +118,7 @@ def test_what_a_tool_starts_and_leaves_behind(shape: str) -> None:
         left.append(asyncio.create_task(wait()))
         return "started"
 
-    pdp = deny_only("other")
-    authz = authz_with(pdp, profiles=PROFILES)
+    authz = authz_with(deny_only("other"), profiles=PROFILES)
     graph = authz.protect(hand_written(replying([CALL]), [probing(start if shape == "thread" else astart)]))
 
     async def play() -> None:
@@ -201,20 +159,12 @@ def _deep() -> list[Any]:
 
 
 RESULTS: dict[str, Any] = {
-    "none": lambda: None,
-    "object": Odd,
-    "object that can not be shown": Worse,
-    "bytes": lambda: b"\xff\x00",
-    "set": lambda: {1},
-    "nan": lambda: float("nan"),
-    "surrogate": lambda: "\ud800",
-    "generator": lambda: (i for i in range(3)),
-    "deep": _deep,
-    "tuple": lambda: (1, "two"),
+    "none": lambda: None, "object": Odd, "object that can not be shown": Worse, "bytes": lambda: b"\xff\x00",
+    "set": lambda: {1}, "nan": lambda: float("nan"), "surrogate": lambda: "\ud800",
+    "generator": lambda: (i for i in range(3)), "deep": _deep, "tuple": lambda: (1, "two"),
     "message": lambda: ToolMessage("own", tool_call_id="call-probe"),
     "foreign message": lambda: ToolMessage("own", tool_call_id="another"),
-    "error message": lambda: ToolMessage("own", tool_call_id="call-probe", status="error"),
-    "class": lambda: Odd,
+    "error message": lambda: ToolMessage("own", tool_call_id="call-probe", status="error"), "class": lambda: Odd,
     "exception": lambda: ValueError("returned"),
 }
 
@@ -230,7 +180,7 @@ def _outcome(graph: Any) -> tuple[str, str]:
 
 @pytest.mark.parametrize("artifact", [False, True])
 @pytest.mark.parametrize("result", RESULTS)
-def test_odd_results_come_through_as_without_us(result: str, artifact: bool) -> None:
+def test_odd_results_come_through_as_without_us(result: str, artifact: bool, pdp: Any) -> None:
     """Whatever a tool returns: the same answer or the same error, one decision, and a record of its end."""
 
     def act(text: str) -> Any:
@@ -238,9 +188,7 @@ def test_odd_results_come_through_as_without_us(result: str, artifact: bool) -> 
 
     options = {"response_format": "content_and_artifact"} if artifact else {}
     stock = _outcome(hand_written(replying([CALL]), [probing(act, **options)]))
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp, profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(act, **options)]))
+    authz, graph = protecting(hand_written(replying([CALL]), [probing(act, **options)]), pdp, profiles=PROFILES)
     with authz.run(subject="alice"):
         ours = _outcome(graph)
     assert ours == stock
@@ -257,22 +205,19 @@ def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
 
     authz = authz_with(StaticPDP(True), profiles=PROFILES)
     graph = authz.protect(hand_written(replying([CALL]), [probing(act, handle_tool_error=handled)]))
-    with authz.run(subject="alice"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human())
     assert answer_to(state["messages"], "call-probe").status == "error"
     assert ends(authz) == ["failed"]
 
 
-def test_a_tool_that_asks_twice_runs_once() -> None:
+def test_a_tool_that_asks_twice_runs_once(ran: Any, pdp: Any) -> None:
     """Its own questions keep their answers, and its effect happens once."""
-    ran: list[Any] = []
 
     def act(text: str) -> str:
         first, second = interrupt({"first": ["a"], "options": ["a"]}), interrupt({"second": ["b"], "options": ["b"]})
         ran.append((first, second))
         return "ok"
 
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=PROFILES)
     graph = authz.protect(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice"):
@@ -284,10 +229,9 @@ def test_a_tool_that_asks_twice_runs_once() -> None:
 
 
 @pytest.mark.parametrize("sequence", [["probe", "probe", "probe"], ["probe", "other", "probe"]])
-def test_a_tool_that_writes_into_its_arguments(sequence: list[str]) -> None:
+def test_a_tool_that_writes_into_its_arguments(sequence: list[str], ran: Any, pdp: Any) -> None:
     """They are the message's own where the schema is plain JSON: its other calls keep their one decision."""
     schema = {"title": "probe", "description": "Probe.", "type": "object", "properties": {"rows": {"type": "object"}}}
-    ran: list[Any] = []
 
     def act(rows: dict[str, Any]) -> str:
         ran.append(dict(rows))
@@ -295,11 +239,8 @@ def test_a_tool_that_writes_into_its_arguments(sequence: list[str]) -> None:
         return "ok"
 
     tools = [StructuredTool(name=n, description="Probe.", args_schema=schema, func=act) for n in ("probe", "other")]
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=PROFILES)
     planned = [call(n, {"rows": {"n": i}}, f"call-{i}") for i, n in enumerate(sequence)]
-    graph = authz.protect(create_agent(replying(planned), tools))
-    with authz.run(subject="alice"):
-        graph.invoke(human(), {"max_concurrency": 1})
+    told(authz, authz.protect(create_agent(replying(planned), tools)), human(), {"max_concurrency": 1})
     assert ran == [{"n": i} for i in range(3)]
     assert [r.context.call.args for r in calls_of(pdp)] == [{"rows": {"n": i}} for i in range(3)]  # type: ignore[union-attr]

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import pytest
 from langchain.agents import create_agent
 from langchain.agents import middleware as builtin
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.decisions import BaseDecisionModel, ClassifierResponse
-from langchain_core.messages import AIMessage
 
-from langchain_runtime_authz import AuthzHalt, Grant
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import StaticPDP
+from ._kit import *
+from .test_middleware import Seeing, built, quietly, said, seeing
 
-from ._graphs import (
-    PAID,
-    PAY,
-    READ,
-    answer_to,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    human,
-    pay_tool,
-    read_tool,
-)
-from .test_middleware import Seeing, built, quietly, said, seeing, ways
+go = params("sync", "async")
 
 
 class Judge(BaseDecisionModel):
@@ -128,33 +107,28 @@ def test_every_middleware_of_langchain_is_played() -> None:
 
 @names
 @played
-def test_each_call_is_decided_once(name: str, place: str, go: str, tmp_path: Path) -> None:
+def test_each_call_is_decided_once(name: str, place: str, go: str, tmp_path: Path, ran: Any) -> None:
     """As it was planned, and the denied one does not run."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     stack, order = PLACES[place]
     model = planning(name)
     own: Any = {order: [MIDDLEWARE[name](model, tmp_path)]}
-    graph = built(stack, authz, model, [pay_tool(ran), read_tool(ran)], **own)
-    assert_went_on(quietly(go, authz, graph, human()))
+    assert_went_on(quietly(go, authz, built(stack, authz, model, [pay_tool(ran), read_tool(ran)], **own), human()))
     assert ran == [("read", "a")]
     assert sorted((r.resource.id, r.context.plan.planned) for r in calls_of(pdp)) == [("pay", True), ("read", True)]
 
 
 @names
-def test_the_unenforced_twin_pays(name: str, tmp_path: Path) -> None:
+def test_the_unenforced_twin_pays(name: str, tmp_path: Path, ran: Any) -> None:
     """Unless the middleware only pretends to."""
-    ran: list[Any] = []
     model = planning(name)
     create_agent(model, [pay_tool(ran), read_tool(ran)], middleware=[MIDDLEWARE[name](model, tmp_path)]).invoke(human())
     assert (PAID in ran) is (name != "LLMToolEmulator")
 
 
-def test_an_emulated_call_is_given_back() -> None:
+def test_an_emulated_call_is_given_back(ran: Any, authz: Any) -> None:
     """It was permitted and did not run: nothing of it is kept as done."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     graph = built("protect", authz, seeing([PAY]), [pay_tool(ran)], before=[builtin.LLMToolEmulator(tools=["pay"], model=aside("Paid."))])
     state = said("sync", authz, graph, human())
     assert answer_to(state["messages"], "call-pay").text == "Paid."
@@ -162,12 +136,8 @@ def test_an_emulated_call_is_given_back() -> None:
     assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["released"]  # type: ignore[attr-defined]
 
 
-@ways
-def test_a_call_over_the_limit_is_no_call(go: str) -> None:
+def test_a_call_over_the_limit_is_no_call(go: str, ran: Any, pdp: Any, authz: Any) -> None:
     """LangChain answers it before the tool node: it is not decided, and the others are."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     limit = builtin.ToolCallLimitMiddleware(run_limit=1, exit_behavior="continue")
     graph = built("protect", authz, seeing([PAY, READ]), [pay_tool(ran), read_tool(ran)], before=[limit])
     assert_went_on(said(go, authz, graph, human()))
@@ -178,12 +148,8 @@ def test_a_call_over_the_limit_is_no_call(go: str) -> None:
 # --- the models that it asks ----------------------------------------------------------------------------
 
 OWN_MODELS = {
-    "AutoModeMiddleware": ["judge-1"],
-    "LLMToolEmulator": ["side-1"],
-    "LLMToolSelectorMiddleware": ["side-1"],
-    "ModelFallbackMiddleware": ["side-1"],
-    "ModelRouterMiddleware": ["judge-1"],
-    "SummarizationMiddleware": ["side-1"],
+    "AutoModeMiddleware": ["judge-1"], "LLMToolEmulator": ["side-1"], "LLMToolSelectorMiddleware": ["side-1"],
+    "ModelFallbackMiddleware": ["side-1"], "ModelRouterMiddleware": ["judge-1"], "SummarizationMiddleware": ["side-1"],
 }
 
 
@@ -203,7 +169,6 @@ def _asked(made: Any) -> int:
 
 
 @pytest.mark.parametrize("name", OWN_MODELS)
-@ways
 def test_a_model_that_middleware_asks_is_decided(name: str, go: str, tmp_path: Path) -> None:
     """In a protected graph: a language model as a decision model. A denied one is not asked."""
     (own,) = OWN_MODELS[name]

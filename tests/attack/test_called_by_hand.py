@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
-from contextlib import nullcontext
-from typing import Annotated, Any
 
-import pytest
 from langchain_core.callbacks import CallbackManagerForToolRun
-from langchain_core.runnables import ConfigurableField, RunnableConfig
-from langchain_core.tools import BaseTool, InjectedToolArg, StructuredTool, Tool
+from langchain_core.runnables import ConfigurableField
+from langchain_core.tools import InjectedToolArg, Tool
 
-from langchain_runtime_authz import AuthzDenied, ToolProfile, current_call
-from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import (
-    PAID,
-    PAY,
-    PROFILES,
-    agent_graph,
-    answer_to,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    human,
-    in_run,
-    node_graph,
-    pay_tool,
-    reasons,
-    replying,
-    rules_that_permit,
-)
+from ._kit import *
 
 ARGS = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
 BARE = {"pay": ToolProfile(effect="pay", sink="external")}
 ROADS = ("func", "coroutine", "_run", "_arun")
-roads = pytest.mark.parametrize("road", ROADS)
+road = params(ROADS)
 
 
 def payer(ran: list[Any]) -> BaseTool:
@@ -68,12 +43,10 @@ async def _awaited(called: Any) -> Any:
     return await called
 
 
-@roads
 @pytest.mark.parametrize("positional", [True, False])
 @pytest.mark.parametrize("permit", [True, False])
-def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: bool) -> None:
+def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: bool, ran: Any) -> None:
     """One decision on exactly what it receives, under the arguments' names; a deny is `AuthzDenied`."""
-    ran: list[Any] = []
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp)
     pay = authz.guard(payer(ran))
@@ -97,20 +70,14 @@ def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: boo
         assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["done"]  # type: ignore[attr-defined]
 
 
-@roads
-def test_the_unenforced_twin_runs(road: str) -> None:
+def test_the_unenforced_twin_runs(road: str, ran: Any) -> None:
     """The same call of a tool that nobody guarded happens."""
-    ran: list[Any] = []
     by_hand(payer(ran), road, **ARGS)
     assert ran == [PAID]
 
 
-@roads
-def test_arguments_are_decided_as_the_code_receives_them(road: str) -> None:
+def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Past `run` nothing is parsed: a text stays a text, in the request as in the function."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pay = authz.guard(payer(ran))
     with authz.run(subject="alice"):
         by_hand(pay, road, recipient="bob", amount="5")
@@ -120,25 +87,17 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str) -> None:
     assert ran == [("bob", "5", "EUR")]
 
 
-@roads
-def test_code_called_by_hand_outside_a_run_is_denied(road: str) -> None:
+def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: Any) -> None:
     """Without a run: `no_run`, and the PDP is not asked."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
     pay = authz_with(pdp).guard(payer(ran))
-    with pytest.raises(AuthzDenied) as denied:
-        by_hand(pay, road, **ARGS)
-    assert denied.value.code == "no_run"
+    assert code_of(lambda: by_hand(pay, road, **ARGS)) == "no_run"
     assert ran == []
     assert pdp.requests == []
 
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke"])
-def test_run_itself_is_decided_once(how: str) -> None:
+def test_run_itself_is_decided_once(how: str, ran: Any, pdp: Any, authz: Any) -> None:
     """`run` goes through the same functions, under the one decision that it had."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pay = authz.guard(payer(ran))
     with authz.run(subject="alice"):
         pay.invoke(ARGS) if how == "invoke" else asyncio.run(pay.ainvoke(ARGS))
@@ -148,9 +107,8 @@ def test_run_itself_is_decided_once(how: str) -> None:
 
 @pytest.mark.parametrize("road", ["func", "_run", "run"])
 @pytest.mark.parametrize("inner", ["func", "_run", "invoke"])
-def test_a_tool_that_calls_itself_is_decided_each_time(road: str, inner: str) -> None:
+def test_a_tool_that_calls_itself_is_decided_each_time(road: str, inner: str, ran: Any) -> None:
     """The ticket of a call is not for the calls that its function makes."""
-    ran: list[Any] = []
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args["amount"] < 100)
     authz = authz_with(pdp)
 
@@ -170,20 +128,13 @@ def test_a_tool_that_calls_itself_is_decided_each_time(road: str, inner: str) ->
     assert [r.context.call.args["amount"] for r in calls_of(pdp) if r.context.call is not None] == [1, 666]
 
 
-def test_a_tool_that_runs_itself_in_a_nested_agent_gets_that_calls_arguments() -> None:
+def test_a_tool_that_runs_itself_in_a_nested_agent_gets_that_calls_arguments(ran: Any, pdp: Any, authz: Any) -> None:
     """A tool inside its own run parses what it is sent anew."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
 
     def pay(recipient: str, amount: float) -> str:
         """Pay somebody."""
         ran.append(amount)
         if amount == 1:
-            from langgraph.prebuilt import ToolNode
-
-            from ._graphs import call, hand_written, replying
-
             calls = [call("pay", {"recipient": "bob", "amount": 2.0}, "call-inner")]
             hand_written(replying(calls), ToolNode([guarded])).invoke(human())
         return "paid"
@@ -206,9 +157,8 @@ class Plain(BaseTool):
         return "paid"
 
 
-def test_config_and_callbacks_are_injected_as_before() -> None:
+def test_config_and_callbacks_are_injected_as_before(pdp: Any) -> None:
     """The framework finds the parameters of the code under our functions, and they are no part of the decision."""
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=BARE)
     plain = authz.guard(Plain())
     with authz.run(subject="alice"):
@@ -218,7 +168,7 @@ def test_config_and_callbacks_are_injected_as_before() -> None:
     assert [r.context.call.args for r in calls_of(pdp) if r.context.call is not None] == [{"recipient": "bob"}] * 2
 
 
-def test_injected_arguments_are_no_part_of_the_decision() -> None:
+def test_injected_arguments_are_no_part_of_the_decision(pdp: Any) -> None:
     """An argument that the framework supplies may be anything, and is left out."""
     got: list[Any] = []
 
@@ -227,7 +177,6 @@ def test_injected_arguments_are_no_part_of_the_decision() -> None:
         got.append((recipient, user, sorted(config)))
         return "paid"
 
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=BARE)
     guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
     with authz.run(subject="alice"):
@@ -238,9 +187,8 @@ def test_injected_arguments_are_no_part_of_the_decision() -> None:
     assert request.context.call.args == {"recipient": "bob"}
 
 
-def test_signatures_are_what_they_were() -> None:
+def test_signatures_are_what_they_were(ran: Any) -> None:
     """Inspection sees the user's function: name, documentation, parameters."""
-    ran: list[Any] = []
     plain, guarded = payer(ran), authz_with(StaticPDP(True)).guard(payer(ran))
     for name in ("func", "coroutine"):
         ours, theirs = getattr(guarded, name), getattr(plain, name)
@@ -252,10 +200,8 @@ def test_signatures_are_what_they_were() -> None:
     assert guarded.args == plain.args
 
 
-def test_arguments_that_do_not_fit_are_a_type_error() -> None:
+def test_arguments_that_do_not_fit_are_a_type_error(pdp: Any, authz: Any) -> None:
     """Python's own error, before anything is decided."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     pay: Any = authz.guard(payer([]))
     with authz.run(subject="alice"), pytest.raises(TypeError):
         pay.func("bob", 5.0, "USD", "too many")
@@ -263,16 +209,13 @@ def test_arguments_that_do_not_fit_are_a_type_error() -> None:
 
 
 @pytest.mark.parametrize("how", ["model_copy", "deep", "copy", "deepcopy", "rebuilt"])
-def test_copies_keep_the_guard(how: str) -> None:
+def test_copies_keep_the_guard(how: str, ran: Any) -> None:
     """A copy, and a tool that is built of a guarded one's fields, is decided on each road."""
-    ran: list[Any] = []
     authz = authz_with(deny_only("pay"))
     pay: Any = authz.guard(payer(ran))
     made: Any = {
-        "model_copy": lambda: pay.model_copy(),
-        "deep": lambda: pay.model_copy(deep=True),
-        "copy": lambda: copy.copy(pay),
-        "deepcopy": lambda: copy.deepcopy(pay),
+        "model_copy": lambda: pay.model_copy(), "deep": lambda: pay.model_copy(deep=True),
+        "copy": lambda: copy.copy(pay), "deepcopy": lambda: copy.deepcopy(pay),
         "rebuilt": lambda: StructuredTool(**{name: getattr(pay, name) for name in StructuredTool.model_fields}),
     }[how]()
     with authz.run(subject="alice"):
@@ -284,50 +227,39 @@ def test_copies_keep_the_guard(how: str) -> None:
     assert ran == []
 
 
-@pytest.mark.parametrize("road", ["func", "run"])
-def test_a_function_that_is_replaced_is_not_what_was_reviewed(road: str) -> None:
-    """A guarded tool with another function is decided on every road, and as a tool without a profile."""
-    ran: list[Any] = []
+def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
+    """Decide a guarded tool with another function as a tool without a profile."""
     evil: list[Any] = []
-    pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"])
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"]))
     pay: Any = authz.guard(payer(ran))
     with authz.run(subject="alice"):
         pay.invoke(ARGS)
         own = pay.func
         pay.func = lambda recipient, amount, currency: evil.append(recipient)
         with pytest.raises(AuthzDenied):
-            pay.func(**ARGS) if road == "func" else pay.run(ARGS)
+            pay.run(ARGS)
         pay.func = own
         pay.invoke(ARGS)
     assert ran == [PAID, PAID]
     assert evil == []
 
 
-def test_a_tool_that_is_renamed_after_its_decision_is_decided_again() -> None:
+def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) -> None:
     """The verdict of a gate is on the tool under the name that it had."""
-    ran: list[Any] = []
     authz = authz_with(rules_that_permit())
-    from langgraph.prebuilt import ToolNode
-
-    from ._graphs import answer_to, hand_written, replying
-
     def wrap(request: Any, handler: Any) -> Any:
         request.tool.name = "other"
         return handler(request)
 
     graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
-    with authz.run(subject="alice"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human())
     assert ran == []
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert reasons(authz, "other") == ["plan_changed"]
 
 
-def test_a_single_input_tool_by_hand() -> None:
+def test_a_single_input_tool_by_hand(ran: Any, pdp: Any) -> None:
     """`Tool` takes one text."""
-    ran: list[str] = []
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=BARE)
     say: Any = authz.guard(Tool("pay", lambda text: ran.append(text) or "said", "Say."))
     with authz.run(subject="alice"):
@@ -355,9 +287,8 @@ def test_credentials_and_leaks_by_hand() -> None:
     assert tokens[0] not in out
 
 
-def test_the_original_function_is_out_of_reach_of_the_guard() -> None:
+def test_the_original_function_is_out_of_reach_of_the_guard(ran: Any) -> None:
     """`__wrapped__` is the process's own way round: stated, not hidden."""
-    ran: list[Any] = []
     authz = authz_with(deny_only("pay"))
     pay: Any = authz.guard(payer(ran))
     with authz.run(subject="alice"):
@@ -366,9 +297,8 @@ def test_the_original_function_is_out_of_reach_of_the_guard() -> None:
 
 
 @pytest.mark.parametrize("permit", [True, False])
-def test_code_called_by_hand_in_a_node_function(permit: bool) -> None:
+def test_code_called_by_hand_in_a_node_function(permit: bool, ran: Any) -> None:
     """In a protected graph the run is the graph's, and two equal calls are two."""
-    ran: list[Any] = []
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp, profiles=PROFILES)
     pay: Any = authz.guard(payer(ran))
@@ -385,13 +315,8 @@ def test_code_called_by_hand_in_a_node_function(permit: bool) -> None:
 
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize("permit", [True, False])
-def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permit: bool) -> None:
+def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permit: bool, ran: Any) -> None:
     """It is a call of its own, unplanned; the planned one still runs under the gate's one decision."""
-    from langgraph.prebuilt import ToolNode
-
-    from ._graphs import READ, answer_to, hand_written, read_tool, replying
-
-    ran: list[Any] = []
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp)
     pay = authz.guard(payer(ran)) if guarded else payer(ran)
@@ -404,8 +329,7 @@ def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permi
         return handler(request)
 
     graph = authz.protect(hand_written(replying([READ]), ToolNode([read_tool(ran)], wrap_tool_call=wrap)))
-    with authz.run(subject="alice"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human())
     assert ran == [PAID if permit else "no_permit", ("read", "a")]
     assert answer_to(state["messages"], "call-read").status == "success"
     planned = {r.resource.id: r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None}
@@ -446,10 +370,8 @@ async def _whole(tool: BaseTool, go: str, given: Any) -> Any:
 
 @pytest.mark.parametrize("onward", [False, True])
 @pytest.mark.parametrize("go", ["sync", "async"])
-def test_an_invoke_of_ones_own_is_one_decision(onward: bool, go: str) -> None:
+def test_an_invoke_of_ones_own_is_one_decision(onward: bool, go: str, ran: Any, pdp: Any) -> None:
     """It is decided before any of its code runs, and what it goes on to is the same call; called again it is another."""
-    ran: list[str] = []
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=BARE)
     pay = authz.guard(OwnInvoke(onward=onward, ran=ran))
     given = {"recipient": "bob", "amount": 5}
@@ -461,30 +383,24 @@ def test_an_invoke_of_ones_own_is_one_decision(onward: bool, go: str) -> None:
 
 
 @pytest.mark.parametrize("go", ["sync", "async"])
-def test_an_invoke_of_ones_own_that_is_denied_does_nothing(go: str) -> None:
+def test_an_invoke_of_ones_own_that_is_denied_does_nothing(go: str, ran: Any) -> None:
     """Nor outside every run; the unguarded one is the twin, in which it acts."""
-    ran: list[str] = []
     plain = OwnInvoke(onward=True, ran=ran)
     authz = authz_with(deny_only("pay"), profiles=BARE)
     pay = authz.guard(plain)
     given = {"recipient": "bob", "amount": 5}
     with authz.run(subject="alice"), pytest.raises(AuthzDenied):
         asyncio.run(_whole(pay, go, given))
-    with pytest.raises(AuthzDenied) as outside:
-        asyncio.run(_whole(pay, go, given))
-    assert outside.value.code == "no_run"
+    assert code_of(lambda: asyncio.run(_whole(pay, go, given))) == "no_run"
     assert ran == []
     asyncio.run(_whole(plain, go, given))
     assert ran == ["invoke", "run"]
 
 
 @pytest.mark.parametrize("go", ["sync", "async"])
-def test_an_invoke_of_ones_own_in_a_tool_node(go: str) -> None:
+def test_an_invoke_of_ones_own_in_a_tool_node(go: str, ran: Any, pdp: Any) -> None:
     """The gate's ticket is the one that it runs by: asked once, answered by a message."""
-    ran: list[str] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp, profiles=BARE)
-    graph = authz.protect(agent_graph(replying([PLAIN]), [OwnInvoke(onward=True, ran=ran)]))
+    authz, graph = protecting(agent_graph(replying([PLAIN]), [OwnInvoke(onward=True, ran=ran)]), pdp, profiles=BARE)
     with authz.run(subject="alice"):
         state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
     assert ran == ["invoke", "run"]
@@ -493,12 +409,11 @@ def test_an_invoke_of_ones_own_in_a_tool_node(go: str) -> None:
 
 
 @pytest.mark.parametrize("permit", [True, False])
-def test_a_guarded_tool_that_is_made_anew_is_guarded(permit: bool) -> None:
+def test_a_guarded_tool_that_is_made_anew_is_guarded(permit: bool, ran: Any) -> None:
     """LangChain does that for `configurable_fields`: of the tool's class, and of its fields as a client's config has them.
 
     With another description it is not what was reviewed.
     """
-    ran: list[Any] = []
     pdp = StaticPDP(lambda r: permit or r.action.name != "tools/call")
     authz = authz_with(pdp)
     guarded = authz.guard(pay_tool(ran))
@@ -511,10 +426,8 @@ def test_a_guarded_tool_that_is_made_anew_is_guarded(permit: bool) -> None:
     assert [r.resource.properties["profiled"] for r in calls_of(pdp)] == [True, False]
 
 
-def test_a_tool_that_is_made_by_a_guarded_ones_class_of_something_else() -> None:
+def test_a_tool_that_is_made_by_a_guarded_ones_class_of_something_else(ran: Any, authz: Any) -> None:
     """Nobody guarded that: it does not run, and says what to do."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     guarded = authz.guard(pay_tool(ran))
     other: Any = type(guarded)(name="pay", description="x", args_schema={"type": "object"}, func=lambda: ran.append("other"))
     with authz.run(subject="alice"), pytest.raises(ConfigError, match=r"`authz\.guard` it"):

@@ -6,34 +6,21 @@ the token ends up in every one of the places.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import pickle
 import traceback
-from dataclasses import dataclass, field
-from typing import Annotated, Any
 
-import pytest
-from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, tool
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store, get_stream_writer
 from langgraph.func import task
 from langgraph.graph.message import push_message
-from langgraph.prebuilt import InjectedStore, ToolRuntime
+from langgraph.prebuilt import InjectedStore
 from langgraph.runtime import Runtime
-from langgraph.store.memory import InMemoryStore
-from langgraph.types import Command, Send
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.testing import StaticPDP
+from ._kit import *
 
-from ._graphs import agent_graph, call, hand_written, human, replying
-
-BANK = "https://bank.example"
+CARELESS = {"careless": ToolProfile(effect="pay", sink="external", audience=("https://bank.example",))}
 STATIC = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9." + "c2lnbmF0dXJl" * 7
-THREAD = {"configurable": {"thread_id": "t"}}
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ class Update:
 
 
 class Place:
-    """One way to be careless: what the tool does with its token, and where that can be read."""
+    """A careless tool's token, and whether it is the platform's or one that it was provisioned with."""
 
     def __init__(self, protected: bool) -> None:
         self.protected = protected
@@ -69,256 +56,167 @@ class Place:
             self.token = current_call().credential().token
         return self.token
 
-    def tool(self, how: str) -> BaseTool:
-        return getattr(self, how)()  # type: ignore[no-any-return]
 
-    def returns(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Return."""
-            return f"paid with {self.mine()}"
+def careless_tools(place: Place) -> dict[str, Any]:
+    """Return one tool for each way to be careless with a token."""
+    made: dict[str, Any] = {}
 
-        return careless
+    def careless(**options: Any) -> Callable[[Any], Any]:
+        return lambda f: made.setdefault(f.__name__, tool("careless", description="Be careless.", **options)(f))
 
-    def returns_artifact(self) -> BaseTool:
-        @tool(response_format="content_and_artifact")
-        def careless() -> tuple[str, dict[str, str]]:
-            """Return an artifact."""
-            return "done", {"used": self.mine()}
+    @careless()
+    def returns() -> str:
+        return f"paid with {place.mine()}"
 
-        return careless
+    @careless(response_format="content_and_artifact")
+    def returns_artifact() -> tuple[str, dict[str, str]]:
+        return "done", {"used": place.mine()}
 
-    def returns_artifact_of_its_own(self) -> BaseTool:
-        @tool(response_format="content_and_artifact")
-        def careless() -> tuple[str, Any]:
-            """Return an object that does not show what it holds."""
-            return "done", Receipt(sent=SecretStr(self.mine()), by=Client(self.token))
+    @careless(response_format="content_and_artifact")
+    def returns_artifact_of_its_own() -> tuple[str, Any]:
+        return "done", Receipt(sent=SecretStr(place.mine()), by=Client(place.token))
 
-        return careless
+    @careless()
+    def raises() -> str:
+        raise RuntimeError(f"refused {place.mine()}")
 
-    def raises(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Raise."""
-            raise RuntimeError(f"refused {self.mine()}")
+    @careless()
+    def raises_what_is_written_of_its_own() -> str:
+        raise FileNotFoundError(2, "no such key", place.mine())
 
-        return careless
+    class Careless(BaseTool):
+        name: str = "careless"
+        description: str = "Raise before `_run`."
 
-    def raises_what_is_written_of_its_own(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Raise an error whose text is made of what none of its attributes' names says."""
-            raise FileNotFoundError(2, "no such key", self.mine())
+        def invoke(self, *_: Any, **__: Any) -> Any:
+            raise FileNotFoundError(2, "no such key", place.mine())
 
-        return careless
-
-    def raises_from_an_invoke_of_its_own(self) -> BaseTool:
-        place = self
-
-        class Careless(BaseTool):
-            name: str = "careless"
-            description: str = "Raise before `_run`."
-
-            def invoke(self, *_: Any, **__: Any) -> Any:
-                raise FileNotFoundError(2, "no such key", place.mine())
-
-            def _run(self) -> str:
-                return "done"
-
-        return Careless()
-
-    def updates_state(self) -> BaseTool:
-        @tool
-        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
-            """Update the state."""
-            return Command(update={"messages": [ToolMessage(self.mine(), tool_call_id=ident)]})
-
-        return careless
-
-    def updates_state_beside_the_text(self) -> BaseTool:
-        @tool
-        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
-            """Update the state, with a message whose token is not in its text."""
-            message = ToolMessage("done", tool_call_id=ident, artifact={Client(self.mine()): 1}, name=self.token)
-            return Command(update=[("messages", [message])])
-
-        return careless
-
-    def updates_state_by_an_object(self) -> BaseTool:
-        @tool
-        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
-            """Update the state, by a state object."""
-            return Command(update=Update(messages=[ToolMessage("done", tool_call_id=ident, used=Client(self.mine()))]))
-
-        return careless
-
-    def sends(self) -> BaseTool:
-        @tool
-        def careless(ident: Annotated[str, InjectedToolCallId]) -> Any:
-            """Go on, with something for the next node."""
-            message = ToolMessage("done", tool_call_id=ident)
-            goto = [Send("agent", {"messages": [], "used": Client(self.mine())})]
-            return Command(update={"messages": [message]}, goto=goto)
-
-        return careless
-
-    def stores_an_object(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Store."""
-            get_store().put(("keys",), "bank", {"client": Client(self.mine())})
+        def _run(self) -> str:
             return "done"
 
-        return careless
+    made["raises_from_an_invoke_of_its_own"] = Careless()
 
-    def stores(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Store."""
-            get_store().put(("keys",), "bank", {"token": self.mine()})
-            return "done"
+    @careless()
+    def updates_state(ident: Annotated[str, InjectedToolCallId]) -> Any:
+        return Command(update={"messages": [ToolMessage(place.mine(), tool_call_id=ident)]})
 
-        return careless
+    @careless()
+    def updates_state_beside_the_text(ident: Annotated[str, InjectedToolCallId]) -> Any:
+        message = ToolMessage("done", tool_call_id=ident, artifact={Client(place.mine()): 1}, name=place.token)
+        return Command(update=[("messages", [message])])
 
-    def stores_injected(self) -> BaseTool:
-        @tool
-        def careless(store: Annotated[Any, InjectedStore()]) -> str:
-            """Store."""
-            store.put(("keys", self.mine().rpartition(".")[2]), "bank", {"deep": [self.mine()]})
-            return "done"
+    @careless()
+    def updates_state_by_an_object(ident: Annotated[str, InjectedToolCallId]) -> Any:
+        return Command(update=Update(messages=[ToolMessage("done", tool_call_id=ident, used=Client(place.mine()))]))
 
-        return careless
+    @careless()
+    def sends(ident: Annotated[str, InjectedToolCallId]) -> Any:
+        message = ToolMessage("done", tool_call_id=ident)
+        goto = [Send("agent", {"messages": [], "used": Client(place.mine())})]
+        return Command(update={"messages": [message]}, goto=goto)
 
-    def stores_by_runtime(self) -> BaseTool:
-        @tool
-        def careless(runtime: ToolRuntime) -> str:
-            """Store."""
-            runtime.store.put(("keys",), "bank", {"token": self.mine()})  # type: ignore[union-attr]
-            assert runtime.store.get(("keys",), "bank") is not None  # type: ignore[union-attr]
-            return "done"
+    @careless()
+    def stores_an_object() -> str:
+        get_store().put(("keys",), "bank", {"client": Client(place.mine())})
+        return "done"
 
-        return careless
+    @careless()
+    def stores() -> str:
+        get_store().put(("keys",), "bank", {"token": place.mine()})
+        return "done"
 
-    def streams(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Stream."""
-            get_stream_writer()({"used": self.mine()})
-            return "done"
+    @careless()
+    def stores_injected(store: Annotated[Any, InjectedStore()]) -> str:
+        store.put(("keys", place.mine().rpartition(".")[2]), "bank", {"deep": [place.mine()]})
+        return "done"
 
-        return careless
+    @careless()
+    def stores_by_runtime(runtime: ToolRuntime) -> str:
+        runtime.store.put(("keys",), "bank", {"token": place.mine()})  # type: ignore[union-attr]
+        assert runtime.store.get(("keys",), "bank") is not None  # type: ignore[union-attr]
+        return "done"
 
-    def streams_by_runtime(self) -> BaseTool:
-        @tool
-        def careless(runtime: ToolRuntime) -> str:
-            """Stream."""
-            runtime.stream_writer(f"used {self.mine()}")
-            return "done"
+    @careless()
+    def streams() -> str:
+        get_stream_writer()({"used": place.mine()})
+        return "done"
 
-        return careless
+    @careless()
+    def streams_by_runtime(runtime: ToolRuntime) -> str:
+        runtime.stream_writer(f"used {place.mine()}")
+        return "done"
 
-    def pushes_a_message(self) -> BaseTool:
-        @tool
-        def careless() -> str:
-            """Write a message to the state, past the result."""
-            push_message(AIMessage(f"sent {self.mine()}", id="m"))
-            return "done"
+    @careless()
+    def pushes_a_message() -> str:
+        push_message(AIMessage(f"sent {place.mine()}", id="m"))
+        return "done"
 
-        return careless
+    @task
+    def fetch() -> dict[str, str]:
+        return {"Authorization": place.mine()}
 
-    def returns_from_a_task(self) -> BaseTool:
-        @task
-        def fetch() -> dict[str, str]:
-            return {"Authorization": self.mine()}
+    @careless()
+    def returns_from_a_task() -> str:
+        return "done" if fetch().result() else "undone"
 
-        @tool
-        def careless() -> str:
-            """Have a task done, whose result is kept."""
-            return "done" if fetch().result() else "undone"
+    @task
+    def keep() -> None:
+        get_store().put(("keys",), "bank", {"token": place.mine()})
 
-        return careless
+    @task
+    def keep_by_runtime(runtime: Runtime) -> None:
+        runtime.store.put(("keys",), "again", {"token": place.mine()})  # type: ignore[union-attr]
+        runtime.stream_writer(place.token)
 
-    def stores_from_a_task(self) -> BaseTool:
-        @task
-        def keep() -> None:
-            get_store().put(("keys",), "bank", {"token": self.mine()})
+    @careless()
+    def stores_from_a_task() -> str:
+        keep().result()
+        keep_by_runtime().result()  # type: ignore[call-arg]
+        return "done"
 
-        @task
-        def keep_by_runtime(runtime: Runtime) -> None:
-            runtime.store.put(("keys",), "again", {"token": self.mine()})  # type: ignore[union-attr]
-            runtime.stream_writer(self.token)
+    @task
+    async def tell() -> None:
+        get_stream_writer()({"used": place.mine()})
 
-        @tool
-        def careless() -> str:
-            """Have it stored."""
-            keep().result()
-            keep_by_runtime().result()  # type: ignore[call-arg]
-            return "done"
+    @task
+    async def have_it_told() -> None:
+        await tell()
 
-        return careless
+    @careless()
+    async def streams_from_a_task_of_a_task_async() -> str:
+        await have_it_told()
+        return "done"
 
-    def streams_from_a_task_of_a_task_async(self) -> BaseTool:
-        @task
-        async def tell() -> None:
-            get_stream_writer()({"used": self.mine()})
+    @task
+    async def fail() -> None:
+        raise FileNotFoundError(2, "no such key", place.mine())
 
-        @task
-        async def have_it_told() -> None:
-            await tell()
+    @careless()
+    async def raises_from_a_task_async() -> str:
+        await fail()
+        return "done"
 
-        @tool
-        async def careless() -> str:
-            """Have it streamed."""
-            await have_it_told()
-            return "done"
+    @careless()
+    def streams_its_output(runtime: ToolRuntime) -> str:
+        runtime.emit_output_delta({"so far": place.mine()})
+        return "done"
 
-        return careless
+    @careless()
+    async def streams_its_output_async(runtime: ToolRuntime) -> str:
+        runtime.emit_output_delta([place.mine()])
+        await asyncio.sleep(0)
+        runtime.emit_output_delta("done")
+        return "done"
 
-    def raises_from_a_task_async(self) -> BaseTool:
-        @task
-        async def fetch() -> None:
-            raise FileNotFoundError(2, "no such key", self.mine())
-
-        @tool
-        async def careless() -> str:
-            """Have a task done, whose error is kept."""
-            await fetch()
-            return "done"
-
-        return careless
-
-    def streams_its_output(self) -> BaseTool:
-        @tool
-        def careless(runtime: ToolRuntime) -> str:
-            """Stream a part of the output."""
-            runtime.emit_output_delta({"so far": self.mine()})
-            return "done"
-
-        return careless
-
-    def streams_its_output_async(self) -> BaseTool:
-        @tool
-        async def careless(runtime: ToolRuntime) -> str:
-            """Stream a part of the output."""
-            runtime.emit_output_delta([self.mine()])
-            await asyncio.sleep(0)
-            runtime.emit_output_delta("done")
-            return "done"
-
-        return careless
-
-    def stores_async(self) -> BaseTool:
-        @tool
-        async def careless() -> str:
-            """Store."""
-            await get_store().aput(("keys",), "bank", {"token": self.mine()})
-            return "done"
-
-        return careless
+    @careless()
+    async def stores_async() -> str:
+        await get_store().aput(("keys",), "bank", {"token": place.mine()})
+        return "done"
+    return made
 
 
 MODES = ["values", "custom", "updates", "messages", "tools"]
-HOW = [name for name in vars(Place) if name not in ("mine", "tool") and not name.startswith("_")]
+HOW = list(careless_tools(Place(False)))
 
 
 def kept(saver: InMemorySaver) -> str:
@@ -331,11 +229,9 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
     """Everything that a run of the careless tool left behind, as one text; its token; the authz."""
     caplog.set_level(logging.DEBUG)
     place, store, saver = Place(protected), InMemoryStore(), InMemorySaver()
-    authz = RuntimeAuthz(
-        pdp=StaticPDP(True), profiles={"careless": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
-    )
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=CARELESS)
     build = hand_written if kind == "hand" else agent_graph
-    graph = build(replying([call("careless", {}, "c1")]), [place.tool(how)], checkpointer=saver, store=store)
+    graph = build(replying([call("careless", {}, "c1")]), [careless_tools(place)[how]], checkpointer=saver, store=store)
     if protected:
         authz.protect(graph)
     left: list[Any] = []
@@ -407,12 +303,9 @@ def test_what_can_not_be_searched_reaches_no_checkpoint(capsys: Any, caplog: Any
         """Return a stream."""
         return "done", {"stream": (c for c in place.mine()), "n": 1}
 
-    authz = RuntimeAuthz(
-        pdp=StaticPDP(True), profiles={"careless": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
-    )
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=CARELESS)
     graph = authz.protect(agent_graph(replying([call("careless", {}, "c1")]), [careless], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="Pay"):
-        messages = graph.invoke(human(), THREAD)["messages"]
+    messages = told(authz, graph, human(), THREAD, task="Pay")["messages"]
     artifacts = [m.artifact for m in messages if isinstance(m, ToolMessage)]
     assert artifacts == [{"stream": "[not searched for credentials]", "n": 1}]
     assert "output of careless could not be searched for its credential, and is withheld" in caplog.text

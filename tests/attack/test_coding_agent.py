@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import BaseTool, tool
-
-from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.report.trace import ToolCall, User, read_trace, replay_trace
-from langchain_runtime_authz.testing import ScriptedChatModel
+
+from ._kit import *
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROFILES = EXAMPLES / "coding_agent.yaml"
@@ -32,8 +26,7 @@ class Workstation:
 
     def __init__(self) -> None:
         self.disk = {
-            "src/cart.py": OUTPUTS["own-1"],
-            "CONTRIBUTING.md": OUTPUTS["own-2"],
+            "src/cart.py": OUTPUTS["own-1"], "CONTRIBUTING.md": OUTPUTS["own-2"],
             "tests/test_cart.py": "assert total([Item(2, 3)]) == 6",
             "~/.aws/credentials": f"aws_secret_access_key = {KEY}",
         }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
+from ._kit import *
 from .corrections import KINDS, MODES, ROADS, Kind, Road, check, harm, in_docs, table
 
 HERE = ("hand-written", "create_agent")

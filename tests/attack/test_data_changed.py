@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
-from typing import Any
 
-import pytest
-from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Send
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import ScriptedChatModel
-from tests.attack._graphs import call, hand_written, human, says
-
-THREAD = {"configurable": {"thread_id": "t"}}
+from ._kit import *
 
 
 class Office:
@@ -87,7 +70,7 @@ def built(office: Office, *turns: Any, protected: bool = True) -> Any:
 
 
 def epoch(office: Office) -> int:
-    return int(office.authz.ledger.load(office.authz.root_entry.scope("hand", "t"), Query()).epoch)
+    return int(epoch_of(office.authz))
 
 
 def test_what_the_application_says_changed_is_not_acted_on() -> None:

@@ -2,79 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import pytest
 from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, ToolRetryMiddleware
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, RetryPolicy, interrupt
 
-from langchain_runtime_authz import ToolProfile
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.testing import StaticPDP
-from tests.ids import shown
-
-from ._graphs import (
-    ASK,
-    PAID,
-    PAY,
-    PROFILES,
-    READ,
-    agent_graph,
-    answer_to,
-    asking,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    read_tool,
-    reasons,
-    replying,
-    write_call,
-    writing_tool,
-)
-
-THREAD = {"configurable": {"thread_id": "t"}}
-BUILDERS: dict[str, Callable[..., Any]] = {"hand": hand_written, "agent": agent_graph}
+from ._kit import *
 
 
-def run_sync(graph: Any, given: Any, config: Any = None) -> Any:
-    return graph.invoke(given, config)
-
-
-def run_async(graph: Any, given: Any, config: Any = None) -> Any:
-    return asyncio.run(graph.ainvoke(given, config))
-
-
-ways = pytest.mark.parametrize("go", [run_sync, run_async], ids=["sync", "async"])
-builders = pytest.mark.parametrize("kind", ["hand", "agent"])
-
-
-@builders
-@ways
-def test_siblings_of_a_denied_call_run_exactly_once(kind: str, go: Any) -> None:
+def test_siblings_of_a_denied_call_run_exactly_once(kind: str, go: Any, ran: Any) -> None:
     """Of five calls one is denied: the four others run once, all five are answered in order."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     calls = [write_call("1"), READ, PAY, write_call("2"), write_call("3")]
     graph = authz.protect(BUILDERS[kind](replying(calls), [pay_tool(ran), read_tool(ran), writing_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert sorted(ran) == [("read", "a"), ("write", "1"), ("write", "2"), ("write", "3")]
     assert_went_on(state)
     statuses = {m.tool_call_id: m.status for m in state["messages"] if isinstance(m, ToolMessage)}
@@ -100,14 +39,10 @@ class Halting:
         return self.open or self.seen not in self.times
 
 
-@builders
-@ways
-def test_halted_run_resumes(kind: str, go: Any) -> None:
+def test_halted_run_resumes(kind: str, go: Any, ran: Any) -> None:
     """`node/enter` denied halts before the tool node; permitted later, the same plan goes on and runs once."""
     halting = Halting("tools")
-    pdp = StaticPDP(halting)
-    authz = authz_with(pdp)
-    ran: list[Any] = []
+    authz = authz_with(StaticPDP(halting))
     graph = authz.protect(
         BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()),
     )
@@ -122,15 +57,12 @@ def test_halted_run_resumes(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any) -> None:
+def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any, ran: Any) -> None:
     """One of two tool tasks halts while the other pays: after the resume the payment was made once."""
     halting = Halting("tools", times=(2,))
     # A revision that changes keeps no permit, so that each task is asked about.
     revisions = iter(range(1000))
-    pdp = type("Changing", (StaticPDP,), {"revision": property(lambda _: str(next(revisions)))})(halting)
-    authz = authz_with(pdp)
-    ran: list[Any] = []
+    authz = authz_with(type("Changing", (StaticPDP,), {"revision": property(lambda _: str(next(revisions)))})(halting))
 
     @tool("write")
     def slow(text: str) -> str:
@@ -151,19 +83,16 @@ def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_halt_is_neither_retried_nor_handled(go: Any) -> None:
+def test_halt_is_neither_retried_nor_handled(go: Any, ran: Any) -> None:
     """RetryPolicy and an error handler do not see a halt; the PDP is asked once."""
     halting = Halting("tools", times=tuple(range(100)))
     authz = authz_with(StaticPDP(halting))
-    ran: list[Any] = []
     graph = authz.protect(
         hand_written(
-            replying([PAY]),
-            ToolNode([pay_tool(ran)], handle_tool_errors=True),
+            replying([PAY]), ToolNode([pay_tool(ran)], handle_tool_errors=True),
             retry_policy=RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True),
             checkpointer=InMemorySaver(),
-        ),
+        )
     )
     with authz.run(subject="alice", task="x"), pytest.raises(AuthzHalt):
         go(graph, human(), THREAD)
@@ -180,17 +109,14 @@ def _handler(error: Exception) -> str:
 
 @pytest.mark.parametrize("handled", [True, False, "text", _handler, ValueError, (ValueError, Exception)])
 @pytest.mark.parametrize("retried", [True, False])
-@ways
-def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retried: bool, go: Any) -> None:
+def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retried: bool, go: Any, ran: Any) -> None:
     """Whatever a ToolNode does with errors and a node with failures, a denied call is denied once."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True) if retried else None
     node = ToolNode([pay_tool(ran), writing_tool(ran)], handle_tool_errors=handled)
     graph = authz.protect(hand_written(replying([PAY, write_call("1")]), node, retry_policy=policy))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("write", "1")]
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert "not permitted" in answer_to(state["messages"], "call-pay").content
@@ -218,17 +144,14 @@ def _erring() -> AgentMiddleware:
     [lambda: [_retrying()], lambda: [_erring()], lambda: [_retrying(), _erring()], lambda: [_erring(), _retrying()]],
     ids=["retry", "error", "retry+error", "error+retry"],
 )
-@ways
-def test_retry_and_error_middleware_change_nothing(make: Any, go: Any) -> None:
+def test_retry_and_error_middleware_change_nothing(make: Any, go: Any, ran: Any) -> None:
     """ToolRetryMiddleware and ToolErrorMiddleware, in any order: denied once, never run."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     graph = authz.protect(
         agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()),
     )
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("write", "1")]
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert len(calls_of(pdp, "pay")) == 1
@@ -246,26 +169,20 @@ def _failing(ran: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("idempotent", [False, True])
-@ways
-def test_failed_side_effect_is_repeated_only_where_the_profile_says_so(idempotent: bool, go: Any) -> None:
+def test_failed_side_effect_is_repeated_only_where_the_profile_says_so(idempotent: bool, go: Any, pdp: Any, ran: Any):
     """ToolRetryMiddleware repeats a failed idempotent call; any other fails once, outcome unknown."""
     profiles = {"write": ToolProfile(effect="write", sink="internal", idempotent=idempotent)}
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=profiles)
-    ran: list[Any] = []
     graph = authz.protect(agent_graph(replying([write_call("1")]), [_failing(ran)], middleware=[_retrying()]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert len(ran) == (4 if idempotent else 1)
     assert answer_to(state["messages"], "call-1").status == "error"
     assert_went_on(state)
 
 
-@ways
-def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any) -> None:
+def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any, ran: Any) -> None:
     """A node that is retried after a tool's failure does not run the side effects again, none of them."""
     authz = authz_with(StaticPDP(True), profiles={**PROFILES, "pay": ToolProfile(effect="pay")})
-    ran: list[Any] = []
 
     @tool
     def pay(to: str) -> str:
@@ -277,18 +194,15 @@ def test_failed_side_effect_under_retry_policy_is_not_repeated(go: Any) -> None:
     node = ToolNode([pay, writing_tool(ran)], handle_tool_errors=False)
     plan = [write_call("1"), call("pay", {"to": "bob"}, "call-pay")]
     graph = authz.protect(hand_written(replying(plan), node, retry_policy=policy))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, graph, human(), go=go, task="x")
     assert sorted(ran, key=str) == [("write", "1"), "bob"]
     assert answer_to(state["messages"], "call-1").content == "wrote 1"
     assert "outcome is unknown" in answer_to(state["messages"], "call-pay").content
     assert_went_on(state)
 
 
-@ways
-def test_unenforced_retry_policy_repeats_the_sibling(go: Any) -> None:
+def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
     """Without us the sibling of a failing call runs again with every retry of the node."""
-    ran: list[Any] = []
     policy = RetryPolicy(max_attempts=3, initial_interval=0.001, retry_on=lambda _: True)
     node = ToolNode([_failing(ran), pay_tool(ran)], handle_tool_errors=False)
     with pytest.raises(ConnectionError):
@@ -299,142 +213,33 @@ def test_unenforced_retry_policy_repeats_the_sibling(go: Any) -> None:
 # --- asking --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def saver(request: Any, tmp_path: Any) -> Iterator[Callable[[], Any]]:
-    """Makes savers on one store, so that a process can be started anew."""
-    if request.param == "memory":
-        kept = InMemorySaver()
-        yield lambda: kept
-        return
-    opened: list[Any] = []
-
-    def make() -> Any:
-        context = SqliteSaver.from_conn_string(str(tmp_path / "c.db"))
-        opened.append(context)
-        return context.__enter__()
-
-    yield make
-    for context in opened:
-        context.__exit__(None, None, None)
-
-
-ASKED = {"1", "3", "5"}
-FIVE = [write_call(str(i)) for i in range(1, 6)]
-
-
-def _ask_some(request: Any) -> object:
-    if request.action.name == "tools/call" and request.context.call.args.get("text") in ASKED:
-        return True if request.context.approval is not None else ASK
-    return True
-
-
-@builders
-@pytest.mark.parametrize("restart", [False, True])
-def test_three_asked_of_five_calls_is_one_interrupt(kind: str, restart: bool, saver: Any) -> None:
-    """One interrupt lists the asked calls; a plain resume, also after a restart, runs each approved one once."""
-    ledger = MemoryLedger()
-    ran: list[Any] = []
-
-    def start() -> tuple[Any, Any]:
-        authz = authz_with(StaticPDP(_ask_some), ledger=ledger)
-        graph = BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=saver())
-        return authz, authz.protect(graph)
-
-    authz, graph = start()
-    with authz.run(subject="alice", task="x"):
-        paused = graph.invoke(human(), THREAD)
-    (asked,) = paused["__interrupt__"]
-    assert [a["args"]["text"] for a in asked.value["action_requests"]] == ["1", "3", "5"]
-    assert [a["tool_call_id"] for a in asked.value["action_requests"]] == ["call-1", "call-3", "call-5"]
-    assert [c["allowed_decisions"] for c in asked.value["review_configs"]] == [["approve", "edit", "reject", "respond"]] * 3
-    # In one task nothing runs before the answer; where each call is a task, the permitted ones do.
-    assert sorted(ran) == ([] if kind == "hand" else [("write", "2"), ("write", "4")])
-    if restart:
-        authz, graph = start()
-    decisions = [{"type": "approve"}, {"type": "reject", "message": "not this"}, {"type": "approve"}]
-    with authz.run(subject="alice", task="x"):
-        state = graph.invoke(Command(resume={"decisions": decisions}), THREAD)
-    assert sorted(ran) == [("write", i) for i in ("1", "2", "4", "5")]
-    assert_went_on(state)
-    refused = answer_to(state["messages"], "call-3")
-    assert refused.status == "error"
-    assert "not this" in refused.content
-    assert reasons(authz, "write")[-1] == "approval_rejected"
-    # Once answered, once spent: going on over the finished thread repeats nothing.
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(None, THREAD)
-    assert len(ran) == 4
-
-
-@builders
-def test_three_asked_of_five_calls_async(kind: str) -> None:
-    """The same on the asynchronous road, in one event loop."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(_ask_some))
-    graph = authz.protect(BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=InMemorySaver()))
-
-    async def go() -> Any:
-        async with authz.run(subject="alice", task="x"):
-            paused = await graph.ainvoke(human(), THREAD)
-            assert len(paused["__interrupt__"]) == 1
-            decisions = [{"type": "approve"}, {"type": "reject"}, {"type": "approve"}]
-            return await graph.ainvoke(Command(resume={"decisions": decisions}), THREAD)
-
-    assert_went_on(asyncio.run(go()))
-    assert sorted(ran) == [("write", i) for i in ("1", "2", "4", "5")]
-
-
-@builders
-@ways
-def test_resume_by_interrupt_id(kind: str, go: Any) -> None:
+def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
     """A map from the interrupt's id works like the plain value."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         (asked,) = go(graph, human(), THREAD)["__interrupt__"]
         assert ran == []
-        state = go(graph, Command(resume={asked.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        state = go(graph, Command(resume={asked.id: {"decisions": [APPROVE]}}), THREAD)
     assert ran == [PAID]
     assert_went_on(state)
 
 
-@builders
-def test_unenforced_twin_asks_nobody(kind: str) -> None:
-    """Without us all five calls run, the rejected one among them."""
-    ran: list[Any] = []
-    BUILDERS[kind](replying(FIVE), [writing_tool(ran)], checkpointer=InMemorySaver()).invoke(human(), THREAD)
-    assert len(ran) == 5
-
-
 MALFORMED = [
-    "yes",
-    True,
-    1,
-    [],
-    {"decisions": []},
-    {"decisions": None},
-    {"decisions": "approve"},
-    {"decisions": [{"type": "approved"}]},
-    {"decisions": [{"type": "approve"}] * 3},
+    b"approve", {"decisions": [[{"type": "approve"}]]}, {"decisions": [{"type": "edit", "edited_action": {"name": 3, "args": []}}] * 2},
+    "yes", True, 1, [], {"decisions": []}, {"decisions": None}, {"decisions": "approve"},
+    {"decisions": [{"type": "approved"}]}, {"decisions": [{"type": "approve"}] * 3},
     {"decisions": [{"type": "APPROVE"}] * 2},
     {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": "9"}}] * 2},
-    {"decisions": [{"type": "edit"}] * 2},
-    {"decisions": [{"type": "respond"}] * 2},
-    {"decisions": [{"type": ["approve"]}, {"type": {"approve": 1}}]},
-    {"decisions": {"0": {"type": "approve"}}},
-    {"type": "approve"},
-    ["approve", "approve"],
-    {"approve": True},
-    {"decision": "approve"},
+    {"decisions": [{"type": "edit"}] * 2}, {"decisions": [{"type": "respond"}] * 2},
+    {"decisions": [{"type": ["approve"]}, {"type": {"approve": 1}}]}, {"decisions": {"0": {"type": "approve"}}},
+    {"type": "approve"}, ["approve", "approve"], {"approve": True}, {"decision": "approve"},
 ]
 
 
-@builders
 @pytest.mark.parametrize("value", MALFORMED, ids=shown)
-def test_malformed_resume_denies(kind: str, value: Any) -> None:
+def test_malformed_resume_denies(kind: str, value: Any, ran: Any) -> None:
     """Any resume value that is no list of decisions for the questions denies all of them; the run goes on."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [writing_tool(ran)], checkpointer=InMemorySaver()))
@@ -446,29 +251,10 @@ def test_malformed_resume_denies(kind: str, value: Any) -> None:
     assert_went_on(state)
 
 
-@builders
-def test_empty_resume_map_answers_nothing(kind: str) -> None:
-    """`Command(resume={})` answers no question: nothing runs."""
-    ran: list[Any] = []
-    authz = authz_with(asking("write"))
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [writing_tool(ran)], checkpointer=InMemorySaver()),
-    )
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human(), THREAD)
-        graph.invoke(Command(resume={}), THREAD)
-    assert ran == []
-
-
-@builders
-@ways
-def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any) -> None:
+def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any, ran: Any) -> None:
     """Nobody can be asked without a checkpointer: `approval_unavailable`, and the run goes on."""
-    ran: list[Any] = []
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(BUILDERS[kind](replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    authz, graph = protecting(BUILDERS[kind](replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), asking("pay"))
+    state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("read", "a")]
     assert reasons(authz, "pay")[-1] == "approval_unavailable"
     assert_went_on(state)
@@ -489,19 +275,14 @@ def _choosing(ran: list[Any]) -> Any:
     return write
 
 
-@builders
-@ways
-def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any) -> None:
+def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, ran: Any) -> None:
     """After the gate's question the tool's own `interrupt()` receives its answer, not the gate's."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         (gate,) = go(graph, human(), THREAD)["__interrupt__"]
         assert "action_requests" in gate.value
-        (own,) = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)["__interrupt__"]
+        (own,) = go(graph, resume(APPROVE), THREAD)["__interrupt__"]
         assert own.value["which colour"] == "1"
         assert ran == []
         state = go(graph, Command(resume="blue"), THREAD)
@@ -509,55 +290,35 @@ def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_tool_that_asks_itself_across_runs(kind: str, go: Any) -> None:
+def test_tool_that_asks_itself_across_runs(kind: str, go: Any, ran: Any) -> None:
     """The same, where every resume is a run of its own (a new request of a web client)."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
-    for given in (human(), Command(resume={"decisions": [{"type": "approve"}]}), Command(resume="blue")):
-        with authz.run(subject="alice"):
-            state = go(graph, given, THREAD)
+    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
+    for given in (human(), resume(APPROVE), Command(resume="blue")):
+        state = told(authz, graph, given, THREAD, go=go)
     assert ran == [("1", "blue")]
     assert_went_on(state)
 
 
-@builders
-@ways
-def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any) -> None:
+def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> None:
     """The gate repeats the question that it asked first, so the tool still receives its own answer."""
     asks = [True]
-    pdp = StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True)
-    ran: list[Any] = []
-    authz = authz_with(pdp)
-    graph = authz.protect(
-        BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
+    authz = authz_with(StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True))
+    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         go(graph, human(), THREAD)
         asks[0] = False
-        (own,) = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)["__interrupt__"]
+        (own,) = go(graph, resume(APPROVE), THREAD)["__interrupt__"]
         assert own.value["which colour"] == "1"
         state = go(graph, Command(resume="blue"), THREAD)
     assert ran == [("1", "blue")]
     assert_went_on(state)
 
 
-@ways
-def test_policy_that_asks_about_another_call_on_re_entry(go: Any) -> None:
+def test_policy_that_asks_about_another_call_on_re_entry(go: Any, ran: Any) -> None:
     """The task that asked repeats its question although by now another call of the message is asked about."""
     asked_about = ["1"]
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(asked_about))
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()),
     )
@@ -565,7 +326,7 @@ def test_policy_that_asks_about_another_call_on_re_entry(go: Any) -> None:
         paused = go(graph, human(), THREAD)
         gate = next(i for i in paused["__interrupt__"] if "action_requests" in i.value)
         asked_about[:] = ["2"]
-        go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        go(graph, Command(resume={gate.id: {"decisions": [APPROVE]}}), THREAD)
     assert not any(isinstance(colour, dict) for _, colour in ran), ran
     assert ran == []
 
@@ -582,11 +343,8 @@ def _answered_in_turn(graph: Any, go: Any, state: Any, *, by_id: bool) -> tuple[
     return state, surfaced
 
 
-@builders
-@ways
-def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any) -> None:
+def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any, ran: Any) -> None:
     """Two calls asked about, both with a question of their own: each gets its own answers, each runs once."""
-    ran: list[Any] = []
     authz = authz_with(asking("write"))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
@@ -600,16 +358,14 @@ def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("effect", ["write", "read"])
-def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool, asked: bool, effect: Any) -> None:
+def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool, asked: bool, effect: Any, ran: Any):
     """Tools of one message in one task, with none, one and two questions: no answer goes to another tool.
 
     LangGraph numbers a task's answers; a call that is not repeated takes its own along all the same.
     """
-    ran: list[Any] = []
 
     @tool("write")
     def write(text: str) -> str:
@@ -644,15 +400,13 @@ def test_answers_to_tools_of_one_task_reach_the_right_tool(go: Any, by_id: bool,
     assert_went_on(state)
 
 
-@builders
-def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str) -> None:
+def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str, ran: Any) -> None:
     """Where policy still asks after the approval, the call is denied `approval_void`, not asked in circles."""
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(lambda r: ASK if r.action.name == "tools/call" else True))
     graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)
-        state = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        state = graph.invoke(resume(APPROVE), THREAD)
     assert ran == []
     assert reasons(authz, "pay")[-1] == "approval_void"
     assert_went_on(state)
@@ -682,33 +436,15 @@ def _nested(kind: str, ran: list[Any], checkpointer: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["subgraph", "agent_in_node", "agent_as_tool"])
 @pytest.mark.parametrize("decision", ["approve", "reject"])
-def test_asking_below_the_root(kind: str, decision: str) -> None:
+def test_asking_below_the_root(kind: str, decision: str, ran: Any) -> None:
     """A question from a subgraph, a nested agent or an agent in a tool is answered by a plain resume."""
-    ran: list[Any] = []
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(_nested(kind, ran, InMemorySaver()))
+    authz, graph = protecting(_nested(kind, ran, InMemorySaver()), asking("pay"))
     with authz.run(subject="alice", task="x"):
         (asked,) = graph.invoke(human(), THREAD)["__interrupt__"]
         assert asked.value["action_requests"][0]["name"] == "pay"
         state = graph.invoke(Command(resume={"decisions": [{"type": decision}]}), THREAD)
     assert ran == ([PAID] if decision == "approve" else [])
     assert_went_on(state)
-
-
-@builders
-def test_other_subject_can_not_answer(kind: str) -> None:
-    """A thread keeps its first subject: another's resume is refused before anything runs."""
-    from langchain_runtime_authz import AuthzDenied
-
-    ran: list[Any] = []
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human(), THREAD)
-    with authz.run(subject="mallory"), pytest.raises(AuthzDenied) as denied:
-        graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
-    assert denied.value.code == "subject_mismatch"
-    assert ran == []
 
 
 # --- calls that no message planned ----------------------------------------------------------------
@@ -729,29 +465,21 @@ def _calling_node(pay: Any, times: int, loops: int) -> Any:
 
 
 @pytest.mark.parametrize(("times", "loops"), [(1, 3), (3, 1), (2, 2)])
-def test_equal_calls_of_code_are_different_calls(times: int, loops: int) -> None:
+def test_equal_calls_of_code_are_different_calls(times: int, loops: int, ran: Any, authz: Any) -> None:
     """A node function that pays the same sum again means it: no call is taken for a replay of another."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
-    graph = authz.protect(_calling_node(authz.guard(pay_tool(ran)), times, loops))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human())
+    told(authz, authz.protect(_calling_node(authz.guard(pay_tool(ran)), times, loops)), human(), task="x")
     assert len(ran) == times * loops
 
 
-def test_reused_call_ids_on_later_messages_are_different_calls() -> None:
+def test_reused_call_ids_on_later_messages_are_different_calls(ran: Any, authz: Any) -> None:
     """A provider that counts its call ids from one again with each message pays each time it says so."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     tools = authz.guard([pay_tool(ran)])
     turns = [[PAY], [PAY], [PAY]]
 
     def act(state: MessagesState) -> dict[str, Any]:
         return {"messages": [tools[0].invoke(c) for c in state["messages"][-1].tool_calls]}
 
-    graph = authz.protect(hand_written(replying(*turns), ToolNode([pay_tool(ran)])))
-    with authz.run(subject="alice", task="x"):
-        graph.invoke(human())
+    told(authz, authz.protect(hand_written(replying(*turns), ToolNode([pay_tool(ran)]))), human(), task="x")
     assert len(ran) == 3
     ran.clear()
     model = replying(*turns)
@@ -767,11 +495,8 @@ def test_reused_call_ids_on_later_messages_are_different_calls() -> None:
     assert len(ran) == 3
 
 
-@ways
-def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any) -> None:
+def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran: Any, authz: Any) -> None:
     """RetryPolicy executes a node function again: what it had done comes back as recorded."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     pay = authz.guard(pay_tool(ran))
     attempts: list[int] = []
 
@@ -786,9 +511,7 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any) -> 
     policy = RetryPolicy(max_attempts=4, initial_interval=0.001, retry_on=lambda _: True)
     builder.add_node("step", step, retry_policy=policy)
     builder.add_edge(START, "step")
-    graph = authz.protect(builder.compile())
-    with authz.run(subject="alice", task="x"):
-        state = go(graph, human())
+    state = told(authz, authz.protect(builder.compile()), human(), go=go, task="x")
     assert len(attempts) == 3
     assert len(ran) == 2
     assert state["messages"][-1].content == "paid paid"
@@ -799,20 +522,11 @@ def test_profiles_cover_the_tools_of_these_tests() -> None:
     assert set(PROFILES) == {"pay", "read", "write", "ask_agent"}
 
 
-@builders
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
-def test_second_question_of_a_task(kind: str, go: Any, by_id: bool) -> None:
+def test_second_question_of_a_task(kind: str, go: Any, by_id: bool, ran: Any) -> None:
     """Policy asks about one call, later about another too: each question is answered, plainly or by its id."""
     asked_about = ["1"]
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(asked_about))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(BUILDERS[kind](replying(plan), [writing_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -830,19 +544,11 @@ def test_second_question_of_a_task(kind: str, go: Any, by_id: bool) -> None:
     assert_went_on(state)
 
 
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
-def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) -> None:
+def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ran: Any) -> None:
     """One task per call: the task that is newly asked about does not take the answer meant for its sibling."""
     asked_about = ["2"]
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    ran: list[Any] = []
-    pdp = StaticPDP(answer)
+    pdp = asking_about(asked_about)
     authz = authz_with(pdp)
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
@@ -852,7 +558,7 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) ->
         paused = go(graph, human(), THREAD)["__interrupt__"]
         gate = next(i for i in paused if "action_requests" in i.value)
         asked_about[:] = ["1", "2"]
-        value: Any = {"decisions": [{"type": "approve"}]}
+        value: Any = {"decisions": [APPROVE]}
         if by_id:
             go(graph, Command(resume={gate.id: value}), THREAD)
         else:
@@ -864,17 +570,9 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool) ->
     assert {r.context.call.args["text"] for r in approvals if r.context.call} <= ({"2"} if by_id else set())
 
 
-@ways
-def test_question_does_not_take_a_tools_answer(go: Any) -> None:
+def test_question_does_not_take_a_tools_answer(go: Any, ran: Any) -> None:
     """An answer by id to a tool's own question leaves the gate's other question open, and is not its denial."""
-    ran: list[Any] = []
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] != "2":
-            return True
-        return True if request.context.approval is not None else ASK
-
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(["2"]))
     graph = authz.protect(
         agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
     )
@@ -884,7 +582,7 @@ def test_question_does_not_take_a_tools_answer(go: Any) -> None:
         gate = next(i for i in paused if "action_requests" in i.value)
         go(graph, Command(resume={own.id: "blue"}), THREAD)
         assert ran == [("1", "blue")]
-        state = go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}]}}), THREAD)
+        state = go(graph, Command(resume={gate.id: {"decisions": [APPROVE]}}), THREAD)
         (own,) = state["__interrupt__"]
         state = go(graph, Command(resume={own.id: "red"}), THREAD)
     assert ran == [("1", "blue"), ("2", "red")]
@@ -892,22 +590,14 @@ def test_question_does_not_take_a_tools_answer(go: Any) -> None:
     assert_went_on(state)
 
 
-@ways
 @pytest.mark.parametrize("by_id", [True, False])
-def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool) -> None:
+def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool, ran: Any) -> None:
     """A call that policy asks about only after a sibling tool has asked for itself is denied, in the same task.
 
     LangGraph numbers a task's questions: a new one of the gate would come before the tool's, and take its answer.
     """
     asked_about: list[str] = []
-
-    def answer(request: Any) -> object:
-        if request.action.name != "tools/call" or request.context.call.args["text"] not in asked_about:
-            return True
-        return True if request.context.approval is not None else ASK
-
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(answer))
+    authz = authz_with(asking_about(asked_about))
     plan = [write_call("1"), write_call("2")]
     graph = authz.protect(hand_written(replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
@@ -915,7 +605,7 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool) -> None:
         assert own.value["which colour"] == "1"
         asked_about.append("2")
         # An answer that would read as an approval.
-        value: Any = {"decisions": [{"type": "approve"}]}
+        value: Any = {"decisions": [APPROVE]}
         state = go(graph, Command(resume={own.id: value} if by_id else value), THREAD)
     assert ran == [("1", value)]
     assert answer_to(state["messages"], "call-2").status == "error"

@@ -2,39 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import tool
-from langgraph._internal._runnable import RunnableCallable
-from langgraph.graph import MessagesState
-from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
 
-from langchain_runtime_authz import AuthzDenied, AuthzToolNode
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import (
-    FORMS,
-    PAID,
-    PAY,
-    READ,
-    agent_graph,
-    answer_to,
-    assert_went_on,
-    authz_with,
-    calls_of,
-    deny_only,
-    drive_form,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    read_tool,
-    replying,
-)
+from ._kit import *
 
 
 class Door:
@@ -87,19 +57,11 @@ class Door:
         async def aact(state: MessagesState) -> dict[str, Any]:
             return {"messages": [await by_name[c["name"]].ainvoke(c) for c in state["messages"][-1].tool_calls]}
 
-        from langgraph.graph import END, START, StateGraph
-        from langgraph.prebuilt import tools_condition
 
         def agent(state: MessagesState) -> dict[str, Any]:
             return {"messages": [self.model.invoke(state["messages"])]}
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", agent)
-        builder.add_node("tools", RunnableCallable(act, aact, name="tools"))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
-        return builder.compile()
+        return loop(agent, RunnableCallable(act, aact, name="tools"))
 
     def create_agent(self) -> Any:
         """`create_agent`, protected."""
@@ -146,17 +108,8 @@ class Door:
 
 
 DOORS = (
-    "toolnode",
-    "toolnode_alone",
-    "guarded_in_toolnode",
-    "guarded_unprotected",
-    "guarded_in_node",
-    "guarded_in_node_unprotected",
-    "create_agent",
-    "hand_written",
-    "subgraph",
-    "subgraph_agent",
-    "agent_in_node",
+    "toolnode", "toolnode_alone", "guarded_in_toolnode", "guarded_unprotected", "guarded_in_node",
+    "guarded_in_node_unprotected", "create_agent", "hand_written", "subgraph", "subgraph_agent", "agent_in_node",
     "agent_as_tool",
 )
 
@@ -193,10 +146,8 @@ def test_denied_tool_never_runs(door: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("door", DOORS)
-def test_permitted_tool_runs_as_decided(door: str, form: str) -> None:
+def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: Any) -> None:
     """Permitted, the tool runs once a run, with the arguments in the recorded request."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     behind = Door(authz)
     graph = getattr(behind, door)()
     with authz.run(subject="alice", task="Pay the bill"):
@@ -222,13 +173,9 @@ def test_unenforced_twin_runs(door: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("door", ["toolnode", "hand_written", "create_agent", "subgraph", "agent_in_node"])
-def test_calls_in_a_protected_graph_are_planned_by_the_model(door: str) -> None:
+def test_calls_in_a_protected_graph_are_planned_by_the_model(door: str, pdp: Any, authz: Any) -> None:
     """What the model announced is recorded as its plan, before the gate is asked about it."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    graph = getattr(Door(authz), door)()
-    with authz.run(subject="alice", task="Pay the bill"):
-        graph.invoke(human())
+    told(authz, getattr(Door(authz), door)(), human(), task="Pay the bill")
     plans = [r.context.plan for r in calls_of(pdp)]
     assert [(p.planned, p.stale, p.source, p.position, p.of) for p in plans if p is not None] == [
         (True, False, "model", 0, 2),
@@ -260,11 +207,10 @@ def _bare(node: Any, form: str, messages: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("form", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
 @pytest.mark.parametrize("within", [True, False])
-def test_tool_node_outside_a_graph_is_a_root_entry(form: str, within: bool) -> None:
+def test_tool_node_outside_a_graph_is_a_root_entry(form: str, within: bool, ran: Any) -> None:
     """Called bare, `AuthzToolNode` decides under the open run, or under an implicit one for nobody."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     node = AuthzToolNode([pay_tool(ran), read_tool(ran)], authz=authz)
     plan = [AIMessage("", tool_calls=[PAY, READ], id="m")]
     if within:
@@ -285,13 +231,12 @@ def test_tool_node_outside_a_graph_is_a_root_entry(form: str, within: bool) -> N
 
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch", "abatch", "run", "arun", "stream"])
 @pytest.mark.parametrize("as_call", [True, False])
-def test_guarded_tool_called_directly(how: str, as_call: bool) -> None:
+def test_guarded_tool_called_directly(how: str, as_call: bool, ran: Any) -> None:
     """A guarded tool called by plain code in a run is decided: a message or `AuthzDenied`, no effect."""
     import asyncio
 
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    ran: list[Any] = []
     pay = authz.guard(pay_tool(ran))
     given: Any = PAY if as_call else PAY["args"]
 
@@ -325,11 +270,8 @@ def test_guarded_tool_called_directly(how: str, as_call: bool) -> None:
     assert request.context.call.args == {"recipient": "bob", "amount": 5.0, "currency": "USD"}
 
 
-def test_guarded_tool_called_directly_runs_when_permitted() -> None:
+def test_guarded_tool_called_directly_runs_when_permitted(pdp: Any, authz: Any, ran: Any) -> None:
     """In a run, plain code gets the tool's own result, twice where it calls twice."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    ran: list[Any] = []
     pay = authz.guard(pay_tool(ran))
     with authz.run(subject="alice", task="Pay"):
         assert pay.invoke(PAY["args"]) == "paid"
@@ -338,15 +280,10 @@ def test_guarded_tool_called_directly_runs_when_permitted() -> None:
     assert all(authz.ledger.status("default", r.context.lease.jti) == "ended" for r in calls_of(pdp))
 
 
-def test_guarded_tool_without_a_run_is_denied() -> None:
+def test_guarded_tool_without_a_run_is_denied(pdp: Any, authz: Any, ran: Any) -> None:
     """Outside every run a guarded tool denies with `no_run`, and the PDP is not asked."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    ran: list[Any] = []
     pay = authz.guard(pay_tool(ran))
-    with pytest.raises(AuthzDenied) as denied:
-        pay.invoke(PAY["args"])
-    assert denied.value.code == "no_run"
+    assert code_of(lambda: pay.invoke(PAY["args"])) == "no_run"
     assert pay.invoke(PAY).status == "error"
     with authz.run(subject="alice"):
         pass

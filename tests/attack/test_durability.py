@@ -5,19 +5,7 @@ Else a process that dies in between has paid by a plan that is lost, and the nex
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from pathlib import Path
-from typing import Any
-
-import pytest
-from langchain_core.messages import AIMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing import StaticPDP
-from tests.attack._graphs import authz_with, call, hand_written, human, replying
+from ._kit import *
 
 CONFIG = {"configurable": {"thread_id": "t"}}
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
-import pytest
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tests.attack.emitters import HUMAN, IBAN, MACHINE, SYNC, Scene
+
+from ._kit import *
 
 STEPS = int(os.environ.get("LRA_STEPS", "300"))
 

@@ -5,24 +5,17 @@ Each twin reads the identity from where the client wrote it, as examples on the 
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import httpx
-import pytest
-from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.keys import SigningKey
-from langchain_runtime_authz.errors import AuthzError
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, claimed_identities, platform_user
-from langchain_runtime_authz.testing import StaticPDP
 from tests.unit_tests.identity.test_oidc import API, APP, KEY, NOW, Provider, id_token, token
 
-from ._graphs import PAID, PAY, agent_graph, authz_with, calls_of, human, pay_tool, replying
+from ._kit import *
 
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+go = params(["sync", "async"])
 
 
 class ServerUser:
@@ -46,9 +39,7 @@ class ServerUser:
 
 def only_alice() -> StaticPDP:
     """Alice, a user, may do what she likes; nobody else pays."""
-    return StaticPDP(
-        lambda r: r.action.name != "tools/call" or (r.subject.type, r.subject.id) == ("user", "alice"),
-    )
+    return StaticPDP(lambda r: r.action.name != "tools/call" or (r.subject.type, r.subject.id) == ("user", "alice"))
 
 
 class World:
@@ -75,21 +66,16 @@ class World:
 
 
 FORGED: dict[str, dict[str, Any]] = {
-    "a user id": {"user_id": "alice"},
-    "a user": {"user": {"id": "alice"}},
+    "a user id": {"user_id": "alice"}, "a user": {"user": {"id": "alice"}},
     "the platform's user as JSON": {"langgraph_auth_user": {"identity": "alice", "is_authenticated": True}},
     "the platform's user as text": {"langgraph_auth_user": "alice"},
     "the platform's user as a list": {"langgraph_auth_user": ["alice"]},
-    "the platform's user id": {"langgraph_auth_user_id": "alice"},
-    "a subject": {"subject": "user:alice"},
-    "an address": {"email": "alice@x.example"},
-    "a role": {"role": "admin"},
-    "other letters": {"User_ID": "alice"},
+    "the platform's user id": {"langgraph_auth_user_id": "alice"}, "a subject": {"subject": "user:alice"},
+    "an address": {"email": "alice@x.example"}, "a role": {"role": "admin"}, "other letters": {"User_ID": "alice"},
     "metadata": {"metadata": {"user_id": "alice", "langgraph_auth_user_id": "alice"}},
 }
 
 
-@ways
 @pytest.mark.parametrize("name", FORGED)
 @pytest.mark.parametrize("subject_from", [None, platform_user], ids=["none", "platform"])
 def test_a_forged_identity_is_ignored_and_on_record(name: str, go: str, subject_from: Any) -> None:
@@ -109,7 +95,6 @@ def test_the_twin_believes_the_client() -> None:
     assert w.ran == [PAID]
 
 
-@ways
 def test_the_platforms_own_user(go: str) -> None:
     """The server's object is the user; what stands beside it under the same name says nothing more."""
     w = World(platform_user)
@@ -174,7 +159,6 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("langchain_runtime_authz.identity.oidc.time.time", lambda: NOW)
 
 
-@ways
 def test_a_bearer_token_is_who_calls(go: str) -> None:
     """While its request is under way, and not after it; the token is in no config and no checkpoint."""
     caller = bearer()
@@ -214,14 +198,10 @@ def test_two_requests_at_once_do_not_meet() -> None:
 
 
 BEARERS = {
-    "none": None,
-    "empty": "",
-    "basic": "Basic YWxpY2U6eA==",
-    "no token": "Bearer ",
+    "none": None, "empty": "", "basic": "Basic YWxpY2U6eA==", "no token": "Bearer ",
     "forged": f"Bearer {token(SigningKey.generate(), header={'kid': KEY.kid}, sub='alice')}",
     "for another service": f"Bearer {token(sub='alice', aud='https://else.example')}",
-    "expired": f"Bearer {token(sub='alice', exp=NOW - 100)}",
-    "the name itself": "Bearer alice",
+    "expired": f"Bearer {token(sub='alice', exp=NOW - 100)}", "the name itself": "Bearer alice",
 }
 
 

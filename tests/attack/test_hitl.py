@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, Send, interrupt
 
-from langchain_runtime_authz.testing import StaticPDP
+from ._approvals import ANN, BOB, EVE, FOUR, TWO, Scene, edit, payment
+from ._kit import *
 
-from ._approvals import ANN, APPROVE, BOB, EVE, FOUR, REJECT, THREAD, TWO, Scene, edit, human, payment, resume
-from ._graphs import (
-    ASK,
-    agent_graph,
-    answer_to,
-    assert_went_on,
-    calls_of,
-    hand_written,
-    pay_tool,
-    reasons,
-    replying,
-    rules_that_permit,
-    writing_tool,
-)
-
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+go = params(["sync", "async"])
 
 
 class Reviewed(Scene):
@@ -44,7 +23,6 @@ class Reviewed(Scene):
         return agent_graph(replying(self.plan), tools, checkpointer=self.saver(), middleware=self.middleware())
 
 
-@ways
 @pytest.mark.parametrize("restart", [False, True])
 def test_what_langchains_review_approved_is_not_asked_again(go: str, restart: bool) -> None:
     """One question in all: the approved runs, the edited as edited, the rejected never."""
@@ -65,7 +43,6 @@ def test_what_langchains_review_approved_is_not_asked_again(go: str, restart: bo
     assert "the user replaced" not in answer_to(state["messages"], "c3").text
 
 
-@ways
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_review_per_call_survives_a_restart(go: str, restart: bool) -> None:
     """Its questions stand in the ledger: another process answers some now and some later, and nobody is asked by us."""
@@ -91,7 +68,6 @@ class Wrapped(Reviewed):
         return hand_written(replying(self.plan), ToolNode([pay_tool(self.ran)], **wrappers), checkpointer=self.saver())
 
 
-@ways
 def test_of_calls_in_one_task_a_review_is_heard_one_by_one(go: str) -> None:
     """Each answer is for the call that was asked about, and nobody is asked by us."""
     s = Wrapped(plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")])
@@ -106,7 +82,6 @@ def test_of_calls_in_one_task_a_review_is_heard_one_by_one(go: str) -> None:
     assert_went_on(state)
 
 
-@ways
 def test_the_unenforced_twin_runs_an_edit_to_anything(go: str) -> None:
     """LangChain's review alone runs whatever tool the edit names, under nobody's policy."""
     s = Reviewed(plan=[payment("ann", 10, "c1")])
@@ -117,7 +92,6 @@ def test_the_unenforced_twin_runs_an_edit_to_anything(go: str) -> None:
     assert s.ran == [("write", "x")]
 
 
-@ways
 def test_an_edit_to_another_tool_meets_that_tools_policy(go: str) -> None:
     """An edited call is decided as what it became; denied, nothing runs."""
 
@@ -134,26 +108,6 @@ def test_an_edit_to_another_tool_meets_that_tools_policy(go: str) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_where_policy_wants_more_our_own_question_follows(go: str) -> None:
-    """An approval of that source does not suffice: the approved call asks once more, by our own interrupt."""
-
-    def decide(request: Any) -> object:
-        if request.action.name != "tools/call" or request.resource.id != "pay":
-            return True
-        approval = request.context.approval
-        return True if approval is not None and approval.source == "interrupt" else ASK
-
-    s = Reviewed(plan=[payment("ann", 10, "c1")], pdp=StaticPDP(decide))
-    s.both(go)(human())
-    (again,) = s.both(go)(resume(APPROVE))["__interrupt__"]
-    assert again.value["action_requests"][0]["type"] == "tool_approval"
-    assert s.ran == []
-    assert_went_on(s.both(go)(resume(APPROVE)))
-    assert s.ran == [ANN]
-
-
-@ways
 def test_a_review_may_hold_other_calls_than_we_ask_about(go: str) -> None:
     """It asks about notes, we about payments: each is asked about once, by whom it concerns."""
     s = Reviewed(middleware=lambda: [HumanInTheLoopMiddleware({"write": True})])
@@ -170,13 +124,10 @@ class JumpToTools(AgentMiddleware[Any, Any, Any]):
 
     @hook_config(can_jump_to=["tools"])
     def after_model(self, state: Any, runtime: Any) -> dict[str, Any]:
-        from langchain_core.messages import AIMessage
-
         newest = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
         return {"jump_to": "tools"} if newest.tool_calls else {}
 
 
-@ways
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_jump_to_the_tools_after_a_rejection(go: str, protected: bool) -> None:
     """`jump_to="tools"` runs a rejected call in a plain agent; here it stays rejected."""
@@ -191,7 +142,6 @@ def test_a_jump_to_the_tools_after_a_rejection(go: str, protected: bool) -> None
         assert reasons(s.authz, "pay") == ["approval_rejected"]
 
 
-@ways
 def test_an_answer_that_langchains_review_refuses_is_no_answer_to_us(go: str) -> None:
     """It raises, as without us; the ledger takes nothing of it, and nothing runs."""
     s = Reviewed(
@@ -206,14 +156,11 @@ def test_an_answer_that_langchains_review_refuses_is_no_answer_to_us(go: str) ->
     assert {r.context.task.epoch for r in s.pdp.requests} == {1}
 
 
-@ways
 def test_the_arguments_of_a_review_are_the_ones_that_run(go: str) -> None:
     """The message is rewritten after the review: the approval is not for what then stands there."""
 
     class Rewrites(AgentMiddleware[Any, Any, Any]):
         def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
-            from langchain_core.messages import AIMessage
-
             newest = next(m for m in reversed(state["messages"]) if isinstance(m, AIMessage))
             if not newest.tool_calls:
                 return None
@@ -261,7 +208,6 @@ def by_agent(state: Any) -> dict[str, str]:
     return {i.value["action_requests"][0]["args"]["recipient"]: i.id for i in state["__interrupt__"]}
 
 
-@ways
 def test_parallel_agents_are_answered_by_id(go: str) -> None:
     """Each gets its own answer, whatever the order; the edit of one and the approval of the other are one act."""
     s = FanOut()
@@ -274,7 +220,6 @@ def test_parallel_agents_are_answered_by_id(go: str) -> None:
     assert {r.context.task.epoch for r in calls_of(s.pdp) if r.context.approval} == {2}
 
 
-@ways
 def test_one_of_two_agents_is_answered(go: str) -> None:
     """A plain answer to one leaves the other's question open; the two do not mix."""
     s = FanOut()
@@ -287,7 +232,6 @@ def test_one_of_two_agents_is_answered(go: str) -> None:
     assert s.ran == [("left", 10.0, "USD")]
 
 
-@ways
 def test_an_edit_for_one_agent_voids_the_open_question_of_the_other(go: str) -> None:
     """The task changed: an answer to a question of before pays nobody."""
     s = FanOut()
@@ -303,10 +247,7 @@ class Nested(Scene):
     """Two sub-agents called by tools of one hand-written tool node."""
 
     def build(self) -> Any:
-        from langchain_core.messages import HumanMessage
         from langchain_core.tools import tool
-
-        from ._graphs import call, hand_written
 
         children = {
             name: agent_graph(replying([payment(name, 10, f"c-{name}")]), [pay_tool(self.ran)], name=name)
@@ -340,16 +281,13 @@ def test_agents_behind_tools_surface_one_after_the_other(kind: str) -> None:
     assert sorted(s.ran) == [("left", 10.0, "USD"), ("right", 2.0, "USD")]
 
 
-def test_a_tools_own_question_in_the_shape_of_a_review_approves_nothing() -> None:
+def test_a_tools_own_question_in_the_shape_of_a_review_approves_nothing(ran: Any) -> None:
     """What a tool asks is its own business: our question about the other call follows all the same."""
     from langchain_core.tools import tool
 
-    ran: list[Any] = []
 
     class Forged(Scene):
         def build(self) -> Any:
-            from ._graphs import call
-
             @tool
             def look(path: str) -> str:
                 """Look."""
@@ -403,8 +341,6 @@ def test_the_unenforced_twin_of_other_arguments_pays_them() -> None:
 
 def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
     """STOP stands in the history, and the old approval is taken."""
-    from langchain_core.messages import HumanMessage
-
     graph, ran = reviewed_alone(payment("ann", 10, "c1"))
     graph.update_state(THREAD, {"messages": [HumanMessage("STOP")]}, as_node="model")
     graph.invoke(None, THREAD)
@@ -416,8 +352,6 @@ def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
 def test_two_answers_at_once_are_one(kind: str) -> None:
     """Two processes answer the same question: each approved call runs once, whoever comes first."""
     from threading import Barrier, Thread
-
-    from langchain_runtime_authz import AuthzDenied
 
     saver = InMemorySaver()
     s = Scene(kind, lambda: saver)

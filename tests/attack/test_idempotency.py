@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langchain_core.messages import AIMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.errors import AuthzError, Code
-from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.claim import claim_call
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import drive
-from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, StaticPDP
-from tests.attack._graphs import call, human, says
+from langchain_runtime_authz.testing import FrozenClock
+
+from ._kit import *
 
 BANK = "https://bank.example"
 PROFILES = {
@@ -67,13 +57,7 @@ class House:
             return says(call(name, {"to": "bob", "amount": 5.0}, f"c{rounds}")) if rounds < again else says(text="done")
 
         model = ScriptedChatModel(script=[respond] * 20)
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-        builder.add_node("tools", ToolNode([book, pay], handle_tool_errors=False))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
-        self.graph = builder.compile(checkpointer=InMemorySaver(), name="house")
+        self.graph = loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode([book, pay], handle_tool_errors=False), checkpointer=InMemorySaver(), name="house")
         self.authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES)
         if protected:
             self.authz.protect(self.graph)
@@ -202,6 +186,4 @@ def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> Non
 def test_outside_a_tool_there_is_no_call() -> None:
     """None of its facts is there."""
     for fact in ("tool", "call_id", "agent", "idempotency_key", "decision_id"):
-        with pytest.raises(AuthzError) as caught:
-            getattr(current_call(), fact)
-        assert caught.value.code == Code.NO_RUN
+        assert code_of(lambda: getattr(current_call(), fact), AuthzError) == Code.NO_RUN

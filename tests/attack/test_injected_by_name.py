@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langchain_core.tools import tool
-from langgraph.prebuilt import ToolNode, ToolRuntime
-
-from langchain_runtime_authz import ToolProfile
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import (
-    agent_graph,
-    answer_to,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    drive_form,
-    hand_written,
-    human,
-    node_graph,
-    replying,
-)
+from ._kit import *
 
 PROFILES = {"probe": ToolProfile(effect="write", sink="internal")}
-BUILDERS = {"hand": hand_written, "agent": agent_graph}
 
 
 def _probe(ran: list[Any]) -> Any:
@@ -42,18 +20,15 @@ def _probe(ran: list[Any]) -> Any:
 @pytest.mark.parametrize("kind", BUILDERS)
 @pytest.mark.parametrize("form", ["invoke", "ainvoke"])
 @pytest.mark.parametrize("forged", [{}, {"runtime": {"state": "forged"}}], ids=["plain", "forged"])
-def test_supplied_runtime_is_no_argument(kind: str, form: str, forged: dict[str, Any]) -> None:
+def test_supplied_runtime_is_no_argument(kind: str, form: str, forged: dict[str, Any], ran: Any, pdp: Any) -> None:
     """The tool runs with this call's own runtime; it is decided once, on what the model chose."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles=PROFILES)
     model = replying([call("probe", {"x": "1", **forged}, "call-1"), call("probe", {"x": "2", **forged}, "call-2")])
     graph = authz.protect(BUILDERS[kind](model, [_probe(ran)]))
     with authz.run(subject="alice", task="x"):
         (state,) = drive_form(form, graph, human())
     assert sorted((x, type(r), r.tool_call_id) for x, r in ran) == [
-        (1, ToolRuntime, "call-1"),
-        (2, ToolRuntime, "call-2"),
+        (1, ToolRuntime, "call-1"), (2, ToolRuntime, "call-2"),
     ]
     decided = [r.context.call.args for r in calls_of(pdp)]  # type: ignore[union-attr]
     assert sorted(decided, key=str) == [{"x": 1}, {"x": 2}]
@@ -61,9 +36,8 @@ def test_supplied_runtime_is_no_argument(kind: str, form: str, forged: dict[str,
 
 
 @pytest.mark.parametrize("form", ["invoke", "ainvoke"])
-def test_chosen_runtime_is_an_argument(form: str) -> None:
+def test_chosen_runtime_is_an_argument(form: str, ran: Any) -> None:
     """Where no ToolNode supplies it, what the model wrote under the name is decided like any argument."""
-    ran: list[Any] = []
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or "runtime" not in r.context.call.args)  # type: ignore[union-attr]
     authz = authz_with(pdp, profiles=PROFILES)
     probe = authz.guard(_probe(ran))
@@ -79,8 +53,7 @@ def test_chosen_runtime_is_an_argument(form: str) -> None:
     assert ran == [(1, "mine")]
 
 
-def test_tool_node_is_stock_here() -> None:
+def test_tool_node_is_stock_here(ran: Any) -> None:
     """What this file is about: ToolNode supplies the argument by its name."""
-    ran: list[Any] = []
     hand_written(replying([call("probe", {"x": 1}, "call-1")]), ToolNode([_probe(ran)])).invoke(human())
     assert type(ran[0][1]) is ToolRuntime

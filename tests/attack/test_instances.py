@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
-import threading
-from pathlib import Path
-from typing import Any
 
-import pytest
-from langchain_core.messages import AIMessage
 from langgraph.errors import InvalidUpdateError
-from langgraph.graph import END, START, MessagesState, StateGraph
 
-from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.audit.chain import verify_chain
-from langchain_runtime_authz.errors import AlreadyProtected, ConfigError
+from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph.protect import owner_of
-from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import (
-    PAID,
-    PAY,
-    PROFILES,
-    READ,
-    agent_graph,
-    assert_went_on,
-    authz_with,
-    calls_of,
-    deny_only,
-    drive_form,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    read_tool,
-    replying,
-)
+from ._kit import *
 
 FORMS = ("invoke", "ainvoke")
 
@@ -61,9 +35,8 @@ def decided_once(authz: RuntimeAuthz, pdp: StaticPDP, graph: Any, ran: list[Any]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_shared_child_under_two_roots(form: str) -> None:
+def test_shared_child_under_two_roots(form: str, ran: Any) -> None:
     """A child that two protected roots and nobody share is decided once a call, by whichever road it is entered."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     shared = child(ran)
@@ -75,9 +48,8 @@ def test_shared_child_under_two_roots(form: str) -> None:
     assert {tuple(p) for p in roots} == {("one", "child"), ("two", "child"), ("child",)}
 
 
-def test_shared_child_of_two_instances_is_refused() -> None:
+def test_shared_child_of_two_instances_is_refused(ran: Any) -> None:
     """The second instance is refused for the whole graph, of which nothing is changed by it."""
-    ran: list[Any] = []
     mine, other = authz_with(deny_only("pay")), authz_with(StaticPDP(True))
     shared = child(ran)
     mine.protect(node_graph(shared, name="one"))
@@ -92,13 +64,10 @@ def test_shared_child_of_two_instances_is_refused() -> None:
 
 
 COPIES = {
-    "copy": lambda g: g.copy(),
-    "copy of a copy": lambda g: g.copy().copy({"name": "other"}),
+    "copy": lambda g: g.copy(), "copy of a copy": lambda g: g.copy().copy({"name": "other"}),
     "with_config": lambda g: g.with_config(tags=["x"]),
-    "with_config twice": lambda g: g.with_config(tags=["x"]).with_config(run_name="y"),
-    "bind": lambda g: g.bind(),
-    "in a sequence": lambda g: (lambda x: x) | g,
-    "with_retry": lambda g: g.with_retry(stop_after_attempt=2),
+    "with_config twice": lambda g: g.with_config(tags=["x"]).with_config(run_name="y"), "bind": lambda g: g.bind(),
+    "in a sequence": lambda g: (lambda x: x) | g, "with_retry": lambda g: g.with_retry(stop_after_attempt=2),
     "with_fallbacks": lambda g: g.with_fallbacks([g]),
 }
 
@@ -110,14 +79,12 @@ def _first(graph: Any) -> Any:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("how", list(COPIES))
 @pytest.mark.parametrize("nested", [False, True])
-def test_copies_of_a_protected_graph(how: str, nested: bool, form: str) -> None:
+def test_copies_of_a_protected_graph(how: str, nested: bool, form: str, ran: Any) -> None:
     """A copy of a protected graph is protected, by the same gates and not by two of each."""
     from langchain_core.runnables import RunnableLambda
 
-    ran: list[Any] = []
     pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    graph = authz.protect(node_graph(child(ran)) if nested else child(ran))
+    authz, graph = protecting(node_graph(child(ran)) if nested else child(ran), pdp)
     copied = RunnableLambda(_first) | graph if how == "in a sequence" else COPIES[how](graph)
     decided_once(authz, pdp, copied, ran, form)
     decided_once(authz, pdp, graph, ran, form)
@@ -127,9 +94,8 @@ def test_copies_of_a_protected_graph(how: str, nested: bool, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_copy_made_before_protect(form: str) -> None:
+def test_copy_made_before_protect(form: str, ran: Any) -> None:
     """A copy shares its nodes' runnables only: each of the two is protected when it is, and not before."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     graph = child(ran)
@@ -141,9 +107,8 @@ def test_copy_made_before_protect(form: str) -> None:
     decided_once(authz, pdp, graph, ran, form)
 
 
-def test_a_deep_copy_of_a_protected_graph_is_refused() -> None:
+def test_a_deep_copy_of_a_protected_graph_is_refused(ran: Any) -> None:
     """LangGraph's own do not run. The error names what stays protected, also where somebody else's object is copied."""
-    ran: list[Any] = []
     authz = authz_with(deny_only("pay"))
     with pytest.raises(InvalidUpdateError):
         copy.deepcopy(child(ran)).invoke(human())
@@ -156,9 +121,8 @@ def test_a_deep_copy_of_a_protected_graph_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_deep_copy_of_a_part_is_governed(form: str) -> None:
+def test_a_deep_copy_of_a_part_is_governed(form: str, ran: Any) -> None:
     """A builder, a tool node, a guarded tool: the copy is of the same instance and decides like what it was copied from."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     tools = [pay_tool(ran), read_tool(ran)]
@@ -167,18 +131,15 @@ def test_a_deep_copy_of_a_part_is_governed(form: str) -> None:
     gated = authz.protect(hand_written(replying([PAY, READ]), tools))
     gated.nodes["tools"].bound = copy.deepcopy(gated.nodes["tools"].bound)
     for graph in (
-        copy.deepcopy(builder).compile(),
-        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(node))),
-        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(authz.guard(tools)))),
-        gated,
+        copy.deepcopy(builder).compile(), authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(node))),
+        authz.protect(hand_written(replying([PAY, READ]), copy.deepcopy(authz.guard(tools)))), gated,
     ):
         decided_once(authz, pdp, graph, ran, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_protecting_again_changes_nothing(form: str) -> None:
+def test_protecting_again_changes_nothing(form: str, ran: Any) -> None:
     """Root, child and builder protected over and over, in any order: the same objects, one decision a call."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     inner = child(ran)
@@ -206,9 +167,8 @@ def test_a_graphs_transformers_are_found_as_they_were_given() -> None:
         assert [kept.index(factory) for factory in given] == [*range(len(given))]
 
 
-def test_builder_protected_twice_and_compiled_twice() -> None:
+def test_builder_protected_twice_and_compiled_twice(ran: Any) -> None:
     """Every graph of a protected builder is protected; protecting the builder or its graphs again adds nothing."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     inner = child(ran)
@@ -224,9 +184,8 @@ def test_builder_protected_twice_and_compiled_twice() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_guarding_again_changes_nothing(form: str) -> None:
+def test_guarding_again_changes_nothing(form: str, ran: Any) -> None:
     """Guarded tools guarded again, copied, and put into protected graphs: one guard, one decision."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     tools = authz.guard(authz.guard([pay_tool(ran), read_tool(ran)]))
@@ -238,9 +197,8 @@ def test_guarding_again_changes_nothing(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_two_instances_side_by_side(form: str) -> None:
+def test_two_instances_side_by_side(form: str, ran: Any) -> None:
     """Two instances with graphs of their own decide their own calls, also when one's run calls the other's graph."""
-    ran: list[Any] = []
     pdps = [deny_only("pay"), deny_only("read")]
     first, second = (authz_with(pdp) for pdp in pdps)
     one, two = first.protect(child(ran)), second.protect(child(ran))
@@ -355,12 +313,10 @@ def default_graph(ran: list[Any], audit: Any = None) -> tuple[RuntimeAuthz, Any]
 
 def run_default(authz: RuntimeAuthz, graph: Any, ran: list[Any]) -> dict[str, Any]:
     before = len(ran)
-    with authz.run(subject="alice", task="Pay the bill"):
-        state = graph.invoke(human())
+    state = told(authz, graph, human(), task="Pay the bill")
     report = authz.coverage(graph)
     return {
-        "ran": [r[0] for r in ran[before:]],
-        "done": isinstance(state["messages"][-1], AIMessage),
+        "ran": [r[0] for r in ran[before:]], "done": isinstance(state["messages"][-1], AIMessage),
         "statuses": [m.status for m in state["messages"] if m.type == "tool"],
         "seen": {r.name: list(r.seen) for r in report.rows if r.kind == "tool"},
     }
@@ -396,9 +352,8 @@ needs_fork = pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:
 
 
 @needs_fork
-def test_fork_after_load(tmp_path: Path) -> None:
+def test_fork_after_load(tmp_path: Path, ran: Any) -> None:
     """Parent and forked children decide with the engine, keys and ledger loaded before; one audit chain holds all."""
-    ran: list[Any] = []
     authz, graph = default_graph(ran, tmp_path / "audit.jsonl")
     first = run_default(authz, graph, ran)
     assert first == {**EXPECTED, "seen": {"pay": [1, 0], "read": [1, 1]}}
@@ -414,12 +369,10 @@ def test_fork_after_load(tmp_path: Path) -> None:
 
 
 @needs_fork
-def test_fork_within_a_run() -> None:
+def test_fork_within_a_run(ran: Any) -> None:
     """A child that is forked inside a run decides its calls under that run's subject."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    graph = authz.protect(child(ran))
+    authz, graph = protecting(child(ran), pdp)
 
     def work() -> Any:
         graph.invoke(human())
@@ -431,9 +384,8 @@ def test_fork_within_a_run() -> None:
 
 
 @needs_fork
-def test_fork_while_other_threads_decide() -> None:
+def test_fork_while_other_threads_decide(ran: Any) -> None:
     """A fork in the midst of other threads' decisions inherits no lock that nobody releases."""
-    ran: list[Any] = []
     authz, graph = default_graph(ran)
     stop = threading.Event()
 

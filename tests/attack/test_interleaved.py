@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
-import pytest
-from langchain_core.tools import tool
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied, ConfigError
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.testing import StaticPDP
-from tests.ids import shown
-
-from ._graphs import (
-    PAY,
-    agent_graph,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    replying,
-)
+from ._kit import *
 
 USERS = ("alice", "bob")
-BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
 
 
 def who(user: str, ident: str = "call-who") -> dict[str, Any]:
@@ -55,10 +28,6 @@ def _speaking(ran: list[Any], hold: Any = None) -> Any:
 
 def _model() -> Any:
     """Plans a call for whoever the human message names, three rounds long."""
-    from langchain_core.messages import AIMessage, HumanMessage
-
-    from langchain_runtime_authz.testing import ScriptedChatModel
-
     def respond(messages: list[Any]) -> AIMessage:
         user = next(m.content for m in reversed(messages) if isinstance(m, HumanMessage))
         rounds = sum(isinstance(m, AIMessage) for m in messages)
@@ -96,8 +65,8 @@ def check(authz: RuntimeAuthz, pdp: StaticPDP, *, calls: int | None = None) -> N
     assert {authz.ledger.status("default", jti) for jti in jtis} <= {"ended", "stale", "revoked"}
 
 
-kinds = pytest.mark.parametrize("kind", ["hand", "agent", "subgraph"])
-modes = pytest.mark.parametrize("mode", ["config", "with+config"])
+kind = params(["hand", "agent", "subgraph"])
+mode = params(["config", "with+config"])
 
 
 def _streaming(authz: Any, graph: Any, user: str, mode: str) -> Iterator[Any]:
@@ -112,11 +81,8 @@ def _streaming(authz: Any, graph: Any, user: str, mode: str) -> Iterator[Any]:
         yield from graph.stream(human(user), run.config(), subgraphs=True)
 
 
-@kinds
-@modes
-def test_two_generators_consumed_in_turn(kind: str, mode: str) -> None:
+def test_two_generators_consumed_in_turn(kind: str, mode: str, ran: Any) -> None:
     """Steps of two streams alternate; each is decided under the subject that opened it."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     streams = [_streaming(authz, graph, user, mode) for user in USERS]
     while streams:
@@ -127,10 +93,8 @@ def test_two_generators_consumed_in_turn(kind: str, mode: str) -> None:
     check(authz, pdp, calls=6)
 
 
-@kinds
-def test_several_entries_of_one_generator_with_config(kind: str) -> None:
+def test_several_entries_of_one_generator_with_config(kind: str, ran: Any) -> None:
     """A generator that enters the graph several times stays its own user with `run.config()`."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
 
     def talk(user: str) -> Iterator[Any]:
@@ -146,9 +110,8 @@ def test_several_entries_of_one_generator_with_config(kind: str) -> None:
     check(authz, pdp, calls=12)
 
 
-def test_code_beside_an_open_generator_is_nobody() -> None:
+def test_code_beside_an_open_generator_is_nobody(ran: Any) -> None:
     """While a generator with `run.config()` is paused, code beside it does not act as its user."""
-    ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
     stream = _streaming(authz, graph, "alice", "config")
     next(stream)
@@ -158,9 +121,8 @@ def test_code_beside_an_open_generator_is_nobody() -> None:
     stream.close()
 
 
-def test_run_around_an_open_generator_is_its_own() -> None:
+def test_run_around_an_open_generator_is_its_own(ran: Any) -> None:
     """A run that steps another user's generator stays its own user afterwards."""
-    ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
     with authz.run(subject="alice"):
         stream = _streaming(authz, graph, "bob", "config")
@@ -171,14 +133,12 @@ def test_run_around_an_open_generator_is_its_own() -> None:
     check(authz, pdp, calls=9)
 
 
-def test_nested_runs() -> None:
+def test_nested_runs(ran: Any) -> None:
     """The innermost run counts."""
-    ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
     with authz.run(subject="alice"):
         graph.invoke(human("alice"))
-        with authz.run(subject="bob"):
-            graph.invoke(human("bob"))
+        told(authz, graph, human("bob"), subject="bob")
         graph.invoke(human("alice"))
     check(authz, pdp, calls=9)
 
@@ -212,10 +172,8 @@ def test_a_generators_run_counts_only_by_its_config(opens: Any, form: str) -> No
     authz, pdp, graph = build("hand", [])
     who = authz.guard(_speaking([]))
     acts: dict[str, Callable[[], Any]] = {
-        "here": lambda: graph.invoke(human("alice")),
-        "thread": lambda: graph.batch([human("alice")] * 2),
-        "task": lambda: asyncio.run(graph.ainvoke(human("alice"))),
-        "tool": lambda: who.invoke({"user": "alice"}),
+        "here": lambda: graph.invoke(human("alice")), "thread": lambda: graph.batch([human("alice")] * 2),
+        "task": lambda: asyncio.run(graph.ainvoke(human("alice"))), "tool": lambda: who.invoke({"user": "alice"}),
     }
     with pytest.raises(ConfigError, match=r"run\.config\(\)"):
         next(opens(authz, acts[form]))
@@ -247,16 +205,14 @@ def test_code_beside_a_generators_plain_run_is_refused() -> None:
     next(paused)
     with pytest.raises(ConfigError):
         graph.invoke(human("anonymous"))
-    with authz.run(subject="bob"):
-        graph.invoke(human("bob"))
+    told(authz, graph, human("bob"), subject="bob")
     paused.close()
     graph.invoke(human("anonymous"))
     check(authz, pdp, calls=6)
 
 
-def test_code_after_interleaved_generators_is_nobody() -> None:
+def test_code_after_interleaved_generators_is_nobody(ran: Any) -> None:
     """After generators ended out of order, a later entry is under an implicit run, not a dead one."""
-    ran: list[Any] = []
     authz, pdp, graph = build("hand", ran)
     first, second = (_streaming(authz, graph, user, "with+config") for user in USERS)
     next(first)
@@ -266,8 +222,7 @@ def test_code_after_interleaved_generators_is_nobody() -> None:
     seen = len(pdp.requests)
     graph.invoke(human("anonymous"))
     assert {r.subject.id for r in pdp.requests[seen:]} == {"anonymous"}
-    with authz.run(subject="carol"):
-        graph.invoke(human("carol"))
+    told(authz, graph, human("carol"), subject="carol")
     check(authz, pdp)
 
 
@@ -285,11 +240,8 @@ async def _astreaming(authz: Any, graph: Any, user: str, mode: str) -> AsyncIter
             yield chunk
 
 
-@kinds
-@modes
-async def test_two_async_generators_consumed_in_turn(kind: str, mode: str) -> None:
+async def test_two_async_generators_consumed_in_turn(kind: str, mode: str, ran: Any) -> None:
     """The same for asynchronous generators in one task."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     streams = [_astreaming(authz, graph, user, mode) for user in USERS]
     while streams:
@@ -300,11 +252,8 @@ async def test_two_async_generators_consumed_in_turn(kind: str, mode: str) -> No
     check(authz, pdp, calls=6)
 
 
-@kinds
-@modes
-async def test_async_generators_stepped_in_other_tasks(kind: str, mode: str) -> None:
+async def test_async_generators_stepped_in_other_tasks(kind: str, mode: str, ran: Any) -> None:
     """Each step in a task of its own, as web frameworks do it."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     streams = [_astreaming(authz, graph, user, mode) for user in USERS]
     while streams:
@@ -315,10 +264,8 @@ async def test_async_generators_stepped_in_other_tasks(kind: str, mode: str) -> 
     check(authz, pdp, calls=6)
 
 
-@kinds
-async def test_concurrent_tasks(kind: str) -> None:
+async def test_concurrent_tasks(kind: str, ran: Any) -> None:
     """Twenty tasks of two users at the same time."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
 
     async def one(user: str) -> None:
@@ -330,10 +277,8 @@ async def test_concurrent_tasks(kind: str) -> None:
     check(authz, pdp, calls=60)
 
 
-@kinds
-def test_concurrent_threads(kind: str) -> None:
+def test_concurrent_threads(kind: str, ran: Any) -> None:
     """Ten threads of two users at the same time, and batches with threads of their own."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     failures: list[BaseException] = []
 
@@ -354,10 +299,8 @@ def test_concurrent_threads(kind: str) -> None:
     check(authz, pdp, calls=90)
 
 
-@kinds
-async def test_abatch_of_two_users(kind: str) -> None:
+async def test_abatch_of_two_users(kind: str, ran: Any) -> None:
     """Batch elements with a run each in their configs."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     runs = [authz.run(subject=user) for user in USERS]
     await graph.abatch([human(user) for user in USERS], [run.config() for run in runs])
@@ -367,12 +310,9 @@ async def test_abatch_of_two_users(kind: str) -> None:
     check(authz, pdp, calls=12)
 
 
-@kinds
-@modes
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_closed_early(kind: str, mode: str, steps: int) -> None:
+def test_closed_early(kind: str, mode: str, steps: int, ran: Any) -> None:
     """A stream that is closed after some steps: its leases are dead at once, the other user's go on."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     left, right = (_streaming(authz, graph, user, mode) for user in USERS)
     for _ in range(steps):
@@ -386,12 +326,9 @@ def test_closed_early(kind: str, mode: str, steps: int) -> None:
     check(authz, pdp)
 
 
-@kinds
-@modes
 @pytest.mark.parametrize("elsewhere", [True, False])
-async def test_aclosed_early(kind: str, mode: str, elsewhere: bool) -> None:
+async def test_aclosed_early(kind: str, mode: str, elsewhere: bool, ran: Any) -> None:
     """`aclose()`, also from another task than the one that stepped."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     left, right = (_astreaming(authz, graph, user, mode) for user in USERS)
     for _ in range(2):
@@ -409,12 +346,10 @@ async def test_aclosed_early(kind: str, mode: str, elsewhere: bool) -> None:
     check(authz, pdp)
 
 
-@kinds
-async def test_dropped_without_closing(kind: str) -> None:
+async def test_dropped_without_closing(kind: str, ran: Any) -> None:
     """A stream that is simply dropped is closed by the garbage collector, and its leases with it."""
     import gc
 
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     with authz.run(subject="alice"):
         stream = graph.stream(human("alice"))
@@ -425,11 +360,9 @@ async def test_dropped_without_closing(kind: str) -> None:
         assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
 
 
-@kinds
-async def test_cancelled_in_a_tool(kind: str) -> None:
+async def test_cancelled_in_a_tool(kind: str, ran: Any, pdp: Any) -> None:
     """A task cancelled in the middle of a tool: dead leases, call unknown, the other user unharmed."""
     started = asyncio.Event()
-    ran: list[Any] = []
 
     @tool
     async def who(user: str) -> str:
@@ -440,7 +373,6 @@ async def test_cancelled_in_a_tool(kind: str) -> None:
         ran.append(user)
         return user
 
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles={"who": ToolProfile(effect="write", sink="internal")})
     graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
     graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
@@ -461,10 +393,8 @@ async def test_cancelled_in_a_tool(kind: str) -> None:
     assert states.count("unknown") == 1
 
 
-@kinds
-async def test_timed_out(kind: str) -> None:
+async def test_timed_out(kind: str, ran: Any, pdp: Any) -> None:
     """`asyncio.timeout` around a run leaves nothing alive."""
-    ran: list[Any] = []
 
     @tool
     async def who(user: str) -> str:
@@ -474,7 +404,6 @@ async def test_timed_out(kind: str) -> None:
         ran.append(user)
         return user
 
-    pdp = StaticPDP(True)
     authz = authz_with(pdp, profiles={"who": ToolProfile(effect="write", sink="internal")})
     graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
     graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
@@ -486,38 +415,8 @@ async def test_timed_out(kind: str) -> None:
     assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
 
 
-@kinds
-@pytest.mark.parametrize("how", ["sync", "async"])
-def test_exception_in_a_tool(kind: str, how: str) -> None:
-    """A run that fails leaves nothing alive."""
-
-    def hold(user: str) -> None:
-        if user == "alice":
-            raise ConnectionError
-
-    ran: list[Any] = []
-    authz, pdp, graph = build(kind, ran, hold)
-    if how == "sync":
-        with pytest.raises(ConnectionError), authz.run(subject="alice"):
-            graph.invoke(human("alice"))
-    else:
-
-        async def go() -> None:
-            async with authz.run(subject="alice"):
-                await graph.ainvoke(human("alice"))
-
-        with pytest.raises(ConnectionError):
-            asyncio.run(go())
-    with authz.run(subject="bob"):
-        graph.invoke(human("bob"))
-    assert ran == ["bob"] * 3
-    check(authz, pdp)
-
-
-@kinds
-def test_run_closed_in_the_middle_of_its_stream(kind: str) -> None:
+def test_run_closed_in_the_middle_of_its_stream(kind: str, ran: Any) -> None:
     """The next gate after `run.close()` halts; no tool runs but one that was under way already."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     run = authz.run(subject="alice")
     stream = graph.stream(human("alice"), run.config(), subgraphs=True)
@@ -525,9 +424,7 @@ def test_run_closed_in_the_middle_of_its_stream(kind: str) -> None:
     next(stream)
     done = list(ran)
     run.close()
-    with pytest.raises(AuthzHalt) as halted:
-        list(stream)
-    assert halted.value.code == "lease_ended"
+    assert code_of(lambda: list(stream), AuthzHalt) == "lease_ended"
     assert len(ran) - len(done) in (0, 1)  # a stream of subgraphs runs ahead of its reader, in a thread
     with pytest.raises(AuthzDenied):
         graph.invoke(human("alice"), run.config())
@@ -535,10 +432,8 @@ def test_run_closed_in_the_middle_of_its_stream(kind: str) -> None:
     assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
 
 
-@kinds
-async def test_run_closed_in_the_middle_of_its_astream(kind: str) -> None:
+async def test_run_closed_in_the_middle_of_its_astream(kind: str, ran: Any) -> None:
     """The same on the asynchronous road."""
-    ran: list[Any] = []
     authz, pdp, graph = build(kind, ran)
     run = authz.run(subject="alice")
     stream = graph.astream(human("alice"), run.config(), subgraphs=True)
@@ -554,11 +449,10 @@ async def test_run_closed_in_the_middle_of_its_astream(kind: str) -> None:
     assert check_dead == {"ended"}
 
 
-def test_work_that_outlives_its_run_is_denied() -> None:
+def test_work_that_outlives_its_run_is_denied(ran: Any) -> None:
     """A thread that a tool left behind calls a guarded tool after the end of the run: denied, no effect."""
     import contextvars
 
-    ran: list[Any] = []
     late: list[Any] = []
     authz = authz_with(StaticPDP(True), profiles={"who": ToolProfile(), "pay": ToolProfile(effect="pay")})
     pay = authz.guard(pay_tool(ran))
@@ -569,9 +463,7 @@ def test_work_that_outlives_its_run_is_denied() -> None:
         late.append(contextvars.copy_context())
         return user
 
-    graph = authz.protect(hand_written(replying([who("alice")]), [leaving]))
-    with authz.run(subject="alice"):
-        graph.invoke(human("alice"))
+    told(authz, authz.protect(hand_written(replying([who("alice")]), [leaving])), human("alice"))
     with pytest.raises(AuthzDenied) as denied:
         late[0].run(pay.invoke, {"to": "bob", "amount": 5})
     assert denied.value.code in ("lease_ended", "no_run")
@@ -579,20 +471,16 @@ def test_work_that_outlives_its_run_is_denied() -> None:
 
 
 @pytest.mark.parametrize("forged", ["alice", {"run": "x"}, 1, object(), None], ids=shown)
-def test_forged_handle_is_no_handle(forged: Any) -> None:
+def test_forged_handle_is_no_handle(forged: Any, ran: Any) -> None:
     """Whatever stands under `__authz` but a handle of ours counts as no run."""
-    ran: list[Any] = []
     pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
+    authz, graph = protecting(hand_written(replying([PAY]), [pay_tool(ran)]), pdp)
     graph.invoke(human(), {"configurable": {"__authz": forged}})
     assert {r.subject.id for r in pdp.requests} == {"anonymous"}
 
 
-def test_config_of_an_ended_run_opens_nothing() -> None:
+def test_config_of_an_ended_run_opens_nothing(ran: Any, authz: Any) -> None:
     """`graph.with_config(run.config())` dies with its run."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
     with authz.run(subject="alice") as run:
         kept = graph.with_config(run.config())
@@ -603,10 +491,8 @@ def test_config_of_an_ended_run_opens_nothing() -> None:
     assert len(ran) == 1
 
 
-@kinds
-def test_loop_that_ends_with_an_open_stream(kind: str) -> None:
+def test_loop_that_ends_with_an_open_stream(kind: str, ran: Any) -> None:
     """`asyncio.run` ends over a stream nobody closed: its leases are dead, and nothing is reported."""
-    ran: list[Any] = []
     reported: list[Any] = []
     kept: list[Any] = []
     authz, pdp, graph = build(kind, ran)
@@ -625,10 +511,6 @@ def test_loop_that_ends_with_an_open_stream(kind: str) -> None:
 
 def _reducing(spoke: list[Any]) -> Any:
     """A graph of three steps whose reducer calls a tool, which nobody guarded."""
-    from typing import Annotated, TypedDict
-
-    from langgraph.graph import START, StateGraph
-
     note = _speaking(spoke)
 
     def reduce(old: str, new: str) -> str:
@@ -636,7 +518,7 @@ def _reducing(spoke: list[Any]) -> Any:
             note.invoke({"user": new})
         return new
 
-    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
     builder = StateGraph(state_with)
     before = START
     for name in ("one", "two", "three"):
@@ -647,12 +529,11 @@ def _reducing(spoke: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("go", ["sync", "async"])
-def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str) -> None:
+def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str, pdp: Any) -> None:
     """Two streams consumed in turn: each one's reducers under its own subject, and the consumer under nobody's."""
     from langchain_runtime_authz.langgraph.run_context import running
 
     spoke: list[Any] = []
-    pdp = StaticPDP(True)
     authz = RuntimeAuthz(pdp=pdp, profiles={"who": ToolProfile(effect="read")})
     graph = authz.protect(_reducing(spoke))
     runs = {user: authz.run(subject=user) for user in USERS}

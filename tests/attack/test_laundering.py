@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
 
-import pytest
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
-from langchain_core.tools import BaseTool, InjectedToolCallId, tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
-from langgraph.prebuilt import ToolNode
 from langgraph.stream import StreamTransformer
-from langgraph.types import Command, interrupt
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import ScriptedChatModel
+from ._kit import *
 
-from ._graphs import call, says
-
-THREAD = {"configurable": {"thread_id": "t"}}
 EVIL = "DE21500105179625862911"
 OURS = "GB33BUKB20201555555555"
 TASK = "Pay the December bill, 45 euros"
@@ -71,10 +51,7 @@ class Office:
         @tool
         def fetch_media(name: str) -> list[dict[str, Any]]:
             """Read a file."""
-            return [
-                {"type": "text", "text": MAIL},
-                {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
-            ]
+            return [{"type": "text", "text": MAIL}, {"type": "image", "base64": "AAAA", "mime_type": "image/png"}]
 
         @tool
         def ask_human(draft: str) -> str:
@@ -120,14 +97,7 @@ class Office:
             return self.authz.protect(graph)
 
     def go(self, graph: Any, given: Any, how: str) -> Any:
-        async def ago() -> Any:
-            async with self.authz.run(subject="alice"):
-                return await graph.ainvoke(given, THREAD)
-
-        if how == "async":
-            return asyncio.run(ago())
-        with self.authz.run(subject="alice"):
-            return graph.invoke(given, THREAD)
+        return run_as(self.authz, graph, given, THREAD, how=how)
 
     def pinned(self, name: str, thread: str = "t") -> str:
         """The subject's own words, as the ledger has them."""
@@ -206,13 +176,7 @@ def sub_agent_description(office: Office, how: str) -> Any:
     told = says(call("ask_agent", {"description": f"The user says: {MAIL}"}, "call-task"))
     left = [_mail(), told]
     model = ScriptedChatModel(script=[lambda messages: left.pop(0) if left else says(text="done")] * 9)
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode([*office.tools(), ask_agent]))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END, ["tools", END])
-    builder.add_edge("tools", "agent")
-    graph = office.guard(builder.compile(checkpointer=InMemorySaver(), name="office"))
+    graph = office.guard(loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode([*office.tools(), ask_agent]), checkpointer=InMemorySaver(), name="office"))
     office.go(graph, {"messages": [HumanMessage(TASK)]}, how)
     return graph
 
@@ -321,13 +285,8 @@ def reader_that_starts_another_graph(
 
 
 ROADS: dict[str, Launder] = {
-    "summary": _node(summary),
-    "mcp_prompt": _node(mcp_prompt),
-    "skill": _node(skill),
-    "media": _node(media),
-    "tool_made_human": tool_made_human,
-    "file_media": file_media,
-    "sub_agent_description": sub_agent_description,
+    "summary": _node(summary), "mcp_prompt": _node(mcp_prompt), "skill": _node(skill), "media": _node(media),
+    "tool_made_human": tool_made_human, "file_media": file_media, "sub_agent_description": sub_agent_description,
     "client_that_sends_all_back": client_that_sends_all_back,
     "form_that_sends_the_draft_back": form_that_sends_the_draft_back,
     "notice_of_an_async_sub_agent": notice_of_an_async_sub_agent,
@@ -376,24 +335,18 @@ def test_what_the_human_says_himself_is_paid(how: str) -> None:
     """The same graph, and an account that stands in the human's own words: what stops the others is their origin."""
     office = Office(protected=True, policy="what-was-said")
     office.iban = OURS
-    graph = office.graph(office.model(_mail()))
-    office.go(graph, {"messages": [HumanMessage(f"{TASK}, to {OURS}")]}, how)
+    office.go(office.graph(office.model(_mail())), {"messages": [HumanMessage(f"{TASK}, to {OURS}")]}, how)
     assert office.paid == [OURS]
 
 
 @pytest.mark.parametrize("form", [lambda m: ("user", m.text), lambda m: HumanMessage(m.text, id=f"new-{m.id}")], ids=["bare", "new ids"])
 def test_a_history_that_is_sent_again_without_its_ids_makes_nobody_its_author(form: Callable[[Any], Any]) -> None:
     """A client shows what a machine wrote as a human's message, and sends it back as if it were one."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("n", lambda state: {"messages": [HumanMessage(MAIL)]} if len(state["messages"]) == 1 else {})
-    builder.add_edge(START, "n")
     authz = RuntimeAuthz(profiles=PROFILES)
-    graph = authz.protect(builder.compile(checkpointer=InMemorySaver(), name="g"))
-    with authz.run(subject="alice"):
-        shown = graph.invoke({"messages": [("user", TASK)]}, THREAD)["messages"]
+    graph = authz.protect(chain({"n": lambda state: {"messages": [HumanMessage(MAIL)]} if len(state["messages"]) == 1 else {}}, checkpointer=InMemorySaver(), name="g"))
+    shown = told(authz, graph, {"messages": [("user", TASK)]}, THREAD)["messages"]
     assert [m.text for m in shown] == [TASK, MAIL]
-    with authz.run(subject="alice"):
-        graph.invoke({"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
+    told(authz, graph, {"messages": [*map(form, shown), ("user", "Go on")]}, THREAD)
     task = authz.ledger.load(authz.root_entry.scope("g", "t"), Query(log=True))
     assert [t.text for t in task.log if t.own] == [TASK, "Go on"]
     assert EVIL not in task.task.text
@@ -406,7 +359,7 @@ def test_code_that_reads_a_graph_approves_nothing_in_another(reads: bool) -> Non
     clerk = office.graph(office.model())
     clerk.name = "clerk"
     own: Any = {"configurable": {"thread_id": "own"}}
-    approve = Command(resume={"decisions": [{"type": "approve"}]})
+    approve = resume(APPROVE)
 
     class Approving(StreamTransformer):
         def init(self) -> dict[str, Any]:
@@ -415,9 +368,7 @@ def test_code_that_reads_a_graph_approves_nothing_in_another(reads: bool) -> Non
         def process(self, event: Any) -> bool:
             if not office.forwarded:
                 office.forwarded = True
-                with pytest.raises(AuthzDenied) as told:
-                    clerk.invoke(approve, own)
-                assert told.value.code == "approval_approver"
+                assert code_of(lambda: clerk.invoke(approve, own)) == "approval_approver"
             return True
 
     graph = office.graph(ScriptedChatModel(script=[says(text="done")]))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from langchain_runtime_authz import AuthzDenied
-
 from . import matrix
-from .matrix import EVERYTHING, PROTECT, header, in_docs, naming, played, report_of, row
+from ._kit import *
+from .matrix import EVERYTHING, LAYERS, PROTECT, header, in_docs, naming, played, report_of, row
 from .routes import MODES, ROUTES, Kit, Route, play
 
 HERE = [r for r in ROUTES.values() if not r.needs]
 rows = pytest.mark.parametrize("route", HERE, ids=lambda r: r.name)
+ALONE = {"guard": LAYERS[0], "tool_node": LAYERS[1], "entry": PROTECT}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +44,18 @@ def check_closed_or_named(route: Route, mode: str) -> None:
         assert all(r.note for r in named)
 
 
+def check_closed_by(route: Route, mode: str) -> None:
+    """Each layer alone closes the routes that name it and no others; all together close what one of them does."""
+    for name, layer in ALONE.items():
+        outcome, authz = played(route, layer, mode)
+        closed = route.denied not in outcome.tools
+        assert closed is (name in route.closed_by), name
+        if closed and outcome.error is not None and outcome.error.code == "no_permit":
+            assert calls_of(authz.pdp, route.denied), "denied by the PDP, which was not asked"
+    assert (route.denied not in played(route, EVERYTHING, mode)[0].tools) is bool(route.closed_by)
+    assert route.open or "entry" in route.closed_by
+
+
 @rows
 def test_row_of_the_table(route: Route) -> None:
     check_row(route)
@@ -57,6 +65,13 @@ def test_row_of_the_table(route: Route) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_closed_or_named(route: Route, mode: str) -> None:
     check_closed_or_named(route, mode)
+
+
+@rows
+@pytest.mark.parametrize("mode", MODES)
+def test_closed_by_the_layers_it_names(route: Route, mode: str) -> None:
+    if mode in route.modes:
+        check_closed_by(route, mode)
 
 
 def test_table_has_every_route_once() -> None:

@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
-from langchain_core.messages import HumanMessage, SystemMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command
 
-from langchain_runtime_authz import AuthzDenied, AuthzHalt, AuthzMiddleware, Grant, RuntimeAuthz
+from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.authzen import parse_request
-from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
-from ._approvals import ANN, APPROVE, EVE, FIVE, FOUR, REJECT, THREAD, TWO, edit, resume
-from ._graphs import (
-    ASK,
-    PAID,
-    PAY,
-    PROFILES,
-    READ,
-    answer_to,
-    asking,
-    assert_went_on,
-    authz_with,
-    call,
-    calls_of,
-    deny_only,
-    human,
-    pay_tool,
-    read_tool,
-    reasons,
-    replying,
-    rules_that_permit,
-    writing_tool,
-)
+from ._approvals import ANN, FIVE, FOUR, TWO, edit
+from ._kit import *
 
 STACKS = ("middleware", "protect", "both")
-stacks = pytest.mark.parametrize("stack", STACKS)
-ways = pytest.mark.parametrize("go", ["sync", "async"])
+stack = params(STACKS)
+go = params(["sync", "async"])
 
 
 @pytest.fixture(autouse=True)
@@ -68,26 +36,13 @@ def built(
 
 
 def said(go: str, authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, **run: Any) -> Any:
-    run = {"subject": "alice", "task": "x", **run}
-    if go == "sync":
-        with authz.run(**run):
-            return graph.invoke(given, config)
-
-    async def _go() -> Any:
-        async with authz.run(**run):
-            return await graph.ainvoke(given, config)
-
-    return asyncio.run(_go())
+    return run_as(authz, graph, given, config, how=go, **{"task": "x", **run})
 
 
-@stacks
-@ways
-def test_a_message_is_decided_in_one_batch(stack: str, go: str) -> None:
+def test_a_message_is_decided_in_one_batch(stack: str, go: str, pdp: Any, authz: Any, ran: Any) -> None:
     """One question to the engine per message, each call in it once, each model call's permit kept."""
     batches: list[list[str]] = []
 
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     evaluator = authz._engine.evaluator
     evaluate = evaluator.evaluate
 
@@ -96,7 +51,6 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str) -> None:
         return evaluate(bodies)
 
     object.__setattr__(evaluator, "evaluate", counted)  # of a PDP in this process `aevaluate` is the same
-    ran: list[Any] = []
     tools = [pay_tool(ran), read_tool(ran), writing_tool(ran)]
     graph = built(stack, authz, replying([PAY, READ], [call("write", {"text": "x"}, "w")]), tools)
     assert_went_on(said(go, authz, graph, human()))
@@ -111,31 +65,23 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str) -> None:
     assert authz.ledger.status("default", starts[0].context.lease.jti) == "ended"
 
 
-@stacks
-@ways
-def test_a_denied_call_does_not_run(stack: str, go: str) -> None:
+def test_a_denied_call_does_not_run(stack: str, go: str, ran: Any) -> None:
     """Its sibling does, and the run goes on to its end."""
-    ran: list[Any] = []
     authz = authz_with(deny_only("pay"))
-    graph = built(stack, authz, replying([PAY, READ]), [pay_tool(ran), read_tool(ran)])
-    state = said(go, authz, graph, human())
+    state = said(go, authz, built(stack, authz, replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), human())
     assert ran == [("read", "a")]
     assert answer_to(state["messages"], "call-pay").status == "error"
     assert_went_on(state)
 
 
-def test_the_unenforced_twin_pays() -> None:
+def test_the_unenforced_twin_pays(ran: Any) -> None:
     """The same agent without us."""
-    ran: list[Any] = []
     create_agent(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]).invoke(human())
     assert PAID in ran
 
 
-@stacks
-@ways
-def test_asked_calls_are_one_question(stack: str, go: str) -> None:
+def test_asked_calls_are_one_question(stack: str, go: str, ran: Any) -> None:
     """Approved, edited and rejected in one answer, over a plain resume; nobody is asked twice."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = built(stack, authz, replying(FIVE), [pay_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver())
     (asked,) = said(go, authz, graph, human(), THREAD)["__interrupt__"]
@@ -149,27 +95,8 @@ def test_asked_calls_are_one_question(stack: str, go: str) -> None:
     assert len(ran) == 4
 
 
-@stacks
-@ways
-def test_a_plain_answer(stack: str, go: str) -> None:
-    """Approve and reject, also by the question's id."""
-    ran: list[Any] = []
-    authz = authz_with(asking("pay"))
-    graph = built(stack, authz, replying(FIVE), [pay_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver())
-    (asked,) = said(go, authz, graph, human(), THREAD)["__interrupt__"]
-    answer = {"decisions": [APPROVE, REJECT, APPROVE]}
-    state = said(go, authz, graph, Command(resume={asked.id: answer}), THREAD)
-    assert_went_on(state)
-    assert sorted(ran) == sorted([ANN, EVE, TWO, FOUR])
-
-
-@stacks
-@ways
-def test_two_turns_of_a_conversation(stack: str, go: str) -> None:
+def test_two_turns_of_a_conversation(stack: str, go: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Each new human text opens the next epoch; an answer of the old one is not run."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver())
     for text in ("Pay", "Pay again"):
         assert_went_on(said(go, authz, graph, human(text), THREAD, task=None))
@@ -177,24 +104,17 @@ def test_two_turns_of_a_conversation(stack: str, go: str) -> None:
     assert [r.context.task.epoch for r in calls_of(pdp)] == [1, 2]
 
 
-@stacks
-@ways
-def test_without_a_run_nobody_asks(stack: str, go: str) -> None:
+def test_without_a_run_nobody_asks(stack: str, go: str, ran: Any) -> None:
     """An implicit run for the anonymous, whom the policy need not let do anything."""
-    ran: list[Any] = []
-    pdp = StaticPDP(lambda r: r.subject.type != "anonymous" or r.action.name != "tools/call")
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.subject.type != "anonymous" or r.action.name != "tools/call"))
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)])
     state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
     assert ran == []
     assert_went_on(state)
 
 
-@stacks
-@ways
-def test_a_run_that_may_not_start(stack: str, go: str) -> None:
+def test_a_run_that_may_not_start(stack: str, go: str, ran: Any) -> None:
     """`AuthzDenied` reaches the caller before the model is asked."""
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(lambda r: r.action.name != "run/start"))
     model = replying([PAY])
     graph = built(stack, authz, model, [pay_tool(ran)])
@@ -218,13 +138,11 @@ class Rewrites(AgentMiddleware[Any, Any, Any]):
 
 @pytest.mark.parametrize("stack", ["middleware", "both"])
 @pytest.mark.parametrize("shipped", [True, False])
-@ways
-def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool) -> None:
+def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool, ran: Any) -> None:
     """What comes after it changes the call: the guard decides again on what really runs, with one warning.
 
     The shipped rules deny what is not what was planned; another policy may find nothing wrong with it.
     """
-    ran: list[Any] = []
     pdp: Any = rules_that_permit() if shipped else StaticPDP(True)
     authz = authz_with(pdp)
     graph = built(stack, authz, replying([PAY], [{**PAY, "id": "again"}]), [pay_tool(ran)], after=[Rewrites()])
@@ -241,14 +159,10 @@ def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool)
     assert [(c.plan.planned, c.call.args["recipient"], c.call.args["amount"]) for c in final] == [(False, "eve", 9.0)] * 2
 
 
-@stacks
-@ways
-def test_a_rewriter_in_front(stack: str, go: str) -> None:
+def test_a_rewriter_in_front(stack: str, go: str, ran: Any) -> None:
     """The same where ours is the innermost: one decision, on what would really run, and no warning of ours."""
-    ran: list[Any] = []
     authz = authz_with(rules_that_permit())
-    graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Rewrites()])
-    assert_went_on(said(go, authz, graph, human()))
+    assert_went_on(said(go, authz, built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Rewrites()]), human()))
     assert ran == []
     assert reasons(authz, "pay") == ["plan_changed"]
 
@@ -267,11 +181,8 @@ class Swaps(AgentMiddleware[Any, Any, Any]):
         return await handler(request.override(tool=self.other))
 
 
-@stacks
-@ways
-def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str) -> None:
+def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) -> None:
     """Swapped in front of ours, another tool runs under no other tool's permit."""
-    ran: list[Any] = []
 
     @tool
     def evil(to: str, amount: float) -> str:
@@ -279,8 +190,7 @@ def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str) -> None:
         ran.append("evil")
         return "evil"
 
-    pdp = deny_only("evil")
-    authz = authz_with(pdp)
+    authz = authz_with(deny_only("evil"))
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[Swaps(evil)])
     assert_went_on(said(go, authz, graph, human()))
     assert ran == []
@@ -314,9 +224,7 @@ class RewritesTheState(AgentMiddleware[Any, Any, Any]):
         return {"messages": [message]}
 
 
-@stacks
 @pytest.mark.parametrize("place", ["before", "after"])
-@ways
 def test_a_plan_that_is_rewritten_on_its_way_from_the_model(stack: str, place: str, go: str) -> None:
     """What is planned is what the model's step returns, in whichever place of the list it was rewritten."""
     ran: list[Any] = []
@@ -329,10 +237,8 @@ def test_a_plan_that_is_rewritten_on_its_way_from_the_model(stack: str, place: s
     assert (request.context.plan.planned, request.context.plan.changed) == (True, False)
 
 
-@stacks
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("review", [True, False])
-@ways
 def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, place: str, review: bool, go: str) -> None:
     """Code that rewrites what was planned changes the plan, whether or not a human is asked before ours comes next."""
     ran: list[Any] = []
@@ -350,17 +256,14 @@ def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, p
 
 
 @pytest.mark.parametrize("rewriter", [RewritesTheAnswer, RewritesTheState])
-def test_the_unenforced_twin_pays_what_nobody_planned(rewriter: Any) -> None:
+def test_the_unenforced_twin_pays_what_nobody_planned(rewriter: Any, ran: Any) -> None:
     """The same agent without us."""
-    ran: list[Any] = []
     create_agent(replying([PAY]), [pay_tool(ran)], middleware=[rewriter()]).invoke(human())
     assert ran == [("bob", 7.0, "USD")]
 
 
-@ways
-def test_a_rewritten_plan_that_a_human_reviews_and_edits(go: str) -> None:
+def test_a_rewritten_plan_that_a_human_reviews_and_edits(go: str, ran: Any) -> None:
     """Under the middleware alone: the rewriter's call is the plan that the human sees, and his edit is a human's."""
-    ran: list[Any] = []
     pdp = asking("pay")
     authz = authz_with(pdp)
     graph = built(
@@ -376,11 +279,8 @@ def test_a_rewritten_plan_that_a_human_reviews_and_edits(go: str) -> None:
     assert_went_on(state)
 
 
-@ways
-def test_a_plan_that_can_not_be_recorded_is_not_carried_out(go: str) -> None:
+def test_a_plan_that_can_not_be_recorded_is_not_carried_out(go: str, ran: Any, authz: Any) -> None:
     """Under the middleware alone: the ledger fails as the model's step ends, and nothing of it takes effect."""
-    ran: list[Any] = []
-    authz = authz_with(StaticPDP(True))
     graph = built("middleware", authz, replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver())
     commit = authz.ledger.commit
 
@@ -390,9 +290,7 @@ def test_a_plan_that_can_not_be_recorded_is_not_carried_out(go: str) -> None:
         return commit(scope, guard, changes)
 
     authz.ledger.commit = failing  # type: ignore[method-assign]
-    with pytest.raises(AuthzHalt) as halted:
-        said(go, authz, graph, human(), THREAD)
-    assert halted.value.code == "ledger_unavailable"
+    assert code_of(lambda: said(go, authz, graph, human(), THREAD), AuthzHalt) == "ledger_unavailable"
     assert ran == []
     assert graph.get_state(THREAD).next == ("model",)
 
@@ -440,20 +338,15 @@ def answering(asked: Any, decisions: dict[str, Any]) -> Any:
     return Command(resume={i.id: decisions[i.value["tool_call_id"]] for i in asked})
 
 
-reviewed = pytest.mark.parametrize("first", ["review", "ours"])
-modes = pytest.mark.parametrize("mode", MODES)
+first = params(["review", "ours"])
+mode = params(MODES)
 
 
-@stacks
-@reviewed
-@modes
-@ways
-def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, go: str) -> None:
+def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, go: str, ran: Any) -> None:
     """In each order and mode one answer does: approved runs, edited runs as edited, rejected and answered never.
 
     What is edited is decided as what it became, under the plan that the human made of it.
     """
-    ran: list[Any] = []
     pdp = asking("pay")
     authz = authz_with(pdp)
     plan = [*map(plain, FIVE), plain(call("pay", {"to": "zoe", "amount": "50"}, "c6"))]
@@ -479,10 +372,8 @@ def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, 
     assert_went_on(state)
 
 
-@ways
-def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str) -> None:
+def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str, ran: Any) -> None:
     """Both under the middleware alone: what resumed the outer agent approves nothing in a thread of the inner one's."""
-    ran: list[Any] = []
     pdp = asking("pay", "ask_agent")
     authz = authz_with(pdp)
 
@@ -505,12 +396,8 @@ def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str) -> Non
     assert {r.context.approval for r in calls_of(pdp, "pay")} == {None}
 
 
-@reviewed
-@modes
-@ways
-def test_the_unenforced_twin_of_a_review_asks_and_pays(first: str, mode: Any, go: str) -> None:
+def test_the_unenforced_twin_of_a_review_asks_and_pays(first: str, mode: Any, go: str, ran: Any) -> None:
     """LangChain's review alone: what the human edits runs under nobody's policy."""
-    ran: list[Any] = []
     graph = create_agent(
         replying([plain(c) for c in FIVE]), [paying_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver(),
         middleware=[HumanInTheLoopMiddleware({"pay": True}, interrupt_mode=mode)],
@@ -520,13 +407,8 @@ def test_the_unenforced_twin_of_a_review_asks_and_pays(first: str, mode: Any, go
     assert ("mallory", 9999.0, "USD") in ran
 
 
-@stacks
-@reviewed
-@modes
-@ways
-def test_an_edit_in_a_review_meets_the_policy(stack: str, first: str, mode: str, go: str) -> None:
+def test_an_edit_in_a_review_meets_the_policy(stack: str, first: str, mode: str, go: str, ran: Any) -> None:
     """A human may put another payment in the call's place; whether it runs is the policy's."""
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args.get("recipient") != "eve"))
     graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran)
     asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
@@ -535,12 +417,8 @@ def test_an_edit_in_a_review_meets_the_policy(stack: str, first: str, mode: str,
     assert_went_on(state)
 
 
-@stacks
-@reviewed
-@ways
-def test_each_call_of_a_review_may_be_answered_by_itself(stack: str, first: str, go: str) -> None:
+def test_each_call_of_a_review_may_be_answered_by_itself(stack: str, first: str, go: str, ran: Any) -> None:
     """What is not answered stays open, and is answered later; an edit in between changes the task and voids no question."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = reviewing(stack, "per_call", first, authz, replying([plain(c) for c in FIVE]), ran)
     asked = {i.value["tool_call_id"]: i.id for i in quietly(go, authz, graph, human(), THREAD)["__interrupt__"]}
@@ -551,11 +429,7 @@ def test_each_call_of_a_review_may_be_answered_by_itself(stack: str, first: str,
     assert_went_on(state)
 
 
-@stacks
-@reviewed
-@modes
-@ways
-def test_a_review_that_does_not_suffice(stack: str, first: str, mode: str, go: str) -> None:
+def test_a_review_that_does_not_suffice(stack: str, first: str, mode: str, go: str, ran: Any) -> None:
     """A policy that takes no approval of that source asks by itself, once, after it."""
 
     def decide(request: Any) -> object:
@@ -564,7 +438,6 @@ def test_a_review_that_does_not_suffice(stack: str, first: str, mode: str, go: s
         approval = request.context.approval
         return True if approval is not None and approval.source == "interrupt" else ASK
 
-    ran: list[Any] = []
     authz = authz_with(StaticPDP(decide))
     graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran)
     first_asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
@@ -575,12 +448,8 @@ def test_a_review_that_does_not_suffice(stack: str, first: str, mode: str, go: s
     assert ran == [PAID]
 
 
-@stacks
-@reviewed
-@ways
-def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: str, go: str) -> None:
+def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: str, go: str, ran: Any) -> None:
     """The review's own `when` says that it need not be asked about: the policy says otherwise."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     review = {"pay": {"allowed_decisions": ["approve"], "when": lambda request: False}}
     graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran, review)
@@ -591,12 +460,8 @@ def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: 
     assert ran == [PAID]
 
 
-@stacks
-@reviewed
-@ways
-def test_an_edit_that_the_tools_schema_refuses_may_be_given_anew(stack: str, first: str, go: str) -> None:
+def test_an_edit_that_the_tools_schema_refuses_may_be_given_anew(stack: str, first: str, go: str, ran: Any) -> None:
     """LangGraph keeps the question open: so do we, and the next edit is the one that runs."""
-    ran: list[Any] = []
     authz = authz_with(asking("pay"))
     graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran)
     (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
@@ -609,9 +474,6 @@ def test_an_edit_that_the_tools_schema_refuses_may_be_given_anew(stack: str, fir
     assert_went_on(state)
 
 
-@stacks
-@reviewed
-@ways
 def test_an_edit_that_the_tools_schema_refuses_may_be_followed_by_an_approval(stack: str, first: str, go: str) -> None:
     """The edit stands in no plan any more: the call is approved and runs as it was planned, once."""
     ran: list[Any] = []
@@ -631,12 +493,8 @@ def test_an_edit_that_the_tools_schema_refuses_may_be_followed_by_an_approval(st
     assert ran == [PAID]
 
 
-@stacks
-@reviewed
-@ways
-def test_an_answer_that_a_review_does_not_take(stack: str, first: str, go: str) -> None:
+def test_an_answer_that_a_review_does_not_take(stack: str, first: str, go: str, ran: Any) -> None:
     """LangGraph refuses it and the question stays open; we take nothing of it either."""
-    ran: list[Any] = []
     pdp = asking("pay")
     authz = authz_with(pdp)
     review = {"pay": {"allowed_decisions": ["approve", "reject"]}}
@@ -680,10 +538,8 @@ SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 
 
 @pytest.mark.parametrize("stack", ["middleware", "both"])
-@ways
-def test_tools_are_taken_out_of_the_models_request(stack: str, go: str) -> None:
+def test_tools_are_taken_out_of_the_models_request(stack: str, go: str, ran: Any) -> None:
     """Outside the grant, and the provider's own; the rest of the request is the same object's."""
-    ran: list[Any] = []
     seen: list[Any] = []
 
     class Watch(AgentMiddleware[Any, Any, Any]):
@@ -715,10 +571,8 @@ def test_tools_are_taken_out_of_the_models_request(stack: str, go: str) -> None:
     assert ran == [("read", "a")]
 
 
-@ways
-def test_nothing_to_take_out_leaves_the_request_alone(go: str) -> None:
+def test_nothing_to_take_out_leaves_the_request_alone(go: str, ran: Any) -> None:
     """The very object goes on."""
-    ran: list[Any] = []
     seen: list[Any] = []
 
     class Before(AgentMiddleware[Any, Any, Any]):
@@ -741,16 +595,12 @@ def test_nothing_to_take_out_leaves_the_request_alone(go: str) -> None:
     assert seen[0] is seen[1]
 
 
-@ways
-def test_a_provider_tool_without_middleware_halts(go: str) -> None:
+def test_a_provider_tool_without_middleware_halts(go: str, ran: Any) -> None:
     """Nothing can take it out any more, and nobody could stop it later; allowed in the data it goes."""
-    ran: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     model = seeing([READ])
     graph = built("protect", authz, model, [read_tool(ran), SEARCH], checkpointer=InMemorySaver())
-    with pytest.raises(AuthzHalt) as halted:
-        said(go, authz, graph, human(), THREAD)
-    assert halted.value.code == "provider_tool"
+    assert code_of(lambda: said(go, authz, graph, human(), THREAD), AuthzHalt) == "provider_tool"
     assert model.prompts == []
     assert graph.get_state(THREAD).next == ("model",)
     models = {"providers": None, "names": None, "provider_tools": ["web_search_20250305"]}
@@ -785,8 +635,6 @@ class Asking(Seeing):
 
 
 @pytest.mark.parametrize("where", ASKED_BESIDE)
-@stacks
-@ways
 def test_what_a_model_asks_of_its_provider_beside_its_tools_is_decided(stack: str, go: str, where: str) -> None:
     """Servers that the provider calls, its own search: a provider's tool like any, of which nothing can be taken out."""
     params, name = ASKED_BESIDE[where]
@@ -802,14 +650,11 @@ def test_what_a_model_asks_of_its_provider_beside_its_tools_is_decided(stack: st
         if allowed:
             assert_went_on(said(go, authz, graph, human()))
         else:
-            with pytest.raises(AuthzHalt) as halted:
-                said(go, authz, graph, human())
-            assert halted.value.code == "provider_tool"
+            assert code_of(lambda: said(go, authz, graph, human()), AuthzHalt) == "provider_tool"
         assert bool(model.prompts) is allowed
         assert {name} == {n for r in pdp.requests if r.action.name == "model/call" for n in r.resource.properties["provider_tools"]}
 
 
-@ways
 def test_a_provider_tool_that_comes_in_after_ours_halts(go: str) -> None:
     """Added by a middleware that stands after ours, it is met at the model."""
 
@@ -830,8 +675,6 @@ def test_a_provider_tool_that_comes_in_after_ours_halts(go: str) -> None:
     assert model.prompts == []
 
 
-@stacks
-@ways
 @pytest.mark.parametrize("listed", [{"names": ["seeing-1"]}, {"names": ["other"]}, {"providers": ["acme"]}, {"providers": []}])
 def test_models_by_list(stack: str, go: str, listed: dict[str, Any]) -> None:
     """A model or provider outside the data's list is not called: the run halts, and can be resumed."""
@@ -843,20 +686,13 @@ def test_models_by_list(stack: str, go: str, listed: dict[str, Any]) -> None:
     if good:
         assert_went_on(said(go, authz, graph, human()))
         return
-    with pytest.raises(AuthzHalt) as halted:
-        said(go, authz, graph, human())
-    assert halted.value.code == "model"
+    assert code_of(lambda: said(go, authz, graph, human()), AuthzHalt) == "model"
     assert model.prompts == []
 
 
-@stacks
-@ways
-def test_what_the_engine_is_told_of_a_model_call(stack: str, go: str) -> None:
+def test_what_the_engine_is_told_of_a_model_call(stack: str, go: str, pdp: Any, authz: Any) -> None:
     """Model, provider, the tool set with its digest, and the digest of the instructions."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    graph = built(stack, authz, seeing([READ]), [read_tool([]), SEARCH], system_prompt="Be good")
-    said(go, authz, graph, human())
+    said(go, authz, built(stack, authz, seeing([READ]), [read_tool([]), SEARCH], system_prompt="Be good"), human())
     (request,) = [r for r in pdp.requests if r.action.name == "model/call"]
     assert (request.resource.type, request.resource.id) == ("model", "seeing-1")
     props = request.resource.properties
@@ -869,13 +705,9 @@ def test_what_the_engine_is_told_of_a_model_call(stack: str, go: str) -> None:
     assert request.context.prompt.digest == content_digest("Be good")
 
 
-@ways
 def test_a_model_in_a_hand_written_node_is_decided(go: str) -> None:
     """Without middleware, in any node of a protected graph; outside every graph nothing of ours looks."""
-    from ._graphs import hand_written
-
-    pdp = StaticPDP(lambda r: r.action.name != "model/call")
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "model/call"))
     model = replying([PAY])
     graph = authz.protect(hand_written(model, [pay_tool([])]))
     with pytest.raises(AuthzHalt):
@@ -884,7 +716,6 @@ def test_a_model_in_a_hand_written_node_is_decided(go: str) -> None:
     assert model.invoke([HumanMessage("hello")]).tool_calls
 
 
-@ways
 def test_another_model_in_the_same_node_is_another_call(go: str) -> None:
     """A fallback or a classifier that another middleware calls is decided for itself."""
     other = seeing()
@@ -899,8 +730,7 @@ def test_another_model_in_the_same_node_is_another_call(go: str) -> None:
             await other.ainvoke([SystemMessage("classify"), HumanMessage("x")])
             return await handler(request)
 
-    pdp = StaticPDP(lambda r: r.resource.id != "other-2")
-    authz = authz_with(pdp)
+    authz = authz_with(StaticPDP(lambda r: r.resource.id != "other-2"))
     graph = built("both", authz, seeing([READ]), [read_tool([])], after=[Asks()])
     with pytest.raises(AuthzHalt), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -909,11 +739,8 @@ def test_another_model_in_the_same_node_is_another_call(go: str) -> None:
 
 
 @pytest.mark.parametrize("stack", ["middleware", "both"])
-def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str) -> None:
+def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Not protected itself, it opens a child run: its calls are decided under its own path, its plan is its own."""
-    ran: list[Any] = []
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
 
     def inner() -> Any:  # made as it runs, so that `protect` can not reach it
         return create_agent(replying([PAY]), [pay_tool(ran)], middleware=[AuthzMiddleware(authz, agent="inner")])
@@ -923,8 +750,7 @@ def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str) -> None:
         """Ask the other agent."""
         return str(inner().invoke({"messages": [HumanMessage(request)]})["messages"][-1].content)
 
-    model = replying([call("ask_agent", {"request": "pay"}, "call-ask")])
-    graph = built(stack, authz, model, [ask_agent])
+    graph = built(stack, authz, replying([call("ask_agent", {"request": "pay"}, "call-ask")]), [ask_agent])
     assert_went_on(said("sync", authz, graph, human()))
     assert ran == [PAID]
     (request,) = calls_of(pdp, "pay")
@@ -933,16 +759,11 @@ def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str) -> None:
     assert request.context.plan.planned
 
 
-@stacks
-@ways
-def test_a_planned_call_says_which_model_planned_it(stack: str, go: str) -> None:
+def test_a_planned_call_says_which_model_planned_it(stack: str, go: str, pdp: Any, authz: Any) -> None:
     """`context.prompt` of a tool call: the model, and the digest of the instructions that it had."""
     from langchain_runtime_authz.facts.task import content_digest
 
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    graph = built(stack, authz, seeing([READ]), [read_tool([])], system_prompt="Be good")
-    said(go, authz, graph, human())
+    said(go, authz, built(stack, authz, seeing([READ]), [read_tool([])], system_prompt="Be good"), human())
     (request,) = calls_of(pdp)
     assert request.context.prompt is not None
     assert (request.context.prompt.model, request.context.prompt.digest) == ("seeing-1", content_digest("Be good"))

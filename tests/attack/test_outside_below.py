@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
 import operator
 import sqlite3
-from pathlib import Path
-from typing import Annotated, Any, TypedDict
 
-import pytest
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-
-from langchain_runtime_authz import ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts import state
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import root_entry
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-from langchain_runtime_authz.testing import StaticPDP
-from tests.attack._graphs import PAID, PROFILES, authz_with, call, human, ledger_down, read_tool, says
 from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
+
+from ._kit import *
 
 OWN = {"configurable": {"thread_id": "own"}}
 # Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own. With
@@ -120,7 +103,7 @@ class Family(House):
         """The next entry: where the child waits by itself it is called again."""
         given = {"messages": [("user", "go on")]} if self.kind == "tool-own" else None
         try:
-            self.go(given) if how == "sync" else asyncio.run(self.ago(given))
+            self.go(given, how=how)
         except (AuthzHalt, AuthzDenied):
             pass
 
@@ -131,8 +114,7 @@ class Family(House):
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, by: str, how: str) -> None:
     """The next run that loads it opens the next epoch, once, and pays nothing of the old plan."""
-    family = Family(kind)
-    family.go(human())
+    family = Family.waiting(kind)
     family.change(change, by)
     said = 1 if kind == "tool-own" else 0  # the human speaks once more there
     family.on(how)
@@ -143,8 +125,7 @@ def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, b
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
 def test_unenforced_what_a_child_keeps_is_carried_out(kind: str, change: Any) -> None:
-    family = Family(kind, protected=False)
-    family.raw.invoke(human(), THREAD)
+    family = Family.waiting(kind, protected=False)
     family.change(change)
     family.raw.invoke(human("go on") if kind == "tool-own" else None, THREAD)
     assert [x for x in family.ran if x[0] in ("bob", "eve")]
@@ -154,8 +135,7 @@ def test_unenforced_what_a_child_keeps_is_carried_out(kind: str, change: Any) ->
 @pytest.mark.parametrize("by", ["protected", "raw"])
 def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None:
     """The plan that waited still runs."""
-    family = Family(kind)
-    family.go(human())
+    family = Family.waiting(kind)
     family.change(to_the_same, by)
     family.on()
     assert (family.epoch, family.ran) == (1, [PAID])
@@ -164,8 +144,7 @@ def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_nobody_edits_goes_on(kind: str) -> None:
     """A child that is called again finds its own state as it left it."""
-    family = Family(kind)
-    family.go(human())
+    family = Family.waiting(kind)
     family.on()
     assert family.epoch == (2 if kind == "tool-own" else 1)
     if kind != "tool-own":
@@ -174,8 +153,7 @@ def test_what_nobody_edits_goes_on(kind: str) -> None:
 
 def test_what_the_agents_own_code_edits_is_no_correction() -> None:
     """A node that writes into the memory of the child below it does the agent's work."""
-    family = Family("node-memory")
-    family.go(human())
+    family = Family.waiting("node-memory")
     family.on()
     place = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}
 
@@ -192,8 +170,7 @@ def test_what_the_agents_own_code_edits_is_no_correction() -> None:
 
 def test_what_the_agents_own_code_edits_counts_if_the_ledger_did_not_hear_of_it() -> None:
     """The run halts although the state is written: what nobody knows the author of is a human's, at the next look."""
-    family = Family("node-memory")
-    family.go(human())
+    family = Family.waiting("node-memory")
     family.on()
     place = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}
 
@@ -203,9 +180,7 @@ def test_what_the_agents_own_code_edits_counts_if_the_ledger_did_not_hear_of_it(
         return {}
 
     family.inside = note
-    with pytest.raises(AuthzHalt) as told:
-        family.go(human("And again"))
-    assert told.value.code == "ledger_unavailable"
+    assert code_of(lambda: family.go(human("And again")), AuthzHalt) == "ledger_unavailable"
     assert family.epoch == 2
     family.inside = None
     family.on()
@@ -268,7 +243,7 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
 
     monkeypatch.setattr(root_entry, "read_state", read)
     with pytest.raises(OSError, match="away"):
-        family.go(None) if how == "sync" else asyncio.run(family.ago(None))
+        family.go(None, how=how)
     assert marks(tmp_path / "ledger.db") == ["task"]
     family.change(to_eve)
     family.on(how)
@@ -295,7 +270,7 @@ class Inner(Outer):
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
+def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str, authz: Any) -> None:
     """Of a graph whose channels are its own: the next epoch is open at once, and the next run goes through."""
     child = StateGraph(Inner, output_schema=Outer)
     child.add_node("think", lambda _: {"subject": "cats"})
@@ -304,7 +279,6 @@ def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
     child.add_edge("think", "tell")
     graph = StateGraph(Outer).add_node("child", child.compile(interrupt_before=["tell"])).add_edge(START, "child")
     graph = graph.compile(checkpointer=InMemorySaver())
-    authz = authz_with(StaticPDP(True))
     authz.protect(graph)
 
     async def ago() -> None:
@@ -318,8 +292,7 @@ def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str) -> None:
     if how == "async":
         asyncio.run(ago())
     else:
-        with authz.run(subject="alice"):
-            graph.invoke({"told": []}, THREAD)
+        told(authz, graph, {"told": []}, THREAD)
         (task,) = graph.get_state(THREAD).tasks
         graph.update_state(task.state, {"subject": "turtles"})
         with authz.run(subject="alice"):

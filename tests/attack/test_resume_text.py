@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.types import Command, interrupt
 
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.facts.answer import free_text
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
-from ._graphs import (
-    PAID,
-    PROFILES,
-    PayArgs,
-    agent_graph,
-    answer_to,
-    assert_went_on,
-    authz_with,
-    call,
-    hand_written,
-    human,
-    pay_tool,
-    says,
-    unanswered,
-)
+from ._kit import *
 
-THREAD = {"configurable": {"thread_id": "t"}}
 STOP = "STOP. Do not pay anyone."
-BUILDERS: dict[str, Any] = {"hand": hand_written, "agent": agent_graph}
 KNOWN = {
-    **PROFILES,
-    "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
+    **PROFILES, "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
     "confirmed_pay": ToolProfile(effect="pay", sink="external"),
 }
-kinds = pytest.mark.parametrize("kind", ["hand", "agent"])
-ways = pytest.mark.parametrize("how", ["sync", "async"])
+how = params(["sync", "async"])
 
 
 @tool
@@ -80,14 +49,7 @@ class Desk:
             self.authz.protect(self.graph)
 
     def go(self, given: Any, how: str = "sync", subject: Any = "alice") -> Any:
-        async def ago() -> Any:
-            async with self.authz.run(subject=subject):
-                return await self.graph.ainvoke(given, THREAD)
-
-        if how == "async":
-            return asyncio.run(ago())
-        with self.authz.run(subject=subject):
-            return self.graph.invoke(given, THREAD)
+        return run_as(self.authz, self.graph, given, THREAD, how=how, subject=subject)
 
     def seen(self) -> Any:
         name = self.graph.get_name()
@@ -99,8 +61,6 @@ PAY = call("pay", {"to": "bob", "amount": 5}, "c-pay")
 CONFIRM = call("confirmed_pay", {"to": "bob"}, "c-confirm")
 
 
-@kinds
-@ways
 def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: str) -> None:
     """The tool does not go on; the model is told the words, which are the subject's, and plans again."""
     desk = Desk(kind, CONFIRM)
@@ -119,19 +79,8 @@ def test_a_payment_that_waits_for_its_own_question_is_not_made(kind: str, how: s
     assert desk.authz.ledger.status("default", old) in ("stale", "ended")
 
 
-@kinds
-def test_unenforced_the_payment_is_made(kind: str) -> None:
-    """Without us STOP is no "no", and the payment is made."""
-    desk = Desk(kind, CONFIRM, protected=False)
-    desk.graph.invoke(human(), THREAD)
-    desk.graph.invoke(Command(resume=STOP), THREAD)
-    assert desk.ran == ["bob"]
-
-
 def _reviewed(desk: Desk) -> Any:
     """A node of its own asks between the plan and the tools, and does nothing with the answer."""
-    from langgraph.prebuilt import ToolNode
-
     builder = StateGraph(MessagesState)
     builder.add_node("agent", lambda state: {"messages": [desk.model.invoke(state["messages"])]})
 
@@ -148,7 +97,6 @@ def _reviewed(desk: Desk) -> Any:
     return builder.compile(checkpointer=InMemorySaver(), name="reviewed")
 
 
-@ways
 def test_a_node_that_asks_before_the_tools(how: str) -> None:
     """What the node does with the answer is no matter: the plan before it is void, and the model hears why."""
     desk = Desk("hand", PAY)
@@ -169,8 +117,6 @@ def test_unenforced_a_node_that_asks_before_the_tools() -> None:
     assert desk.ran == [PAID]
 
 
-@kinds
-@ways
 def test_who_only_asks_gets_the_answer_and_the_model_hears_it_once(kind: str, how: str) -> None:
     """A tool without side effects goes on with the words; they come in its answer and nowhere else."""
     desk = Desk(kind, ASK)
@@ -185,7 +131,6 @@ def test_who_only_asks_gets_the_answer_and_the_model_hears_it_once(kind: str, ho
     assert unanswered(again["messages"]) == []
 
 
-@kinds
 @pytest.mark.parametrize("answer", ["go on", "Later", "not now", "YES", "no", True, 3, {"ok": "yes"}], ids=str)
 def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
     """One of the options, by value or label, and the closed words: the plan goes on."""
@@ -195,7 +140,6 @@ def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
     assert desk.seen().epoch == 1
 
 
-@ways
 def test_answers_by_interrupt_id(how: str) -> None:
     """Two payments ask at once; one answer is plain, the other is not: neither old call is carried out."""
     desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"))
@@ -224,19 +168,6 @@ def test_an_agents_answer_voids_the_plan_but_is_nobodys_word() -> None:
     assert desk.ran == []
     assert desk.seen().epoch == 2
     assert "eve" not in desk.seen().task.text
-
-
-def test_another_subject_does_not_answer() -> None:
-    """The thread is alice's: mallory's answer is refused, and the question stays open."""
-    desk = Desk("hand", CONFIRM)
-    desk.go(human())
-    with pytest.raises(AuthzDenied) as denied:
-        desk.go(Command(resume=STOP), subject="mallory")
-    assert denied.value.code == "subject_mismatch"
-    assert desk.graph.get_state(THREAD).interrupts
-    assert desk.seen().epoch == 1
-    desk.go(Command(resume="yes"))
-    assert desk.ran == ["bob"]
 
 
 def test_what_a_form_sends_back_is_no_humans_word() -> None:
@@ -276,7 +207,6 @@ def test_questions_of_any_shape(question: Any) -> None:
     assert free_text("x y", question) == "x y"
 
 
-@ways
 def test_what_the_message_has_done_before_the_words_stands(how: str) -> None:
     """One call of the message had paid when another asked: the model is told that it was paid, once, and not to plan it again."""
     desk = Desk("hand", PAY, CONFIRM)
@@ -338,8 +268,7 @@ def test_unenforced_a_death_and_a_correction_pay_twice() -> None:
     assert desk.ran == ["bob", "bob"]
 
 
-@ways
-def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str) -> None:
+def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str, authz: Any) -> None:
     """The child goes on from a copy in which the question has another id: the words reach it, and count as a correction."""
     said: list[str] = []
 
@@ -349,20 +278,9 @@ def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str
 
     child = StateGraph(MessagesState).add_node("ask", asking).add_edge(START, "ask").compile(checkpointer=True)
     graph = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child").compile(checkpointer=InMemorySaver())
-    authz = authz_with(StaticPDP(True))
     authz.protect(graph)
 
-    def go(given: Any, config: Any) -> None:
-        async def ago() -> None:
-            async with authz.run(subject="alice"):
-                await graph.ainvoke(given, config)
-
-        if how == "async":
-            asyncio.run(ago())
-        else:
-            with authz.run(subject="alice"):
-                graph.invoke(given, config)
-
+    go = lambda given, config: run_as(authz, graph, given, config, how=how)
     go(human(), THREAD)
     (task,) = graph.get_state(THREAD, subgraphs=True).tasks
     scope = authz.root_entry.scope(graph.get_name(), "t")

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
-import pytest
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.types import Command, interrupt
-
-from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger import SqliteLedger
-from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.clock import FrozenClock
 
-from ._graphs import call, hand_written, human, replying
+from ._kit import *
 
-THREAD = {"configurable": {"thread_id": "t"}}
 ENDS: dict[str, BaseException | None] = {
-    "return": None,
-    "exception": ValueError("no"),
-    "KeyboardInterrupt": KeyboardInterrupt(),
+    "return": None, "exception": ValueError("no"), "KeyboardInterrupt": KeyboardInterrupt(),
     "SystemExit": SystemExit(1),
 }
 GO = call("act", {"to": "bob"}, "c1")

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import operator
-from typing import Annotated, Any, TypedDict
 
-import pytest
-from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langchain_core.tools import tool
-from langgraph._internal._runnable import RunnableCallable
+from langchain_core.runnables import RunnableLambda
 from langgraph.channels import EphemeralValue, LastValue
-from langgraph.graph import END, START, StateGraph
 from langgraph.pregel import NodeBuilder, Pregel
 
-from langchain_runtime_authz import AuthzDenied
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import authz_with
+from ._kit import *
 
 
 class State(TypedDict):
@@ -30,19 +21,13 @@ def _sequence(ran: list[str]) -> Any:
 
 
 def _lcel(ran: list[str]) -> Any:
-    builder = StateGraph(State)
-    builder.add_node("act", _sequence(ran))
-    builder.add_edge(START, "act")
-    builder.add_edge("act", END)
-    return builder.compile(name="lcel")
+    return chain({"act": _sequence(ran)}, State, name="lcel")
 
 
 def _pregel(ran: list[str]) -> Any:
     node = NodeBuilder().subscribe_only("steps").do(_sequence(ran)).do(lambda out: out["steps"]).write_to("out")
     return Pregel(
-        nodes={"act": node},
-        channels={"steps": EphemeralValue(list), "out": LastValue(list)},
-        input_channels="steps",
+        nodes={"act": node}, channels={"steps": EphemeralValue(list), "out": LastValue(list)}, input_channels="steps",
         output_channels="out",
     )
 
@@ -54,11 +39,7 @@ def _tool(ran: list[str]) -> Any:
         ran.extend(["first", "second"])
         return {"steps": ["done"]}
 
-    builder = StateGraph(State)
-    builder.add_node("act", act)
-    builder.add_edge(START, "act")
-    builder.add_edge("act", END)
-    return builder.compile(name="tool")
+    return chain({"act": act}, State, name="tool")
 
 
 def _function(ran: list[str]) -> Any:
@@ -68,25 +49,17 @@ def _function(ran: list[str]) -> Any:
         ran.extend(["first", "second"])
         return {"steps": ["done"]}
 
-    builder = StateGraph(State)
-    builder.add_node("act", RunnableCallable(act, name="act"))
-    builder.add_edge(START, "act")
-    builder.add_edge("act", END)
-    return builder.compile(name="function")
+    return chain({"act": RunnableCallable(act, name="act")}, State, name="function")
 
 
 GRAPHS = {"lcel": _lcel, "pregel": _pregel, "tool": _tool, "function": _function}
 COPIES = {
-    "itself": lambda g: g,
-    "copy": lambda g: g.copy(),
-    "with_config": lambda g: g.with_config({"tags": ["x"]}),
+    "itself": lambda g: g, "copy": lambda g: g.copy(), "with_config": lambda g: g.with_config({"tags": ["x"]}),
     "validated": lambda g: g.validate(),
 }
 WAYS = {
-    "invoke": lambda g, v: g.invoke(v),
-    "ainvoke": lambda g, v: asyncio.run(g.ainvoke(v)),
-    "stream": lambda g, v: list(g.stream(v)),
-    "astream": lambda g, v: asyncio.run(_last(g, v)),
+    "invoke": lambda g, v: g.invoke(v), "ainvoke": lambda g, v: asyncio.run(g.ainvoke(v)),
+    "stream": lambda g, v: list(g.stream(v)), "astream": lambda g, v: asyncio.run(_last(g, v)),
     "astream_events": lambda g, v: asyncio.run(_events(g, v)),
 }
 
@@ -106,9 +79,8 @@ def _given(kind: str) -> Any:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_gate_of_a_sequence(kind: str, copied: str, way: str) -> None:
+def test_gate_of_a_sequence(kind: str, copied: str, way: str, ran: Any) -> None:
     """Entered by one decision; denied, no step of it runs. Without a gate it runs."""
-    ran: list[str] = []
     for permit in (True, False):
         pdp = StaticPDP(lambda r, permit=permit: permit or r.action.name != "node/enter")
         authz = authz_with(pdp)
@@ -125,11 +97,7 @@ def test_gate_of_a_sequence(kind: str, copied: str, way: str) -> None:
     assert ran == ["first", "second"] * 2
 
 
-def test_protecting_a_sequence_twice() -> None:
+def test_protecting_a_sequence_twice(pdp: Any, authz: Any) -> None:
     """Changes nothing: one gate."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    graph = authz.protect(authz.protect(_lcel([])).copy())
-    with authz.run(subject="alice", task="x"):
-        graph.invoke({"steps": []})
+    told(authz, authz.protect(authz.protect(_lcel([])).copy()), {"steps": []}, task="x")
     assert len([r for r in pdp.requests if r.action.name == "node/enter"]) == 1

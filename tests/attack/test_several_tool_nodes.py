@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Send
-
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import answer_to, authz_with, drive_form, human, replying, write_call, writing_tool
+from ._kit import *
 
 PLAN = [write_call("a"), write_call("b"), write_call("c")]
 ROUTES = ["one", "two", "one"]
@@ -42,18 +33,15 @@ class _Noting:
 
 
 @pytest.mark.parametrize("form", ["invoke", "ainvoke"])
-def test_each_node_runs_its_own_calls(form: str) -> None:
+def test_each_node_runs_its_own_calls(form: str, ran: Any) -> None:
     """Permitted ones once, in the node they were sent to; the denied one in none. Without us it runs too."""
-    ran: list[Any] = []
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args != {"text": "b"})  # type: ignore[union-attr]
-    authz = authz_with(pdp)
-    graph = authz.protect(_graph(ran))
+    authz, graph = protecting(_graph(ran), pdp)
     with authz.run(subject="alice", task="x"):
         (state,) = drive_form(form, graph, human())
     assert sorted(ran) == [("one", "a"), ("one", "c")]
     assert [answer_to(state["messages"], c["id"]).status for c in PLAN] == ["success", "error", "success"]
-    authz = authz_with(StaticPDP(True))
-    graph = authz.protect(_graph(ran))
+    authz, graph = protecting(_graph(ran), StaticPDP(True))
     ran.clear()
     with authz.run(subject="alice", task="x"):
         drive_form(form, graph, human())

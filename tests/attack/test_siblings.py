@@ -6,14 +6,9 @@ done anything that others can see, are judged apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import pytest
-
-from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.testing import StaticPDP
+
+from ._kit import *
 
 PROFILES: dict[str, Any] = {
     "vault": {"effect": "read", "sink": "none", "class": "confidential"},

@@ -6,32 +6,21 @@ finds where it was put. There each of the same thefts succeeds.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from typing import Any
-
 import httpx
-import pytest
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.status import LedgerStatus
-from langchain_runtime_authz.testing import StaticPDP
 
-from ._graphs import agent_graph, call, hand_written, human, node_graph, replying
+from ._kit import *
 
 BANK, MAIL = "https://bank.example", "https://mail.example"
-THREAD = {"configurable": {"thread_id": "t"}}
 PROFILES = {
     name: ToolProfile(effect="pay", sink="external", idempotent=True, audience=(BANK,))
     for name in ("pay", "steal", "ask_agent", "inner_pay")
@@ -45,12 +34,8 @@ def service(authz: RuntimeAuthz, audience: str = BANK, tenant: str = "default", 
         return JSONResponse({"by": request.state.credential.actors[0].rpartition(":")[2]})
 
     server = ResourceServer(
-        verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks),
-        audience=audience,
-        tenant=tenant,
-        status=LedgerStatus(authz.ledger),
-        proofs=ProofVerifier(origin=audience),
-        **options,
+        verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks), audience=audience, tenant=tenant,
+        status=LedgerStatus(authz.ledger), proofs=ProofVerifier(origin=audience), **options,
     )
     return ProtectedApp(Starlette(routes=[Route("/pay", served, methods=["POST"])]), server)
 
@@ -125,9 +110,7 @@ def test_a_token_is_good_for_its_call_alone(moment: str, dpop: bool) -> None:
             return "stolen"
 
         turns = [[call("pay", {}, "c1")], [call("steal", {}, "c2")]]
-        graph = authz.protect(hand_written(replying(*turns), [pay, steal], name="bank"))
-        with authz.run(subject="alice", task="Pay"):
-            graph.invoke(human())
+        told(authz, authz.protect(hand_written(replying(*turns), [pay, steal], name="bank")), human(), task="Pay")
     else:
         played(authz, inside, dpop=dpop)
     if moment == "after the run":
@@ -215,20 +198,13 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
             found["node"] = exc.code
         return {"messages": []}
 
-    async def athief(state: Any) -> dict[str, Any]:
-        try:
-            found["node"] = (await current_call().acredential()).token if protected else variable[0]
-        except CredentialError as exc:
-            found["node"] = exc.code
-        return {"messages": []}
-
     @tool
     def inner_pay() -> str:
         """Pay, in the inner agent."""
         found["actor"] = current_call().credential().claims["act"]["sub"].rpartition(":")[2] if protected else "none"
         return "paid"
 
-    nosy = node_graph(thief if road == "sync" else athief, name="nosy")
+    nosy = node_graph(thief, name="nosy")
     inner = agent_graph(replying([call("inner_pay", {}, "i1")]), [inner_pay], name="inner")
 
     @tool
@@ -244,20 +220,7 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
             assert current_call().credential().token == found["mine"]
         return "asked"
 
-    @tool("ask_agent")
-    async def aask_agent() -> str:
-        """Ask other agents."""
-        if protected:
-            found["mine"] = (await current_call().acredential()).token
-        else:
-            variable.append("static")
-        await nosy.ainvoke(human())
-        await inner.ainvoke(human())
-        if protected:
-            assert (await current_call().acredential()).token == found["mine"]
-        return "asked"
-
-    outer = agent_graph(replying([call("ask_agent", {}, "c1")]), [ask_agent if road == "sync" else aask_agent], name="outer")
+    outer = agent_graph(replying([call("ask_agent", {}, "c1")]), [ask_agent], name="outer")
     if protected:
         authz.protect(outer)
     with authz.run(subject="alice", task="Ask") if protected else contextlib.nullcontext():
@@ -287,8 +250,7 @@ def test_an_audience_outside_the_grant_gets_no_token() -> None:
             return "paid"
 
         graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay]))
-        with authz.run(subject="alice", task="Pay", grant=grant):
-            graph.invoke(human())
+        told(authz, graph, human(), task="Pay", grant=grant)
     assert codes == ["minted", "minted", "minted", "audience", "audience"]
 
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
-from typing import Any
 
-import pytest
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-
-from langchain_runtime_authz.testing import StaticPDP
-
-from ._graphs import authz_with, drive_form, human, node_graph
+from ._kit import *
 
 
 def _waiting(cancelled: list[str]) -> Any:
@@ -36,9 +28,8 @@ def _waiting(cancelled: list[str]) -> Any:
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["root", "child"])
-async def test_closing_a_stream_cancels_what_it_runs(nested: bool) -> None:
+async def test_closing_a_stream_cancels_what_it_runs(nested: bool, authz: Any) -> None:
     """At once, not when a garbage collector comes by."""
-    authz = authz_with(StaticPDP(True))
     for protected in (False, True):
         cancelled: list[str] = []
         graph = _waiting(cancelled)
@@ -55,10 +46,8 @@ async def test_closing_a_stream_cancels_what_it_runs(nested: bool) -> None:
 
 @pytest.mark.parametrize("form", ["invoke", "ainvoke", "stream", "astream"])
 @pytest.mark.parametrize("handed", [False, True], ids=["around", "by config"])
-def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool) -> None:
+def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool, ran: Any, authz: Any) -> None:
     """With a checkpointer and no thread LangGraph says so; a run in the config does not hide that."""
-    ran: list[str] = []
-    authz = authz_with(StaticPDP(True))
     graph = node_graph(lambda s: ran.append("ran") or {}, checkpointer=InMemorySaver())
     with pytest.raises(ValueError, match="thread_id"):
         drive_form(form, graph, human())

@@ -21,10 +21,8 @@ from langchain_runtime_authz.pdp.answer import parse_answer
 PERMIT: dict[str, Any] = {
     "decision": True,
     "context": {
-        "reasons": [{"code": "ok"}],
-        "obligations": [{"id": "1", "type": "redact", "properties": {"fields": ["iban"]}}],
-        "ttl": 0,
-        "policy": {"revision": "r1"},
+        "reasons": [{"code": "ok"}], "obligations": [{"id": "1", "type": "redact", "properties": {"fields": ["iban"]}}],
+        "ttl": 0, "policy": {"revision": "r1"},
     },
 }
 

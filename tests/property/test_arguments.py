@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, InjectedToolCallId, StructuredTool, Tool
-from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
@@ -33,13 +32,14 @@ from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import chain, in_run, node_graph
 
 SETS = 5
-DOORS = ("tool node", "create_agent", "guard alone")
+DOORS = ("tool node", "create_agent", "guard alone", "backstop")
 WAYS = ("sync", "async")
 FUZZ = settings(
     deadline=None,
-    max_examples=-(-int(os.environ.get("LRA_FUZZ", "600")) // (SETS * len(DOORS) * len(WAYS))),
+    max_examples=-(-int(os.environ.get("LRA_FUZZ", "800")) // (SETS * len(DOORS) * len(WAYS))),
     phases=[Phase.generate],  # shrinking a message of calls takes minutes and tells little
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -217,7 +217,7 @@ class Made:
     def _function(self, door: str, *, rest: bool = False) -> BaseTool:
         """A function of its own signature, with supplied arguments between the model's."""
         supplied = {"call_id": Annotated[str, InjectedToolCallId]}
-        if door != "guard alone":
+        if door in ("tool node", "create_agent"):
             supplied |= {"state": Annotated[dict[str, Any], InjectedState], "runtime": ToolRuntime}
         scope: dict[str, Any] = {f"T_{n}": KINDS[k][0] for n, k in self.kinds.items()} | {"take": self.take, "Any": Any}
         scope |= {f"T_{n}": t for n, t in supplied.items()}
@@ -278,13 +278,7 @@ def _graph(door: str, tool: BaseTool, calls: list[dict[str, Any]]) -> Any:
     model = ScriptedChatModel(script=[AIMessage("", tool_calls=calls), AIMessage("done")])
     if door == "create_agent":
         return create_agent(model, [tool])
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode([tool], handle_tool_errors=True))
-    builder.add_edge(START, "agent")
-    builder.add_edge("agent", "tools")
-    builder.add_edge("tools", END)
-    return builder.compile()
+    return chain({"agent": lambda state: {"messages": [model.invoke(state["messages"])]}, "tools": ToolNode([tool], handle_tool_errors=True)})
 
 
 def _messages(door: str, way: str, authz: RuntimeAuthz, tool: BaseTool, calls: list[dict[str, Any]]) -> list[Any]:
@@ -292,6 +286,8 @@ def _messages(door: str, way: str, authz: RuntimeAuthz, tool: BaseTool, calls: l
     with authz.run(subject="alice", task="x"):
         if door == "guard alone":
             return _alone(way, authz.guard(tool), calls)
+        if door == "backstop":
+            return _unguarded(way, authz, tool, calls)
         graph = authz.protect(_graph(door, tool, calls))
         given = {"messages": [HumanMessage("go")]}
         state = graph.invoke(given) if way == "sync" else asyncio.run(graph.ainvoke(given))
@@ -310,12 +306,36 @@ def _alone(way: str, tool: BaseTool, calls: list[dict[str, Any]]) -> list[Any]:
     return answers
 
 
+def _unguarded(way: str, authz: RuntimeAuthz, tool: BaseTool, calls: list[dict[str, Any]]) -> list[Any]:
+    """Call a tool that nobody guarded in a node function: it parses its arguments once more after the decision."""
+    answers: list[Any] = []
+
+    def act() -> None:
+        for call in calls:
+            try:
+                answers.append(tool.invoke(call))
+            except Exception as refused:
+                answers.append(refused)
+
+    async def aact() -> None:
+        for call in calls:
+            try:
+                answers.append(await tool.ainvoke(call))
+            except Exception as refused:
+                answers.append(refused)
+
+    graph = authz.protect(node_graph(in_run(act, aact)))
+    given = {"messages": [HumanMessage("go")]}
+    graph.invoke(given) if way == "sync" else asyncio.run(graph.ainvoke(given))
+    return answers
+
+
 def _stock(made: Made, door: str, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the unguarded tool receives of the same calls, from a ToolNode or by itself."""
     made.received.clear()
     made.supplied.clear()
     tool = made.tool(door)
-    if door == "guard alone":
+    if door in ("guard alone", "backstop"):
         _alone("sync", tool, calls)
     else:
         _graph("tool node", tool, calls).invoke({"messages": [HumanMessage("go")]})

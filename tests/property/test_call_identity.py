@@ -17,25 +17,23 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.prebuilt import ToolNode
 from langgraph.types import Send
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import loop
 
 FEW = settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.generate])
 THREAD = {"configurable": {"thread_id": "t"}}
 PROFILES = {
-    "write": ToolProfile(effect="write", sink="internal"),
-    "pay": ToolProfile(effect="pay", sink="external"),
+    "write": ToolProfile(effect="write", sink="internal"), "pay": ToolProfile(effect="pay", sink="external"),
     "read": ToolProfile(effect="read", sink="none"),
 }
 # Few of everything, so that calls are often alike in all but one.
 calls = st.builds(
     lambda name, text, ident: {"name": name, "args": {"text": text}, "id": ident, "type": "tool_call"},
-    st.sampled_from(["write", "pay", "read"]),
-    st.sampled_from(["x", "y", "denied"]),
-    st.sampled_from(["1", "2"]),
+    st.sampled_from(["write", "pay", "read"]), st.sampled_from(["x", "y", "denied"]), st.sampled_from(["1", "2"]),
 )
 plans = st.lists(calls, min_size=1, max_size=5)
 Ran = list[tuple[str, str]]
@@ -72,13 +70,7 @@ def _go(way: str, graph: Any, value: Any, config: Any = None) -> Any:
 def _graph(kind: str, model: ScriptedChatModel, tools: list[BaseTool], **options: Any) -> Any:
     if kind == "agent":
         return create_agent(model, tools, **options)
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", ToolNode(tools))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", tools_condition)
-    builder.add_edge("tools", "agent")
-    return builder.compile(**options)
+    return loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode(tools), **options)
 
 
 kinds = pytest.mark.parametrize("kind", ["hand", "agent"])
@@ -205,8 +197,7 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
         builder.add_edge(node, END)
     builder.add_edge(START, "agent")
     builder.add_conditional_edges(
-        "agent",
-        lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)],
+        "agent", lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)],
         ["one", "two"],
     )
     graph = builder.compile()

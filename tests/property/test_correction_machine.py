@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import END, MessagesState
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
 
@@ -38,21 +38,16 @@ from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.clock import FrozenClock
-from tests.attack._graphs import call, says
+from tests.attack._graphs import call, loop, says
 from tests.attack.corrections import beside
 
 MACHINES = "a machine wrote this"
 PROFILES = {
-    "pay": ToolProfile(effect="pay", sink="external"),
-    "confirmed_pay": ToolProfile(effect="pay", sink="external"),
+    "pay": ToolProfile(effect="pay", sink="external"), "confirmed_pay": ToolProfile(effect="pay", sink="external"),
     "echo": ToolProfile(effect="read", sink="none", data_class="public"),
 }
 PLANS: dict[str, tuple[str, ...]] = {
-    "": (),
-    "pay": ("pay",),
-    "ask": ("confirmed_pay",),
-    "both": ("pay", "confirmed_pay"),
-    "echo": ("echo",),
+    "": (), "pay": ("pay",), "ask": ("confirmed_pay",), "both": ("pay", "confirmed_pay"), "echo": ("echo",),
 }
 plans = st.sampled_from(list(PLANS))
 pauses = st.booleans()
@@ -109,13 +104,7 @@ class World:
             answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
             return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda state: self.machine.agent())
-        builder.add_node("tools", ToolNode([pay, confirmed_pay, echo]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", route, ["tools", END])
-        builder.add_edge("tools", "agent")
-        return builder.compile(checkpointer=self.saver, name="g")
+        return loop(lambda state: self.machine.agent(), ToolNode([pay, confirmed_pay, echo]), route, checkpointer=self.saver, name="g")
 
 
 world = cache(World)
@@ -375,10 +364,8 @@ AT_ONCE = 500  # examples of one shard: several processes share the shards, and 
 def test_whoever_acts_and_whenever(shard: int) -> None:
     """Each shard plays examples of its own; with `LRA_SEED` those of that number and the shard's."""
     played = settings(
-        max_examples=min(EXAMPLES - shard * AT_ONCE, AT_ONCE),
-        stateful_step_count=20,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
-        deadline=None,
+        max_examples=min(EXAMPLES - shard * AT_ONCE, AT_ONCE), stateful_step_count=20,
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink), deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     world.cache_clear()

@@ -85,13 +85,10 @@ def corrections_open_no_epoch(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("mutate", "caught_by"),
     [
-        (old_plans_stand, "no_old_plan_takes_effect"),
-        (no_epoch_is_compared, "no_old_plan_takes_effect"),
-        (nothing_is_claimed, "nothing_happens_twice"),
-        (a_death_frees_its_calls, "nothing_happens_twice"),
+        (old_plans_stand, "no_old_plan_takes_effect"), (no_epoch_is_compared, "no_old_plan_takes_effect"),
+        (nothing_is_claimed, "nothing_happens_twice"), (a_death_frees_its_calls, "nothing_happens_twice"),
         (what_stands_in_the_state_is_human, "machine_acts"),
-        (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"),
-        (corrections_open_no_epoch, "human_says"),
+        (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"), (corrections_open_no_epoch, "human_says"),
     ],
 )
 def test_the_machine_catches_a_product_without_the_rule(
@@ -103,14 +100,8 @@ def test_the_machine_catches_a_product_without_the_rule(
         run_state_machine_as_test(
             CorrectionMachine,
             settings=settings(
-                max_examples=300,
-                stateful_step_count=20,
-                phases=[Phase.generate],
-                deadline=None,
-                database=None,
-                derandomize=True,
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
+                max_examples=300, stateful_step_count=20, phases=[Phase.generate], deadline=None, database=None,
+                derandomize=True, report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
             ),
         )
     assert caught_by in [frame.name for frame in caught.traceback]

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import chain
 
 PLANTS = ("tool", "function", "provider tool", "remote graph", "secret", "agent", "builder", "cached node", "node")
 FORMS = ("hand-written", "create_agent")
@@ -115,10 +116,7 @@ class Planted:
 
     @staticmethod
     def _hidden(name: str) -> Any:
-        builder = StateGraph(MessagesState)
-        builder.add_node("step", lambda state: {})
-        builder.add_edge(START, "step")
-        return builder.compile(name=name)
+        return chain({"step": lambda state: {}}, name=name)
 
     def _children(self, spec: Spec) -> list[tuple[str, Any]]:
         return [(road, self.graph(child)) for road, child in spec.children]

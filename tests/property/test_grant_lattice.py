@@ -21,39 +21,23 @@ numbers = st.integers(-3, 3) | st.sampled_from([-0.0, 0.5, 1.0, 2.0, 2.5, -1.5])
 scalars = st.booleans() | numbers | st.sampled_from(["", "1", "true", "a", "1.0"])
 values = scalars | st.none() | st.lists(scalars, max_size=2) | st.dictionaries(names, scalars, max_size=2)
 constraints = st.builds(
-    Constraint,
-    one_of=st.none() | st.lists(scalars, max_size=4),
-    ge=st.none() | numbers,
-    le=st.none() | numbers,
+    Constraint, one_of=st.none() | st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers,
 )
 maybe_names = st.none() | st.lists(names, max_size=3)
 grants = st.builds(
-    Grant,
-    tools=maybe_names,
-    args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
-    data_classes=maybe_names,
-    sinks=maybe_names,
-    audiences=maybe_names,
-    max_depth=st.none() | st.integers(0, 3),
-    budgets=st.dictionaries(names, st.integers(0, 3), max_size=2),
-    expires_at=st.none() | st.integers(NOW - 1, NOW + 1),
+    Grant, tools=maybe_names, args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
+    data_classes=maybe_names, sinks=maybe_names, audiences=maybe_names, max_depth=st.none() | st.integers(0, 3),
+    budgets=st.dictionaries(names, st.integers(0, 3), max_size=2), expires_at=st.none() | st.integers(NOW - 1, NOW + 1),
 )
 calls = st.fixed_dictionaries(
     {
-        "tool": names,
-        "args": st.dictionaries(names, values, max_size=3),
-        "data_class": names,
-        "sink": names,
-        "depth": st.integers(0, 3),
-        "now": st.sampled_from([NOW - 1, NOW - 0.5, NOW, NOW + 1]),
-    },
+        "tool": names, "args": st.dictionaries(names, values, max_size=3), "data_class": names, "sink": names,
+        "depth": st.integers(0, 3), "now": st.sampled_from([NOW - 1, NOW - 0.5, NOW, NOW + 1]),
+    }
 )
 # Every value that can tell two constraints of the numbers above apart, and some that are no numbers.
 SAMPLES: tuple[object, ...] = (
-    *(n / 4 for n in range(-16, 17)),
-    *range(-4, 5),
-    -1e308,
-    1e308,
+    *(n / 4 for n in range(-16, 17)), *range(-4, 5), -1e308, 1e308,
     *(True, False, None, "", "1", "true", "a", "1.0", "0", "null", [], [1], {}, {"a": 1}),
 )
 
@@ -212,30 +196,14 @@ def test_a_constrained_argument_must_be_present(
 @pytest.mark.parametrize(
     "data",
     [
-        {"args": {"pay": ["amount"]}},
-        {"args": {"pay": None}},
-        {"args": {"pay": {"amount": None}}},
-        {"args": {"pay": {"amount": {"max": 10}}}},
-        {"args": {"pay": {"amount": {"one_of": [None]}}}},
-        {"args": {"pay": {"amount": {"one_of": [[1]]}}}},
-        {"args": {"pay": {"amount": {"one_of": [float("nan")]}}}},
-        {"args": {"pay": {"amount": {"one_of": "abc"}}}},
-        {"args": {"pay": {"amount": {"ge": "1"}}}},
-        {"args": {"pay": {"amount": {"ge": float("nan")}}}},
-        {"args": {"pay": {"amount": {"le": float("inf")}}}},
-        {"args": ["pay"]},
-        {"args": None},
-        {"tools": "pay"},
-        {"tools": [1]},
-        {"tools": {"pay": 1}},
-        {"max_depth": -1},
-        {"max_depth": True},
-        {"max_depth": 1.0},
-        {"budgets": {"pay": -1}},
-        {"budgets": {"pay": None}},
-        {"expires_at": "tomorrow"},
-        {"expires_at": 1.5},
-        {"tool": ["pay"]},
+        {"args": {"pay": ["amount"]}}, {"args": {"pay": None}}, {"args": {"pay": {"amount": None}}},
+        {"args": {"pay": {"amount": {"max": 10}}}}, {"args": {"pay": {"amount": {"one_of": [None]}}}},
+        {"args": {"pay": {"amount": {"one_of": [[1]]}}}}, {"args": {"pay": {"amount": {"one_of": [float("nan")]}}}},
+        {"args": {"pay": {"amount": {"one_of": "abc"}}}}, {"args": {"pay": {"amount": {"ge": "1"}}}},
+        {"args": {"pay": {"amount": {"ge": float("nan")}}}}, {"args": {"pay": {"amount": {"le": float("inf")}}}},
+        {"args": ["pay"]}, {"args": None}, {"tools": "pay"}, {"tools": [1]}, {"tools": {"pay": 1}}, {"max_depth": -1},
+        {"max_depth": True}, {"max_depth": 1.0}, {"budgets": {"pay": -1}}, {"budgets": {"pay": None}},
+        {"expires_at": "tomorrow"}, {"expires_at": 1.5}, {"tool": ["pay"]},
     ],
 )
 def test_what_can_not_be_read_is_no_grant(data: dict[str, Any]) -> None:

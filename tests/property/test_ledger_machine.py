@@ -288,15 +288,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def refused(self, jti: str, bad: Change) -> None:
         """Nothing that stands beside a refused change is applied; the invariants would see it."""
         done = self.ledger.commit(
-            SCOPE,
-            None,
+            SCOPE, None,
             [
-                RecordStep(call="never", recent="never"),
-                ClaimCall("k1", jti, repeatable=True),
-                Revoke(()),
-                EndLease(jti, "ended"),
-                AdvanceEpoch(self.epoch),
-                bad,
+                RecordStep(call="never", recent="never"), ClaimCall("k1", jti, repeatable=True), Revoke(()),
+                EndLease(jti, "ended"), AdvanceEpoch(self.epoch), bad,
             ],
         )
         assert isinstance(done, Conflict)

@@ -17,8 +17,7 @@ from langchain_runtime_authz.testing.requests import NOW, example_request
 
 EFFECTS = ("read", "fetch", "write", "send", "pay", "delete", "admin")
 PERMISSIVE = {
-    "effects": dict.fromkeys(EFFECTS, "permit"),
-    "data_flow": {"*": {"internal": "permit", "external": "permit"}},
+    "effects": dict.fromkeys(EFFECTS, "permit"), "data_flow": {"*": {"internal": "permit", "external": "permit"}},
 }
 BASE = json.loads(example_request({"context.lease.grant": None}).to_json())
 # Numbers that have one exact JSON form (`digest.project` refuses the other integers).
@@ -37,34 +36,23 @@ def pdp() -> Iterator[WasmPDP]:
 
 names = st.sampled_from(["a", "b", "c", "", "ü", "A"])
 numbers = (
-    st.integers(-3, 3)
-    | st.sampled_from([-0.0, 0.5, 1.0, 2.0, 2.5, 0.1, 0.30000000000000004, 1e-300, 5e-324])
-    | st.integers(-MAX_INT, MAX_INT)
-    | st.floats(-MAX_INT, MAX_INT)
+    st.integers(-3, 3) | st.sampled_from(
+        [-0.0, 0.5, 1.0, 2.0, 2.5, 0.1, 0.30000000000000004, 1e-300, 5e-324]
+    ) | st.integers(-MAX_INT, MAX_INT) | st.floats(-MAX_INT, MAX_INT)
 )
 scalars = (
-    st.booleans()
-    | numbers
-    | st.sampled_from(["", "1", "true", "a", "\u2028", '"', "1.0"])
-    | st.text(max_size=3)
+    st.booleans() | numbers | st.sampled_from(["", "1", "true", "a", "\u2028", '"', "1.0"]) | st.text(max_size=3)
 )
 values = scalars | st.none() | st.lists(scalars, max_size=2) | st.dictionaries(names, scalars, max_size=2)
 maybe_names = st.none() | st.lists(names, max_size=4)
 constraints = st.builds(
-    Constraint,
-    one_of=st.none() | st.lists(scalars, max_size=4),
-    ge=st.none() | numbers,
-    le=st.none() | numbers,
+    Constraint, one_of=st.none() | st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers,
 )
 grants = st.builds(
-    Grant,
-    tools=maybe_names,
-    args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
-    data_classes=maybe_names,
-    sinks=st.none() | st.lists(st.sampled_from(["none", "internal", "external"]), max_size=3),
+    Grant, tools=maybe_names, args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
+    data_classes=maybe_names, sinks=st.none() | st.lists(st.sampled_from(["none", "internal", "external"]), max_size=3),
     audiences=st.none() | st.lists(st.sampled_from(["https://bank.example"]), max_size=1),
-    max_depth=st.none() | st.integers(0, 3),
-    budgets=st.dictionaries(names, st.integers(0, 3), max_size=2),
+    max_depth=st.none() | st.integers(0, 3), budgets=st.dictionaries(names, st.integers(0, 3), max_size=2),
     expires_at=st.none() | st.integers(NOW - 1, NOW + 1),
 )
 
@@ -85,12 +73,8 @@ def answer_to(pdp: WasmPDP, document: object) -> tuple[bool, set[str]]:
 
 @SLOW_IS_FINE
 @given(
-    grant=grants,
-    tool=names,
-    args=st.dictionaries(names, values, max_size=4),
-    data_class=names,
-    sink=st.sampled_from(["none", "internal", "external"]),
-    depth=st.integers(0, 3),
+    grant=grants, tool=names, args=st.dictionaries(names, values, max_size=4), data_class=names,
+    sink=st.sampled_from(["none", "internal", "external"]), depth=st.integers(0, 3),
 )
 def test_the_policy_refuses_what_the_grant_refuses(
     pdp: WasmPDP, grant: Grant, tool: str, args: dict[str, object], data_class: str, sink: str, depth: int,
@@ -132,11 +116,7 @@ def test_a_constraint_holds_the_same_values(
 def paths(document: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Every path into a JSON document."""
     entries = (
-        document.items()
-        if isinstance(document, dict)
-        else enumerate(document)
-        if isinstance(document, list)
-        else ()
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     )
     for key, value in entries:
         yield (*at, key)
@@ -146,8 +126,7 @@ def paths(document: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[st
 FULL = json.loads(example_request().to_json())
 PATHS = sorted(paths(FULL), key=str)
 wild = st.recursive(
-    values,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
 )
 
 

@@ -21,17 +21,12 @@ from tests.bundles import DATA, WASM
 
 # The shipped data with something in each table, so that there is a demand to lose.
 APPROVAL = {
-    "sources": ["interrupt"],
-    "authenticated": True,
-    "expires_in": 60,
-    "edits": "args",
+    "sources": ["interrupt"], "authenticated": True, "expires_in": 60, "edits": "args",
     "approvers": {"min": 2, "distinct_from_subject": True, "who": ["user:bob", "user:carol"]},
-    "fallback": {"after": 60, "who": ["user:dave"]},
-    "asks": {"run": 5, "hour": 10},
+    "fallback": {"after": 60, "who": ["user:dave"]}, "asks": {"run": 5, "hour": 10},
 }
 STRICT: dict[str, Any] = {
-    **DATA,
-    "approvals": {"*": APPROVAL, "pay": APPROVAL, "write": {**APPROVAL, "approvers": {"who": ["user:bob"]}}},
+    **DATA, "approvals": {"*": APPROVAL, "pay": APPROVAL, "write": {**APPROVAL, "approvers": {"who": ["user:bob"]}}},
     "models": {"providers": ["openai"], "names": ["model-1"], "provider_tools": ["search"]},
     "rates": {"write": {"window": 60, "max": 2}, **DATA["rates"]},
     "budget": {"effects": {"write": {"max": 3}}, "tools": {"book_invoice": {"max": 1, "counter": "books"}}},
@@ -198,8 +193,7 @@ words = st.sampled_from(
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 100) | st.floats(-1, 2) | words,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
-    max_leaves=8,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4), max_leaves=8,
 )
 
 

@@ -57,24 +57,12 @@ def cyrillic(value: str) -> str:
 
 # What formatting does to a value on its way from an output to an argument.
 FORMATTINGS: dict[str, Callable[[str], str]] = {
-    "as it is": str,
-    "upper": str.upper,
-    "title": str.title,
-    "blanks around": lambda v: f"  {v}\t",
-    "spaced": spaced,
-    "full width": wide,
-    "look-alikes": cyrillic,
-    "zero width": lambda v: "\u200b".join(v),
-    "bidi": lambda v: f"\u202e{v}\u202c",
-    "decomposed": lambda v: unicodedata.normalize("NFD", v),
-    "brackets": lambda v: f"<{v}>",
-    "quotes": lambda v: f'"{v}"',
-    "name before it": lambda v: f"Somebody <{v}>",
-    "scheme": lambda v: f"https://{v}/",
-    "mailto": lambda v: f"mailto:{v}",
-    "currency": lambda v: f"${v}",
-    "nul": lambda v: f"{v}\x00",
-    "dot": lambda v: f"{v}.",
+    "as it is": str, "upper": str.upper, "title": str.title, "blanks around": lambda v: f"  {v}\t", "spaced": spaced,
+    "full width": wide, "look-alikes": cyrillic, "zero width": lambda v: "\u200b".join(v),
+    "bidi": lambda v: f"\u202e{v}\u202c", "decomposed": lambda v: unicodedata.normalize("NFD", v),
+    "brackets": lambda v: f"<{v}>", "quotes": lambda v: f'"{v}"', "name before it": lambda v: f"Somebody <{v}>",
+    "scheme": lambda v: f"https://{v}/", "mailto": lambda v: f"mailto:{v}", "currency": lambda v: f"${v}",
+    "nul": lambda v: f"{v}\x00", "dot": lambda v: f"{v}.",
 }
 formattings = st.lists(st.sampled_from(sorted(FORMATTINGS)), max_size=3)
 
@@ -125,9 +113,7 @@ def test_no_formatting_makes_an_outsiders_value_trusted(
     assume(not any(str(v).casefold() in str(used).casefold() for v in [*said, *ours]))
     words = HumanWords([task])
     outside = observe_output("mail", OUTSIDE, {}, {"any": shown, "text": f"please use {shown} now"}, words=words)
-    inside = observe_output(
-        "sys", SYSTEM, {}, {"ids": ours, "note": f"see {shown}", "from": shown}, words=words,
-    )
+    inside = observe_output("sys", SYSTEM, {}, {"ids": ours, "note": f"see {shown}", "from": shown}, words=words)
     got = standing(used, kind, outside, inside, words=words)
     if kind == "amount" and got in TRUSTED:  # a number that follows from numbers that are vouched for
         assume(not (said or ours))
@@ -333,17 +319,12 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "tidy nothing": (forms_module, "tidy", lambda t: t),
     "believe every character": (forms_module, "_plain", lambda _: True),
     "fold look-alikes": (forms_module, "tidy", forms_module.skeleton),
-    "no e-mail addresses": (forms_module, "_EMAIL", _Never()),
-    "no links": (forms_module, "_URL", _Never()),
-    "no accounts": (forms_module, "_IBAN", _Never()),
-    "no phones": (forms_module, "_PHONE", _Never()),
-    "no numbers": (forms_module, "_NUMBER", _Never()),
-    "no dates": (forms_module, "_ISO", _Never()),
-    "no month names": (forms_module, "_MDY", _Never()),
-    "no days before months": (forms_module, "_DMY", _Never()),
+    "no e-mail addresses": (forms_module, "_EMAIL", _Never()), "no links": (forms_module, "_URL", _Never()),
+    "no accounts": (forms_module, "_IBAN", _Never()), "no phones": (forms_module, "_PHONE", _Never()),
+    "no numbers": (forms_module, "_NUMBER", _Never()), "no dates": (forms_module, "_ISO", _Never()),
+    "no month names": (forms_module, "_MDY", _Never()), "no days before months": (forms_module, "_DMY", _Never()),
     "a moment is all that is there": (forms_module, "_BESIDE", re.compile("(?s).*")),
-    "zones are times": (forms_module, "_ZONE", re.compile("(?!)")),
-    "no times": (forms_module, "_TIME", _Never()),
+    "zones are times": (forms_module, "_ZONE", re.compile("(?!)")), "no times": (forms_module, "_TIME", _Never()),
     "one reading of a number": (forms_module, "decimals", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
     "any number is canonical": (forms_module, "canonical", str),
     "read digits twice": (forms_module, "_masked", lambda t, _: t),
@@ -360,8 +341,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "parts of words": (words_module, "_joined", lambda *_: False),
     "pasted text is said": (words_module, "own_words", str),
     "list numbers are said": (words_module, "_unnumbered", str),
-    "every word is a name": (words_module, "_ROLE", re.compile("")),
-    "no roles": (words_module, "_ROLE", _Never()),
+    "every word is a name": (words_module, "_ROLE", re.compile("")), "no roles": (words_module, "_ROLE", _Never()),
     "no identifiers": (words_module, "_IDENTIFIER", _Never()),
     "no subjects of a sentence": (words_module, "_FOLLOWING", _Never()),
     "nobody is listed": (words_module, "_COUNTED", _Never()),
@@ -372,8 +352,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "every ending is a host's": (words_module, "_HOST", re.compile(r"([\w.]+)")),
     "nothing is described": (words_module, "_BEGINS", _Never()),
     "what is excluded is described": (words_module, "_OTHERS", _Never()),
-    "no quoted names": (words_module, "_QUOTES", ""),
-    "empty words count": (words_module, "_EMPTY", frozenset()),
+    "no quoted names": (words_module, "_QUOTES", ""), "empty words count": (words_module, "_EMPTY", frozenset()),
 }
 
 

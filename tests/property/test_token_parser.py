@@ -21,16 +21,8 @@ KEY = SigningKey.generate()
 ISSUER = LocalIssuer(KEY)
 VERIFIER = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks())
 REQUEST = TokenRequest(
-    subject=Subject(type="user", id="alice"),
-    tenant="acme",
-    agent="payer",
-    audience="https://bank.example",
-    txn="run",
-    task=Task(id="t", epoch=1, digest="d"),
-    tool="send_money",
-    jti="j",
-    issued_at=NOW,
-    expires_at=NOW + 60,
+    subject=Subject(type="user", id="alice"), tenant="acme", agent="payer", audience="https://bank.example", txn="run",
+    task=Task(id="t", epoch=1, digest="d"), tool="send_money", jti="j", issued_at=NOW, expires_at=NOW + 60,
 )
 TOKEN = ISSUER.issue(REQUEST)
 CLAIMS = claims_of(REQUEST, ISSUER.issuer)
@@ -38,8 +30,7 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=10,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=10,
 )
 
 

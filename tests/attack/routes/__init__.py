@@ -14,18 +14,12 @@ assert route.denied not in outcome.tools
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import pkgutil
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Awaitable
+from typing import Literal
 
-from langchain_core.tools import BaseTool, StructuredTool
-from langgraph.prebuilt import ToolNode
-
-from langchain_runtime_authz import AuthzDenied, AuthzToolNode, RuntimeAuthz, ToolProfile
+from .._kit import *
 
 __all__ = ["ALL", "MODES", "PROFILES", "ROUTES", "Bank", "Kit", "Outcome", "Play", "Route", "graph_play", "play"]
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypedDict
-
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
-from langchain_core.tools import BaseTool
+from langchain_core.callbacks import AsyncCallbackHandler
 from langgraph.cache.memory import InMemoryCache
-from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store
-from langgraph.graph import END, START, StateGraph
 from langgraph.managed.base import ManagedValue
-from langgraph.store.memory import InMemoryStore
 from langgraph.stream import StreamTransformer
-from langgraph.types import CachePolicy, RetryPolicy, TracePolicy, interrupt
-from pydantic import BaseModel, field_validator
+from langgraph.types import CachePolicy, TracePolicy
+from pydantic import field_validator
 
+from .._kit import *
 from . import Bank, Kit, Play, Route, graph_play
 
-THREAD: Any = {"configurable": {"thread_id": "t"}}
 SENT = {"recipient": "mallory", "amount": 5.0}
 
 
@@ -42,7 +35,7 @@ def _reducer(kit: Kit, bank: Bank) -> Play:
             pay.invoke(SENT)
         return new
 
-    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
     return _graph(kit, state_with, lambda state: {"said": "spoken"}, {"said": "x"})
 
 
@@ -88,10 +81,7 @@ def _callback(kit: Kit, bank: Bank) -> Play:
             if parent_run_id is None:
                 pay.invoke(SENT)
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile().with_config(callbacks=[Handler()]))
+    graph = kit.graph(chain({"step": lambda state: {}}, _Plain).with_config(callbacks=[Handler()]))
     return graph_play(graph, {"said": "x"})
 
 
@@ -126,10 +116,7 @@ def _given_callback(kit: Kit, bank: Bank) -> Play:
             if name == "step":
                 await pay.ainvoke(SENT)
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile())
+    graph = kit.graph(chain({"step": lambda state: {}}, _Plain))
     given = {"said": "x"}
 
     async def asynchronous() -> Any:
@@ -163,8 +150,7 @@ def _update_state(kit: Kit, bank: Bank) -> Play:
     given = {"said": "x"}
     return Play(
         lambda: graph.update_state(THREAD, given, as_node="step"),
-        lambda: graph.aupdate_state(THREAD, given, as_node="step"),
-        graph,
+        lambda: graph.aupdate_state(THREAD, given, as_node="step"), graph,
     )
 
 
@@ -183,10 +169,7 @@ def _read_history(kit: Kit, bank: Bank) -> Play:
                 pay.invoke(SENT)
             return value
 
-    builder = StateGraph(State)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile(checkpointer=InMemorySaver(), interrupt_before=["step"]))
+    graph = kit.graph(chain({"step": lambda state: {}}, State, checkpointer=InMemorySaver(), interrupt_before=["step"]))
 
     def sync() -> Any:
         graph.invoke({"said": "x"}, THREAD)
@@ -214,7 +197,7 @@ def _read_state(kit: Kit, bank: Bank) -> Play:
     def ask(state: Any) -> Any:
         interrupt("?")
 
-    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})  # noqa: UP013  (`reduce` is no global)
+    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
     builder = StateGraph(state_with)
     builder.add_node("done", lambda state: {"said": "y"})
     builder.add_node("asks", ask)
@@ -259,11 +242,8 @@ def _embedding(kit: Kit, bank: Bank) -> Play:
         get_store().put(("x",), "key", {"text": "x"})
         return {}
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", step)
-    builder.add_edge(START, "step")
     store = InMemoryStore(index={"embed": embed, "dims": 2})
-    return graph_play(kit.graph(builder.compile(store=store)), {"said": "x"})
+    return graph_play(kit.graph(chain({"step": step}, _Plain, store=store)), {"said": "x"})
 
 
 def _trace_policy(kit: Kit, bank: Bank) -> Play:
@@ -285,7 +265,7 @@ def _managed(kit: Kit, bank: Bank) -> Play:
             pay.invoke(SENT)
             return 1
 
-    state_with = TypedDict("state_with", {"said": str, "left": Annotated[int, Left]})  # noqa: UP013  (`Left` is no global)
+    state_with = TypedDict("state_with", {"said": str, "left": Annotated[int, Left]})
     return _graph(kit, state_with, lambda state: {}, {"said": "x"})
 
 
@@ -330,10 +310,7 @@ def _checkpointer(when: str) -> Callable[[Kit, Bank], Play]:
                 self._once("write")
                 return super().put(*args)
 
-        builder = StateGraph(_Plain)
-        builder.add_node("step", lambda state: {})
-        builder.add_edge(START, "step")
-        return graph_play(kit.graph(builder.compile(checkpointer=Saver())), {"said": "x"}, THREAD)
+        return graph_play(kit.graph(chain({"step": lambda state: {}}, _Plain, checkpointer=Saver())), {"said": "x"}, THREAD)
 
     return build
 
@@ -353,10 +330,7 @@ def _transformer(kit: Kit, bank: Bank) -> Play:
                 pay.invoke(SENT)
             return True
 
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile(transformers=[Paying]))
+    graph = kit.graph(chain({"step": lambda state: {}}, _Plain, transformers=[Paying]))
 
     async def asynchronous() -> Any:
         return [event async for event in await graph.astream_events({"said": "x"}, version="v3")]

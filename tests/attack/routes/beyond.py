@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
-
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
-from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.cache.memory import InMemoryCache
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.pregel.remote import RemoteGraph
-from langgraph.types import CachePolicy, Command
+from langgraph.types import CachePolicy
 
-from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
-
-from .._graphs import agent_graph, call, node_graph, replying
+from .._kit import *
 from . import PROFILES, Bank, Kit, Play, Route, graph_play
 from .parts import PAY, READ, in_node
 
-THREAD = {"configurable": {"thread_id": "t"}}
 INPUT = {"messages": [("user", "Pay the bill")]}
 
 
@@ -147,42 +137,30 @@ def _jump(kit: Kit, bank: Bank) -> Play:
 
 ROUTES = [
     Route(
-        "plain_effect",
-        "a plain side effect in a node function",
-        _plain,
-        harm=(("http", 5.0),),
-        denied="http",
-        closed_by=(),
-        open="no tool is called: the node itself can be refused, its inside is not seen",
+        "plain_effect", "a plain side effect in a node function", _plain, harm=(("http", 5.0),), denied="http",
+        closed_by=(), open="no tool is called: the node itself can be refused, its inside is not seen",
     ),
     Route(
-        "remote",
-        "a remote graph",
-        _remote,
-        closed_by=(),
+        "remote", "a remote graph", _remote, closed_by=(),
         open="its steps are taken elsewhere: the node itself can be refused",
     ),
-    Route("cached", "a node's result from the cache", _cached, closed_by=(), open="the node does not run, so no gate is met"),
     Route(
-        "provider_tool",
-        "a tool that runs at the model provider",
-        _provider_tool,
-        harm=(("web_search", 5.0),),
-        denied="web_search",
-        closed_by=(),
-        open="it runs elsewhere, inside the model's call",
+        "cached", "a node's result from the cache", _cached, closed_by=(),
+        open="the node does not run, so no gate is met",
     ),
     Route(
-        "edited_inside",
-        "a human's edit to another tool, by HumanInTheLoopMiddleware before ours",
-        lambda kit, bank: _edited(kit, bank, inner=True),
-        closed_by=("entry", "guard", "middleware"),
+        "provider_tool", "a tool that runs at the model provider", _provider_tool, harm=(("web_search", 5.0),),
+        denied="web_search", closed_by=(), open="it runs elsewhere, inside the model's call",
     ),
     Route(
-        "edited_outside",
-        "the same, by HumanInTheLoopMiddleware after ours",
-        lambda kit, bank: _edited(kit, bank, inner=False),
-        closed_by=("entry", "guard", "middleware"),
+        "edited_inside", "a human's edit to another tool, by HumanInTheLoopMiddleware before ours",
+        lambda kit, bank: _edited(kit, bank, inner=True), closed_by=("entry", "guard", "middleware"),
     ),
-    Route("jump", '`jump_to="tools"` with a call that no model made', _jump, closed_by=("entry", "guard", "middleware")),
+    Route(
+        "edited_outside", "the same, by HumanInTheLoopMiddleware after ours",
+        lambda kit, bank: _edited(kit, bank, inner=False), closed_by=("entry", "guard", "middleware"),
+    ),
+    Route(
+        "jump", '`jump_to="tools"` with a call that no model made', _jump, closed_by=("entry", "guard", "middleware"),
+    ),
 ]

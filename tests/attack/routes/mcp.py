@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 import tempfile
-from pathlib import Path
-from typing import Any
 
-from langchain_core.tools import BaseTool
-
-from .._graphs import agent_graph, hand_written, replying
+from .._kit import *
 from . import Bank, Kit, Play, Route
 from .parts import ARGS, PAY, in_node
 
@@ -63,29 +58,19 @@ MCP = ("langchain_mcp_adapters",)
 
 ROUTES = [
     Route(
-        "mcp",
-        "a tool of an MCP server, in a ToolNode",
+        "mcp", "a tool of an MCP server, in a ToolNode",
         lambda k, b: paying(k, b, lambda kit, pay: kit.graph(hand_written(replying([PAY]), kit.tool_node([pay])))),
-        closed_by=("entry", "guard", "tool_node"),
-        modes=("async",),
-        needs=MCP,
+        closed_by=("entry", "guard", "tool_node"), modes=("async",), needs=MCP,
     ),
     Route(
-        "mcp_agent",
-        "a tool of an MCP server, in create_agent",
+        "mcp_agent", "a tool of an MCP server, in create_agent",
         lambda k, b: paying(
-            k, b, lambda kit, pay: kit.graph(agent_graph(replying([PAY]), [pay], middleware=kit.middleware()))
+            k, b, lambda kit, pay: kit.graph(agent_graph(replying([PAY]), [pay], middleware=kit.middleware())),
         ),
-        closed_by=("entry", "guard", "middleware"),
-        modes=("async",),
-        needs=MCP,
+        closed_by=("entry", "guard", "middleware"), modes=("async",), needs=MCP,
     ),
     Route(
-        "mcp_in_node",
-        "a tool of an MCP server, called by a node function",
-        lambda k, b: paying(k, b, _in_node),
-        closed_by=("entry", "guard"),
-        modes=("async",),
-        needs=MCP,
+        "mcp_in_node", "a tool of an MCP server, called by a node function", lambda k, b: paying(k, b, _in_node),
+        closed_by=("entry", "guard"), modes=("async",), needs=MCP,
     ),
 ]

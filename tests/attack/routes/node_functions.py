@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, TypedDict
 
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ContextThreadPoolExecutor
-from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.func import entrypoint, task
-from langgraph.graph import START, MessagesState, StateGraph
 
+from .._kit import *
 from . import Bank, Kit, Play, Route, graph_play
 from .parts import ARGS, CALL, in_node
 
@@ -201,20 +196,14 @@ async def _astream(pay: BaseTool, _: Any) -> Any:
 
 
 def _tool_as_node(kit: Kit, bank: Bank) -> Play:
-    state_of = TypedDict("state_of", {"recipient": str, "amount": float})  # noqa: UP013  (two plain keys)
-    builder = StateGraph(state_of)
-    builder.add_node("step", kit.tool(bank.tool()) | RunnableLambda(lambda _: {}))
-    builder.add_edge(START, "step")
-    return graph_play(kit.graph(builder.compile()), ARGS)
+    state_of = TypedDict("state_of", {"recipient": str, "amount": float})
+    return graph_play(kit.graph(chain({"step": kit.tool(bank.tool()) | RunnableLambda(lambda _: {})}, state_of)), ARGS)
 
 
 def _part(kit: Kit, bank: Bank, tool: BaseTool | None = None) -> Play:
     """A tool node behind another step, in one node of the graph."""
-    builder = StateGraph(MessagesState)
     tools = kit.tool_node(kit.tools(tool or bank.tool()))
-    builder.add_node("step", RunnableLambda(lambda state: state) | tools)
-    builder.add_edge(START, "step")
-    graph = kit.graph(builder.compile())
+    graph = kit.graph(chain({"step": RunnableLambda(lambda state: state) | tools}))
     given = {"messages": [HumanMessage("x", id="h"), AIMessage("", tool_calls=[CALL], id="m")]}
     return graph_play(graph, given)
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from langchain_core.runnables import RunnableConfig
-from langgraph._internal._runnable import RunnableCallable
-
-from .._graphs import call, node_graph
+from .._kit import *
 from . import Kit, Play, graph_play
 
 ROUTES: list[Any] = []

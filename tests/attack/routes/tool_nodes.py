@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from langchain_core.messages import AIMessage, HumanMessage
-from langchain_core.tools import BaseTool, StructuredTool
-from langgraph._internal._runnable import RunnableCallable
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import MessagesState
-from langgraph.types import Command, Send
-
-from .._graphs import agent_graph, call, hand_written, node_graph, replying
+from .._kit import *
 from . import Bank, Kit, Play, Route, graph_play
 from .parts import ARGS, PAY, READ
 
 EVIL = call("evil", {"recipient": "mallory", "amount": 666.0}, "call-pay")
-THREAD = {"configurable": {"thread_id": "t"}}
 
 
 def _hand_written(kit: Kit, bank: Bank) -> Play:
