@@ -252,7 +252,7 @@ class _Look:
         owners = (v.__self__ if isinstance(v, MethodType) else v for v in around)
         # Known without importing langchain.
         ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
-        listed = any(o._entrance is self.protection.root_entry for o in ours)
+        listed = any(getattr(o, "_entrance", None) is self.protection.root_entry for o in ours)
         hooked = bool(gated) and self.hooked
         return (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
 
