@@ -1,7 +1,7 @@
 """Every private name of LangChain and LangGraph that this package uses, and nothing else.
 
 `tests/unit_tests/langgraph/test_private.py` pins each one, and says what moved when an upgrade breaks it.
-`OVERRIDDEN` lists the private *members* of theirs that the package overrides or reads.
+`OVERRIDDEN` lists their private *members* that the package overrides or reads.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ _MISPLACED: Final = (
 
 
 class _Authz(Protocol):
-    """What of a `RuntimeAuthz` the middleware needs."""
+    """The parts of a `RuntimeAuthz` that the middleware needs."""
 
     @property
     def profiles(self) -> Profiles: ...

@@ -1,4 +1,4 @@
-"""What a model is shown, read from what LangChain is about to send: names of tools, of instructions a digest."""
+"""Read what LangChain is about to send a model: the names of its tools, and a digest of its instructions."""
 
 from __future__ import annotations
 

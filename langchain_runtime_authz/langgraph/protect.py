@@ -48,7 +48,7 @@ _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """What the enforcement points of one `RuntimeAuthz` share."""
+    """The parts that the enforcement points of one `RuntimeAuthz` share."""
 
     root_entry: RootEntry
     profiles: Profiles

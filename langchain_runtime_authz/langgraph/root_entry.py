@@ -81,7 +81,7 @@ MAX_CLAIMED: Final = 16  # names in one record
 
 
 class AtCall(NamedTuple):
-    """What an entry found at the call of its graph: a parent (it is a child), or the application's run."""
+    """The owner of an entry, found at the call of its graph: a parent (it is a child), or the application's run."""
 
     parent: Run | None
     opener: RunHandle | None

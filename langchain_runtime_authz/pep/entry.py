@@ -80,7 +80,7 @@ class Entry:
 
 
 class Given(NamedTuple):
-    """What a root entry is given: a new input or a resume, and the state that it will load.
+    """The facts at a root entry: a new input or a resume, and the state that it will load.
 
     `texts` are the user's texts of the input, `standing` the digests of all texts in the user's role in the
     state already. `kept`: the graph keeps its state, so another writer can erase the texts from it. `head` is the
@@ -100,7 +100,7 @@ class Given(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What a root entry leaves; `None` if that is not known, or nothing.
+    """The state that a root entry leaves; `None` if it is unknown or nothing.
 
     `head` is its checkpoint, `memory` the digest of what the store remembers, `below` that of what the graphs hold
     that wait below.

@@ -330,7 +330,7 @@ class LedgerContract:
         assert self.load().epoch == 2
 
     def test_no_change_lowers_the_epoch(self) -> None:
-        """Whatever is committed after a correction."""
+        """Every commit after a correction stands under the new epoch."""
         self.do(AdvanceEpoch(1, (_said("x"),)))
         lease = self.lease()
         thread = (OpenThread("user:alice"), TakePending(), RecordPlan(_plan("m1", epoch=1)))
@@ -400,7 +400,7 @@ class LedgerContract:
         assert (seen.task.text, seen.task.corrections) == ("pay", 1)
 
     def test_counters_are_told_by_name(self) -> None:
-        """What was spent of a budget; only of those that are asked for, and of another thread its own."""
+        """A snapshot holds the counts of the budgets that are asked for, and each thread has its own."""
         self.do(SpendBudget("same", 9), SpendBudget("other", 9))
         self.do(SpendBudget("same", 9))
         assert self.load(counters=("same", "missing")).counters == {"same": 2}
@@ -579,7 +579,7 @@ class LedgerContract:
         assert self.load().history == History(rotations=1)
 
     def test_a_commit_is_all_or_nothing(self) -> None:
-        """Whichever change is refused, and wherever it stands, none of the others is applied."""
+        """If any change is refused, in any place, none of the others is applied."""
         self.do(OpenThread("user:alice"))
         lease = self.lease()
         ended = self.lease()
@@ -1015,7 +1015,7 @@ class LedgerContract:
         assert self.load(values=wanted).values.keys() == set(wanted)
 
     def test_a_snapshot_does_not_change(self) -> None:
-        """What was read stays what it was, whatever is committed afterwards."""
+        """A snapshot does not change when something is committed afterwards."""
         lease = self.lease()
         self.do(_claim("k", lease), RecordStep(call="pay"), _ask("k"))
         seen, again = self.everything(lease, "k"), self.everything(lease, "k")
@@ -1137,7 +1137,7 @@ class LedgerContract:
     # --- the two forms --------------------------------------------------------------------------------
 
     def test_sync_and_async_agree(self) -> None:
-        """The same commits, loads and statuses, the same answers, whichever form was used."""
+        """The same commits, loads and statuses give the same answers in both forms."""
         lease = Lease(_new(), "run", ROOT, 1, int(self.clock()), int(self.clock()) + TTL, GRANT)
         token = _new("token")
         script: tuple[tuple[Guard | None, tuple[Change, ...]], ...] = (
@@ -1366,7 +1366,7 @@ def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
 
 
 def _wins(done: Sequence[Committed | Conflict], code: Code) -> int:
-    """How many won; all others were refused with `code`."""
+    """Return how many won; all others were refused with `code`."""
     lost = [d for d in done if isinstance(d, Conflict)]
     assert all(d.code == code for d in lost), lost
     return len(done) - len(lost)

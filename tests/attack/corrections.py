@@ -430,9 +430,9 @@ ROADS: Final = {
         Road("the same by another author", _then_yes(_told("bob"))),
         Road("`update_state`: a message more", _then_yes(_append)),
         Road("the same in a process that does not protect", _then_yes(_append_elsewhere)),
-        Road("`update_state`: a human's message edited", _then_yes(_edit_human)),
+        Road("`update_state`: a user's message edited", _then_yes(_edit_human)),
         Road("`update_state`: the model's call edited", _then_yes(_edit_plan)),
-        Road("a human's message edited in a process that does not protect", _then_yes(_edit_human_elsewhere)),
+        Road("a user's message edited in a process that does not protect", _then_yes(_edit_human_elsewhere)),
         Road("the model's call edited in a process that does not protect", _then_yes(_edit_plan_elsewhere)),
         *(
             Road(f"`update_state`: `{name}`", _then_yes(_edit(name, value)))

@@ -23,6 +23,7 @@ from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.errors import Code, sentence
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
+from tests.gates.test_calls import BUDGETS
 
 ROOT = Path(__file__).parents[2]
 PAGES = {str(p.relative_to(ROOT)): p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *ROOT.glob("docs/**/*.md"))}
@@ -182,6 +183,11 @@ def test_denial_codes_say_what_the_package_says() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)
     assert rows
     assert [(str(Code(code)), sentence(code)) for code, _ in rows] == rows
+
+
+def test_budgets_are_those_of_the_gate() -> None:
+    rows = re.findall(r"^\| an? .+ \| (\d+) \|$", TEXTS["docs/benchmarks.md"], re.MULTILINE)
+    assert [int(n) for n in rows] == list(BUDGETS.values())
 
 
 def test_the_rule_and_the_boundary_are_said() -> None:

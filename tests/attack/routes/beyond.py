@@ -153,7 +153,7 @@ ROUTES = [
         denied="web_search", closed_by=(), open="it runs elsewhere, inside the model's call",
     ),
     Route(
-        "edited_inside", "a human's edit to another tool, by HumanInTheLoopMiddleware before ours",
+        "edited_inside", "an approver's edit to another tool, by HumanInTheLoopMiddleware before ours",
         lambda kit, bank: _edited(kit, bank, inner=True), closed_by=("entry", "guard", "middleware"),
     ),
     Route(
