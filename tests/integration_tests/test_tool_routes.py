@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.attack.routes import ROUTES, Route
-from tests.attack.test_tool_routes import LAYERS, check_all, check_layer, check_twin, in_modes
+from tests.attack.test_tool_routes import LAYERS, check_all, check_layer, in_modes
 
 rows = in_modes([r for r in ROUTES.values() if r.needs])
 
@@ -18,11 +18,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@rows
-def test_unenforced_twin(route: Route, mode: str) -> None:
-    check_twin(route, mode)
 
 
 @rows
