@@ -118,12 +118,11 @@ class RuntimeAuthz:
             from langchain_runtime_authz.pdp.wasm import WasmPDP
 
             pdp = WasmPDP()
-        self.pdp = pdp
+        self.pdp, self.tenant = pdp, tenant
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
         self.identity: Identity = identity if identity is not None else StaticIdentity()
         self.audit: AuditSink = audit_sink(audit)
-        self.tenant = tenant
         sources = task_sources if task_sources is not None else TaskSources()
         self.approvers = approvers if approvers is not None else Approvers()
         notifiers = {"log": LogNotifier(), **(notify if isinstance(notify, Mapping) else {})}
@@ -302,7 +301,7 @@ class RuntimeAuthz:
             graph: the graph or its name, if this instance protects several graphs.
             by: the author, if not the thread's own subject. Such words stop the plan, but give no authority.
         """
-        author = _subject(by)
+        author = Subject.of(by) if by is not None else None
         _text("text", text)
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
         return correct(self._scope(thread_id, graph), said, author.principal if author else None)
@@ -345,7 +344,9 @@ class RuntimeAuthz:
                 `approval_approver`, `approval_not_distinct`.
             CredentialError: the statement is not believed.
         """
-        return answer_beside(self.approvers, approval_id, "approve", by=_subject(by), statement=statement)
+        return answer_beside(
+            self.approvers, approval_id, "approve", by=(Subject.of(by) if by is not None else None), statement=statement
+        )
 
     approve, aapprove = both(_approve)
 
@@ -357,7 +358,7 @@ class RuntimeAuthz:
         The model reads `message`. A message changes the task, as a rejection at the graph does: the next epoch
         opens, and other questions and approvals of the thread are void and asked again.
         """
-        person = _subject(by)
+        person = Subject.of(by) if by is not None else None
         yield from answer_beside(self.approvers, approval_id, "deny", by=person, statement=statement, message=message)
 
     deny_approval, adeny_approval = both(_deny_approval)
@@ -441,10 +442,6 @@ def _planner(model: BaseChatModel | None, profiles: Profiles) -> Planner | None:
 def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:
     found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
     return found
-
-
-def _subject(by: SubjectLike | None) -> Subject | None:
-    return Subject.of(by) if by is not None else None
 
 
 def _text(name: str, value: str | None) -> str | None:

@@ -406,13 +406,9 @@ def config_parameter(function: Callable[..., Any]) -> str | None:
     return _get_runnable_config_param(function)
 
 
-def takes_no_arguments(tool: BaseTool) -> bool:
-    """Return True if `BaseTool` calls the tool with nothing, whatever it was sent, and parses nothing."""
-    return isinstance(tool.args_schema, type) and _is_empty_type(tool.args_schema)
-
-
 @lru_cache(maxsize=4096)
-def _is_empty_type(schema: type) -> bool:
+def takes_no_arguments(schema: type) -> bool:
+    """Return True if `BaseTool` calls a tool of this schema with nothing, whatever it was sent, and parses nothing."""
     return is_basemodel_subclass(schema) and not get_fields(schema)
 
 

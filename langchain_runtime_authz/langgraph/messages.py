@@ -32,7 +32,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Conflict
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -48,8 +48,6 @@ __all__ = [
     "human_texts",
     "is_human",
     "messages_in",
-    "note_model_call",
-    "note_model_output",
     "only_asked",
     "overwritten",
     "planned_message",
@@ -81,7 +79,6 @@ _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
-_KEEP = 256  # model outputs remembered per root entry
 _DENIED = "This action is not permitted. Do not repeat it."
 
 
@@ -124,13 +121,6 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
-def _json(value: dict[str, Any]) -> str:
-    try:
-        return orjson.dumps(value).decode() if type(value["content"]) is str else json.dumps(value)
-    except TypeError:  # a lone surrogate
-        return json.dumps(value)
-
-
 def recorded(output: object, asked: int = 0) -> str | None:
     """Serialise a side effect's result, for the answer if the call is replayed.
 
@@ -141,11 +131,21 @@ def recorded(output: object, asked: int = 0) -> str | None:
         output = {"content": output.content, "status": output.status}
     else:
         output = {"content": output, "status": "success"}
+    record = {**output, **kept}
     try:
-        text = _json({**output, **kept})
-    except (TypeError, ValueError, RecursionError):
+        text = orjson.dumps(record).decode() if type(record["content"]) is str else json.dumps(record)
+    except TypeError:  # a lone surrogate, or what is not JSON at all
+        text = _written(record)
+    except (ValueError, RecursionError):
         text = ""
     return text if 0 < len(text) <= 64 * 1024 else only_asked(asked)
+
+
+def _written(record: dict[str, Any]) -> str:
+    try:
+        return json.dumps(record)
+    except (TypeError, ValueError, RecursionError):
+        return ""
 
 
 def said(tool: BaseTool, returned: Any) -> Any:
@@ -390,24 +390,6 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
     return None, ()
 
 
-def note_model_call(run: Run | RunHandle, ident: object, model: str, prompt: str | None) -> None:
-    """Remember which model was asked, and under which instructions, until it answers."""
-    with run.lock:
-        run.asked_model[ident] = (model, prompt)
-        while len(run.asked_model) > _KEEP:
-            run.asked_model.pop(next(iter(run.asked_model)))
-
-
-def note_model_output(run: Run | RunHandle, message: AIMessage, ident: object) -> None:
-    """Remember that a model returned these calls, so that their plan's source is `model`."""
-    with run.lock:
-        asked = run.asked_model.get(ident, (None, None))
-        if message.tool_calls:
-            run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
-        while len(run.seen_from_model) > _KEEP:
-            run.seen_from_model.pop(next(iter(run.seen_from_model)))
-
-
 def foreign_plans(run: Run, value: object) -> None:
     """Remember the calls in AI messages that a client sent. They are never a plan."""
     raw = [as_message(entry) for entry in messages_in(value) if isinstance(entry, (dict, Mapping))]
@@ -417,18 +399,15 @@ def foreign_plans(run: Run, value: object) -> None:
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
-    """Record the plans that a node's output announces, as `record` does."""
+    """Record what a node's output announces."""
     if plans := plans_of(run, given, returned):
         yield from record(run, plans)
 
 
 def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
     """Return the plans that a node's output announces, to be recorded."""
-    plans = []
-    for message in ai_messages(returned):
-        if (plan := _plan(run, given, message)) is not None:
-            plans.append(RecordPlan(plan))
-    return plans
+    found = (_plan(run, given, message) for message in ai_messages(returned))
+    return [RecordPlan(plan) for plan in found if plan is not None]
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:

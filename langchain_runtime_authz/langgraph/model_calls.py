@@ -11,9 +11,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.runnables import RunnableBinding
 from langchain_core.tools import BaseTool
 
+from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph._private import model_params
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle
 from langchain_runtime_authz.pep.engine import Run, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, shown
 
@@ -26,6 +27,8 @@ __all__ = [
     "shown_by",
     "tool_names",
 ]
+
+_KEEP: Final = 256  # model outputs remembered per root entry
 
 # Parameters that let a provider act by itself: servers that it calls, its own search.
 _ACTS: Final = ("mcp_servers", "web_search_options", "search_parameters", "plugins")
@@ -166,3 +169,21 @@ def decide_shown(run: Run, call: ModelCall) -> None:
         decision = shown(decision, call)
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
+
+
+def note_model_call(run: Run | RunHandle, ident: object, model: str, prompt: str | None) -> None:
+    """Remember which model was asked, and under which instructions, until it answers."""
+    with run.lock:
+        run.asked_model[ident] = (model, prompt)
+        while len(run.asked_model) > _KEEP:
+            run.asked_model.pop(next(iter(run.asked_model)))
+
+
+def note_model_output(run: Run | RunHandle, message: AIMessage, ident: object) -> None:
+    """Remember that a model returned these calls, so that their plan's source is `model`."""
+    with run.lock:
+        asked = run.asked_model.get(ident, (None, None))
+        if message.tool_calls:
+            run.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
+        while len(run.seen_from_model) > _KEEP:
+            run.seen_from_model.pop(next(iter(run.seen_from_model)))

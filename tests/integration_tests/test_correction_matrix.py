@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.attack.corrections import Kind, Road, check, harm
+from tests.attack.corrections import MODES, Kind, Road, check, harm
 from tests.attack.test_correction_matrix import cells, modes
 
 THERE = ("supervisor", "swarm", "deepagents")
@@ -15,6 +15,5 @@ def test_nothing_of_the_old_plan_happens(road: Road, kind: Kind, mode: str) -> N
 
 
 @cells(*THERE)
-@modes
-def test_unenforced_the_old_plan_is_carried_out(road: Road, kind: Kind, mode: str) -> None:
-    assert harm(road, kind, mode), "the unenforced twin does no harm"
+def test_unenforced_the_old_plan_is_carried_out(road: Road, kind: Kind) -> None:
+    assert harm(road, kind, MODES[len(road.slug + kind.name) % 2]), "the unenforced twin does no harm"

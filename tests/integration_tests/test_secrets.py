@@ -469,8 +469,9 @@ def _leaks() -> dict[str, Callable[[Bank, str], Any]]:
 
 
 @pytest.mark.parametrize("kind", ["hand", "agent"])
-@pytest.mark.parametrize("handled", [True, False])
-@pytest.mark.parametrize("how", _leaks())
+@pytest.mark.parametrize(
+    ("how", "handled"), [(how, handled) for how in _leaks() for handled in (True, False) if handled or "error" in how]
+)
 def test_tool_that_gives_its_token_away(
     kind: str, how: str, handled: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
 ) -> None:
@@ -525,30 +526,6 @@ async def test_async_tool_that_gives_its_token_away(
     await scene.aplay(scene.graph("hand", pay, saver), [human()])
     assert scene.verdict(saver) == []
     scene.assert_used()
-
-
-@pytest.mark.parametrize("how", ["echo", "error"])
-def test_agent_that_gave_a_token_away_is_revoked(how: str, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
-    """A token in a tool's output revokes the agent, and the log says so without the token."""
-    leak = _leaks()[how]
-
-    @tool
-    def pay(to: str) -> Any:
-        """Pay somebody."""
-        return leak(bank, "")
-
-    scene = Scene(bank, tmp_path, spans, caplog)
-    saver = InMemorySaver()
-    graph = scene.authz.protect(
-        hand_written(
-            replying([call("pay", {"to": "bob"}, "call-pay")]), [pay], checkpointer=saver, handle_tool_errors=True
-        ),
-    )
-    scene.play(graph, [human()])
-    assert scene.verdict(saver) == []
-    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert [r["leaked"] for r in records if r["kind"] == "completion"] == [True]
-    assert getattr(scene.left["error 0"], "code", None) == "revoked"
 
 
 def test_credential_is_for_the_call_alone(bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:

@@ -16,6 +16,8 @@ from langchain_runtime_authz.credential.dpop import Proof, ProofKey, normal_targ
 from langchain_runtime_authz.credential.keys import SigningKey, thumbprint
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
+from langchain_runtime_authz.testing.clock import FrozenClock
+from tests.threads import together
 from tests.unit_tests.credential.tokens import b64
 
 NOW = 1_764_000_000
@@ -217,16 +219,8 @@ def test_a_header_is_an_object(head: str) -> None:
     assert refused(f"{body}.{b64(KEY.sign(body.encode()))}") == "proof_invalid"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = float(NOW)
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def verifier(clock: Clock | None = None, **options: Any) -> ProofVerifier:
-    return ProofVerifier(**{"origin": "https://bank.example", "clock": clock or Clock(), **options})
+def verifier(clock: FrozenClock | None = None, **options: Any) -> ProofVerifier:
+    return ProofVerifier(**{"origin": "https://bank.example", "clock": clock or FrozenClock(), **options})
 
 
 def check(server: ProofVerifier, proof: str, **changes: Any) -> Proof:
@@ -242,7 +236,7 @@ def code_of(server: ProofVerifier, proof: str, **changes: Any) -> str:
 
 def test_a_proof_is_believed_once() -> None:
     """Until it is too old anyway; what was refused for another reason uses nothing up."""
-    clock = Clock()
+    clock = FrozenClock()
     server = verifier(clock)
     assert code_of(server, made(), path="/elsewhere") == "proof_invalid"
     assert check(server, made()).jti == "p-1"
@@ -255,7 +249,7 @@ def test_a_proof_is_believed_once() -> None:
 
 def test_a_proof_of_the_future_is_remembered_to_its_last_second() -> None:
     """Of a holder whose clock is ahead; clocks may count whole seconds."""
-    clock = Clock()
+    clock = FrozenClock()
     server, early = verifier(clock), made({"iat": NOW + 5})
     check(server, early)
     clock.now += 35
@@ -293,17 +287,13 @@ def test_one_of_many_threads_uses_a_proof() -> None:
         except CredentialError as exc:
             assert exc.code == "proof_replayed"
 
-    threads = [threading.Thread(target=race) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(race)
     assert len(won) == 1
 
 
 def test_a_full_memory_refuses_new_proofs_not_old_ones() -> None:
     """Nobody can make it forget a used proof; when those are too old there is room again."""
-    clock = Clock()
+    clock = FrozenClock()
     server = verifier(clock, replays=MemoryReplays(3, max_per_key=3))
     stranger = SigningKey.generate()
     for i in range(3):
@@ -321,7 +311,7 @@ def of(key: SigningKey, jti: str, **claims: Any) -> str:
 
 def test_one_holder_can_not_use_up_the_memory_of_the_others() -> None:
     """A key that was used as often as it may be is refused by itself, and forgotten with its proofs."""
-    clock, stranger = Clock(), SigningKey.generate()
+    clock, stranger = FrozenClock(), SigningKey.generate()
     replays = MemoryReplays(200)
     server = verifier(clock, replays=replays)
     for i in range(2):
@@ -370,7 +360,7 @@ def test_a_failing_memory_refuses() -> None:
 
 def test_a_nonce_is_the_servers_and_fresh() -> None:
     """Missing, made up, altered, of another server or too old: `proof_nonce`, and nothing is used up."""
-    clock = Clock()
+    clock = FrozenClock()
     nonces = Nonces(b"s" * 32)
     server = verifier(clock, nonces=nonces)
     good = server.nonce()

@@ -21,6 +21,7 @@ from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.testing.clock import FrozenClock
 from tests.unit_tests.credential.tokens import b64
 
 URL = "https://issuer.example/jwks"
@@ -39,14 +40,6 @@ class Endpoint:
 
     async def asynchronous(self, request: httpx.Request) -> httpx.Response:
         return self(request)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def client_of(endpoint: Any, **options: Any) -> JwksClient:
@@ -71,7 +64,7 @@ async def test_a_key_is_fetched_once_and_found(road: str) -> None:
 
 def test_a_copy_is_believed_for_its_age_and_no_longer() -> None:
     """Half-way it is refreshed, quietly; where that fails the old one serves until `max_age`, then nothing does."""
-    clock, key = Clock(), SigningKey.generate()
+    clock, key = FrozenClock(1000.0), SigningKey.generate()
     endpoint = Endpoint(key.jwks())
     client = client_of(endpoint, max_age=60, monotonic=clock)
     assert client.get(key.kid) is not None
@@ -92,7 +85,7 @@ def test_a_copy_is_believed_for_its_age_and_no_longer() -> None:
 
 def test_a_withdrawn_key_is_gone_with_the_next_copy() -> None:
     """And a new one is found at once, although the copy is young."""
-    clock, ring = Clock(), KeyRing(cache_age=0)
+    clock, ring = FrozenClock(1000.0), KeyRing(cache_age=0)
     client = client_of(Endpoint(lambda _: ring.jwks()), monotonic=clock)
     old = ring.active.kid
     assert client.get(old) is not None
@@ -104,7 +97,7 @@ def test_a_withdrawn_key_is_gone_with_the_next_copy() -> None:
 
 def test_strangers_do_not_make_it_fetch() -> None:
     """A thousand tokens with keys that do not exist cost one fetch in each interval."""
-    clock, key = Clock(), SigningKey.generate()
+    clock, key = FrozenClock(1000.0), SigningKey.generate()
     endpoint = Endpoint(key.jwks())
     client = client_of(endpoint, monotonic=clock, min_refresh=5)
     for i in range(1000):
@@ -143,7 +136,7 @@ LIES: dict[str, Any] = {
 async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
     """No redirect, size, nesting or other document makes a key; the old copy stays."""
     key = SigningKey.generate()
-    endpoint, clock = Endpoint(lambda _: httpx.Response(LIES[lie].status_code, headers=LIES[lie].headers, content=LIES[lie].content)), Clock()
+    endpoint, clock = Endpoint(lambda _: httpx.Response(LIES[lie].status_code, headers=LIES[lie].headers, content=LIES[lie].content)), FrozenClock(1000.0)
     client = client_of(endpoint, monotonic=clock)
     with pytest.raises(CredentialError) as caught:
         client.get(key.kid) if road == "sync" else await client.aget(key.kid)
@@ -328,7 +321,7 @@ def test_a_token_does_not_bring_its_key(member: str) -> None:
 
 def test_strangers_can_not_drive_a_good_key_out() -> None:
     """Unknown names are kept nowhere; a set that fails to come leaves the old one, one that comes without a key ends it."""
-    clock = Clock()
+    clock = FrozenClock(1000.0)
     endpoint = Endpoint(EC.jwks())
     client = client_of(endpoint, max_age=60, min_refresh=1, monotonic=clock)
     assert client.get(EC.kid) is not None
@@ -358,7 +351,7 @@ def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
 
 def test_a_slow_endpoint_holds_up_only_who_needs_it() -> None:
     """One fetch for all who wait; who has the key in a young copy is served meanwhile."""
-    key, clock = SigningKey.generate(), Clock()
+    key, clock = SigningKey.generate(), FrozenClock(1000.0)
     go, entered = threading.Event(), threading.Event()
 
     def slow(_: httpx.Request) -> Any:

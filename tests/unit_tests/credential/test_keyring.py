@@ -21,15 +21,8 @@ from langchain_runtime_authz.credential.keyring import KEEP_RETIRED, KeyDirector
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.verifier import KeySource, Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.testing.clock import FrozenClock
 from tests.unit_tests.credential.tokens import BANK, NOW, a_request
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Kms:
@@ -56,7 +49,7 @@ def published(ring: KeyRing) -> set[str]:
 
 def test_a_key_is_published_before_it_signs_and_after() -> None:
     """Next, active, retired: always in the set; a retired one until its last token and every copy is old."""
-    clock = Clock()
+    clock = FrozenClock(1000.0)
     ring = KeyRing(clock=clock)
     first, second = (info.kid for info in ring.infos())
     assert published(ring) == {first, second}
@@ -73,7 +66,7 @@ def test_a_key_is_published_before_it_signs_and_after() -> None:
 
 def test_a_key_nobody_knows_yet_does_not_sign() -> None:
     """Two rotations in a row would leave verifiers behind: the second one is refused, and changes nothing."""
-    clock = Clock()
+    clock = FrozenClock(1000.0)
     ring = KeyRing(clock=clock)
     before = ring.infos()
     clock.now += 59
@@ -85,7 +78,7 @@ def test_a_key_nobody_knows_yet_does_not_sign() -> None:
 @pytest.mark.parametrize("state", ["active", "next", "retired"])
 async def test_a_compromised_key_is_gone_at_once(state: str) -> None:
     """Whatever it was: its tokens are refused, another key signs, and it never comes back."""
-    clock = Clock()
+    clock = FrozenClock(1000.0)
     ring = KeyRing(clock=clock)
     issuer = LocalIssuer(ring)
     verifier = Verifier(issuer=issuer.issuer, jwks=ring)
@@ -155,7 +148,7 @@ async def test_a_signer_elsewhere_signs_in_a_thread() -> None:
 
 def test_a_ring_remembers_a_bounded_past() -> None:
     """Thousands of rotations leave a bounded ring, which still knows what was compromised."""
-    clock = Clock()
+    clock = FrozenClock(1000.0)
     ring = KeyRing(SigningKey.generate("EdDSA"), clock=clock, cache_age=0)
     bad = ring.active.kid
     ring.compromise(bad)

@@ -24,6 +24,7 @@ from langchain_runtime_authz.credential.ticket import (
 )
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
+from tests.threads import together
 
 BANK, MAIL = "https://bank.example", "https://mail.example"
 ISSUER = LocalIssuer()
@@ -98,11 +99,7 @@ def test_one_of_many_threads_redeems() -> None:
             return
         won.append(1)
 
-    threads = [threading.Thread(target=race) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(race)
     assert won == [1]
 
 

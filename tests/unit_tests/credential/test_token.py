@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import copy
-import hashlib
-import hmac
 import json
 import pickle
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,43 +33,20 @@ from langchain_runtime_authz.credential.token import (
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.grant import Constraint, Grant
+from tests.unit_tests.credential import tokens
+from tests.unit_tests.credential.tokens import BANK, NOW
 
-NOW = 1_764_000_000
-BANK = "https://bank.example"
 KEY = SigningKey.generate()
 ISSUER = LocalIssuer(KEY)
 
 
-def a_request(**changes: Any) -> TokenRequest:
-    fields: dict[str, Any] = {
-        "subject": Subject(type="user", id="alice"),
-        "tenant": "acme",
-        "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
-        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",),
-        "audience": BANK,
-        "txn": "run-1",
-        "task": Task(id="t", epoch=2, digest="sha256:00"),
-        "tool": "send_money",
-        "grant": Grant(tools=("send_money",), args={"send_money": {"amount": Constraint(le=100)}}),
-        "jti": "j-1",
-        "issued_at": NOW,
-        "expires_at": NOW + 60,
-    }
-    return TokenRequest(**{**fields, **changes})
-
-
-def b64(data: bytes | str) -> str:
-    data = data.encode() if isinstance(data, str) else data
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+GRANT = Grant(tools=("send_money",), args={"send_money": {"amount": Constraint(le=100)}})
+a_request = partial(tokens.a_request, grant=GRANT)
 
 
 def forged(claims: object = None, header: object = None, key: SigningKey = KEY) -> str:
-    """A token that `key` really signed, whatever it says."""
-    head = {"alg": key.alg, "kid": key.kid, "typ": TYP} if header is None else header
-    body = claims_of(a_request(), ISSUER.issuer) if claims is None else claims
-    texts = [part if isinstance(part, str) else json.dumps(part) for part in (head, body)]
-    signing_input = ".".join(map(b64, texts)).encode()
-    return f"{signing_input.decode()}.{b64(key.sign(signing_input))}"
+    """Return a token that `key` really signed, whatever it says."""
+    return tokens.forged(key, ISSUER.issuer, claims_of(a_request(), ISSUER.issuer) if claims is None else claims, header)
 
 
 def verifier(**changes: Any) -> Verifier:
@@ -259,11 +235,6 @@ def test_an_audience_is_exact(audience: str) -> None:
     assert refused(ISSUER.issue(a_request()), audience=audience) == "audience"
 
 
-def test_a_tenant_is_exact() -> None:
-    """A token of one tenant is nothing at another."""
-    assert refused(ISSUER.issue(a_request()), tenant="umbrella") == "credential_tenant"
-
-
 @pytest.mark.parametrize(
     "header",
     [
@@ -296,32 +267,6 @@ def test_a_header_is_exactly_ours(header: object) -> None:
 def test_a_header_does_not_choose_the_key(header: dict[str, str]) -> None:
     """A name that is not one of the issuer's, or an algorithm that the key is not for."""
     assert refused(forged(header={"alg": "ES256", "kid": KEY.kid, "typ": TYP, **header})) == "credential_key"
-
-
-def test_no_signature_is_no_token() -> None:
-    """`alg: none` with an empty or any signature is refused."""
-    header = b64(json.dumps({"alg": "none", "kid": KEY.kid, "typ": TYP}))
-    unsigned = f"{header}.{ISSUER.issue(a_request()).split('.')[1]}"
-    for signature in ("", "AA", "A" * 86):
-        assert refused(f"{unsigned}.{signature}") == "credential_invalid"
-
-
-def test_a_public_key_is_no_secret() -> None:
-    """HS256 over anything public is refused: symmetric algorithms do not exist here."""
-    header = b64(json.dumps({"alg": "HS256", "kid": KEY.kid, "typ": TYP}))
-    signing_input = f"{header}.{ISSUER.issue(a_request()).split('.')[1]}"
-    for secret in (json.dumps(KEY.public_jwk()), json.dumps(ISSUER.jwks()), KEY.kid):
-        mac = hmac.new(secret.encode(), signing_input.encode(), hashlib.sha256).digest()
-        assert refused(f"{signing_input}.{b64(mac)}") == "credential_invalid"
-    with pytest.raises(ConfigError):
-        verifier(algorithms=("HS256",))
-
-
-def test_another_key_under_our_kid_is_refused() -> None:
-    """The key, not its name, is believed."""
-    other = SigningKey.generate()
-    header = {"alg": "ES256", "kid": KEY.kid, "typ": TYP}
-    assert refused(forged(header=header, key=other)) == "credential_invalid"
 
 
 @pytest.mark.parametrize(
@@ -446,6 +391,7 @@ def test_a_token_fits_its_reader() -> None:
     [
         lambda: LocalIssuer(issuer=""),
         lambda: verifier(algorithms=()),
+        lambda: verifier(algorithms=("HS256",)),
         lambda: verifier(issuer=7),
         lambda: verifier(algorithms="ES256"),
         lambda: verifier(issuer=""),

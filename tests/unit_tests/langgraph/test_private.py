@@ -236,7 +236,7 @@ def test_tools_without_arguments() -> None:
         got.append(1)
         return "x"
 
-    assert private.takes_no_arguments(bare)
+    assert private.takes_no_arguments(bare.args_schema)
     bare.invoke({"evil": 1})
     assert got == [1]
 

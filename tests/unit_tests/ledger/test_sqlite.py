@@ -22,6 +22,7 @@ from langchain_runtime_authz.ledger.base import Committed, Query, Scope
 from langchain_runtime_authz.ledger.changes import OpenThread, RecordStep, Revoke
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import FrozenClock, StaticPDP
+from tests.threads import together
 
 SCOPE = Scope("default", "issuer", "graph", "thread")
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
@@ -270,11 +271,7 @@ def test_two_that_make_it_at_once_make_one(tmp_path: Path) -> None:
             ledger.commit(SCOPE, None, [RecordStep()])
             found.add(ledger._identity)
 
-    threads = [threading.Thread(target=make) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(make)
     assert len(found) == 1
     with SqliteLedger(path) as ledger:
         assert ledger.load(SCOPE, Query()).history.steps == 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.requests import example_request
 from langchain_runtime_authz.testing.static import StaticPDP
-from tests.ids import shown
+from tests.unit_tests.pdp.test_answer import MALFORMED
 
 REQUEST = example_request()
 
@@ -71,70 +70,12 @@ def context(**members: object) -> dict[str, object]:
     return {"decision": True, "context": members}
 
 
-@pytest.mark.parametrize("permit", [True, False])
-@pytest.mark.parametrize("form", [lambda d: d, json.dumps, lambda d: json.dumps(d).encode()])
-def test_a_well_formed_answer_is_obeyed(permit: bool, form: Callable[[object], object]) -> None:
-    """A document and its JSON text mean the same; a deny without a reason is `no_permit`."""
-    decision = decide(StaticPDP(lambda _: form({"decision": permit})))
-    assert decision.permit is permit
-    assert decision.failure is None
-    assert decision.reasons == (() if permit else ("no_permit",))
-
-
-MALFORMED: list[object] = [
-    "true",
-    b"true",
-    1,
-    1.0,
-    None,
-    {},
-    [],
-    [{"decision": True}],
-    object(),
-    float("nan"),
-    {"decision": "true"},
-    {"decision": 1},
-    {"decision": None},
-    {"decision": True, "allow": True},
-    {"decision": True, "context": None},
-    {"decision": True, "context": {"ttl": float("nan")}},
-    {"decision": True, "context": {"ttl": "0"}},
-    {"decision": True, "context": {"ttl": -1}},
-    {"decision": True, "context": {"reasons": ["text"]}},
-    {"decision": True, "context": {"reasons": [{"code": "text with spaces"}]}},
-    {"decision": True, "context": {"obligations": [{"type": "redact"}]}},
-    {"decision": True, "context": {"obligations": [{"id": "1", "type": "require_approval"}]}},
-    '{"decision": true, "context": {"ttl": NaN}}',
-    '{"decision": true, "context": {"ttl": Infinity}}',
-    '{"decision": true, "decision": true}',
-    '{"decision": false, "context": {}, "decision": true}',
-    '{"decision": true, "context": {"reasons": [], "reasons": []}}',
-    '{"decision": true',
-    '{"decision": true} {"decision": true}',
-    "",
-    b"\xff\xfe",
-    "[" * 100_000,
-    '{"decision": true, "context": {"note": "' + "x" * 10_000_000 + '"}}',
-]
-
-
-@pytest.mark.parametrize("answer", MALFORMED, ids=shown)
-def test_anything_else_is_malformed(answer: object) -> None:
-    """What is not a decision document denies, and says so."""
-    decision = decide(StaticPDP(lambda _: answer))
+# The fake takes `True` and a `Decision` as they are.
+@pytest.mark.parametrize("name", sorted(set(MALFORMED) - {"true", "a permit of our own"}))
+def test_what_is_no_decision_document_is_malformed(name: str) -> None:
+    """It denies, and says so."""
+    decision = decide(StaticPDP(lambda _: MALFORMED[name]))
     assert (decision.outcome, decision.reasons, decision.failure) == ("deny", (Code.PDP_MALFORMED,), "pdp")
-
-
-def test_unknown_members_of_the_context_are_ignored() -> None:
-    """A PDP may say more in `context` than this PEP reads."""
-    assert decide(StaticPDP(lambda _: context(reason_admin={"en": "because"}))).permit
-
-
-def test_an_approval_required_is_no_permit() -> None:
-    """`require_approval` on a deny asks; `revoke` halts."""
-    for kind, outcome in (("require_approval", "approval_required"), ("revoke", "halt"), ("other", "deny")):
-        answer = {"decision": False, "context": {"obligations": [{"id": "1", "type": kind}]}}
-        assert decide(StaticPDP(lambda _, answer=answer: answer)).outcome == outcome  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("error", [ValueError("secret"), OSError(), Panic(), MemoryError(), TimeoutError()])
