@@ -132,7 +132,8 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
     done = yield Commit(run.scope, run.guard, changes)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
-    run.epoch, run.jti, run.pinned = done.epoch, new_id(), run.pinned + len(texts)
+    run.move_to(done.epoch, new_id())
+    run.pinned += len(texts)
     taken = yield Commit(run.scope, None, [TakeLease(lease_of(run))])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())

@@ -188,7 +188,11 @@ class Run:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
-        self.guard = Guard(self.jti, self.epoch)
+        self.move_to(self.epoch, self.jti)
+
+    def move_to(self, epoch: int, jti: str) -> None:
+        """Put the run at an epoch, under the lease of that jti."""
+        self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
         """End the run, and those above it, as suspended: an approver is asked."""

@@ -34,7 +34,7 @@ from langchain_runtime_authz.facts.state import (
 )
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Lease, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     Change,
@@ -188,8 +188,8 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
         fresh = (*edits, *said)
         first = not snapshot.log and not edits
         rotates = bool(fresh) and not first
-        run.epoch, run.started_at = snapshot.epoch + rotates, int(snapshot.now)
-        run.guard = Guard(run.jti, run.epoch)
+        run.move_to(snapshot.epoch + rotates, run.jti)
+        run.started_at = int(snapshot.now)
         run.expires_at = run.started_at + run.engine.lease_ttl
         run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         opening: list[Change] = [OpenThread(owner)]
