@@ -363,10 +363,3 @@ def test_no_metadata_is_a_configuration_error() -> None:
         AuthzenPDP.discover(f"http://127.0.0.1:{free_port()}")
     with FaultServer() as faulty, pytest.raises(ConfigError):
         AuthzenPDP.discover(faulty.url + "/html")
-
-
-@pytest.mark.parametrize("url", ["http://pdp.example.com", "ftp://127.0.0.1", "pdp"])
-def test_only_https_or_this_machine(url: str) -> None:
-    """The binding is HTTPS."""
-    with pytest.raises(ConfigError):
-        AuthzenPDP(url)

@@ -31,7 +31,7 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.langgraph.protect import protect
-from langchain_runtime_authz.langgraph.tool_execution import Held
+from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.testing import StaticPDP
 
 VARIANT = os.environ["LRA_VARIANT"]
@@ -108,14 +108,14 @@ def _count_tickets() -> None:
         conclude(self)
 
     Ticket.redeem, Ticket.conclude = counted_redeem, counted_conclude
-    made = Held.__init__
+    made = Pending.__init__
 
-    def counted_held(self, *args, **kwargs):
+    def counted_pending(self, *args, **kwargs):
         made(self, *args, **kwargs)
         if self.left:
             _count("left tools/call")
 
-    Held.__init__ = counted_held
+    Pending.__init__ = counted_pending
 
 
 def _counted(inner):

@@ -111,23 +111,23 @@ def test_strangers_do_not_make_it_fetch() -> None:
 
 
 LIES: dict[str, Any] = {
-    "redirect": httpx.Response(302, headers={"Location": "https://evil.example/jwks"}),
-    "error": httpx.Response(500, json={"keys": []}),
-    "html": httpx.Response(200, text="<html>"),
-    "array": httpx.Response(200, json=[]),
-    "no keys": httpx.Response(200, json={}),
-    "keys of another kind": httpx.Response(200, json={"keys": {"a": 1}}),
-    "strings": httpx.Response(200, json={"keys": ["a"]}),
-    "bomb": httpx.Response(200, text="[" * 60_000),
-    "endless": httpx.Response(200, content=b'{"keys":[' + b" " * 70_000 + b"]}"),
-    "duplicate members": httpx.Response(200, text='{"keys":[],"keys":[]}'),
-    "compressed": httpx.Response(200, content=gzip.compress(b'{"keys":[]}'), headers={"Content-Encoding": "gzip"}),
-    "compressed bomb": httpx.Response(200, content=gzip.compress(b" " * 10**8), headers={"Content-Encoding": "gzip"}),
-    "twice compressed": httpx.Response(200, content=b"x", headers={"Content-Encoding": "identity, br"}),
-    "utf-16": httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-16")),
-    "byte order mark": httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-8-sig")),
-    "says it is huge": httpx.Response(200, content=b"{}", headers={"Content-Length": "99999999"}),
-    "too many": httpx.Response(200, json={"keys": [SigningKey.generate("EdDSA").public_jwk()] * 65}),
+    "redirect": lambda: httpx.Response(302, headers={"Location": "https://evil.example/jwks"}),
+    "error": lambda: httpx.Response(500, json={"keys": []}),
+    "html": lambda: httpx.Response(200, text="<html>"),
+    "array": lambda: httpx.Response(200, json=[]),
+    "no keys": lambda: httpx.Response(200, json={}),
+    "keys of another kind": lambda: httpx.Response(200, json={"keys": {"a": 1}}),
+    "strings": lambda: httpx.Response(200, json={"keys": ["a"]}),
+    "bomb": lambda: httpx.Response(200, text="[" * 60_000),
+    "endless": lambda: httpx.Response(200, content=b'{"keys":[' + b" " * 70_000 + b"]}"),
+    "duplicate members": lambda: httpx.Response(200, text='{"keys":[],"keys":[]}'),
+    "compressed": lambda: httpx.Response(200, content=gzip.compress(b'{"keys":[]}'), headers={"Content-Encoding": "gzip"}),
+    "compressed bomb": lambda: httpx.Response(200, content=gzip.compress(b" " * 10**8), headers={"Content-Encoding": "gzip"}),
+    "twice compressed": lambda: httpx.Response(200, content=b"x", headers={"Content-Encoding": "identity, br"}),
+    "utf-16": lambda: httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-16")),
+    "byte order mark": lambda: httpx.Response(200, content=json.dumps({"keys": []}).encode("utf-8-sig")),
+    "says it is huge": lambda: httpx.Response(200, content=b"{}", headers={"Content-Length": "99999999"}),
+    "too many": lambda: httpx.Response(200, json={"keys": [SigningKey.generate("EdDSA").public_jwk()] * 65}),
 }
 
 
@@ -136,7 +136,7 @@ LIES: dict[str, Any] = {
 async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str) -> None:
     """No redirect, size, nesting or other document makes a key; the old copy stays."""
     key = SigningKey.generate()
-    endpoint, clock = Endpoint(lambda _: httpx.Response(LIES[lie].status_code, headers=LIES[lie].headers, content=LIES[lie].content)), FrozenClock(1000.0)
+    endpoint, clock = Endpoint(lambda _: LIES[lie]()), FrozenClock(1000.0)
     client = client_of(endpoint, monotonic=clock)
     with pytest.raises(CredentialError) as caught:
         client.get(key.kid) if road == "sync" else await client.aget(key.kid)
