@@ -1,4 +1,4 @@
-"""Every private name of LangChain and LangGraph that this package uses, and nothing else.
+"""Collect every private name of LangChain and LangGraph that this package uses, and nothing else.
 
 `tests/unit_tests/langgraph/test_private.py` pins each one, and says what moved when an upgrade breaks it.
 `OVERRIDDEN` lists their private *members* that the package overrides or reads.

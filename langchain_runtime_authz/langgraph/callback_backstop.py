@@ -198,7 +198,7 @@ _LISTENER: Final = _Listener()
 class _Hook:
     """Stands where `register_configure_hook` looks for a ContextVar: what it gets is added as a handler."""
 
-    everywhere = False
+    everywhere = listens = False
     hear: Callable[[], BaseCallbackHandler | None] | None = None
 
     def get(self) -> BaseCallbackHandler | None:
@@ -211,18 +211,21 @@ class _Hook:
             return heard
         if self.everywhere:
             return _BACKSTOP
-        return _LISTENER if _opened() is not None else None
+        return _LISTENER if self.listens and _opened() is not None else None
 
 
 _lock = threading.Lock()
 _hook: _Hook | None = None
 
 
-def install(*, everywhere: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None) -> None:
+def install(
+    *, everywhere: bool = False, listens: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None
+) -> None:
     """Register the hook, once a process.
 
     Args:
         everywhere: also deny unguarded tools outside runs, in the whole process and for good.
+        listens: also hear the models of unprotected graphs in `authz.run()` (`AuthzToolNode` alone).
         hear: gives a handler for an unprotected graph that starts, or `None` (`AuthzMiddleware` alone).
     """
     global _hook  # noqa: PLW0603
@@ -230,8 +233,8 @@ def install(*, everywhere: bool = False, hear: Callable[[], BaseCallbackHandler 
         if _hook is None:
             _hook = _Hook()
             register_configure_hook(cast("ContextVar[Any]", _hook), inheritable=True)
-        if everywhere:
-            _hook.everywhere = True
+        _hook.everywhere |= everywhere
+        _hook.listens |= listens
         if hear is not None:
             _hook.hear = hear
 

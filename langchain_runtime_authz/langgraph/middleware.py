@@ -45,7 +45,7 @@ from langchain_runtime_authz.langgraph._private import (
     started_graph,
     task_id,
 )
-from langchain_runtime_authz.langgraph.hitl import newest_plan, note_question
+from langchain_runtime_authz.langgraph.interrupts import newest_plan, note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.node_pep import is_gated

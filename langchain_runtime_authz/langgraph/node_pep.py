@@ -16,7 +16,7 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import RunnableSeq, ToolNode, ensure_config, task_id
-from langchain_runtime_authz.langgraph.hitl import note_review
+from langchain_runtime_authz.langgraph.interrupts import note_review
 from langchain_runtime_authz.langgraph.messages import plans_of, record
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive

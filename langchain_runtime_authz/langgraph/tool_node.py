@@ -18,7 +18,8 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import ToolNode
-from langchain_runtime_authz.langgraph.hitl import reviewed_tools
+from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.interrupts import reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
@@ -186,6 +187,7 @@ class AuthzToolNode(_Gate):
     def __init__(self, tools: Sequence[Any], *, authz: _Authz, **kwargs: Any) -> None:
         super().__init__(tools, **kwargs)
         self._authz = authz
+        install(listens=True)
         _equip(self, authz.profiles)
 
     def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:

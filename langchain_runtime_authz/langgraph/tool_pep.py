@@ -25,8 +25,13 @@ from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph._private import ToolNode, skip_answers
 from langchain_runtime_authz.langgraph.arguments import describe, parse, unknown, without
-from langchain_runtime_authz.langgraph.hitl import note_failed, reviewed_tools
-from langchain_runtime_authz.langgraph.interrupts import decide_message, decide_one_of, decide_together
+from langchain_runtime_authz.langgraph.interrupts import (
+    decide_message,
+    decide_one_of,
+    decide_together,
+    note_failed,
+    reviewed_tools,
+)
 from langchain_runtime_authz.langgraph.messages import (
     denial_message,
     edit_note,

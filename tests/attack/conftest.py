@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,31 @@ from langchain_runtime_authz.testing import StaticPDP
 
 from ._kit import authz_with, in_loop, params, sync
 
+blockbuster = pytest.importorskip("blockbuster", reason="the detector comes with the test dependencies")
+
 form = params("invoke", "ainvoke")
 kind = params("hand", "agent")
 go = params(sync, in_loop, ids=["sync", "async"])
+
+# The detector of `langgraph dev` leaves these out too: importlib and tokenizers look at files, and thread pools at locks.
+# A lock of ours is held for a few lines of pure code, never across I/O.
+_LOOKS = ("os.stat", "os.listdir", "os.remove", "threading.Lock.acquire", "threading.Lock.acquire_lock")
+# A callback handler cannot await: with a ledger outside the process the backstop blocks the loop, and `coverage` says so.
+_HANDLERS = {"decide", "on_tool_start", "on_tool_end", "on_tool_error"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    """Raise `BlockingError` if a call that waits is made on a running loop with our code in the stack."""
+    detector = blockbuster.BlockBuster(scanned_modules=["langchain_runtime_authz"])
+    for name in list(detector.functions):
+        if name in _LOOKS or name.startswith("os.path."):
+            del detector.functions[name]
+        elif name.startswith("sqlite3."):
+            detector.functions[name].can_block_in("langgraph/callback_backstop.py", _HANDLERS)
+    detector.activate()
+    yield
+    detector.deactivate()
 
 
 @pytest.fixture

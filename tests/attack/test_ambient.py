@@ -408,8 +408,10 @@ def test_one_hook_for_any_number_of_instances(ran: Any) -> None:
     assert sum(isinstance(hook[0], ambient._Hook) for hook in before) == 1
 
 
-def test_nothing_is_added_outside_protected_runs(mode: str, authz: Any) -> None:
-    """Where no run is, a tool's callback manager has no handler: before, after and beside protected runs."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_nothing_is_added_outside_protected_runs(mode: str, alone: bool, authz: Any, monkeypatch: Any) -> None:
+    """Without a run a callback manager has no handler; in an open one a listener, if an `AuthzToolNode` was made."""
+    monkeypatch.setattr(ambient._hook, "listens", alone)
     handlers: list[int] = []
 
     def look() -> None:
@@ -428,7 +430,7 @@ def test_nothing_is_added_outside_protected_runs(mode: str, authz: Any) -> None:
         thread.start()
         thread.join()
     look()
-    assert handlers == [0, 0, 2, 0, 0, 0]
+    assert handlers == [0, 2 * alone, 2, 2 * alone, 0, 0]
 
 
 def test_the_root_hands_the_backstop_on_with_its_callbacks(mode: str, authz: Any) -> None:

@@ -13,7 +13,6 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz
 from langchain_runtime_authz.testing import StaticPDP
 
-from ._approvals import THREAD
 from ._graphs import (
     PAID,
     PAY,
@@ -27,6 +26,7 @@ from ._graphs import (
     replying,
     rules_that_permit,
 )
+from ._kit import THREAD, run_as
 
 ways = pytest.mark.parametrize("go", ["sync", "async"])
 
@@ -36,17 +36,9 @@ def alone(authz: RuntimeAuthz, ran: list[Any], *turns: Any, **options: Any) -> A
     return hand_written(replying(*turns), AuthzToolNode([pay_tool(ran)], authz=authz), **options)
 
 
-def said(go: str, authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None) -> Any:
+def said(go: str, authz: RuntimeAuthz, graph: Any, given: Any) -> Any:
     """Run the graph in an open run."""
-    if go == "sync":
-        with authz.run(subject="alice", task="Pay bob 5"):
-            return graph.invoke(given, config)
-
-    async def _go() -> Any:
-        async with authz.run(subject="alice", task="Pay bob 5"):
-            return await graph.ainvoke(given, config)
-
-    return asyncio.run(_go())
+    return run_as(authz, graph, given, how=go, task="Pay bob 5")
 
 
 @ways

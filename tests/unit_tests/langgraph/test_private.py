@@ -294,14 +294,14 @@ def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
         seen.clear()
         config = {"configurable": {"thread_id": str(go)}}
         go({"messages": []}, config)
-        assert [s for s in seen if s is not None] == [(graph, None, str(go), None)], "repair langgraph/standalone.py"
+        assert [s for s in seen if s is not None] == [(graph, None, str(go), None)], "repair langgraph/middleware.py"
         place = graph.get_state(config).config
         seen.clear()
         go(Command(resume="plain"), config)
         go(Command(resume="plain"), place)
         found = [s for s in seen if s is not None]
         ident = place["configurable"]["checkpoint_id"]
-        assert found == [(graph, "plain", str(go), None), (graph, "plain", str(go), ident)], "repair langgraph/standalone.py"
+        assert found == [(graph, "plain", str(go), None), (graph, "plain", str(go), ident)], "repair langgraph/middleware.py"
     context._configure_hooks.pop()
 
 
