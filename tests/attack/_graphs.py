@@ -349,3 +349,17 @@ def asking_about(texts: Sequence[str]) -> StaticPDP:
         return True if request.context.approval is not None else ASK
 
     return StaticPDP(answer)
+
+
+def wrapping(change: Callable[[Any], Any]) -> Any:
+    """Return middleware that changes each tool call on its way."""
+    from langchain.agents.middleware import AgentMiddleware
+
+    class Changing(AgentMiddleware):
+        def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+            return handler(change(request))
+
+        async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+            return await handler(change(request))
+
+    return Changing()

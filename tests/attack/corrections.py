@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import Final
 
 from langchain_runtime_authz.credential.ticket import current_ticket
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from tests import generated
 
 from ._kit import *

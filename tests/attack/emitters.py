@@ -145,6 +145,24 @@ class Scene:
         return f"{word} {self.number}"
 
 
+def by_update(name: str, values: Callable[[Scene], Any]) -> Callable[[Scene], None]:
+    """Somebody edits the state from this process or another."""
+
+    def act(s: Scene) -> None:
+        s.rng.choice([s.graph, s.raw]).update_state(s.config, values(s), as_node="work")
+        s.go({"messages": []})
+
+    act.__name__ = name
+    return act
+
+
+def by_input(name: str, values: Callable[[Scene], Any]) -> Callable[[Scene], None]:
+    """A client sends values beside its messages."""
+    act = lambda s: s.go({"messages": [], **values(s)})
+    act.__name__ = name
+    return act
+
+
 # --- what machines do --------------------------------------------------------------------------------
 
 
@@ -284,14 +302,10 @@ def round_trip(s: Scene) -> None:
     held = s.values()["messages"]
     if held:
         s.raw.update_state(s.config, {"messages": [load(dumpd(m), allowed_objects="messages") for m in held]}, as_node="work")
-        s.go({"messages": []})
+        read_on(s)
 
 
-def unwatched(s: Scene) -> None:
-    """An application writes a channel that is no part of the task."""
-    writer = s.rng.choice([s.graph, s.raw])
-    writer.update_state(s.config, {"summary": s.fresh("app's")}, as_node="work")
-    s.go({"messages": []})
+unwatched = by_update("unwatched", lambda s: {"summary": s.fresh("app's")})
 
 
 def outside_meanwhile(values: Callable[[Scene], Any], *writers: str) -> Callable[[Scene], None]:
@@ -304,7 +318,7 @@ def outside_meanwhile(values: Callable[[Scene], Any], *writers: str) -> Callable
             return {}
 
         s.go({"messages": []}, step)
-        s.go({"messages": []})
+        read_on(s)
 
     return act
 
@@ -392,10 +406,7 @@ def edited_message(s: Scene) -> None:
     s.go({"messages": [s.said[-1]]})
 
 
-def appended(s: Scene) -> None:
-    """`update_state` from this process or another."""
-    s.rng.choice([s.graph, s.raw]).update_state(s.config, {"messages": [HumanMessage(s.fresh("STOP"))]}, as_node="work")
-    s.go({"messages": []})
+appended = by_update("appended", lambda s: {"messages": [HumanMessage(s.fresh("STOP"))]})
 
 
 def removed(s: Scene) -> None:
@@ -405,7 +416,7 @@ def removed(s: Scene) -> None:
         return new_message(s)
     writer = s.rng.choice([s.graph, s.raw])
     writer.update_state(s.config, {"messages": [RemoveMessage(held[-1].id)]}, as_node="work")
-    s.go({"messages": []})
+    read_on(s)
     return None
 
 
@@ -415,41 +426,32 @@ def edited_result(s: Scene) -> None:
     brought = ToolMessage("done", id="bill", tool_call_id="t", artifact={"rows": [text]})
     s.go({"messages": []}, lambda state: {"messages": [brought.model_copy(update={"artifact": None})]})
     outside.update_state(s.config, {"messages": [brought]}, as_node="work")
-    s.go({"messages": []})
+    read_on(s)
 
 
-def edited_todos(s: Scene) -> None:
-    """A to-do list, edited by hand."""
-    s.rng.choice([s.graph, s.raw]).update_state(s.config, {"todos": [{"content": s.fresh("by hand")}]}, as_node="work")
-    s.go({"messages": []})
+edited_todos = by_update("edited_todos", lambda s: {"todos": [{"content": s.fresh("by hand")}]})
+edited_files = by_input("edited_files", lambda s: {"files": {"brief.md": s.fresh("by hand")}})
 
 
-def edited_files(s: Scene) -> None:
-    """A file that comes with the input."""
-    s.go({"messages": [], "files": {"brief.md": s.fresh("by hand")}})
-
-
-def edited_instructions(s: Scene) -> None:
-    """A declared channel in the input."""
-    s.go({"messages": [], "instructions": s.fresh("Never pay")})
+edited_instructions = by_input("edited_instructions", lambda s: {"instructions": s.fresh("Never pay")})
 
 
 def edited_memory(s: Scene) -> None:
     """What the store remembers, edited by hand."""
     s.store.put(("memories", "alice"), "rule", {"text": s.fresh("by hand")})
-    s.go({"messages": []})
+    read_on(s)
 
 
 def told(s: Scene) -> None:
     """The application says so."""
     s.authz.correct(s.thread, s.fresh("STOP"), graph=s.graph)
-    s.go({"messages": []})
+    read_on(s)
 
 
 def told_by_another(s: Scene) -> None:
     """Another person says so."""
     s.authz.correct(s.thread, s.fresh("STOP"), graph=s.graph, by="bob")
-    s.go({"messages": []})
+    read_on(s)
 
 
 def forked(s: Scene) -> None:

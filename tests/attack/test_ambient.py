@@ -39,10 +39,10 @@ def acting(act: Callable[[], Any], aact: Callable[[], Awaitable[Any]], **options
     return node_graph(in_run(act, aact), **options)
 
 
-def once(graph: Any, mode: str, given: Any = None, config: Any = None) -> Any:
-    """Run it."""
-    given = human() if given is None else given
-    return graph.invoke(given, config) if mode == "sync" else asyncio.run(graph.ainvoke(given, config))
+def once(graph: Any, mode: str, given: Any = None, config: Any = None, authz: Any = None) -> Any:
+    """Run it, in a run of its own where there is an `authz`."""
+    with nullcontext() if authz is None else authz.run(subject="alice"):
+        return (sync if mode == "sync" else in_loop)(graph, human() if given is None else given, config)
 
 
 def completions(authz: RuntimeAuthz) -> list[str]:
@@ -56,9 +56,7 @@ def completions(authz: RuntimeAuthz) -> list[str]:
 def test_what_was_decided_is_what_runs(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """One decision, with the tool's own profile and the arguments as it parses them; the end is recorded."""
     pay = payer(ran)
-    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    with authz.run(subject="alice"):
-        once(graph, mode)
+    once(authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN))), mode, authz=authz)
     assert ran == [PAID]
     (request,) = calls_of(pdp)
     assert request.context.call is not None
@@ -89,9 +87,7 @@ def test_equal_calls_are_calls_of_their_own(mode: str, ran: Any, pdp: Any, authz
         for _ in range(3):
             await pay.ainvoke(WRITTEN)
 
-    graph = authz.protect(acting(lambda: [pay.invoke(WRITTEN) for _ in range(3)], three))
-    with authz.run(subject="alice"):
-        once(graph, mode)
+    once(authz.protect(acting(lambda: [pay.invoke(WRITTEN) for _ in range(3)], three)), mode, authz=authz)
     assert ran == [PAID] * 3
     assert len(calls_of(pdp)) == 3
     assert completions(authz) == ["done"] * 3
@@ -109,9 +105,7 @@ def test_calls_side_by_side_are_concluded_each(mode: str, ran: Any, pdp: Any, au
     async def gather() -> None:
         await asyncio.gather(*(p.ainvoke(WRITTEN) for p in pays))
 
-    graph = authz.protect(acting(batch, gather))
-    with authz.run(subject="alice"):
-        once(graph, mode)
+    once(authz.protect(acting(batch, gather)), mode, authz=authz)
     assert len(ran) == len(calls_of(pdp)) == 8
     assert completions(authz) == ["done"] * 8
 
@@ -151,7 +145,7 @@ class Fresh(BaseModel):
 
 
 def test_arguments_that_parse_differently_each_time_are_denied(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
-    """The backstop can not hand the tool what was decided."""
+    """The backstop cannot hand the tool what was decided."""
 
     @tool("write", args_schema=Fresh)
     def write(text: str, ident: str) -> str:
@@ -160,8 +154,7 @@ def test_arguments_that_parse_differently_each_time_are_denied(mode: str, ran: A
         return "ok"
 
     graph = authz.protect(acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"})))
-    with authz.run(subject="alice"):
-        assert code_of(lambda: once(graph, mode)) == "unrepeatable_arguments"
+    assert code_of(lambda: once(graph, mode, authz=authz)) == "unrepeatable_arguments"
     assert reasons(authz, "write") == ["unrepeatable_arguments"]
     assert ran == []
     assert calls_of(pdp) == []
@@ -173,8 +166,7 @@ def test_arguments_that_the_schema_refuses_are_denied(mode: str, caplog: pytest.
     authz = authz_with(StaticPDP(True))
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke({"to": "quoted"}), lambda: pay.ainvoke({"to": "quoted"})))
-    with authz.run(subject="alice"):
-        assert code_of(lambda: once(graph, mode)) == "invalid_arguments"
+    assert code_of(lambda: once(graph, mode, authz=authz)) == "invalid_arguments"
     assert "quoted" not in caplog.text
     assert ran == []
     assert reasons(authz, "pay") == ["invalid_arguments"]
@@ -189,8 +181,7 @@ def test_an_obligation_to_redact_is_a_deny(mode: str, ran: Any) -> None:
     authz = authz_with(StaticPDP(lambda r: obliged if r.action.name == "tools/call" else True))
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    with authz.run(subject="alice"):
-        assert code_of(lambda: once(graph, mode)) == "unknown_obligation"
+    assert code_of(lambda: once(graph, mode, authz=authz)) == "unknown_obligation"
     assert ran == []
     assert completions(authz) == ["released"]
 
@@ -215,8 +206,7 @@ def test_a_tool_that_announces_itself_is_denied(mode: str, ran: Any, authz: Any)
 
     own = Own()
     graph = authz.protect(acting(lambda: own.invoke({}), lambda: own.ainvoke({})))
-    with authz.run(subject="alice"):
-        assert code_of(lambda: once(graph, mode)) == "unknown_tool"
+    assert code_of(lambda: once(graph, mode, authz=authz)) == "unknown_tool"
     assert reasons(authz, "pay") == ["unknown_tool"]
     assert ran == []
 
@@ -234,8 +224,7 @@ def test_a_side_effect_that_ran_is_not_repeated(mode: str, ran: Any, authz: Any)
         interrupt("more?")
 
     graph = authz.protect(acting(act, aact, checkpointer=InMemorySaver()))
-    with authz.run(subject="alice"):
-        once(graph, mode, config=THREAD)
+    once(graph, mode, config=THREAD, authz=authz)
     assert ran == [PAID]
     with authz.run(subject="alice"):
         assert code_of(lambda: once(graph, mode, Command(resume="yes"), THREAD)) == "outcome_unknown"
@@ -279,9 +268,7 @@ def test_a_tool_that_fails(mode: str, error: BaseException, state: str, authz: A
         except BaseException as exc:
             seen.append(exc)
 
-    graph = authz.protect(acting(act, aact))
-    with authz.run(subject="alice"):
-        once(graph, mode)
+    once(authz.protect(acting(act, aact)), mode, authz=authz)
     assert seen == [error]
     assert completions(authz) == [state]
 
@@ -334,8 +321,7 @@ def test_without_a_checkpointer_nobody_can_be_asked(mode: str, ran: Any) -> None
     authz = authz_with(asking("pay"))
     pay = payer(ran)
     graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    with authz.run(subject="alice"):
-        assert code_of(lambda: once(graph, mode)) == "approval_unavailable"
+    assert code_of(lambda: once(graph, mode, authz=authz)) == "approval_unavailable"
     assert ran == []
 
 
@@ -367,8 +353,7 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
     authz = authz_with(StaticPDP(True), profiles=profiles)
     outer = authz.guard(StructuredTool.from_function(lead, alead, name="lead", description="Lead."))
     graph = authz.protect(acting(lambda: outer.invoke({"text": "x"}), lambda: outer.ainvoke({"text": "x"})))
-    with authz.run(subject="alice"):
-        once(graph, mode)
+    once(graph, mode, authz=authz)
     assert got == ["credential_unavailable", "https://lead"]
 
 

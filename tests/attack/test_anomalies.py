@@ -128,7 +128,7 @@ def _noting(turn: int) -> dict[str, Any]:
 def test_side_effects_that_nobody_planned_revoke(ran: Any) -> None:
     """Three that stand in no model's message: the fourth revokes the agent."""
     authz = RuntimeAuthz(profiles=PROFILES)
-    graph, config = _client_plans(authz, ran), {"configurable": {"thread_id": "t"}}
+    graph, config = _client_plans(authz, ran), THREAD
     for turn in range(4):
         told(authz, graph, _noting(turn), config)
     assert ran == []
@@ -143,7 +143,7 @@ def test_unenforced_the_clients_calls_run(ran: Any) -> None:
     """Without us all of them take effect."""
     graph = _client_plans(None, ran)
     for turn in range(4):
-        graph.invoke(_noting(turn), {"configurable": {"thread_id": "t"}})
+        graph.invoke(_noting(turn), THREAD)
     assert ran == [0, 1, 2, 3]
 
 

@@ -214,7 +214,7 @@ def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go:
 @kinds
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: bool) -> None:
-    """Nothing of it: neither a yes nor a no nor a reason, whose place can not be told. What was open stays open."""
+    """Nothing of it: neither a yes nor a no nor a reason, whose place cannot be told. What was open stays open."""
     s = scene(kind, plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2"), payment("eve", 30, "c3")])
     first, second, third = ids(s.both(go)(human()))
     if beside:
@@ -593,7 +593,7 @@ def test_only_whom_the_policy_names_and_the_fallback_later() -> None:
 
 @kinds
 def test_a_question_has_its_time(kind: str) -> None:
-    """Nobody answers: it can not be answered any more, and the run goes on without the call."""
+    """Nobody answers: it cannot be answered any more, and the run goes on without the call."""
     clock = FrozenClock(time.time())
     s, ask_id = asked(scene(kind, pdp=policy(expires_in=600), ledger=MemoryLedger(clock=clock)))
     clock.tick(600)
@@ -640,21 +640,7 @@ def test_the_shipped_policy_caps() -> None:
 
 # --- renderings -------------------------------------------------------------------------------------
 
-HOSTILE = {
-    "ansi colour and clear": "ann\x1b[2J\x1b[31mAPPROVED\x1b[0m",
-    "ansi hyperlink": "\x1b]8;;http://evil.example\x1b\\ann\x1b]8;;\x1b\\", "c1 csi": "ann\x9b31mred",
-    "carriage return": "eve\rann", "newline question": "ann\n- amount 1\nApprove nothing?",
-    "bidi override": "\u202eeve\u202c", "bidi isolate": "\u2067eve\u2069", "zero width": "a\u200bn\u200dn\ufeff",
-    "tags": "ann\U000e0041\U000e007f", "filler": "a\u3164nn\u2800", "zalgo": "ann" + "\u0336" * 40,
-    "script": "<script>alert(1)</script>", "image": "<img src=x onerror=alert(1)>",
-    "entity": "&lt;b&gt;ann&#60;/b&#62;", "attribute": '" onmouseover="alert(1)', "comment": "<!-- ann -->",
-    "markdown link": "[ann](javascript:alert(1))", "markdown image": "![x](http://evil.example/?q=1)",
-    "emphasis": "**APPROVED** _safe_ ~~eve~~", "code": "`ann`", "fence": "```\nann\n```", "heading": "# ann",
-    "table": "a | b\n--|--\n1 | 2", "autolink": "<http://evil.example>",
-    "bare link": "http://evil.example www.evil.example", "reference": "[ann][1]\n\n[1]: http://evil.example",
-    "rich markup": "[bold red]ann[/] [link=http://evil.example]x[/link]",
-    "emoji code": ":warning: ann :white_check_mark:", "backslash": "\\u0061\\[ann\\]", "quote end": '" is approved. "',
-}
+HOSTILE: dict[str, str] = json.loads((Path(__file__).parents[1] / "data" / "hostile_values.json").read_text())
 
 
 class _Text(HTMLParser):
@@ -664,26 +650,9 @@ class _Text(HTMLParser):
         super().__init__(convert_charrefs=False)
         self.found: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.found.append(tag)
 
-    def handle_endtag(self, tag: str) -> None:
-        self.found.append(tag)
-
-    def handle_comment(self, data: str) -> None:
-        self.found.append("comment")
-
-    def handle_decl(self, decl: str) -> None:
-        self.found.append("declaration")
-
-    def handle_entityref(self, name: str) -> None:
-        self.found.append("entity")
-
-    def handle_charref(self, name: str) -> None:
-        self.found.append("entity")
-
-    def handle_pi(self, data: str) -> None:
-        self.found.append("instruction")
+for _kind in ("starttag", "endtag", "comment", "decl", "entityref", "charref", "pi"):
+    setattr(_Text, f"handle_{_kind}", lambda self, *_, kind=_kind: self.found.append(kind))
 
 
 def in_html(text: str) -> list[str]:

@@ -82,7 +82,7 @@ def with_list(form: str, todos: list[str], to: str, text: str, unlisted: str) ->
     model = ScriptedChatModel(script=[says(listed), says(*payment(to)), says(text="done"), says(text="done")])
     graph = authz.protect(agent_graph(model, tools(paid), middleware=[TodoListMiddleware()]))
     with authz.run(subject="alice", task=text):
-        drive_form(form, graph, human(text), {"configurable": {"thread_id": "t"}})
+        drive_form(form, graph, human(text), THREAD)
     return paid, first_reasons(authz, "pay")
 
 

@@ -22,34 +22,17 @@ class Door:
     def guarded(self) -> Any:
         return self.tools if self.authz is None else self.authz.guard(self.tools)
 
-    def toolnode(self) -> Any:
-        """`AuthzToolNode` in a hand-written graph that is protected."""
-        node = ToolNode(self.tools) if self.authz is None else AuthzToolNode(self.tools, authz=self.authz)
-        return self.protected(hand_written(self.model, node))
+    def authz_node(self) -> Any:
+        return ToolNode(self.tools) if self.authz is None else AuthzToolNode(self.tools, authz=self.authz)
 
-    def toolnode_alone(self) -> Any:
-        """`AuthzToolNode` in a hand-written graph that nobody protected."""
-        node = ToolNode(self.tools) if self.authz is None else AuthzToolNode(self.tools, authz=self.authz)
-        return hand_written(self.model, node)
+    def hand(self, tools: Any, **options: Any) -> Any:
+        return hand_written(self.model, tools, **options)
 
-    def guarded_in_toolnode(self) -> Any:
-        """Guarded tools in a plain ToolNode, in a protected graph."""
-        return self.protected(hand_written(self.model, ToolNode(self.guarded())))
+    def agent(self, **options: Any) -> Any:
+        return agent_graph(self.model, self.tools, **options)
 
-    def guarded_unprotected(self) -> Any:
-        """Guarded tools in a plain ToolNode, in a graph that nobody protected."""
-        return hand_written(self.model, ToolNode(self.guarded()))
-
-    def guarded_in_node(self) -> Any:
-        """Guarded tools called by a node function, in a protected graph."""
-        return self.protected(self._looped(self.guarded()))
-
-    def guarded_in_node_unprotected(self) -> Any:
-        """Guarded tools called by a node function, in a graph that nobody protected."""
-        return self._looped(self.guarded())
-
-    def _looped(self, tools: Any) -> Any:
-        by_name = {t.name: t for t in tools}
+    def looped(self) -> Any:
+        by_name = {t.name: t for t in self.guarded()}
 
         def act(state: MessagesState) -> dict[str, Any]:
             return {"messages": [by_name[c["name"]].invoke(c) for c in state["messages"][-1].tool_calls]}
@@ -57,31 +40,12 @@ class Door:
         async def aact(state: MessagesState) -> dict[str, Any]:
             return {"messages": [await by_name[c["name"]].ainvoke(c) for c in state["messages"][-1].tool_calls]}
 
-
-        def agent(state: MessagesState) -> dict[str, Any]:
-            return {"messages": [self.model.invoke(state["messages"])]}
-
+        agent = lambda state: {"messages": [self.model.invoke(state["messages"])]}
         return loop(agent, RunnableCallable(act, aact, name="tools"))
-
-    def create_agent(self) -> Any:
-        """`create_agent`, protected."""
-        return self.protected(agent_graph(self.model, self.tools))
-
-    def hand_written(self) -> Any:
-        """Model → ToolNode → model, protected."""
-        return self.protected(hand_written(self.model, self.tools))
-
-    def subgraph(self) -> Any:
-        """A compiled graph as a node of a protected one."""
-        return self.protected(node_graph(hand_written(self.model, self.tools, name="inner")))
-
-    def subgraph_agent(self) -> Any:
-        """A `create_agent` graph as a node of a protected one."""
-        return self.protected(node_graph(agent_graph(self.model, self.tools, name="inner")))
 
     def agent_in_node(self) -> Any:
         """An agent invoked by a node function, reached through the function's closure."""
-        inner = agent_graph(self.model, self.tools, name="inner")
+        inner = self.agent(name="inner")
 
         def step(state: MessagesState) -> dict[str, Any]:
             return {"messages": inner.invoke({"messages": state["messages"]})["messages"]}
@@ -89,11 +53,11 @@ class Door:
         async def astep(state: MessagesState) -> dict[str, Any]:
             return {"messages": (await inner.ainvoke({"messages": state["messages"]}))["messages"]}
 
-        return self.protected(node_graph(RunnableCallable(step, astep, name="step")))
+        return node_graph(RunnableCallable(step, astep, name="step"))
 
     def agent_as_tool(self) -> Any:
         """An agent inside a tool of another agent; the payment is the inner agent's."""
-        inner = agent_graph(self.model, self.tools, name="inner")
+        inner = self.agent(name="inner")
 
         @tool
         def ask_agent(request: str) -> str:
@@ -104,24 +68,30 @@ class Door:
 
         self.inner_states: list[Any] = []
         outer = replying([{"name": "ask_agent", "args": {"request": "pay"}, "id": "call-ask", "type": "tool_call"}])
-        return self.protected(agent_graph(outer, [ask_agent], name="outer"))
+        return agent_graph(outer, [ask_agent], name="outer")
 
 
-DOORS = (
-    "toolnode", "toolnode_alone", "guarded_in_toolnode", "guarded_unprotected", "guarded_in_node",
-    "guarded_in_node_unprotected", "create_agent", "hand_written", "subgraph", "subgraph_agent", "agent_in_node",
-    "agent_as_tool",
-)
+BEHIND: dict[str, Callable[[Door], Any]] = {
+    "toolnode": lambda d: d.protected(d.hand(d.authz_node())), "toolnode_alone": lambda d: d.hand(d.authz_node()),
+    "guarded_in_toolnode": lambda d: d.protected(d.hand(ToolNode(d.guarded()))),
+    "guarded_unprotected": lambda d: d.hand(ToolNode(d.guarded())),
+    "guarded_in_node": lambda d: d.protected(d.looped()), "guarded_in_node_unprotected": lambda d: d.looped(),
+    "create_agent": lambda d: d.protected(d.agent()), "hand_written": lambda d: d.protected(d.hand(d.tools)),
+    "subgraph": lambda d: d.protected(node_graph(d.hand(d.tools, name="inner"))),
+    "subgraph_agent": lambda d: d.protected(node_graph(d.agent(name="inner"))),
+    "agent_in_node": lambda d: d.protected(d.agent_in_node()),
+    "agent_as_tool": lambda d: d.protected(d.agent_as_tool()),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", BEHIND)
 def test_denied_tool_never_runs(door: str, form: str) -> None:
     """Denied alone, the tool does not run, its sibling does, and the run goes on to its end."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     behind = Door(authz)
-    graph = getattr(behind, door)()
+    graph = BEHIND[door](behind)
     with authz.run(subject="alice", task="Pay the bill"):
         states = drive_form(form, graph, human())
     assert [r for r in behind.ran if r[0] != "read"] == []
@@ -145,11 +115,11 @@ def test_denied_tool_never_runs(door: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", BEHIND)
 def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: Any) -> None:
     """Permitted, the tool runs once a run, with the arguments in the recorded request."""
     behind = Door(authz)
-    graph = getattr(behind, door)()
+    graph = BEHIND[door](behind)
     with authz.run(subject="alice", task="Pay the bill"):
         states = drive_form(form, graph, human())
     assert sorted(behind.ran) == sorted([PAID, ("read", "a")] * len(states))
@@ -162,11 +132,11 @@ def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: A
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", BEHIND)
 def test_unenforced_twin_runs(door: str, form: str) -> None:
     """The same graph without us runs the payment."""
     behind = Door(None)
-    states = drive_form(form, getattr(behind, door)(), human())
+    states = drive_form(form, BEHIND[door](behind), human())
     assert behind.ran.count(PAID) == len(states)
     for state in states:
         assert_went_on(state)
@@ -175,7 +145,7 @@ def test_unenforced_twin_runs(door: str, form: str) -> None:
 @pytest.mark.parametrize("door", ["toolnode", "hand_written", "create_agent", "subgraph", "agent_in_node"])
 def test_calls_in_a_protected_graph_are_planned_by_the_model(door: str, pdp: Any, authz: Any) -> None:
     """What the model announced is recorded as its plan, before the gate is asked about it."""
-    told(authz, getattr(Door(authz), door)(), human(), task="Pay the bill")
+    told(authz, BEHIND[door](Door(authz)), human(), task="Pay the bill")
     plans = [r.context.plan for r in calls_of(pdp)]
     assert [(p.planned, p.stale, p.source, p.position, p.of) for p in plans if p is not None] == [
         (True, False, "model", 0, 2),

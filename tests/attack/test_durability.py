@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._kit import *
 
-CONFIG = {"configurable": {"thread_id": "t"}}
+CONFIG = THREAD
 
 
 class SlowSaver(InMemorySaver):

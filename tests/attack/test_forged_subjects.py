@@ -167,7 +167,7 @@ def test_a_bearer_token_is_who_calls(go: str) -> None:
 
     async def acall() -> None:
         async with caller.presented(f"Bearer {good}"):
-            await w.graph.ainvoke(human(), {"configurable": {"thread_id": "t"}})
+            await w.graph.ainvoke(human(), THREAD)
 
     if go == "sync":
         with caller.presented(f"bearer {good}"):
@@ -176,7 +176,7 @@ def test_a_bearer_token_is_who_calls(go: str) -> None:
         asyncio.run(acall())
     assert w.ran == [PAID]
     assert caller({}) is None
-    assert good not in str(list(w.graph.checkpointer.list({"configurable": {"thread_id": "t"}})))
+    assert good not in str(list(w.graph.checkpointer.list(THREAD)))
     assert good not in repr(caller.presented(f"Bearer {good}"))
 
 

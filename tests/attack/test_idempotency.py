@@ -74,27 +74,17 @@ class House:
         self.graph.update_state(config, {"messages": planned.values["messages"]}, as_node="agent")
 
 
-@pytest.mark.parametrize("failures", [1, 2])
-def test_a_retry_has_the_key_of_the_first_try(failures: int) -> None:
-    """The answer was lost, the booking was not: the bank books once, and the graph ends."""
-    house = House()
+@pytest.mark.parametrize(("failures", "protected"), [(1, True), (2, True), (1, False)])
+def test_a_retry_has_the_key_of_the_first_try(failures: int, protected: bool) -> None:
+    """The answer was lost, the booking was not: the bank books once, and the graph ends. Without a key it books twice."""
+    house = House(protected=protected)
     house.bank.down = failures
     for given in [human(), *[None] * (failures - 1)]:
         with pytest.raises(ConnectionError):
             house.go(given)
     assert house.go(None)["messages"][-1].content == "done"
     assert len(house.bank.asked) == failures + 1
-    assert len(house.bank.booked) == 1
-
-
-def test_without_a_key_a_retry_books_twice() -> None:
-    """The twin."""
-    house = House(protected=False)
-    house.bank.down = 1
-    with pytest.raises(ConnectionError):
-        house.go(human())
-    house.go(None)
-    assert len(house.bank.booked) == 2
+    assert len(house.bank.booked) == (1 if protected else 2)
 
 
 def test_a_payment_whose_answer_was_lost_is_not_repeated() -> None:
@@ -108,23 +98,15 @@ def test_a_payment_whose_answer_was_lost_is_not_repeated() -> None:
     assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).status == "error"
 
 
-def test_a_copy_of_the_thread_has_the_same_key() -> None:
-    """Another thread, another epoch, the same message: the same intent."""
-    house = House()
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_copy_of_the_thread_has_the_same_key(protected: bool) -> None:
+    """Another thread, another epoch, the same message: the same intent. Without a key it books twice."""
+    house = House(protected=protected)
     house.go(human())
     house.copy("t", "copy")
     house.go(None, "copy")
     assert len(house.bank.asked) == 2
-    assert len(house.bank.booked) == 1
-
-
-def test_without_a_key_a_copy_books_twice() -> None:
-    """The twin."""
-    house = House(protected=False)
-    house.go(human())
-    house.copy("t", "copy")
-    house.go(None, "copy")
-    assert len(house.bank.booked) == 2
+    assert len(house.bank.booked) == (1 if protected else 2)
 
 
 def test_somebody_elses_copy_is_another_intent() -> None:
@@ -140,7 +122,7 @@ def test_a_replay_gets_the_recorded_result() -> None:
     """From the checkpoint before the tools: the bank is not even asked."""
     house = House()
     house.go(human())
-    history = list(house.graph.get_state_history({"configurable": {"thread_id": "t"}}))
+    history = list(house.graph.get_state_history(THREAD))
     place = next(s for s in history if s.next == ("tools",)).config["configurable"]
     house.go(None, checkpoint_id=place["checkpoint_id"])
     assert len(house.bank.asked) == len(house.bank.booked) == 1

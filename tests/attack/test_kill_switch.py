@@ -32,12 +32,11 @@ def test_a_run_in_flight_stops_before_its_side_effect(tmp_path: Path, ran: Any) 
     switch = tmp_path / "kill"
     authz = authz_with(StaticPDP(True), kill_switch=switch)
     graph = paying(authz, ran, checkpointer=InMemorySaver(), interrupt_before=["tools"])
-    config = {"configurable": {"thread_id": "t"}}
     with authz.run(subject="alice"):
-        graph.invoke(human(), config)
+        graph.invoke(human(), THREAD)
         switch.touch()
         with pytest.raises(AuthzDenied):
-            graph.invoke(None, config)
+            graph.invoke(None, THREAD)
     assert ran == []
 
 

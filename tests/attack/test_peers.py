@@ -200,7 +200,7 @@ def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> Non
 
 
 def test_nothing_of_ours_is_checkpointed(ran: Any) -> None:
-    """Tenuo 0.3.3: a `Warrant` object in checkpointed state is a `TypeError`, it can not be serialised."""
+    """Tenuo 0.3.3: a `Warrant` object in checkpointed state is a `TypeError`, it cannot be serialised."""
 
     class Warrant:
         """Holds a key."""

@@ -29,7 +29,7 @@ def run(authz: RuntimeAuthz, world: World, script: list[AIMessage], saver: Any =
     graph = authz.protect(graph)
     said = given.get("said", TASK)
     with authz.run(subject=given.get("subject", "alice"), task=given.get("task", TASK)):
-        return graph.invoke({"messages": [HumanMessage(said, id=said)]}, {"configurable": {"thread_id": "t"}})
+        return graph.invoke({"messages": [HumanMessage(said, id=said)]}, THREAD)
 
 
 def seen(pdp: StaticPDP, tool: str = "pay") -> list[tuple[str, str | None]]:
@@ -114,7 +114,7 @@ def test_the_asynchronous_road_is_the_same(pdp: Any) -> None:
 
     async def go() -> None:
         async with authz.run(subject="alice", task=TASK):
-            await graph.ainvoke({"messages": [HumanMessage(TASK)]}, {"configurable": {"thread_id": "t"}})
+            await graph.ainvoke({"messages": [HumanMessage(TASK)]}, THREAD)
 
     asyncio.run(go())
     assert len(model.prompts) == 1

@@ -255,7 +255,7 @@ def test_an_audience_outside_the_grant_gets_no_token() -> None:
 
 
 def test_a_shared_client_has_nothing_to_inherit() -> None:
-    """One client for all: a tool without the audience, and code outside a call, can not use it."""
+    """One client for all: a tool without the audience, and code outside a call, cannot use it."""
     authz = authz_of(profiles={**PROFILES, "steal": ToolProfile(effect="read", sink="none")})
     app = service(authz)
     codes: list[Any] = []

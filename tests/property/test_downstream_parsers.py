@@ -48,7 +48,7 @@ urls = st.text(max_size=40) | st.builds(
 @given(st.dictionaries(st.sampled_from(["keys", "x"]), st.lists(jwks, max_size=5) | json_values, max_size=2))
 @settings(max_examples=300, deadline=None)
 def test_a_key_set_yields_public_keys_or_nothing(document: dict[str, Any]) -> None:
-    """Whatever it holds: what comes out can verify and can not sign."""
+    """Whatever it holds: what comes out can verify and cannot sign."""
     found = usable_keys(document)
     for kid, jwk in (found or {}).items():
         assert kid == jwk["kid"]

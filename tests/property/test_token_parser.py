@@ -63,29 +63,6 @@ def test_the_original_verifies() -> None:
     assert verify(signed(HEADER, CLAIMS)) is not None
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_no_mutated_token_verifies(data: st.DataObject) -> None:
-    """Any character changed, inserted, dropped or moved makes it nobody's token."""
-    token = TOKEN
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(token)))
-        new = data.draw(st.text(ALPHABET + "." + "=+/ \n\u00e9\x00", min_size=0, max_size=2))
-        cut = data.draw(st.integers(0, 2))
-        token = token[:at] + new + token[at + cut :]
-    assume(token != TOKEN)
-    assert verify(token) is None
-
-
-@settings(deadline=None)
-@given(st.permutations(TOKEN.split(".")), st.integers(0, 3))
-def test_no_rearranged_token_verifies(parts: list[str], kept: int) -> None:
-    """Parts swapped, dropped or repeated are no token."""
-    token = ".".join(parts[:kept])
-    assume(token != TOKEN)
-    assert verify(token) is None
-
-
 @settings(deadline=None)
 @given(st.text() | st.binary() | JSON)
 def test_anything_else_is_refused(value: Any) -> None:
@@ -121,13 +98,3 @@ def test_a_signed_header_of_another_kind_is_refused(header: dict[str, Any]) -> N
     """With our own signature, any other header is refused."""
     assert verify(signed({**HEADER, **header}, CLAIMS)) is None or {**HEADER, **header} == HEADER
     assert verify(signed(header, CLAIMS)) is None
-
-
-@settings(deadline=None)
-@given(st.sampled_from(sorted(CLAIMS)))
-def test_a_signed_token_of_another_key_is_refused(name: str) -> None:
-    """The same claims under another key are nobody's."""
-    other = SigningKey.generate()
-    signing_input = f"{encoded(HEADER)}.{encoded(CLAIMS)}"
-    assert verify(f"{signing_input}.{encoded(other.sign(signing_input.encode()))}") is None
-    assert verify(signed(HEADER, {k: v for k, v in CLAIMS.items() if k != name})) is None

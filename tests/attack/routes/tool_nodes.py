@@ -109,23 +109,10 @@ def wrapped(make: Any, where: str) -> Any:
 
             tools = kit.tool_node(pay, wrap_tool_call=lambda r, h: h(change(r)), awrap_tool_call=awrap)
             return graph_play(kit.graph(hand_written(replying([PAY]), tools)))
-        graph = agent_graph(replying([PAY]), pay, middleware=kit.middleware(_wrapping(change)))
+        graph = agent_graph(replying([PAY]), pay, middleware=kit.middleware(wrapping(change)))
         return graph_play(kit.graph(graph))
 
     return build
-
-
-def _wrapping(change: Any) -> Any:
-    from langchain.agents.middleware import AgentMiddleware
-
-    class Changing(AgentMiddleware):
-        def wrap_tool_call(self, request: Any, handler: Any) -> Any:
-            return handler(change(request))
-
-        async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
-            return await handler(change(request))
-
-    return Changing()
 
 
 def _dynamic(kit: Kit, bank: Bank) -> Play:
