@@ -16,6 +16,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import pytest
+from langchain_core.tools import BaseTool, StructuredTool
 from opentelemetry import trace
 
 import langchain_runtime_authz
@@ -61,15 +62,21 @@ def counted(into: list[Calls]) -> Iterator[None]:
         into.append(Calls(python, c))
 
 
+def added(sides: dict[str, list[Calls]]) -> tuple[float, float]:
+    """Return the counts of Python and of C that protection adds."""
+    (plain, plain_c), (python, c) = middle(sides["plain"]), middle(sides["protected"])
+    return python - plain, c - plain_c
+
+
 def middle(samples: list[Calls]) -> tuple[float, float]:
     """Return the median counts, of Python and of C."""
     return statistics.median(s.python.total() for s in samples), statistics.median(s.c for s in samples)
 
 
-def tool_call() -> dict[str, list[Calls]]:
+def tool_call(a_tool: BaseTool = book) -> dict[str, list[Calls]]:
     """Count what one permitted call calls in its ToolNode, plain and protected."""
     seen: list[Calls] = []
-    pair = Pair(lambda script: loop_graph(script, 1, book, lambda: counted(seen)), StaticPDP(permit=True))
+    pair = Pair(lambda script: loop_graph(script, 1, a_tool, lambda: counted(seen)), StaticPDP(permit=True))
     sides: dict[str, list[Calls]] = {}
     for side in ("plain", "protected") * 2:  # the first round fills the caches
         seen.clear()
@@ -79,10 +86,17 @@ def tool_call() -> dict[str, list[Calls]]:
     return sides
 
 
+def typed(account, amount, note=""):
+    return "booked"
+
+
+typed.__annotations__ = {"account": str, "amount": float, "note": str, "return": str}
+
+
 def turn(build: Callable[..., Any]) -> tuple[float, float]:
     """Count the functions of Python that one turn adds, and that an invoke adds apart from its turn."""
     pair = Pair(build, StaticPDP(permit=True))
-    added = {}
+    more = {}
     for turns in (1, MORE + 1) * 2:
         counts = {}
         for side in ("plain", "protected"):
@@ -90,20 +104,23 @@ def turn(build: Callable[..., Any]) -> tuple[float, float]:
             with counted(seen):
                 pair.invoke(side, turns)
             counts[side] = seen[0].python.total()
-        added[turns] = counts["protected"] - counts["plain"]
-    one = (added[MORE + 1] - added[1]) / MORE
-    return one, added[1] - one
+        more[turns] = counts["protected"] - counts["plain"]
+    one = (more[MORE + 1] - more[1]) / MORE
+    return one, more[1] - one
 
 
 def test_calls() -> None:
     """Hold one permitted tool call to its budget; print the other counts."""
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider), "an SDK is set up: spans would be counted"
     call = tool_call()
-    (plain, plain_c), (python, c) = middle(call["plain"]), middle(call["protected"])
-    python, c = python - plain, c - plain_c
+    python, c = added(call)
     node, entry = turn(node_graph)
     agent, _ = turn(agent_graph)
     found = {"tool call": python, "node": node, "create_agent turn": agent, "root entry": entry}
+    # LangChain reads the annotations of a plain tool in each call; that costs more if they are texts, as here.
+    types = StructuredTool.from_function(typed, name="book", description=book.description)
+    other, other_c = added(tool_call(types))
+    print(f"tool call, annotations that are types: {other:.0f} Python functions, {other_c:.0f} C functions added")
     ours = {code for code in call["protected"][-1].python if code.co_filename.startswith(PACKAGE)}
     for name, count in found.items():
         print(f"{name}: {count:.0f} Python functions added, budget {BUDGETS[name]}")
@@ -115,12 +132,12 @@ def test_calls() -> None:
 
 def main() -> None:
     """Print the functions of one tool call."""
-    call, added = tool_call(), Counter[CodeType]()
+    call, more = tool_call(), Counter[CodeType]()
     for sample in call["protected"]:
-        added.update(sample.python)
+        more.update(sample.python)
     for sample in call["plain"]:
-        added.subtract(sample.python)
-    for code, count in sorted(added.items(), key=lambda e: (e[0].co_filename, e[0].co_firstlineno)):
+        more.subtract(sample.python)
+    for code, count in sorted(more.items(), key=lambda e: (e[0].co_filename, e[0].co_firstlineno)):
         if round(count / MORE, 1):
             name = code.co_filename.removeprefix(PACKAGE).rpartition("site-packages/")[2]
             print(f"{count / MORE:6.1f} {name}:{code.co_firstlineno} {code.co_qualname}")
