@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.state import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
@@ -133,6 +133,7 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.epoch, run.jti, run.pinned = done.epoch, new_id(), run.pinned + len(texts)
+    run.guard = Guard(run.jti, run.epoch)
     taken = yield Commit(run.scope, None, [TakeLease(lease_of(run))])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
