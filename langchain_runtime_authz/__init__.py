@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
-    from langchain_runtime_authz.credential.ticket import current_call
+    from langchain_runtime_authz.credential.current_call import current_call
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
     from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
@@ -51,7 +51,7 @@ _MODULES: Final = {
     "Grant": "grant",
     "RuntimeAuthz": "authz",
     "ToolProfile": "profile",
-    "current_call": "credential.ticket",
+    "current_call": "credential.current_call",
 }
 
 

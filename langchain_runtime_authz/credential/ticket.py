@@ -1,8 +1,8 @@
-"""The permit for one call, and what a tool may ask of it while it runs.
+"""The permit for one call.
 
-A lease is a row in the ledger; here are only the pieces without a store. A `Ticket` goes from the gate
-to the guard, is redeemed once as the tool starts and concluded as it ends, and between the two the
-tool may have its credential minted: once per audience, for audiences of its profile and its grant.
+A lease is a row in the ledger; here are only the pieces without a store. A `Ticket` goes from the enforcement point to
+the guard. It is redeemed once as the tool starts, and concluded as it ends. Between the two the tool may have its
+credential minted: once for each audience of its profile and its grant.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import REDACTED, Credential
@@ -21,19 +20,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.dpop import ProofKey
 
-__all__ = [
-    "NO_SCOPE",
-    "CallCredential",
-    "CodeScope",
-    "CurrentCall",
-    "Refusals",
-    "Ticket",
-    "current_call",
-    "current_scope",
-    "current_ticket",
-    "tell_by",
-    "ticket_scope",
-]
+__all__ = ["CallCredential", "Refusals", "Ticket"]
 
 
 class Refusals(Protocol):
@@ -46,37 +33,6 @@ class Refusals(Protocol):
     async def arefused(self, code: str, audience: str | None) -> None:
         """`refused` without blocking the event loop."""
         ...
-
-
-class CodeScope:
-    """The run and ticket that are current for the code inside, and the recorder of refusals.
-
-    Attributes:
-        ticket: of the tool that runs.
-        refusals: is told of a mint that is refused where no ticket is.
-        run: the run of the enforcement point around the code.
-        counts: of equal calls that the code has had an answer to, for calls that no message planned.
-        task: the Pregel task that a node's enforcement point is around.
-    """
-
-    __slots__ = ("counts", "refusals", "run", "task", "ticket")
-
-    def __init__(
-        self,
-        ticket: Ticket | None = None,
-        refusals: Refusals | None = None,
-        run: Any = None,
-        counts: dict[str, int] | None = None,
-        task: str = "",
-    ) -> None:
-        self.ticket, self.refusals, self.run, self.counts, self.task = ticket, refusals, run, counts, task
-
-
-NO_SCOPE: Final = CodeScope()
-current_scope: Final[ContextVar[CodeScope]] = ContextVar("runtime_authz_scope", default=NO_SCOPE)
-# Finds who is told where no gate stands around either: whose run the code is in. It answers for itself when that run
-# is over, so that nobody need take it back.
-_finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
 
 
 class CallCredential:
@@ -433,148 +389,3 @@ def _running_loop() -> object:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def current_ticket() -> Ticket | None:
-    """Return the ticket of the tool that runs in this context."""
-    return current_scope.get().ticket
-
-
-class CurrentCall:
-    """The call under way, for its tool. Text forms, copies and pickles hold nothing secret."""
-
-    __slots__ = ("_running", "_ticket")
-
-    def __init__(self, ticket: Ticket | None) -> None:
-        self._ticket = ticket
-        self._running = ticket is not None and not ticket.concluded
-
-    def _call(self) -> Ticket:
-        if self._ticket is None or not self._running:
-            raise AuthzError(Code.NO_RUN)
-        return self._ticket
-
-    @property
-    def tool(self) -> str:
-        """The tool's name."""
-        return self._call().tool
-
-    @property
-    def call_id(self) -> str | None:
-        """The model's id of the call, if it gave one."""
-        return self._call().call_id
-
-    @property
-    def agent(self) -> tuple[str, ...]:
-        """The path from the root agent."""
-        return self._call().agent
-
-    @property
-    def idempotency_key(self) -> str:
-        """A key to send with the effect: the same over retry, replay, fork and thread copy of this call."""
-        return self._call().idempotency_key
-
-    @property
-    def decision_id(self) -> str:
-        """The id that finds the audit record."""
-        return self._call().decision_id
-
-    def credential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        """Return the call's credential for one audience. A call has one each, which ends with the call.
-
-        Blocks while an issuer outside this process signs; `acredential` does not.
-
-        Args:
-            audience: one of the tool's profile and of the grant; may be left out if there is exactly one.
-            dpop: bind the token to a new key of this call (RFC 9449); `headers` then proves each request.
-
-        Raises:
-            CredentialError: `audience`, or `credential_unavailable` outside a running tool.
-
-        ```python
-        @tool
-        def pay(recipient: str, amount: float) -> str:
-            credential = current_call().credential("https://bank.example", dpop=True)
-            headers = credential.headers("POST", "https://bank.example/payments")
-            ...
-        ```
-        """
-        if self._ticket is None:
-            raise refused_outside(audience)
-        return self._ticket.credential(audience, dpop=dpop)
-
-    async def acredential(self, audience: str | None = None, *, dpop: bool = False) -> CallCredential:
-        """Return what `credential` does, without blocking the event loop."""
-        if self._ticket is None:
-            raise await arefused_outside(audience)
-        return await self._ticket.acredential(audience, dpop=dpop)
-
-    def __repr__(self) -> str:
-        return f"<CurrentCall of {self._ticket!r}>"
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return (str, ("[call]",))
-
-
-def current_call() -> CurrentCall:
-    """Return the call under way. Outside a running tool its facts raise `no_run` and its credentials are refused.
-
-    ```python
-    @tool
-    def pay(recipient: str, amount: float) -> str:
-        bank.transfer(recipient, amount, idempotency_key=current_call().idempotency_key)
-    ```
-    """
-    return CurrentCall(current_scope.get().ticket)
-
-
-class ticket_scope:  # noqa: N801  (reads as a keyword)
-    """Make `ticket` current around one tool, or `None` around code that is not of the tool outside."""
-
-    __slots__ = ("_mine", "_previous")
-
-    def __init__(self, ticket: Ticket | None, refusals: Refusals | None = None) -> None:
-        self._mine = CodeScope(ticket, refusals)
-
-    def __enter__(self) -> Ticket | None:
-        mine, before = self._mine, current_scope.get()
-        mine.run, mine.counts, mine.task = before.run, before.counts, before.task
-        self._previous = before
-        current_scope.set(mine)
-        return mine.ticket
-
-    def __exit__(self, *exc: object) -> None:
-        # Never by Token: a generator may be closed in another context, where a Token raises. And only if it is still
-        # ours: that other context may run another tool.
-        if current_scope.get() is self._mine:
-            current_scope.set(self._previous)
-
-
-def refused_outside(audience: str | None) -> CredentialError:
-    """Return the refusal of a credential outside a permitted call, and record it if a run is under way."""
-    if (told := _told()) is None:
-        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
-    told.refused(Code.CREDENTIAL_UNAVAILABLE, audience)
-    return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-
-
-async def arefused_outside(audience: str | None) -> CredentialError:
-    """Like `refused_outside`, without blocking the event loop."""
-    if (told := _told()) is None:
-        return CredentialError(Code.CREDENTIAL_UNAVAILABLE, _NOBODY)
-    await told.arefused(Code.CREDENTIAL_UNAVAILABLE, audience)
-    return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
-
-
-def tell_by(finder: Callable[[], Refusals | None]) -> None:
-    """From here on, ask `finder` whose run code is in that asks for a credential where no gate stands around."""
-    _finder.set(finder)
-
-
-def _told() -> Refusals | None:
-    told, finder = current_scope.get().refusals, _finder.get()
-    return finder() if told is None and finder is not None else told
-
-
-# No run, so no log of one either: the error says it all.
-_NOBODY: Final = "no run is under way here, so that this is on no record"

@@ -20,7 +20,8 @@ from typing import Any, Final, NoReturn
 import httpx
 
 from langchain_runtime_authz._http import Answer, Fetcher, basic, checked_url
-from langchain_runtime_authz.credential.ticket import Ticket, current_ticket
+from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MAX_TOKEN, REDACTED
 from langchain_runtime_authz.downstream.httpx_auth import Flow, Step, TicketAuth, bearing, is_under
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

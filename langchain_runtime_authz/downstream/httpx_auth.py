@@ -30,8 +30,9 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from langchain_runtime_authz._http import checked_url, is_loopback
+from langchain_runtime_authz.credential.current_call import arefused_outside, current_ticket, refused_outside
 from langchain_runtime_authz.credential.dpop import normal_target
-from langchain_runtime_authz.credential.ticket import Ticket, arefused_outside, current_ticket, refused_outside
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 __all__ = ["CallAuth", "Step", "TicketAuth", "bearing", "is_under"]

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.authzen import Subject, deny
-from langchain_runtime_authz.credential.ticket import current_ticket
+from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.delegation import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest

@@ -24,7 +24,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp
 
 from langchain_runtime_authz.authzen import Subject, deny
-from langchain_runtime_authz.credential.ticket import CodeScope, current_scope, tell_by
+from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant

@@ -15,7 +15,8 @@ from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.ticket import Ticket, current_scope
+from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import injected_names, skip_answers, task_id
 from langchain_runtime_authz.langgraph.arguments import (

@@ -18,7 +18,8 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
+from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph._private import counting_questions
 from langchain_runtime_authz.langgraph.messages import denial_message, only_asked, recorded, replay_message, said

@@ -22,7 +22,7 @@ from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 from pydantic import PrivateAttr
 
-from langchain_runtime_authz.credential.ticket import current_scope
+from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed

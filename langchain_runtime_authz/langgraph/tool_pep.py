@@ -19,7 +19,8 @@ from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.authzen import deny
-from langchain_runtime_authz.credential.ticket import Ticket, current_scope
+from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.fork import forkable_lock

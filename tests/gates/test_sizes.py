@@ -13,7 +13,6 @@ PACKAGE = Path(langchain_runtime_authz.__file__).parent
 FILE_LINES = 450
 PACKAGE_LINES = 35_800  # on the way to 29,000
 LONGER = {  # files that are still longer than FILE_LINES, and how long they may be
-    "credential/ticket.py": 580,
     "langgraph/messages.py": 452,
     "testing/ledger_suite.py": 1372,
 }

@@ -15,13 +15,9 @@ import orjson
 import pytest
 
 from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential.current_call import current_call, current_ticket, ticket_scope
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.ticket import (
-    Ticket,
-    current_call,
-    current_ticket,
-    ticket_scope,
-)
+from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
 from tests.threads import together
