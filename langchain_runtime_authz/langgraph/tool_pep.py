@@ -281,19 +281,20 @@ class Turn:
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns, self._call = turns, call
         self.one = turns.waiting.get(id(call))
-        self._heard = not turns.asked
 
     def __enter__(self) -> Pending | None:
         turns = self._turns
         if turns.done and turns.serial:
             for before in turns.done[: turns.order.get(id(self._call), 0)]:
                 before.wait()
+        self._heard = not self._turns.asked  # after the calls before it, if they take turns
         self._before = hand_on(self.one)
         return self.one
 
     async def __aenter__(self) -> Pending | None:
         if self._turns.serial:
             await self._others()
+        self._heard = not self._turns.asked  # after the calls before it, if they take turns
         self._before = hand_on(self.one)
         return self.one
 
