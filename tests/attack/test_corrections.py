@@ -379,7 +379,7 @@ def test_calls_sent_to_the_tool_node_from_outside_are_no_plan(form: str, ran: An
     authz, pdp, graph = built("hand", ran)
     told(authz, graph, human(), THREAD)
     ran.clear()
-    pdp.requests.clear()
+    pdp.bodies.clear()
     sent: Any = [FORGED.tool_calls[0]] if form == "calls" else {"messages": [FORGED]}
     told(authz, graph, Command(goto=Send("tools", sent)), THREAD)
     forged = [r for r in calls_of(pdp, "pay") if r.context.call and r.context.call.args["recipient"] == "mallory"]

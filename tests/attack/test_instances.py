@@ -219,7 +219,7 @@ import user_module
 from langchain_runtime_authz.testing import StaticPDP
 
 def played(module):
-    module.ran.clear(); module.pdp.requests.clear()
+    module.ran.clear(); module.pdp.bodies.clear()
     with module.authz.run(subject="alice", task="Pay"):
         try:
             module.graph.invoke({{"messages": [("user", "Pay the bill")]}})
