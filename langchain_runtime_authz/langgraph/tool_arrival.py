@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
@@ -200,11 +201,13 @@ def _equal(call: Call) -> str:
 def arrival(
     tool: BaseTool,
     tool_input: Any,
-    config: Mapping[str, Any],
+    config: Any,
     call_id: str | None,
     parser: Parser,
 ) -> Arrival:
     """Return the arrival of a call of `tool.run`, whose input `parser` (the tool's own) makes its arguments of."""
+    if not config or "recursion_limit" not in config or "configurable" not in config:
+        config = ensure_config(config)  # LangChain's `invoke` has done it already
     scope = current_scope.get()
     one = scope if type(scope) is Pending else None
     if one is not None and one.call.call_id != call_id:

@@ -157,12 +157,13 @@ class ToolExecution(CodeScope):
         guard: whose it is; tools that are copies of each other share one.
         parsed: the arguments that the tool receives, whatever it was sent.
         config: the config that the tool runs with.
+        mints: True if its ticket can make credentials.
         returned: what the tool's own code returned, filtered.
         stages: what of the tool's own code has started.
     """
 
     __slots__ = ("_asked", "_before", "_settle", "_span",
-                 "call", "call_id", "config", "guard", "parsed", "returned", "stages")  # fmt: skip
+                 "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip
 
     def __init__(
         self,
@@ -179,7 +180,8 @@ class ToolExecution(CodeScope):
     ) -> None:
         self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
         own = dict(config)
-        if ticket is not None and ticket.mint is not None:  # else there is no token to write anywhere
+        self.mints = ticket is not None and ticket.mint is not None
+        if self.mints:  # else there is no token to write anywhere
             own = watched_config(own, self._outlet)
             parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
         self.parsed = parsed
@@ -216,8 +218,6 @@ class ToolExecution(CodeScope):
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the options of `run`, with the callbacks that stand in them filtered."""
-        if self.ticket is None or self.ticket.mint is None:
-            return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:

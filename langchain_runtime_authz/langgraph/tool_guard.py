@@ -87,14 +87,14 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             return base.run(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         return _call(
             self,
-            arrival(self, tool_input, _whole(config), tool_call_id, functools.partial(base._parse_input, self)),
+            arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.run(
                 self,
                 tool_input,
                 *args,
                 config=e.config,
                 tool_call_id=tool_call_id,
-                **(e.options(kwargs) if kwargs.get("callbacks") else kwargs),
+                **(e.options(kwargs) if e.mints and kwargs.get("callbacks") else kwargs),
             ),
         )
 
@@ -105,14 +105,14 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             return await base.arun(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         return await _acall(
             self,
-            arrival(self, tool_input, _whole(config), tool_call_id, functools.partial(base._parse_input, self)),
+            arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.arun(
                 self,
                 tool_input,
                 *args,
                 config=e.config,
                 tool_call_id=tool_call_id,
-                **(e.options(kwargs) if kwargs.get("callbacks") else kwargs),
+                **(e.options(kwargs) if e.mints and kwargs.get("callbacks") else kwargs),
             ),
         )
 
@@ -156,11 +156,6 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
     namespace |= _own_forms(base)
     made: type[BaseTool] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]  # its own metaclass
     return made
-
-
-def _whole(config: Any) -> Any:
-    """Return a config with what the current one adds to it, which LangChain's `invoke` has done already."""
-    return config if config and "recursion_limit" in config and "configurable" in config else ensure_config(config)
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:

@@ -88,11 +88,13 @@ class CallAtoms:
 
     def destinations(self) -> list[str]:
         """Return the texts that say whom or what the call is for."""
-        found: list[Any] = []
+        found: list[str] = []
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
-                found += value if isinstance(value, list) else (value,)
-        return [text for text in found if isinstance(text, str) and text]
+                for text in value if isinstance(value, list) else (value,):
+                    if isinstance(text, str) and text:
+                        found.append(text)
+        return found
 
 
 NO_ATOMS: Final = CallAtoms((), (), {}, ())
