@@ -370,12 +370,9 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> Planned
         for position, planned in enumerate(calls):
             if planned is call:
                 return PlannedMessage(ident, calls, position)
-        for position, planned in enumerate(calls):
-            if planned == call:
-                return PlannedMessage(ident, calls, position)
-        for position, planned in enumerate(calls):
-            if planned.get("id") == call.get("id"):
-                return PlannedMessage(ident, calls, position)
+        alike = [p for p, c in enumerate(calls) if c == call]
+        if alike := alike or [p for p, c in enumerate(calls) if c.get("id") == call.get("id")]:
+            return PlannedMessage(ident, calls, alike[0])
     return None
 
 

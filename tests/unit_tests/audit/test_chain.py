@@ -168,7 +168,7 @@ def test_memory_keeps_the_last() -> None:
 def test_memory_builds_a_record_when_it_is_read() -> None:
     """A permitted call's two records cost it four Python calls at most, and hold what they would have held at once."""
     sink, body = MemorySink(), a_request().to_json()
-    engine: Any = SimpleNamespace(audit=sink)
+    engine: Any = SimpleNamespace(write=sink.defer)
     written: list[dict[str, Any]] = [
         {"now": 5.0, "decision": PERMIT, "pdp": "wasm", "action": "tools/call", "resource": "pay", "body": body},
         {"now": 6.0, "decision_id": "d-1", "call_key": "k", "state": "done"},
@@ -178,7 +178,7 @@ def test_memory_builds_a_record_when_it_is_read() -> None:
     try:
         for build, fields in zip((decision_record, completion_record), written):
             effect, *arguments = Record(build, **fields)
-            effect.do(engine, *arguments)
+            effect.method(engine)(*arguments)
     finally:
         sys.setprofile(None)
     assert len(calls) <= 4, calls

@@ -9,7 +9,7 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Resource, Subject
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.langgraph.model_calls import instructions_digest, tool_names
 from langchain_runtime_authz.langgraph.node_pep import _enter
 from langchain_runtime_authz.ledger.base import Scope
@@ -235,6 +235,6 @@ def test_an_obligation_counts_only_where_it_is_carried_out(kind: str) -> None:
     from langchain_runtime_authz.pep.steps import decide_step
 
     model = drive(run.engine, decide_model(run, CALL))
-    node = drive(run.engine, decide_step(run, "node/enter", Resource(type="node", id="n")))
+    node = drive(run.engine, decide_step(run, "node/enter", {"type": "node", "id": "n", "properties": {}}))
     assert (model.permit, node.permit) == (kind == "withhold_tools", False)
     assert node.reason == "unknown_obligation"
