@@ -69,21 +69,18 @@ class _Models(BaseCallbackHandler):
     # A decision model is announced as a chain. Without any, chains need not be heard.
     ignore_chain: bool = True
 
-    def whose(self) -> Run | RunHandle | None:
-        """Return who remembers the calls that models return."""
-        raise NotImplementedError
-
-    def decide(self, by: Run | RunHandle, call: ModelCall) -> None:
+    @staticmethod
+    def decide(by: Run | RunHandle, call: ModelCall) -> None:
         """Decide the call, if this handler does."""
 
     def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
         """Decide the call of a model that is not a language model."""
-        if kwargs.get("run_type") == "llm" and (by := self.whose()) is not None:
+        if kwargs.get("run_type") == "llm" and (by := current_scope.get().run or _opened()) is not None:
             self.decide(by, call_as_sent(serialized, [], kwargs.get("metadata"), None))
 
     def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
         """Decide a model call inside a gated node, unless our middleware has."""
-        if (by := self.whose()) is not None:
+        if (by := current_scope.get().run or _opened()) is not None:
             given = messages[0] if messages else []
             call = call_as_sent(serialized, given, kwargs.get("metadata"), kwargs.get("invocation_params"))
             self.decide(by, call)
@@ -95,31 +92,18 @@ class _Models(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         """Remember the calls that a model returned."""
-        if (by := self.whose()) is not None:
+        if (by := current_scope.get().run or _opened()) is not None:
             for generations in response.generations:
                 for generation in generations:
                     if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                         note_model_output(by, generation.message, kwargs.get("run_id"))
 
 
-class _Listener(_Models):
-    """Hears the models of an unprotected graph in `authz.run()`, for an `AuthzToolNode` that works alone."""
-
-    def whose(self) -> RunHandle | None:
-        return _opened() if running() is None else None
-
-
 class _Backstop(_Models):
     raise_error = True
     ignore_agent = False
 
-    def whose(self) -> Run | RunHandle | None:
-        run = running()
-        return run if run is not None else _opened()
-
-    def decide(self, by: Run | RunHandle, call: ModelCall) -> None:
-        if isinstance(by, Run):
-            decide_shown(by, call)
+    decide = staticmethod(decide_shown)
 
     def on_tool_start(self, serialized: dict[str, Any], input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
         """Decide an unguarded tool; a permit is held until the tool ends.
@@ -192,7 +176,7 @@ def _close(run_id: UUID, error: BaseException | None, output: Any) -> None:
 
 
 _BACKSTOP: Final = _Backstop()
-_LISTENER: Final = _Listener()
+_LISTENER: Final = _Models()  # in `authz.run()` without a protected graph, for an `AuthzToolNode` that works alone
 
 
 class _Hook:
@@ -205,7 +189,7 @@ class _Hook:
         """Return the backstop inside runs; outside, what listens there, or nothing."""
         if DECISION_MODEL.__subclasses__():
             _Models.ignore_chain = False
-        if running() is not None:
+        if current_scope.get().run is not None:
             return _BACKSTOP
         if self.hear is not None and (heard := self.hear()) is not None:
             return heard

@@ -154,17 +154,19 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
     return _call(str(named or kind[-1]), metadata.get("ls_provider"), tools, messages)
 
 
-def decide_shown(run: Run, call: ModelCall) -> None:
-    """Decide a model call from inside a callback, unless our middleware has.
+def decide_shown(by: Run | RunHandle, call: ModelCall) -> None:
+    """Decide a model call of a run from inside a callback, unless our middleware has.
 
     Raises:
         AuthzHalt: it does not happen.
     """
+    if type(by) is not Run:  # a model of an unprotected graph
+        return
     ready = _decided.get()
-    ours = ready is not None and ready.run is run and ready.model == call.model
+    ours = ready is not None and ready.run is by and ready.model == call.model
     if ours and ready is not None and ready.provider_tools.issuperset(call.provider_tools):
         return
-    decision = drive(run.engine, decide_model(run, call))
+    decision = drive(by.engine, decide_model(by, call))
     if call.provider_tools:
         decision = shown(decision, call)
     if not decision.permit:
