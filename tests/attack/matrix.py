@@ -136,7 +136,7 @@ def _likely(entered: list[str]) -> str:
 
 def cell(route: Route, layer: Layer) -> str:
     """`closed`, `open`, or which of the two forms is closed."""
-    closed = {m: route.denied not in played(route, layer, m)[0].tools for m in route.modes}
+    closed = {m: played(route, layer, m)[0].closed for m in route.modes}
     if len(set(closed.values())) == 1:
         return "closed" if closed[route.modes[0]] else "–"
     return f"{next(m for m, c in closed.items() if c)} only"

@@ -28,7 +28,7 @@ def check_closed_or_named(route: Route, mode: str) -> None:
     assert play(route, Kit(None), mode).ran == route.harm, "the unenforced twin does no harm"
     for layer in (PROTECT, EVERYTHING):
         outcome, authz = played(route, layer, mode)
-        if route.denied not in outcome.tools:
+        if outcome.closed:
             # In a bare thread a guarded tool meets no run and no ledger: the graph went on to its end, or met `no_run`.
             recorded = any(
                 r["kind"] == "decision" and r["outcome"] != "permit" and r["resource"] == route.denied
@@ -48,11 +48,10 @@ def check_closed_by(route: Route, mode: str) -> None:
     """Each layer alone closes the routes that name it and no others; all together close what one of them does."""
     for name, layer in ALONE.items():
         outcome, authz = played(route, layer, mode)
-        closed = route.denied not in outcome.tools
-        assert closed is (name in route.closed_by), name
-        if closed and outcome.error is not None and outcome.error.code == "no_permit":
+        assert outcome.closed is (name in route.closed_by), name
+        if outcome.closed and outcome.error is not None and outcome.error.code == "no_permit":
             assert calls_of(authz.pdp, route.denied), "denied by the PDP, which was not asked"
-    assert (route.denied not in played(route, EVERYTHING, mode)[0].tools) is bool(route.closed_by)
+    assert played(route, EVERYTHING, mode)[0].closed is bool(route.closed_by)
     assert route.open or "entry" in route.closed_by
 
 

@@ -8,7 +8,7 @@ tools, tool nodes, middleware and graphs, and the kit hands out what the selecte
 route = ROUTES["invoke_in_node"]
 assert play(route, Kit(None), "sync").ran == route.harm
 outcome = play(route, Kit(authz_with(deny_only(route.denied))), "sync")
-assert route.denied not in outcome.tools
+assert outcome.closed
 ```
 """
 
@@ -151,16 +151,16 @@ class Route:
 
 @dataclass
 class Outcome:
-    """What came of it. `error` is the `AuthzDenied` (or halt) that reached the caller, if one did."""
+    """What came of it. `error` is the `AuthzDenied` (or halt) that reached the caller, if one did.
+
+    `closed` is True if neither the denied tool nor the code that would do the harm ran.
+    """
 
     ran: tuple[tuple[str, Any], ...]
     state: Any = None
     error: AuthzDenied | None = None
     graph: Any = None
-    tools: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tools = frozenset(name for name, _ in self.ran)
+    closed: bool = False
 
 
 def play(route: Route, kit: Kit, mode: str) -> Outcome:
@@ -174,7 +174,8 @@ def play(route: Route, kit: Kit, mode: str) -> Outcome:
             state = built.sync() if mode == "sync" else asyncio.run(_awaited(built))
     except AuthzDenied as denied:
         error = denied
-    return Outcome(tuple(bank.ran), state, error, built.graph)
+    closed = route.harm[0] not in bank.ran and all(name != route.denied for name, _ in bank.ran)
+    return Outcome(tuple(bank.ran), state, error, built.graph, closed)
 
 
 async def _awaited(built: Play) -> Any:
