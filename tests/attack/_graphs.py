@@ -237,7 +237,7 @@ def loop(agent: Any, tools: Any, route: Any = None, state: Any = MessagesState, 
     builder.add_node("agent", agent)
     builder.add_node("tools", tools)
     builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", route or (lambda s: "tools" if s["messages"][-1].tool_calls else END), ["tools", END])
+    builder.add_conditional_edges("agent", route or (lambda s: "tools" if getattr(s["messages"][-1], "tool_calls", None) else END), ["tools", END])
     builder.add_edge("tools", "agent")
     return builder.compile(**compiled)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-from langchain_runtime_authz.demo.graph import agent_graph, converse
+from langchain_runtime_authz.demo.graph import agent_graph as demo_graph
+from langchain_runtime_authz.demo.graph import converse
 from langchain_runtime_authz.report.trace import ToolCall, User, read_trace, replay_trace
 
 from ._kit import *
@@ -95,7 +96,7 @@ def reject(_request: Mapping[str, Any]) -> dict[str, str]:
 def play(station: Workstation, calls: list[ToolCall], authz: RuntimeAuthz | None) -> None:
     """The hijacked model makes these calls, one a message."""
     script = [AIMessage("", tool_calls=[{"name": c.tool, "args": dict(c.args), "id": c.id}]) for c in calls]
-    graph: Any = agent_graph(ScriptedChatModel(script=[*script, AIMessage("done")]), station.tools())
+    graph: Any = demo_graph(ScriptedChatModel(script=[*script, AIMessage("done")]), station.tools())
     config: Any = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     given = {"messages": [HumanMessage(TASK)]}
     if authz is None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from langgraph.stream import StreamTransformer
-
 from ._kit import *
 
 EVIL = "DE21500105179625862911"
@@ -251,39 +247,6 @@ def _handler(event: str, by: str = "input") -> Launder:
     return play
 
 
-def reader_that_starts_another_graph(
-    office: Office, how: str, given_as: Callable[[Any], Any] = lambda t: [t], by: str = "input"
-) -> Any:
-    """A stream transformer does, in the hands of whoever reads the first graph's events."""
-    give = _clerk(office, by)
-
-    class Forwarding(StreamTransformer):
-        def init(self) -> dict[str, Any]:
-            return {}
-
-        def process(self, event: Any) -> bool:
-            if EVIL in str(event) and not office.forwarded:
-                give()
-            return True
-
-    left = [_mail()]
-    graph = office.graph(ScriptedChatModel(script=[lambda messages: left.pop(0) if left else says(text="done")] * 9))
-    given = {"messages": [HumanMessage(TASK)]}
-
-    async def aread() -> None:
-        async with office.authz.run(subject="alice"):
-            async for _ in await graph.astream_events(given, THREAD, version="v3", transformers=given_as(Forwarding)):
-                pass
-
-    if how == "async":
-        asyncio.run(aread())
-    else:
-        with office.authz.run(subject="alice"):
-            list(graph.stream_events(given, THREAD, version="v3", transformers=given_as(Forwarding)))
-    assert EVIL not in office.pinned("clerk", "own")
-    return graph
-
-
 ROADS: dict[str, Launder] = {
     "summary": _node(summary), "mcp_prompt": _node(mcp_prompt), "skill": _node(skill), "media": _node(media),
     "tool_made_human": tool_made_human, "file_media": file_media, "sub_agent_description": sub_agent_description,
@@ -296,11 +259,6 @@ ROADS: dict[str, Launder] = {
     "handler_of_a_node_that_edits_a_graph": _handler("on_chain_end", "edit"),
     "handler_of_a_tool_that_answers_a_graph": _handler("on_tool_end", "answer"),
     "handler_of_a_node_that_answers_a_graph": _handler("on_chain_end", "answer"),
-    "reader_that_starts_another_graph": reader_that_starts_another_graph,
-    "reader_that_edits_another_graph": partial(reader_that_starts_another_graph, by="edit"),
-    "reader_that_answers_another_graph": partial(reader_that_starts_another_graph, by="answer"),
-    "reader_in_a_set": partial(reader_that_starts_another_graph, given_as=lambda t: {t}),
-    "reader_in_a_generator": partial(reader_that_starts_another_graph, given_as=lambda t: (one for one in [t])),
 }
 roads = pytest.mark.parametrize("road", ROADS)
 
@@ -350,33 +308,3 @@ def test_a_history_that_is_sent_again_without_its_ids_makes_nobody_its_author(fo
     task = authz.ledger.load(authz.root_entry.scope("g", "t"), Query(log=True))
     assert [t.text for t in task.log if t.own] == [TASK, "Go on"]
     assert EVIL not in task.task.text
-
-
-@pytest.mark.parametrize("reads", [True, False], ids=["a reader", "the human"])
-def test_code_that_reads_a_graph_approves_nothing_in_another(reads: bool) -> None:
-    """The question stays open for a human, and the same answer of his own is one."""
-    office = Office(protected=True, policy="what-was-said")
-    clerk = office.graph(office.model())
-    clerk.name = "clerk"
-    own: Any = {"configurable": {"thread_id": "own"}}
-    approve = resume(APPROVE)
-
-    class Approving(StreamTransformer):
-        def init(self) -> dict[str, Any]:
-            return {}
-
-        def process(self, event: Any) -> bool:
-            if not office.forwarded:
-                office.forwarded = True
-                assert code_of(lambda: clerk.invoke(approve, own)) == "approval_approver"
-            return True
-
-    graph = office.graph(ScriptedChatModel(script=[says(text="done")]))
-    with office.authz.run(subject="alice"):
-        clerk.invoke({"messages": [HumanMessage("Hello")]}, own)
-        if reads:
-            list(graph.stream_events({"messages": [HumanMessage(TASK)]}, THREAD, version="v3", transformers=[Approving]))
-            assert office.forwarded
-            assert office.paid == []
-        clerk.invoke(approve, own)
-    assert office.paid == [EVIL]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from langchain_core.messages import BaseMessage
 
-from langchain_runtime_authz.demo.graph import agent_graph
+from langchain_runtime_authz.demo.graph import agent_graph as demo_graph
 from langchain_runtime_authz.langgraph.planner import NeededTools
 
 from ._kit import *
@@ -24,7 +24,7 @@ def planner(*answers: str) -> Planner:
 
 
 def run(authz: RuntimeAuthz, world: World, script: list[AIMessage], saver: Any = None, **given: Any) -> Any:
-    graph: Any = agent_graph(ScriptedChatModel(script=script), world.tools())
+    graph: Any = demo_graph(ScriptedChatModel(script=script), world.tools())
     graph.checkpointer = saver or InMemorySaver()
     graph = authz.protect(graph)
     said = given.get("said", TASK)
@@ -110,7 +110,7 @@ def test_the_asynchronous_road_is_the_same(pdp: Any) -> None:
     """`ainvoke` asks the model without blocking."""
     model = planner("pay")
     authz = RuntimeAuthz(profiles=PROFILES, planner=model, pdp=pdp)
-    graph: Any = authz.protect(agent_graph(ScriptedChatModel(script=OWN), World().tools()))
+    graph: Any = authz.protect(demo_graph(ScriptedChatModel(script=OWN), World().tools()))
 
     async def go() -> None:
         async with authz.run(subject="alice", task=TASK):

@@ -74,7 +74,8 @@ def _aplay(kind: str, path: str, ledger: Callable[[], Ledger], *turns: Any) -> t
             s = Scene(kind, lambda: saver, ledger=ledger())
             s.ran = ran
             s.start()
-            return await s.asay(given)
+            async with s.authz.run(subject="alice", task="x"):
+                return await s.graph.ainvoke(given, THREAD)
 
     return ran, [asyncio.run(one(given)) for given in turns]
 
