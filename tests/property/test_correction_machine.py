@@ -275,10 +275,12 @@ class CorrectionMachine(RuleBasedStateMachine):
         assert touched or self.epoch == before
 
     @precondition(lambda self: not self.state.interrupts)
-    @rule(process=st.integers(0, 1), dies=st.booleans())
-    def goes_on(self, process: int, dies: bool) -> None:
+    @rule(process=st.integers(0, 1), dies=st.booleans(), again=st.booleans())
+    def goes_on(self, process: int, dies: bool, again: bool) -> None:
         self.dies = dies
         self.machine_acts(None, process=process)
+        if dies and again and not self.state.interrupts:  # whoever starts anew finds what the death left
+            self.machine_acts(None, process=process)
 
     @rule(prompt=st.booleans(), plan=plans, pauses=pauses)
     def node_writes(self, prompt: bool, plan: str, pauses: bool) -> None:

@@ -88,7 +88,7 @@ def corrections_open_no_epoch(patch: pytest.MonkeyPatch) -> None:
         (old_plans_stand, "no_old_plan_takes_effect"), (no_epoch_is_compared, "no_old_plan_takes_effect"),
         (nothing_is_claimed, "nothing_happens_twice"), (a_death_frees_its_calls, "nothing_happens_twice"),
         (what_stands_in_the_state_is_human, "machine_acts"),
-        (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"), (corrections_open_no_epoch, "human_says"),
+        (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"), (corrections_open_no_epoch, "human_says operator_corrects"),
     ],
 )
 def test_the_machine_catches_a_product_without_the_rule(
@@ -104,4 +104,4 @@ def test_the_machine_catches_a_product_without_the_rule(
                 derandomize=True, report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
             ),
         )
-    assert caught_by in [frame.name for frame in caught.traceback]
+    assert {*caught_by.split()} & {frame.name for frame in caught.traceback}
