@@ -22,7 +22,7 @@ go = params(sync, in_loop, ids=["sync", "async"])
 # A lock of ours is held for a few lines of pure code, never across I/O.
 _LOOKS = ("os.stat", "os.listdir", "os.remove", "threading.Lock.acquire", "threading.Lock.acquire_lock")
 # A callback handler cannot await: with a ledger outside the process the backstop blocks the loop, and `coverage` says so.
-_HANDLERS = {"decide", "on_tool_start", "on_tool_end", "on_tool_error"}
+_HANDLERS = {"on_chat_model_start", "on_llm_start", "on_tool_start", "on_tool_end", "on_tool_error"}
 
 
 @pytest.fixture(autouse=True)

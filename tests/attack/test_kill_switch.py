@@ -120,10 +120,11 @@ def test_what_can_not_be_looked_at_is_engaged(tmp_path: Path) -> None:
         KillSwitch(folder / "kill")
 
 
-def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authz: Any) -> None:
+def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators set it without touching the application."""
     monkeypatch.setenv(KILL_SWITCH, str(tmp_path / "kill"))
     (tmp_path / "kill").touch()
+    authz = authz_with(StaticPDP(True))
     with authz.run(subject="alice"), pytest.raises(AuthzDenied):
         paying(authz, []).invoke(human())
 
