@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import blockbuster
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.testing import StaticPDP
 
 from ._kit import authz_with, in_loop, params, sync
-
-blockbuster = pytest.importorskip("blockbuster", reason="the detector comes with the test dependencies")
 
 form = params("invoke", "ainvoke")
 kind = params("hand", "agent")
