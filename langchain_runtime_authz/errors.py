@@ -170,6 +170,7 @@ class Code(StrEnum):
     POLICY_UNSIGNED = "policy_unsigned", "no trusted key signed the policy; sign it with `runtime-authz policy build --key`"
     POLICY_OLDER = "policy_older", "the policy is older than the one in use; to undo a change, release the old content under a new number"
     PROFILE_INVALID = "profile_invalid", "a tool profile is wrong; correct it"
+    MANDATE_INVALID = "mandate_invalid", "the mandate cannot be read or contradicts itself; correct it"
     ALREADY_PROTECTED = "already_protected", "another RuntimeAuthz protects this graph; use that one, or build the graph again"
     DEEP_COPY = "deep_copy", "compiled graphs cannot be deep-copied; use `graph.copy()`, which stays protected, or compile the builder again"
     UNGOVERNED = "ungoverned", "no enforcement point stands in front of it; follow its note, or accept it in a baseline"

@@ -16,6 +16,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -90,6 +91,8 @@ class ToolProfile(BaseModel):
             exists already; a `name` is given to something new.
         when: arguments that are dates or times.
         text: free-text arguments.
+        free: arguments that decide nothing, like a page size. Every other argument of a side effect counts as
+            critical for the mandate (`mandate.binding`).
         data_class: the class of the data that the tool returns or handles; `class` in a file.
         trust: who writes the output; or by field, `{"": external, id: system}`.
         prose: free-text fields. A value inside one is a mention, not an assertion.
@@ -113,6 +116,7 @@ class ToolProfile(BaseModel):
     critical: dict[str, Kind] = {}
     when: Names = ()
     text: Names = ()
+    free: Names = ()
     data_class: str = Field(default="internal", validation_alias=AliasChoices("data_class", "class"))
     trust: Trust | dict[str, Trust] = "external"
     prose: Names = ()
@@ -128,7 +132,7 @@ class ToolProfile(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ToolProfile:
-        for one, other in (("critical", "when"), ("critical", "text"), ("when", "text")):
+        for one, other in combinations(("critical", "when", "text", "free"), 2):
             if both := set(getattr(self, one)) & set(getattr(self, other)):
                 raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
         self._arguments_of_resource()
@@ -259,7 +263,7 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
     Raises:
         ConfigError: `profile_invalid`: the profile names an argument that the tool does not take.
     """
-    facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text")}
+    facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text", "free")}
     for fact, named in {**facts, "resource": declared._arguments_of_resource()}.items():  # noqa: SLF001
         for path in sorted(named):
             first, *inner = path.split(".")

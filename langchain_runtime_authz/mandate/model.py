@@ -1,0 +1,405 @@
+"""The mandate: what one task orders, as data.
+
+A mandate is a list of steps. A step names a tool, each argument that decides whom or what a call hits, and how often
+it may run. Code compares each call with it (`mandate.binding`). The grant is the ceiling, the plan is what the model
+intends, the mandate is what was ordered.
+
+The application writes one in Python or YAML, a planner model returns one as JSON, and `mandate.words` reads one from the
+user's words. All of them share the JSON form and `json_schema`. A mandate is immutable, and equal mandates have equal
+digests. A plain value in place of an argument or a condition stands for `Const` or `Eq`.
+
+Evolution rule: a kind of argument or a field may be added, with a default that orders no more than its absence did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import Field as Member
+
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.errors import Code, ConfigError, MappingError, unreadable
+from langchain_runtime_authz.profile import Effect, Kind, ToolProfile
+
+__all__ = [
+    "Argument",
+    "AtLeast",
+    "AtMost",
+    "Between",
+    "Condition",
+    "Const",
+    "Contains",
+    "Each",
+    "Eq",
+    "Extract",
+    "Field",
+]
+__all__ += ["Free", "Limit", "Mandate", "Never", "Not", "OneOf", "Own", "Pick", "Span", "StartsWith", "Step", "Text"]
+__all__ += ["Within", "check_mandate", "json_schema", "load_mandate"]
+
+MAX_STEPS: Final = 64
+MAX_ROWS: Final = 20  # records that one step may act on unless it says more
+_EXACT: Final = 2**53 - 1
+
+Scalar = str | int | float | bool
+Name = Annotated[str, Member(min_length=1, max_length=128)]
+Number = Annotated[int | float, Member(allow_inf_nan=False)]
+Count = Annotated[int, Member(ge=1, le=10_000)]
+
+
+class Span(NamedTuple):
+    """A stretch of the user's words: the digest of the text, and where it starts and ends, in characters."""
+
+    text: str
+    start: int
+    end: int
+
+
+class _Frozen(BaseModel):
+    """A strict, immutable part of a mandate, whose fields may be given by position."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        names = [name for name in type(self).model_fields if name != "kind"]
+        if len(values) > len(names):
+            raise TypeError(f"{type(self).__name__} takes at most {len(names)} values, {len(values)} were given")
+        super().__init__(**dict(zip(names, values, strict=False)), **fields)
+
+
+def _tuple(value: object) -> object:
+    """Accept a list: JSON and YAML have no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _span(value: object) -> object:
+    return Span(*value) if isinstance(value, list | tuple) and len(value) == len(Span._fields) else value
+
+
+# --- conditions of a record's field ----------------------------------------------------------------------
+
+
+class Eq(_Frozen):
+    """The field has this value, in one of its normal forms."""
+
+    value: Scalar
+    kind: Literal["eq"] = "eq"
+
+
+class Contains(_Frozen):
+    """The field's text contains these whole words, in any case."""
+
+    text: Annotated[str, Member(min_length=2)]
+    kind: Literal["contains"] = "contains"
+
+
+class StartsWith(_Frozen):
+    """The field's text starts with this, in any case."""
+
+    text: Annotated[str, Member(min_length=2)]
+    kind: Literal["starts_with"] = "starts_with"
+
+
+class AtLeast(_Frozen):
+    """The field is a number or an ISO 8601 date of at least this."""
+
+    value: Number | str
+    kind: Literal["at_least"] = "at_least"
+
+
+class AtMost(_Frozen):
+    """The field is a number or an ISO 8601 date of at most this."""
+
+    value: Number | str
+    kind: Literal["at_most"] = "at_most"
+
+
+class Not(_Frozen):
+    """The field is there, and this condition does not hold."""
+
+    condition: Condition
+    kind: Literal["not"] = "not"
+
+
+def _condition(value: object) -> object:
+    return {"kind": "eq", "value": value} if isinstance(value, Scalar) else value
+
+
+_ConditionKind = Annotated[Eq | Contains | StartsWith | AtLeast | AtMost | Not, Member(discriminator="kind")]
+Condition = Annotated[_ConditionKind, BeforeValidator(_condition)]
+_Conditions = Annotated[
+    tuple[Condition, ...], BeforeValidator(lambda v: _tuple(v) if isinstance(v, list | tuple) else (v,))
+]
+Where = dict[Name, _Conditions]
+"""A condition, or several that must all hold, for each field of a record."""
+
+
+# --- what an argument must be --------------------------------------------------------------------------
+
+
+class Const(_Frozen):
+    """This value, in one of its normal forms. For a list argument: these items, in any order.
+
+    `said` is where the user's words have it. An application's constant has none.
+    """
+
+    value: Scalar | Annotated[tuple[Scalar, ...], BeforeValidator(_tuple)]
+    said: Annotated[Span | None, BeforeValidator(_span)] = None
+    kind: Literal["const"] = "const"
+
+
+class Own(_Frozen):
+    """One of the subject's own identifiers (`Subject.properties["identifiers"]`)."""
+
+    kind: Literal["own"] = "own"
+
+
+class OneOf(_Frozen):
+    """One of these values."""
+
+    values: Annotated[tuple[Scalar, ...], BeforeValidator(_tuple), Member(min_length=1)]
+    kind: Literal["one_of"] = "one_of"
+
+
+class Between(_Frozen):
+    """A number or an ISO 8601 date in this range, both ends included."""
+
+    low: Number | str
+    high: Number | str
+    kind: Literal["between"] = "between"
+
+
+class Within(_Frozen):
+    """A path in this folder, or a link below this prefix."""
+
+    prefix: Annotated[str, Member(min_length=1)]
+    kind: Literal["within"] = "within"
+
+
+class Field(_Frozen):
+    """A field of what a step returned, recomputed by the enforcement point. `path` is dotted; "" is the output itself."""
+
+    step: Name
+    path: str
+    kind: Literal["field"] = "field"
+
+
+class Pick(_Frozen):
+    """A field of the one record that the conditions choose from what a step returned.
+
+    `max` or `min` names the field whose greatest or least value decides among several; a tie is not decided.
+    """
+
+    step: Name
+    path: str
+    where: Where = {}
+    max: Name | None = None
+    min: Name | None = None
+    kind: Literal["pick"] = "pick"
+
+
+class Each(_Frozen):
+    """A field of each record that the conditions choose; one call a record, at most `limit` of them.
+
+    Arguments of one step that read the same step by `Each` take one and the same record.
+    """
+
+    step: Name
+    path: str
+    where: Where = {}
+    limit: Count = MAX_ROWS
+    kind: Literal["each"] = "each"
+
+
+class Extract(_Frozen):
+    """A value in free text that a step returned. A person is always shown the value, and asked."""
+
+    step: Name
+    path: str = ""
+    kind: Literal["extract"] = "extract"
+
+
+class Text(_Frozen):
+    """Free text: the words that the user dictated (`quote`), and fields of steps, as `step` or `step.path`.
+
+    Identifiers and long tokens in it must come from the user's words or from `inputs`.
+    """
+
+    quote: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    inputs: Annotated[tuple[Name, ...], BeforeValidator(_tuple)] = ()
+    kind: Literal["text"] = "text"
+
+
+class Free(_Frozen):
+    """Any value: the argument decides nothing."""
+
+    kind: Literal["free"] = "free"
+
+
+def _argument(value: object) -> object:
+    return {"kind": "const", "value": value} if isinstance(value, Scalar | list | tuple) else value
+
+
+_ArgumentKind = Annotated[
+    Const | Own | OneOf | Between | Within | Field | Pick | Each | Extract | Text | Free, Member(discriminator="kind")
+]
+Argument = Annotated[_ArgumentKind, BeforeValidator(_argument)]
+Sourced = Field | Pick | Each | Extract
+
+
+# --- steps and limits -----------------------------------------------------------------------------------
+
+
+class Step(_Frozen):
+    """One deed that the task orders, or one read that later steps take values from.
+
+    Attributes:
+        id: names the step within the mandate.
+        tool: the tool to call.
+        args: what each argument must be. An argument that is not named must not be given, or be its default.
+        times: how many calls it covers. With `Each` it is that many for each record.
+        after: the step that must have been taken before.
+        deed: steps with one deed are different ways to do the same; what one spends, all have spent.
+    """
+
+    id: Name
+    tool: Name
+    args: dict[Name, Argument] = {}
+    times: Count = 1
+    after: Name | None = None
+    deed: Name | None = None
+
+    @property
+    def sources(self) -> Iterator[str]:
+        """Yield the ids of the steps that its arguments are read from."""
+        for argument in self.args.values():
+            if isinstance(argument, Sourced):
+                yield argument.step
+            elif isinstance(argument, Text):
+                yield from (name.partition(".")[0] for name in argument.inputs)
+
+
+class Limit(_Frozen):
+    """The most that all steps of an effect may come to: the sum of their arguments of kind `amount`."""
+
+    effect: Effect
+    total: Annotated[Number, Member(ge=0, le=_EXACT // 100)]
+
+
+class Never(_Frozen):
+    """What must not happen, whatever a step says: calls of an effect that have one of these values in a role."""
+
+    effect: Effect
+    values: dict[
+        Kind,
+        Annotated[tuple[Scalar, ...], BeforeValidator(lambda v: _tuple(v) if isinstance(v, list | tuple) else (v,))],
+    ] = {}
+
+
+Source = Literal["application", "planner", "words"]
+
+
+class Mandate(_Frozen):
+    """What one task orders.
+
+    Attributes:
+        steps: the deeds, and the reads that they take values from. Other reads need no step.
+        limits: sums over all steps.
+        never: what is forbidden. It wins over every step.
+        confirm: effects and ids of steps about which a person is asked all the same.
+        source: who compiled it.
+        key: names the occasion, like a month. Two mandates with one key are one order, and it is spent once.
+
+    Raises:
+        ValidationError: a step is named twice, refers to itself, in a circle or to a step that is not there.
+    """
+
+    steps: Annotated[tuple[Step, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
+    limits: Annotated[tuple[Limit, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
+    never: Annotated[tuple[Never, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
+    confirm: Annotated[tuple[Name, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
+    source: Source = "application"
+    key: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        seen: set[str] = set()
+        for step in self.steps:
+            # A step may refer to earlier ones alone, so there is no circle.
+            for name in (*step.sources, *([step.after] if step.after else [])):
+                if name not in seen:
+                    raise ValueError(f"step `{step.id}` refers to `{name}`, which is not an earlier step")
+            if step.id in seen:
+                raise ValueError(f"two steps are named `{step.id}`")
+            seen.add(step.id)
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the canonical JSON."""
+        return digest(project(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; what has its default is left out."""
+        return self.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
+
+    def step(self, id: str) -> Step:
+        """Return the step of that id."""
+        return next(step for step in self.steps if step.id == id)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a mandate, for planners and editors."""
+    return Mandate.model_json_schema()
+
+
+def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
+    """Return a mandate from itself, its JSON form, or the path of a YAML file that holds it.
+
+    Raises:
+        ConfigError: `mandate_invalid`, naming the field.
+    """
+    if isinstance(source, Mandate):
+        return source
+    where = "mandate"
+    if isinstance(source, str | Path):
+        import yaml  # only where a file is read
+
+        where = Path(source).name
+        try:
+            source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+            raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.MANDATE_INVALID) from exc
+    try:
+        found = Mandate.model_validate(source)
+        found.digest  # noqa: B018  (a value that JSON cannot hold is refused here)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{where}: {f'`{at}`: ' if at else ''}{first['msg']}", Code.MANDATE_INVALID) from exc
+    except (MappingError, RecursionError) as exc:
+        raise ConfigError(f"{where}: a value has no exact JSON form", Code.MANDATE_INVALID) from exc
+    return found
+
+
+def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:
+    """Yield what is wrong or careless in a mandate for these tools, one sentence each."""
+    tools = {step.id: step.tool for step in mandate.steps}
+    for step in mandate.steps:
+        profile = profiles.get(step.tool)
+        if profile is None:
+            yield f"step `{step.id}`: there is no profile of `{step.tool}`"
+            continue
+        if not profile.side_effect:
+            continue
+        for name in (*profile.critical, *profile.when):
+            if isinstance(step.args.get(name), Free):
+                yield f"step `{step.id}`: `{name}` decides what the call hits, and is free"
+        for source in step.sources:
+            read = profiles.get(tools[source])
+            if read is not None and read.side_effect:
+                yield f"step `{step.id}`: it takes a value from `{source}`, which is not a read"
