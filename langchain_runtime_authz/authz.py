@@ -28,6 +28,7 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.ledger.base import Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, question_of
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
@@ -73,9 +74,9 @@ class RuntimeAuthz:
             variable `RUNTIME_AUTHZ_KILL_SWITCH`.
         notify: channels of the obligation `notify`; `log` is always there (`pep.notify`).
         tenant: the first part of every key in ledger, audit and token.
-        planner: a chat model with structured output that says which tools a task needs. It is asked once per state
-            of the task, before anything runs, and sees only the user's words and the profiles. If it fails, the
-            task asks for no tool. Without a planner, the `intent` words of profiles decide.
+        planner: a chat model with structured output that compiles the user's words into a mandate. It is asked once
+            a turn, before anything runs, and sees only these words and the tools' profiles and signatures. If it
+            fails, the task orders nothing. Without a planner, `mandate.words` reads plain orders.
         approvers: whose signed statements `approve` and `deny_approval` believe; the default believes only people
             whom the application has authenticated (`by`).
 
@@ -158,7 +159,7 @@ class RuntimeAuthz:
             verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks),
             notifiers=notifiers,
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
-            profiles=self.profiles,
+            tools=self.profiles,
             planner=_planner(planner, self.profiles),
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
@@ -224,7 +225,14 @@ class RuntimeAuthz:
             )
         return graph
 
-    def run(self, *, subject: SubjectLike, task: str | None = None, grant: Grant | str | None = None) -> RunHandle:
+    def run(
+        self,
+        *,
+        subject: SubjectLike,
+        task: str | None = None,
+        grant: Grant | str | None = None,
+        mandate: Mandate | Mapping[str, Any] | str | Path | None = None,
+    ) -> RunHandle:
         """Open a run for `subject`: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
 
         Args:
@@ -233,8 +241,14 @@ class RuntimeAuthz:
             task: the user's words, pinned before anything runs.
             grant: the application's grant for this task, or the name of a grant of the `pdp` (`ReloadingPDP`);
                 `None` leaves it to policy.
+            mandate: what the task orders, if the application knows (`mandate.model`): a `Mandate`, its JSON form or the
+                path of a YAML file. It replaces what a planner or the user's words say. A correction suspends it.
+
+        Raises:
+            ConfigError: an argument is wrong.
         """
-        return RunHandle(self._engine, Subject.of(subject), _text("task", task), self._granted(grant))
+        ordered = load_mandate(mandate) if mandate is not None else None
+        return RunHandle(self._engine, Subject.of(subject), _text("task", task), self._granted(grant), ordered)
 
     @overload
     def guard(self, tools: BaseTool) -> BaseTool: ...
@@ -261,6 +275,7 @@ class RuntimeAuthz:
         subject: SubjectLike,
         task: str | None = None,
         grant: Grant | str | None = None,
+        mandate: Mandate | Mapping[str, Any] | str | Path | None = None,
         agent: str = "session",
         thread: str | None = None,
     ) -> Flow[Session]:
@@ -270,6 +285,7 @@ class RuntimeAuthz:
             subject: as for `run`.
             task: as for `run`.
             grant: as for `run`.
+            mandate: as for `run`.
             agent: the agent's name, in records and in the ledger's keys.
             thread: the thread of an earlier session to continue; a new one if absent.
 
@@ -282,6 +298,7 @@ class RuntimeAuthz:
             subject=Subject.of(subject),
             task=_text("task", task),
             grant=self._granted(grant),
+            mandate=load_mandate(mandate) if mandate is not None else None,
             agent=agent,
             thread=thread,
         )
@@ -436,7 +453,7 @@ def _planner(model: BaseChatModel | None, profiles: Profiles) -> Planner | None:
         return None
     from langchain_runtime_authz.langgraph.planner import ModelPlanner
 
-    return ModelPlanner(model, profiles.declared)
+    return ModelPlanner(model, profiles)
 
 
 def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:

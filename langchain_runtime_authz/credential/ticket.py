@@ -161,7 +161,7 @@ class Ticket:
         raw: Mapping[str, Any] | str | None = None,
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
-        spent: tuple[str, ...] = (),
+        spent: tuple[tuple[str, int], ...] = (),
         mint: Callable[[str, str | None], Credential] | None = None,
         amint: Callable[[str, str | None], Awaitable[Credential]] | None = None,
         approval_key: str = "",

@@ -13,17 +13,12 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from langchain_runtime_authz.facts.intent import Request
-
 __all__ = ["Match", "PlanRecord", "PlannedCall", "authority", "call_key", "calls_digest", "carry", "idempotency_key"]
-__all__ += ["intent_of", "locate", "match", "plan_calls", "plan_todos"]
+__all__ += ["intent_of", "locate", "match", "plan_calls"]
 
 
-MAX_TODOS: Final = 64
-MAX_TODO: Final = 300  # characters of one
 _UNCANONICAL: Final = "uncanonical"
 _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
@@ -56,9 +51,8 @@ class PlanRecord:
     """The calls of one message of one agent at one epoch. `at`: the thread's steps when it was recorded.
 
     `origin` is the epoch in which the message was planned, if an answer carried its calls into another one (0: this one).
-    Keys of calls are made of it, so that a carried call that has run does not run again. `todos` are the texts of the
-    to-do list at the time, shortened: the model's own words, which permit nothing. `model` and `prompt` (a digest of its
-    instructions) say which model planned them, if that was seen.
+    Keys of calls are made of it, so that a carried call that has run does not run again. `model` and `prompt` (a digest
+    of its instructions) say which model planned them, if that was seen.
     """
 
     id: str
@@ -70,16 +64,6 @@ class PlanRecord:
     origin: int = 0
     model: str | None = None
     prompt: str | None = None
-    todos: tuple[str, ...] = ()
-
-    def lists(self, entries: tuple[str, ...]) -> bool | None:
-        """Return whether the to-do list asks for one of `entries` (`facts.intent`), or `None` without one of both."""
-        return _request(self.todos).asks(entries) if self.todos and entries else None
-
-
-@lru_cache(maxsize=256)
-def _request(todos: tuple[str, ...]) -> Request:
-    return Request(todos)
 
 
 class Match(NamedTuple):
@@ -108,13 +92,6 @@ def raw_digest(args: object) -> str:
     except (TypeError, ValueError, RecursionError):
         return _UNCANONICAL
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def plan_todos(state: object) -> tuple[str, ...]:
-    """Return the to-do list in a graph's state, as LangChain and deepagents keep one: texts, or records with `content`."""
-    listed = state.get("todos") if isinstance(state, Mapping) else getattr(state, "todos", None)
-    texts = [t.get("content") if isinstance(t, Mapping) else t for t in listed] if isinstance(listed, list) else []
-    return tuple(t[:MAX_TODO] for t in texts if isinstance(t, str) and t)[:MAX_TODOS]
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from langchain_runtime_authz.digest import fingerprint
@@ -26,7 +26,8 @@ class HumanText:
     """One text that changed the task. `key` is the id its sender gave it, if any.
 
     `own`: the thread's own subject said it. A text of somebody else, or an edit of unknown origin, advances the epoch
-    too, but its words can only narrow. `author` is `type:id` of its author, empty if unknown.
+    too, but its words can only narrow. `author` is `type:id` of its author, empty if unknown. `epoch` is the one that
+    it opened or belongs to; the ledger sets it.
     """
 
     digest: str
@@ -34,6 +35,7 @@ class HumanText:
     key: str | None = None
     own: bool = True
     author: str = ""
+    epoch: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from langgraph.types import Command, Overwrite, Send
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls, plan_todos
+from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Conflict
@@ -440,7 +440,6 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         calls=calls,
         model=by[0] if by is not None else None,
         prompt=by[1] if by is not None else None,
-        todos=plan_todos(given),
     )
 
 

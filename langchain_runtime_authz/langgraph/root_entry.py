@@ -160,7 +160,7 @@ class RootEntry:
     def implicit(self, config: Mapping[str, Any]) -> RunHandle:
         """Return a run for a call without one: of the subject that `subject_from` finds, else of `anonymous`."""
         found = self._subject_from(config) if self._subject_from is not None else None
-        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None, None)
+        return RunHandle(self.engine, _ANONYMOUS if found is None else Subject.of(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state`. Outside every run it is a correction if it changes what a task is made of.
@@ -289,6 +289,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 moved=None if head is None else lambda left: moved(graph, config, head.id, left, owner.watch(graph)),
             ),
             grant=handle.grant,
+            ordered=handle.ordered,
         )
         run = entry.run
         if claimed := claimed_identities(config, handle.subject):

@@ -29,9 +29,10 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, close, open_entry
+from langchain_runtime_authz.pep.entry import Entry, Ordered, close, open_entry
 
 __all__ = [
     "HANDLE_KEY",
@@ -163,10 +164,17 @@ class RunHandle:
 
     __slots__ = (
         "__weakref__", "_closed", "_entries", "_in_generator", "_outside", "_previous", "asked_model",
-        "engine", "grant", "lock", "run_id", "seen_from_model", "settled", "subject", "task",
+        "engine", "grant", "lock", "ordered", "run_id", "seen_from_model", "settled", "subject", "task",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, subject: Subject, task: str | None, grant: Grant | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        subject: Subject,
+        task: str | None,
+        grant: Grant | None = None,
+        mandate: Mandate | None = None,
+    ) -> None:
         self.engine = engine
         self._entries: list[Run] = []
         self._outside: Run | None = None
@@ -180,6 +188,7 @@ class RunHandle:
         self.subject = subject
         self.task = task
         self.grant = grant
+        self.ordered = Ordered(mandate, {}) if mandate is not None else None
         self.run_id = new_id()
 
     def __repr__(self) -> str:
@@ -231,7 +240,14 @@ class RunHandle:
             engine = self.engine
             scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
             entry: Entry = yield from open_entry(
-                engine, scope, self.subject, self.run_id, _OUTSIDE, task=self.pinned_task(), grant=self.grant
+                engine,
+                scope,
+                self.subject,
+                self.run_id,
+                _OUTSIDE,
+                task=self.pinned_task(),
+                grant=self.grant,
+                ordered=self.ordered,
             )
             self.enter(entry.run)
             if self._outside is None:

@@ -281,7 +281,7 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
     owner = find_run(config) or opened(config)
     if owner is None:
         return _nowhere(tool, config, None)
-    facts = ToolFacts(cast("Profiles", owner.engine.profiles).of(tool), injected_names(tool))
+    facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), injected_names(tool))
     sent = tool_input if isinstance(tool_input, str) else without(tool_input, facts.injected)
 
     def read() -> Any:

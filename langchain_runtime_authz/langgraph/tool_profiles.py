@@ -70,6 +70,7 @@ class Profiles:
         self._declared = declared if callable(declared) else dict(declared)
         self._reviewed: tuple[Mapping[str, ToolProfile] | None, Mapping[str, ToolProfile]] = (None, {})
         self._pins: dict[str, str] = {}
+        self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
         self._lock = forkable_lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
@@ -77,13 +78,22 @@ class Profiles:
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → profile, as they are now, without drafts; the same object while they are the same."""
+        """Tool → profile, as they are now, without drafts; the same object while they are the same.
+
+        A profile that a tool brings itself is here once the tool was seen.
+        """
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
-            reviewed = {name: p for name, p in now.items() if not p.draft}
+            brought = {name: profile for name, (_, profile) in list(self._tools.items())}
+            reviewed = {name: p for name, p in {**brought, **now}.items() if not p.draft}
             self._reviewed = (now, reviewed)
         return reviewed
+
+    @property
+    def signatures(self) -> Mapping[str, Mapping[str, Any]]:
+        """Tool → JSON schema of its arguments, for the tools that were seen."""
+        return {name: signature_of(tool) for name, (tool, _) in list(self._tools.items())}
 
     def _all(self) -> Mapping[str, ToolProfile]:
         return self._declared() if callable(self._declared) else self._declared
@@ -114,6 +124,9 @@ class Profiles:
             pinned = declared.digest or self._pins.setdefault(tool.name, seen)
         if seen != pinned:
             return self.unprofiled(tool, "changed since its profile was pinned")
+        if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:
+            self._tools[tool.name] = (tool, declared)
+            self._reviewed = (None, {})
         return Profiled(declared, True)
 
     @staticmethod
@@ -127,6 +140,12 @@ def arguments_of(tool: BaseTool) -> dict[str, Any]:
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **convert_to_openai_tool(tool)["function"].get("parameters", {}).get("properties", {})}
+
+
+def signature_of(tool: BaseTool) -> Mapping[str, Any]:
+    """Return the JSON schema of the arguments that a model gives a tool."""
+    parameters: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
+    return parameters
 
 
 def digest_of(tool: BaseTool) -> str | None:
@@ -148,6 +167,7 @@ def digest_of(tool: BaseTool) -> str | None:
 
 
 MAX_KEPT: Final = 64
+MAX_TOOLS: Final = 4096  # whose signatures are known
 _Key = tuple[type, str, str, frozenset[str]]
 _digests: weakref.WeakKeyDictionary[type, dict[_Key, str | None]] = weakref.WeakKeyDictionary()
 

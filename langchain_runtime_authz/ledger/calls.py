@@ -61,17 +61,18 @@ class ClaimCall(Change):
 class ReleaseCall(Unrefusable):
     """Give back a claimed call that never ran: its claim, its approval and its budgets.
 
-    `approval` is the approval's key if it is not the call's own.
+    `refund` names the counters, each with what the claim spent. `approval` is the approval's key if it is not the
+    call's own.
     """
 
     key: str
-    refund: tuple[str, ...] = ()
+    refund: tuple[tuple[str, int], ...] = ()
     approval: str = ""
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
         n.approvals.add(self.approval or self.key)
-        n.budgets.update(self.refund)
+        n.budgets.update([counter for counter, _ in self.refund])
 
     def apply(self, t: Thread, now: float) -> None:
         # Only what is held can be given back: not twice, and not by a call that ran.
@@ -81,8 +82,8 @@ class ReleaseCall(Unrefusable):
         asked = self.approval or self.key
         if (used := t.approvals.get(asked)) is not None and used.state == "spent":
             t.approvals[asked] = replace(used, state="approved")
-        for counter in self.refund:
-            t.budgets[counter] = max(t.budgets.get(counter, 0) - 1, 0)
+        for counter, by in self.refund:
+            t.budgets[counter] = max(t.budgets.get(counter, 0) - by, 0)
 
 
 @dataclass(slots=True)
@@ -106,24 +107,25 @@ class ConcludeCall(Unrefusable):
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Count one more permitted call of the counter, at most `maximum`; else `budget_exhausted`."""
+    """Spend `by` of the counter, at most `maximum` in all; else `budget_exhausted`."""
 
     counter: str
     maximum: int
+    by: int = 1
 
     def needs(self, n: Needs) -> None:
         n.budgets.add(self.counter)
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        spent = t.budgets.get(self.counter, 0) + used.get(("budget", self.counter), 0)
-        if spent >= self.maximum:
+        spent = used.get(("budget", self.counter), 0) + self.by
+        if t.budgets.get(self.counter, 0) + spent > self.maximum:
             return Conflict(Code.BUDGET_EXHAUSTED)
-        used["budget", self.counter] = used.get(("budget", self.counter), 0) + 1
+        used["budget", self.counter] = spent
         return None
 
     def apply(self, t: Thread, now: float) -> None:
         # Each by its own name: budgets that share a counter would not be kept.
-        t.budgets[self.counter] = t.budgets.get(self.counter, 0) + 1
+        t.budgets[self.counter] = t.budgets.get(self.counter, 0) + self.by
 
 
 @dataclass(slots=True)

@@ -152,13 +152,14 @@ class AdvanceEpoch(Change):
         return None
 
     def apply(self, t: Thread, now: float) -> None:
-        t.log.extend(self.texts)
-        t.task = extend(t.task, self.texts, correction=not self.first)
+        t.epoch += not self.first
+        texts = [replace(text, epoch=t.epoch) for text in self.texts]
+        t.log.extend(texts)
+        t.task = extend(t.task, texts, correction=not self.first)
         if self.deliver:
-            t.pending.extend(self.texts)
+            t.pending.extend(texts)
         if self.first:
             return
-        t.epoch += 1
         # The subject may change the task at will; changes by others are counted.
         own = any(text.own for text in self.texts)
         t.history = replace(t.history, rotations=0 if own else t.history.rotations + 1, changed={})
@@ -199,16 +200,20 @@ class SetMark(Unrefusable):
     """Keep `value` under `name`. A store may forget the oldest of more than `MAX_MARKS`.
 
     If the value differs from the one it replaces, the history records a change of `source`, if one is given.
+    `once`: a mark that is there stays as it is.
     """
 
     name: str
     value: str
     source: str = ""
+    once: bool = False
 
     def needs(self, n: Needs) -> None:
         n.marks.add(self.name)
 
     def apply(self, t: Thread, now: float) -> None:
+        if self.once and self.name in t.marks:
+            return
         before = t.marks.pop(self.name, self.value)  # the newest comes last
         t.marks[self.name] = self.value
         if self.source and before != self.value:

@@ -86,7 +86,7 @@ MIGRATIONS: Final = (
             f"CREATE TABLE approval ({_OF}, key TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL,"
             " PRIMARY KEY (tenant, thread, key)) {d.compact}",
             "CREATE INDEX approval_open ON approval (tenant, thread) WHERE state IN ('asked', 'approved')",
-            f"CREATE TABLE budget ({_OF}, counter TEXT NOT NULL, spent INTEGER NOT NULL,"
+            f"CREATE TABLE budget ({_OF}, counter TEXT NOT NULL, spent BIGINT NOT NULL,"
             " PRIMARY KEY (tenant, thread, counter)) {d.compact}",
             f"CREATE TABLE rate ({_OF}, counter TEXT NOT NULL, span INTEGER NOT NULL, times TEXT NOT NULL,"
             " PRIMARY KEY (tenant, thread, counter, span)) {d.compact}",

@@ -15,12 +15,15 @@ from langchain_runtime_authz.facts.provenance.atoms import CallAtoms
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import Approval, CallRow
+from langchain_runtime_authz.mandate.binding import Standing
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.obligations import Terms
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["Call", "DecidedCall", "Denial", "Replay", "Verdict"]
+__all__ = ["NO_STANDING", "Call", "DecidedCall", "Denial", "Replay", "Verdict"]
 
 _NO_TASK: Final = Task()
+NO_STANDING: Final = Standing("none", None, (), ())
 
 
 @dataclass(slots=True)
@@ -90,6 +93,8 @@ class DecidedCall:
         match: how the call stands to its plan.
         provenance: where its bound arguments came from.
         prior_calls: how often the same was done for this task before (`context.call.repeats`).
+        mandate: what the task orders, as it was decided under.
+        standing: how the call stands to the mandate, and what the claim spends of it.
         counter: the budget under which calls with the same effect are counted.
         task: the task it was decided under.
         approval: what was asked and answered about it.
@@ -107,6 +112,8 @@ class DecidedCall:
     match: Match | None = None
     provenance: Mapping[str, Provenance] = field(default_factory=dict)
     prior_calls: int = 0
+    mandate: Mandate | None = None
+    standing: Standing = NO_STANDING
     counter: str = ""
     task: Task = _NO_TASK
     approval: Approval | None = None

@@ -47,6 +47,7 @@ __all__ = ["claim_again", "claim_call", "claim_once", "conclude", "deny_call"]
 
 _log = logging.getLogger(__name__)
 
+Spent = tuple[tuple[str, int], ...]
 RACES: Final = 16  # agents that do the same at once before one of them is refused for it
 
 
@@ -67,7 +68,7 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
     tries = RACES
     while isinstance(verdict, Conflict):
         anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
-        if anew.prior_calls <= decided.prior_calls:
+        if anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing:
             return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
         decided, tries = anew, tries - 1
         verdict = yield from claim_once(run, decided)
@@ -122,7 +123,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     )
 
 
-def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[list[Change], tuple[str, ...]]:
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[list[Change], Spent]:
     """Return what the claim of a permitted call changes, and the counters of the budgets that it spends."""
     call, approval, row, name = decided.call, decided.approval, decided.row, label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
@@ -137,10 +138,14 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[l
     if decided.counter and row is None:
         # INVARIANT: nobody has done the same since it was decided. A call that was claimed before is counted.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
-    spent: tuple[str, ...] = ()
+    if row is None:
+        # INVARIANT: a step is spent by the commit that claims its call.
+        for spend in decided.standing.spends:
+            changes.append(SpendBudget(*spend))
+    spent: Spent = ()
     for change in changes:
         if type(change) is SpendBudget:
-            spent = (*spent, change.counter)
+            spent = (*spent, (change.counter, change.by))
     changes.append(
         RecordStep(call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent)
     )
@@ -169,7 +174,7 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
     return (yield from deny_call(run, decided.under(deny(conflict.code))))
 
 
-def _given_back(run: Run, decided: DecidedCall, spent: tuple[str, ...], untold: AuditError | None) -> Flow[Denial]:
+def _given_back(run: Run, decided: DecidedCall, spent: Spent, untold: AuditError | None) -> Flow[Denial]:
     """Release a claim that was not recorded, or of which those who must be told cannot be (`untold`)."""
     if untold is None:
         denial = Denial(decided.call, deny(Code.AUDIT_UNAVAILABLE))
@@ -296,11 +301,13 @@ def conclude(
     if output is not None and state in ("done", "failed"):
         failed = state == "failed"
         if (type(output) is str and len(output) < SMALL) or small(output):
-            found = observe(run, call, output, failed)
+            found = observe(call, output, failed)
         else:
-            found = yield (Observe, run, call, output, failed)
-        if found.numbers or found.prose:
+            found = yield (Observe, call, output, failed)
+        if found.prose:
             memory.keep(run.scope, found)
+        if state == "done" and call.profiled and not side_effect:
+            memory.record(run.scope, call.tool, profile, call.args, output)
         if state == "done" and side_effect:
             memory.reached(run.scope, call.atoms.destinations())
         if found.sightings:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
@@ -21,9 +21,12 @@ from langchain_runtime_authz.facts.source import (
 )
 from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease
+from langchain_runtime_authz.mandate.binding import Binding
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import edited_action
-from langchain_runtime_authz.pep.call import Call, DecidedCall
+from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.mandates import binding_of, standing_of
 from langchain_runtime_authz.pep.obligations import understood
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.pep.request import call_request
@@ -63,7 +66,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     if engine.kill_switch is not None and engine.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
-        calls, keys, counters, origin, words, snapshot, moved = yield from _look_up(run, calls)
+        calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.ledger_failed(exc)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -76,8 +79,8 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
     decided: list[DecidedCall] = []
     asked: list[DecidedCall] = []
     ahead: dict[str, int] = {}
-    for call, key, counter, approval in zip(calls, keys, counters, approvals, strict=True):
-        one = _described(run, snapshot, words, call, key, counter, approval, moved, ahead)
+    for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
+        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead)
         one.started = started
         decided.append(one)
         if one.decision is _UNDECIDED:
@@ -87,7 +90,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
             one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
             if decision.outcome == "approval_required":
-                one.evidence = _evidence(run, one)
+                one.evidence = sentences(run, one)
     return decided
 
 
@@ -95,23 +98,22 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     """Read what the decision needs.
 
     Returns:
-        The calls, their keys and counters, the epoch of the keys, the task's words, the snapshot, and the tools whose
-        resources somebody said changed.
+        The calls, their keys and comparisons, the epoch of the keys, the task's words, the snapshot, and the tools
+        whose resources somebody said changed.
     """
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
-    words, keys, counters, origin = run.engine.memory.words.get(run.scope), [], [], run.epoch
-    for call in calls:
-        keys.append(_key(run, call, origin))
-        counters.append(effect_counter(words, call))
-    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
+    words, origin = run.engine.memory.words.get(run.scope), run.epoch
+    keys = [_key(run, call, origin) for call in calls]
+    compared = _compared(run, words, calls)
+    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     recorded = snapshot.plan
     if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
         # The calls were planned at another epoch: what has run under it has run.
         keys, origin = [_key(run, c, planned) for c in calls], planned
-        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=words is None))
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     if words is None or words.digest != snapshot.task.digest:
-        words, counters, snapshot = yield from _reread(run, calls, keys, origin, counters, words, snapshot)
+        words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
@@ -120,7 +122,21 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         if snapshot.history.resources or call.profile.resource is not None:
             moved = yield from _moved(run, snapshot, calls, keys)
             break
-    return calls, keys, counters, origin, words, snapshot, moved
+    return calls, keys, compared, origin, words, snapshot, moved
+
+
+class _Compared(NamedTuple):
+    """A call, held against the mandate: the counter of its effect, and what it compares with."""
+
+    counter: str
+    mandate: Mandate | None
+    binding: Binding | None
+
+
+def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
+    if words is None:
+        return [_Compared("", None, None)] * len(calls)
+    return [_Compared(effect_counter(words, c), *binding_of(run, words, c)) for c in calls]
 
 
 def _described(
@@ -129,15 +145,16 @@ def _described(
     words: TaskWords,
     call: Call,
     key: str,
-    counter: str,
+    compared: _Compared,
     approval: Approval | None,
     moved: frozenset[str],
     ahead: dict[str, int],
 ) -> DecidedCall:
     """Return a call with what is known of it, and the decision if the PDP need not be asked.
 
-    `ahead` counts, by counter, the calls before it in the message.
+    `ahead` counts, by counter, what the calls before it in the message use up.
     """
+    counter, mandate, binding = compared
     row, match = snapshot.calls.get(key), plan.match(snapshot.plan, run.epoch, call)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
     # A side effect that happened is not decided again: its recorded result stands.
@@ -147,10 +164,15 @@ def _described(
         spent, before = snapshot.counters.get(counter, 0), ahead.get(counter, 0)
         prior = spent - int(row is not None and spent > 0) + before
         ahead[counter] = before + int(row is None)
+    standing = NO_STANDING
+    if binding is not None:
+        standing = standing_of(binding, snapshot.counters, row, approval, ahead)
     # What is refused here is not asked, but its record still says what it was.
     body, traced, now, plan_match = None, _NOTHING, 0, None
     if call.error is None:
-        body, traced = call_request(run, snapshot, words, call, match, row, approval, moved, prior)
+        body, traced = call_request(
+            run, snapshot, words, call, match, row, approval, moved, prior, mandate, standing
+        )
         now, plan_match = int(snapshot.now), match
     return DecidedCall(
         call=call,
@@ -161,6 +183,8 @@ def _described(
         match=plan_match,
         provenance=traced,
         prior_calls=prior,
+        mandate=mandate,
+        standing=standing,
         counter=counter,
         task=snapshot.task,
         approval=approval,
@@ -174,25 +198,28 @@ def _reread(
     calls: Sequence[Call],
     keys: Sequence[str],
     origin: int,
-    counters: list[str],
+    compared: list[_Compared],
     words: TaskWords | None,
     snapshot: Snapshot,
-) -> Flow[tuple[TaskWords, list[str], Snapshot]]:
+) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
     """Read the task's words, which changed or were never read here, and what is counted by them."""
     if words is not None:
-        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, counters, log=True))
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
-    anew = [effect_counter(words, c) for c in calls]
-    if anew != counters:
+    anew = _compared(run, words, calls)
+    if _counters(anew):
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
     return words, anew, snapshot
 
 
-def _evidence(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    told = sentences(run, decided.call, decided.provenance)
-    if not decided.prior_calls:
-        return told
-    return (f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task", *told)
+def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for counter, _, binding in compared:
+        if counter:
+            names[counter] = None
+        if binding is not None:
+            names.update(dict.fromkeys(binding.counters))
+    return tuple(names)
 
 
 def effect_counter(words: TaskWords | None, call: Call) -> str:
@@ -230,7 +257,7 @@ def review_key(run: Run, call: Call, epoch: int) -> str:
 
 
 def _query(
-    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, counters: Sequence[str], *, log: bool
+    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: Sequence[_Compared], *, log: bool
 ) -> Query:
     plan_id = calls[0].plan_id
     values: list[str] = []
@@ -249,7 +276,7 @@ def _query(
         agent=run.agent,
         log=log,
         values=tuple(dict.fromkeys(values)),
-        counters=tuple(dict.fromkeys(filter(None, counters))),
+        counters=_counters(compared),
     )
 
 

@@ -24,11 +24,13 @@ from langchain_runtime_authz.identity.static import Identity
 from langchain_runtime_authz.ledger.base import Anchored, Committed, Conflict, Guard, Ledger, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.tally import Tally
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
+from langchain_runtime_authz.profile import ToolProfile
 
 if TYPE_CHECKING:  # its module loads the signing library, which an import should not
     from langchain_runtime_authz.credential.issuer import Issuer
@@ -47,6 +49,7 @@ __all__ = [
     "Planner",
     "Record",
     "Run",
+    "Tools",
     "Write",
     "adrive",
     "anchored",
@@ -69,15 +72,37 @@ def new_id() -> str:
 
 
 class Planner(Protocol):
-    """Says which tools a task needs, from the user's words alone."""
+    """Compiles a mandate from the user's words alone."""
 
-    def plan(self, texts: Sequence[str]) -> Sequence[str]:
-        """Names of tools. Raising grants none."""
+    def plan(self, texts: Sequence[str]) -> Mandate | None:
+        """Return what the texts of one turn order. Raising orders nothing."""
         ...
 
-    async def aplan(self, texts: Sequence[str]) -> Sequence[str]:
+    async def aplan(self, texts: Sequence[str]) -> Mandate | None:
         """`plan` without blocking the event loop."""
         ...
+
+
+class Tools(Protocol):
+    """Knows the tools of an instance."""
+
+    @property
+    def declared(self) -> Mapping[str, ToolProfile]:
+        """Tool → reviewed profile. The same object while nothing changes."""
+        ...
+
+    @property
+    def signatures(self) -> Mapping[str, Mapping[str, Any]]:
+        """Tool → JSON schema of its arguments, for the tools that were seen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoTools:
+    """No tool is known."""
+
+    declared: Mapping[str, ToolProfile] = field(default_factory=dict)
+    signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +121,7 @@ class Engine:
     kill_switch: KillSwitch | None = None
     memory: ThreadMemory = field(default_factory=ThreadMemory)
     notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
-    # The edges' own: where a gate meets a tool that nobody guarded, it looks its profile up here.
-    profiles: object = None
+    tools: Tools = field(default_factory=NoTools)
     tally: Tally = field(default_factory=Tally)
     planner: Planner | None = None
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
@@ -150,8 +174,9 @@ class Run:
     started_at: int
     expires_at: int
     grant: Grant | None = None
-    # Tools that a planner, which saw only the user's words, finds necessary; `None` without a planner.
-    planned: frozenset[str] | None = None
+    # What the task orders: by the application, or by a planner that saw only the user's words.
+    mandate: Mandate | None = None
+    planned: Mandate | None = None
     parent: Run | None = None
     # The calls of the agents above, (agent path, call id), that wait for what this one does.
     waiting: tuple[tuple[tuple[str, ...], str], ...] = ()
@@ -292,23 +317,24 @@ async def _aevaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Dec
     return await engine.evaluator.aevaluate(bodies)
 
 
-def _ask(engine: Engine, texts: Sequence[str]) -> Sequence[str]:
+def _ask(engine: Engine, texts: Sequence[str]) -> Mandate | None:
     try:
-        return engine.planner.plan(texts) if engine.planner is not None else ()
+        return engine.planner.plan(texts) if engine.planner is not None else None
     except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
-        return _no_plan(exc)
+        _no_plan(exc)
+        return None
 
 
-async def _aask(engine: Engine, texts: Sequence[str]) -> Sequence[str]:
+async def _aask(engine: Engine, texts: Sequence[str]) -> Mandate | None:
     try:
-        return await engine.planner.aplan(texts) if engine.planner is not None else ()
+        return await engine.planner.aplan(texts) if engine.planner is not None else None
     except Exception as exc:  # noqa: BLE001  (likewise)
-        return _no_plan(exc)
+        _no_plan(exc)
+        return None
 
 
-def _no_plan(exc: Exception) -> tuple[()]:
-    _log.warning("the planner failed, so the task grants no tool: %s", type(exc).__name__)
-    return ()
+def _no_plan(exc: Exception) -> None:
+    _log.warning("the planner failed, so the task orders nothing: %s", type(exc).__name__)
 
 
 def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
@@ -344,7 +370,7 @@ Commit: Final = Effect(
     ado=_acommit, method="ledger.commit"
 )  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Evaluate: Final = Effect(ado=_aevaluate, method="evaluator.evaluate")  # requests as JSON → decisions; one batch
-Ask: Final = Effect(_ask, _aask)  # the subject's texts → names of tools, by the planner
+Ask: Final = Effect(_ask, _aask)  # the user's texts of one turn → `Mandate` or `None`, by the planner
 Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
 Write: Final = Effect(ado=_awrite, method="write")  # a function that builds one audit record
 

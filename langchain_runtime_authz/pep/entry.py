@@ -16,8 +16,6 @@ from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Subject
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
-from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.provenance.words import own_words
 from langchain_runtime_authz.facts.state import (
     BELOW,
     HEAD,
@@ -41,12 +39,12 @@ from langchain_runtime_authz.ledger.changes import (
     EndLease,
     OpenThread,
     RecordEdge,
-    RecordPlan,
     Redeliver,
     SetMark,
     TakeLease,
     TakePending,
 )
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.engine import (
     ATTEMPTS,
     Ask,
@@ -59,8 +57,9 @@ from langchain_runtime_authz.pep.engine import (
     new_id,
 )
 from langchain_runtime_authz.pep.steps import decide_step
+from langchain_runtime_authz.pep.thread_memory import turn
 
-__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
+__all__ = ["Entry", "Given", "Left", "Ordered", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +98,20 @@ class Given(NamedTuple):
     waiting: Callable[[], Flow[Below | None]] | None = None
 
 
+class Ordered(NamedTuple):
+    """The application's mandate of one run, and the epoch at which it counts on each thread: that of the first entry.
+
+    A correction suspends it, until the application opens another run with it.
+    """
+
+    mandate: Mandate
+    epochs: dict[Scope, int]
+
+    def at(self, scope: Scope, epoch: int) -> Mandate | None:
+        """Return the mandate, unless the task has changed since the run's first entry on the thread."""
+        return self.mandate if self.epochs.setdefault(scope, epoch) == epoch else None
+
+
 class Left(NamedTuple):
     """The state that a root entry leaves; `None` if it is unknown or nothing.
 
@@ -120,11 +133,12 @@ def open_entry(
     *,
     task: HumanText | None = None,
     grant: Grant | None = None,
+    ordered: Ordered | None = None,
     given: Given = Given(),  # noqa: B008  (a constant)
 ) -> Flow[Entry]:
     """Open a root entry: pin the task, advance the epoch if it changed, take a lease.
 
-    `task` is what `.run(task=)` said.
+    `task` is what `.run(task=)` said, `ordered` what the application says the task orders.
 
     Raises:
         AuthzDenied: the subject may not start here, or the ledger is gone.
@@ -134,7 +148,9 @@ def open_entry(
     run = Run(engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, grant, kept_state=given.kept)
     try:
         entry = yield from _take_lease(run, task, given)
-        if engine.planner is not None:
+        if ordered is not None:
+            run.mandate = ordered.at(scope, run.epoch)
+        if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run)
     except AuthzDenied:
         raise
@@ -150,25 +166,26 @@ def open_entry(
     return entry
 
 
-def _planned(run: Run) -> Flow[frozenset[str] | None]:
-    """Ask the planner what the task needs, once per state of the task; the ledger keeps the answer.
+def _planned(run: Run) -> Flow[Mandate | None]:
+    """Ask the planner what the newest turn orders, once; the ledger keeps the first answer.
 
     It is asked before anything of this entry runs, and is shown the user's own words only.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-    texts = [words for t in snapshot.log if t.own and (words := own_words(t.text).strip())]
+    texts = turn(snapshot.log)
     if not texts:
         return None
-    key = f"planner:{snapshot.task.digest}"
+    name = f"mandate:{snapshot.task.digest}"
     for attempt in range(2):
-        kept: Snapshot = yield Load(run.scope, Query(plan=(run.agent, key)))
-        if kept.plan is not None:
-            return frozenset(c.tool for c in kept.plan.calls)
+        kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
+        if name in kept.marks:
+            return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
         if attempt == 0:
-            tools: Sequence[str] = yield Ask(texts)
-            calls = tuple(PlannedCall(i, None, t, "") for i, t in enumerate(dict.fromkeys(tools)))
-            yield Commit(run.scope, None, [RecordPlan(PlanRecord(key, run.agent, run.epoch, "model", calls))])
-    return frozenset()
+            found: Mandate | None = yield Ask(texts)
+            if found is not None:
+                found = found.model_copy(update={"source": "planner", "key": name})
+            yield Commit(run.scope, None, [SetMark(name, found.model_dump_json() if found else "", once=True)])
+    return None
 
 
 def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
@@ -356,6 +373,7 @@ def open_child(
         expires_at=parent.expires_at,
         steps_before=parent.steps_before,
         grant=grant,
+        mandate=parent.mandate,
         planned=parent.planned,
         parent=parent,
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),

@@ -11,14 +11,14 @@ from langchain_runtime_authz.facts.inert import inert, quoted, scripts
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
-from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, Provenance, names_source, trace
+from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, Provenance, trace
 from langchain_runtime_authz.ledger.base import Snapshot
-from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Effect, Engine, Run
-from langchain_runtime_authz.pep.thread_memory import NO_WORDS, TaskWords
+from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.profile import argument
 
-__all__ = ["Observe", "arguments", "intent", "observe", "sentences", "small"]
+__all__ = ["Observe", "arguments", "backed", "forms_of", "observe", "sentences", "small"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,69 +32,49 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
         return {}
     own = run.subject.properties.get("identifiers")
     evidence = Evidence(
-        said.words, _forms_of(own) if own else _NONE, snapshot.values, run.engine.memory.memory(run.scope)
+        said.words, forms_of(own) if own else _NONE, snapshot.values, run.engine.memory.memory(run.scope)
     )
-    return trace(call.atoms, call.profile, evidence)
+    return trace(call.atoms, evidence)
 
 
 _NONE: Final[frozenset[str]] = frozenset()
 
 
-def _forms_of(own: object) -> frozenset[str]:
+def forms_of(own: object) -> frozenset[str]:
+    """Return the forms of the subject's own identifiers."""
     return frozenset(f for v in own for f in forms(v)) if isinstance(own, list) else _NONE
 
 
-def intent(run: Run, said: TaskWords, call: Call) -> Mapping[str, str | None]:
-    """Return whether the task asks for what the call's tool does, as the request holds it (`authzen.IntentContext`)."""
-    if run.planned is not None:
-        return _PLANNED if call.tool in run.planned else _UNPLANNED
-    if run.grant is not None and run.grant.tools is not None and call.tool in run.grant.tools:
-        return _GRANTED
-    if not call.profile.intent:
-        return _UNSTATED
-    if said.request.asks(call.profile.intent):
-        return _ASKED
-    if said.request.delegates and run.engine.memory.memory(run.scope).orders.asks(call.profile.intent):
-        return _DELEGATED
-    return _UNASKED
-
-
-_PLANNED: Final = {"state": "intended", "source": "planner"}
-_UNPLANNED: Final = {"state": "unasked", "source": "planner"}
-_GRANTED: Final = {"state": "intended", "source": "application"}
-_UNSTATED: Final = {"state": "unstated", "source": None}
-_ASKED: Final = {"state": "intended", "source": "words"}
-_DELEGATED: Final = {"state": "delegated", "source": "words"}
-_UNASKED: Final = {"state": "unasked", "source": "words"}
+def backed(traced: Mapping[str, Provenance]) -> bool:
+    """Return True if the user or a trusted source said each critical argument."""
+    return all(p.standing != "outside" for p in traced.values() if p.kind != "when")
 
 
 # --- what came back ---------------------------------------------------------------------------------
 
 
-def observe(run: Run, call: Call, output: object, failed: bool) -> Observation:
+def observe(call: Call, output: object, failed: bool) -> Observation:
     """Read what `call` returned."""
-    words = (run.engine.memory.words.get(run.scope) or NO_WORDS).words
     profile = call.profile
     if not call.profiled and profile.trust != "external":
         # Nobody reviewed the tool, so nobody vouches for what it returns.
         profile = profile.model_copy(update={"trust": "external"})
     try:
-        named = not profile.side_effect and names_source(call.atoms, words)
-        return observe_output(call.tool, profile, call.args, output, words=words, named=named, failed=failed)
+        return observe_output(call.tool, profile, call.args, output, failed=failed)
     except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
         _log.warning("an output was not read for provenance: %s", type(exc).__name__)
         return Observation(complete=False)
 
 
-def _observe(_engine: Engine, run: Run, call: Call, output: object, failed: bool) -> Observation:
-    return observe(run, call, output, failed)
+def _observe(_engine: Engine, call: Call, output: object, failed: bool) -> Observation:
+    return observe(call, output, failed)
 
 
-async def _aobserve(_engine: Engine, run: Run, call: Call, output: object, failed: bool) -> Observation:
-    return await asyncio.to_thread(observe, run, call, output, failed)
+async def _aobserve(_engine: Engine, call: Call, output: object, failed: bool) -> Observation:
+    return await asyncio.to_thread(observe, call, output, failed)
 
 
-Observe: Final = Effect(_observe, _aobserve)  # run, call, a large output, whether it failed → `Observation`
+Observe: Final = Effect(_observe, _aobserve)  # call, a large output, whether it failed → `Observation`
 
 
 def small(output: object) -> bool:
@@ -125,20 +105,26 @@ def _fits(output: object, left: int) -> bool:
 # --- what an approver is shown --------------------------------------------------------------------------
 
 
-def sentences(run: Run, call: Call, traced: Mapping[str, Provenance]) -> tuple[str, ...]:
-    """Return a line for each argument: its value and, unless the user told it, who says it and what stands around it.
+def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
+    """Return a line for each argument: its value, what was ordered instead, who says it, and what stands around it.
 
     A tool's output may be an attacker's text. It is labelled, quoted, shortened and inert (`facts.inert`), so that it
     cannot pass for a part of the question.
     """
+    call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)
-    lines = []
+    differs = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
+    lines = [inert(differs[""])] if "" in differs else []
+    if decided.prior_calls:
+        lines.append(f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task")
     for name in dict.fromkeys((*call.args, *traced)):
         value = call.args[name] if name in call.args else argument(call.args, name)
         line = f"{inert(name)} {quoted(value)}"
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
+        if name in differs:
+            line += f", BUT {inert(differs[name])}"
         found = traced.get(name)
         if found is not None and found.standing != "told":
             line += _source(found)

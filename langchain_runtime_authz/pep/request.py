@@ -17,9 +17,12 @@ from langchain_runtime_authz.facts import delegation, history, plan
 from langchain_runtime_authz.facts.provenance.trace import Provenance
 from langchain_runtime_authz.facts.source import changed_since, sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
+from langchain_runtime_authz.mandate.binding import Standing
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.engine import Run
-from langchain_runtime_authz.pep.provenance import arguments, intent
+from langchain_runtime_authz.pep.mandates import mandate_json
+from langchain_runtime_authz.pep.provenance import arguments, backed
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["call_request", "request_json"]
@@ -39,6 +42,8 @@ def call_request(
     approval: Approval | None,
     moved: frozenset[str],
     prior_calls: int,
+    mandate: Mandate | None,
+    standing: Standing,
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
     """Return what is asked about one call, and where its bound arguments came from.
 
@@ -52,6 +57,8 @@ def call_request(
         approval: what was asked and answered about it.
         moved: tools whose resources somebody said changed since they were read.
         prior_calls: how often the same was done for this task.
+        mandate: what the task orders.
+        standing: how the call stands to it.
     """
     profile, args, recorded = call.profile, call.args, snapshot.plan
     traced = arguments(run, snapshot, words, call)
@@ -89,7 +96,6 @@ def call_request(
             "position": match.position,
             "of": match.of,
             "changed": match.changed,
-            "listed": recorded.lists(profile.intent) if recorded is not None and recorded.todos else None,
         },
         call={
             "id": call.call_id,
@@ -97,7 +103,7 @@ def call_request(
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
-            "intent": intent(run, words, call),
+            "mandate": mandate_json(mandate, standing, backed=backed(traced)),
             "sink": call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & sources(traced)) if stale else [],
             "repeats": prior_calls,

@@ -17,13 +17,14 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval
 from langchain_runtime_authz.ledger.changes import RecordPlan
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import behind
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim import claim_call, conclude
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import close, open_child, open_entry
+from langchain_runtime_authz.pep.entry import Ordered, close, open_child, open_entry
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.profile import UNPROFILED, ToolProfile, raise_by_hints
 
@@ -61,13 +62,15 @@ class Session:
         subject: Subject,
         task: str | None,
         grant: Grant | None,
+        mandate: Mandate | None,
         agent: str,
         thread: str | None,
     ) -> Flow[Session]:
         """Open a session's run. Raises `AuthzDenied`."""
         text = HumanText(content_digest(task), task) if task is not None and subject.human else None
         scope = Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}")
-        entry = yield from open_entry(engine, scope, subject, new_id(), agent, task=text, grant=grant)
+        ordered = Ordered(mandate, {}) if mandate is not None else None
+        entry = yield from open_entry(engine, scope, subject, new_id(), agent, task=text, grant=grant, ordered=ordered)
         return cls(entry.run, profiles)
 
     @property
@@ -100,7 +103,7 @@ class Session:
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
             return ()
-        return sentences(self._run, last.call, last.provenance)
+        return sentences(self._run, last)
 
     def approve(self, decision: Decision) -> Decision:
         """Approve a call that was `approval_required`, as the subject; decide it again."""

@@ -1,8 +1,8 @@
 """Remember the task's words and the tools' outputs of threads, in this process.
 
-The ledger keeps values by digest, so that another process goes on with them. Numbers for derivations and texts for a
-question's evidence cannot be kept as digests. They are kept here, bounded; without them a value is `unknown`, and a
-policy asks. A thread has one memory: a child agent adds to what its parent read.
+The ledger keeps values by digest, so that another process goes on with them. Texts for a question's evidence, and outputs
+that a mandate takes values from, cannot be kept as digests. They are kept here, bounded. Without them a value is
+`unknown`, or was not read, and a policy asks. A thread has one memory: a child agent adds to what its parent read.
 """
 
 from __future__ import annotations
@@ -11,47 +11,55 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from langchain_runtime_authz.facts.intent import Request
 from langchain_runtime_authz.facts.provenance.forms import skeleton, tidy
-from langchain_runtime_authz.facts.provenance.observe import Number, Observation, Prose
+from langchain_runtime_authz.facts.provenance.observe import Observation, Prose
 from langchain_runtime_authz.facts.provenance.trace import NO_MEMORY, Memory
-from langchain_runtime_authz.facts.provenance.words import HumanWords
-from langchain_runtime_authz.facts.task import ANSWER
+from langchain_runtime_authz.facts.provenance.words import UserWords
+from langchain_runtime_authz.facts.task import ANSWER, HumanText
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
+from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.mandate.outputs import Outputs
+from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["NO_WORDS", "TaskWords", "ThreadMemory"]
+__all__ = ["NO_WORDS", "TaskWords", "ThreadMemory", "turn"]
 
 MAX_THREADS: Final = 512
-MAX_NUMBERS: Final = 128  # newest, per thread
 MAX_PROSE: Final = 200_000  # characters, per thread
 MAX_PAYEES: Final = 1024  # destinations remembered, per thread
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskWords:
     """A task's words at one state of it, read once.
 
-    `turns` counts the user's texts. An answer to a question is not one: it asks for nothing new.
+    Attributes:
+        digest: of the task.
+        words: all that the user said.
+        turn: the user's texts of the newest turn. A text that somebody else said since leaves none.
+        turns: how many texts the user said. An answer to a question is not one: it asks for nothing new.
+        compiled: what the newest turn orders (`mandate.words`), once it is read; `()` before.
     """
 
     digest: str
-    words: HumanWords
-    request: Request
+    words: UserWords
+    turn: tuple[str, ...] = ()
     turns: int = 0
+    compiled: Mandate | tuple[()] | None = ()
 
 
-NO_WORDS: Final = TaskWords("", HumanWords(()), Request(()))
+NO_OUTPUTS: Final = Outputs()
+NO_WORDS: Final = TaskWords("", UserWords(()), compiled=None)
 
 
 @dataclass(slots=True)
 class _Thread:
-    numbers: OrderedDict[tuple[object, ...], Number] = field(default_factory=OrderedDict)
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
-    memory: Memory | None = None  # of `numbers` and `prose`, until there are more
+    memory: Memory | None = None  # of `prose`, until there is more
     payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → as written
+    outputs: Outputs = field(default_factory=Outputs)
 
 
 class ThreadMemory:
@@ -72,24 +80,19 @@ class ThreadMemory:
         own = [t for t in snapshot.log if t.own]
         texts = [t.text for t in own if t.text]
         turns = sum(not (t.key or "").startswith(ANSWER) for t in own)
-        said = TaskWords(snapshot.task.digest, HumanWords(texts), Request(texts), turns)
+        said = TaskWords(snapshot.task.digest, UserWords(texts), turn(snapshot.log), turns)
         with self._lock:
             self._thread(scope)
             self.words[scope] = said
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
-        """Remember the numbers and texts of one output."""
-        if not found.numbers and not found.prose:
+        """Remember the texts of one output."""
+        if not found.prose:
             return
         with self._lock:
             thread = self._thread(scope)
             thread.memory = None
-            for number in found.numbers[-MAX_NUMBERS:]:
-                # Of equal numbers that say the same, one.
-                thread.numbers[number.value, number.seen[1:-1]] = number
-            while len(thread.numbers) > MAX_NUMBERS:
-                thread.numbers.popitem(last=False)
             for prose in found.prose[-64:]:
                 # Folded once, here: each question searches it.
                 text = tidy(prose.text[: MAX_PROSE // 4])
@@ -98,14 +101,25 @@ class ThreadMemory:
             while thread.chars > MAX_PROSE:
                 thread.chars -= len(thread.prose.popleft().text)
 
+    def record(self, scope: Scope, tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object) -> None:
+        """Remember what a read returned, for mandates that take values from it."""
+        with self._lock:
+            self._thread(scope).outputs.record(tool, profile, args, output)
+
+    def outputs(self, scope: Scope) -> Outputs:
+        """Return what the thread's reads returned."""
+        with self._lock:
+            thread = self._threads.get(scope)
+            return thread.outputs if thread is not None else NO_OUTPUTS
+
     def memory(self, scope: Scope) -> Memory:
-        """Return the numbers and texts that were seen."""
+        """Return the texts that were seen."""
         with self._lock:
             thread = self._threads.get(scope)
             if thread is None:
                 return NO_MEMORY
             if thread.memory is None:
-                thread.memory = Memory(tuple(thread.numbers.values()), tuple(thread.prose))
+                thread.memory = Memory(tuple(thread.prose))
             return thread.memory
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> None:
@@ -135,3 +149,16 @@ class ThreadMemory:
                 self.words.pop(forgotten, None)
         self._threads.move_to_end(scope)
         return thread
+
+
+def turn(log: Sequence[HumanText]) -> tuple[str, ...]:
+    """Return the user's texts of the newest turn: those that were pinned together.
+
+    A later turn suspends what an earlier one ordered, also an answer or an edit, and words of somebody else. Changed
+    data (`data:`) is not a turn: nobody said anything.
+    """
+    said = [t for t in log if not (t.key or "").startswith("data:")]
+    turn = [t for t in said if t.epoch == said[-1].epoch] if said else []
+    if any((t.text and not t.own) or (t.key or "").startswith(ANSWER) for t in turn):
+        return ()
+    return tuple(t.text for t in turn if t.text)

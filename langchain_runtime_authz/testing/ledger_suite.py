@@ -135,7 +135,7 @@ def _guard(lease: Lease) -> Guard:
 
 
 def _sighting(key: str, source: str = "lookup/id", *, asserted: bool = True) -> Sighting:
-    return Sighting(key, "system", asserted, False, True, False, source)
+    return Sighting(key, "system", asserted, False, source)
 
 
 class LedgerContract:
@@ -405,7 +405,7 @@ class LedgerContract:
         self.do(SpendBudget("same", 9))
         assert self.load(counters=("same", "missing")).counters == {"same": 2}
         assert self.load().counters == {}
-        self.do(ReleaseCall("never", ("same",)))
+        self.do(ReleaseCall("never", (("same", 1),)))
         assert self.load(counters=("same",)).counters == {"same": 2}
         self.scope = self.scope._replace(thread=_new("thread"))
         assert self.load(counters=("same",)).counters == {}
@@ -709,7 +709,7 @@ class LedgerContract:
         budgets = (SpendBudget("pay", 1), SpendBudget("effect:pay", 1))
         take = (_claim("k", lease), SpendApproval("k", DIGEST), *budgets)
         self.do(*take)
-        self.do(ReleaseCall("k", ("pay", "effect:pay")))
+        self.do(ReleaseCall("k", (("pay", 1), ("effect:pay", 1))))
         found = self.approval("k")
         assert (self.row("k"), found.state) == (None, "approved")
         self.do(*take)
@@ -728,10 +728,10 @@ class LedgerContract:
             self.approved(key)
         self.do(_claim("released", lease), SpendBudget("pay", 3))
         for _ in range(3):
-            self.do(ReleaseCall("released", ("pay",)))
+            self.do(ReleaseCall("released", (("pay", 1),)))
         self.do(_claim("done", lease), SpendApproval("done", DIGEST), SpendBudget("pay", 3))
         self.do(ConcludeCall("done", "done", "1"))
-        self.do(ReleaseCall("done", ("pay",)))
+        self.do(ReleaseCall("done", (("pay", 1),)))
         assert self.row("done") == CallRow("done", "done", lease.jti, "1")
         self.refuse(Code.APPROVAL_VOID, SpendApproval("done", DIGEST))
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 3))

@@ -235,7 +235,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(key=keys)
     def release(self, key: str) -> None:
         """Of whatever call, also one that ran or never was."""
-        self.commit(None, ReleaseCall(key, ("pay",)))
+        self.commit(None, ReleaseCall(key, (("pay", 1),)))
         row = self.calls.get(key)
         if row is None or row[0] not in ("claimed", "unknown"):
             return

@@ -14,7 +14,7 @@ import datetime
 import decimal
 import enum
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -29,10 +29,9 @@ from langchain_runtime_authz.facts.provenance.forms import (
     remembered,
     said_forms,
 )
-from langchain_runtime_authz.facts.provenance.words import HumanWords
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["Number", "Observation", "Prose", "Sighting", "observe_output"]
+__all__ = ["Observation", "Prose", "Sighting", "observe_output"]
 
 MAX_SIGHTINGS: Final = 4096  # per output
 MAX_NODES: Final = 20_000
@@ -58,8 +57,6 @@ class Sighting(NamedTuple):
         origin: who writes the field, by the tool's profile.
         asserted: the field says it; otherwise the value is only mentioned in it.
         counterparty: the other side chose it.
-        selected: it stands in a record that the user's words name.
-        named: the user named the source that was read.
         source: `tool` or `tool/field`, names only.
     """
 
@@ -67,16 +64,7 @@ class Sighting(NamedTuple):
     origin: Origin
     asserted: bool
     counterparty: bool
-    selected: bool
-    named: bool
     source: str
-
-
-class Number(NamedTuple):
-    """A number seen, for derivations; kept in this process only."""
-
-    value: decimal.Decimal
-    seen: Sighting
 
 
 class Prose(NamedTuple):
@@ -87,7 +75,6 @@ class Prose(NamedTuple):
 
     text: str
     origin: Origin
-    named: bool
     source: str
     folded: str = ""
 
@@ -96,7 +83,6 @@ class Observation(NamedTuple):
     """All that was read in one output. `complete` is false if a limit cut it short."""
 
     sightings: tuple[Sighting, ...] = ()
-    numbers: tuple[Number, ...] = ()
     prose: tuple[Prose, ...] = ()
     complete: bool = True
 
@@ -110,8 +96,6 @@ def observe_output(
     args: Mapping[str, Any],
     output: object,
     *,
-    words: HumanWords,
-    named: bool = False,
     failed: bool = False,
 ) -> Observation:
     """Read one output.
@@ -121,22 +105,18 @@ def observe_output(
         profile: its profile; only a reviewed one may trust.
         args: what it was called with: an output that repeats these is an echo.
         output: what it returned: JSON-like values, models, dataclasses; other objects are not read.
-        words: what the user said.
-        named: the user named what was read (`trace.names_source`).
         failed: the output tells an error, for which nobody vouches.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
-        plain = _plain(tool, profile, args, output, words, named)
+        plain = _plain(tool, profile, args, output)
         if plain is not None:
             return plain
-    reader = _Reader(tool, profile, _echo(args), words, named, failed)
-    reader.read(_parsed(output), (), 0, selected=False)
-    return Observation(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+    reader = _Reader(tool, profile, _echo(args), failed)
+    reader.read(_parsed(output), (), 0)
+    return Observation(tuple(reader.found), tuple(reader.prose), reader.complete)
 
 
-def _plain(
-    tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str, words: HumanWords, named: bool
-) -> Observation | None:
+def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
     """Read a short line without digits, addresses, links and structure, or return `None`: then `_Reader` reads it."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
@@ -153,9 +133,7 @@ def _plain(
         elif kind not in _NUMBERS:
             return None
     origin = profile.trust if isinstance(profile.trust, str) else profile.trust.get("", "external")
-    counterparty = "" in profile.counterparty
-    selected = bool(words.beginnings) and origin != "external" and not counterparty and words.describes(whole)
-    return Observation((Sighting(key(whole[0]), origin, True, counterparty, selected, named, tool),))
+    return Observation((Sighting(key(whole[0]), origin, True, "" in profile.counterparty, tool),))
 
 
 def _echo(args: Mapping[str, Any]) -> set[str]:
@@ -195,53 +173,35 @@ def _parsed(output: object) -> object:
 class _Reader:
     """One reading of one output."""
 
-    def __init__(
-        self, tool: str, profile: ToolProfile, echo: set[str], words: HumanWords, named: bool, failed: bool
-    ) -> None:
-        self.tool, self.profile, self.echo, self.words = tool, profile, echo, words
-        self.named, self.failed = named, failed
+    def __init__(self, tool: str, profile: ToolProfile, echo: set[str], failed: bool) -> None:
+        self.tool, self.profile, self.echo, self.failed = tool, profile, echo, failed
         self.found: dict[Sighting, None] = {}
-        self.numbers: list[Number] = []
         self.prose: list[Prose] = []
         self.nodes, self.chars, self.complete = 0, 0, True
         self._fields: dict[tuple[str, ...], _Field] = {}
 
-    def read(self, value: object, path: tuple[str, ...], depth: int, *, selected: bool) -> None:
+    def read(self, value: object, path: tuple[str, ...], depth: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH or len(self.found) >= MAX_SIGHTINGS:
             self.complete = False
             return
         items = _items(value)
         if items is not None:
-            selected = self._selected(items, path)
             for name, inner in items:
                 if isinstance(name, str) and FIELD.fullmatch(name):
-                    self.read(inner, (*path, name), depth + 1, selected=selected)
+                    self.read(inner, (*path, name), depth + 1)
                 else:  # a key that is not a name is a value
-                    self._leaf(name, path, selected=selected)
-                    self.read(inner, path, depth + 1, selected=selected)
+                    self._leaf(name, path)
+                    self.read(inner, path, depth + 1)
         elif isinstance(value, list | tuple | set | frozenset):
             for inner in value:
                 if not self.complete:
                     return
-                self.read(inner, path, depth + 1, selected=selected)
+                self.read(inner, path, depth + 1)
         else:
-            self._leaf(_scalar(value), path, selected=selected)
+            self._leaf(_scalar(value), path)
 
-    def _selected(self, items: Sequence[tuple[Any, Any]], path: tuple[str, ...]) -> bool:
-        """Return True if a field that the counterparty could not write says something that the user said."""
-        for name, inner in items[:64]:
-            if not isinstance(inner, str) or not SHORTEST <= len(inner) <= SHORT or not isinstance(name, str):
-                continue
-            field = self._field((*path, name))
-            if field.prose or field.counterparty or field.origin == "external":
-                continue
-            found = forms(inner)
-            if any(c.isalpha() for c in inner) and (self.words.said(found) or self.words.describes(found)):
-                return True
-        return False
-
-    def _leaf(self, value: object, path: tuple[str, ...], *, selected: bool) -> None:
+    def _leaf(self, value: object, path: tuple[str, ...]) -> None:
         if value is None or isinstance(value, bool):
             return
         field = self._field(path)
@@ -255,26 +215,21 @@ class _Reader:
         whole = forms(value) if not prose else ()
         says = said_forms(value, whole)
         if not self.echo.intersection(whole):
-            selected = selected or (not field.counterparty and self.words.describes(whole))
             for form in says:
-                self._see(form, field, asserted=True, selected=selected)
+                self._see(form, field, asserted=True)
         if isinstance(value, str) and (prose or len(value) >= SHORTEST):
             inner = [f for f in mentions(value) if f not in whole and f not in says]
             for form in inner:
                 if form not in self.echo:
-                    self._see(form, field, asserted=False, selected=selected)
+                    self._see(form, field, asserted=False)
             if prose or inner:
-                self.prose.append(Prose(value, field.origin, self.named, field.source))
+                self.prose.append(Prose(value, field.origin, field.source))
 
-    def _see(self, form: str, field: _Field, *, asserted: bool, selected: bool) -> None:
+    def _see(self, form: str, field: _Field, *, asserted: bool) -> None:
         if len(self.found) >= MAX_SIGHTINGS:
             self.complete = False
             return
-        selected = selected and field.origin != "external"
-        seen = Sighting(key(form), field.origin, asserted, field.counterparty, selected, self.named, field.source)
-        self.found[seen] = None
-        if form.startswith("num:"):
-            self.numbers.append(Number(decimal.Decimal(form[4:]), seen))
+        self.found[Sighting(key(form), field.origin, asserted, field.counterparty, field.source)] = None
 
     def _field(self, path: tuple[str, ...]) -> _Field:
         known = self._fields.get(path)
