@@ -386,7 +386,7 @@ class RuntimeAuthz:
         Earlier reads of it on threads of this tenant are stale. The shipped policy refuses side effects whose
         critical arguments come from them, and plans made on them are void.
         """
-        return data_changed(self.root_entry.scope("", ""), resource)
+        return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
 
     data_changed, adata_changed = both(_data_changed)
 

@@ -38,7 +38,13 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-ERASED: Final = ("/context/call/args", "/context/task/text", "/resource/properties/target")
+ERASED: Final = (
+    "/context/call/args",
+    "/context/task/text",
+    "/context/lease/grant/args",
+    "/resource/properties/target",
+    "/subject/properties/identifiers",
+)
 MAX_NAME: Final = 128
 
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread

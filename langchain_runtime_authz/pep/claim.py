@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.source import (
     resource_of,
 )
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Conflict
+from langchain_runtime_authz.ledger.base import Conflict, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendApproval, SpendBudget
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
@@ -35,10 +35,12 @@ from langchain_runtime_authz.ledger.changes import (
     SetMark,
     TakePending,
 )
+from langchain_runtime_authz.mandate.binding import MANDATE
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
+from langchain_runtime_authz.pep.mandates import occasion
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
 from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, step_record, tell
@@ -48,6 +50,7 @@ __all__ = ["claim_again", "claim_call", "claim_once", "conclude", "deny_call"]
 _log = logging.getLogger(__name__)
 
 Spent = tuple[tuple[str, int], ...]
+_UNBOUNDED: Final = 2**53
 RACES: Final = 16  # agents that do the same at once before one of them is refused for it
 
 
@@ -85,11 +88,18 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     if call.profile.audience:
         tokens = {audience: _token_jti(run, decided, audience) for audience in audiences_of(run, call.profile.audience)}
     changes, spent = _changes(run, decided, tuple(tokens.values()))
+    shared = occasion(run, decided.mandate)
     try:
+        if shared is not None and decided.standing.spends and decided.row is None:
+            # Before the claim: if the process dies between the two, the step is spent and a person is asked.
+            done = yield (Commit, shared, None, [SpendBudget(*spend) for spend in decided.standing.spends])
+            if type(done) is Conflict:
+                return (yield from _conflicting(run, decided, done))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         return (yield from deny_call(run, decided.under(engine.ledger_failed(exc))))
     if type(done) is Conflict:
+        yield from _refund(run, shared, spent)
         return (yield from _conflicting(run, decided, done))
     recorded = False
     try:
@@ -156,6 +166,17 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...]) -> tuple[l
     return changes, spent
 
 
+def _refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
+    """Give back what a mandate for all threads of the subject has spent on a call that did not run."""
+    back = [SpendBudget(counter, _UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
+    if shared is None or not back:
+        return
+    try:
+        yield Commit(shared, None, back)
+    except Exception as exc:  # noqa: BLE001  (then the step stays spent, and a person is asked)
+        _log.error("a step of run %s was not given back: %s", run.run_id, type(exc).__name__)
+
+
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
     """Return the verdict on a call that ran before, is denied, or was decided before the kill switch was engaged."""
     if decided.replay:
@@ -184,6 +205,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, untold: AuditError
     try:
         back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
         yield (Commit, run.scope, None, [back])
+        yield from _refund(run, occasion(run, decided.mandate), spent)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
         _log.error("claim %s was not released: %s", decided.decision.decision_id, type(exc).__name__)
     return denial
@@ -292,6 +314,7 @@ def conclude(
     changes: list[Change] = []
     if state == "released":
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
+        yield from _refund(run, occasion(run, run.mandate), ticket.spent)
     else:
         # A read may always run again, so only its data class is kept.
         kept = state if side_effect or state == "suspended" else None

@@ -218,9 +218,12 @@ def _done(scope: Scope, change: Change, event: str, at: Scope | None = None, **a
     yield Record(run_record, now=done.now, event=event, run_id="", scope=scope, **about)
 
 
-def data_changed(scope: Scope, resource: str) -> Flow[None]:
-    """Declare that a resource changed: earlier reads of it are out of date, on every thread."""
-    change, detail = SetMark(resource, new_id()), {"resource": resource}
+def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
+    """Declare that a resource changed: earlier reads of it are out of date, on every thread.
+
+    `content`: the record names the resource; otherwise it holds the digest of its name.
+    """
+    change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
     return _done(scope, change, "data_changed", data_scope(scope), detail=detail)
 
 

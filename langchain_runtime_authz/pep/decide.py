@@ -26,7 +26,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
-from langchain_runtime_authz.pep.mandates import binding_of, standing_of
+from langchain_runtime_authz.pep.mandates import binding_of, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.pep.request import call_request
@@ -117,6 +117,10 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
+    shared = {occasion(run, c.mandate) for c in compared} - {None}
+    for scope in shared:
+        elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
+        snapshot.counters = {**snapshot.counters, **elsewhere.counters}
     moved: frozenset[str] = frozenset()
     for call in calls:
         if snapshot.history.resources or call.profile.resource is not None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_runtime_authz.ledger.base import Approval, CallRow
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
 from langchain_runtime_authz.mandate.binding import Binding, CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
@@ -14,7 +14,7 @@ from langchain_runtime_authz.pep.engine import Run
 from langchain_runtime_authz.pep.provenance import forms_of
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-__all__ = ["binding_of", "mandate_json", "mandate_of", "standing_of"]
+__all__ = ["binding_of", "mandate_json", "mandate_of", "occasion", "standing_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +88,16 @@ def standing_of(
     for spend in standing.spends:
         ahead[spend.counter] = ahead.get(spend.counter, 0) + spend.by
     return standing
+
+
+def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
+    """Return where the steps of an application's mandate with a `key` are spent: once for all threads of the subject.
+
+    Other mandates belong to their thread, and are spent there (`None`).
+    """
+    if mandate is None or mandate.source != "application" or not mandate.key:
+        return None
+    return Scope(run.scope.tenant, run.scope.issuer, "mandate:", run.subject.principal)
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:

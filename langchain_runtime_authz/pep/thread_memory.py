@@ -76,11 +76,9 @@ class ThreadMemory:
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Read the task's words from a snapshot that holds the log."""
-        # Texts of others give no authority, and neither does an act without words.
-        own = [t for t in snapshot.log if t.own]
-        texts = [t.text for t in own if t.text]
-        turns = sum(not (t.key or "").startswith(ANSWER) for t in own)
-        said = TaskWords(snapshot.task.digest, UserWords(texts), turn(snapshot.log), turns)
+        # Texts of others say nothing, and neither does an answer: most of it is what a machine showed.
+        own = [t.text for t in snapshot.log if t.own and not _answers(t)]
+        said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
         with self._lock:
             self._thread(scope)
             self.words[scope] = said
@@ -158,7 +156,11 @@ def turn(log: Sequence[HumanText]) -> tuple[str, ...]:
     data (`data:`) is not a turn: nobody said anything.
     """
     said = [t for t in log if not (t.key or "").startswith("data:")]
-    turn = [t for t in said if t.epoch == said[-1].epoch] if said else []
-    if any((t.text and not t.own) or (t.key or "").startswith(ANSWER) for t in turn):
+    newest = [t for t in said if t.epoch == said[-1].epoch] if said else []
+    if any((t.text and not t.own) or _answers(t) for t in newest):
         return ()
-    return tuple(t.text for t in turn if t.text)
+    return tuple(t.text for t in newest if t.text)
+
+
+def _answers(text: HumanText) -> bool:
+    return (text.key or "").startswith(ANSWER)
