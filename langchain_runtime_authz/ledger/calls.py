@@ -107,7 +107,7 @@ class ConcludeCall(Unrefusable):
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Spend `by` of the counter, at most `maximum` in all; else `budget_exhausted`."""
+    """Spend `by` of the counter, at most `maximum` in all; else `budget_exhausted`. A negative `by` gives back."""
 
     counter: str
     maximum: int
@@ -125,7 +125,7 @@ class SpendBudget(Change):
 
     def apply(self, t: Thread, now: float) -> None:
         # Each by its own name: budgets that share a counter would not be kept.
-        t.budgets[self.counter] = t.budgets.get(self.counter, 0) + self.by
+        t.budgets[self.counter] = max(t.budgets.get(self.counter, 0) + self.by, 0)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from langchain_runtime_authz.mandate.outputs import Outputs
 from langchain_runtime_authz.profile import ToolProfile
 
 
+MANDATE = "mandate:"
 class Deviation(NamedTuple):
     argument: str
     code: str
