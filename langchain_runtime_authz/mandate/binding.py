@@ -1,35 +1,394 @@
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+"""Compare a call with the mandate: which step it is, what deviates, and what it spends.
 
-from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.mandate.outputs import Outputs
-from langchain_runtime_authz.profile import ToolProfile
+A call is covered if one unspent step orders all that it says. `bind` compares values, and `Binding.standing` decides with the
+counts of the budgets. Both are pure, and neither raises on what a call or an output holds.
+
+What a step orders is counted under its `deed`, or its id. Steps with one deed share a counter. If an approver permits
+a call that deviates, it spends the step that it is closest to, so that the same deed is not done twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
+from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
+from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
+from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same
+from langchain_runtime_authz.mandate.model import Argument, Const, Each, Mandate, Pick, Step, Text
+from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
+from langchain_runtime_authz.profile import ToolProfile, argument
+
+__all__ = ["Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
+
+MAX_VALUES: Final = 1000  # of one argument, for what is forbidden and for sums
+MAX_EQUAL_ROWS: Final = 32  # records that one call may stand for
+MAX_LOOKED: Final = 10_000  # characters of a value, for what is forbidden
+_TEXT: Final = Text()
+_FIXED: Final = (Const, Pick)  # a fetch whose arguments are these always has one address
 
 
-MANDATE = "mandate:"
 class Deviation(NamedTuple):
+    """One thing that a step orders otherwise. `expected` is for an approver."""
+
     argument: str
     code: str
     expected: str
+
+
 class Spend(NamedTuple):
+    """A budget to spend with the claim: `by` more of the counter, which must not exceed `maximum`."""
+
     counter: str
     maximum: int
     by: int = 1
+
+
 class Standing(NamedTuple):
+    """How a call stands to the mandate: covered, deviates, forbidden, outside or none."""
+
     standing: str
-    step: str | None
-    deviations: tuple[Deviation, ...]
-    spends: tuple[Spend, ...]
+    step: str | None = None
+    deviations: tuple[Deviation, ...] = ()
+    spends: tuple[Spend, ...] = ()
+
+
 class CallFacts(NamedTuple):
+    """The facts about a call that a mandate is compared with.
+
+    Attributes:
+        tool: the tool's name.
+        profile: its profile.
+        args: the arguments, as JSON values, with the schema's defaults.
+        given: names of the arguments that the model sent.
+        own: forms of the subject's own identifiers.
+        words: the user's own words.
+    """
+
     tool: str
     profile: ToolProfile
     args: Mapping[str, Any]
     given: frozenset[str]
     own: frozenset[str]
     words: str
+
+
+_NONE: Final = Standing("none")
+
+
+class _Plan:
+    """A step, and what follows from it for every call."""
+
+    __slots__ = ("after", "counter", "maximum", "row", "shape", "step")
+
+    def __init__(self, step: Step, prefix: str, after: Step | None) -> None:
+        self.step, self.after = step, after
+        limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
+        self.counter = _counter(prefix, step)
+        self.maximum = step.times * min(limits, default=1)
+        self.row = f"{prefix}row:{step.deed or step.id}:"
+        self.shape: _Shape | None = None
+
+
+class _Shape(NamedTuple):
+    """A step's arguments under one profile."""
+
+    profile: ToolProfile
+    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, whether it is a dotted path
+    settled: frozenset[str]  # arguments of which nothing else can deviate
+    counts: bool
+
+
+class _Index:
+    """What follows from a mandate for every call, worked out once."""
+
+    __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
+
+    def __init__(self, mandate: Mandate) -> None:
+        self.mandate = mandate
+        named = f"key {mandate.key}" if mandate.key else mandate.digest
+        self.prefix = f"mandate:{key(named)}:"
+        self.steps = {step.id: step for step in mandate.steps}
+        self.by_tool: dict[str, list[_Plan]] = {}
+        for step in mandate.steps:
+            after = self.steps[step.after] if step.after else None
+            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after))
+        self.totals: dict[str, int] = {}
+        for limit in mandate.limits:
+            total = math.floor(Decimal(repr(limit.total)) * 100)
+            self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
+
+
+def _counter(prefix: str, step: Step) -> str:
+    return f"{prefix}deed:{step.deed}" if step.deed else f"{prefix}step:{step.id}"
+
+
+def _index(mandate: Mandate) -> _Index:
+    known = mandate.__dict__.get("_index")
+    if known is None or known.mandate is not mandate:  # a copy has the original's attributes
+        known = mandate.__dict__["_index"] = _Index(mandate)
+    return known
+
+
+class _Match(NamedTuple):
+    """One step against the call, without the counts."""
+
+    plan: _Plan
+    deviations: Sequence[Deviation]
+    rows: Sequence[Sequence[str]]  # counters of the records that it may stand for, one of each group
+    counts: bool
+    after: str | None  # the counter of the step that must have been taken
+
+
 class Binding:
-    counters: tuple[str, ...] = ()
+    """A call that was compared with a mandate.
+
+    Attributes:
+        counters: the budgets whose counts `standing` needs.
+    """
+
+    __slots__ = ("_final", "_limit", "_matches", "counters")
+
+    def __init__(self, final: Standing | None, matches: Sequence[_Match], limit: Spend | None) -> None:
+        self._final, self._matches, self._limit = final, matches, limit
+        counters = {} if limit is None else {limit.counter: None}
+        for match in matches:
+            if match.counts:
+                counters[match.plan.counter] = None
+            if match.after is not None:
+                counters[match.after] = None
+            for group in match.rows:
+                counters.update(dict.fromkeys(group))
+        self.counters: tuple[str, ...] = tuple(counters)
+
     def standing(self, counts: Mapping[str, int]) -> Standing:
-        return Standing("none", None, (), ())
-def bind(mandate: Mandate | None, call: CallFacts, profiles: Mapping[str, ToolProfile], outputs: Outputs, taken: Collection[str] = ()) -> Binding:
-    return Binding()
+        """Decide with the counts of `counters`; a counter that is missing counts 0."""
+        if self._final is not None:
+            return self._final
+        limit = self._limit
+        spends: tuple[Spend, ...] = ()
+        if limit is not None:
+            if counts.get(limit.counter, 0) + limit.by > limit.maximum:
+                total = Decimal(limit.maximum) / 100
+                return Standing("forbidden", None, (Deviation("", "limit", f"at most {total} in all"),))
+            if limit.by:
+                spends = (limit,)
+        best: Standing | None = None
+        for match in self._matches:
+            found = _stand(match, counts, spends)
+            if not found.deviations:
+                return found
+            if best is None or len(found.deviations) < len(best.deviations):
+                best = found
+        return best if best is not None else Standing("outside", None, (), spends)
+
+
+def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
+    """Return how the call stands to one step."""
+    plan = match.plan
+    step = plan.step
+    deviations = match.deviations
+    if match.counts:
+        spent = counts.get(plan.counter, 0) >= plan.maximum
+        rows = []
+        for group in match.rows:
+            row = next((counter for counter in group if counts.get(counter, 0) < step.times), None)
+            if row is None:
+                spent = True
+            else:
+                rows.append(Spend(row, step.times))
+        if spent:
+            deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
+        else:
+            spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
+    if match.after is not None and not counts.get(match.after):
+        deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
+
+
+_NO_MANDATE: Final = Binding(_NONE, (), None)
+
+
+def bind(
+    mandate: Mandate | None,
+    call: CallFacts,
+    profiles: Mapping[str, ToolProfile],
+    outputs: Outputs,
+    taken: Collection[str] = (),
+) -> Binding:
+    """Compare a call with a mandate.
+
+    Args:
+        mandate: what the task orders.
+        call: the call.
+        profiles: the profiles of all tools, by name. They say which earlier steps are reads.
+        outputs: what reads returned.
+        taken: ids of steps that the caller knows were taken, in addition to what counts and outputs say.
+    """
+    if mandate is None:
+        return _NO_MANDATE
+    index = _index(mandate)
+    effect = call.profile.effect
+    if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:
+        return Binding(Standing("forbidden", None, (forbidden,)), (), None)
+    limit: Spend | None = None
+    common: tuple[Deviation, ...] = ()
+    if effect in index.totals:
+        amount = _amount(call)
+        if amount is None:
+            common = (Deviation("", "limit", "an amount that counts towards the limit"),)
+        else:
+            limit = Spend(f"{index.prefix}limit:{effect}", index.totals[effect], amount)
+    plans = index.by_tool.get(call.tool)
+    if plans is None:
+        return Binding(None, (), limit)
+    reader = Reader(index.steps, outputs, call.own, call.words)
+    matches = []
+    for plan in plans:
+        step = plan.step
+        shape = plan.shape
+        if shape is None or shape.profile is not call.profile:
+            shape = plan.shape = _shape(step, call.profile)
+        deviations, rows = _compare(shape, call, reader)
+        deviations += common
+        if mandate.confirm and (effect in mandate.confirm or step.id in mandate.confirm):
+            deviations.append(Deviation("", "confirm", "to be confirmed before it is done"))
+        after = None
+        if plan.after is not None and plan.after.id not in taken:
+            after = _after(plan.after, index.prefix, profiles)
+            if after is None and not any(output.complete for output in reader.fitting(plan.after.id)):
+                deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
+        groups = [
+            [f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for source, keys in rows if keys
+        ]
+        matches.append(_Match(plan, deviations, groups, shape.counts, after))
+    return Binding(None, matches, limit)
+
+
+def _after(step: Step, prefix: str, profiles: Mapping[str, ToolProfile]) -> str | None:
+    """Return the counter that tells whether a step was taken, or `None` for a read, whose output tells it."""
+    profile = profiles.get(step.tool)
+    return _counter(prefix, step) if profile is None or profile.side_effect else None
+
+
+def _shape(step: Step, profile: ToolProfile) -> _Shape:
+    named = []
+    for name, what in step.args.items():
+        kinds = [kind_of(profile, name)]
+        if not kinds[0]:  # a whole argument whose parts the profile names
+            kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
+        kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
+        named.append((name, what, kind, "." in name))
+    settled = frozenset((*step.args, *profile.free))
+    fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
+    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch)
+
+
+def _compare(
+    shape: _Shape, call: CallFacts, reader: Reader
+) -> tuple[list[Deviation], list[tuple[str, frozenset[str]]]]:
+    """Return what of a call deviates from a step, and the records that it may stand for, by source."""
+    deviations: list[Deviation] = []
+    rows: list[tuple[str, frozenset[str]]] = []
+    args = call.args
+    for name, what, kind, dotted in shape.named:
+        value = argument(args, name) if dotted else args.get(name)
+        if type(what) is Const and type(value) in SHORT_KINDS and type(what.value) in SHORT_KINDS:
+            short = type(value) is not str or len(value) <= REMEMBERED
+            if short and known_same(value, what.value, kind):
+                continue
+        code, expected, source, keys = reader.check(what, value, kind)
+        if code:
+            deviations.append(Deviation(name, code, expected))
+        elif source:
+            _join(rows, deviations, name, source, keys)
+    if call.profile.effect != "read" and not call.given <= shape.settled:
+        deviations += _open(shape, call, reader)
+    one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
+    return deviations, [(source, keys) for source, keys in rows if source in one]
+
+
+def _join(
+    rows: list[tuple[str, frozenset[str]]], deviations: list[Deviation], name: str, source: str, keys: frozenset[str]
+) -> None:
+    """Add the records of one argument. Arguments that read one step have one and the same record."""
+    for at, (known, others) in enumerate(rows):
+        if known == source:
+            rows[at] = (source, others & keys)
+            if not others & keys:
+                deviations.append(
+                    Deviation(name, "value", f"of the same record of step `{source}` as the other values")
+                )
+            return
+    rows.append((source, keys))
+
+
+def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]:
+    """Yield what a call says in arguments that the step does not name."""
+    profile = shape.profile
+    declared = (*profile.critical, *profile.when)
+    for root in sorted(call.given - shape.settled):
+        value = call.args.get(root)
+        for name in (*declared, *profile.text):
+            if name.partition(".")[0] != root or _covers(shape.settled, name):
+                continue
+            held = argument(call.args, name)
+            if absent(held):
+                continue
+            if name not in profile.text:
+                yield Deviation(name, "unordered", "not to be given")
+            elif finding := reader.text(_TEXT, held).code:
+                yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
+        for path in dict.fromkeys(loose(root, value, {*shape.settled, *declared, *profile.text})):
+            yield Deviation(path, "undeclared", "not to be given")
+
+
+def _covers(names: Collection[str], path: str) -> bool:
+    """Return True if a path or one that it lies below is among the names."""
+    return path in names or any(path[:i] in names for i, c in enumerate(path) if c == ".")
+
+
+# --- prohibitions and sums ----------------------------------------------------------------------------
+
+
+def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
+    """Return what of a call the mandate forbids."""
+    for never in mandate.never:
+        if never.effect != call.profile.effect:
+            continue
+        if not never.values:
+            return Deviation("", "value", f"no call of effect {never.effect}, which the mandate forbids")
+        for name, kind in call.profile.critical.items():
+            for unwanted in never.values.get(kind, ()):
+                held = scalars(argument(call.args, name), MAX_VALUES)
+                if held is None or not _looks(unwanted).isdisjoint(look for one in held for look in _looks(one)):
+                    return Deviation(name, "value", f"not {quoted(unwanted)}, which the mandate forbids")
+    return None
+
+
+def _looks(value: object) -> set[str]:
+    """Return the forms of a value, those of the addresses in it, and what it looks like."""
+    found = set(scalar_forms(value))
+    if isinstance(value, str):
+        found.update(identifiers(tidy(value[:MAX_LOOKED])))
+        found.add(f"looks:{skeleton(tidy(value[:MAX_LOOKED]))}")
+    return found
+
+
+def _amount(call: CallFacts) -> int | None:
+    """Return the sum of a call's amounts in hundredths, or `None` if they cannot be read."""
+    total, known = Decimal(0), False
+    for name, kind in call.profile.critical.items():
+        if kind != "amount":
+            continue
+        held = scalars(argument(call.args, name), MAX_VALUES, mappings=False)
+        for one in held if held is not None else (None,):
+            # Of a number that can be read in two ways, the greater counts.
+            numbers = [Decimal(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
+            if not numbers or min(numbers) < 0:
+                return None
+            total, known = total + max(numbers), True
+    return math.ceil(total * 100) if known else None

@@ -1,8 +1,317 @@
-from collections.abc import Mapping
-from typing import Any
+"""Keep what reads returned, so that a mandate's fields can be computed from it.
 
+The first observation of each read counts. A read that is repeated with the same arguments does not change what a
+mandate is compared with. All of it is bounded. Something that was cut or forgotten is incomplete, and an incomplete
+output gives no value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import json
+import math
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["Output", "Outputs", "absent", "loose", "nodes_at", "scalar_forms", "scalars", "text_of", "worth"]
+
+MAX_NODES: Final = 20_000  # of one output
+MAX_CHARS: Final = 400_000
+MAX_DEPTH: Final = 24
+MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
+MAX_ARGUMENT_NODES: Final = 1000  # of one call
+MAX_ARGUMENT_CHARS: Final = 20_000
+MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
+MAX_REPEATS: Final = 64
+MAX_WEIGHT: Final = 8_000_000  # characters, and so many for each node
+MAX_WRITTEN: Final = 8192
+_NODE: Final = 48
+_LARGEST: Final = 10**30  # a greater whole number has no form
+
+
+class Output:
+    """What one read returned.
+
+    Attributes:
+        profile: the tool's profile when it was read.
+        args: the arguments, as JSON values.
+        given: the names of the arguments that the model sent.
+        value: the output, as JSON values.
+        complete: nothing of it was cut or forgotten.
+        turn: its place in the order of reads and writes.
+    """
+
+    __slots__ = ("args", "complete", "given", "profile", "turn", "value", "weight")
+
+    def __init__(
+        self, profile: ToolProfile, args: dict[str, Any], given: frozenset[str], value: Any, complete: bool, turn: int
+    ) -> None:
+        self.profile, self.args, self.given = profile, args, given
+        self.value, self.complete, self.turn = value, complete, turn
+        self.weight = 0
 
 
 class Outputs:
-    def record(self, tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, complete: bool = True) -> None: ...
+    """The outputs of reads in this process, bounded. It is not thread-safe; its owner locks it."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, dict[str, Output]] = {}
+        self._order: deque[Output] = deque()
+        self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
+        self._written: dict[str, int] = {}
+        self._entries = self._weight = self._turn = 0
+
+    def record(
+        self,
+        tool: str,
+        profile: ToolProfile,
+        args: Mapping[str, Any],
+        output: object,
+        *,
+        complete: bool = True,
+        given: Collection[str] | None = None,
+    ) -> None:
+        """Keep what a read returned, unless the same read was kept before.
+
+        Args:
+            tool: the tool's name.
+            profile: its reviewed profile, which says who writes each field.
+            args: the call's arguments.
+            output: what it returned. Mappings, lists, models, dataclasses and JSON text are read.
+            complete: False if it is a page or a cut of the result.
+            given: names of the arguments that the model sent; by default all of them.
+        """
+        sent = _Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
+        held = sent.read(dict(args), 0)
+        if not sent.complete:
+            return  # a call that is not fully known fits no step
+        read = _Projection(MAX_NODES, MAX_CHARS)
+        value = read.read(_parsed(output), 0)
+        self._turn += 1
+        names = frozenset(held if given is None else given)
+        found = Output(profile, held, names, value, complete and read.complete, self._turn)
+        found.weight = read.chars + read.nodes * _NODE
+        known = self._first.setdefault(tool, {})
+        name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
+        if (first := known.get(name)) is not None:
+            if first.value != value:
+                found.weight = 0
+                self._repeats.append(found)  # only texts are compared with it
+            return
+        if self._entries >= MAX_ENTRIES:
+            return
+        known[name] = found
+        self._entries += 1
+        self._weight += found.weight
+        self._order.append(found)
+        while self._weight > MAX_WEIGHT:
+            oldest = self._order.popleft()
+            self._weight -= oldest.weight
+            # The call stays known, so that a later answer to it is not taken for the first.
+            oldest.value, oldest.complete, oldest.weight = None, False, 0
+
+    def wrote(self, args: Mapping[str, Any]) -> None:
+        """Note the values that a side effect was given. A read that returns them later does not vouch for them."""
+        self._turn += 1
+        for value in scalars(args, MAX_ARGUMENT_NODES) or ():
+            if len(self._written) >= MAX_WRITTEN:
+                break
+            for form in scalar_forms(value):
+                self._written.setdefault(form, self._turn)
+
+    def written(self, value: object, turn: int) -> bool:
+        """Return True if a side effect was given the value before that turn, or nobody can tell."""
+        if len(self._written) >= MAX_WRITTEN:
+            return True
+        return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
+
+    def of(self, tool: str) -> Collection[Output]:
+        """Return the first observations of the tool's calls, in order."""
+        return self._first.get(tool, {}).values()
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of each output that is kept."""
+        for found in (*self._order, *self._repeats):
+            yield text_of(found.value)
+
+
+class _Projection:
+    """Turn a value into JSON values, within limits."""
+
+    def __init__(self, nodes: int, chars: int) -> None:
+        self.most_nodes, self.most_chars = nodes, chars
+        self.nodes, self.chars, self.complete = 0, 0, True
+
+    def read(self, value: object, depth: int) -> Any:
+        self.nodes += 1
+        if self.nodes > self.most_nodes or depth > MAX_DEPTH:
+            return self._cut()
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is str:
+            self.chars += len(value)  # type: ignore[arg-type]
+            if self.chars > self.most_chars:
+                self._cut()
+                return value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
+            return value
+        if kind is int:
+            return value if -_LARGEST < value < _LARGEST else self._cut()  # type: ignore[operator]
+        if kind is float:
+            return value if math.isfinite(value) else None  # type: ignore[arg-type]
+        try:
+            return self._object(value, depth)
+        except Exception:  # noqa: BLE001  (raised by the object's own code)
+            return self._cut()
+
+    def _object(self, value: object, depth: int) -> Any:
+        items = _items(value)
+        if items is not None:
+            held: dict[str, Any] = {}
+            for name, inner in items:
+                if self.nodes > self.most_nodes:
+                    self._cut()
+                    break
+                plain = str(name) if isinstance(name, str | int) else ""
+                if plain in held or not plain:  # two names that are one in JSON, or a name that is not one
+                    self._cut()
+                self.chars += len(plain)
+                held[plain] = self.read(inner, depth + 1)
+            return held
+        if isinstance(value, list | tuple | set | frozenset):
+            several = []
+            for inner in value:
+                if self.nodes > self.most_nodes:
+                    self._cut()
+                    break
+                several.append(self.read(inner, depth + 1))
+            return several
+        if isinstance(value, enum.Enum):
+            return self.read(value.value, depth + 1)
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        if isinstance(value, decimal.Decimal) and value.is_finite():
+            return int(value) if value == value.to_integral_value() and abs(value) < _LARGEST else float(value)
+        for base in (str, int, float):
+            if isinstance(value, base):
+                return self.read(base(value), depth + 1)
+        return self._cut()
+
+    def _cut(self) -> None:
+        self.complete = False
+
+
+def _parsed(output: object) -> object:
+    """Return the value of a text that is a JSON object or list; all else as it is."""
+    if type(output) is str and len(output) <= MAX_JSON and output.lstrip()[:1] in ("{", "["):
+        try:
+            return json.loads(output)
+        except (ValueError, RecursionError):
+            return output
+    return output
+
+
+def _items(value: object) -> list[tuple[Any, Any]] | None:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, BaseModel):
+        return [(n, getattr(value, n)) for n in type(value).model_fields] + list((value.model_extra or {}).items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return None
+
+
+def _canonical(value: Any) -> Any:
+    """Return what is equal for two ways to write the same arguments."""
+    if isinstance(value, dict):
+        return {name: _canonical(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    return "|".join(scalar_forms(value)) or repr(value)
+
+
+def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
+    """Return the forms of a scalar; none for a number that is too great to be meant."""
+    if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
+        return ()
+    return forms(value, said=said)
+
+
+def absent(value: object) -> bool:
+    """Return True if an argument or a field says nothing."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
+    """Return the scalars in a value, or `None` if there are too many or a mapping that must not be there."""
+    found: list[Any] = []
+    stack: list[Any] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Mapping):
+            if not mappings:
+                return None
+            stack += [*top.values(), *top.keys()][::-1]
+        elif isinstance(top, list | tuple):
+            stack += reversed(top)
+        elif not absent(top):
+            found.append(top)
+        if len(found) + len(stack) > most * 4:
+            return None
+    return found if len(found) <= most else None
+
+
+def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
+    """Yield the dotted paths of all that an argument says and that no name in `covered` leads to."""
+    stack = [(name, value)]
+    for _ in range(MAX_ARGUMENT_NODES):
+        if not stack:
+            return
+        path, top = stack.pop()
+        if path in covered or absent(top):
+            continue
+        if isinstance(top, Mapping):
+            stack += [(f"{path}.{inner}", held) for inner, held in top.items()]
+        elif isinstance(top, list | tuple):
+            stack += [(path, held) for held in top]
+        elif not any(known.startswith(f"{path}.") for known in covered):
+            # An id in place of an object counts for every path into it (`profile.argument`).
+            yield path
+    yield name
+
+
+def nodes_at(value: object, path: str) -> list[Any]:
+    """Return the values at a dotted path. Lists on the way are looked into; "" is the value itself."""
+    level = [value]
+    for name in path.split(".") if path else ():
+        inner: list[Any] = [v for top in level for v in (top if isinstance(top, list) else (top,))]
+        level = [v[name] for v in inner if isinstance(v, dict) and name in v]
+    return level
+
+
+def text_of(value: object) -> str:
+    """Return all that a value says, as lines."""
+    return "\n".join(map(str, scalars(value, 2 * MAX_NODES) or ()))
+
+
+def worth(profile: ToolProfile, path: str) -> int:
+    """Return who vouches for a field: 2 a system, 1 somebody inside, 0 nobody or the other side.
+
+    The longest declared prefix of the path decides. Free text vouches for nothing.
+    """
+    prefixes = [path[:i] for i, c in enumerate(path) if c == "."]
+    prefixes = [path, *reversed(prefixes), ""] if path else [""]
+    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    origin = next((declared[p] for p in prefixes if p in declared), "external")
+    if not set(prefixes).isdisjoint(profile.prose) or not set(prefixes).isdisjoint(profile.counterparty):
+        return 0
+    return {"system": 2, "internal": 1}.get(origin, 0)

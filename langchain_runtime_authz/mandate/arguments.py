@@ -1,0 +1,440 @@
+"""Decide whether the value of one argument is what a step orders, from constants and from recorded outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS
+from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
+from langchain_runtime_authz.facts.provenance.observe import SHORT
+from langchain_runtime_authz.mandate.compare import compare, meets, same, within
+from langchain_runtime_authz.mandate.model import (
+    Argument,
+    Between,
+    Const,
+    Each,
+    Extract,
+    Field,
+    Free,
+    OneOf,
+    Own,
+    Pick,
+    Step,
+    Text,
+    Within,
+)
+from langchain_runtime_authz.mandate.outputs import (
+    Output,
+    Outputs,
+    absent,
+    loose,
+    nodes_at,
+    scalar_forms,
+    scalars,
+    text_of,
+    worth,
+)
+from langchain_runtime_authz.mandate.texts import MAX_TEXT, borrowed, unbacked
+from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import argument as argument_of
+
+__all__ = ["FITS", "Finding", "Reader", "kind_of", "quoted"]
+
+_QUOTED: Final = 120
+_MAX_ALLOWED: Final = 400_000  # characters that may back a text
+_MAX_EXTRACT: Final = 8  # values, outputs
+_MAX_SEARCHED: Final = 100_000
+_FIXED: Final = (Const, Own, Field, Pick)  # one value each, so that the step's read is one call
+_BOUND: Final = (*_FIXED, OneOf, Each)  # values that the mandate gives; the model chooses all others
+
+
+class Finding(NamedTuple):
+    """The result of one comparison.
+
+    Attributes:
+        code: the deviation's code, or "" if the value is what was ordered.
+        expected: what was ordered, for an approver.
+        source: the step whose record it is, for `Pick` and `Each`.
+        rows: the keys of the records that have the value.
+    """
+
+    code: str
+    expected: str
+    source: str = ""
+    rows: frozenset[str] = frozenset()
+
+
+FITS: Final = Finding("", "")
+
+
+class _Row(NamedTuple):
+    """One record, and the names that lead to it."""
+
+    record: Any
+    base: str
+    path: str  # of the argument's field, within the record
+    output: Output
+
+
+class _Found(NamedTuple):
+    """Records that conditions choose. `code` says why there are none to compare with."""
+
+    code: str = ""
+    rows: Sequence[_Row] = ()
+
+
+def quoted(value: object) -> str:
+    """Return a value as an approver is shown it."""
+    shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
+    return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
+
+
+class Reader:
+    """Compare values with arguments of one mandate. It lives for one call, and remembers what it worked out.
+
+    Args:
+        steps: the mandate's steps, by id.
+        outputs: what reads returned.
+        own: forms of the subject's own identifiers.
+        words: the user's own words.
+    """
+
+    __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_words")
+
+    def __init__(self, steps: Mapping[str, Step], outputs: Outputs, own: frozenset[str], words: str) -> None:
+        self._steps, self._outputs, self._own, self._words = steps, outputs, own, words
+        self._fitting: dict[str, list[Output]] = {}
+        self._found: dict[int, _Found] = {}  # by the argument's id; the mandate holds them
+        self._allowed: dict[int, str] = {}
+
+    # --- one argument ---------------------------------------------------------------------------------
+
+    def check(self, argument: Argument, value: object, kind: str) -> Finding:
+        """Compare a value with what an argument must be.
+
+        `kind` is the profile's kind, "when", "text", or "" for an argument that the profile does not name.
+        """
+        if isinstance(argument, Free):
+            return FITS
+        if isinstance(argument, Text):
+            if kind not in ("text", ""):
+                return Finding("text", "a value; this argument decides what the call hits, and is not free text")
+            return self.text(argument, value)
+        items = None if absent(value) else scalars(value, MAX_ITEMS, mappings=False)
+        if items == [] or absent(value):
+            return Finding("missing", _described(argument))
+        if items is None:
+            return Finding("value", _described(argument))
+        if isinstance(argument, Field):
+            return self._field(argument, items, kind)
+        if isinstance(argument, Pick | Each):
+            return self._record(argument, items, kind)
+        if isinstance(argument, Extract):
+            return self._extract(argument, items)
+        return FITS if self._plain(argument, items, kind) else Finding("value", _described(argument))
+
+    def _plain(self, argument: Const | Own | OneOf | Between | Within, items: Sequence[Any], kind: str) -> bool:
+        if isinstance(argument, Const):
+            return _equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
+        if isinstance(argument, Own):
+            return all(not self._own.isdisjoint(scalar_forms(item)) for item in items)
+        if isinstance(argument, Within):
+            return all(within(item, argument.prefix) for item in items)
+        if len(items) != 1:
+            return False
+        if isinstance(argument, OneOf):
+            return any(same(items[0], choice, kind) for choice in argument.values)
+        low, high = compare(items[0], argument.low), compare(items[0], argument.high)
+        return low is not None and high is not None and low >= 0 >= high
+
+    def text(self, argument: Text, value: object, *, copied: bool = True) -> Finding:
+        """Compare a free text with the user's words, the quotes and the named fields.
+
+        `copied`: look in all outputs for runs of its words.
+        """
+        held = scalars(value, MAX_ITEMS * 4)
+        readable = held is not None and all(isinstance(one, str | bool) or scalar_forms(one) for one in held)
+        if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
+            return Finding("text", f"a text of at most {MAX_TEXT} characters")
+        given = "\n".join(map(str, held))
+        if not given:
+            return FITS
+        allowed = self._allowed.get(id(argument))
+        if allowed is None:
+            allowed = "\n".join((self._words, *argument.quote, *self._inputs(argument)))[:_MAX_ALLOWED]
+            self._allowed[id(argument)] = allowed
+        if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
+            named = f" or `{'`, `'.join(argument.inputs)}`" if argument.inputs else ""
+            return Finding("text", f"a text whose identifiers and quotations come from the user's words{named}")
+        return FITS
+
+    def _inputs(self, argument: Text) -> Iterator[str]:
+        for name in argument.inputs:
+            step, _, path = name.partition(".")
+            for output in self.fitting(step):
+                yield from map(text_of, nodes_at(output.value, path))
+
+    # --- outputs --------------------------------------------------------------------------------------
+
+    def fitting(self, name: str) -> list[Output]:
+        """Return the outputs of a step's calls. If all its arguments are fixed, only the first call counts."""
+        known = self._fitting.get(name)
+        if known is None:
+            step = self._steps[name]
+            known = [output for output in self._outputs.of(step.tool) if self._fits(step, output)]
+            if all(isinstance(argument, _FIXED) for argument in step.args.values()):
+                known = known[:1]
+            self._fitting[name] = known
+        return known
+
+    def _fits(self, step: Step, output: Output) -> bool:
+        """Return True if a read is fully bound: what the step does not name was not sent, or decides nothing."""
+        covered = {*step.args, *output.profile.free}
+        if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
+            return False
+        for name, argument in step.args.items():
+            value = argument_of(output.args, name)
+            if isinstance(argument, Text):
+                code = self.text(argument, value, copied=False).code
+            else:
+                code = self.check(argument, value, kind_of(output.profile, name)).code
+            if code:
+                return False
+        return True
+
+    def _trusts(
+        self, step: str, output: Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
+    ) -> bool:
+        """Return True if the writer of a field vouches for these values, and the model did not write them.
+
+        `whole`: the value itself is used, so that it must not be prose.
+        """
+        if worth(output.profile, path) < least:
+            return False
+        bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
+        chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
+        echo = {form for v in scalars(chosen, 1000) or () for form in scalar_forms(v)} if chosen else set()
+        for value in values:
+            if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
+                return False
+            if not echo.isdisjoint(scalar_forms(value)) or self._outputs.written(value, output.turn):
+                return False
+        return True
+
+    def _field(self, argument: Field, items: Sequence[Any], kind: str) -> Finding:
+        where = f"`{argument.path or 'the output'}` of step `{argument.step}`"
+        least = 2 if kind in DESTINATIONS else 1
+        known = ""
+        code = "unread"
+        for output in self.fitting(argument.step):
+            values = scalars(nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
+            if not output.complete or not values:
+                continue
+            trusted = self._trusts(argument.step, output, argument.path, values, least)
+            if _equal(items, values, kind):
+                if trusted:
+                    return FITS
+                code = "untrusted"
+            elif code != "untrusted":
+                code, known = "value", f": {quoted(tuple(values))}" if trusted else ""
+        if code == "untrusted":
+            return Finding(code, f"{where}, if a trusted source wrote it")
+        return Finding(code, where + known)
+
+    def _record(self, argument: Pick | Each, items: Sequence[Any], kind: str) -> Finding:
+        where = f"`{argument.path or 'the item'}` of {'the' if isinstance(argument, Pick) else 'a'} record that the conditions choose from step `{argument.step}`"
+        found = self._found.get(id(argument))
+        if found is None:
+            found = self._found[id(argument)] = self._choose(argument)
+        if found.code:
+            return Finding(found.code, where)
+        least = 2 if kind in DESTINATIONS else 1
+        keys, code, known = set(), "value", ""
+        for row in found.rows:
+            values = _values(row, row.path)
+            if not values or not (isinstance(argument, Pick) or _equal(items, values, kind)):
+                continue
+            trusted = self._trusts(argument.step, row.output, _joined(row.base, row.path), values, least)
+            trusted = trusted and all(self._chooses(argument.step, row, name) for name in _conditions(argument))
+            if not _equal(items, values, kind):
+                known = f": {quoted(tuple(values))}" if trusted else ""
+            elif trusted:
+                keys.add(_key(row))
+            else:
+                code = "untrusted"
+        if keys:
+            return Finding("", where, argument.step, frozenset(keys))
+        return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
+
+    def _chooses(self, step: str, row: _Row, name: str) -> bool:
+        path = _within(row, name)
+        return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
+
+    def _choose(self, argument: Pick | Each) -> _Found:
+        outputs = self.fitting(argument.step)
+        if not outputs or not all(output.complete for output in outputs):
+            return _Found("unread")
+        chosen: list[_Row] = []
+        for output in outputs:
+            for row in _rows(output, argument.path):
+                meeting = [
+                    meets(condition, _values(row, _within(row, name)))
+                    for name, conditions in argument.where.items()
+                    for condition in conditions
+                ]
+                if False in meeting:
+                    continue
+                if None in meeting:
+                    if isinstance(argument, Pick):
+                        return _Found("ambiguous")
+                    continue
+                chosen.append(row)
+        if isinstance(argument, Each):
+            return _Found(rows=chosen)
+        for name, sign in ((argument.max, 1), (argument.min, -1)):
+            if name is not None:
+                best = _extreme(chosen, name, sign) if self._whole(argument.step) else None
+                if best is None:
+                    return _Found("ambiguous")
+                chosen = best
+        one = {_key(row): row for row in chosen}
+        return _Found(rows=list(one.values())) if len(one) == 1 else _Found("ambiguous")
+
+    def _whole(self, name: str) -> bool:
+        """Return True if every read that the step stands for was made."""
+        step = self._steps[name]
+        varied = {n: a for n, a in step.args.items() if not isinstance(a, _FIXED)}
+        if not varied:
+            return True
+        if len(varied) != 1 or not isinstance(argument := next(iter(varied.values())), OneOf):
+            return False
+        read = [argument_of(output.args, next(iter(varied))) for output in self.fitting(name)]
+        return all(any(_equal(scalars(v, 1) or (), (choice,), "value") for v in read) for choice in argument.values)
+
+    def _extract(self, argument: Extract, items: Sequence[Any]) -> Finding:
+        where = f"a value in what step `{argument.step}` returned"
+        outputs = self.fitting(argument.step)
+        if not outputs:
+            return Finding("unread", where)
+        texts = [
+            text_of(node)[:_MAX_SEARCHED]
+            for output in outputs[:_MAX_EXTRACT]
+            for node in nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
+        ]
+        stands = len(items) <= _MAX_EXTRACT and all(any(_stands(item, text) for text in texts) for item in items)
+        return Finding("extract", f"{where}, which a person confirms") if stands else Finding("value", where)
+
+
+def kind_of(profile: ToolProfile, name: str) -> str:
+    """Return the kind of an argument: the profile's, "when", "text", or "" if the profile does not name it."""
+    if name in profile.when:
+        return "when"
+    return profile.critical.get(name, "text" if name in profile.text else "")
+
+
+def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
+    """Return True if two lists have the same items, whatever their order, and none of them is one too many."""
+    if len(items) > len(ordered):
+        return False
+    return all(any(same(item, one, kind) for one in ordered) for item in items) and all(
+        any(same(item, one, kind) for item in items) for one in ordered
+    )
+
+
+def _described(argument: Argument) -> str:
+    """Return what an argument must be, in words."""
+    describe: Mapping[type, Callable[[Any], str]] = {
+        Const: lambda a: quoted(a.value),
+        Own: lambda _: "one of the user's own identifiers",
+        OneOf: lambda a: f"one of {quoted(a.values)}",
+        Between: lambda a: f"between {quoted(a.low)} and {quoted(a.high)}",
+        Within: lambda a: f"inside {quoted(a.prefix)}",
+    }
+    if (known := describe.get(type(argument))) is not None:
+        return known(argument)
+    return f"`{getattr(argument, 'path', '') or 'a value'}` of step `{getattr(argument, 'step', '')}`"
+
+
+def _stands(value: object, text: str) -> bool:
+    """Return True if a value stands in a text as a whole token."""
+    if isinstance(value, bool):
+        return False
+    if not isinstance(value, str):
+        return not set(scalar_forms(value)).isdisjoint(mentions(text))
+    part, whole = fold(tidy(value)), fold(tidy(text))
+    at = whole.find(part) if part else -1
+    while at >= 0:
+        before, behind = whole[at - 1 : at], whole[at + len(part) : at + len(part) + 1]
+        if not (before.isalnum() or (before in ("_", "-", "@") and before)) and not (
+            behind.isalnum() or (behind in ("_", "-", "@") and behind)
+        ):
+            return True
+        at = whole.find(part, at + 1)
+    return False
+
+
+# --- records ------------------------------------------------------------------------------------------
+
+
+def _rows(output: Output, path: str) -> Iterator[_Row]:
+    """Yield the records of an output: the items of the first list on the path, else the output itself."""
+    value, base, inner = output.value, [], path.split(".") if path else []
+    while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
+        value = value[inner[0]]
+        base.append(inner.pop(0))
+    if isinstance(value, list):
+        for record in value:
+            yield _Row(record, ".".join(base), ".".join(inner), output)
+    elif output.value is not None:
+        yield _Row(output.value, "", path, output)
+
+
+def _within(row: _Row, name: str) -> str:
+    return name.removeprefix(f"{row.base}.") if row.base else name
+
+
+def _joined(base: str, path: str) -> str:
+    return f"{base}.{path}" if base and path else base or path
+
+
+def _values(row: _Row, path: str) -> list[Any]:
+    return scalars(nodes_at(row.record, path), MAX_ITEMS, mappings=False) or []
+
+
+def _conditions(argument: Pick | Each) -> Collection[str]:
+    names = set(argument.where)
+    if isinstance(argument, Pick):
+        names.update(name for name in (argument.max, argument.min) if name is not None)
+    return names
+
+
+def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
+    """Return the rows with the greatest (or least) value, or `None` if two of them cannot be compared."""
+    best: list[_Row] = []
+    for row in rows:
+        values = _values(row, _within(row, name))
+        if len(values) != 1 or compare(values[0], values[0]) is None:
+            return None
+        order = compare(values[0], _values(best[0], _within(best[0], name))[0]) if best else 1 * sign
+        if order is None:
+            return None
+        if order * sign > 0:
+            best = [row]
+        elif order == 0:
+            best.append(row)
+    return best
+
+
+def _key(row: _Row) -> str:
+    """Return the digest of a record's trusted fields: an outsider's edit does not make another record of it."""
+    return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
+
+
+def _core(value: Any, output: Output, path: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _core(inner, output, _joined(path, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_core(inner, output, path) for inner in value]
+    return value if worth(output.profile, path) else None

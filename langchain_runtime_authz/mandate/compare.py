@@ -1,0 +1,203 @@
+"""Compare one value with what was ordered: constants, ranges, folders, conditions.
+
+Every comparison is exact or by normal form. A value without a form equals nothing. If a value can be read in two ways,
+both must agree.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
+from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
+from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
+from langchain_runtime_authz.mandate.outputs import scalar_forms
+
+__all__ = ["SHORT_KINDS", "compare", "known_same", "meets", "reading", "same", "within"]
+
+SHORT_KINDS: Final = frozenset((str, int, float, bool))
+_DATED: Final = ("when", "value", "")  # kinds whose date may leave the time or the year open
+_MOMENT: Final = ("date:", "day:", "time:")
+_ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
+_DATE: Final = 10  # characters of an ISO 8601 date
+_SHOWN: Final = re.compile(r"[^<>@,;]*<([^<>\s,;]+)>")
+_CLIMBS: Final = re.compile(r"\\|%2e|%2f|%5c|[\x00-\x1f\x7f]", re.IGNORECASE)
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+def same(value: object, constant: object, kind: str) -> bool:
+    """Return True if a value of a call is the constant, in an argument of that kind."""
+    for one in (value, constant):
+        if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
+            return _same(value, constant, kind)
+    return known_same(value, constant, kind)
+
+
+def _same(value: Any, constant: Any, kind: str) -> bool:
+    if isinstance(value, bool) or isinstance(constant, bool):
+        return type(value) is type(constant) and value == constant
+    if isinstance(value, str) and isinstance(constant, str):
+        if kind == "text" and value == constant:
+            return True
+        # A line break separates commands and headers, so it is not just a blank.
+        if value != constant and not (value.strip().isprintable() and constant.strip().isprintable()):
+            return False
+    own, said = scalar_forms(value), scalar_forms(constant, said=True)
+    if not own or not said:
+        return False
+    if kind in _DATED and any(f.startswith(_MOMENT) for f in said):
+        return _same_moment(value, constant, own, said)
+    numbers = {f for f in said if f.startswith("num:")}
+    if numbers == {f for f in own if f.startswith("num:")}:
+        if numbers:
+            return True
+    elif kind not in DESTINATIONS:
+        return False
+    if kind in DESTINATIONS and isinstance(value, str) and (shown := _SHOWN.fullmatch(tidy(value))):
+        own = tuple(f for f in forms(shown[1]) if f.startswith("email:"))
+    shared = [f for f in own if f in said and not f.startswith((*_MOMENT, "num:"))]
+    if any(f.startswith("url:") for f in shared):
+        return _same_door(tidy(value), tidy(constant))
+    return any(kind in DESTINATIONS or not f.startswith("digits:") for f in shared)
+
+
+known_same: Final = lru_cache(maxsize=8192, typed=True)(_same)
+
+
+def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
+    """Compare dates and times. A constant's year, time and zone may be open; its day may not."""
+    if isinstance(value, str) and isinstance(constant, str):
+        one, other = _iso(value.strip()), _iso(constant.strip())
+        if one is not None and other is not None:
+            return _order_dates(value.strip(), one, constant.strip(), other) == 0
+    ours, theirs = _days(own), _days(said)
+    full, full_said = _full(own), _full(said)
+    if full and full_said:
+        ours, theirs = full, full_said
+    if ours != theirs:
+        return False
+    times = {f for f in said if f.startswith("time:")}
+    return not times or times == {f for f in own if f.startswith("time:")}
+
+
+def _days(found: Sequence[str]) -> set[str]:
+    return {f[-6:] for f in found if f.startswith(("date:", "day:"))}
+
+
+def _full(found: Sequence[str]) -> set[str]:
+    return {f for f in found if f.startswith("date:") and f[5] != "-"}
+
+
+def _iso(text: str) -> datetime.datetime | None:
+    if not _ISO.fullmatch(text):
+        return None
+    try:
+        return datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _order_dates(text: str, value: datetime.datetime, bound_text: str, bound: datetime.datetime) -> int | None:
+    """Return how a date stands to a bound. The bound leaves open what it does not say."""
+    if len(bound_text) == _DATE:
+        return _sign(value.date(), bound.date())
+    if len(text) == _DATE or (bound.tzinfo is not None and value.tzinfo is None):
+        return None
+    return _sign(value if bound.tzinfo is not None else value.replace(tzinfo=None), bound)
+
+
+def _sign(one: Any, other: Any) -> int:
+    return 0 if one == other else 1 if one > other else -1
+
+
+def reading(value: object) -> Decimal | datetime.datetime | None:
+    """Return the number or the ISO 8601 date that a value is, or `None` if it is neither or ambiguous."""
+    numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
+    if numbers:
+        return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
+    return _iso(value.strip()) if isinstance(value, str) else None
+
+
+def compare(value: object, bound: object) -> int | None:
+    """Return -1, 0 or 1 for a number or date against a bound, or `None` if they cannot be compared."""
+    one, other = reading(value), reading(bound)
+    if isinstance(one, Decimal) and isinstance(other, Decimal):
+        return _sign(one, other)
+    if isinstance(one, datetime.datetime) and isinstance(other, datetime.datetime):
+        return _order_dates(str(value).strip(), one, str(bound).strip(), other)
+    return None
+
+
+def _same_door(value: str, constant: str) -> bool:
+    """Return True if two links of one form have one scheme and port. Without a scheme, `https` is meant."""
+    (scheme, port), (said, said_port) = _door(value), _door(constant)
+    return port == said_port and (scheme == said or (not said and scheme == "https"))
+
+
+def _door(link: str) -> tuple[str, int | None]:
+    parts = urlsplit(link if "://" in link else f"//{link}")
+    return parts.scheme.lower(), None if parts.port == _PORTS.get(parts.scheme.lower()) else parts.port
+
+
+def within(value: object, prefix: str) -> bool:
+    """Return True for a path inside a folder, or a link at or below a prefix."""
+    if not isinstance(value, str) or len(value) > MAX_VALUE or _CLIMBS.search(value) or not scalar_forms(value):
+        return False
+    if "://" not in prefix:
+        folder, path = _segments(prefix), _segments(value)
+        rooted = value.startswith("/") == prefix.startswith("/")
+        return rooted and "://" not in value and ".." not in path and _begins(path, folder) and len(path) > len(folder)
+    try:
+        link, below = urlsplit(value), urlsplit(prefix)
+        doors = _door(value) == _door(prefix)
+    except ValueError:
+        return False
+    if link.scheme.lower() != below.scheme.lower() or not doors or "@" in link.netloc or not link.hostname:
+        return False
+    if link.hostname != below.hostname or not {"..", "."}.isdisjoint(link.path.split("/")):
+        return False
+    if below.query:
+        return link.path == below.path and link.query == below.query
+    stem = below.path.rstrip("/")
+    return link.path.rstrip("/") == stem or link.path.startswith(f"{stem}/")
+
+
+def _segments(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _begins(path: list[str], folder: list[str]) -> bool:
+    return path[: len(folder)] == folder
+
+
+def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
+    """Return True if one of a field's values meets a condition, or `None` if nobody can tell."""
+    if not values:
+        return False
+    inner = condition.condition if isinstance(condition, Not) else condition
+    found = {meets(inner, [v]) if isinstance(inner, Not) else _holds(inner, v) for v in values}
+    if isinstance(condition, Not):
+        return None if None in found else True not in found
+    return True if True in found else None if None in found else False
+
+
+def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scalar) -> bool | None:
+    if isinstance(condition, AtLeast | AtMost):
+        order = compare(value, condition.value)
+        if order is None:
+            return None
+        return order >= 0 if isinstance(condition, AtLeast) else order <= 0
+    if not isinstance(value, bool) and not scalar_forms(value):
+        return None
+    if isinstance(condition, Eq):
+        return same(value, condition.value, "value")
+    text, part = fold(tidy(str(value))), fold(tidy(condition.text))
+    if isinstance(condition, StartsWith):
+        return text.startswith(part)
+    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None

@@ -1,0 +1,90 @@
+"""Check a free text: what looks like an identifier, and what was copied, must come from where the mandate says.
+
+A paraphrase escapes this.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+from langchain_runtime_authz.facts.provenance.forms import fold, mentions
+
+__all__ = ["MAX_TEXT", "borrowed", "unbacked"]
+
+MAX_TEXT: Final = 8192  # characters of one text argument
+RUN: Final = 6  # words in a row that count as copied
+_LETTERS: Final = 12  # the same for writing without blanks
+_DIGITS: Final = 3  # a number of so many digits identifies nothing
+_LONG: Final = 12
+_TOKEN: Final = re.compile(r"[!-~]{4,}")
+_PARTS: Final = re.compile(r"[/,;:()\[\]{}<>\"&|]+")
+_DOMAIN: Final = re.compile(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
+_MIXED: Final = re.compile(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
+_EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
+_SIGN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+
+
+def unbacked(text: str, allowed: str) -> bool:
+    """Return True if a text holds an identifier or a long token that `allowed` lacks."""
+    text, allowed = _clear(text), _clear(allowed)
+    there, ours = mentions(allowed), mentions(text)
+    written: dict[str, bool] = {}
+    for form, spelled in ours.items():
+        written[spelled] = written.get(spelled, False) or _backed(form, there)
+    if not all(backed or (spelled.isascii() and _small(spelled)) for spelled, backed in written.items()):
+        return True
+    return not set(_tokens(_without(text, written))) <= {*_tokens(allowed), *_tokens(_without(allowed, there.values()))}
+
+
+def _backed(form: str, there: dict[str, str]) -> bool:
+    if form.startswith("date:"):  # either of the two may leave the year open
+        return form in there or f"date:{form[-6:]}" in there or (form[5] == "-" and f"day:{form[-6:]}" in there)
+    return form.startswith("time:") or (form in there and not form.startswith("day:"))
+
+
+def _small(spelled: str) -> bool:
+    """Return True for a number that identifies nothing."""
+    return (
+        spelled.strip("+-").replace(".", "").replace(",", "").isdecimal() and sum(map(str.isdigit, spelled)) <= _DIGITS
+    )
+
+
+def _without(text: str, spelled: Iterable[str]) -> str:
+    for one in sorted(spelled, key=len, reverse=True):
+        text = text.replace(one, " ")
+    return text
+
+
+def _tokens(text: str) -> Iterable[str]:
+    for whole in _TOKEN.findall(text):
+        token = whole.strip(_EDGES)
+        if _DOMAIN.search(token):
+            yield fold(token)
+            continue
+        for part in _PARTS.split(token):
+            digits = sum(map(str.isdigit, part))
+            if digits > _DIGITS or (len(part) >= _LONG and (digits or _MIXED.search(part))):
+                yield fold(part.strip(_EDGES))
+
+
+def borrowed(text: str, allowed: str, others: Iterable[str]) -> bool:
+    """Return True if a run of words stands in one of the other texts, and not in `allowed`."""
+    runs = _runs(_clear(text)) - _runs(_clear(allowed))
+    return bool(runs) and any(not runs.isdisjoint(_runs(_clear(other))) for other in others)
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    signs = _SIGN.findall(text)
+    words = re.findall(r"\w+", _SIGN.sub(" ", fold(text)) if signs else fold(text))
+    found = set(zip(*(words[i:] for i in range(RUN)), strict=False))
+    return found | set(zip(*(signs[i:] for i in range(_LETTERS)), strict=False)) if signs else found
+
+
+def _clear(text: str) -> str:
+    """Return the text as it is read: compatibility forms folded, invisible characters dropped."""
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
