@@ -1,8 +1,11 @@
 """The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
 
-Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a default, and a
+Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another one. A field is never renamed or removed, and never changes its type or
-meaning, so a policy written for an older version keeps its meaning. `test_authzen.py` pins the field list.
+meaning, so a policy keeps its meaning for all requests of its version. `test_authzen.py` pins the field list.
+
+Version 2 has `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`. Requests of
+version 1 are not parsed, and the shipped policy denies them.
 
 Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`). Mutable
 defaults come from factories: pydantic deep-copies a plain one at every validation.
@@ -36,12 +39,13 @@ __all__ = [
     "Context",
     "Decision",
     "DelegationContext",
+    "DeviationContext",
     "Edge",
     "EvaluationRequest",
     "HistoryContext",
-    "IntentContext",
     "ItemProvenance",
     "LeaseContext",
+    "MandateContext",
     "Obligation",
     "PlanContext",
     "PromptContext",
@@ -55,7 +59,7 @@ __all__ = [
     "strict_json",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAX_REQUEST_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
 MAX_ANSWER_BYTES: Final = 64 * 1024
@@ -78,6 +82,23 @@ ValueClass = Literal[
 ]
 Standing = Literal["told", "selected", "known", "named", "outside"]
 ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
+CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
+DeviationCode = Literal[
+    "value",
+    "missing",
+    "undeclared",
+    "unordered",
+    "unread",
+    "ambiguous",
+    "untrusted",
+    "extract",
+    "text",
+    "spent",
+    "after",
+    "confirm",
+    "limit",
+    "suspended",
+]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
@@ -183,9 +204,7 @@ class PlanContext(_Model):
     """The recorded plan that holds the step, if one does.
 
     `changed`: the recorded message announced another call in this place, or none. Such a call is not `planned`;
-    `resource` and `call` describe the call that would run. `listed`: true if the agent's to-do list has the
-    tool's effect; null without a list or without words to compare. The model writes the list, so an entry must
-    not permit anything.
+    `resource` and `call` describe the call that would run.
     """
 
     id: str | None = None
@@ -195,7 +214,6 @@ class PlanContext(_Model):
     position: int = 0
     of: int = 0
     changed: bool = False
-    listed: bool | None = None
 
 
 class Said(_Model):
@@ -236,16 +254,28 @@ class ArgumentProvenance(ItemProvenance):
     items: list[ItemProvenance] = Field(default_factory=list)
 
 
-class IntentContext(_Model):
-    """The task's demand for the tool's effect, and the source of that finding.
+class DeviationContext(_Model):
+    """One argument that differs from what the mandate orders. `argument` is empty if the whole call does."""
 
-    `delegated`: the user said to do what a named source says, and the source asks for it. `unstated`: the profile
-    declares no words to compare. `source`: the user's words, a planner that saw only these, or the application's
-    grant.
+    argument: str
+    code: DeviationCode
+
+
+class MandateContext(_Model):
+    """The result of comparing the call with the task's mandate.
+
+    `covered`: one unspent step has all arguments of the call. `deviates`: a step fits the tool, but not this call.
+    `forbidden`: a prohibition or a limit of the mandate is against it. `outside`: the mandate has no step for the tool.
+    `none`: the task has no mandate. `backed`: provenance tells, selects or knows each critical argument; it is evidence
+    only. `source`: who compiled the mandate. `step` and `digest` name the step and the mandate.
     """
 
-    state: Literal["intended", "delegated", "unasked", "unstated"] = "unstated"
-    source: Literal["words", "planner", "application"] | None = None
+    standing: CallStanding = "none"
+    backed: bool = False
+    source: Literal["application", "planner", "words"] | None = None
+    step: str | None = None
+    digest: str | None = None
+    deviations: list[DeviationContext] = Field(default_factory=list)
 
 
 class CallContext(_Model):
@@ -263,7 +293,7 @@ class CallContext(_Model):
     args: Properties
     args_digest: str
     provenance: dict[str, ArgumentProvenance] = Field(default_factory=dict)
-    intent: IntentContext = Field(default_factory=IntentContext)
+    mandate: MandateContext = Field(default_factory=MandateContext)
     sink: Literal["none", "internal", "external"] | None = None
     changed: list[str] = Field(default_factory=list)
     repeats: int = 0
@@ -326,7 +356,7 @@ class ApprovalContext(_Model):
 class Context(_Model):
     """The execution state at the moment of the step."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     now: int
     task: TaskContext
     agent: AgentContext

@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.source import changed_since, sources
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.engine import Run
-from langchain_runtime_authz.pep.provenance import arguments, intent
+from langchain_runtime_authz.pep.provenance import arguments
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["call_request", "request_json"]
@@ -89,7 +89,6 @@ def call_request(
             "position": match.position,
             "of": match.of,
             "changed": match.changed,
-            "listed": recorded.lists(profile.intent) if recorded is not None and recorded.todos else None,
         },
         call={
             "id": call.call_id,
@@ -97,7 +96,14 @@ def call_request(
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
-            "intent": intent(run, words, call),
+            "mandate": {
+                "standing": "none",
+                "backed": False,
+                "source": None,
+                "step": None,
+                "digest": None,
+                "deviations": [],
+            },
             "sink": call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & sources(traced)) if stale else [],
             "repeats": prior_calls,

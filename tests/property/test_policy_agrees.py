@@ -17,7 +17,8 @@ from langchain_runtime_authz.testing.requests import NOW, example_request
 
 EFFECTS = ("read", "fetch", "write", "send", "pay", "delete", "admin")
 PERMISSIVE = {
-    "effects": dict.fromkeys(EFFECTS, "permit"), "data_flow": {"*": {"internal": "permit", "external": "permit"}},
+    "effects": dict.fromkeys(EFFECTS, "permit"),
+    "data_flow": {name: {"external": "permit"} for name in ("internal", "confidential", "secret", "*")},
 }
 BASE = json.loads(example_request({"context.lease.grant": None}).to_json())
 # Numbers that have one exact JSON form (`digest.project` refuses the other integers).
