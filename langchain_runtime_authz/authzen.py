@@ -3,12 +3,9 @@
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another one. A field is never renamed or removed, and never changes its type or
 meaning, so a policy keeps its meaning for all requests of its version. `test_authzen.py` pins the field list.
+Version 2 has `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`.
 
-Version 2 has `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`. Requests of
-version 1 are not parsed, and the shipped policy denies them.
-
-Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`). Mutable
-defaults come from factories: pydantic deep-copies a plain one at every validation.
+Every model here is strict, frozen and closed. Mutable defaults come from factories: pydantic deep-copies plain ones.
 """
 
 from __future__ import annotations
@@ -70,35 +67,12 @@ ActionName = Literal["run/start", "run/resume", "agent/invoke", "model/call", "n
 ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
 EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
 Outcome = Literal["permit", "deny", "approval_required", "halt"]
-ValueClass = Literal[
-    "human",
-    "principal",
-    "system",
-    "internal",
-    "counterparty",
-    "external",
-    "mentioned",
-    "unknown",
-]
+ValueClass = Literal["human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown"]
 Standing = Literal["told", "selected", "known", "named", "outside"]
 ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
-DeviationCode = Literal[
-    "value",
-    "missing",
-    "undeclared",
-    "unordered",
-    "unread",
-    "ambiguous",
-    "untrusted",
-    "extract",
-    "text",
-    "spent",
-    "after",
-    "confirm",
-    "limit",
-    "suspended",
-]
+_OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
+DeviationCode = Literal[_OfValue, "spent", "after", "confirm", "limit", "suspended"]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
@@ -203,8 +177,7 @@ class DelegationContext(_Model):
 class PlanContext(_Model):
     """The recorded plan that holds the step, if one does.
 
-    `changed`: the recorded message announced another call in this place, or none. Such a call is not `planned`;
-    `resource` and `call` describe the call that would run.
+    `changed`: its message announced another call in this place, or none. `resource` and `call` are those that would run.
     """
 
     id: str | None = None
@@ -264,10 +237,9 @@ class DeviationContext(_Model):
 class MandateContext(_Model):
     """The result of comparing the call with the task's mandate.
 
-    `covered`: one unspent step has all arguments of the call. `deviates`: a step fits the tool, but not this call.
-    `forbidden`: a prohibition or a limit of the mandate is against it. `outside`: the mandate has no step for the tool.
-    `none`: the task has no mandate. `backed`: provenance tells, selects or knows each critical argument; it is evidence
-    only. `source`: who compiled the mandate. `step` and `digest` name the step and the mandate.
+    `covered`: one unspent step has all its arguments. `deviates`: a step fits the tool, but not this call. `forbidden`:
+    a prohibition or a limit is against it. `outside`: no step fits the tool. `none`: the task has no mandate.
+    `backed`: provenance tells, selects or knows each critical argument. `source`: who compiled the mandate.
     """
 
     standing: CallStanding = "none"
@@ -281,11 +253,10 @@ class MandateContext(_Model):
 class CallContext(_Model):
     """The call itself. `args` are the parsed arguments, as the tool will receive them.
 
-    `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
-    arguments go in this call: `none` if a tool that sends was given no recipient.
-    `changed` are the tools that critical arguments came from and whose content changed since the plan.
-    `repeats`: the number of calls of this tool with the same critical arguments that ran since the user's last
-    words, answers to questions excepted. Earlier calls of the same message count.
+    `provenance` holds the arguments that decide whom or what the call hits. `sink` is where they go in this call: `none`
+    if a tool that sends was given no recipient. `changed` are the tools that critical arguments came from and whose
+    content changed since the plan. `repeats`: the number of calls of this tool with the same critical arguments that ran
+    since the user's last words, answers to questions excepted. Earlier calls of the same message count.
     """
 
     id: str | None = None
@@ -302,12 +273,11 @@ class CallContext(_Model):
 class HistoryContext(_Model):
     """The steps taken so far on this thread, in bounded space.
 
-    `denials` and `streak` (those since the last permit) count what was decided, not outages.
-    `unplanned` and `tainted` count denied side effects that no plan held, or whose critical arguments
-    came from outside. `rotations` counts changes of the task since the last side effect that its
-    subject did not make; `last_minute` permitted calls, up to `facts.history.TIMES`. `classes_read`
-    are the data classes that the whole thread read; `classes_held` those of them that the acting agent
-    can know something of (`facts.history`), null in requests that were made before it was told.
+    `denials` and `streak` (those since the last permit) count what was decided, not outages. `unplanned` and `tainted`
+    count denied side effects that no plan held, or whose critical arguments came from outside. `rotations` counts
+    changes of the task since the last side effect that its subject did not make; `last_minute` permitted calls, up to
+    `facts.history.TIMES`. `classes_read` are the data classes that the whole thread read; `classes_held` those of them
+    that the acting agent can know something of (`facts.history`), null if that is not told.
     """
 
     steps: int = 0

@@ -42,6 +42,7 @@ _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model
 _COUNTED: Final = ("steps", "denials", "streak", "unplanned", "tainted", "rotations", "last_minute", "classes_read")
 
 Json = Mapping[str, Any]
+_NO_MANDATE: Final[Json] = {"standing": "none", "backed": False, "source": None, "deviations": []}
 ToCedar = Callable[[Json], dict[str, Any]]
 
 
@@ -243,7 +244,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
     plan, call, approval = ctx["plan"] or {}, ctx["call"] or {}, ctx["approval"] or {}
     of_this = bool(approval and call) and approval["args_digest"] == call["args_digest"] != ""
     effects, sinks = _reached(properties.get("reaches", []), effect, sink, call.get("sink"))
-    mandate = call["mandate"] if call else {"standing": "none", "backed": False, "source": None, "deviations": []}
+    mandate: Json = call["mandate"] if call else _NO_MANDATE
     edges = ctx["delegation"]["edges"]
     return {
         "principal": {"type": "Subject", "id": request["subject"]["id"]},

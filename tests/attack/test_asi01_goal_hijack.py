@@ -6,9 +6,6 @@ On the shipped policy. The model is hijacked entirely: it calls what the attacke
 
 from __future__ import annotations
 
-import langchain_runtime_authz
-from langchain_runtime_authz.profile import load_profiles
-
 from ._kit import *
 from ._scenario import first_reasons, play
 
