@@ -23,15 +23,15 @@
 #               unplanned_permitted: effects permitted although no recorded plan holds the call
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
-#               "ask". What an effect's row does not say, "*" says. Sources are interrupt, application and hitl (LangChain's own review, whose word
-#               is taken as it comes: never authenticated); `authenticated: true` demands a verified
-#               approver; it counts `expires_in` seconds from the question on (absent: as long as the
-#               task stands); `edits` says whether an approver may put other arguments ("args") or another
-#               tool too ("any") in a call's place, or nothing ("none"). `approvers` {min,
-#               distinct_from_subject, who}: how many people must approve, whether the subject may be one,
-#               and which (`type:id`; absent: any). `fallback` {after, who}: who may too, once nobody
-#               answered for so many seconds. `asks` {run, hour}: how many questions one run may ask, and
-#               one subject in an hour. The PEP counts both, and people, atomically
+#               "ask". What an effect's row does not say, "*" says. Sources are interrupt, application and
+#               hitl (LangChain's own review, whose word is taken as it comes: never authenticated);
+#               `authenticated: true` demands a verified approver; it counts `expires_in` seconds from the
+#               question on (absent: as long as the task stands); `edits` says whether an approver may put
+#               other arguments ("args") or another tool too ("any") in a call's place, or nothing ("none").
+#               `approvers` {min, distinct_from_subject, who}: how many people must approve, whether the
+#               subject may be one, and which (`type:id`; absent: any). `fallback` {after, who}: who may too,
+#               once nobody answered for so many seconds. `asks` {run, hour}: how many questions one run may
+#               ask, and one subject in an hour. The PEP counts both, and people, atomically
 #   models      providers, names: of models that may be called (null: any); provider_tools: tools run
 #               by the provider that a model may be given. Others are taken out of the model's request
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
