@@ -1,11 +1,11 @@
 """The question and the answer, as OpenID AuthZEN Authorization API 1.0 spells them.
 
-Evolution rule of the request, version 1 (`context.schema_version`): a field may be added, with a default, and a
+Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another one. A field is never renamed or removed, and never changes its type or
-meaning, so a policy written for an older version keeps its meaning. `test_authzen.py` pins the field list.
+meaning, so a policy keeps its meaning for all requests of its version. `test_authzen.py` pins the field list.
+Version 2 has `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`.
 
-Every model here is strict (no coercion at a trust boundary), frozen and closed (`extra="forbid"`). Mutable
-defaults come from factories: pydantic deep-copies a plain one at every validation.
+Every model here is strict, frozen and closed. Mutable defaults come from factories: pydantic deep-copies plain ones.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ __all__ = [
     "Context",
     "Decision",
     "DelegationContext",
+    "DeviationContext",
     "Edge",
     "EvaluationRequest",
     "HistoryContext",
-    "IntentContext",
     "ItemProvenance",
     "LeaseContext",
+    "MandateContext",
     "Obligation",
     "PlanContext",
     "PromptContext",
@@ -55,7 +56,7 @@ __all__ = [
     "strict_json",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAX_REQUEST_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 32
 MAX_ANSWER_BYTES: Final = 64 * 1024
@@ -66,18 +67,12 @@ ActionName = Literal["run/start", "run/resume", "agent/invoke", "model/call", "n
 ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defined]
 EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
 Outcome = Literal["permit", "deny", "approval_required", "halt"]
-ValueClass = Literal[
-    "human",
-    "principal",
-    "system",
-    "internal",
-    "counterparty",
-    "external",
-    "mentioned",
-    "unknown",
-]
+ValueClass = Literal["human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown"]
 Standing = Literal["told", "selected", "known", "named", "outside"]
 ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
+CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
+_OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
+DeviationCode = Literal[_OfValue, "spent", "after", "confirm", "limit", "suspended"]
 # Which of AuthZEN COAZ's three failures a deny is; `None` where the policy said no.
 Failure = Literal["mapping", "pdp", "enforcement"]
 
@@ -182,10 +177,7 @@ class DelegationContext(_Model):
 class PlanContext(_Model):
     """The recorded plan that holds the step, if one does.
 
-    `changed`: the recorded message announced another call in this place, or none. Such a call is not `planned`;
-    `resource` and `call` describe the call that would run. `listed`: true if the agent's to-do list has the
-    tool's effect; null without a list or without words to compare. The model writes the list, so an entry must
-    not permit anything.
+    `changed`: its message announced another call in this place, or none. `resource` and `call` are those that would run.
     """
 
     id: str | None = None
@@ -195,7 +187,6 @@ class PlanContext(_Model):
     position: int = 0
     of: int = 0
     changed: bool = False
-    listed: bool | None = None
 
 
 class Said(_Model):
@@ -236,26 +227,36 @@ class ArgumentProvenance(ItemProvenance):
     items: list[ItemProvenance] = Field(default_factory=list)
 
 
-class IntentContext(_Model):
-    """The task's demand for the tool's effect, and the source of that finding.
+class DeviationContext(_Model):
+    """One argument that differs from what the mandate orders. `argument` is empty if the whole call does."""
 
-    `delegated`: the user said to do what a named source says, and the source asks for it. `unstated`: the profile
-    declares no words to compare. `source`: the user's words, a planner that saw only these, or the application's
-    grant.
+    argument: str
+    code: DeviationCode
+
+
+class MandateContext(_Model):
+    """The result of comparing the call with the task's mandate.
+
+    `covered`: one unspent step has all its arguments. `deviates`: a step fits the tool, but not this call. `forbidden`:
+    a prohibition or a limit is against it. `outside`: no step fits the tool. `none`: the task has no mandate.
+    `backed`: provenance tells, selects or knows each critical argument. `source`: who compiled the mandate.
     """
 
-    state: Literal["intended", "delegated", "unasked", "unstated"] = "unstated"
-    source: Literal["words", "planner", "application"] | None = None
+    standing: CallStanding = "none"
+    backed: bool = False
+    source: Literal["application", "planner", "words"] | None = None
+    step: str | None = None
+    digest: str | None = None
+    deviations: list[DeviationContext] = Field(default_factory=list)
 
 
 class CallContext(_Model):
     """The call itself. `args` are the parsed arguments, as the tool will receive them.
 
-    `provenance` holds the arguments that decide whom or what the call hits. `sink` is where these
-    arguments go in this call: `none` if a tool that sends was given no recipient.
-    `changed` are the tools that critical arguments came from and whose content changed since the plan.
-    `repeats`: the number of calls of this tool with the same critical arguments that ran since the user's last
-    words, answers to questions excepted. Earlier calls of the same message count.
+    `provenance` holds the arguments that decide whom or what the call hits. `sink` is where they go in this call: `none`
+    if a tool that sends was given no recipient. `changed` are the tools that critical arguments came from and whose
+    content changed since the plan. `repeats`: the number of calls of this tool with the same critical arguments that ran
+    since the user's last words, answers to questions excepted. Earlier calls of the same message count.
     """
 
     id: str | None = None
@@ -263,7 +264,7 @@ class CallContext(_Model):
     args: Properties
     args_digest: str
     provenance: dict[str, ArgumentProvenance] = Field(default_factory=dict)
-    intent: IntentContext = Field(default_factory=IntentContext)
+    mandate: MandateContext = Field(default_factory=MandateContext)
     sink: Literal["none", "internal", "external"] | None = None
     changed: list[str] = Field(default_factory=list)
     repeats: int = 0
@@ -272,12 +273,11 @@ class CallContext(_Model):
 class HistoryContext(_Model):
     """The steps taken so far on this thread, in bounded space.
 
-    `denials` and `streak` (those since the last permit) count what was decided, not outages.
-    `unplanned` and `tainted` count denied side effects that no plan held, or whose critical arguments
-    came from outside. `rotations` counts changes of the task since the last side effect that its
-    subject did not make; `last_minute` permitted calls, up to `facts.history.TIMES`. `classes_read`
-    are the data classes that the whole thread read; `classes_held` those of them that the acting agent
-    can know something of (`facts.history`), null in requests that were made before it was told.
+    `denials` and `streak` (those since the last permit) count what was decided, not outages. `unplanned` and `tainted`
+    count denied side effects that no plan held, or whose critical arguments came from outside. `rotations` counts
+    changes of the task since the last side effect that its subject did not make; `last_minute` permitted calls, up to
+    `facts.history.TIMES`. `classes_read` are the data classes that the whole thread read; `classes_held` those of them
+    that the acting agent can know something of (`facts.history`), null if that is not told.
     """
 
     steps: int = 0
@@ -326,7 +326,7 @@ class ApprovalContext(_Model):
 class Context(_Model):
     """The execution state at the moment of the step."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     now: int
     task: TaskContext
     agent: AgentContext

@@ -39,13 +39,10 @@ SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "ceda
 ASKS: Final = "require_approval"
 _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model", "tool": "Tool"}
 
-# The shipped data.json's `worth`, and the kinds of argument that say where something goes.
-_WORTHS: Final = ("told", "selected", "known", "outside")
-_NAMED_IS_SELECTED: Final = frozenset({"amount", "place", "value"})
-_DESTINATIONS: Final = frozenset({"principal", "url", "channel"})
 _COUNTED: Final = ("steps", "denials", "streak", "unplanned", "tainted", "rotations", "last_minute", "classes_read")
 
 Json = Mapping[str, Any]
+_NO_MANDATE: Final[Json] = {"standing": "none", "backed": False, "source": None, "deviations": []}
 ToCedar = Callable[[Json], dict[str, Any]]
 
 
@@ -239,8 +236,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
     """Return a request in the words of `policies/cedar/runtime_authz.cedarschema`.
 
     This computes what Cedar cannot: whether the grant holds the step, which kinds of delegation led to it,
-    how often this tool and effect were used, whether the approval is for this call, what its weakest
-    argument is worth, and what it can set going.
+    how often this tool and effect were used, whether the approval is for this call, and what it can set going.
     """
     ctx, resource, action = request["context"], request["resource"], request["action"]["name"]
     properties, name, history, lease = resource["properties"], resource["id"], ctx["history"], ctx["lease"]
@@ -248,13 +244,14 @@ def cedar_request(request: Json) -> dict[str, Any]:
     plan, call, approval = ctx["plan"] or {}, ctx["call"] or {}, ctx["approval"] or {}
     of_this = bool(approval and call) and approval["args_digest"] == call["args_digest"] != ""
     effects, sinks = _reached(properties.get("reaches", []), effect, sink, call.get("sink"))
-    worths = [(a["kind"] in _DESTINATIONS, _worth(a, effect)) for a in call.get("provenance", {}).values()]
+    mandate: Json = call["mandate"] if call else _NO_MANDATE
     edges = ctx["delegation"]["edges"]
     return {
         "principal": {"type": "Subject", "id": request["subject"]["id"]},
         "action": {"type": "Action", "id": action},
         "resource": {"type": _TYPES[resource["type"]], "id": name},
         "context": {
+            "schema_version": ctx["schema_version"],
             "now": ctx["now"],
             "subject": {"kind": request["subject"]["type"]},
             "task": {"epoch": ctx["task"]["epoch"], "corrections": ctx["task"]["corrections"]},
@@ -272,15 +269,17 @@ def cedar_request(request: Json) -> dict[str, Any]:
                 "planned": plan.get("planned", False),
                 "stale": plan.get("stale", False),
                 "changed": plan.get("changed", False),
-                "unlisted": plan.get("listed") is False,
             },
             "call": {
                 "given": bool(call),
-                "intent": call["intent"]["state"] if call else "unasked",
+                "mandate": {
+                    "standing": mandate["standing"],
+                    "backed": mandate["backed"],
+                    "source": mandate["source"] or "",
+                    "deviations": sorted({deviation["code"] for deviation in mandate["deviations"]}),
+                },
                 "changed": bool(call.get("changed")),
                 "repeats": call.get("repeats", 0),
-                "worth": max((w for _, w in worths), default=_WORTHS.index("known")),
-                "destination_worth": max((w for there, w in worths if there), default=_WORTHS.index("outside")),
             },
             "approval": {
                 "given": of_this,
@@ -297,20 +296,6 @@ def cedar_request(request: Json) -> dict[str, Any]:
             },
         },
     }
-
-
-def _worth(argument: Json, effect: str) -> int:
-    """Return what the shipped data.json makes of an argument's standing, as a number."""
-    kind, standing = argument["kind"], argument["standing"]
-    if kind == "when":
-        return 0
-    if standing == "named":
-        standing = "selected" if kind in _NAMED_IS_SELECTED else "outside"
-    elif standing == "known" and kind == "name":
-        standing = "outside"
-    elif standing == "known" and (kind == "amount" or (kind == "object" and effect not in ("delete", "admin"))):
-        standing = "selected"
-    return _WORTHS.index(standing)
 
 
 def _reached(reaches: object, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str]]:

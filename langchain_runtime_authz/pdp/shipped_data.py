@@ -8,11 +8,11 @@ decision; this says it once, before the first, and where. What the members mean 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.authzen import ArgumentKind, IntentContext, Standing
+from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.errors import Code, ConfigError
 
 __all__ = ["check_data", "wrong_data"]
@@ -21,31 +21,11 @@ _TOLD: Final = 3  # findings in one error; `runtime-authz policy check` lists al
 
 Verdict = Literal["permit", "ask", "deny"]
 Effect = Literal["read", "fetch", "write", "send", "pay", "delete", "admin"]
-Worth = Literal["told", "selected", "known", "outside"]
+Row = dict[Literal[CallStanding, "backed"], Verdict]
 _EXACT: Final = 2**53 - 1  # the largest number that all engines read alike
 Count = Annotated[int, Field(ge=0, le=_EXACT)]
 Positive = Annotated[int, Field(ge=1, le=_EXACT)]
 Name = Annotated[str, Field(min_length=1)]
-
-_INTENTS: Final = (*get_args(IntentContext.model_fields["state"].annotation), "*")
-_EFFECTS: Final = get_args(Effect)
-_KINDS: Final = get_args(ArgumentKind)
-
-
-# Not `Literal`s: a union would hide which name is wrong behind every other member of the union.
-def _intent(name: str) -> str:
-    if name not in _INTENTS:
-        msg = f"must be one of {', '.join(_INTENTS)}"
-        raise ValueError(msg)
-    return name
-
-
-def _argument(name: str) -> str:
-    effect, _, kind = name.rpartition("/")
-    if (effect and effect not in _EFFECTS) or (kind not in _KINDS and (effect or kind != "*")):
-        msg = f"must be `*`, a kind of argument ({', '.join(_KINDS)}) or `effect/kind`"
-        raise ValueError(msg)
-    return name
 
 
 class _Closed(BaseModel):
@@ -55,7 +35,6 @@ class _Closed(BaseModel):
 class _Plan(_Closed):
     stale: list[Effect]
     unplanned_permitted: list[Effect]
-    unlisted: Verdict = "permit"
 
 
 class _Anonymous(_Closed):
@@ -80,8 +59,8 @@ class _Asks(_Closed):
 
 
 class _Approval(_Closed):
-    sources: list[Literal["interrupt", "application", "hitl"]]
-    authenticated: bool
+    sources: list[Literal["interrupt", "application", "hitl"]] = []
+    authenticated: bool = True
     expires_in: Positive = 1
     edits: Literal["args", "any", "none"] = "none"
     approvers: _Approvers = _Approvers()
@@ -128,17 +107,15 @@ class _Anomaly(_Closed):
 
 
 class _Data(BaseModel):
-    # Open: a bundle may hold a newer policy. Keys that a data file may replace are checked by name elsewhere.
+    # Open: a bundle may hold a newer policy. Keys that a data file may change are checked by name elsewhere.
     model_config = ConfigDict(strict=True, extra="ignore")
 
     revision: str = ""
-    effects: dict[Effect, Verdict | dict[Annotated[str, AfterValidator(_intent)], dict[Worth, Verdict]]] = {}
-    worth: dict[Annotated[str, AfterValidator(_argument)], dict[Standing | Literal["*"], Worth]] = {}
+    effects: dict[Effect, Verdict | Row] = {}
     unprofiled: dict[Effect | Literal["*"], Verdict] = {}
     data_flow: dict[str, dict[Literal["internal", "external"], Verdict]] = {}
-    declassify: list[Worth] = []
+    declassify: list[CallStanding] = []
     plan: _Plan = _Plan(stale=[], unplanned_permitted=[])
-    repeats: dict[Effect, Verdict] = {}
     anonymous: _Anonymous = _Anonymous(effects=[], data_classes=[])
     approvals: dict[Effect | Literal["*"], _Approval] = {}
     models: _Models = _Models(provider_tools=[])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.authzen import strict_json
@@ -27,7 +27,7 @@ from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._rego import Program
 
-__all__ = ["WasmPDP"]
+__all__ = ["WasmPDP", "merge_data"]
 
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # beyond it the calls of a message are evaluated one by one
@@ -43,9 +43,9 @@ class WasmPDP(InProcess):
 
     Args:
         wasm: path or bytes of a compiled policy; the shipped one when absent.
-        data: mapping, or path of a JSON file. For the shipped policy: the keys of its data.json to
-            replace, each as a whole (`{"rates": {…}}`), or an edited copy of data.json. For a policy
-            of your own: its whole data document.
+        data: mapping, or path of a JSON file. For the shipped policy: the members of its data.json to
+            change (`merge_data`), or an edited copy of data.json. For a policy of your own: its whole
+            data document.
         entrypoint: the rule that answers `{"decision": …, "context": {…}}`. If the policy also has an
             entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
             calls of a message are decided in one evaluation.
@@ -240,8 +240,24 @@ def _member(document: Json) -> dict[str, object]:
     return inner
 
 
+def merge_data(shipped: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shipped data with some members changed; each other member stays as it is.
+
+    Tables are merged member by member, at every depth. Anything else is replaced whole, a list too. A null removes the
+    member of a table. A whole table cannot be removed.
+    """
+    return {**shipped, **{table: _changed(shipped.get(table), new) for table, new in changes.items()}}
+
+
+def _changed(old: object, new: object) -> object:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    kept = {name: value for name, value in old.items() if name not in new}
+    return kept | {name: _changed(old.get(name), value) for name, value in new.items() if value is not None}
+
+
 def _merge_shipped(given: dict[str, object]) -> dict[str, object]:
-    """Return the shipped data with the given keys replaced."""
+    """Return the shipped data with the given members changed."""
     shipped = _member(_canonical(_parse((_SHIPPED / "data.json").read_bytes(), "data.json")))
     if set(given) == {DATA_ROOT}:  # an edited copy of data.json
         given = _member(given)
@@ -250,7 +266,7 @@ def _merge_shipped(given: dict[str, object]) -> dict[str, object]:
         hint = f" (did you mean `{near[0]}`?)" if near else ""
         msg = f"the shipped policy has no data key `{key}`{hint}; it has: {', '.join(shipped)}"
         raise ConfigError(msg, Code.POLICY_INVALID)
-    return {DATA_ROOT: {**shipped, **given}}
+    return {DATA_ROOT: merge_data(shipped, given)}
 
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:

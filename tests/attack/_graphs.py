@@ -151,9 +151,13 @@ def ledger_down() -> AbstractContextManager[Any]:
 def rules_that_permit() -> WasmPDP:
     """The shipped rules, steered so that every effect is permitted: what they deny is not the effect."""
     effects = ("read", "fetch", "write", "send", "pay", "delete", "admin")
-    flows = {"*": {"internal": "permit", "external": "permit"}}
+    classes = ("internal", "confidential", "secret", "*")
+    permits = {"effects": effects, "unprofiled": ("*", "delete", "admin")}
     return WasmPDP(
-        data={"effects": dict.fromkeys(effects, "permit"), "unprofiled": {"*": "permit"}, "data_flow": flows},
+        data={
+            **{table: dict.fromkeys(names, "permit") for table, names in permits.items()},
+            "data_flow": {name: {"external": "permit"} for name in classes},
+        },
         pool_size=1,
     )
 

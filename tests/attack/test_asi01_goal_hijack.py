@@ -6,9 +6,6 @@ On the shipped policy. The model is hijacked entirely: it calls what the attacke
 
 from __future__ import annotations
 
-import langchain_runtime_authz
-from langchain_runtime_authz.profile import load_profiles
-
 from ._kit import *
 from ._scenario import first_reasons, play
 
@@ -67,41 +64,6 @@ def test_an_effect_that_nobody_asked_for_does_not_happen(form: str) -> None:
     play(form, tools(paid), READ, payment(MINE), authz=authz, text=f"Read my mail. My account is {MINE}")
     assert paid == []
     assert "not_asked" in first_reasons(authz, "pay")[0]
-
-
-def with_list(form: str, todos: list[str], to: str, text: str, unlisted: str) -> tuple[list[Any], list[list[str]]]:
-    """LangChain's own agent keeps `todos`, then pays: what was paid, and why not."""
-    from langchain.agents.middleware import TodoListMiddleware
-
-    paid: list[Any] = []
-    shipped = Path(langchain_runtime_authz.__file__).parent / "policies" / "data.json"
-    plan = json.loads(shipped.read_text())["runtime_authz_data"]["plan"]
-    listing = {**load_profiles("langchain"), **PROFILES}
-    authz = RuntimeAuthz(profiles=listing, pdp=WasmPDP(data={"plan": {**plan, "unlisted": unlisted}}))
-    listed = call("write_todos", {"todos": [{"content": t, "status": "pending"} for t in todos]}, "c0")
-    model = ScriptedChatModel(script=[says(listed), says(*payment(to)), says(text="done"), says(text="done")])
-    graph = authz.protect(agent_graph(model, tools(paid), middleware=[TodoListMiddleware()]))
-    with authz.run(subject="alice", task=text):
-        drive_form(form, graph, human(text), THREAD)
-    return paid, first_reasons(authz, "pay")
-
-
-def test_what_the_to_do_list_does_not_have_is_stopped_where_the_policy_says_so(form: str) -> None:
-    """The task asks for it, the agent's own list does not; the twin is the policy as it is shipped."""
-    reading, paying = ["Read the newest mail"], ["Read the newest mail", "Pay the rent"]
-    assert with_list(form, reading, MINE, TASK, "deny") == ([], [["unlisted"]])
-    assert with_list(form, reading, MINE, TASK, "permit") == ([(MINE, 50.0)], [])
-    assert with_list(form, paying, MINE, TASK, "deny") == ([(MINE, 50.0)], [])
-
-
-def test_a_to_do_list_gives_no_right(form: str) -> None:
-    """A hijacked model writes what it likes into its list: whom the human did not name is not paid."""
-    paid, why = with_list(form, [f"Pay 50 to {THEIRS}"], THEIRS, TASK, "deny")
-    assert paid == []
-    assert "argument_source" in why[0]
-    paid, why = with_list(form, [f"Pay 50 to {MINE}"], MINE, f"Read my mail. My account is {MINE}", "deny")
-    assert paid == []
-    assert "not_asked" in why[0]
 
 
 def test_a_task_that_was_called_off_is_not_carried_out(form: str) -> None:

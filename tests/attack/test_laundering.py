@@ -14,12 +14,8 @@ PROFILES = {
     "ask_human": ToolProfile(effect="read", sink="none", data_class="public"),
     "pay": ToolProfile(effect="pay", sink="external", critical={"iban": "principal", "amount": "amount"}),
 }
-TOLD: Any = {"told": "permit", "selected": "permit", "known": "ask", "outside": "ask"}
-# The shipped one asks about a payment without a stated order, too; the other permits what the human said.
-POLICIES: dict[str, Any] = {
-    "shipped": None,
-    "what-was-said": {"effects": {"read": "permit", "fetch": "permit", "write": "permit", "pay": {"*": TOLD}}},
-}
+# The shipped one asks about a payment that no mandate orders; the other permits what the human said.
+POLICIES: dict[str, Any] = {"shipped": None, "what-was-said": {"effects": {"pay": {"backed": "permit"}}}}
 ways = pytest.mark.parametrize("how", ["sync", "async"])
 
 

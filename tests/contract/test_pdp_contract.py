@@ -25,8 +25,8 @@ class TestWasmPDP(PDPContract):
     """The default engine, steered by its data alone."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """The shipped policy; denying, its effect table is empty."""
-        return WasmPDP(data=None if permit else {"effects": {}})
+        """The shipped policy; denying, its data denies writes."""
+        return WasmPDP(data=None if permit else {"effects": {"write": "deny"}})
 
 
 class TestCedarPDP(PDPContract):

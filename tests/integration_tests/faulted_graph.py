@@ -65,7 +65,7 @@ def run_graph(pdp: Any, calls: int, *, asynchronous: bool) -> tuple[list[str], l
     builder.add_edge(START, "agent")
     builder.add_edge("agent", "tools")
     builder.add_edge("tools", END)
-    authz = RuntimeAuthz(pdp=OnToolCalls(pdp), profiles={"act": ToolProfile(effect="write", sink="internal")})
+    authz = RuntimeAuthz(pdp=OnToolCalls(pdp), profiles={"act": ToolProfile(effect="read")})
     graph = authz.protect(builder.compile())
     started = time.monotonic()
     if asynchronous:

@@ -60,7 +60,7 @@ class TestAuthzenContract(PDPContract):
 
     @pytest.fixture(autouse=True)
     def _servers(self) -> Iterator[None]:
-        engines = {True: WasmPDP(), False: WasmPDP(data={"effects": {}})}
+        engines = {True: WasmPDP(), False: WasmPDP(data={"effects": {"write": "deny"}})}
         answer = {p: lambda r, e=e: e.document(json.dumps(r).encode()) for p, e in engines.items()}
         with AuthzenServer(answer[True]) as permitting, AuthzenServer(answer[False]) as denying:  # type: ignore[arg-type]
             self._url = {True: permitting.url, False: denying.url}

@@ -66,7 +66,7 @@ def compiles(queue, *_: object) -> None:
     """A policy of its own, made here and replaced here."""
     pdp = WasmPDP()
     before = ask(pdp).outcome
-    pdp.replace(data={"effects": {}})
+    pdp.replace(data={"effects": {"write": "deny"}})
     queue.put((before, ask(pdp).outcome))
     pdp.close()
 
@@ -138,7 +138,7 @@ def test_replacing_under_load_tears_nothing() -> None:
         loads = [pool.submit(load, i % 2 == 0) for i in range(4)]
         try:
             for _ in range(25):
-                denies = pdp.replace(data={"effects": {}})
+                denies = pdp.replace(data={"effects": {"write": "deny"}})
                 assert ask(pdp).policy_revision == denies
                 with pytest.raises(ConfigError):
                     pdp.replace(data={"efects": {}})
@@ -160,7 +160,7 @@ def test_a_closed_one_stays_closed() -> None:
     before = ticking()
     pdp = WasmPDP()
     pdp.close()
-    pdp.replace(data={"effects": {}})
+    pdp.replace(data={"effects": {"write": "deny"}})
     assert ask(pdp).reason == Code.PDP_ERROR
     assert ticking() <= before
 

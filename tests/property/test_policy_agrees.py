@@ -1,23 +1,27 @@
-"""The shipped policy and `Grant` mean the same, and no mutation of a request permits without a lease."""
+"""The shipped policy decides as `Grant` and the rows of `effects` in Python, and no mutation permits without a lease."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.pdp._rego import PolicyFailed
-from langchain_runtime_authz.pdp.wasm import WasmPDP
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.requests import NOW, example_request
+from tests.bundles import DATA, WASM
 
 EFFECTS = ("read", "fetch", "write", "send", "pay", "delete", "admin")
 PERMISSIVE = {
-    "effects": dict.fromkeys(EFFECTS, "permit"), "data_flow": {"*": {"internal": "permit", "external": "permit"}},
+    "effects": dict.fromkeys(EFFECTS, "permit"),
+    "data_flow": {name: {"external": "permit"} for name in ("internal", "confidential", "secret", "*")},
 }
 BASE = json.loads(example_request({"context.lease.grant": None}).to_json())
 # Numbers that have one exact JSON form (`digest.project` refuses the other integers).
@@ -111,6 +115,47 @@ def test_a_constraint_holds_the_same_values(
     permitted, codes = answer_to(pdp, document)
     assert permitted is constraint.permits(value)
     assert codes <= {"grant_argument"}
+
+
+VERDICTS = ("permit", "ask", "deny")
+STANDINGS: tuple[str, ...] = get_args(CallStanding)
+CODES = {"deviates": "deviates", "forbidden": "forbidden", "outside": "not_ordered", "none": "not_ordered"}
+verdicts = st.sampled_from(VERDICTS)
+tables = st.dictionaries(
+    st.sampled_from(EFFECTS), verdicts | st.dictionaries(st.sampled_from([*STANDINGS, "backed"]), verdicts, max_size=6),
+)
+
+
+def verdict(row: Any, standing: str, backed: bool) -> str:
+    """What a row says to a call, in Python."""
+    if isinstance(row, str):
+        return row
+    if backed and standing not in ("covered", "forbidden") and "backed" in row:
+        return str(row["backed"])
+    return str(row.get(standing, "deny"))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    table=tables, effects=st.lists(st.sampled_from(EFFECTS), min_size=1, max_size=3),
+    standing=st.sampled_from(STANDINGS), backed=st.booleans(),
+)
+def test_the_policy_decides_as_the_row_says(table: dict[str, Any], effects: list[str], standing: str, backed: bool) -> None:
+    """For the call and what it can set going alike, the strictest verdict counts; the reason names the standing."""
+    document = copy.deepcopy(BASE)
+    document["resource"]["properties"]["effect"] = effects[0]
+    document["resource"]["properties"]["reaches"] = [{"effect": e, "sink": "none"} for e in effects[1:]]
+    document["context"]["call"]["mandate"].update(standing=standing, backed=backed)
+    pdp = WasmPDP(wasm=WASM, data={DATA_ROOT: {**DATA, "effects": table}}, pool_size=1)
+    try:
+        answer: Any = pdp.document(json.dumps(document).encode())
+    finally:
+        pdp.close()
+    worst = max((verdict(table.get(e, "deny"), standing, backed) for e in effects), key=VERDICTS.index)
+    asked = "require_approval" in {o["type"] for o in answer["context"]["obligations"]}
+    assert (answer["decision"], asked) == (worst == "permit", worst == "ask")
+    codes = {reason["code"] for reason in answer["context"]["reasons"]}
+    assert codes == (set() if worst == "permit" else {"effect"} | {CODES[s] for s in [standing] if s in CODES})
 
 
 def paths(document: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.authzen import CallStanding, Decision
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.shipped_data import wrong_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
+from langchain_runtime_authz.profile import EFFECTS
 from langchain_runtime_authz.testing.requests import example_request
 from tests.bundles import DATA, WASM
 
@@ -25,7 +26,7 @@ APPROVAL = {
     "approvers": {"min": 2, "distinct_from_subject": True, "who": ["user:bob", "user:carol"]},
     "fallback": {"after": 60, "who": ["user:dave"]}, "asks": {"run": 5, "hour": 10},
 }
-STRICT: dict[str, Any] = {
+STRICT: dict[str, Any] = json.loads(json.dumps({
     **DATA, "approvals": {"*": APPROVAL, "pay": APPROVAL, "write": {**APPROVAL, "approvers": {"who": ["user:bob"]}}},
     "models": {"providers": ["openai"], "names": ["model-1"], "provider_tools": ["search"]},
     "rates": {"write": {"window": 60, "max": 2}, **DATA["rates"]},
@@ -35,10 +36,10 @@ STRICT: dict[str, Any] = {
         "tools": {"book_invoice": {"permit": "log"}},
     },
     "redact": {"book_invoice": ["iban", "name"]},
-}
+}))
 
 EFFECT, SINK, CALL_SINK = "resource.properties.effect", "resource.properties.sink", "context.call.sink"
-STANDING = "context.call.provenance.account.standing"
+STANDING, BACKED = "context.call.mandate.standing", "context.call.mandate.backed"
 FREE = {"context.lease.grant": None}
 OUT = {SINK: "external", CALL_SINK: "external", **FREE}
 
@@ -48,7 +49,7 @@ def _approved(**changes: object) -> dict[str, object]:
         "source": "interrupt", "approver": "bob", "authenticated": True, "args_digest": "sha256:" + "5e" * 32,
         "approvers": ["user:bob", "user:carol"], **changes,
     }
-    return {EFFECT: "pay", STANDING: "known", **FREE, "context.approval": given}
+    return {EFFECT: "pay", STANDING: "outside", **FREE, "context.approval": given}
 
 
 def _model(name: str, **properties: object) -> dict[str, object]:
@@ -60,10 +61,7 @@ REQUESTS = [
     example_request(overrides)
     for overrides in (
         {},
-        *({EFFECT: e, STANDING: s, **FREE} for e in ("read", "fetch", "write", "send", "pay", "delete", "admin")
-          for s in ("told", "known", "outside")),
-        *({EFFECT: e, STANDING: "named", **FREE, "context.call.intent.state": i} for e in ("write", "pay", "admin")
-          for i in ("delegated", "unasked", "unstated")),
+        *({EFFECT: e, STANDING: s, BACKED: b, **FREE} for e in EFFECTS for s in get_args(CallStanding) for b in (True, False)),
         {"context.plan.stale": True},
         {"context.plan.planned": False},
         {"context.call.changed": ["read_file"]},
@@ -75,11 +73,10 @@ REQUESTS = [
         {"resource.properties.profiled": False},
         {"resource.properties.profiled": False, EFFECT: "delete"},
         *({**OUT, "context.history.classes_read": [c]} for c in ("public", "internal", "confidential", "secret", "own")),
-        {**OUT, STANDING: "known"},
+        {**OUT, STANDING: "deviates"},
         {**OUT, STANDING: "outside"},
         *({f"context.history.{n}": 10_000} for n in
           ("denials", "streak", "unplanned", "tainted", "rotations", "last_minute")),
-        *({EFFECT: e, **FREE, "context.call.repeats": 2} for e in ("pay", "write")),
         {"context.delegation.depth": 100, **FREE},
         {"context.lease.steps": 10_000, "context.lease.seconds": 10_000},
         _approved(),
@@ -109,7 +106,7 @@ def _paths(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 # Of the big table some rows: all of its cells are read by one rule.
-PATHS = [p for p in _paths(STRICT) if p[0] != "effects" or set(p[1:2]) <= {"read", "write", "admin"}]
+PATHS = [p for p in _paths(STRICT) if p[0] != "effects" or set(p[1:2]) <= {"read", "fetch", "write"}]
 
 
 def _put(path: tuple[Any, ...], value: object) -> tuple[dict[str, Any], object]:
@@ -118,7 +115,7 @@ def _put(path: tuple[Any, ...], value: object) -> tuple[dict[str, Any], object]:
     at: Any = data
     for key in path[:-1]:
         at = at[key]
-    was, at[path[-1]] = at[path[-1]], value
+    was, at[path[-1]] = at.get(path[-1]) if isinstance(at, dict) else at[path[-1]], value
     return data, was
 
 
@@ -188,7 +185,7 @@ def test_no_other_type_at_any_place_permits_more(pdp: WasmPDP, before: list[Deci
 
 
 words = st.sampled_from(
-    ["permit", "ask", "deny", "told", "outside", "known", "pay", "write", "admin", "*", "interrupt", "hitl", "user:bob",
+    ["permit", "ask", "deny", "covered", "backed", "outside", "none", "pay", "write", "admin", "*", "interrupt", "hitl", "user:bob",
      "user:mallory", "other", "openai", "run_code", "desk", "effects", "max", "window", "public", "secret", ""],
 )
 anything = st.recursive(
@@ -213,7 +210,7 @@ def test_nothing_of_another_shape_permits_more(
 def test_what_has_another_shape_is_refused_at_construction(path: tuple[Any, ...], value: object) -> None:
     """With the key, and the same finding that `runtime-authz policy check` prints."""
     data, _ = _put(path, value)
-    if found := wrong_data(data):
+    if found := wrong_data(merge_data(DATA, data)):
         with pytest.raises(ConfigError) as caught:
             WasmPDP(data=data)
         assert caught.value.code == "policy_invalid"
@@ -229,3 +226,59 @@ def test_null_means_no_limit_only_where_it_is_documented() -> None:
     for path in PATHS:
         data, _ = _put(path, None)
         assert (not wrong_data(data)) == (path in NO_LIMIT), path
+
+
+# --- changes ------------------------------------------------------------------------------------------
+
+
+def _change(path: tuple[Any, ...], value: object) -> dict[str, Any]:
+    """The smallest document that changes one member."""
+    for key in reversed(path):
+        value = {key: value}
+    return value  # type: ignore[return-value]
+
+
+def _without(path: tuple[Any, ...]) -> dict[str, Any]:
+    data = copy.deepcopy(STRICT)
+    at: Any = data
+    for key in path[:-1]:
+        at = at[key]
+    at.pop(path[-1], None)
+    return data
+
+
+MEMBERS = [p for p in _paths(STRICT) if all(isinstance(key, str) for key in p)]
+TABLES = [p for p in MEMBERS if isinstance(_put(p, None)[1], dict)]
+places = st.sampled_from(MEMBERS) | st.builds(lambda table, name: (*table, name), st.sampled_from(TABLES), words)
+single = st.none() | st.booleans() | st.integers(0, 9) | words | st.lists(words, max_size=2)
+
+
+@given(path=places, value=single)
+def test_changing_one_member_changes_no_other(path: tuple[Any, ...], value: object) -> None:
+    """It is replaced whole, added, or removed by null. A whole table cannot be removed: its null is refused."""
+    removed = value is None and len(path) > 1
+    before = copy.deepcopy(STRICT)
+    assert merge_data(STRICT, _change(path, value)) == (_without(path) if removed else _put(path, value)[0])
+    assert before == STRICT
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "kept"),
+    [
+        ({"rates": {"pay": {"max": 1}}}, {EFFECT: "send", **FREE}, ["rate_limit"]),
+        ({"rates": {"pay": {"max": 1}}}, {EFFECT: "pay", **FREE}, ["rate_limit"]),
+        ({"anomaly": {"max_denials": 5}}, {"context.history.streak": 10}, ["revoke"]),
+        ({"approvals": {"pay": {"authenticated": True}}}, {EFFECT: "pay", STANDING: "none", **FREE}, ["require_approval"]),
+    ],
+    ids=str,
+)
+def test_tightening_one_bound_keeps_the_others(data: dict[str, Any], asked: dict[str, object], kept: list[str]) -> None:
+    pdps = [WasmPDP(pool_size=1), WasmPDP(data=data, pool_size=1)]
+    body = example_request(asked).to_json()
+    before, after = (Evaluator(p).evaluate([body])[0] for p in pdps)
+    for pdp in pdps:
+        pdp.close()
+    assert (after.outcome, after.reasons) == (before.outcome, before.reasons)
+    assert [o.type for o in after.obligations] == kept
+    for was, now in zip(before.obligations, after.obligations, strict=True):
+        assert was.properties.items() - now.properties.items() <= {("max", 5)} if was.type == "rate_limit" else was == now

@@ -101,7 +101,7 @@ def instances() -> list[RuntimeAuthz]:
     return [
         RuntimeAuthz(pdp=OpaPDP("https://opa:8181", ca_file="ca.pem"), ledger=SqliteLedger("ledger.db")),
         RuntimeAuthz(pdp=own, ledger=PostgresLedger("dsn"), issuer=LocalIssuer(KeyDirectory("keys"))),
-        RuntimeAuthz(pdp=ObserveOnly(WasmPDP(data={"effects": {}})), subject_from=platform_user),
+        RuntimeAuthz(pdp=ObserveOnly(WasmPDP(data={"effects": {"write": "deny"}})), subject_from=platform_user),
         RuntimeAuthz(pdp=DenyOverrides(CedarPDP(), CircuitBreaker(AuthzenPDP.discover("https://pdp.example")))),
         RuntimeAuthz(pdp=CandidatePDP(WasmPDP(), own), audit=OwnSink(), identity=OwnIdentity()),
         RuntimeAuthz(pdp=ReloadingPDP("policy.tar.gz", keys={"release": "pem"}), profiles="langchain"),

@@ -14,12 +14,13 @@ from langchain_runtime_authz.authzen import (
     ACTIONS,
     SCHEMA_VERSION,
     EvaluationRequest,
+    MandateContext,
     Subject,
 )
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.testing.requests import example_request
 
-# Request version 1. A line may be added, with a default; none is changed or taken away: somebody's
+# Request version 2. A line may be added, with a default; none is changed or taken away: somebody's
 # policy reads it. `…` stands for the object whose members follow.
 SAID = {
     "origin": "'human' | 'principal' | 'system' | 'internal' | 'external'",
@@ -36,7 +37,7 @@ PROVENANCE = {
     "derived": "bool = False",
     "lookalike": "bool = False",
 }
-REQUEST_V1 = {
+REQUEST_V2 = {
     "subject": {"type": "str", "id": "str", "properties": "dict[str, any] = {}"},
     "action": {
         "name": "'run/start' | 'run/resume' | 'agent/invoke' | 'model/call' | 'node/enter' | 'tools/call'",
@@ -47,7 +48,7 @@ REQUEST_V1 = {
         "properties": "dict[str, any] = {}",
     },
     "context": {
-        "schema_version": "1 = 1",
+        "schema_version": "2 = 2",
         "now": "int",
         "task": {"id": "str", "epoch": "int", "digest": "str", "text": "str", "corrections": "int"},
         "agent": {"path": "list[str]", "id": "str", "attested": "bool = False"},
@@ -90,7 +91,6 @@ REQUEST_V1 = {
             "position": "int = 0",
             "of": "int = 0",
             "changed": "bool = False",
-            "listed": "bool | null = None",
         },
         "call: … | null = None": {
             "id": "str | null = None",
@@ -102,9 +102,17 @@ REQUEST_V1 = {
                 "kind": "'principal' | 'url' | 'object' | 'name' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
                 "items: list[…] = []": PROVENANCE,
             },
-            "intent = IntentContext(state='unstated', source=None)": {
-                "state": "'intended' | 'delegated' | 'unasked' | 'unstated' = 'unstated'",
-                "source": "'words' | 'planner' | 'application' | null = None",
+            f"mandate = {MandateContext()!r}": {
+                "standing": "'covered' | 'deviates' | 'forbidden' | 'outside' | 'none' = 'none'",
+                "backed": "bool = False",
+                "source": "'application' | 'planner' | 'words' | null = None",
+                "step": "str | null = None",
+                "digest": "str | null = None",
+                "deviations: list[…] = []": {
+                    "argument": "str",
+                    "code": "'value' | 'missing' | 'undeclared' | 'unordered' | 'unread' | 'ambiguous' | 'untrusted' | 'extract' "
+                    "| 'text' | 'spent' | 'after' | 'confirm' | 'limit' | 'suspended'",
+                },
             },
             "sink": "'none' | 'internal' | 'external' | null = None",
             "changed": "list[str] = []",
@@ -190,15 +198,15 @@ def at(path: tuple[str | int, ...]) -> Any:
 # --- the request ---
 
 
-def test_the_fields_of_version_1_stand() -> None:
+def test_the_fields_of_version_2_stand() -> None:
     """Names, types, defaults and optionality are those that policies were written for."""
-    assert SCHEMA_VERSION == 1
-    assert fields_of(EvaluationRequest) == REQUEST_V1
+    assert SCHEMA_VERSION == 2
+    assert fields_of(EvaluationRequest) == REQUEST_V2
 
 
 def test_the_actions_are_the_pinned_ones() -> None:
     """The table of actions is the type's own list."""
-    assert " | ".join(map(repr, ACTIONS)) == REQUEST_V1["action"]["name"]  # type: ignore[index]
+    assert " | ".join(map(repr, ACTIONS)) == REQUEST_V2["action"]["name"]  # type: ignore[index]
 
 
 def test_an_older_request_is_still_a_request() -> None:
@@ -219,7 +227,7 @@ def test_a_request_survives_its_json() -> None:
     request = example_request()
     assert EvaluationRequest.model_validate_json(request.to_json()) == request
     assert EXAMPLE["context"]["delegation"]["edges"][0] == {"from": "supervisor", "to": "bookkeeper", "kind": "handoff"}
-    assert set(EXAMPLE["context"]) == {key.split(":")[0] for key in REQUEST_V1["context"]}
+    assert set(EXAMPLE["context"]) == {key.split(":")[0] for key in REQUEST_V2["context"]}
 
 
 @pytest.mark.parametrize("path", places(EXAMPLE), ids=lambda p: ".".join(map(str, p)))
@@ -228,7 +236,7 @@ def test_nothing_is_coerced(path: tuple[str | int, ...]) -> None:
     value = at(path)
     wrong: list[Any] = [[[]], 1.5]
     if not isinstance(value, bool):
-        wrong += [True] if path != ("context", "schema_version") else [2]  # pydantic takes `true` for its literal 1
+        wrong += [True]
     if not isinstance(value, int) or isinstance(value, bool):
         wrong += [1]
     if not isinstance(value, str):
@@ -252,11 +260,18 @@ def test_a_request_does_not_change() -> None:
         request.subject = Subject(type="user", id="mallory")  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", 1.5, None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", 2.5, None])
 def test_another_version_is_another_request(version: object) -> None:
     """A document of a version that this code does not know is refused."""
     with pytest.raises(ValidationError):
         EvaluationRequest.model_validate_json(changed(("context", "schema_version"), version))
+
+
+def test_an_intent_of_version_1_is_no_mandate() -> None:
+    """The fields that version 2 took away are refused in a request of version 2."""
+    for path, value in ((("context", "call", "intent"), {"state": "intended", "source": "words"}), (("context", "plan", "listed"), True)):
+        with pytest.raises(ValidationError):
+            EvaluationRequest.model_validate_json(changed(path, value))
 
 
 def test_a_subject_is_a_name_or_a_full_one() -> None:

@@ -23,13 +23,12 @@ from tests.bundles import DATA
 
 ROOT = Path(__file__).parents[2]
 EFFECT, GRANT, HISTORY = "resource.properties.effect", "context.lease.grant", "context.history"
-UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+STANDING = "context.call.mandate.standing"
 MODEL = {
     "action.name": "model/call", "resource.type": "model", "resource.id": "m", "context.call": None, "context.plan": None,
     "resource.properties": {"tools": ["a"], "provider_tools": []},
 }  # fmt: skip
 EXTERNAL = {"resource.properties.sink": "external", "context.call.sink": "external", GRANT: None}
-OUTSIDE = {"context.call.provenance.account.standing": "outside"}
 
 # What of the example request is changed, and of the shipped data, so that the rule gives its reason.
 TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -46,14 +45,13 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stale_plan": ({"context.plan.stale": True}, {}),
     "unplanned": ({"context.plan.planned": False}, {}),
     "plan_changed": ({"context.plan.planned": False, "context.plan.changed": True}, {}),
-    "unlisted": ({"context.plan.listed": False}, {"plan": {**DATA["plan"], "unlisted": "deny"}}),
-    "repeated": ({"context.call.repeats": 1}, {"repeats": {"write": "deny"}}),
     "data_changed": ({"context.call.changed": ["read_file"]}, {}),
     "anonymous": ({"subject.type": "anonymous"}, {}),
     "unprofiled": ({"resource.properties.profiled": False}, {}),
-    "effect": ({EFFECT: "pay", **UNSTATED}, {}),
-    "not_asked": ({"context.call.intent": {"state": "unasked", "source": "words"}}, {}),
-    "argument_source": (OUTSIDE, {}),
+    "effect": ({}, {"effects": {"write": "ask"}}),
+    "not_ordered": ({STANDING: "outside"}, {}),
+    "deviates": ({STANDING: "deviates"}, {}),
+    "forbidden": ({STANDING: "forbidden"}, {}),
     "data_flow": ({**EXTERNAL, f"{HISTORY}.classes_read": ["secret"]}, {}),
     "denial_streak": ({f"{HISTORY}.streak": DATA["anomaly"]["max_streak"]}, {}),
     "burst": ({f"{HISTORY}.last_minute": DATA["anomaly"]["max_per_minute"]}, {}),
@@ -63,7 +61,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "too_deep": ({"context.delegation.depth": DATA["anomaly"]["max_depth"], GRANT: None}, {}),
     "step_budget": ({"context.lease.steps": DATA["anomaly"]["max_steps"]}, {}),
     "time_budget": ({"context.lease.seconds": DATA["anomaly"]["max_seconds"]}, {}),
-    "obligation:require_approval": ({EFFECT: "pay", **UNSTATED}, {}),
+    "obligation:require_approval": ({STANDING: "none"}, {}),
     "obligation:rate_limit": ({}, {"rates": {"write": {"window": 60, "max": 1}}}),
     "obligation:budget": ({}, {"budget": {"effects": {"write": {"max": 1}}}}),
     "obligation:notify": ({}, {"notify": {"effects": {"write": {"permit": "desk"}}}}),

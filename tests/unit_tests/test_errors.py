@@ -37,7 +37,7 @@ PINNED = {
     "pdp_status", "pdp_protocol", "pdp_too_large", "pdp_undefined", "pdp_circuit_open", "not_evaluated",
     "credential_expired", "credential_not_yet_valid", "credential_tenant", "credential_key", "credential_tool",
     "credential_missing", "keys_unavailable", "status_unavailable", "proof_missing", "proof_invalid", "proof_replayed",
-    "proof_nonce", "proof_limit", "unlisted", "exchange_refused", "exchange_failed", "no_call",
+    "proof_nonce", "proof_limit", "exchange_refused", "exchange_failed", "no_call",
 }  # fmt: skip
 
 

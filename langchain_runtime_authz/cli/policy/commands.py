@@ -87,7 +87,7 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
       runtime-authz policy check my-policy
       runtime-authz policy check data.json
     """  # noqa: D301
-    from langchain_runtime_authz.cli.policy.project import SHIPPED_REGO, lint_rego, open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.project import lint_rego, merge_shipped, open_policy, read_rego, unread
     from langchain_runtime_authz.pdp.shipped_data import wrong_data
     from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 
@@ -99,7 +99,8 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> None:
         if not found:
             opened = open_policy(policy, opa)
             found += lint_rego({n: t for n, t in opened.rego.items() if n not in own})
-            data = opened.data.get(DATA_ROOT, opened.data if SHIPPED_REGO in opened.rego else {})
+            whole = opened.data if opened.wasm is not None else merge_shipped(opened.data)
+            data = whole.get(DATA_ROOT, {})
             found += [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]
             if not found:
                 opened.pdp().close()

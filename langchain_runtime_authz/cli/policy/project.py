@@ -41,7 +41,7 @@ from langchain_runtime_authz.pap.bundle import (
 )
 from langchain_runtime_authz.pap.signature import DATA, MANIFEST
 from langchain_runtime_authz.pdp.shipped_data import check_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 __all__ = ["Policy", "find_opa", "lint_rego", "open_policy", "run_opa", "unread"]
@@ -72,7 +72,7 @@ class Policy:
         name: the name of its source.
         number: its revision; 0 if it has none.
         wasm: the compiled policy; `None` for the shipped one.
-        data: the whole data document if `wasm` is given, else the shipped data's keys to replace.
+        data: the whole data document if `wasm` is given, else the shipped data's members to change.
         rego: file → source, to find a rule's line; the shipped source if it has no rules of its own.
     """
 
@@ -258,8 +258,8 @@ def _project(path: Path, opa: str | None) -> Policy:
 def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole data document of a project that builds on the shipped policy.
 
-    `given` holds keys of the shipped data to replace. Or it holds them under `runtime_authz_data`, next to the data
-    of the project's own rules.
+    `given` holds members of the shipped data to change (`merge_data`). Or it holds them under `runtime_authz_data`,
+    next to the data of the project's own rules.
 
     Raises:
         ConfigError: `policy_invalid`.
@@ -276,7 +276,7 @@ def merge_shipped(given: Mapping[str, Any]) -> dict[str, Any]:
         raise _invalid(
             f"{DATA}: `{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
         )
-    return {**own, DATA_ROOT: {**shipped, **inner}}
+    return {**own, DATA_ROOT: merge_data(shipped, inner)}
 
 
 def patched(cases: list[Any]) -> list[Any]:

@@ -246,11 +246,6 @@ def _approved(source: str, *, authenticated: bool) -> Edit:
     return edit
 
 
-def _told(document: dict[str, Any]) -> None:
-    for argument in (document["context"].get("call") or {}).get("provenance", {}).values():
-        argument.update({"class": "human", "standing": "told", "derived": False, "lookalike": False})
-
-
 def _unread(name: str) -> Edit:
     def edit(document: dict[str, Any]) -> None:
         history = document["context"]["history"]
@@ -274,8 +269,8 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "the run has no grant that limits it", _at("context.lease.grant", None)
     for name in request["context"]["lease"]["grant"] or {}:
         yield f"the grant does not limit `{name}`", _without(f"context.lease.grant.{name}")
-    yield "the words of the task ask for it", _at("context.call.intent", {"state": "intended", "source": "words"})
-    yield "the user said every critical argument", _told
+    yield "the task's mandate covers the call", _at("context.call.mandate.standing", "covered")
+    yield "each critical argument is told, selected or known", _at("context.call.mandate.backed", True)
     yield "the task and the plan are of one epoch", _at("context.plan.stale", False)
     yield "a recorded plan holds the call", _at("context.plan.planned", True)
     yield (
@@ -297,7 +292,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "no recorded plan holds the call", _at("context.plan.planned", False)
     yield "the tool has no reviewed profile", _at("resource.properties.profiled", False)
     yield "there is no approval", _at("context.approval", None)
-    yield "the task does not ask for it", _at("context.call.intent", {"state": "unasked", "source": "words"})
+    yield "the task has no mandate", _at("context.call.mandate.standing", "none")
     yield "its arguments leave the organisation (sink `external`)", _at("context.call.sink", "external")
 
 

@@ -1,4 +1,4 @@
-# The shipped policy. One question (`EvaluationRequest`, version 1), one answer:
+# The shipped policy. One question (`EvaluationRequest`, version 2), one answer:
 #
 #   {"decision": bool, "context": {"reasons": [{"code": ...}], "obligations": [...], "ttl": 0,
 #    "policy": {"revision": ...}}}
@@ -9,41 +9,29 @@
 # external; data classes and tools are names of your own.
 #
 #   revision    string, carried in the answer; `WasmPDP` puts its own fingerprint here
-#   effects     effect -> verdict, for tools with a reviewed profile; or effect -> intent -> worth ->
-#               verdict. *Intent*: does the task ask for the tool? intended, delegated (the user said to
-#               do what a named source says), unasked, unstated (no words were declared), or "*".
-#               *Worth* is that of the weakest critical argument: told (by the user, or the
-#               principal's own), selected (a trusted source says it, in a record that the user's
-#               words name), known (a trusted source says it), outside. A call without critical
-#               arguments is worth "known"
-#   worth       "effect/kind", kind of argument or "*" -> standing or "*" -> worth, where these differ: a
-#               source that the user named ("named") vouches for some kinds, but not for destinations; a
-#               known object is good enough to work on, but not to be deleted, and a new object
-#               should not take the name of a known one
+#   effects     effect -> verdict, for tools with a reviewed profile; or effect -> {standing or "backed" ->
+#               verdict}. The standing says how the call compares with the task's mandate: covered, deviates,
+#               forbidden, outside, none. If the row has "backed" and the call is backed, "backed" decides in
+#               place of deviates, outside and none. A call is backed if each argument that decides whom or what
+#               it hits is told, selected or known. A missing member denies
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that the acting agent can
 #               know something of reach a tool with this sink? (sink "none" always may; a policy that
 #               wants every agent judged by what any of them read asks `history.classes_read`)
-#   declassify  worths: a flow that would ask need not where the task asks for the tool and every
-#               destination is worth one of these
+#   declassify  standings: a flow that would ask need not if the call has one of these
 #   plan        stale: effects refused when the plan belongs to an older task;
-#               unplanned_permitted: effects permitted although no recorded plan holds the call;
-#               unlisted: verdict on a side effect that the agent's own to-do list does not have (the
-#               model wrote it, so it only ever narrows; absent: permit)
-#   repeats     effect -> verdict on a call that does what one of the same tool with the same critical
-#               arguments did before it, for the same task, or can set that going: a payment that is made
-#               twice (absent: permit)
+#               unplanned_permitted: effects permitted although no recorded plan holds the call
 #   anonymous   effects, data_classes: all that a subject of type "anonymous" may use
 #   approvals   effect or "*" -> {sources, authenticated, expires_in, edits, ...}: which approval lifts an
-#               "ask". Sources are interrupt, application and hitl (LangChain's own review, whose word
-#               is taken as it comes: never authenticated); `authenticated: true` demands a verified
-#               approver; it counts `expires_in` seconds from the question on (absent: as long as the
-#               task stands); `edits` says whether an approver may put other arguments ("args") or another
-#               tool too ("any") in a call's place, or nothing ("none"). `approvers` {min,
-#               distinct_from_subject, who}: how many people must approve, whether the subject may be one,
-#               and which (`type:id`; absent: any). `fallback` {after, who}: who may too, once nobody
-#               answered for so many seconds. `asks` {run, hour}: how many questions one run may ask, and
-#               one subject in an hour. The PEP counts both, and people, atomically
+#               "ask". What an effect's row does not say, "*" says. Sources are interrupt, application and
+#               hitl (LangChain's own review, whose word is taken as it comes: never authenticated);
+#               `authenticated: true` demands a verified approver; it counts `expires_in` seconds from the
+#               question on (absent: as long as the task stands); `edits` says whether an approver may put
+#               other arguments ("args") or another tool too ("any") in a call's place, or nothing ("none").
+#               `approvers` {min, distinct_from_subject, who}: how many people must approve, whether the
+#               subject may be one, and which (`type:id`; absent: any). `fallback` {after, who}: who may too,
+#               once nobody answered for so many seconds. `asks` {run, hour}: how many questions one run may
+#               ask, and one subject in an hour. The PEP counts both, and people, atomically
 #   models      providers, names: of models that may be called (null: any); provider_tools: tools run
 #               by the provider that a model may be given. Others are taken out of the model's request
 #   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
@@ -137,7 +125,7 @@ denied contains "grant_expired" if not grant_unexpired
 action_known if resource_types[input.action.name] == input.resource.type
 
 well_formed if {
-	input.context.schema_version == 1
+	input.context.schema_version == 2
 	is_string(input.subject.type)
 	input.subject.type != ""
 	is_string(input.resource.id)
@@ -338,56 +326,6 @@ denied contains "plan_changed" if {
 	not as_planned
 }
 
-# The agent keeps a to-do list, and this is not on it.
-denied contains "unlisted" if {
-	off_list
-	unlisted_verdict == "deny"
-}
-
-asked contains "unlisted" if {
-	off_list
-	unlisted_verdict == "ask"
-}
-
-unlisted_verdict := object.get(cfg.plan, "unlisted", "permit")
-
-off_list if {
-	is_call
-	input.context.plan.listed == false
-	not effect in {"read", "fetch"}
-}
-
-# The same was done before, and the task has not changed since.
-denied contains "repeated" if {
-	is_call
-	repeated
-	"deny" in repeat_verdicts
-}
-
-asked contains "repeated" if {
-	is_call
-	repeated
-	"ask" in repeat_verdicts
-}
-
-# Requests and data that were made before there was such a count have none.
-repeat_table := object.get(cfg, "repeats", {})
-
-repeat_verdicts := {object.get(repeat_table, name, "permit") | some name in effects}
-
-repeats := object.get(input.context.call, "repeats", 0)
-
-repeated if repeats > 0
-
-repeats_formed if {
-	whole(repeats)
-	repeats >= 0
-	is_object(repeat_table)
-	every verdict in repeat_verdicts {
-		verdict in {"permit", "ask", "deny"}
-	}
-}
-
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
 denied contains "data_changed" if {
 	is_call
@@ -428,10 +366,21 @@ denied contains "unprofiled" if {
 	not unprofiled_bearable
 }
 
-denied contains "effect" if {
-	is_call
-	profiled
-	not effect_bearable
+denied contains "effect" if effect_denies
+
+denied contains "not_ordered" if {
+	effect_denies
+	not_ordered
+}
+
+denied contains "deviates" if {
+	effect_denies
+	standing == "deviates"
+}
+
+denied contains "forbidden" if {
+	effect_denies
+	standing == "forbidden"
 }
 
 denied contains "data_flow" if {
@@ -451,15 +400,14 @@ call_formed if {
 	is_object(input.context.call.args)
 	plan_formed
 	bounds_formed
-	is_object(provenance)
+	standing
+	is_boolean(backed)
 	is_array(input.context.call.changed)
 	is_array(reaches)
 	every reached in reaches {
 		reached.effect in known_effects
 		reached.sink in known_sinks
 	}
-	unlisted_verdict in {"permit", "ask", "deny"}
-	repeats_formed
 	rate_formed
 	budgets_formed
 	notices_formed
@@ -585,7 +533,28 @@ revocation := [{"id": "anomaly", "type": "revoke", "properties": {}}] if {
 	not name in only_denies
 }
 
-# --- tools/call: verdicts, and what asks ------------------------------------------------------------
+# --- tools/call: how the call compares with the mandate -------------------------------------------------
+
+standing := input.context.call.mandate.standing if {
+	input.context.call.mandate.standing in {"covered", "deviates", "forbidden", "outside", "none"}
+}
+
+backed := input.context.call.mandate.backed
+
+not_ordered if standing in {"outside", "none"}
+
+effect_denies if {
+	is_call
+	profiled
+	not effect_bearable
+}
+
+effect_asks if {
+	is_call
+	profiled
+	some name in effects
+	effect_verdict(name) == "ask"
+}
 
 effect_bearable if {
 	effect in effects
@@ -603,100 +572,35 @@ reaches := object.get(input.resource.properties, "reaches", [])
 
 effect_verdict(name) := cfg.effects[name] if is_string(cfg.effects[name])
 
-effect_verdict(name) := verdict if {
-	table := cfg.effects[name]
-	is_object(table)
-	row := object.get(table, intent, object.get(table, "*", {}))
-	verdict := object.get(row, worth, "deny")
-}
+effect_verdict(name) := object.get(cfg.effects[name], member(cfg.effects[name]), "deny") if is_object(cfg.effects[name])
 
-# --- tools/call: does the task ask for it, and where did the arguments come from ------------------------
+# The member of a row that decides this call.
+member(row) := "backed" if {
+	backed == true
+	standing in {"deviates", "outside", "none"}
+	"backed" in object.keys(row)
+} else := standing
 
-default intent := "unasked"
-
-intent := "unstated" if not input.context.call.intent
-
-intent := input.context.call.intent.state if {
-	input.context.call.intent.state in {"intended", "delegated", "unasked", "unstated"}
-}
-
-worths := ["told", "selected", "known", "outside"]
-
-ranks := {name: i | some i, name in worths}
-
-default worth := "outside"
-
-worth := "known" if count(provenance) == 0
-
-worth := worths[max(argument_ranks)] if {
-	count(argument_ranks) > 0
-	count(argument_ranks) == count(provenance)
-}
-
-provenance := object.get(input.context.call, "provenance", {})
-
-# A list, not a set: one rank for each argument that can be read.
-argument_ranks := [rank |
-	some argument in provenance
-	rank := object.get(ranks, argument_worth(argument), 3)
-]
-
-# The first row that knows the standing.
-argument_worth(argument) := worth_in(object.get(cfg.worth, concat("/", [effect, argument.kind]), {}), argument, worth_in(
-	object.get(cfg.worth, argument.kind, {}), argument,
-	worth_in(object.get(cfg.worth, "*", {}), argument, argument.standing),
-)) if {
-	is_string(argument.kind)
-	is_string(argument.standing)
-}
-
-worth_in(row, argument, otherwise) := object.get(row, argument.standing, object.get(row, "*", otherwise))
-
-destinations := [argument | some argument in provenance; argument.kind in {"principal", "url", "channel"}]
-
-# The user's own words send it there.
 declassified if {
 	is_array(cfg.declassify)
-	intent in {"intended", "delegated"}
-	count(destinations) > 0
-	every argument in destinations {
-		argument_worth(argument) in cfg.declassify
-	}
+	standing in cfg.declassify
 }
 
-denied contains "not_asked" if {
-	is_call
-	profiled
-	intent == "unasked"
-	not effect_bearable
-}
+asked contains "effect" if effect_asks
 
-denied contains "argument_source" if {
-	is_call
-	profiled
-	intent != "unstated"
-	worth in {"known", "outside"}
-	not effect_bearable
-}
-
-asked contains "not_asked" if {
-	is_call
-	profiled
-	intent == "unasked"
+asked contains "not_ordered" if {
 	effect_asks
+	not_ordered
 }
 
-asked contains "argument_source" if {
-	is_call
-	profiled
-	intent != "unstated"
-	worth in {"known", "outside"}
+asked contains "deviates" if {
 	effect_asks
+	standing == "deviates"
 }
 
-effect_asks if {
-	some name in effects
-	effect_verdict(name) == "ask"
+asked contains "forbidden" if {
+	effect_asks
+	standing == "forbidden"
 }
 
 # --- tools/call: what was read, and where it would go ---------------------------------------------------
@@ -744,12 +648,6 @@ flow_bearable_to(to) if {
 	}
 }
 
-asked contains "effect" if {
-	is_call
-	profiled
-	effect_asks
-}
-
 asked contains "unprofiled" if {
 	is_call
 	not profiled
@@ -765,7 +663,7 @@ asked contains "data_flow" if {
 	flow_verdict(class, to) == "ask"
 }
 
-needed := object.get(cfg.approvals, effect, object.get(cfg.approvals, "*", {}))
+needed := object.union(object.get(cfg.approvals, "*", {}), object.get(cfg.approvals, effect, {}))
 
 approval_needed := {"id": "approval", "type": "require_approval", "properties": approval_term}
 

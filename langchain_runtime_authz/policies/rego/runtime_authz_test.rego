@@ -12,7 +12,7 @@ base := {
 		"properties": {"effect": "write", "sink": "internal", "data_class": "confidential", "profiled": true},
 	},
 	"context": {
-		"schema_version": 1,
+		"schema_version": 2,
 		"now": 1000,
 		"task": {"id": "t", "epoch": 2, "digest": "d", "text": "x", "corrections": 0},
 		"agent": {"path": ["root"], "id": "root", "attested": false},
@@ -23,6 +23,7 @@ base := {
 			"state": "new",
 			"args": {"amount": 10, "to": "UK12"},
 			"args_digest": "sha256:1",
+			"mandate": {"standing": "covered", "backed": false, "source": "words", "step": "s", "digest": "d", "deviations": []},
 			"provenance": {},
 			"changed": [],
 		},
@@ -48,7 +49,9 @@ asked(request) := answer if {
 	answer := runtime_authz.decision with input as request
 }
 
-patched(patch) := asked(object.union(base, patch))
+patched_request(patch) := object.union(base, patch)
+
+patched(patch) := asked(patched_request(patch))
 
 without(paths) := asked(json.remove(base, paths))
 
@@ -72,17 +75,22 @@ permits(answer) if {
 
 properties(fields) := {"resource": {"properties": fields}}
 
+compared(standing, backed) := {"context": {"call": {"mandate": {"standing": standing, "backed": backed}}}}
+
+called(effect, standing, backed) := object.union(properties({"effect": effect}), compared(standing, backed))
+
+unordered := called("pay", "none", false)
+
+asks_unordered(answer) if asks(answer, ["effect", "not_ordered"])
+
 granted(fields) := {"context": {"lease": {"grant": fields}}}
 
-approval(source, authenticated) := {
-	"resource": {"properties": {"effect": "pay"}},
-	"context": {"approval": {
-		"source": source,
-		"approver": "bob",
-		"authenticated": authenticated,
-		"args_digest": "sha256:1",
-	}},
-}
+approval(source, authenticated) := object.union(unordered, {"context": {"approval": {
+	"source": source,
+	"approver": "bob",
+	"authenticated": authenticated,
+	"args_digest": "sha256:1",
+}}})
 
 # --- every action ---
 
@@ -128,8 +136,9 @@ test_unknown_action if {
 }
 
 test_no_permit if {
-	denies(patched({"context": {"schema_version": 2}}), ["no_permit"])
-	denies(patched({"context": {"schema_version": "1"}}), ["no_permit"])
+	every version in [1, 3, "2", null] {
+		denies(patched({"context": {"schema_version": version}}), ["no_permit"])
+	}
 	denies(patched({"subject": {"type": ""}}), ["no_permit"])
 	denies(patched({"context": {"history": {"denials": "0"}}}), ["no_permit"])
 	denies(patched({"context": {"call": {"args": []}}}), ["no_permit"])
@@ -233,13 +242,64 @@ test_anonymous if {
 # --- verdicts ---
 
 test_effect if {
-	denies(patched(properties({"effect": "admin"})), ["effect"])
-	every effect in ["send", "pay", "delete"] {
-		asks(patched(properties({"effect": effect})), ["effect"])
+	every effect in ["fetch", "write", "send", "pay", "delete", "admin"] {
+		permits(patched(called(effect, "covered", false)))
+		asks(patched(called(effect, "deviates", false)), ["deviates", "effect"])
+		denies(patched(called(effect, "forbidden", true)), ["effect", "forbidden"])
+		every standing in ["outside", "none"] {
+			asks(patched(called(effect, standing, false)), ["effect", "not_ordered"])
+		}
+	}
+	every standing in ["covered", "deviates", "forbidden", "outside", "none"] {
+		permits(patched(called("read", standing, false)))
 	}
 	denies(patched({}), ["effect"]) with data.runtime_authz_data.effects as {}
 	denies(patched({}), ["effect"]) with data.runtime_authz_data.effects as {"write": "maybe"}
 	denies(patched(properties({"effect": "smite"})), ["effect", "no_permit"])
+}
+
+test_backed_decides_where_the_row_has_it if {
+	every standing in ["deviates", "outside", "none"] {
+		permits(patched(called("fetch", standing, true)))
+		every effect in ["write", "send", "pay", "delete", "admin"] {
+			patched(called(effect, standing, true)).decision == false
+		}
+	}
+	row := {"covered": "permit", "backed": "deny", "forbidden": "ask"}
+	denies(patched(called("pay", "none", true)), ["effect", "not_ordered"]) with data.runtime_authz_data.effects.pay as row
+	permits(patched(called("pay", "covered", true))) with data.runtime_authz_data.effects.pay as row
+	asks(patched(called("pay", "forbidden", true)), ["effect", "forbidden"]) with data.runtime_authz_data.effects.pay as row
+}
+
+test_a_standing_that_the_row_lacks_denies if {
+	row := {"covered": "permit"}
+	denies(patched(called("pay", "outside", true)), ["effect", "not_ordered"]) with data.runtime_authz_data.effects.pay as row
+	denies(patched(called("pay", "deviates", true)), ["deviates", "effect"]) with data.runtime_authz_data.effects.pay as row
+	every wrong in [null, [], "maybe", {"covered": null}, {"covered": ["permit"]}, ["covered"]] {
+		denies(patched(called("pay", "covered", true)), ["effect"]) with data.runtime_authz_data.effects.pay as wrong
+	}
+}
+
+test_a_mandate_that_can_not_be_read_denies if {
+	every effect in ["read", "fetch", "pay"] {
+		every wrong in [null, "covered", [], {}, {"standing": "covered"}, {"backed": true}] {
+			request := json.patch(patched_request(properties({"effect": effect})), [{
+				"op": "replace",
+				"path": "/context/call/mandate",
+				"value": wrong,
+			}])
+			answer := asked(request)
+			answer.decision == false
+			"no_permit" in {reason.code | some reason in answer.context.reasons}
+		}
+		every wrong in [null, true, "COVERED", "backed", "*", ["covered"], {"covered": true}] {
+			patched(called(effect, wrong, true)).decision == false
+		}
+		every wrong in [null, "true", 1, []] {
+			denies(patched(called(effect, "covered", wrong)), ["no_permit"])
+		}
+	}
+	denies(without(["context/call/mandate"]), ["effect", "no_permit"])
 }
 
 test_unprofiled if {
@@ -250,28 +310,47 @@ test_unprofiled if {
 	denies(patched(properties({"profiled": false})), ["unprofiled"]) with data.runtime_authz_data.unprofiled as {}
 }
 
+read_of(class) := {"context": {"history": {"classes_read": ["public", class]}}}
+
 test_data_flow if {
+	outward := called_to("external", "deviates")
 	every class in ["internal", "confidential"] {
-		read := {"context": {"history": {"classes_read": ["public", class]}}}
-		asks(patched(object.union(properties({"sink": "external"}), read)), ["data_flow"])
+		asks(patched(object.union(outward, read_of(class))), ["data_flow"]) with data.runtime_authz_data.effects.write as "permit"
 	}
 	every class in ["secret", "of-another-house"] {
-		read := {"context": {"history": {"classes_read": ["public", class]}}}
-		denies(patched(object.union(properties({"sink": "external"}), read)), ["data_flow"])
-		permits(patched(object.union(properties({"sink": "internal"}), read)))
-		permits(patched(object.union(properties({"sink": "none"}), read)))
+		denies(patched(object.union(properties({"sink": "external"}), read_of(class))), ["data_flow"])
+		permits(patched(object.union(properties({"sink": "internal"}), read_of(class))))
+		permits(patched(object.union(properties({"sink": "none"}), read_of(class))))
 	}
 	permits(patched(properties({"sink": "external"})))
 	denies(patched({"context": {"history": {"classes_read": "public"}}}), ["data_flow"])
 }
 
+called_to(sink, standing) := object.union(properties({"sink": sink}), compared(standing, false))
+
+test_data_goes_where_the_mandate_says if {
+	leaves := object.union(called_to("external", "covered"), read_of("confidential"))
+	permits(patched(leaves))
+	asks(patched(leaves), ["data_flow"]) with data.runtime_authz_data.declassify as []
+	every wrong in [null, "covered", {"a": "covered"}, ["told"]] {
+		asks(patched(leaves), ["data_flow"]) with data.runtime_authz_data.declassify as wrong
+	}
+	every standing in ["deviates", "outside", "none"] {
+		other := object.union(leaves, compared(standing, true))
+		asks(patched(other), ["data_flow"]) with data.runtime_authz_data.effects.write as "permit"
+		permits(patched(other)) with data.runtime_authz_data.effects.write as "permit"
+			with data.runtime_authz_data.declassify as [standing]
+	}
+	denies(patched(object.union(leaves, read_of("secret"))), ["data_flow"])
+}
+
 test_a_deny_hides_the_ask if {
-	denies(patched(object.union(properties({"effect": "pay"}), granted({"tools": []}))), ["grant_tool"])
+	denies(patched(object.union(unordered, granted({"tools": []}))), ["grant_tool"])
 }
 
 test_denial_streak if {
-	every name in ["write", "pay"] {
-		answer := patched(object.union(properties({"effect": name}), {"context": {"history": {"denials": 25}}}))
+	every standing in ["covered", "none"] {
+		answer := patched(object.union(called("pay", standing, false), {"context": {"history": {"denials": 25}}}))
 		answer.decision == false
 		answer.context.reasons == [{"code": "denial_streak"}]
 		answer.context.obligations == [{"id": "anomaly", "type": "revoke", "properties": {}}]
@@ -315,8 +394,8 @@ test_a_bound_that_is_not_set_is_none if {
 }
 
 test_data_that_changed_rotates if {
-	every name in ["write", "pay"] {
-		answer := patched(object.union(properties({"effect": name}), {"context": {"call": {"changed": ["read_bill"]}}}))
+	every standing in ["covered", "none"] {
+		answer := patched(object.union(called("pay", standing, false), {"context": {"call": {"changed": ["read_bill"]}}}))
 		answer.decision == false
 		answer.context.reasons[_].code == "data_changed"
 		answer.context.obligations == [{"id": "data", "type": "rotate", "properties": {}}]
@@ -379,191 +458,7 @@ test_tools_are_withheld_from_a_model if {
 	open.context.obligations == []
 }
 
-# --- intent and provenance ---
-
-argued(effect, state, kind, standing) := {
-	"resource": {"properties": {"effect": effect}},
-	"context": {"call": {
-		"intent": {"state": state, "source": "words"},
-		"sink": "internal",
-		"provenance": {"to": {"kind": kind, "class": "x", "standing": standing, "items": []}},
-	}},
-}
-
-test_what_the_human_told_is_done if {
-	every effect in ["write", "send", "pay", "delete", "admin"] {
-		answer := patched(argued(effect, "intended", "principal", "told"))
-		answer.decision == true
-	}
-	every effect in ["write", "send", "pay", "delete"] {
-		answer := patched(argued(effect, "intended", "object", "selected"))
-		answer.decision == true
-	}
-}
-
-test_a_destination_that_nobody_inside_asserted_is_asked_about if {
-	every effect in ["write", "send", "pay", "delete"] {
-		every standing in ["outside", "named"] {
-			asks(patched(argued(effect, "intended", "principal", standing)), ["argument_source", "effect"])
-		}
-		expected := ["argument_source", "effect", "not_asked"]
-		denies(patched(argued(effect, "unasked", "principal", "outside")), expected)
-	}
-}
-
-test_what_the_task_does_not_ask_for_is_asked_about if {
-	every effect in ["write", "send", "pay", "delete"] {
-		asks(patched(argued(effect, "unasked", "principal", "told")), ["effect", "not_asked"])
-	}
-	denies(patched(argued("admin", "unasked", "principal", "told")), ["effect", "not_asked"])
-}
-
-test_a_known_destination_is_not_enough_to_send if {
-	every effect in ["send", "pay", "delete"] {
-		asks(patched(argued(effect, "intended", "principal", "known")), ["argument_source", "effect"])
-	}
-	permits(patched(argued("write", "intended", "principal", "known")))
-}
-
-test_a_known_object_is_worked_on_and_not_deleted if {
-	every effect in ["write", "send"] {
-		permits(patched(argued(effect, "intended", "object", "known")))
-	}
-	asks(patched(argued("delete", "intended", "object", "known")), ["argument_source", "effect"])
-}
-
-test_to_administer_is_asked_about_where_the_task_asks_for_it if {
-	every standing in ["known", "named", "outside"] {
-		asks(patched(argued("admin", "intended", "principal", standing)), ["argument_source", "effect"])
-		denies(patched(argued("admin", "delegated", "principal", standing)), ["argument_source", "effect"])
-	}
-	asks(patched(argued("admin", "intended", "object", "known")), ["argument_source", "effect"])
-}
-
-test_a_to_do_list_only_narrows if {
-	off := {"context": {"plan": {"listed": false}}}
-	permits(patched(off))
-	asks(patched(off), ["unlisted"]) with data.runtime_authz_data.plan.unlisted as "ask"
-	denies(patched(off), ["unlisted"]) with data.runtime_authz_data.plan.unlisted as "deny"
-	denies(patched(off), ["no_permit"]) with data.runtime_authz_data.plan.unlisted as "maybe"
-	every listed in [true, null] {
-		permits(patched({"context": {"plan": {"listed": listed}}})) with data.runtime_authz_data.plan.unlisted as "deny"
-	}
-	reads := object.union(off, properties({"effect": "read"}))
-	permits(patched(reads)) with data.runtime_authz_data.plan.unlisted as "deny"
-	denies(patched(object.union({"context": {"plan": {"listed": true}}}, argued("write", "unasked", "principal", "outside"))), ["argument_source", "effect", "not_asked"])
-}
-
-again(effect, times) := object.union(argued(effect, "intended", "principal", "told"), {"context": {"call": {"repeats": times}}})
-
-test_what_was_done_before_is_asked_about if {
-	permits(patched(again("pay", 0)))
-	asks(patched(again("pay", 1)), ["repeated"])
-	permits(patched(again("write", 3)))
-	permits(patched(again("pay", 1))) with data.runtime_authz_data.repeats as {"pay": "permit"}
-	denies(patched(again("pay", 1)), ["repeated"]) with data.runtime_authz_data.repeats as {"pay": "deny"}
-	every wrong in ["1", -1, 0.5, null, true, 9007199254740992, 1e308] {
-		denies(patched(again("pay", wrong)), ["no_permit"])
-	}
-	reaching := {"resource": {"properties": {"reaches": [{"tool": "bank", "effect": "pay", "sink": "internal"}]}}}
-	permits(patched(object.union(again("write", 0), reaching)))
-	asks(patched(object.union(again("write", 1), reaching)), ["repeated"])
-	every wrong in [{"pay": "maybe"}, {"pay": null}, [], null, "ask"] {
-		denies(patched(again("pay", 1)), ["no_permit"]) with data.runtime_authz_data.repeats as wrong
-	}
-}
-
-test_a_new_object_is_called_what_the_human_says if {
-	every standing in ["told", "selected"] {
-		permits(patched(argued("write", "intended", "name", standing)))
-	}
-	every standing in ["known", "named", "outside"] {
-		asks(patched(argued("write", "intended", "name", standing)), ["argument_source", "effect"])
-	}
-}
-
-test_a_named_source_vouches_for_no_destination if {
-	every kind in ["amount", "place", "value"] {
-		patched(argued("pay", "intended", kind, "named")).decision == true
-	}
-	every kind in ["principal", "url", "channel", "object"] {
-		asks(patched(argued("pay", "intended", kind, "named")), ["argument_source", "effect"])
-	}
-}
-
-test_delegation_sends_nothing_to_strangers if {
-	every effect in ["write", "send", "pay"] {
-		patched(argued(effect, "delegated", "principal", "told")).decision == true
-		asks(patched(argued(effect, "delegated", "principal", "outside")), ["argument_source", "effect"])
-	}
-	asks(patched(argued("delete", "delegated", "object", "told")), ["effect"])
-}
-
-test_dates_are_free if {
-	every standing in ["outside", "named", "known"] {
-		permits(patched(argued("write", "intended", "when", standing)))
-	}
-}
-
-test_one_argument_is_enough_to_ask if {
-	second := {"context": {"call": {"provenance": {"cc": {
-		"kind": "principal", "class": "x", "standing": "outside", "items": [],
-	}}}}}
-	asked_first := object.union(argued("send", "intended", "principal", "told"), second)
-	asks(patched(asked_first), ["argument_source", "effect"])
-}
-
-test_provenance_that_can_not_be_read_is_outside if {
-	every garbage in [null, 1, "told", [], {}, {"kind": "principal"}, {"kind": 1, "standing": "told"}] {
-		patch := {"context": {"call": {"provenance": {"cc": garbage}}}}
-		patched(object.union(argued("send", "intended", "principal", "told"), patch)).decision == false
-	}
-	every garbage in [null, 1, "x", [1]] {
-		patched(object.union(
-			argued("send", "intended", "principal", "told"),
-			{"context": {"call": {"provenance": garbage}}},
-		)).decision == false
-	}
-	every state in [null, 1, "INTENDED", {}] {
-		patched(object.union(
-			argued("send", "intended", "principal", "told"),
-			{"context": {"call": {"intent": {"state": state}}}},
-		)).decision == false
-	}
-}
-
-test_a_worth_that_data_does_not_know_is_outside if {
-	told := argued("send", "intended", "principal", "told")
-	asks(patched(told), ["argument_source", "effect"]) with data.runtime_authz_data.worth as {"*": {"told": "fine"}}
-	permits(patched(argued("write", "intended", "principal", "known"))) with data.runtime_authz_data.worth as {}
-}
-
-test_a_fetch_from_nowhere_is_asked_about if {
-	permits(patched(argued("fetch", "unasked", "url", "known")))
-	asks(patched(argued("fetch", "intended", "url", "outside")), ["argument_source", "effect"])
-}
-
-test_data_goes_where_the_human_said if {
-	told := {
-		"resource": {"properties": {"effect": "write", "sink": "external"}},
-		"context": {
-			"history": {"classes_read": ["confidential"]},
-			"call": {
-				"intent": {"state": "intended"},
-				"sink": "external",
-				"provenance": {"to": {"kind": "principal", "class": "human", "standing": "told", "items": []}},
-			},
-		},
-	}
-	permits(patched(told))
-	known := object.union(told, {"context": {"call": {"provenance": {"to": {"standing": "known"}}}}})
-	asks(patched(known), ["data_flow"])
-	amount := object.union(told, {"context": {"call": {"provenance": {"to": {"kind": "amount"}}}}})
-	asks(patched(amount), ["data_flow"])
-	secret := object.union(told, {"context": {"history": {"classes_read": ["secret"]}}})
-	denies(patched(secret), ["data_flow"])
-	asks(patched(told), ["data_flow"]) with data.runtime_authz_data.declassify as []
-}
+# --- what a call can set going ---
 
 test_a_call_that_sends_to_nobody_has_no_sink if {
 	nobody := {
@@ -582,8 +477,12 @@ reaches(effect, sink) := {"resource": {"properties": {"reaches": [
 
 test_a_chain_is_judged_by_its_worst_link if {
 	permits(patched(reaches("write", "internal")))
-	asks(patched(reaches("pay", "none")), ["effect"])
-	denies(patched(reaches("admin", "none")), ["effect"])
+	every effect in ["pay", "admin"] {
+		permits(patched(reaches(effect, "none")))
+		outside := object.union(reaches(effect, "none"), called("read", "outside", true))
+		asks_unordered(patched(outside))
+		denies(patched(object.union(outside, compared("forbidden", true))), ["effect", "forbidden"])
+	}
 	leak := {"context": {"history": {"classes_read": ["secret"]}}}
 	denies(patched(object.union(reaches("write", "external"), leak)), ["data_flow"])
 	every garbage in [null, "x", {}, [{}], [{"effect": "read"}], [{"effect": "smite", "sink": "none"}]] {
@@ -604,20 +503,28 @@ test_an_edit_must_be_enough if {
 		answer.decision == case[2]
 	}
 	unsaid := {"*": {"sources": ["interrupt"], "authenticated": false, "expires_in": 86400}}
-	asks(patched(edited("book")), ["effect"]) with data.runtime_authz_data.approvals as unsaid
+	asks_unordered(patched(edited("book"))) with data.runtime_authz_data.approvals as unsaid
 	permits(patched(edited(null))) with data.runtime_authz_data.approvals as unsaid
 }
 
 test_a_question_lasts_as_long_as_the_data_says if {
-	for_ever := patched(properties({"effect": "pay"})) with data.runtime_authz_data.approvals as {"pay": {"sources": []}}
+	for_ever := patched(unordered) with data.runtime_authz_data.approvals as {"pay": {"sources": []}}
 	for_ever.context.obligations[0].properties == {}
 	minute := {"pay": {"sources": [], "expires_in": 60}}
-	answer := patched(properties({"effect": "pay"})) with data.runtime_authz_data.approvals as minute
+	answer := patched(unordered) with data.runtime_authz_data.approvals as minute
 	answer.context.obligations[0].properties == {"expires_in": 60}
 	every term in ["60", 0, -1, 1.5, null] {
 		spoiled := {"pay": {"sources": ["interrupt"], "authenticated": false, "expires_in": term}}
 		denies(patched(approval("interrupt", true)), ["no_permit"]) with data.runtime_authz_data.approvals as spoiled
 	}
+}
+
+test_a_row_says_what_differs_from_the_others if {
+	rows := {"*": {"sources": ["interrupt"], "authenticated": true, "asks": {"run": 5, "hour": 9}}, "pay": {"asks": {"run": 1}}}
+	answer := patched(unordered) with data.runtime_authz_data.approvals as rows
+	answer.context.obligations[0].properties == {"asks": {"run": 1, "hour": 9}}
+	permits(patched(approval("interrupt", true))) with data.runtime_authz_data.approvals as rows
+	asks_unordered(patched(approval("interrupt", false))) with data.runtime_authz_data.approvals as rows
 }
 
 approved_by(people) := object.union(approval("interrupt", true), {"context": {"approval": {"approvers": people}}})
@@ -665,11 +572,12 @@ test_an_approval_lifts_an_ask if {
 	permits(patched(approval("interrupt", false)))
 	permits(patched(approval("application", true)))
 	permits(patched(approval("hitl", false)))
-	asks(patched(approval("rumour", true)), ["effect"])
+	asks_unordered(patched(approval("rumour", true)))
 	other := {"context": {"call": {"args_digest": "sha256:2"}}}
-	asks(patched(object.union(approval("interrupt", false), other)), ["effect"])
+	asks_unordered(patched(object.union(approval("interrupt", false), other)))
 	denies(patched(object.union(approval("interrupt", true), granted({"tools": []}))), ["grant_tool"])
-	denies(patched(object.union(approval("interrupt", true), properties({"effect": "admin"}))), ["effect"])
+	forbidden := object.union(approval("interrupt", true), compared("forbidden", true))
+	denies(patched(forbidden), ["effect", "forbidden"])
 }
 
 test_what_suffices_is_data if {
@@ -677,12 +585,12 @@ test_what_suffices_is_data if {
 		"*": {"sources": ["hitl"], "authenticated": false},
 		"pay": {"sources": ["interrupt"], "authenticated": true},
 	}
-	asks(patched(approval("interrupt", false)), ["effect"]) with data.runtime_authz_data.approvals as authenticated
-	asks(patched(approval("hitl", true)), ["effect"]) with data.runtime_authz_data.approvals as authenticated
+	asks_unordered(patched(approval("interrupt", false))) with data.runtime_authz_data.approvals as authenticated
+	asks_unordered(patched(approval("hitl", true))) with data.runtime_authz_data.approvals as authenticated
 	permits(patched(approval("interrupt", true))) with data.runtime_authz_data.approvals as authenticated
-	asks(patched(approval("interrupt", true)), ["effect"]) with data.runtime_authz_data.approvals as {}
+	asks_unordered(patched(approval("interrupt", true))) with data.runtime_authz_data.approvals as {}
 	unsaid := {"*": {"sources": ["interrupt"]}}
-	asks(patched(approval("interrupt", false)), ["effect"]) with data.runtime_authz_data.approvals as unsaid
+	asks_unordered(patched(approval("interrupt", false))) with data.runtime_authz_data.approvals as unsaid
 }
 
 # --- obligations ---
@@ -727,7 +635,7 @@ test_whom_each_outcome_tells if {
 	denied := patched(granted({"tools": []})) with data.runtime_authz_data.notify as tables
 	denied.decision == false
 	denied.context.obligations == [told("security")]
-	question := patched(properties({"effect": "pay"})) with data.runtime_authz_data.notify as tables
+	question := patched(unordered) with data.runtime_authz_data.notify as tables
 	question.decision == false
 	[o.type | some o in question.context.obligations] == ["require_approval", "notify"]
 	elsewhere := patched(granted({"tools": []})) with data.runtime_authz_data.notify as {"tools": {"other": {"deny": "desk"}}}
@@ -786,7 +694,8 @@ test_no_missing_member_permits if {
 		"resource/properties", "resource/properties/effect", "resource/properties/sink",
 		"context", "context/schema_version", "context/now", "context/task", "context/task/epoch",
 		"context/lease", "context/lease/exp", "context/lease/epoch", "context/lease/grant",
-		"context/plan", "context/plan/planned", "context/plan/stale", "context/plan/changed", "context/call", "context/call/args",
+		"context/plan", "context/plan/planned", "context/plan/stale", "context/plan/changed", "context/call",
+		"context/call/args", "context/call/mandate", "context/call/mandate/standing", "context/call/mandate/backed",
 		"context/history", "context/history/denials", "context/history/classes_read",
 	] {
 		without([path]).decision == false
@@ -797,7 +706,8 @@ test_no_wrong_type_permits if {
 	every path in [
 		"/subject/type", "/action/name", "/resource/type", "/resource/id", "/resource/properties/effect",
 		"/resource/properties/sink", "/context/now", "/context/task/epoch", "/context/lease/exp",
-		"/context/lease/epoch", "/context/plan/planned", "/context/call/args", "/context/history/denials",
+		"/context/lease/epoch", "/context/plan/planned", "/context/call/args", "/context/call/mandate",
+		"/context/call/mandate/standing", "/context/call/mandate/backed", "/context/history/denials",
 		"/context/history/classes_read",
 	] {
 		every value in [null, "zz", -1, [], [[]], true] {
@@ -816,6 +726,7 @@ accepted(path, value) if {
 		["/resource/id", "zz"],
 		["/context/now", -1],
 		["/context/plan/planned", true],
+		["/context/call/mandate/backed", true],
 		["/context/history/denials", -1],
 		["/context/history/classes_read", []],
 	}
@@ -857,6 +768,6 @@ test_data_of_another_shape_takes_nothing_away if {
 		[reason.code | some reason in answer.context.reasons] == ["data_changed", "no_permit"]
 	}
 	every approvals in [null, {"*": null}, {"*": []}] {
-		denies(patched(properties({"effect": "pay"})), ["no_permit"]) with data.runtime_authz_data.approvals as approvals
+		denies(patched(unordered), ["no_permit"]) with data.runtime_authz_data.approvals as approvals
 	}
 }

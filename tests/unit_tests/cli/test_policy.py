@@ -129,13 +129,13 @@ def test_an_edit_is_listed_before_it_ships(run: Command, log: Path, project: Pat
     """Edit, diff, see which recorded payments would be denied, and only then build and follow."""
     edited = tmp_path / "edited"
     shutil.copytree(project, edited)
-    (edited / "data.json").write_text(json.dumps({"effects": {**DATA["effects"], "pay": "deny"}}))
+    (edited / "data.json").write_text(json.dumps({"effects": {"pay": "deny"}}))
     (edited / "cases.yaml").write_text("cases:\n  - {name: writes go on, expect: permit}\n")
     listed = run("diff", log, project, edited)
     paid = [i for i, what in decisions(run, log).items() if "): permit" in what and "send_money(" in what]
     assert listed.exit_code == 1
     assert len(paid) == 2
-    assert all(re.search(rf"flip  {i}  tools/call send_money\(.*\): permit -> deny \(effect\)", listed.stdout) for i in paid)
+    assert all(re.search(rf"flip  {i}  tools/call send_money\(.*\): permit -> deny \(effect\b", listed.stdout) for i in paid)
     assert "get_transactions" not in listed.stdout
     told = json.loads(run("diff", log, project, edited, "--json").stdout)
     assert {f["after"]["outcome"] for f in told["flips"]} == {"deny"}
@@ -160,7 +160,7 @@ def test_an_edit_is_listed_before_it_ships(run: Command, log: Path, project: Pat
 def test_an_edit_that_takes_a_duty_away_is_listed(run: Command, log: Path, project: Path, tmp_path: Path) -> None:
     """The outcome stays, and the limit that came with it is gone, or another: that ships no less."""
     looser, none = tmp_path / "looser", tmp_path / "none"
-    for edited, rates in ((looser, {"pay": {"window": 60, "max": 500}}), (none, {})):
+    for edited, rates in ((looser, {"pay": {"max": 500}}), (none, {"pay": None})):
         shutil.copytree(project, edited)
         (edited / "data.json").write_text(json.dumps({"rates": rates}))
     listed = run("diff", log, project, looser)
@@ -463,9 +463,12 @@ def test_what_is_fine(line: str) -> None:
     [
         ({"effects": {"write": "allow"}}, "effects.write"),
         ({"effects": {"fly": "deny"}}, "effects.fly"),
-        ({"effects": {"pay": {"perhaps": {"told": "ask"}}}}, "effects.pay"),
+        ({"effects": {"pay": {"perhaps": "ask"}}}, "effects.pay.perhaps"),
+        ({"effects": {"pay": {"covered": "maybe"}}}, "effects.pay.covered"),
+        ({"declassify": ["told"]}, "declassify.0"),
         ({"rates": {"pay": {"window": 0, "max": 1}}}, "rates.pay.window"),
-        ({"rates": {"pay": {"window": 1}}}, "rates.pay.max"),
+        ({"rates": {"pay": {"max": None}}}, "rates.pay.max"),
+        ({"rates": {"write": {"max": 1}}}, "rates.write.window"),
         ({"budget": {"effects": {"pay": {"max": 1, "window": 60}}}}, "budget.effects.pay.window"),
         ({"notify": {"effects": {"pay": {"permitted": "desk"}}}}, "notify.effects.pay.permitted"),
         ({"anomaly": {"max_denials": "many"}}, "anomaly.max_denials"),
@@ -475,10 +478,11 @@ def test_what_is_fine(line: str) -> None:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_data_of_another_shape_is_found(run: Command, tmp_path: Path, data: dict[str, object], at: str) -> None:
-    (tmp_path / "data.json").write_text(json.dumps({DATA_ROOT: {**DATA, **data}}))
-    found = run("check", tmp_path / "data.json")
-    assert found.exit_code == 1
-    assert at in found.stdout
+    for given in (data, {DATA_ROOT: data}):
+        (tmp_path / "data.json").write_text(json.dumps(given))
+        found = run("check", tmp_path / "data.json")
+        assert found.exit_code == 1
+        assert at in found.stdout
 
 
 # --- the request's schema -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import cedarpy
 import pytest
 
-from langchain_runtime_authz.authzen import ArgumentKind, Decision, Standing
+from langchain_runtime_authz.authzen import CallStanding, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
@@ -27,11 +27,9 @@ TABLE = json.loads((FOLDER / "obligations.json").read_text())
 EFFECT = "resource.properties.effect"
 GRANT = "context.lease.grant"
 APPROVAL = {"source": "interrupt", "approver": "b", "authenticated": False, "args_digest": "sha256:" + "5e" * 32}
-UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+STANDING, BACKED = "context.call.mandate.standing", "context.call.mandate.backed"
+UNORDERED = {STANDING: "outside"}
 MODEL = {"action.name": "model/call", "resource.type": "model", "resource.id": "m", "context.call": None}
-OUTSIDE = {
-    "context.call.provenance": {"account": {"kind": "principal", "class": "external", "standing": "outside"}},
-}
 ALL = "permit (principal, action, resource);"
 
 
@@ -75,16 +73,18 @@ def wasm() -> Iterator[WasmPDP]:
         ({"context.plan.changed": True, EFFECT: "read"}, "deny", ("plan_changed",), []),
         ({"subject.type": "anonymous"}, "deny", ("anonymous",), []),
         ({"resource.properties.profiled": False, EFFECT: "delete"}, "deny", ("unprofiled",), []),
-        ({EFFECT: "admin", **UNSTATED}, "deny", ("effect",), []),
-        ({"context.call.intent.state": "unasked", **OUTSIDE}, "deny", ("argument_source", "effect", "not_asked"), []),
-        ({"context.call.intent.state": "unasked"}, "approval_required", ("effect", "not_asked"), ["approval"]),
-        (OUTSIDE, "approval_required", ("argument_source", "effect"), ["approval"]),
+        ({STANDING: "forbidden"}, "deny", ("effect", "forbidden"), []),
+        ({STANDING: "forbidden", EFFECT: "read"}, "permit", (), []),
+        ({STANDING: "deviates"}, "approval_required", ("deviates", "effect"), ["approval"]),
+        (UNORDERED, "approval_required", ("effect", "not_ordered"), ["approval"]),
+        ({EFFECT: "fetch", **UNORDERED, BACKED: True}, "permit", (), []),
+        ({EFFECT: "pay", **UNORDERED, BACKED: True}, "approval_required", ("effect", "not_ordered"), ["approval"]),
         ({"resource.properties.reaches": [{"effect": "smite", "sink": "none"}]}, "deny", ("no_permit",), []),
         ({"resource.properties.reaches": "all"}, "deny", ("no_permit",), []),
         (
-            {"resource.properties.reaches": [{"effect": "pay", "sink": "internal"}], **UNSTATED},
+            {EFFECT: "read", "resource.properties.reaches": [{"effect": "pay", "sink": "internal"}], **UNORDERED},
             "approval_required",
-            ("effect",),
+            ("effect", "not_ordered"),
             ["approval"],
         ),
         ({EFFECT: "smite"}, "deny", ("no_permit",), []),
@@ -110,19 +110,13 @@ def wasm() -> Iterator[WasmPDP]:
         ({"context.delegation.depth": 8, GRANT: None}, "deny", ("too_deep",), []),
         ({"context.lease.steps": 1000}, "deny", ("step_budget",), []),
         ({"context.lease.seconds": 3600}, "deny", ("time_budget",), []),
-        ({EFFECT: "pay", "context.call.repeats": 1}, "approval_required", ("repeated",), ["approval"]),
-        ({"resource.properties.reaches": [{"tool": "bank", "effect": "pay", "sink": "internal"}], "context.call.repeats": 1}, "approval_required", ("repeated",), ["approval"]),
-        ({"context.call.repeats": 2**53 - 1}, "permit", (), []),
-        ({"context.call.repeats": 2**53}, "deny", ("no_permit",), []),
-        ({"context.call.repeats": -1}, "deny", ("no_permit",), []),
-        ({EFFECT: "pay"}, "permit", (), ["rate_pay"]),  # the human said so, whom and how much
-        ({EFFECT: "pay", **UNSTATED}, "approval_required", ("effect",), ["approval"]),
+        ({EFFECT: "pay"}, "permit", (), ["rate_pay"]),
         ({"resource.properties.profiled": False}, "approval_required", ("unprofiled",), ["approval"]),
         ({"context.call.sink": "external"}, "permit", (), []),
-        ({"context.call.sink": "external", **UNSTATED}, "approval_required", ("data_flow",), ["approval"]),
-        ({EFFECT: "pay", **UNSTATED, "context.approval": APPROVAL}, "permit", (), ["rate_pay"]),
-        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "source": "hitl"}}, "permit", (), ["rate_pay"]),
-        ({EFFECT: "pay", **UNSTATED, "context.approval": {**APPROVAL, "args_digest": "x"}}, "approval_required", ("effect",), ["approval"]),
+        ({"context.call.sink": "external", EFFECT: "read", **UNORDERED}, "approval_required", ("data_flow",), ["approval"]),
+        ({EFFECT: "pay", **UNORDERED, "context.approval": APPROVAL}, "permit", (), ["rate_pay"]),
+        ({EFFECT: "pay", **UNORDERED, "context.approval": {**APPROVAL, "source": "hitl"}}, "permit", (), ["rate_pay"]),
+        ({EFFECT: "pay", **UNORDERED, "context.approval": {**APPROVAL, "args_digest": "x"}}, "approval_required", ("effect", "not_ordered"), ["approval"]),
         ({EFFECT: "pay", "context.plan.stale": True}, "deny", ("stale_plan",), []),  # nobody is asked in vain
         ({**MODEL, "resource.properties": {"tools": ["read_file"], "provider_tools": []}}, "permit", (), []),
         ({**MODEL, "resource.properties": {"provider_tools": []}}, "deny", ("no_permit",), []),
@@ -153,20 +147,35 @@ def test_the_sample(
 
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_the_sample_is_the_shipped_data(sample: CedarPDP, wasm: WasmPDP, effect: str) -> None:
-    """Of each effect, intent, kind and standing of an argument, the same outcome for the same reasons."""
+    """Of each effect, standing and effect that it sets going, the same outcome for the same reasons."""
     asked = [
         example_request({
-            EFFECT: effect, "resource.properties.sink": sink, "context.history.classes_held": held,
-            "context.call.intent": {"state": state, "source": None}, "context.call.provenance": {"x": {"class": "human", "kind": kind, "standing": standing}},
+            EFFECT: effect, "resource.properties.sink": sink, "context.history.classes_held": held, STANDING: standing, BACKED: backed,
+            "resource.properties.profiled": profiled, "resource.properties.reaches": [{"effect": e, "sink": "none"} for e in reached],
         })
         for sink, held in (("none", []), ("external", ["confidential"]))
-        for state in ("intended", "delegated", "unasked", "unstated")
-        for kind in get_args(ArgumentKind)
-        for standing in get_args(Standing)
+        for standing in get_args(CallStanding)
+        for backed in (True, False)
+        for profiled in (True, False)
+        for reached in ((), ("read",), ("fetch",), ("pay",), ("fetch", "admin"))
     ]  # fmt: skip
     told = [[(d.outcome, d.reasons) for d in Evaluator(p, deadline=60).evaluate([r.to_json() for r in asked])] for p in (sample, wasm)]
     assert told[0] == told[1]
-    assert len(set(told[0])) > 1 or effect == "read"
+    assert {o for o, _ in told[0]} == {"permit", "deny", "approval_required"}
+
+
+def test_no_other_version_and_no_other_mandate_is_permitted(sample: CedarPDP) -> None:
+    """What this package would not send gets no permit either."""
+    good = json.loads(example_request().to_json())
+    assert Evaluator(sample).evaluate([json.dumps(good).encode()])[0].permit
+    for path, values in (("schema_version", (1, 3, "2", None)), ("call", ({"args": {}, "args_digest": "x"},))):
+        for value in values:
+            wrong = {**good, "context": {**good["context"], path: value}}
+            assert not Evaluator(sample).evaluate([json.dumps(wrong).encode()])[0].permit
+    for mandate in (None, {}, {"standing": "covered"}, *({**good["context"]["call"]["mandate"], k: v} for k, v in (
+        ("standing", "any"), ("standing", None), ("backed", 1), ("backed", None), ("deviations", None), ("source", 3)))):
+        call = {**good["context"]["call"], "mandate": mandate}
+        assert not Evaluator(sample).evaluate([json.dumps({**good, "context": {**good["context"], "call": call}}).encode()])[0].permit
 
 
 @pytest.mark.parametrize("shown", [{"tools": ["pay"], "provider_tools": []}, {"tools": [], "provider_tools": ["web"]}])
@@ -203,7 +212,7 @@ def test_no_decision_denies() -> None:
 
 def test_one_failure_in_a_batch_leaves_the_others_alone(sample: CedarPDP) -> None:
     """Each request has its own answer."""
-    asked = [example_request(), example_request({"context.now": 2**63}), example_request({EFFECT: "admin", **UNSTATED})]
+    asked = [example_request(), example_request({"context.now": 2**63}), example_request({STANDING: "forbidden"})]
     assert [d.reason or d.outcome for d in Evaluator(sample).evaluate([r.to_json() for r in asked])] == ["permit", "pdp_error", "effect"]
 
 

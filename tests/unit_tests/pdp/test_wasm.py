@@ -31,7 +31,8 @@ EFFECT = "resource.properties.effect"
 SINK = "resource.properties.sink"
 CALL_SINK = "context.call.sink"
 GRANT = "context.lease.grant"
-UNSTATED = {"context.call.intent": {"state": "unstated", "source": None}}
+STANDING = "context.call.mandate.standing"
+UNORDERED = {STANDING: "outside"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,29 @@ def ask(pdp: WasmPDP, overrides: Mapping[str, object] | None = None) -> Decision
     (decision,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     assert decision.failure is None
     return decision
+
+
+@pytest.mark.parametrize(
+    ("standing", "outcome", "reasons"),
+    [
+        ("covered", "permit", ()),
+        ("deviates", "approval_required", (Code.DEVIATES, Code.EFFECT)),
+        ("forbidden", "deny", (Code.EFFECT, Code.FORBIDDEN)),
+        ("outside", "approval_required", (Code.EFFECT, Code.NOT_ORDERED)),
+        ("none", "approval_required", (Code.EFFECT, Code.NOT_ORDERED)),
+    ],
+)
+@pytest.mark.parametrize("effect", ["fetch", "write", "send", "pay", "delete", "admin"])
+def test_the_standing_decides_side_effects(
+    pdp: WasmPDP, effect: str, standing: str, outcome: str, reasons: tuple[str, ...],
+) -> None:
+    """One row an effect; that its values are backed permits a fetch alone, and nothing that is forbidden."""
+    for backed in (False, True):
+        decision = ask(pdp, {EFFECT: effect, STANDING: standing, "context.call.mandate.backed": backed})
+        if backed and effect == "fetch" and standing != "forbidden":
+            assert decision.permit
+        else:
+            assert (decision.outcome, decision.reasons) == (outcome, reasons)
 
 
 def steered(data: Mapping[str, object], overrides: Mapping[str, object] | None = None) -> Decision:
@@ -78,7 +102,7 @@ DENIED: dict[str, list[dict[str, object]]] = {
         {"context.lease.grant": {"tols": []}},
     ],
     Code.UNKNOWN_ACTION: [{"resource.type": "agent"}],
-    Code.NO_PERMIT: [{"context.call": None, GRANT: None}],
+    Code.NO_PERMIT: [{"context.call": None, EFFECT: "read", GRANT: None}],
     Code.GRANT_TOOL: [{f"{GRANT}.tools": ["read_file"]}, {f"{GRANT}.tools": []}],
     Code.GRANT_ARGUMENT: [
         {"context.call.args.amount": 100.5},
@@ -98,7 +122,6 @@ DENIED: dict[str, list[dict[str, object]]] = {
     Code.UNPLANNED: [{"context.plan.planned": False}, {"context.plan": None}],
     Code.ANONYMOUS: [{"subject.type": "anonymous"}, {"subject.type": "anonymous", EFFECT: "read"}],
     Code.UNPROFILED: [{"resource.properties.profiled": False, EFFECT: "delete"}],
-    Code.EFFECT: [{EFFECT: "admin", **UNSTATED}],
     Code.DATA_FLOW: [
         {SINK: "external", CALL_SINK: "external", GRANT: None, "context.history.classes_read": ["public", "secret"]},
         {SINK: "external", CALL_SINK: None, GRANT: None, "context.history.classes_read": ["unheard-of"]},
@@ -125,12 +148,11 @@ def test_reasons_are_sorted_and_complete(pdp: WasmPDP) -> None:
 
 
 ASKED: dict[str, list[dict[str, object]]] = {
-    Code.EFFECT: [{EFFECT: "send", **UNSTATED}, {EFFECT: "pay", **UNSTATED}, {EFFECT: "delete", **UNSTATED}],
     Code.UNPROFILED: [
         {"resource.properties.profiled": False},
         {"resource.properties": {"effect": "read", "sink": "none", "data_class": "confidential"}},
     ],
-    Code.DATA_FLOW: [{SINK: "external", CALL_SINK: "external", GRANT: None, **UNSTATED}],
+    Code.DATA_FLOW: [{EFFECT: "read", SINK: "external", CALL_SINK: "external", GRANT: None, **UNORDERED}],
 }
 
 
@@ -242,10 +264,12 @@ def test_too_deep_an_input_stops_that_evaluation_only(pdp: WasmPDP) -> None:
 
 
 def test_data_steers_the_policy() -> None:
-    """Each given key replaces the shipped one as a whole."""
+    """Each given member takes the shipped one's place."""
     assert steered({"effects": {"write": "ask"}}).outcome == "approval_required"
-    assert steered({"effects": {"read": "permit"}}).reasons == (Code.EFFECT,)
-    assert steered({"data_flow": {"*": {"internal": "deny"}}}).reasons == (Code.DATA_FLOW,)
+    assert steered({"effects": {"read": "deny"}}).permit
+    assert steered({"effects": {"write": None}}).reasons == (Code.EFFECT,)
+    assert steered({"effects": {"write": {"covered": None}}}).reasons == (Code.EFFECT,)
+    assert steered({"data_flow": {"confidential": {"internal": "deny"}}}).reasons == (Code.DATA_FLOW,)
     (obligation,) = steered({"redact": {"book_invoice": ["iban"]}}).obligations
     assert (obligation.type, obligation.properties) == ("redact", {"fields": ["iban"]})
     (obligation,) = steered({"rates": {"write": {"window": 1, "max": 2}}}).obligations
@@ -261,7 +285,7 @@ def test_data_that_can_not_be_read_denies() -> None:
     """A limit of the wrong shape is not taken for no limit: refused here, and denied where it got in all the same."""
     unreadable: tuple[dict[str, object], ...] = (
         {"rates": None},
-        {"rates": {"write": None}},
+        {"rates": {"write": []}},
         {"rates": {"write": {}}},
         {"redact": []},
         {"budget": {"effects": {"write": {"max": "2"}}}},
@@ -280,11 +304,12 @@ def test_data_that_can_not_be_read_denies() -> None:
 def test_data_may_be_a_file_or_an_edited_copy(tmp_path: Path) -> None:
     """The keys alone and a copy of the whole data.json mean the same policy."""
     keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({"effects": {}}))
+    keys.write_text(json.dumps({"effects": {"write": "deny"}}))
     copy = tmp_path / "data.json"
-    copy.write_text(json.dumps({DATA_ROOT: {**DATA, "effects": {}, "revision": "a lie"}}))
+    effects = {**DATA["effects"], "write": "deny"}
+    copy.write_text(json.dumps({DATA_ROOT: {**DATA, "effects": effects, "revision": "a lie"}}))
     revisions = set()
-    sources: tuple[Path | str | dict[str, object], ...] = (keys, str(keys), {"effects": {}})
+    sources: tuple[Path | str | dict[str, object], ...] = (keys, str(keys), {"effects": {"write": "deny"}})
     for source in sources:
         pdp = WasmPDP(data=source, pool_size=1)
         revisions.add(pdp.revision)
@@ -299,7 +324,7 @@ def test_data_may_be_a_file_or_an_edited_copy(tmp_path: Path) -> None:
 
 def test_the_revision_follows_the_data(pdp: WasmPDP) -> None:
     """Equal policy and data have an equal fingerprint, others another."""
-    same, other = WasmPDP(data={}, pool_size=1), WasmPDP(data={"rates": {}}, pool_size=1)
+    same, other = WasmPDP(data={"rates": {}}, pool_size=1), WasmPDP(data={"rates": {"pay": None}}, pool_size=1)
     assert pdp.revision == same.revision != other.revision
     assert pdp.revision.startswith("sha256:")
     assert len(pdp.revision) == len("sha256:") + 16
@@ -309,7 +334,7 @@ def test_the_revision_follows_the_data(pdp: WasmPDP) -> None:
 
 def test_later_changes_of_the_mapping_do_nothing() -> None:
     """The data is copied at construction."""
-    data: dict[str, dict[str, object]] = {"effects": {}}
+    data: dict[str, dict[str, object]] = {"effects": {"write": "deny"}}
     pdp = WasmPDP(data=data, pool_size=2)
     data["effects"]["write"] = "permit"
     assert [ask(pdp).outcome for _ in range(4)] == ["deny"] * 4

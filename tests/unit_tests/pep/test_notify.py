@@ -108,7 +108,7 @@ def test_the_shipped_policy_tells() -> None:
     """By rows of its data, no Rego written: whom a permit and a deny tell, and how often a task may."""
     desk = Desk()
     data = {
-        "effects": {"write": "permit"},
+        "effects": {"write": "permit", "admin": "deny"},
         "notify": {"effects": {"write": {"permit": "desk"}}, "tools": {"drop": {"deny": "desk"}}},
         "budget": {"effects": {"write": {"max": 2}}},
     }
