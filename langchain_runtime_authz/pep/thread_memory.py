@@ -23,7 +23,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["NO_WORDS", "TaskWords", "ThreadMemory", "turn"]
+__all__ = ["TaskWords", "ThreadMemory", "turn"]
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
@@ -50,7 +50,6 @@ class TaskWords:
 
 
 NO_OUTPUTS: Final = Outputs()
-NO_WORDS: Final = TaskWords("", UserWords(()), compiled=None)
 
 
 @dataclass(slots=True)
