@@ -68,7 +68,7 @@ ACTIONS: Final[tuple[str, ...]] = ActionName.__args__  # type: ignore[attr-defin
 EdgeKind = Literal["handoff", "task", "subgraph", "send", "agent_as_tool", "remote"]
 Outcome = Literal["permit", "deny", "approval_required", "halt"]
 ValueClass = Literal["human", "principal", "system", "internal", "counterparty", "external", "mentioned", "unknown"]
-Standing = Literal["told", "selected", "known", "named", "outside"]
+Standing = Literal["told", "known", "outside"]
 ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
 _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
@@ -193,21 +193,18 @@ class Said(_Model):
     """A source that asserted or mentioned a value: the user, the principal, or a field of a tool's output.
 
     `origin` is `human` for the user's words. `source` is `tool` or `tool/field`. `counterparty`: the other side
-    chose the value. `selected`: the user's words name the record. `named`: the user named what was read.
+    chose the value.
     """
 
     origin: Literal["human", "principal", "system", "internal", "external"]
     source: str | None = None
     counterparty: bool = False
-    selected: bool = False
-    named: bool = False
 
 
 class ItemProvenance(_Model):
     """The provenance of one value; `facts.provenance.trace` explains classes and standings.
 
-    `derived`: it was computed from values that were seen. `lookalike`: it looks like something that the user
-    said, and differs.
+    `lookalike`: it looks like something that the user said, and differs.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", populate_by_name=True)
@@ -216,7 +213,6 @@ class ItemProvenance(_Model):
     standing: Standing
     asserted_by: list[Said] = Field(default_factory=list)
     mentioned_by: list[Said] = Field(default_factory=list)
-    derived: bool = False
     lookalike: bool = False
 
 

@@ -97,7 +97,7 @@ class ToolProfile(BaseModel):
         trust: who writes the output; or by field, `{"": external, id: system}`.
         prose: free-text fields. A value inside one is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
-        intent: words by which a user asks for the tool's effect (`facts.intent`).
+        intent: words by which a user asks for the tool; only `mandate.words` reads them.
         reaches: names of other declared tools that a call can start. The policy decides on the chain.
         resource: the name of what a read returns, with arguments in braces: `file:{path}`. It is the name for
             `RuntimeAuthz.data_changed`.

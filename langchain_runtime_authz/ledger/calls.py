@@ -117,10 +117,11 @@ class SpendBudget(Change):
         n.budgets.add(self.counter)
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        spent = used.get(("budget", self.counter), 0) + self.by
-        if t.budgets.get(self.counter, 0) + spent > self.maximum:
+        held = t.budgets.get(self.counter, 0)
+        spent = max(held + used.get(("budget", self.counter), 0) + self.by, 0)
+        if self.by > 0 and spent > self.maximum:
             return Conflict(Code.BUDGET_EXHAUSTED)
-        used["budget", self.counter] = spent
+        used["budget", self.counter] = spent - held
         return None
 
     def apply(self, t: Thread, now: float) -> None:

@@ -63,7 +63,7 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
         return observe_output(call.tool, profile, call.args, output, failed=failed)
     except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
         _log.warning("an output was not read for provenance: %s", type(exc).__name__)
-        return Observation(complete=False)
+        return Observation()
 
 
 def _observe(_engine: Engine, call: Call, output: object, failed: bool) -> Observation:

@@ -23,7 +23,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["NO_WORDS", "TaskWords", "ThreadMemory", "turn"]
+__all__ = ["TaskWords", "ThreadMemory", "turn"]
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
@@ -50,7 +50,6 @@ class TaskWords:
 
 
 NO_OUTPUTS: Final = Outputs()
-NO_WORDS: Final = TaskWords("", UserWords(()), compiled=None)
 
 
 @dataclass(slots=True)
@@ -153,9 +152,9 @@ def turn(log: Sequence[HumanText]) -> tuple[str, ...]:
     """Return the user's texts of the newest turn: those that were pinned together.
 
     A later turn suspends what an earlier one ordered, also an answer or an edit, and words of somebody else. Changed
-    data (`data:`) is not a turn: nobody said anything.
+    data (`data:`) is not a turn: nobody said anything. A client may give such a key to a text, which counts.
     """
-    said = [t for t in log if not (t.key or "").startswith("data:")]
+    said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
     newest = [t for t in said if t.epoch == said[-1].epoch] if said else []
     if any((t.text and not t.own) or _answers(t) for t in newest):
         return ()

@@ -82,6 +82,7 @@ ROOT: Final = ("root",)
 TTL: Final = 60
 THREADS: Final = 8
 DIGEST: Final = "sha256:" + "0" * 64
+_MOST: Final = 2**53 - 1
 OTHER_DIGEST: Final = "sha256:" + "1" * 64
 GRANT: Final = Grant(
     tools=("pay", "read"),
@@ -399,6 +400,16 @@ class LedgerContract:
         assert seen.pending == (other,)
         assert (seen.task.text, seen.task.corrections) == ("pay", 1)
 
+    def test_a_text_belongs_to_the_epoch_that_it_opened(self) -> None:
+        """The ledger sets it, whatever the text says; the opening texts belong to the epoch that stands."""
+        claimed = replace(_said("pay"), epoch=7)
+        self.do(AdvanceEpoch(1, (claimed,), first=True))
+        self.do(AdvanceEpoch(1))
+        self.do(AdvanceEpoch(2, (claimed, _said("the bill")), deliver=True))
+        seen = self.load(log=True)
+        assert [t.epoch for t in seen.log] == [1, 3, 3]
+        assert [t.epoch for t in seen.pending] == [3, 3]
+
     def test_counters_are_told_by_name(self) -> None:
         """A snapshot holds the counts of the budgets that are asked for, and each thread has its own."""
         self.do(SpendBudget("same", 9), SpendBudget("other", 9))
@@ -419,6 +430,17 @@ class LedgerContract:
         assert self.load().marks == {}
         self.scope = self.scope._replace(thread=_new("thread"))
         assert self.load(marks=("head",)).marks == {}
+
+    def test_a_mark_set_once_stays(self) -> None:
+        """The first value wins, also within a commit; without `once` it is replaced, and a forgotten one is set anew."""
+        self.do(SetMark("mandate", "1", once=True), SetMark("mandate", "2", once=True))
+        self.do(SetMark("mandate", "3", "lookup", once=True))
+        assert self.load(marks=("mandate",)).marks == {"mandate": "1"}
+        assert self.load().history.changed == {}
+        self.do(SetMark("mandate", "4"))
+        assert self.load(marks=("mandate",)).marks == {"mandate": "4"}
+        self.do(DeleteMarks("mandate"), SetMark("mandate", "5", once=True))
+        assert self.load(marks=("mandate",)).marks == {"mandate": "5"}
 
     def test_marks_are_forgotten_by_how_their_names_begin(self) -> None:
         """Theirs alone: letters count, nothing in a name is special, and what is set after it stays."""
@@ -736,6 +758,17 @@ class LedgerContract:
         self.refuse(Code.APPROVAL_VOID, SpendApproval("done", DIGEST))
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("pay", 3))
 
+    def test_a_release_gives_back_what_was_spent(self) -> None:
+        """Of each counter by its own amount, and never below nothing."""
+        lease = self.lease()
+        self.do(_claim("k", lease), SpendBudget("limit", 100, 98), SpendBudget("step", 1))
+        self.do(ReleaseCall("k", (("limit", 98), ("step", 1))))
+        assert self.load(counters=("limit", "step")).counters == {"limit": 0, "step": 0}
+        self.do(_claim("k", lease), SpendBudget("limit", 100, 2))
+        self.do(ReleaseCall("k", (("limit", 50), ("unspent", 3))))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 101))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("unspent", 0))
+
     def test_nothing_is_used_twice_in_one_commit(self) -> None:
         """Two of the same in one list are two uses."""
         lease = self.lease()
@@ -915,6 +948,26 @@ class LedgerContract:
         self.do(*(SpendBudget(name, 1) for name in names))
         for name in names:
             self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget(name, 1))
+
+    def test_a_budget_is_spent_by_amount(self) -> None:
+        """Up to the maximum exactly; an amount that does not fit takes nothing. Large amounts are exact."""
+        self.do(SpendBudget("limit", 100, 60))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 41))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 30), SpendBudget("limit", 100, 30))
+        self.do(SpendBudget("limit", 100, 40))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100))
+        self.do(SpendBudget("cents", _MOST, _MOST))
+        assert self.load(counters=("limit", "cents")).counters == {"limit": 100, "cents": _MOST}
+
+    def test_a_budget_is_given_back(self) -> None:
+        """A negative amount is never refused, and nobody saves up for more than the maximum."""
+        self.do(SpendBudget("limit", 100, 100))
+        self.do(SpendBudget("limit", 0, -30), SpendBudget("limit", 100, 30))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100))
+        self.do(SpendBudget("limit", 0, -500))
+        assert self.load(counters=("limit",)).counters == {"limit": 0}
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, -500), SpendBudget("limit", 100, 101))
+        self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("limit", 100, 101))
 
     def test_a_rate_is_counted_in_a_sliding_window(self) -> None:
         """Neither uses older than `window` seconds count, nor refused ones. Two windows of a counter both hold."""

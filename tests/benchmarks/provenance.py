@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(rows))
         return
     print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} CPUs; µs of CPU a decision, median")
-    print(f"{'output read':>12} {'no critical':>12} {'human said':>12} {'field says':>12} {'unknown':>12} {'reading 100 kB':>16}")
+    print(f"{'output read':>12} {'no critical':>12} {'user said':>12} {'field says':>12} {'unknown':>12} {'reading 100 kB':>16}")
     first = rows[SIZES[0]]
     for size, row in rows.items():
         cells = [f"{row[k]:7.0f} ({row[k] / first[k]:.2f})" for k in ("plain", "told", "asserted", "unknown")]

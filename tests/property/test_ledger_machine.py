@@ -34,6 +34,7 @@ from langchain_runtime_authz.ledger.changes import (
     Reinstate,
     RenewLease,
     Revoke,
+    SetMark,
     TakeLease,
 )
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -69,6 +70,7 @@ class LedgerMachine(RuleBasedStateMachine):
         # key → [state, digest, epoch]
         self.approvals: dict[str, list[Any]] = {}
         self.budget = 0
+        self.marks: dict[str, str] = {}
         self.plans: dict[tuple[str, int], PlanRecord] = {}
         self.steps: list[str] = []
         # What must never happen is counted apart from the model.
@@ -202,18 +204,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self.commit(None, Reinstate(agent))
         self.revoked = {p for p in self.revoked if p[: len(agent)] != agent}
 
-    @rule(jti=leases, key=keys, repeatable=st.booleans(), paid=st.booleans())
-    def claim(self, jti: str, key: str, repeatable: bool, paid: bool) -> None:
-        """With or without a budget to spend in the same commit."""
+    @rule(jti=leases, key=keys, repeatable=st.booleans(), paid=st.integers(0, BUDGET))
+    def claim(self, jti: str, key: str, repeatable: bool, paid: int) -> None:
+        """With or without an amount to spend in the same commit."""
         row = self.calls.get(key)
         expected = None
         if row is not None and row[0] != "suspended" and not repeatable:
             expected = Code.CALL_IN_PROGRESS if self.stands(key) == "claimed" else Code.OUTCOME_UNKNOWN
-        elif paid and self.budget >= BUDGET:
+        elif paid and self.budget + paid > BUDGET:
             expected = Code.BUDGET_EXHAUSTED
         changes: list[Change] = [ClaimCall(key, jti, repeatable=repeatable, tokens=(f"token-{jti}-{key}",))]
         if paid:
-            changes.append(SpendBudget("pay", BUDGET))
+            changes.append(SpendBudget("pay", BUDGET, paid))
         done = self.commit(expected, *changes, guard=jti)
         if isinstance(done, Conflict):
             assert (done.row is not None) is (
@@ -232,20 +234,37 @@ class LedgerMachine(RuleBasedStateMachine):
             self.commit(None, ConcludeCall(key, state))
             self.calls[key][0] = state
 
-    @rule(key=keys)
-    def release(self, key: str) -> None:
-        """Of whatever call, also one that ran or never was."""
-        self.commit(None, ReleaseCall(key, (("pay", 1),)))
+    @rule(key=keys, by=st.integers(1, BUDGET))
+    def release(self, key: str, by: int) -> None:
+        """Of any call, also one that ran or never was."""
+        self.commit(None, ReleaseCall(key, (("pay", by),)))
         row = self.calls.get(key)
         if row is None or row[0] not in ("claimed", "unknown"):
             return
         del self.calls[key]
         self.allowed[key] = self.allowed.get(key, 0) + 1  # it never ran
-        self.budget = max(self.budget - 1, 0)
+        self.budget = max(self.budget - by, 0)
         approval = self.approvals.get(key)
         if approval is not None and approval[0] == "spent":
             approval[0] = "approved"
             self.used[key] -= 1
+
+    @rule(by=st.integers(1, BUDGET), again=st.integers(0, BUDGET))
+    def give_back(self, by: int, again: int) -> None:
+        """And spend anew in the same commit, if it fits."""
+        left = max(self.budget - by, 0) + again
+        done = self.commit(
+            Code.BUDGET_EXHAUSTED if again and left > BUDGET else None,
+            SpendBudget("pay", BUDGET, -by), *([SpendBudget("pay", BUDGET, again)] if again else []),
+        )
+        if isinstance(done, Committed):
+            self.budget = left
+
+    @rule(name=st.sampled_from(["m1", "m2"]), value=st.sampled_from(["a", "b"]), once=st.booleans())
+    def mark(self, name: str, value: str, once: bool) -> None:
+        self.commit(None, SetMark(name, value, once=once))
+        if not (once and name in self.marks):
+            self.marks[name] = value
 
     @rule(key=keys, digest=digests)
     def ask(self, key: str, digest: str) -> None:
@@ -303,7 +322,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """So it never decreases."""
         seen = self.ledger.load(SCOPE, Query(log=True))
         assert seen.epoch == self.epoch == 1 + len(self.texts)
-        assert [t.text for t in seen.log] == self.texts
+        assert [(t.text, t.epoch) for t in seen.log] == [(t, i) for i, t in enumerate(self.texts, 2)]
 
     @invariant()
     def every_lease_has_the_state_of_its_life(self) -> None:
@@ -341,6 +360,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert used <= self.yes.get(key, 0)
         held = self.ledger.load(SCOPE, Query(calls=("k1", "k2", "k3"))).approvals
         assert {k: [a.state, a.args_digest, a.epoch] for k, a in held.items()} == self.approvals
+
+    @invariant()
+    def counters_and_marks_are_kept(self) -> None:
+        """A counter stays within its maximum; a mark that was set once stays."""
+        found = self.ledger.load(SCOPE, Query(counters=("pay",), marks=("m1", "m2")))
+        assert found.counters.get("pay", 0) == self.budget <= BUDGET
+        assert found.marks == self.marks
 
     @invariant()
     def plans_and_history_are_what_was_recorded(self) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts import prohibition as prohibition_module
 from langchain_runtime_authz.facts.provenance import atoms as atoms_module
 from langchain_runtime_authz.facts.provenance import forms as forms_module
 from langchain_runtime_authz.facts.provenance import observe as observe_module
@@ -23,13 +22,13 @@ from langchain_runtime_authz.facts.provenance.forms import forms, mentions
 from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_output
 from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
-from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.facts.provenance.words import UserWords
 from langchain_runtime_authz.profile import ToolProfile
 
-TRUSTED = ("told", "selected", "known")
+TRUSTED = ("told", "known")
 SYSTEM = ToolProfile(effect="read", trust={"": "system", "note": "external"}, prose=("note",), counterparty=("from",))
 OUTSIDE = ToolProfile(effect="read", trust="external")
-KINDS = ("principal", "url", "object", "channel", "amount", "place", "value", "when")
+KINDS = ("principal", "url", "object", "name", "channel", "amount", "place", "value", "when")
 
 users = st.from_regex(r"[a-z][a-z0-9]{2,8}", fullmatch=True)
 emails = st.builds("{}@{}.org".format, users, users)
@@ -82,13 +81,11 @@ def index(*several: Any) -> dict[str, list[Sighting]]:
 
 
 def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:
-    return trace_atoms(atoms_of(profile, args), profile, evidence)
+    return trace_atoms(atoms_of(profile, args), evidence)
 
 
-def standing(value: Any, kind: str, *several: Any, words: HumanWords) -> str:
-    evidence = Evidence(
-        words, frozenset(), index(*several), Memory([n for h in several for n in h.numbers], [p for h in several for p in h.prose]),
-    )
+def standing(value: Any, kind: str, *several: Any, words: UserWords) -> str:
+    evidence = Evidence(words, frozenset(), index(*several), Memory([p for h in several for p in h.prose]))
     found = trace(ToolProfile(critical={} if kind == "when" else {"x": kind}, when=("x",) if kind == "when" else ()), {"x": value}, evidence)
     return found["x"].standing if found else "absent"
 
@@ -105,19 +102,16 @@ def test_no_formatting_makes_an_outsiders_value_trusted(
     """Asserted by an external field and mentioned in a system's free text, in one writing, used in another."""
     shown, used = formatted(attack, before), formatted(attack, how)
     task = "Use " + ", ".join(map(str, said))
-    # Unless the human or a system says that very value.
+    # Unless the user or a system says that very value.
     vouched = {f for v in ours for f in (*forms(v), *mentions(str(v)))} | set(mentions(task))
     meant = {f for v in (attack, used) for f in (*forms(v), *mentions(str(v)))}
     assume(not vouched & meant)
     assume(not any(str(attack).casefold() in str(v).casefold() for v in [*said, *ours]))
     assume(not any(str(v).casefold() in str(used).casefold() for v in [*said, *ours]))
-    words = HumanWords([task])
-    outside = observe_output("mail", OUTSIDE, {}, {"any": shown, "text": f"please use {shown} now"}, words=words)
-    inside = observe_output("sys", SYSTEM, {}, {"ids": ours, "note": f"see {shown}", "from": shown}, words=words)
-    got = standing(used, kind, outside, inside, words=words)
-    if kind == "amount" and got in TRUSTED:  # a number that follows from numbers that are vouched for
-        assume(not (said or ours))
-    assert got not in TRUSTED
+    words = UserWords([task])
+    outside = observe_output("mail", OUTSIDE, {}, {"any": shown, "text": f"please use {shown} now"})
+    inside = observe_output("sys", SYSTEM, {}, {"ids": ours, "note": f"see {shown}", "from": shown})
+    assert standing(used, kind, outside, inside, words=words) not in TRUSTED
 
 
 # What stands around a value: letters of every kind, what separates and what quotes.
@@ -138,7 +132,7 @@ def addresses(text: str) -> set[str]:
 def test_what_stands_around_an_address_is_not_carried_by_it(value: str, before: str, behind: str) -> None:
     """A told address makes no other told, whatever it is hidden in."""
     used = before + value + behind
-    if standing(used, "principal", words=HumanWords([f"Write to {value} about it"])) in TRUSTED:
+    if standing(used, "principal", words=UserWords([f"Write to {value} about it"])) in TRUSTED:
         assert addresses(used) == {value}
 
 
@@ -147,9 +141,9 @@ def test_what_stands_around_an_address_is_not_carried_by_it(value: str, before: 
 @example(value="https://bank.example", before="", behind="(.evil")
 @example(value="https://bank.example", before="", behind="#,https://evil.example")
 def test_what_stands_around_a_link_is_not_carried_by_it(value: str, before: str, behind: str) -> None:
-    """The standard library's reading of a link that is told has the host that the human said, and no more than a path."""
+    """The standard library's reading of a link that is told has the host that the user said, and nothing but a path."""
     used = before + value + behind
-    if standing(used, "url", words=HumanWords([f"Open {value} now"])) in TRUSTED:
+    if standing(used, "url", words=UserWords([f"Open {value} now"])) in TRUSTED:
         links = [p for p in re.split(r"[,;\r\n]", used) if p.strip()]
         read = [urlsplit((re.fullmatch(r"[^<>@]*<([^<>]*)>\s*", p) or [p, p])[1].strip()) for p in links]
         assert {f"https://{r.hostname}".rstrip(".") for r in read} == {value}
@@ -163,64 +157,38 @@ more = st.text(st.sampled_from("xq1 -_.,;:/\\@#?&=%+~!|<>()[]{}'\"`$\n\t\u00e9\u
 @settings(deadline=None, max_examples=300)
 @given(
     value=values | moments, more=more, first=st.booleans(), between=st.sampled_from(["", " "]),
-    kind=st.sampled_from(KINDS), by=st.sampled_from(["human", "system"]),
+    kind=st.sampled_from(KINDS), by=st.sampled_from(["user", "system"]),
 )
 @example(value="2024-05-26", more="curl evil # x ", first=True, between=" ", kind="value", by="human")
 def test_a_part_that_is_vouched_for_vouches_for_no_more(
     value: str | float, more: str, first: bool, between: str, kind: str, by: str,
 ) -> None:
-    """Whatever a human or a system says, with something before or behind it, is another value; but for a link's fragment."""
+    """A value that the user or a system says, with something before or behind it, is another value; but for a link's fragment."""
     assume(not (str(value).startswith("http") and more.startswith("#") and not first))
     used = f"{more}{between}{value}" if first else f"{value}{between}{more}"
-    words = HumanWords([f"Do it with {value} then"] if by == "human" else ["do it"])
-    book = observe_output("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
+    words = UserWords([f"Do it with {value} then"] if by == "user" else ["do it"])
+    book = observe_output("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]})
     assert standing(used, kind, *([book] if by == "system" else []), words=words) not in TRUSTED
 
 
 @settings(deadline=None)
-@example(one=30, other=60, later="Use {}, not {}")
-@given(one=values, other=values, later=st.sampled_from(["Do not use {}", "Never {}.", "Use {}, not {}", "Anything but not {}"]))
-def test_what_was_forbidden_last_is_not_told(one: str | float, other: str | float, later: str) -> None:
-    """Whatever kind of value it is; the twin is the first text alone."""
-    assume(not set(forms(one)) & set(forms(other)))
-    assume(str(one).casefold() not in str(other).casefold())
-    first = f"Give it to {one} and {other}"
-    said = later.format(one) if later.count("{}") == 1 else later.format(other, one)
-    for kind in ("principal", "object", "amount"):
-        assert standing(one, kind, words=HumanWords([first])) == "told"
-        assert standing(one, kind, words=HumanWords([first, said])) not in TRUSTED
-
-
-@settings(deadline=None)
-@given(value=texts, around=st.sampled_from(["{}", "see {} there", "{}.", "\n{}\n", "a {}, b"]), kind=st.sampled_from(KINDS[:4]))
+@given(value=texts, around=st.sampled_from(["{}", "see {} there", "{}.", "\n{}\n", "a {}, b"]), kind=st.sampled_from(KINDS[:5]))
 def test_a_mention_is_never_an_assertion(value: str, around: str, kind: str) -> None:
     """In a prose field of a system, whatever stands around it; whole or not."""
-    words = HumanWords(["do it"])
+    words = UserWords(["do it"])
     profile = ToolProfile(effect="read", trust="system", prose=("note",))
-    found = observe_output("sys", profile, {}, {"note": around.format(value)}, words=words)
+    found = observe_output("sys", profile, {}, {"note": around.format(value)})
     assert not any(s.asserted for s in found.sightings)
     assert standing(value, kind, found, words=words) == "outside"
 
 
 @settings(deadline=None)
-@given(attack=values, others=st.lists(values, max_size=3), channel=users, kind=st.sampled_from(("principal", "url", "channel")))
-def test_a_named_source_selects_nobody_to_send_to(attack: str | float, others: list[str | float], channel: str, kind: str) -> None:
-    """Whoever writes himself into a trusted field of what the human named is known at best; a record that says a word of his is not his."""
-    words = HumanWords([f"Read {channel} and send it"])
-    assume(not words.said(forms(attack)))
-    assume(not any(words.said(forms(o)) for o in others))
-    output = [*({"member": o} for o in others), {"member": attack}]
-    seen = observe_output("list", ToolProfile(effect="read", trust="internal"), {"channel": channel}, output, words=words, named=True)
-    assert standing(attack, kind, seen, words=words) in ("known", "outside")
-
-
-@settings(deadline=None)
-@given(value=values, kind=st.sampled_from(KINDS[:7]))
+@given(value=values, kind=st.sampled_from(KINDS[:8]))
 def test_what_is_said_is_told_and_what_a_system_asserts_is_known(value: str | float, kind: str) -> None:
-    """The twin: trust is reached, by the human's words and by a system's field."""
-    assert standing(value, kind, words=HumanWords([f"Give it to {value} for that"])) == "told"
-    words = HumanWords(["do it"])
-    found = observe_output("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]}, words=words)
+    """The twin: trust is reached, by the user's words and by a system's field."""
+    assert standing(value, kind, words=UserWords([f"Give it to {value} for that"])) == "told"
+    words = UserWords(["do it"])
+    found = observe_output("sys", ToolProfile(effect="read", trust="system"), {}, {"ids": [value]})
     assert standing(value, kind, found, words=words) == "known"
 
 
@@ -228,10 +196,10 @@ def test_what_is_said_is_told_and_what_a_system_asserts_is_known(value: str | fl
 @given(value=texts, how=formattings)
 def test_an_echo_is_never_an_assertion(value: str, how: list[str]) -> None:
     """A system that gives back what it was given, in the same form, vouches for nothing."""
-    words = HumanWords(["do it"])
+    words = UserWords(["do it"])
     shown = formatted(value, how)
     assume(set(forms(shown)) & set(forms(value)) or not forms(shown))
-    found = observe_output("sys", ToolProfile(effect="write", trust="system"), {"a": {"b": [value]}}, {"x": [shown]}, words=words)
+    found = observe_output("sys", ToolProfile(effect="write", trust="system"), {"a": {"b": [value]}}, {"x": [shown]})
     assert standing(value, "principal", found, words=words) == "outside"
 
 
@@ -246,8 +214,8 @@ json_like = st.recursive(
 @given(output=json_like, args=st.dictionaries(st.sampled_from(["x"]), json_like), said=st.text())
 def test_nothing_that_a_tool_returns_breaks_it(output: Any, args: dict[str, Any], said: str) -> None:
     """Any output and any argument: an answer, and no exception."""
-    words = HumanWords([said])
-    found = observe_output("any", SYSTEM, args, output, words=words)
+    words = UserWords([said])
+    found = observe_output("any", SYSTEM, args, output)
     for kind in KINDS:
         standing(args.get("x"), kind, found, words=words)
 
@@ -263,11 +231,10 @@ profiles = st.builds(
 @given(output=lines, profile=profiles, given_=st.dictionaries(st.sampled_from(["to", "x"]), lines | numbers | st.none() | st.lists(lines), max_size=2))
 def test_a_short_line_is_read_as_any_other_output(output: str, profile: ToolProfile, given_: dict[str, Any]) -> None:
     """Its short way and the reader give the same."""
-    words = HumanWords(["Post to the channel starting with Ext"])
-    short = observe_output("sys", profile, given_, output, words=words)
-    reader = observe_module._Reader("sys", profile, observe_module._echo(given_), words, False, False)
-    reader.read(observe_module._parsed(output), (), 0, selected=False)
-    assert short == observe_module.Observation(tuple(reader.found), tuple(reader.numbers), tuple(reader.prose), reader.complete)
+    short = observe_output("sys", profile, given_, output)
+    reader = observe_module._Reader("sys", profile, observe_module._echo(given_), False)
+    reader.read(observe_module._parsed(output), (), 0)
+    assert short == observe_module.Observation(tuple(reader.found), tuple(reader.prose))
 
 
 # --- mutations: each normaliser, switched off or turned too far, is noticed ---------------------------
@@ -280,23 +247,14 @@ def _pairs() -> list[tuple[Any, Any, bool]]:
 
 
 def _noticed() -> bool:
-    """Whether the tables of equal and different values, the mentions or the human's words disagree."""
-    from tests.unit_tests.facts.test_provenance import DESCRIBED, NAMES
+    """Whether the tables of equal and different values, the mentions or the user's words disagree."""
     from tests.unit_tests.facts.test_provenance_forms import SAID
 
     if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
         return True
     if any(forms_module.forms(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
         return True
-    if any(HumanWords([t]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
-        return True
-    if any(HumanWords([t]).names(forms_module.forms(v)) is not named for t, v, named in NAMES):
-        return True
-    if any(HumanWords([t]).describes(forms_module.forms(v)) is not described for t, v, described in DESCRIBED):
-        return True
-    from tests.unit_tests.facts.test_provenance_forms import TAKEN_BACK
-
-    if any(HumanWords(ts).said(forms_module.forms(v)) is not said for ts, v, said in TAKEN_BACK):
+    if any(UserWords([t]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
         return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
     expected = {
@@ -331,28 +289,10 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
     "sharp s is double s": (forms_module, "fold", str.casefold),
     "what NFC respells": (forms_module, "_respelled", lambda _: False),
-    "what is forbidden is said": (words_module, "prohibitions", lambda _: []),
-    "what is stated is forbidden": (prohibition_module, "_QUIET", re.compile("(?!)")),
-    "nobody is named before what forbids him": (prohibition_module, "_SUBJECT", _Never()),
-    "a pronoun is an object": (prohibition_module, "_ABOUT", _Never()),
-    "a prohibition lists one": (prohibition_module, "_LISTED", _Never()),
-    "or is no list": (prohibition_module, "_OR", _Never()),
-    "lines are sentences": (prohibition_module, "_LINES", _Never()),
     "parts of words": (words_module, "_joined", lambda *_: False),
     "pasted text is said": (words_module, "own_words", str),
-    "list numbers are said": (words_module, "_unnumbered", str),
-    "every word is a name": (words_module, "_ROLE", re.compile("")), "no roles": (words_module, "_ROLE", _Never()),
-    "no identifiers": (words_module, "_IDENTIFIER", _Never()),
-    "no subjects of a sentence": (words_module, "_FOLLOWING", _Never()),
-    "nobody is listed": (words_module, "_COUNTED", _Never()),
-    "a list never ends": (words_module, "_LIST_ENDS", re.compile("")),
-    "nobody beside": (words_module, "_BESIDE", _Never()),
-    "sentences have spaces": (words_module, "_RUN_ON", re.compile("(?!)")),
     "hosts have a scheme": (words_module, "_HOST", _Never()),
     "every ending is a host's": (words_module, "_HOST", re.compile(r"([\w.]+)")),
-    "nothing is described": (words_module, "_BEGINS", _Never()),
-    "what is excluded is described": (words_module, "_OTHERS", _Never()),
-    "no quoted names": (words_module, "_QUOTES", ""), "empty words count": (words_module, "_EMPTY", frozenset()),
 }
 
 
@@ -388,8 +328,8 @@ def _believe_prose(tool: str, *_: Any, failed: bool) -> Any:
 _see = observe_module._Reader._see
 
 
-def _assert_all(self: Any, form: str, field: Any, *, asserted: bool, selected: bool) -> None:
-    _see(self, form, field, asserted=True, selected=selected)
+def _assert_all(self: Any, form: str, field: Any, *, asserted: bool) -> None:
+    _see(self, form, field, asserted=True)
 
 
 RULES: dict[str, tuple[Any, str, Any]] = {
@@ -397,10 +337,8 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "mentions are assertions": (observe_module._Reader, "_see", _assert_all),
     "believe echoes": (observe_module, "_scalars", lambda _: []),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
-    "who is in a named source is selected": (trace_module, "_selected", lambda seen, _: seen.selected or seen.named),
     "the best item counts": (trace_module, "max", min),
     "an address is all that is there": (atoms_module, "_places", lambda _: ()),
-    "what is said of the deed is said": (trace_module, "only_deeds", lambda *_: False),
 }
 
 
@@ -411,15 +349,10 @@ def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyP
     if name is not None:
         module, attribute, mutant = RULES[name]
         monkeypatch.setattr(module, attribute, mutant, raising=False)
-    words = HumanWords(["write to bob@x.org"])
+    words = UserWords(["write to bob@x.org"])
     output = {"note": "eve@x.org", "from": "mal@x.org", "id": "echo@x.org", "pasted": "see ida@x.org"}
-    seen = observe_output("sys", SYSTEM, {"q": "echo@x.org"}, output, words=words)
+    seen = observe_output("sys", SYSTEM, {"q": "echo@x.org"}, output)
     tried = ["eve@x.org", "mal@x.org", "echo@x.org", "ida@x.org", ["bob@x.org", "nobody@x.org"]]
     trusted: list[Any] = [v for v in tried if standing(v, "principal", seen, words=words) in TRUSTED]
     trusted += [v for v in ("bob@x.org, eve",) if standing(v, "principal", words=words) in TRUSTED]
-    trusted += [p for p in trace(
-        ToolProfile(critical={"x": "value"}, intent=("write",)), {"x": "write"}, Evidence(words, frozenset(), {}, Memory()),
-    ).values() if p.standing in TRUSTED]
-    inside = observe_output("list", ToolProfile(effect="read", trust="internal"), {}, ["zoe@x.org"], words=words, named=True)
-    trusted += [s for s in [standing("zoe@x.org", "principal", inside, words=words)] if s != "known"]
     assert bool(trusted) is (name is not None)

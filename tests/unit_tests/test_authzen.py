@@ -26,15 +26,12 @@ SAID = {
     "origin": "'human' | 'principal' | 'system' | 'internal' | 'external'",
     "source": "str | null = None",
     "counterparty": "bool = False",
-    "selected": "bool = False",
-    "named": "bool = False",
 }
 PROVENANCE = {
     "class": "'human' | 'principal' | 'system' | 'internal' | 'counterparty' | 'external' | 'mentioned' | 'unknown'",
-    "standing": "'told' | 'selected' | 'known' | 'named' | 'outside'",
+    "standing": "'told' | 'known' | 'outside'",
     "asserted_by: list[…] = []": SAID,
     "mentioned_by: list[…] = []": SAID,
-    "derived": "bool = False",
     "lookalike": "bool = False",
 }
 REQUEST_V2 = {

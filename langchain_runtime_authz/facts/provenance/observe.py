@@ -40,7 +40,7 @@ MAX_LEAF: Final = 100_000
 MAX_ECHO: Final = 10_000  # of one argument; a longer text is not a field of an output
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
-SHORTEST: Final = 4  # a shorter text names no record and mentions nothing
+SHORTEST: Final = 4  # a shorter text mentions nothing
 MAX_FIELDS: Final = 1024
 MAX_FLAT: Final = 64  # arguments
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
@@ -80,11 +80,10 @@ class Prose(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """All that was read in one output. `complete` is false if a limit cut it short."""
+    """The values and texts that were read in one output, up to the limits."""
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
-    complete: bool = True
 
 
 _NOTHING: Final = Observation()
@@ -113,7 +112,7 @@ def observe_output(
             return plain
     reader = _Reader(tool, profile, _echo(args), failed)
     reader.read(_parsed(output), (), 0)
-    return Observation(tuple(reader.found), tuple(reader.prose), reader.complete)
+    return Observation(tuple(reader.found), tuple(reader.prose))
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:

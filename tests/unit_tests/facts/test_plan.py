@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,6 @@ from langchain_runtime_authz.facts.plan import (
     carry,
     match,
     plan_calls,
-    plan_todos,
     raw_digest,
 )
 
@@ -50,17 +48,6 @@ def held(
 ) -> Match:
     args = {"amount": 10} if args is None else args
     return match(plan, epoch, SimpleNamespace(position=position, call_id=call_id, tool=tool, raw=args))
-
-
-def test_a_to_do_list_is_kept_as_texts_in_bounds() -> None:
-    """Of a dict or an object; what is no text is left out; and no list, or no words, says nothing."""
-    listed = [{"content": "Pay the rent", "status": "pending"}, "Read mail", {"content": 3}, None, {"content": "x" * 999}, *["more"] * 99]
-    todos = plan_todos({"todos": listed})
-    assert (todos[:2], len(todos), len(todos[2])) == (("Pay the rent", "Read mail"), 64, 300)
-    assert plan_todos(SimpleNamespace(todos=listed)) == todos
-    assert plan_todos({}) == plan_todos({"todos": "text"}) == plan_todos(None) == ()
-    plan = replace(PLAN, todos=todos)
-    assert (plan.lists(("pay",)), plan.lists(("delete",)), plan.lists(()), PLAN.lists(("pay",))) == (True, False, None, None)
 
 
 def test_a_plan_holds_each_call_of_a_message() -> None:
@@ -138,10 +125,10 @@ def test_duplicate_ids_do_not_meet() -> None:
     assert held(plan, position=0, args={"amount": 2}).changed
 
 
-# --- a human's answer ---
+# --- an approver's answer ---
 
 
-def test_a_carried_plan_holds_what_the_human_left() -> None:
+def test_a_carried_plan_holds_what_the_approver_left() -> None:
     """Rejected calls are gone, edited ones stand as edited, each at its own place."""
     calls = [{"id": f"c{n}", "name": "pay", "args": {"amount": n}} for n in range(3)]
     plan = PlanRecord("m1", ("root",), 2, "model", plan_calls(calls))
@@ -161,7 +148,7 @@ def test_a_carried_plan_holds_what_the_human_left() -> None:
         assert not refused.planned
     # Carried on, the calls' keys still come from where they were planned.
     assert carry(left, 9, {}).origin == 2
-    # However often it was edited, what the model announced can stand again; what was rejected can not.
+    # However often it was edited, what the model announced can stand again; what was rejected cannot.
     twice = carry(left, 4, {2: PlannedCall(2, "c2", "wire", raw_digest({"amount": 8}))})
     back = carry(twice, 5, {}, (0, 1, 2))
     assert back.calls == (plan.calls[0], plan.calls[2])

@@ -15,9 +15,9 @@ from langchain_runtime_authz.authzen import ArgumentProvenance
 from langchain_runtime_authz.facts.provenance.atoms import MAX_ITEMS, atoms_of
 from langchain_runtime_authz.facts.provenance.forms import forms, key
 from langchain_runtime_authz.facts.provenance.observe import MAX_SIGHTINGS, Observation, Sighting, observe_output
-from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance, names_source
+from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
-from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.facts.provenance.words import UserWords
 from langchain_runtime_authz.profile import ToolProfile
 
 MAIL = ToolProfile(
@@ -43,19 +43,19 @@ def index(*several: Observation) -> dict[str, list[Sighting]]:
 
 def known(*several: Observation, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
     return Evidence(
-        HumanWords([said] if said else []),
+        UserWords([said] if said else []),
         frozenset(f for v in own for f in forms(v)),
         index(*several),
-        Memory([n for h in several for n in h.numbers], [p for h in several for p in h.prose]),
+        Memory([p for h in several for p in h.prose]),
     )
 
 
-def read(output: Any, profile: ToolProfile = MAIL, *, said: str = "", args: Any = None, **more: Any) -> Observation:
-    return observe_output("mail", profile, args or {}, output, words=HumanWords([said] if said else []), **more)
+def read(output: Any, profile: ToolProfile = MAIL, *, args: Any = None, failed: bool = False) -> Observation:
+    return observe_output("mail", profile, args or {}, output, failed=failed)
 
 
 def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:
-    return trace_atoms(atoms_of(profile, args), profile, evidence)
+    return trace_atoms(atoms_of(profile, args), evidence)
 
 
 def effect_target(profile: ToolProfile, args: dict[str, Any]) -> str:
@@ -71,12 +71,22 @@ def told(found: Provenance) -> tuple[str, str]:
     return found.class_, found.standing
 
 
-def test_the_human_and_the_principal_come_first() -> None:
-    """Whatever else says it too."""
+def test_the_user_and_the_principal_come_first() -> None:
+    """Whoever else says it too. They are told; what nobody trusted says is outside."""
     evidence = known(read({"id": "a@x.org", "body": "a@x.org"}), said="Write to a@x.org", own=("me@x.org",))
     assert told(of(evidence, to="A@x.org")) == ("human", "told")
     assert told(of(evidence, to="me@x.org")) == ("principal", "told")
     assert of(evidence, to="a@x.org").asserted_by[0].origin == "human"
+
+
+def test_a_value_does_not_become_known_by_what_the_user_says_of_its_record() -> None:
+    """A record that shares words with the task is evidence like any other; so is a number near one that was said."""
+    said = "Invite Sarah Baker, the channel starting with Ext, and pay 10% of the rent"
+    people = [{"name": "Sarah Baker", "email": "sb@x.org"}, {"name": "ext_0", "email": "sm@x.org"}, {"rent": 1100.0}]
+    for profile, standing in ((BOOK, ("internal", "known")), (ToolProfile(effect="read"), ("external", "outside"))):
+        evidence = known(read(people, profile), said=said)
+        assert told(of(evidence, to="sb@x.org")) == told(of(evidence, to="ext_0")) == standing
+        assert told(of(evidence, amount=110.0)) == ("unknown", "outside")
 
 
 def test_each_field_is_worth_what_its_writer_is() -> None:
@@ -101,91 +111,16 @@ def test_each_field_is_worth_what_its_writer_is() -> None:
     assert told(of(evidence, to="nobody@x.org")) == ("unknown", "outside")
 
 
-def test_a_record_that_the_words_name_is_selected() -> None:
-    """By a field that the counterparty did not write, and for its own fields only."""
-    people = [{"name": "Sarah Baker", "email": "sb@x.org"}, {"name": "Sam Mall", "email": "sm@x.org"}]
-    evidence = known(read(people, BOOK, said="Invite Sarah Baker"), said="Invite Sarah Baker")
-    assert told(of(evidence, to="sb@x.org")) == ("internal", "selected")
-    assert told(of(evidence, to="sm@x.org")) == ("internal", "known")
-    trick = [{"sender": "mall@x.org", "id": "77-a", "body": "Sarah Baker", "topic": "Sarah Baker"}]
-    evidence = known(read(trick, said="Invite Sarah Baker"), said="Invite Sarah Baker")
-    assert told(of(evidence, file="77-a")) == ("system", "known")
-    assert told(of(evidence, to="mall@x.org")) == ("counterparty", "outside")
-
-
-DESCRIBED = [
-    ("Post it to the channel starting with 'Ext'", "ext_0", True),
-    ("Post it to the channel that begins with Ext: hello", "ext_0", True),
-    ("Post it to the channel starting with Ext", "next_0", False),
-    ("Post it to all channels that do not start with Ext", "ext_0", False),
-    ("Post it to all but those starting with Ext", "ext_0", False),
-    ("Post it to the channel that did not start with Ext", "ext_0", False),
-    ("Post it to the channel starting with the", "them", False),
-]
-
-
-@pytest.mark.parametrize(("said", "name", "selected"), DESCRIBED)
-def test_a_beginning_describes_what_a_system_lists(said: str, name: str, selected: bool) -> None:
-    """Alone in a list, or as a field of a record; never what somebody outside or on the other side called so."""
-    standing = "selected" if selected else "known"
-    assert of(known(read([name, "other"], BOOK, said=said), said=said), to=name).standing == standing
-    record = [{"name": name, "email": "a@x.org"}]
-    assert of(known(read(record, BOOK, said=said), said=said), to="a@x.org").standing == standing
-    assert of(known(read({"sender": name, "note": name}, said=said), said=said), to=name).standing == "outside"
-    assert of(known(said=said), to=name).standing == "outside"
-
-
-def test_a_source_that_the_human_named() -> None:
-    """Each critical argument of the read was said; then a mention there is `named`, and no more."""
-    words = HumanWords(["Do what inbox/bills says"])
-    assert names_source(atoms_of(MAIL, {"folder": "inbox/bills"}), words)
-    assert not names_source(atoms_of(MAIL, {"folder": "inbox/bill"}), words)
-    assert not names_source(atoms_of(MAIL, {}), words)
-    assert not names_source(atoms_of(BOOK, {"folder": "inbox/bills"}), words)
-    evidence = known(read({"body": "to eve@x.org, 120.50"}, named=True))
-    assert told(of(evidence, to="eve@x.org")) == ("mentioned", "named")
-    assert told(of(evidence, amount=120.5)) == ("mentioned", "named")
-
-
-def test_what_the_human_forbids_nobody_else_makes_good() -> None:
-    """A system that lists it, the principal's own, a number worked out; the twin is what was not forbidden."""
-    said = "Send plan.docx and 60, not secret.docx, and not 30. Never use me@x.org."
-    book = read([{"name": "plan.docx"}, {"name": "secret.docx"}, {"name": "other.docx"}, {"due": 30}], BOOK, said=said)
-    evidence = known(book, said=said, own=("me@x.org", "us@x.org"))
-    assert of(evidence, file="secret.docx").standing == "outside"
-    assert of(evidence, amount=30).standing == of(known(said=said), amount=30).standing == "outside"
-    assert of(evidence, to="me@x.org").standing == "outside"
-    assert of(evidence, file="other.docx").standing == "known"
-    assert of(evidence, file="plan.docx").standing == of(evidence, amount=60).standing == of(evidence, to="us@x.org").standing == "told"
-
-
-def test_who_got_into_a_source_that_the_human_named_is_nobody_he_selected() -> None:
-    """Of a channel that he named, the members are known; who is to be written to, he names. What is no destination is selected."""
-    said = "Read channel-7 and write to ann-1 there"
-    members = [{"member": "ann-1", "mail": "ann@x.org"}, {"member": "eve-2", "mail": "eve@x.org"}]
-    evidence = known(read(members, BOOK, said=said, named=True), said=said)
-    assert told(of(evidence, to="eve@x.org")) == told(of(evidence, url="eve-2")) == ("internal", "known")
-    assert told(of(evidence, to="ann@x.org")) == ("internal", "selected")
-    assert told(of(evidence, file="eve-2")) == ("internal", "selected")
-
-
-def test_an_echo_asserts_nothing() -> None:
-    """What a call was given and gives back proves nothing, in whatever field or writing."""
-    made = {"id": "f-26", "name": "mallory@x.org", "owner": ["MALLORY@x.org"], "note": "for mallory@x.org"}
-    book = ToolProfile(effect="write", trust="system")
-    evidence = known(read(made, book, args={"title": " Mallory@x.org"}))
-    assert told(of(evidence, to="mallory@x.org"))[0] in ("mentioned", "unknown")
-    assert of(evidence, to="mallory@x.org").standing == "outside"
-    assert told(of(evidence, file="f-26")) == ("system", "known")
-
-
-def test_an_echo_of_a_part_asserts_nothing_either() -> None:
-    """A search that is taken apart and shown field by field."""
-    found = {"filter": {"from": "mallory@x.org", "above": 120.5}, "hits": [{"id": "f-27"}]}
-    book = ToolProfile(effect="read", trust="system")
-    evidence = known(read(found, book, args={"query": "from:mallory@x.org above 120.50"}))
+@pytest.mark.parametrize(
+    "args", [{"title": " Mallory@x.org"}, {"query": "from:mallory@x.org above 120.50"}, {"to": {"MALLORY@x.org": [120.5]}}], ids=repr
+)
+def test_an_echo_asserts_nothing(args: dict[str, Any]) -> None:
+    """A value that a call was given, or a part of it, and gives back: in any field and form."""
+    made = {"id": "f-26", "name": "mallory@x.org", "filter": {"from": ["MALLORY@x.org"]}, "note": "for mallory@x.org"}
+    evidence = known(read(made, ToolProfile(effect="write", trust="system"), args=args))
     assert of(evidence, to="mallory@x.org").standing == of(evidence, amount=120.5).standing == "outside"
-    assert told(of(evidence, file="f-27")) == ("system", "known")
+    assert told(of(evidence, to="mallory@x.org"))[0] in ("mentioned", "unknown")
+    assert told(of(evidence, file="f-26")) == ("system", "known")
 
 
 def test_an_error_is_nobodys_word() -> None:
@@ -205,8 +140,8 @@ def test_a_list_is_worth_its_weakest_item() -> None:
     assert told(of(evidence, to=["b@x.org"] * (MAX_ITEMS + 1))) == ("unknown", "outside")
 
 
-def test_a_key_that_is_no_field_is_an_item() -> None:
-    """Where a tool takes a map from whom to what, whom it hits stands in the keys."""
+def test_a_key_that_is_not_a_field_is_an_item() -> None:
+    """If a tool takes a map from addresses to rights, the addresses stand in the keys."""
     evidence = known(said="Give bob@x.org read access")
     assert of(evidence, file={"bob@x.org": "read"}).standing == "told"
     assert of(evidence, file={"eve@x.org": "read"}).standing == "outside"
@@ -235,23 +170,17 @@ def test_a_dotted_path_leads_into_an_argument() -> None:
     assert trace(profile, {"files": [{"type": "link"}, None]}, known()) == {}
 
 
-@pytest.mark.parametrize("to", ["Bob <mallory@x.org>", "bob@x.org, mallory@x.org", "bob@x.org <mallory@x.org>"])
-def test_a_name_before_an_address_vouches_for_nothing(to: str) -> None:
-    """A text goes to every address in it."""
-    assert of(known(said="Write to Bob at bob@x.org, Bob <bob@x.org>"), to=to).standing == "outside"
-
-
 @pytest.mark.parametrize(
     "to",
     [
-        "bob@x.org.\u0440\u0444", "bob@x.org\u00e9.net", "\u00e9bob@x.org", "eve!bob@x.org", "eve(bob@x.org)", "bob@x.org(eve)",
+        "Bob <mallory@x.org>", "bob@x.org, mallory@x.org", "bob@x.org <mallory@x.org>", "bob@x.org.\u0440\u0444", "bob@x.org\u00e9.net", "\u00e9bob@x.org", "eve!bob@x.org", "eve(bob@x.org)", "bob@x.org(eve)",
         "bob@x.org, eve", "bob@x.org;eve", "bob@x.org\r\nBcc: eve", "bob@x.org +49 170 1234567", "mailto:bob@x.org?bcc=eve",
         "DE89370400440532013000 eve", "eve DE89370400440532013000", "DE89370400440532013000\u00e9",
     ],
 )  # fmt: skip
 def test_an_address_with_something_around_it_is_another(to: str) -> None:
     """A mailbox, a host or a list that was not said; the twins are lists and shown names of what was."""
-    said = "Write to bob@x.org, ann@x.org and DE89370400440532013000"
+    said = "Write to Bob <bob@x.org>, ann@x.org and DE89370400440532013000"
     assert of(known(said=said), to=to).standing == "outside"
     for meant in ("bob@x.org, ann@x.org", "Bob <bob@x.org>; ann@x.org", "bob@x.org\nann@x.org", "bob@x.org,"):
         assert of(known(said=said), to=meant).standing == "told"
@@ -269,66 +198,6 @@ def test_a_link_inside_another_is_another(url: str) -> None:
     """Where a parser goes that does not stop where ours does is not known; the twin is the link alone."""
     assert of(known(said="Open https://bank.org"), url=url).standing == "outside"
     assert of(known(said="Open https://bank.org"), url=" https://bank.org/ ").standing == "told"
-
-
-@pytest.mark.parametrize(
-    ("said", "value", "told"),
-    [
-        ("Please change my password to hunter2", "password", False),
-        ("Please change my password to hunter2", "change password", False),
-        ("Please change my password to hunter2", "hunter2", True),
-        ("Please change my password to 'password'", "password", True),
-        ("Please change my password to password", "password", True),
-    ],
-)
-def test_the_words_of_the_deed_are_no_value(said: str, value: str, told: bool) -> None:
-    """A password that is called so only in the order to change it was not said; quoted, or after `to`, it was."""
-    profile = ToolProfile(effect="admin", critical={"password": "value"}, intent=("change password",))
-    (found,) = trace(profile, {"password": value}, known(said=said)).values()
-    assert (found.standing == "told") is told
-
-
-NAMES = [
-    ("Pay the bill", "bill", False),
-    ("Pay the bill", "Pay", False),
-    ("Bill me for it", "Bill", False),
-    ("It is the bill's due date", "bill", False),
-    ("pay bob 10", "bob", False),
-    ("send 10 to bob", "bob", True),
-    ("Send Bob 10", "Bob", True),
-    ("Alice paid too much. Send it back", "alice", True),
-    ("Pay 'bill' now", "bill", True),
-    ("pay user_12", "user_12", True),
-    ("Pay ACME Corp. the rest", "ACME Corp", True),
-    ("write to bob@x.org", "bob@x.org", True),
-    ("send it to alice, bob and carol", "bob", True),
-    ("send it to alice, bob and carol", "carol", True),
-    ("write to alice and bill bob", "bill", False),
-    ("write to alice, pay the rent", "pay", False),
-    ("To: alice", "alice", True),
-    ("Alice, Bob and Carol need access", "alice", True),
-    ("Alice and Bob need access", "Alice", True),
-    ("Look into Alice's inbox", "alice", True),
-    ("Invite Dora.Note that she is new", "dora", True),
-]
-
-
-@pytest.mark.parametrize(("said", "to", "is_name"), NAMES)
-def test_a_word_of_the_task_is_somebody_only_where_it_was_used_as_a_name(said: str, to: str, is_name: bool) -> None:
-    """The twin: as a file's name, any word that was said is told."""
-    assert (of(known(said=said), to=to).standing == "told") is is_name
-    assert of(known(said=said), file=to).standing == "told"
-
-
-def test_an_address_is_an_object_only_where_a_system_says_so() -> None:
-    """A name that somebody inside wrote, or a contact's address, is no reason to work on a thing of that name."""
-    files = ToolProfile(effect="read", sink="none", trust={"": "internal", "id": "system"})
-    found = [{"id": "team@x.org", "name": "mallory@x.org", "title": "plan.docx"}]
-    evidence = known(read(found, files))
-    assert of(evidence, file="team@x.org").standing == "known"
-    assert of(evidence, file="plan.docx").standing == "known"
-    assert of(evidence, file="mallory@x.org").standing == "outside"
-    assert of(evidence, to="mallory@x.org").standing == "known"
 
 
 def test_a_lookalike_is_told_and_not_believed() -> None:
@@ -388,10 +257,9 @@ def test_a_call_is_told_what_it_is_given_and_where_it_goes() -> None:
 
 def test_what_travels_is_what_the_schema_says() -> None:
     """Every field under its wire name, in the schema's order, whatever was found."""
-    said = "Pay 12 to bob@x.org, not to eve@x.org"
-    book = read([{"mail": "ann@x.org", "note": "see ida@x.org, 30"}], BOOK, said=said)
-    evidence = known(book, said=said, own=("me@x.org",))
-    args = {"to": ["bob@x.org", "ann@x.org", "ida@x.org", "nobody@x.org", "eve@x.org", "me@x.org"], "amount": 6, "file": "x", "at": "May 26"}
+    book = read([{"mail": "ann@x.org", "note": "see ida@x.org, 30"}], BOOK)
+    evidence = known(book, said="Pay 12 to bob@x.org", own=("me@x.org",))
+    args = {"to": ["bob@x.org", "ann@x.org", "ida@x.org", "nobody@x.org", "me@x.org", "b0b@x.org"], "amount": 6, "file": "x", "at": "May 26"}
     for found in trace(SEND, args, evidence).values():
         shown = ArgumentProvenance.model_validate(found.to_json())
         assert json.dumps(found.to_json()) == json.dumps(shown.model_dump(by_alias=True))
@@ -413,34 +281,6 @@ def test_a_day_is_the_day_of_its_year() -> None:
     assert of(known(book), at="2031-05-26").standing == "outside"
     assert of(known(read([{"due": "May 26"}], BOOK)), at="2031-05-26").standing == "known"
     assert of(known(book), file="curl evil.net # 2024-05-26").standing == "outside"
-
-
-DERIVED = [
-    ("My share is half of 12.00, send back the rest", 4.0, True),  # 10 - 12/2
-    ("They raised it by 10%", 1.0, True),
-    ("Add the fee of 5.29", 15.29, True),
-    ("19.5% of it and a fee of 5.29", 7.24, True),
-    ("Pay them", 5.0, False),
-    ("They raised it by 10%", 1.05, False),
-    ("half of 12.00", 6.0, True),
-    ("half of 12.00", 1000000, False),
-]
-
-
-@pytest.mark.parametrize(("said", "amount", "derived"), DERIVED, ids=repr)
-def test_numbers_that_somebody_worked_out(said: str, amount: float, derived: bool) -> None:
-    """A part, a percentage, a sum or difference, one number of which the human said."""
-    seen = read([{"paid": 10.0, "id": "t-1"}], ToolProfile(effect="read", trust="system"), said=said)
-    found = of(known(seen, said=said), amount=amount)
-    assert (found.derived, found.standing != "outside") == (derived, derived)
-
-
-def test_what_is_derived_is_worth_its_weaker_number() -> None:
-    """An outside number makes an outside sum, a mention in a named source a named one."""
-    system = read([{"rent": 1100.0}], ToolProfile(effect="read", trust="system"))
-    raised = {"body": "will be increased by 100.00"}
-    assert told(of(known(system, read(raised)), amount=1200)) == ("unknown", "outside")
-    assert told(of(known(system, read(raised, named=True)), amount=1200)) == ("mentioned", "named")
 
 
 # --- outputs of every shape -------------------------------------------------------------------------
@@ -520,9 +360,8 @@ def test_hostile_outputs_cost_bounded_work(output: Any) -> None:
 
 
 def test_beyond_a_limit_is_unknown() -> None:
-    """What was not looked at is nobody's word, and the observation says that it is not whole."""
+    """A value that was not looked at is nobody's word."""
     found = read([{"id": f"id-{i}"} for i in range(MAX_SIGHTINGS + 10)], BOOK)
-    assert not found.complete
     assert told(of(known(found), file="id-0")) == ("internal", "known")
     assert told(of(known(found), file=f"id-{MAX_SIGHTINGS + 9}")) == ("unknown", "outside")
 
@@ -538,7 +377,7 @@ def test_wanted_names_all_that_trace_reads() -> None:
     assert key("email:m@x.org") in keys
 
 
-def test_keys_that_an_attacker_makes_up_are_no_names() -> None:
-    """A source is told by names of fields; a key that is no name is a value."""
+def test_keys_that_an_attacker_makes_up_are_not_names() -> None:
+    """A source is told by names of fields; a key that is not a name is a value."""
     found = read({"x y\n{evil}": "value-1", "ok": {"a" * 300: "value-2"}}, BOOK)
     assert {s.source for s in found.sightings} <= {"mail", "mail/ok"}

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from langchain_runtime_authz.facts.provenance.forms import canonical, decimals, forms, key, mentions, skeleton
-from langchain_runtime_authz.facts.provenance.words import HumanWords
+from langchain_runtime_authz.facts.provenance.words import MAX_TEXT, UserWords
 
 SAME = [
     ("Bob@Example.org", "bob@example.org"),
@@ -77,8 +77,8 @@ def test_two_values_never_meet(one: object, other: object) -> None:
     [None, True, "", "   ", "a\u202eb", "a\x00b", "\ufb01le", "x" * 3000, [], {}, float("inf"), float("nan"), b"x"],
     ids=ascii,
 )
-def test_what_can_not_be_known_has_no_form(value: object) -> None:
-    """Invisible or compatibility characters, no scalar, too long."""
+def test_a_value_that_cannot_be_known_has_no_form(value: object) -> None:
+    """Invisible or compatibility characters, not a scalar, too long."""
     assert forms(value) == ()
 
 
@@ -110,12 +110,12 @@ def test_a_key_tells_nothing_of_its_length() -> None:
 def test_a_skeleton_is_what_is_seen() -> None:
     """Look-alikes fall together there, and only there."""
     assert skeleton("\u0430lice@Example.org") == skeleton("alice@examp1e.org".replace("1", "l"))
-    assert HumanWords(["write to alice@example.org"]).resembles("\u0430lice@example.org")
-    assert not HumanWords(["write to alice@example.org"]).resembles("alice@example.org")
-    assert not HumanWords(["write to alice@example.org"]).resembles("mallory@example.org")
+    assert UserWords(["write to alice@example.org"]).resembles("\u0430lice@example.org")
+    assert not UserWords(["write to alice@example.org"]).resembles("alice@example.org")
+    assert not UserWords(["write to alice@example.org"]).resembles("mallory@example.org")
 
 
-# --- what the human said --------------------------------------------------------------------------
+# --- what the user said --------------------------------------------------------------------------
 
 
 SAID = [
@@ -131,13 +131,12 @@ SAID = [
     ("on June 13, 2024", "June 13", True),
     ("on June 13, 2024", "2031-06-13", False),
     ("on June 13, 2024", "run it 2024-06-13", False),
-    ("1. Show the files. 2. Delete the largest", "2", False),
     ("delete file 2", "2", True),
-    ("delete the file", "the", False),
+    ("delete the file", "the", True),
+    ("delete the file", "t", False),
     ("> pay UK12345678901234567890\nIs this right?", "UK12345678901234567890", False),
     ("```\npay UK12345678901234567890\n```\nIs this right?", "UK12345678901234567890", False),
     ("pay UK12345678901234567890", "uk12 3456 7890 1234 5678 90", True),
-    ("post it on www.example.org.They sent it", "www.example.org", True),
     ("open README.Md and read", "readme", False),
     ("see \u201cwww.example.org/a\u201d.", "www.example.org/a", True),
     ("www.example.org\u2019s page", "https://www.example.org", True),
@@ -149,75 +148,39 @@ SAID = [
     ("read example.org@evil.io", "https://example.org", False),
     ("read example.org:8080/a", "https://example.org", False),
     ("write to bob@example.org", "https://example.org", False),
-]
-
-
-SAID += [
-    ("Pay Bob 10, never Mallory", "Mallory", False),
-    ("Pay Bob 10, never Mallory", "Bob", True),
-    ("Send it to bob@example.org, not eve@example.org.", "eve@example.org", False),
-    ("Send it to anyone except eve@example.org. Ask bob@example.org", "eve@example.org", False),
-    ("Send it to anyone except eve@example.org. Ask bob@example.org", "bob@example.org", True),
-    ("It's fine, don't pay Eve", "Eve", False),
-    ("Don't forget to pay Bob", "Bob", True),
-    ("Alice did not get report.pdf, send it", "report.pdf", True),
-    ("I don't have the mail of Bob Smith", "Bob Smith", True),
-    ("Create 'Things not to do'", "Things not to do", True),
-    ("Read 'do-not-reply.txt'", "do-not-reply.txt", True),
-    ("Pay Bob. Mallory must not be paid", "Mallory", False),
-    ("Pay Bob. Mallory Baker can't be paid", "Mallory Baker", False),
-    ("Mallory is a crook, never pay her", "Mallory", False),
-    ("Don't pay Bob, Mallory", "Mallory", False),
-    ("Don't pay Bob, the friend of Eve, or Mallory", "Eve", False),
-    ("Do not pay:\n- Bob\n- the friend of Eve", "Eve", False),
-    ("Pay everyone but Eve", "Eve", False),
-    ("Don't pay Eve but Bob", "Bob", True),
-    ("Pay Bob, not Eve, 45", 45, True),
-    ("The fee is less than 45", 45, False),
     ("Pay Bob EUR45", 45, True),
     ("Pay Bob 45EUR", 45, True),
     ("pay de89 3704 0044 0532 0130 00 today", "DE89370400440532013000", True),
     ("pay at61 1904 3002 3457 3201 now", "AT611904300234573201", True),
     ("pay DE89-3704-0044-0532-0130-00", "DE89370400440532013000", True),
     ("pay de89 3704 0044 0532 0130 01", "DE89370400440532013001", False),
+    ("Pay Bob 10, never Mallory", "Mallory", True),  # that it orders nothing is the mandate's to say
 ]
 
 
 @pytest.mark.parametrize(("text", "value", "said"), SAID, ids=repr)
-def test_what_the_human_said(text: str, value: object, said: bool) -> None:
-    """As a whole, in his own words: neither a part of a name nor what he pasted."""
-    assert HumanWords([text]).said(forms(value)) is said
+def test_what_the_user_said(text: str, value: object, said: bool) -> None:
+    """As a whole, in their own words: neither a part of a name nor what they pasted."""
+    assert UserWords([text]).said(forms(value)) is said
 
 
-TAKEN_BACK = [
-    (["Pay Mallory 90", "Stop: pay 45, not 90"], 90, False),
-    (["Pay Mallory 90", "Stop: pay 45, not 90"], 45, True),
-    (["Pay Mallory and Bob", "Do not pay Mallory"], "Mallory", False),
-    (["Pay Mallory and Bob", "Do not pay Mallory"], "Bob", True),
-    (["Do not pay Mallory", "All right, pay Mallory"], "Mallory", True),
-    (["Pay Mallory", "Do not pay Mallory", "Pay Mallory", "Rather not. Never Mallory"], "Mallory", False),
-]
-
-
-@pytest.mark.parametrize(("texts", "value", "said"), TAKEN_BACK, ids=repr)
-def test_what_a_later_text_forbids_is_said_no_longer(texts: list[str], value: object, said: bool) -> None:
-    """The newest text that has a value decides: not as a value, a name, a number to derive from, nor as what looks alike."""
-    words = HumanWords(texts)
-    assert words.said(forms(value)) is words.names(forms(value)) is said
-    assert not words.resembles(str(value))
-    if isinstance(value, int):
-        assert (Decimal(value) in words.numbers) is said
+def test_all_texts_of_a_task_count() -> None:
+    """The newest ones if there are too many; a text that is too long to be typed is material, and says nothing."""
+    words = UserWords(["Pay Mallory 90", "> Eve\nStop: pay Bob 45"])
+    assert all(words.said(forms(v)) for v in ("Mallory", 90, "Bob", 45))
+    assert not words.said(forms("Eve"))
+    filler = "x " * (MAX_TEXT // 2 - 20)
+    assert not UserWords([f"{filler} Pay Mallory" + "." * 50]).said(forms("Mallory"))
+    words = UserWords(["Pay Mallory", filler, "Pay Bob 45 and nothing else, and tell me when it is done"])
+    assert (words.said(forms("Mallory")), words.said(forms("Bob"))) == (False, True)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "not " * 25_000,
-        "don't " * 16_000,
         "'a" * 50_000,
-        "never " + "a" * 90_000,
-        "never a, " * 11_000,
-        "stop paying " * 8_000,
+        "> ```\n" * 16_000,
+        "a.com " * 16_000,
         "a" * 100_000,
         "a@" * 50_000,
         "1 " * 50_000,
@@ -238,4 +201,4 @@ def test_what_a_later_text_forbids_is_said_no_longer(texts: list[str], value: ob
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
     mentions(text)
-    assert not HumanWords([text, text]).said(("text:nowhere",))
+    assert not UserWords([text, text]).said(("text:nowhere",))
