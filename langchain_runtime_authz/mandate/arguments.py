@@ -163,7 +163,8 @@ class Reader:
             return FITS
         allowed = self._allowed.get(id(argument))
         if allowed is None:
-            allowed = "\n".join((self._words, *argument.quote, *self._inputs(argument)))[:_MAX_ALLOWED]
+            said = argument.quote or (self._words,)  # what was dictated for one text is not for another
+            allowed = "\n".join((*said, *self._inputs(argument)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
         if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
             named = f" or `{'`, `'.join(argument.inputs)}`" if argument.inputs else ""

@@ -22,11 +22,12 @@ from langchain_runtime_authz.mandate.model import Argument, Const, Each, Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
+__all__ = ["MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
 
 MAX_VALUES: Final = 1000  # of one argument, for what is forbidden and for sums
 MAX_EQUAL_ROWS: Final = 32  # records that one call may stand for
 MAX_LOOKED: Final = 10_000  # characters of a value, for what is forbidden
+MANDATE: Final = "mandate:"  # begins the name of every counter
 _TEXT: Final = Text()
 _FIXED: Final = (Const, Pick)  # a fetch whose arguments are these always has one address
 
@@ -110,7 +111,7 @@ class _Index:
     def __init__(self, mandate: Mandate) -> None:
         self.mandate = mandate
         named = f"key {mandate.key}" if mandate.key else mandate.digest
-        self.prefix = f"mandate:{key(named)}:"
+        self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
         self.by_tool: dict[str, list[_Plan]] = {}
         for step in mandate.steps:

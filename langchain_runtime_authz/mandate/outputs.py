@@ -136,7 +136,7 @@ class Outputs:
 
     def of(self, tool: str) -> Collection[Output]:
         """Return the first observations of the tool's calls, in order."""
-        return self._first.get(tool, {}).values()
+        return tuple(self._first.get(tool, {}).values())  # another thread may add one meanwhile
 
     def texts(self) -> Iterator[str]:
         """Yield the text of each output that is kept."""

@@ -78,6 +78,12 @@ class Call:
     amends: str = ""
     reviewed: bool = False
 
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the arguments that the model sent. Under an alias, all of them count as sent."""
+        sent = self.sent if isinstance(self.sent, Mapping) else self.args
+        return frozenset(sent if sent.keys() <= self.args.keys() else self.args)
+
 
 @dataclass(slots=True)
 class DecidedCall:

@@ -329,8 +329,10 @@ def conclude(
             found = yield (Observe, call, output, failed)
         if found.prose:
             memory.keep(run.scope, found)
-        if state == "done" and call.profiled and not side_effect:
-            memory.record(run.scope, call.tool, profile, call.args, output)
+        if side_effect:
+            memory.wrote(run.scope, call.args)
+        elif state == "done" and call.profiled:
+            memory.read(run.scope, call.tool, profile, call.args, call.given, output)
         if state == "done" and side_effect:
             memory.reached(run.scope, call.atoms.destinations())
         if found.sightings:

@@ -55,14 +55,11 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         return None, None
     mandate = mandate_of(run, said)
     own = run.subject.properties.get("identifiers")
-    sent = call.sent if isinstance(call.sent, Mapping) else call.args
-    # Under an alias an argument was sent all the same.
-    given = frozenset(sent if sent.keys() <= call.args.keys() else call.args)
     facts = CallFacts(
         call.tool,
         call.profile,
         call.args,
-        given,
+        call.given,
         forms_of(own) if own else frozenset(),
         "\n".join(said.turn),
     )

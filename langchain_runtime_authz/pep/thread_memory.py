@@ -98,10 +98,23 @@ class ThreadMemory:
             while thread.chars > MAX_PROSE:
                 thread.chars -= len(thread.prose.popleft().text)
 
-    def record(self, scope: Scope, tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object) -> None:
+    def wrote(self, scope: Scope, args: Mapping[str, Any]) -> None:
+        """Remember what a side effect was given: a read that returns it does not vouch for it."""
+        with self._lock:
+            self._thread(scope).outputs.wrote(args)
+
+    def read(
+        self,
+        scope: Scope,
+        tool: str,
+        profile: ToolProfile,
+        args: Mapping[str, Any],
+        given: frozenset[str],
+        output: object,
+    ) -> None:
         """Remember what a read returned, for mandates that take values from it."""
         with self._lock:
-            self._thread(scope).outputs.record(tool, profile, args, output)
+            self._thread(scope).outputs.record(tool, profile, args, output, given=given)
 
     def outputs(self, scope: Scope) -> Outputs:
         """Return what the thread's reads returned."""
