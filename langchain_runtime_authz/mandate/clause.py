@@ -1,0 +1,365 @@
+"""Read one clause for one tool: its phrases, and the one way to give each phrase to an argument.
+
+A phrase is a preposition, nouns and a value: "to the channel #ops". Nouns are from the tool's own vocabulary: its name,
+its arguments, its `intent`. A noun that names an argument decides; else the preposition and the kind do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
+from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
+from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["Phrase", "Tool"]
+
+MAX_PHRASES: Final = 8  # of one clause
+MAX_PURPOSE: Final = 6  # words behind "for"
+_NAMES: Final = 4  # words of one name
+_TRIES: Final = 500  # assignments looked at
+
+# What may stand for an argument of a kind; behind a noun that names it, more may.
+_KINDS: Final[Mapping[str, frozenset[str]]] = {
+    "principal": frozenset({"email", "id", "name", "handle", "word", "quote"}),
+    "url": frozenset({"url"}),
+    "object": frozenset({"id", "name", "quote", "handle"}),
+    "name": frozenset({"id", "name", "quote"}),
+    "channel": frozenset({"handle", "id", "name", "quote", "word"}),
+    "amount": frozenset({"money", "number"}),
+    "place": frozenset({"name", "quote"}),
+    "value": frozenset({"quote"}),
+    "when": frozenset({"date"}),
+    "text": frozenset(),
+}
+_NAMED: Final[Mapping[str, frozenset[str]]] = {
+    **{k: v | {"word", "number", "email"} for k, v in _KINDS.items() if k in {"principal", "object", "name", "channel"}},
+    "place": frozenset({"name", "quote", "word"}),
+    "value": frozenset({"quote", "id", "name", "word", "number", "email", "money", "url", "handle", "date"}),
+    "text": frozenset({"quote", "name", "word", "number", "id"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A preposition, nouns, and a value or a list of values."""
+
+    marker: str
+    nouns: tuple[str, ...]
+    values: tuple[Token, ...]
+    first: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.values[0].kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    name: str
+    kind: str  # of the profile, or `when` or `text`
+    words: frozenset[str]
+    role: str
+    array: bool
+    required: bool
+    schema: Mapping[str, Any]
+
+
+class Tool:
+    """A tool's verbs, arguments and vocabulary in one language."""
+
+    def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
+        self.name, self.profile, self.schema, self.language = name, profile, schema, language
+        data = language.data
+        if profile.intent:
+            entries = [tuple(i.lower().split()) for i in profile.intent]
+            self.entries = [e for e in entries if e and e[0] not in data["not_verbs"]]
+        else:
+            own = {w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs}
+            same = {v for group in data["verbs"] if not own.isdisjoint(group) for v in group}
+            self.entries = [(v,) for v in same or data["effects"].get(profile.effect, ())]
+
+    def prepare(self) -> None:
+        """Work out arguments and vocabulary, once a verb fits."""
+        data, profile = self.language.data, self.profile
+        properties = self.schema.get("properties")
+        properties = properties if isinstance(properties, Mapping) else {}
+        needed = self.schema.get("required")
+        kinds: dict[str, str] = {n: k for n, k in profile.critical.items() if "." not in n}
+        kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
+        inner = {n.partition(".")[0] for n in profile.critical if "." in n}
+        for name in properties:
+            if name not in kinds and name not in profile.free and name not in inner:
+                kinds[str(name)] = "value"
+        roles = data["arguments"]
+        self.arguments: list[_Argument] = []
+        for name, kind in kinds.items():
+            words = words_of(name)
+            role = next((r for r in ("named_only", "source", "goal", "end", "file", "container") if set(words) & set(roles[r])), "")
+            given = properties.get(name)
+            given = given if isinstance(given, Mapping) else {}
+            options = [given, *(o for o in given.get("anyOf") or () if isinstance(o, Mapping))]
+            array = any(o.get("type") == "array" for o in options)
+            decides = kind not in {"when", "text"}
+            required = decides and (name in needed if isinstance(needed, list | tuple) else role != "named_only")
+            self.arguments.append(_Argument(name, kind, self._same(words), role, array, required, given))
+        if isinstance(needed, list | tuple) and inner & set(needed):
+            self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}))  # never bound
+        core = [*words_of(self.name), *(w for i in profile.intent for w in words_of(i)), *data["nouns"].get(profile.effect, ())]
+        self.core = self._same(core) - self.language.closed
+        self.vocabulary = self.core.union(*(a.words for a in self.arguments)) - self.language.closed
+        things = [a for a in self.arguments if a.kind in {"object", "channel", "name"}]
+        self.only = things[0].name if len(things) == 1 else ""
+        self.texts = [a for a in self.arguments if a.kind == "text"]
+
+    def _same(self, words: Iterable[str]) -> frozenset[str]:
+        words = frozenset(words)
+        return words.union(*(g for g in self.language.data["synonyms"] if not words.isdisjoint(g)))
+
+    def verb(self, tokens: Sequence[Token]) -> int:
+        """Return how many tokens the verb takes: 0 if the tool is not asked for."""
+        taken = 0
+        rest = {singular(t.lower) for t in tokens[1:] if t.kind == "word"}
+        for entry in self.entries:
+            if entry[0] == tokens[0].lower:
+                particle = len(entry) > 1 and entry[1] in self.language.data["particles"]
+                if particle and (len(tokens) < 2 or tokens[1].lower != entry[1]):  # noqa: PLR2004  (verb and particle)
+                    continue
+                if rest.issuperset(map(singular, entry[1:])):
+                    taken = max(taken, 1 + particle)
+        return taken
+
+    # --- phrases
+
+    def phrases(self, tokens: Sequence[Token], text: str, *, lists: bool) -> tuple[list[Phrase], str | None] | None:
+        """Return the phrases behind the verb, and the dictated text, or `None` if a word is left over."""
+        language, found = self.language, list[Phrase]()
+        effect, at = self.profile.effect, 0
+        while at < len(tokens):
+            if len(found) > MAX_PHRASES:
+                return None
+            said = language.match(language.dictation, tokens, at)
+            topic = language.match(language.topics, tokens, at)
+            if said or topic:
+                rest = tokens[at + (said or topic) :]
+                if rest and rest[0].kind == "quote":
+                    found.append(Phrase("dictation", (), (rest[0],)))
+                    at = len(tokens) - len(rest) + 1
+                    continue
+                if rest and effect in {"send", "write"} and self.texts:
+                    return found, text[rest[0].start : rest[-1].end]
+                return None
+            joined = language.match(language.separators, tokens, at) if lists and found else 0
+            phrase, after = self._phrase(tokens, at + joined, lists=lists)
+            if joined and (phrase is None or not self._named(phrase)):
+                return None
+            if phrase is None and effect == "pay" and tokens[at].lower in language.data["purpose"]:
+                phrase, after = self._purpose(tokens, at + 1, text)
+            if phrase is None:
+                return None
+            found.append(phrase)
+            at = after
+        return found, None
+
+    def _phrase(self, tokens: Sequence[Token], at: int, *, lists: bool) -> tuple[Phrase | None, int]:
+        language, begin = self.language, at
+        marker = tokens[at].lower if tokens[at].kind == "word" and tokens[at].lower in language.prepositions else ""
+        at += bool(marker)
+        nouns: list[str] = list(language.data["naming"].get(marker, ()))
+        named = len(nouns)
+        determined = at < len(tokens) and tokens[at].lower in language.determiners
+        at += determined
+        while at < len(tokens) and tokens[at].kind == "word":
+            word = singular(tokens[at].lower)
+            if word in self.vocabulary:
+                nouns.append(word)
+            elif tokens[at].lower not in language.adjectives:
+                break
+            at += 1
+        labelled = len(nouns) > named
+        at += labelled and at < len(tokens) and tokens[at].kind == "colon"
+        values: list[Token] = []
+        while at < len(tokens):
+            gap = language.match(language.separators, tokens, at) if lists and values else 0
+            gap += language.match(language.separators, tokens, at + gap) if gap else 0
+            if (values and not gap) or at + gap >= len(tokens):
+                break
+            token, after = self._value(tokens, at + gap)
+            if token is None or (values and token.kind != values[0].kind):
+                break
+            if token.kind == "word" and not (labelled or (marker and not determined) or self._whom(tokens, at)):
+                break
+            values.append(token)
+            at = after
+        if values and determined and at < len(tokens) and tokens[at].kind == "word":
+            trailing = singular(tokens[at].lower)
+            if trailing in self.vocabulary:
+                nouns.append(trailing)
+                at += 1
+        if at == begin or (not values and (marker or not labelled)):
+            return None, begin
+        return Phrase(marker, tuple(nouns), tuple(values), begin == 0), at
+
+    def _whom(self, tokens: Sequence[Token], at: int) -> bool:
+        """Return True if a lower-case word right behind the verb may be somebody: "pay bob 45 eur"."""
+        return at == 0 and (
+            self.profile.effect == "send" or (self.profile.effect == "pay" and any(t.kind == "money" for t in tokens))
+        )
+
+    def _value(self, tokens: Sequence[Token], at: int) -> tuple[Token | None, int]:
+        token = tokens[at]
+        if not self.language.value(token) or (token.kind == "word" and not self.language.common(token)):
+            return None, at
+        after = at + 1
+        if token.kind == "name":
+            while after < len(tokens) and tokens[after].kind == "name" and self.language.value(tokens[after]):
+                after += 1
+            if after - at > _NAMES:
+                return None, at
+        start, end = token.start, tokens[after - 1].end
+        said = " ".join(t.text for t in tokens[at:after])
+        return (token._replace(text=said, end=end), after) if len(said) == end - start or after == at + 1 else (None, at)
+
+    def _purpose(self, tokens: Sequence[Token], at: int, text: str) -> tuple[Phrase | None, int]:
+        """Read what a payment is for. It goes into the payment's text, if there is one."""
+        begin = at
+        while at < len(tokens):
+            token = tokens[at]
+            month = token.lower in self.language.months
+            fine = month or self.language.value(token) or (at == begin and token.lower in self.language.determiners)
+            if not fine or token.kind in {"money", "date", "quote"} or token.lower in self.language.verbs:
+                break
+            at += 1
+        if not 0 < at - begin <= MAX_PURPOSE:
+            return None, at
+        token = Token("purpose", text[tokens[begin].start : tokens[at - 1].end], tokens[begin].start, tokens[at - 1].end)
+        return Phrase("purpose", (), (token,)), at
+
+    # --- arguments
+
+    def bind(self, phrases: Sequence[Phrase]) -> dict[str, Phrase] | None:
+        """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text."""
+        idle = [p for p in phrases if not p.values]
+        pending = {a.name for p in idle for a in self._named(p)}
+        if foreign := {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}:
+            pending = foreign
+        used = [p for p in phrases if p.values and p.marker != "purpose"]
+        for money in [p for p in used if p.kind == "money"]:
+            code = re.search(r"[^\W\d_]+", money.values[0].text)
+            if code and any("currency" in a.words for a in self.arguments):
+                start = money.values[0].start + code.start()
+                used.append(Phrase("", ("currency",), (Token("word", code[0], start, start + len(code[0])),)))
+        names = [[a.name for a in self.arguments if self._fits(a, p, pending)] for p in used]
+        for options, phrase in zip(names, used, strict=True):  # "set the status to closed"
+            if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
+                options[:] = foreign.intersection(options)
+        for options, phrase in zip(names, used, strict=True):
+            if self._spoken(phrase):
+                options.append("")
+        complete: list[dict[str, Phrase]] = []
+        needed = {a.name or "nested" for a in self.arguments if a.required}
+        tries = _TRIES
+
+        def walk(at: int, bound: dict[str, Phrase]) -> None:
+            nonlocal tries
+            tries -= 1
+            if tries < 0 or len(complete) > 1:
+                return
+            if at == len(used):
+                if needed <= bound.keys():
+                    complete.append(dict(bound))
+                return
+            for name in names[at]:
+                if name not in bound:
+                    walk(at + 1, {**bound, name: used[at]})
+
+        walk(0, {})
+        if len(complete) != 1 or tries < 0:
+            return None
+        bare = {n for p in idle if not any(a.name in complete[0] for a in self._named(p)) for n in p.nouns}
+        # A verb alone orders nothing, and a noun that only names an argument wants a value.
+        return complete[0] if bare <= self.core and (used or bare) else None
+
+    def _named(self, phrase: Phrase) -> list[_Argument]:
+        """Return the arguments that the phrase's nouns name."""
+        return [a for a in self.arguments if not a.words.isdisjoint(phrase.nouns)]
+
+    def _spoken(self, phrase: Phrase) -> bool:
+        if not self.texts or phrase.kind != "quote" or len(phrase.values) > 1 or self._named(phrase):
+            return False
+        return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
+
+    def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str]) -> bool:
+        data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
+        named = self._named(phrase)
+        if marker == "dictation" or (named and argument not in named) or kind == "nested":
+            return False
+        if len(phrase.values) > 1 and not argument.array:
+            return False
+        set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
+        types = _NAMED.get(kind, _KINDS[kind]) if phrase.nouns or set_to else _KINDS[kind]
+        if phrase.kind not in types or not self._enumerated(argument, phrase):
+            return False
+        if set_to:
+            return True
+        if kind in {"text", "value"} and not named:
+            return kind == "value" and not marker
+        if kind == "amount" and phrase.kind == "number" and not named and self.profile.effect != "pay":
+            return False
+        markers = data["markers"]
+        if role == "source":
+            return marker in data["away"] or (not marker and (bool(named) or kind == "object"))
+        if named and marker not in data["naming"]:
+            return marker in markers["labelled delete" if self.profile.effect == "delete" else "labelled"]
+        if role in {"named_only", "end"}:
+            return False
+        if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
+            return marker in markers["goal"]
+        plain = marker in markers.get(f"{kind} {self.profile.effect}", markers[kind])
+        if marker in data["parting"] and not named:
+            return bool(pending) and plain
+        if role in {"container", "file"} and kind == "object" and self.texts and not plain:
+            return marker in markers["container"] and (role == "container" or phrase.kind in {"id", "quote"})
+        return plain
+
+    @staticmethod
+    def _enumerated(argument: _Argument, phrase: Phrase) -> bool:
+        choices = argument.schema.get("enum")
+        return not isinstance(choices, list | tuple) or all(v.text in choices for v in phrase.values)
+
+    def step(self, id: str, bound: Mapping[str, Phrase], spoken: Sequence[str], order: str, digest: str) -> Step:
+        """Return the step: values with their spans, and the dictated words for texts."""
+        args: dict[str, Argument] = {}
+        said = [*spoken, *(p.values[0].text for n, p in bound.items() if not n)]
+        said += [bound[a.name].values[0].text for a in self.texts if a.name in bound and not said]
+        headings = set(self.language.data["arguments"]["heading"])
+        needed = self.schema.get("required")
+        for argument in self.arguments:
+            phrase = bound.get(argument.name) if argument.name else None
+            if argument.kind == "text":
+                if phrase is not None:
+                    args[argument.name] = Text(quote=(phrase.values[0].text,))
+                elif spoken or "" in bound or (said and not headings.isdisjoint(argument.words)):
+                    args[argument.name] = Text(quote=tuple(said))
+                elif self.profile.effect == "pay" and isinstance(needed, list | tuple) and argument.name in needed:
+                    args[argument.name] = Text(quote=(order,))
+            elif phrase is not None:
+                args[argument.name] = self._const(argument, phrase, digest)
+        return Step(id=id, tool=self.name, args=args)
+
+    @staticmethod
+    def _const(argument: _Argument, phrase: Phrase, digest: str) -> Const:
+        values: list[Scalar] = []
+        start, end = phrase.values[0].start, phrase.values[-1].end
+        for token in phrase.values:
+            number = re.search(NUMBER, token.text) if token.kind in {"money", "number"} else None
+            read = read_number(number[0]) if number else None
+            if number is None or read is None:
+                values.append(token.text)
+                continue
+            values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)
+            start, end = (token.start + number.start(), token.start + number.end()) if len(phrase.values) == 1 else (start, end)
+        return Const(tuple(values) if argument.array else values[0], said=Span(digest, start, end))
