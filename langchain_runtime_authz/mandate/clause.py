@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
@@ -24,21 +24,20 @@ _TRIES: Final = 500  # assignments looked at
 
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
-    "principal": frozenset({"email", "id", "name", "handle", "word", "quote"}),
+    "principal": frozenset({"email", "id", "name", "handle", "word"}),
     "url": frozenset({"url"}),
-    "object": frozenset({"id", "name", "quote", "handle"}),
+    "object": frozenset({"id", "name", "quote", "handle", "hash", "word", "number"}),
     "name": frozenset({"id", "name", "quote"}),
-    "channel": frozenset({"handle", "id", "name", "quote", "word"}),
+    "channel": frozenset({"hash", "id", "name", "quote", "word"}),
     "amount": frozenset({"money", "number"}),
-    "place": frozenset({"name", "quote"}),
+    "place": frozenset({"name", "quote", "word", "id"}),
     "value": frozenset({"quote"}),
     "when": frozenset({"date"}),
     "text": frozenset(),
 }
 _NAMED: Final[Mapping[str, frozenset[str]]] = {
-    **{k: v | {"word", "number", "email"} for k, v in _KINDS.items() if k in {"principal", "object", "name", "channel"}},
-    "place": frozenset({"name", "quote", "word"}),
-    "value": frozenset({"quote", "id", "name", "word", "number", "email", "money", "url", "handle", "date"}),
+    **{k: v | {"word", "number", "email", "quote"} for k, v in _KINDS.items() if k in {"principal", "object", "name", "channel"}},
+    "value": frozenset({"quote", "id", "name", "word", "number", "email", "money", "url", "handle", "hash", "date"}),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
 
@@ -68,6 +67,11 @@ class _Argument:
     schema: Mapping[str, Any]
 
 
+def _choices(argument: _Argument) -> Sequence[str]:
+    choices = argument.schema.get("enum")
+    return [c for c in choices if isinstance(c, str)] if isinstance(choices, list | tuple) else []
+
+
 class Tool:
     """A tool's verbs, arguments and vocabulary in one language."""
 
@@ -77,6 +81,7 @@ class Tool:
         if profile.intent:
             entries = [tuple(i.lower().split()) for i in profile.intent]
             self.entries = [e for e in entries if e and e[0] not in data["not_verbs"]]
+            self.entries += [tuple(i.split()) for v, i in data["idioms"].items() if (v,) in entries]
         else:
             own = {w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs}
             same = {v for group in data["verbs"] if not own.isdisjoint(group) for v in group}
@@ -98,21 +103,21 @@ class Tool:
         self.arguments: list[_Argument] = []
         for name, kind in kinds.items():
             words = words_of(name)
-            role = next((r for r in ("named_only", "source", "goal", "end", "file", "container") if set(words) & set(roles[r])), "")
+            role = next((r for r in ("named_only", "slot", "setting", "source", "goal", "end", "version", "file", "container") if set(words) & set(roles[r])), "")
             given = properties.get(name)
             given = given if isinstance(given, Mapping) else {}
             options = [given, *(o for o in given.get("anyOf") or () if isinstance(o, Mapping))]
             array = any(o.get("type") == "array" for o in options)
-            decides = kind not in {"when", "text"}
-            required = decides and (name in needed if isinstance(needed, list | tuple) else role != "named_only")
+            listed = isinstance(needed, list | tuple)
+            required = name in needed if listed else kind not in {"when", "text"} and role != "named_only"
             self.arguments.append(_Argument(name, kind, self._same(words), role, array, required, given))
         if isinstance(needed, list | tuple) and inner & set(needed):
             self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}))  # never bound
         core = [*words_of(self.name), *(w for i in profile.intent for w in words_of(i)), *data["nouns"].get(profile.effect, ())]
         self.core = self._same(core) - self.language.closed
         self.vocabulary = self.core.union(*(a.words for a in self.arguments)) - self.language.closed
-        things = [a for a in self.arguments if a.kind in {"object", "channel", "name"}]
-        self.only = things[0].name if len(things) == 1 else ""
+        apart = self.language.stops | self.language.determiners | self.language.prepositions
+        self.choices = {w.lower() for a in self.arguments for w in _choices(a) if w.lower() not in apart}
         self.texts = [a for a in self.arguments if a.kind == "text"]
 
     def _same(self, words: Iterable[str]) -> frozenset[str]:
@@ -152,19 +157,37 @@ class Tool:
                 if rest and effect in {"send", "write"} and self.texts:
                     return found, text[rest[0].start : rest[-1].end]
                 return None
+            if tokens[at].kind == "owner":  # "bob's password" is the password of bob
+                found.append(Phrase("of", (), (tokens[at]._replace(kind=self.language.kind(tokens[at].text)),)))
+                at += 1
+                if at == len(tokens) or singular(tokens[at].lower) not in self.vocabulary:
+                    return None
+                continue
+            if not found and (slot := self._slot(tokens)):
+                found.append(slot[0])
+                at = slot[1]
+                continue
             joined = language.match(language.separators, tokens, at) if lists and found else 0
-            phrase, after = self._phrase(tokens, at + joined, lists=lists)
+            chosen: list[Phrase] = []
+            phrase, after = self._phrase(tokens, at + joined, chosen, lists=lists)
             if joined and (phrase is None or not self._named(phrase)):
                 return None
             if phrase is None and effect == "pay" and tokens[at].lower in language.data["purpose"]:
                 phrase, after = self._purpose(tokens, at + 1, text)
-            if phrase is None:
+            if phrase is None and not chosen:
                 return None
-            found.append(phrase)
+            found += [*chosen, *([phrase] if phrase else [])]
             at = after
+            if phrase and phrase.marker in language.data["naming"] and len(found) > 1 and not found[-2].values:
+                found[-2:] = [replace(phrase, nouns=found[-2].nouns + phrase.nouns)]  # "the service called X"
+            if phrase and not phrase.marker and not phrase.nouns and phrase.values and phrase.kind == "number":
+                counted, at = self._counted(tokens, at, text)
+                found += counted
         return found, None
 
-    def _phrase(self, tokens: Sequence[Token], at: int, *, lists: bool) -> tuple[Phrase | None, int]:
+    def _phrase(
+        self, tokens: Sequence[Token], at: int, chosen: list[Phrase], *, lists: bool
+    ) -> tuple[Phrase | None, int]:
         language, begin = self.language, at
         marker = tokens[at].lower if tokens[at].kind == "word" and tokens[at].lower in language.prepositions else ""
         at += bool(marker)
@@ -172,15 +195,19 @@ class Tool:
         named = len(nouns)
         determined = at < len(tokens) and tokens[at].lower in language.determiners
         at += determined
-        while at < len(tokens) and tokens[at].kind == "word":
+        while at < len(tokens) and tokens[at].kind in {"word", "name"}:
             word = singular(tokens[at].lower)
-            if word in self.vocabulary:
+            if tokens[at].lower in self.choices:
+                chosen.append(Phrase("choice", (), (tokens[at],)))
+            elif tokens[at].kind == "name":
+                break
+            elif word in self.vocabulary:
                 nouns.append(word)
             elif tokens[at].lower not in language.adjectives:
                 break
             at += 1
         labelled = len(nouns) > named
-        at += labelled and at < len(tokens) and tokens[at].kind == "colon"
+        at += (labelled or determined) and at < len(tokens) and tokens[at].kind == "colon"
         values: list[Token] = []
         while at < len(tokens):
             gap = language.match(language.separators, tokens, at) if lists and values else 0
@@ -199,15 +226,34 @@ class Tool:
             if trailing in self.vocabulary:
                 nouns.append(trailing)
                 at += 1
+        if chosen and not values and (marker or not labelled):
+            return None, at
         if at == begin or (not values and (marker or not labelled)):
             return None, begin
         return Phrase(marker, tuple(nouns), tuple(values), begin == 0), at
 
     def _whom(self, tokens: Sequence[Token], at: int) -> bool:
-        """Return True if a lower-case word right behind the verb may be somebody: "pay bob 45 eur"."""
-        return at == 0 and (
-            self.profile.effect == "send" or (self.profile.effect == "pay" and any(t.kind == "money" for t in tokens))
-        )
+        """Return True if a lower-case word right behind the verb may be a value: "pay bob 45 eur"."""
+        return at == 0 and (self.profile.effect != "pay" or any(t.kind == "money" for t in tokens))
+
+    def _slot(self, tokens: Sequence[Token]) -> tuple[Phrase, int] | None:
+        """Read the name of a field that is set: "the price of record 18"."""
+        slots = [a.name for a in self.arguments if a.role == "slot"]
+        at = int(tokens[0].lower in self.language.determiners)
+        if len(slots) != 1 or at + 1 >= len(tokens) or tokens[at + 1].lower not in self.language.data["parting"]:
+            return None
+        known = not self.language.common(tokens[at]) or singular(tokens[at].lower) in self.vocabulary
+        return None if known else (Phrase("slot", (), (tokens[at],)), at + 1)
+
+    def _counted(self, tokens: Sequence[Token], at: int, text: str) -> tuple[list[Phrase], int]:
+        """Read what a number counts: "3 toner cartridges"."""
+        begin = at
+        while at < len(tokens) and tokens[at].kind in {"word", "name"} and self._value(tokens, at)[0] is not None:
+            at += 1
+        if not 0 < at - begin < _NAMES:
+            return [], begin
+        start, end = tokens[begin].start, tokens[at - 1].end
+        return [Phrase("counted", (), (Token("counted", text[start:end], start, end),))], at
 
     def _value(self, tokens: Sequence[Token], at: int) -> tuple[Token | None, int]:
         token = tokens[at]
@@ -240,18 +286,24 @@ class Tool:
 
     # --- arguments
 
-    def bind(self, phrases: Sequence[Phrase]) -> dict[str, Phrase] | None:
-        """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text."""
+    def bind(self, phrases: Sequence[Phrase], spoken: str | None) -> list[dict[str, Phrase]] | None:
+        """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text.
+
+        A list for an argument that takes one value makes several assignments, but never shares an amount.
+        """
         idle = [p for p in phrases if not p.values]
         pending = {a.name for p in idle for a in self._named(p)}
         if foreign := {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}:
             pending = foreign
         used = [p for p in phrases if p.values and p.marker != "purpose"]
         for money in [p for p in used if p.kind == "money"]:
-            code = re.search(r"[^\W\d_]+", money.values[0].text)
+            code = re.search(r"[^\W\d_]+|[$€£]", money.values[0].text)
             if code and any("currency" in a.words for a in self.arguments):
                 start = money.values[0].start + code.start()
-                used.append(Phrase("", ("currency",), (Token("word", code[0], start, start + len(code[0])),)))
+                meant = self.language.data["currencies"][code[0]]
+                used.append(Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),)))
+        if any(p.marker == "slot" for p in phrases):
+            pending |= {a.name for a in self.arguments if a.role == "setting"}
         names = [[a.name for a in self.arguments if self._fits(a, p, pending)] for p in used]
         for options, phrase in zip(names, used, strict=True):  # "set the status to closed"
             if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
@@ -260,7 +312,7 @@ class Tool:
             if self._spoken(phrase):
                 options.append("")
         complete: list[dict[str, Phrase]] = []
-        needed = {a.name or "nested" for a in self.arguments if a.required}
+        needed = {a.name or "nested" for a in self.arguments if a.required and a.kind not in {"when", "text"}}
         tries = _TRIES
 
         def walk(at: int, bound: dict[str, Phrase]) -> None:
@@ -281,7 +333,15 @@ class Tool:
             return None
         bare = {n for p in idle if not any(a.name in complete[0] for a in self._named(p)) for n in p.nouns}
         # A verb alone orders nothing, and a noun that only names an argument wants a value.
-        return complete[0] if bare <= self.core and (used or bare) else None
+        if not (bare <= self.core and (used or bare or spoken)):
+            return None
+        found, kinds = complete[0], {a.name: a for a in self.arguments}
+        several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
+        if not several:
+            return [found]
+        if len(several) > 1 or any(n and kinds[n].kind == "amount" for n in found):
+            return None
+        return [{**found, n: replace(found[n], values=(v,))} for n in several for v in found[n].values]
 
     def _named(self, phrase: Phrase) -> list[_Argument]:
         """Return the arguments that the phrase's nouns name."""
@@ -294,45 +354,56 @@ class Tool:
 
     def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str]) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
-        named = self._named(phrase)
+        effect, named, choices = self.profile.effect, self._named(phrase), _choices(argument)
+        if marker == "choice":
+            return phrase.values[0].text in choices
+        if marker == "counted":
+            return kind == "object" and any(a.kind == "amount" for a in self.arguments)
         if marker == "dictation" or (named and argument not in named) or kind == "nested":
             return False
-        if len(phrase.values) > 1 and not argument.array:
+        if marker == "slot" or role == "slot":
+            return (marker == "slot" or bool(named)) and role == "slot"
+        if choices and any(v.text not in choices for v in phrase.values):
             return False
         set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
-        types = _NAMED.get(kind, _KINDS[kind]) if phrase.nouns or set_to else _KINDS[kind]
-        if phrase.kind not in types or not self._enumerated(argument, phrase):
+        described = bool(phrase.nouns) and kind in {"object", "name", "channel"}
+        if described and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
+        if phrase.kind not in (_NAMED.get(kind, _KINDS[kind]) if named or described or set_to else _KINDS[kind]):
+            return role == "version" and not marker and phrase.kind in {"number", "version", "id"}
         if set_to:
             return True
-        if kind in {"text", "value"} and not named:
-            return kind == "value" and not marker
-        if kind == "amount" and phrase.kind == "number" and not named and self.profile.effect != "pay":
-            return False
-        markers = data["markers"]
         if role == "source":
             return marker in data["away"] or (not marker and (bool(named) or kind == "object"))
-        if named and marker not in data["naming"]:
-            return marker in markers["labelled delete" if self.profile.effect == "delete" else "labelled"]
-        if role in {"named_only", "end"}:
+        markers = data["markers"]
+        if named:
+            return marker in data["naming"] or marker in markers["labelled delete" if effect == "delete" else "labelled"]
+        if role in {"named_only", "end"} or kind == "text":
+            return False
+        if phrase.kind in {"number", "word"} and not phrase.nouns:
+            if kind == "amount" and effect != "pay":
+                return False
+            if kind == "object" and phrase.kind == "number" and (marker or not phrase.first or effect == "pay"):
+                return False
+            if kind == "object" and phrase.kind == "word" and not marker and not phrase.first:
+                return False
+        if kind == "channel" and not marker and phrase.kind not in {"hash", "quote"}:
             return False
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]
-        plain = marker in markers.get(f"{kind} {self.profile.effect}", markers[kind])
-        if marker in data["parting"] and not named:
-            return bool(pending) and plain
+        if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
+            return bool(pending)
+        if kind == "when" and marker in data["setting"]:
+            return argument.required and len(self.profile.when) == 1
+        plain = marker in markers.get(f"{kind} {effect}", markers[kind])
         if role in {"container", "file"} and kind == "object" and self.texts and not plain:
             return marker in markers["container"] and (role == "container" or phrase.kind in {"id", "quote"})
         return plain
 
-    @staticmethod
-    def _enumerated(argument: _Argument, phrase: Phrase) -> bool:
-        choices = argument.schema.get("enum")
-        return not isinstance(choices, list | tuple) or all(v.text in choices for v in phrase.values)
-
-    def step(self, id: str, bound: Mapping[str, Phrase], spoken: Sequence[str], order: str, digest: str) -> Step:
+    def step(self, bound: Mapping[str, Phrase], dictated: str | None, order: str, digest: str) -> Step:
         """Return the step: values with their spans, and the dictated words for texts."""
         args: dict[str, Argument] = {}
+        spoken = [dictated] if dictated else []
         said = [*spoken, *(p.values[0].text for n, p in bound.items() if not n)]
         said += [bound[a.name].values[0].text for a in self.texts if a.name in bound and not said]
         headings = set(self.language.data["arguments"]["heading"])
@@ -348,7 +419,7 @@ class Tool:
                     args[argument.name] = Text(quote=(order,))
             elif phrase is not None:
                 args[argument.name] = self._const(argument, phrase, digest)
-        return Step(id=id, tool=self.name, args=args)
+        return Step(id="?", tool=self.name, args=args)
 
     @staticmethod
     def _const(argument: _Argument, phrase: Phrase, digest: str) -> Const:

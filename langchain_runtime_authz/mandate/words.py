@@ -151,12 +151,20 @@ class _Turn:
             yield sentence, ""
 
     def _sentence(self, tokens: list[Token], mark: str, text: str, digest: str) -> None:
-        language = self.language
-        if stop := next((t.text for t in tokens if t.kind in {"word", "name"} and language.stopped(t.lower)), None):
-            raise _UnclearError(f"`{stop}` leaves open whether it is an order")
+        language, at = self.language, 0
+        if language.match(language.courtesies, tokens, 0) == len(tokens):
+            return
+        while at < len(tokens):
+            opener = language.match(language.openers, tokens, at)  # "after that, …"
+            if opener <= 1 and tokens[at].kind in {"word", "name"} and language.stopped(tokens[at].lower):
+                raise _UnclearError(f"`{tokens[at].text}` leaves open whether it is an order")
+            at += max(opener, 1)
         if "?" in mark and not self._requested(tokens):
             raise _UnclearError("it is a question")
-        for clause in self._clauses(tokens):
+        clauses = list(self._clauses(tokens))
+        if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
+            clauses = [clauses[1] + clauses[0]]
+        for clause in clauses:
             self._clause(clause, text, digest)
 
     def _requested(self, tokens: Sequence[Token]) -> bool:
@@ -184,7 +192,7 @@ class _Turn:
             gap = language.match(language.separators, tokens, at)
             if gap:
                 verb = self._opened(tokens, at + gap)
-                if verb < len(tokens) and tokens[verb].kind == "word" and tokens[verb].lower in self.verbs:
+                if self._begins(tokens, begin, at, verb):
                     if open_:
                         raise _UnclearError("it is not clear where the dictated words end")
                     yield tokens[begin:at]
@@ -195,8 +203,18 @@ class _Turn:
             at += 1
         yield tokens[begin:]
 
+    def _begins(self, tokens: Sequence[Token], begin: int, at: int, verb: int) -> bool:
+        """Return True if a clause begins at a verb, and not with a noun of the last one: "mail 1 to … and mail 2"."""
+        if verb >= len(tokens) or tokens[verb].kind != "word" or tokens[verb].lower not in self.verbs:
+            return False
+        last = tokens[begin + 1 : at]
+        labels = verb + 1 < len(tokens) and tokens[verb + 1].kind == "colon"
+        return not labels and all(t.lower != tokens[verb].lower for t in last)
+
     def _clause(self, tokens: list[Token], text: str, digest: str) -> None:
         language = self.language
+        if language.match(language.courtesies, tokens, 0) == len(tokens):
+            return
         tokens = tokens[self._opened(tokens, 0) :]
         while tokens:
             ends = [n for n in range(1, 6) if n <= len(tokens) and language.match(language.tails, tokens, len(tokens) - n) == n]
@@ -226,19 +244,16 @@ class _Turn:
         if not taken:
             return []
         tool.prepare()
-        rest, order = tokens[taken:], text[tokens[0].start : tokens[-1].end]
+        rest, order = tokens[taken:], text[min(t.start for t in tokens) : max(t.end for t in tokens)]
         parts = self._parts(rest)
-        if whole := self._step(tool, rest, text, order, digest, lists=len(parts) > 1):
-            several = None
+        whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1)
         if len(parts) > 1:
-            several = [self._step(tool, part, text, order, digest, lists=False) for part in parts]
-            alike = all(s is not None and s[0].args.keys() == several[0][0].args.keys() for s in several if several[0])
-            if several[0] is not None and all(several) and alike:
-                return [] if whole else [s[0] for s in several if s]
-        if whole is None:
-            return []
-        self.open = self.open or whole[1]
-        return [whole[0]]
+            several = [self._steps_of(tool, part, text, order, digest, lists=False)[0] for part in parts]
+            paired = [step for steps in several for step in steps]
+            if all(several) and all(step.args.keys() == paired[0].args.keys() for step in paired):
+                return paired if not whole or list(map(_values, whole)) == list(map(_values, paired)) else []
+        self.open = self.open or open_
+        return whole
 
     def _parts(self, tokens: list[Token]) -> list[list[Token]]:
         parts: list[list[Token]] = [[]]
@@ -253,15 +268,14 @@ class _Turn:
         return parts
 
     @staticmethod
-    def _step(
+    def _steps_of(
         tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool
-    ) -> tuple[Step, bool] | None:
+    ) -> tuple[list[Step], bool]:
         read = tool.phrases(tokens, text, lists=lists)
-        bound = tool.bind(read[0]) if read else None
+        bound = tool.bind(*read) if read else None
         if read is None or bound is None:
-            return None
-        spoken = [read[1]] if read[1] else []
-        return tool.step("?", bound, spoken, order, digest), bool(spoken)
+            return [], False
+        return [tool.step(one, read[1], order, digest) for one in bound], read[1] is not None
 
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""

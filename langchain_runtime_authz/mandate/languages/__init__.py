@@ -22,12 +22,12 @@ NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _ID: Final = re.compile(r"[#@~.]?[/\\]?\w[\w./\\\-+=&~:]*")
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
+_UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
 class Token(NamedTuple):
-    kind: str  # quote date money number url email id handle name word sep colon end odd
+    kind: str  # quote date money number url email id handle hash name word owner version sep colon end odd
     text: str
     start: int
     end: int
@@ -65,13 +65,13 @@ class Language:
         separating = {w for p in (*self.separators, *self.topics) for w in p}
         self.closed = sets("never_values") | self.stops | self.determiners | self.prepositions | separating
         month = "|".join(sorted(data["months"], key=len, reverse=True))
-        code = "|".join(sorted(data["currencies"], key=len, reverse=True))
+        code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}:\d\d(?: ?[ap]m)?"
         date = rf"(?:\d{{4}}-\d\d-\d\d|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
             "date": rf"{date}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{date}",
-            "money": rf"(?:[$€£¥₹]|(?:{code}) ){NUMBER}|{NUMBER} ?(?:[$€£¥₹]|{code})",
+            "money": rf"(?:[$€£]|(?:{code}) ){NUMBER}|{NUMBER} ?(?:[$€£]|{code})",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
             "rest": r"\S+?",
         }
@@ -111,10 +111,14 @@ class Language:
             number = re.search(NUMBER, said)
             kind = kind if number and read_number(number[0]) is not None else "odd"
         elif kind == "rest":
-            kind = self._kind(said)
+            kind = self.kind(said)
+            if kind == "odd" and (owner := re.fullmatch(r"(\S+)['’]s", said)) and self.kind(owner[1]) in {"name", "id", "word"}:
+                kind, end, said = "owner", end - 2, owner[1]
+            if kind == "hash" and re.fullmatch(r"#\d+", said):
+                kind, start, said = "id", start + 1, said[1:]
         yield Token(kind, said, start, end)
 
-    def _kind(self, said: str) -> str:
+    def kind(self, said: str) -> str:
         if re.fullmatch(NUMBER, said):
             return "number" if read_number(said) is not None else "odd"
         if _WORD.fullmatch(said.replace("'", "").replace("’", "")) and said.lower().replace("’", "'") in self.closed:
@@ -124,13 +128,15 @@ class Language:
         if _NAME.fullmatch(said) and not re.search(r"['’][sS]$", said):
             return "name"
         if _WORD.fullmatch(said):
-            return "word"
+            return "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+        if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
+            return "version"
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
         if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
             return "odd"
-        return "handle" if said[0] in "#@" else "id"
+        return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
         """Return True if the word takes an order back, or hangs it on something."""
@@ -149,7 +155,7 @@ class Language:
         """Return True if a token may be a value. A common word may only behind a preposition or a noun."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
-        return token.kind not in {"odd", "sep", "colon", "end"}
+        return token.kind not in {"odd", "owner", "sep", "colon", "end"}
 
     def common(self, token: Token) -> bool:
         """Return True for a word that could be the name of somebody or something, in lower case."""
