@@ -154,7 +154,8 @@ class Tool:
                     found.append(Phrase("dictation", (), (rest[0],)))
                     at = len(tokens) - len(rest) + 1
                     continue
-                if rest and effect in {"send", "write"} and self.texts:
+                whole = language.data["whole"] == tokens[at + said - 1].lower if said else False
+                if effect in {"send", "write"} and self.texts and self._dictated(rest, whole=whole):
                     return found, text[rest[0].start : rest[-1].end]
                 return None
             if tokens[at].kind == "owner":  # "bob's password" is the password of bob
@@ -185,11 +186,20 @@ class Tool:
                 found += counted
         return found, None
 
+    def _dictated(self, tokens: Sequence[Token], *, whole: bool) -> bool:
+        """Return True if unquoted words are dictated to their end: no aside, and no time that may be the order's."""
+        if any(t.kind in {"sep", "colon"} and t.text != "&" or not re.search(r"\w", t.text[:2]) for t in tokens):
+            return False
+        times = self.language.data["times"]
+        return bool(tokens) and (whole or not any(t.kind == "date" or t.lower in times for t in tokens[-2:]))
+
     def _phrase(
         self, tokens: Sequence[Token], at: int, chosen: list[Phrase], *, lists: bool
     ) -> tuple[Phrase | None, int]:
         language, begin = self.language, at
         marker = tokens[at].lower if tokens[at].kind == "word" and tokens[at].lower in language.prepositions else ""
+        if any(t.kind == "word" and t.text[0].isupper() and t.lower in language.determiners for t in tokens[at : at + 2]):
+            return None, begin  # "My" in "Delete My report.pdf" may be of the name
         at += bool(marker)
         nouns: list[str] = list(language.data["naming"].get(marker, ()))
         named = len(nouns)
@@ -203,7 +213,7 @@ class Tool:
                 break
             elif word in self.vocabulary:
                 nouns.append(word)
-            elif tokens[at].lower not in language.adjectives:
+            elif tokens[at].lower not in language.adjectives or singular(tokens[at + 1 : at + 2][0].lower if at + 1 < len(tokens) else "") not in self.vocabulary:
                 break
             at += 1
         labelled = len(nouns) > named
@@ -396,8 +406,10 @@ class Tool:
         if kind == "when" and marker in data["setting"]:
             return argument.required and len(self.profile.when) == 1
         plain = marker in markers.get(f"{kind} {effect}", markers[kind])
-        if role in {"container", "file"} and kind == "object" and self.texts and not plain:
-            return marker in markers["container"] and (role == "container" or phrase.kind in {"id", "quote"})
+        if role == "container" and kind == "object":
+            return plain or marker in markers["container delete" if effect == "delete" else "container"]
+        if role == "file" and kind == "object" and self.texts and not plain:
+            return marker in markers["container"] and phrase.kind in {"id", "quote"}
         return plain
 
     def step(self, bound: Mapping[str, Phrase], dictated: str | None, order: str, digest: str) -> Step:

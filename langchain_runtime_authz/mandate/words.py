@@ -151,14 +151,11 @@ class _Turn:
             yield sentence, ""
 
     def _sentence(self, tokens: list[Token], mark: str, text: str, digest: str) -> None:
-        language, at = self.language, 0
-        if language.match(language.courtesies, tokens, 0) == len(tokens):
+        language = self.language
+        if self._courteous(tokens):
             return
-        while at < len(tokens):
-            opener = language.match(language.openers, tokens, at)  # "after that, …"
-            if opener <= 1 and tokens[at].kind in {"word", "name"} and language.stopped(tokens[at].lower):
-                raise _UnclearError(f"`{tokens[at].text}` leaves open whether it is an order")
-            at += max(opener, 1)
+        if stop := language.stop(tokens):
+            raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         if "?" in mark and not self._requested(tokens):
             raise _UnclearError("it is a question")
         clauses = list(self._clauses(tokens))
@@ -166,6 +163,14 @@ class _Turn:
             clauses = [clauses[1] + clauses[0]]
         for clause in clauses:
             self._clause(clause, text, digest)
+
+    def _courteous(self, tokens: Sequence[Token]) -> bool:
+        """Return True if the tokens are greetings, thanks and the like, and nothing else."""
+        at = 0
+        while taken := self.language.match(self.language.courtesies, tokens, at):
+            at += taken
+            at += at < len(tokens) and tokens[at].text == ","
+        return at == len(tokens)
 
     def _requested(self, tokens: Sequence[Token]) -> bool:
         """Return True for a question that is a polite order ("Could you …?")."""
@@ -213,9 +218,9 @@ class _Turn:
 
     def _clause(self, tokens: list[Token], text: str, digest: str) -> None:
         language = self.language
-        if language.match(language.courtesies, tokens, 0) == len(tokens):
-            return
-        tokens = tokens[self._opened(tokens, 0) :]
+        opened = self._opened(tokens, 0)
+        gerund = any(language.match(language.gerunds, tokens, at) for at in range(opened))
+        tokens = tokens[opened:]
         while tokens:
             ends = [n for n in range(1, 6) if n <= len(tokens) and language.match(language.tails, tokens, len(tokens) - n) == n]
             if not ends:
@@ -223,10 +228,12 @@ class _Turn:
             tokens = tokens[: -ends[-1]]
             if tokens and tokens[-1].kind == "sep":
                 tokens = tokens[:-1]
-        if not tokens or language.match(language.courtesies, tokens, 0) == len(tokens):
+        if self._courteous(tokens):
             return
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
+        if gerund and (base := language.base(tokens[0].lower, self.verbs)):
+            tokens = [tokens[0]._replace(text=base), *tokens[1:]]
         steps = [step for tool in self.tools for step in [self._ordered(tool, tokens, text, digest)] if step]
         if steps:
             width = len(steps[0])
@@ -250,8 +257,11 @@ class _Turn:
         if len(parts) > 1:
             several = [self._steps_of(tool, part, text, order, digest, lists=False)[0] for part in parts]
             paired = [step for steps in several for step in steps]
-            if all(several) and all(step.args.keys() == paired[0].args.keys() for step in paired):
-                return paired if not whole or list(map(_values, whole)) == list(map(_values, paired)) else []
+            if all(several):
+                if all(step.args.keys() == paired[0].args.keys() for step in paired):
+                    return paired if not whole or list(map(_values, whole)) == list(map(_values, paired)) else []
+                # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
+                whole = whole if len({frozenset(_constants(step)) for step in paired}) == 1 else []
         self.open = self.open or open_
         return whole
 
@@ -314,6 +324,10 @@ class _Turn:
             if isinstance(argument, Const) and profile.critical.get(name) in _TARGETS
         ]
         return (step.tool, *hit)
+
+
+def _constants(step: Step) -> list[str]:
+    return [name for name, argument in step.args.items() if isinstance(argument, Const)]
 
 
 def _values(step: Step) -> list[tuple[str, object]]:

@@ -19,6 +19,10 @@ from langchain_runtime_authz.facts.provenance.forms import decimals, forms, ment
 __all__ = ["NUMBER", "PARTS", "Language", "Token", "languages", "read_number", "singular", "words_of"]
 
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
+_PLAIN: Final = re.compile(
+    r"(?:0|[1-9]\d{0,14})(?:[.,]\d{1,2})?|[1-9]\d{0,2}(?:(?:,\d{3}){1,4}\.|(?:\.\d{3}){1,4},|(?:['’]\d{3}){1,4}\.)\d{1,2}"
+    r"|[1-9]\d{0,2}(?:(?:,\d{3}){2,4}|(?:\.\d{3}){2,4}|(?:['’]\d{3}){1,4})"
+)
 _ID: Final = re.compile(r"[#@~.]?[/\\]?\w[\w./\\\-+=&~:]*")
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
@@ -54,7 +58,10 @@ class Language:
             return tuple(sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True))
 
         self.data = data
-        self.openers, self.requests = phrases("openers", "requests"), phrases("requests")
+        self.stop_phrases = phrases("stop_phrases")
+        self.excused = tuple(p for p in phrases("openers", "tails") if len(p) > 1)
+        self.gerunds = phrases("gerunds")
+        self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
         self.tails, self.courtesies = phrases("tails"), phrases("courtesies", "openers", "tails")
         self.separators, self.dictation, self.topics = phrases("separators"), phrases("dictation"), phrases("topics")
         self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
@@ -119,8 +126,8 @@ class Language:
         yield Token(kind, said, start, end)
 
     def kind(self, said: str) -> str:
-        if re.fullmatch(NUMBER, said):
-            return "number" if read_number(said) is not None else "odd"
+        if read_number(said) is not None:
+            return "number"
         if _WORD.fullmatch(said.replace("'", "").replace("’", "")) and said.lower().replace("’", "'") in self.closed:
             return "word"
         if said == "&":
@@ -143,6 +150,20 @@ class Language:
         word = word.replace("’", "'")
         return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
+    def stop(self, tokens: Sequence[Token]) -> str:
+        """Return the first word that takes an order back, or hangs it on something."""
+        at = 0
+        while at < len(tokens):
+            if excused := self.match(self.excused, tokens, at):  # "after that, …", "… as soon as possible"
+                at += excused
+                continue
+            if phrase := self.match(self.stop_phrases, tokens, at):
+                return " ".join(t.text for t in tokens[at : at + phrase])
+            if tokens[at].kind in {"word", "name", "id", "odd", "owner"} and self.stopped(tokens[at].lower):
+                return tokens[at].text
+            at += 1
+        return ""
+
     def match(self, phrases: Iterable[tuple[str, ...]], tokens: Sequence[Token], at: int) -> int:
         """Return how many tokens from `at` on are one of the phrases, the longest first."""
         if at < len(tokens) and tokens[at].kind in {"word", "name", "sep", "colon"}:
@@ -157,6 +178,12 @@ class Language:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
         return token.kind not in {"odd", "owner", "sep", "colon", "end"}
 
+    def base(self, word: str, verbs: frozenset[str]) -> str:
+        """Return the verb of which this is the form behind "would you mind", or an empty text."""
+        stem = word.removesuffix(self.data["gerund"])
+        options = (stem, stem + "e", stem[:-1])
+        return next((v for v in options if stem != word and v in verbs), "")
+
     def common(self, token: Token) -> bool:
         """Return True for a word that could be the name of somebody or something, in lower case."""
         return token.kind == "word" and self.value(token) and token.lower not in self.verbs
@@ -170,8 +197,8 @@ def languages() -> tuple[Language, ...]:
 
 def read_number(number: str) -> int | float | None:
     """Return what a written number means, if it has one reading."""
-    readings = decimals(number)
-    if len(readings) != 1 or re.match(r"0\d", number) or not readings[0]:
+    readings = decimals(number) if _PLAIN.fullmatch(number) else ()
+    if len(readings) != 1 or not readings[0]:
         return None
     whole = readings[0] == readings[0].to_integral_value()
     return int(readings[0]) if whole else float(readings[0])
