@@ -1,11 +1,334 @@
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+"""Compile a mandate from the user's own words, without a model.
 
-from langchain_runtime_authz.mandate.model import Mandate
+It is a small clause parser. It reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"), and nothing
+else. Every word of every sentence of the turn must be understood. One word too many (a condition, a question, a negation,
+a report, a future, a remark) leaves the turn without a mandate. The user is then asked about the call.
+
+A clause begins with a verb of a tool: a word of its profile's `intent`, else of its name or effect. A tool fits if each
+phrase of the clause has exactly one argument, and each required argument has a phrase (`mandate.clause`). The words of a
+language are data (`mandate.languages`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.mandate.clause import Tool
+from langchain_runtime_authz.mandate.languages import Language, Token, languages
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Step
 from langchain_runtime_authz.profile import ToolProfile
+
+__all__ = ["Compiled", "Dropped", "compile_words"]
+
+MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
+MAX_LINES: Final = 20
+MAX_CLAUSES: Final = 16
+MAX_READ: Final = 10  # words of a plain read
+_SHOWN: Final = 80  # characters of a dropped stretch that are reported
+_MATERIAL: Final = re.compile(
+    r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
+)
+_TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
+
+
+class Dropped(NamedTuple):
+    """A stretch of the text that orders nothing, shortened, and the reason."""
+
+    what: str
+    why: str
 
 
 class Compiled(NamedTuple):
+    """What the words order, if they are understood, and what was not."""
+
     mandate: Mandate | None
-def compile_words(texts: Sequence[str], profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, Any]]) -> Compiled:
-    return Compiled(None)
+    dropped: tuple[Dropped, ...]
+
+
+class _UnclearError(Exception):
+    """Why the turn orders nothing."""
+
+
+def compile_words(
+    texts: Sequence[str],
+    profiles: Mapping[str, ToolProfile],
+    signatures: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Compiled:
+    """Return the mandate of one turn's texts, or `None` and what was not understood.
+
+    Args:
+        texts: the user's own texts of one turn, in order.
+        profiles: tool → profile.
+        signatures: tool → the JSON schema of its arguments. Without one, each critical argument is required.
+    """
+    if sum(map(len, texts)) > MAX_TEXT or sum(t.count("\n") for t in texts) > MAX_LINES:
+        return Compiled(None, (Dropped(_short(next((t for t in texts if t), "")), "it is too long for an order"),))
+    if why := next((w for t in texts if (w := _unplain(t))), None):
+        return Compiled(None, (Dropped(_short(next(t for t in texts if _unplain(t))), why),))
+    found = Compiled(None, ())
+    for language in languages():
+        found = _Turn(language, profiles, signatures).read(texts)
+        if found.mandate is not None:
+            break
+    return found
+
+
+def _short(text: str) -> str:
+    text = " ".join(text[: 2 * _SHOWN].split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _unplain(text: str) -> str | None:
+    """Return why a text is not read at all."""
+    if _MATERIAL.search(text):
+        return "it looks like quoted or forwarded text"
+    if not text.isascii():
+        if unicodedata.normalize("NFKC", text) != text:
+            return "it has compatibility characters"
+        for letter in set(text):
+            category = unicodedata.category(letter)
+            if category[0] == "C" and letter not in "\n\r\t":
+                return "it has invisible characters"
+            if category[0] in "LM" and not unicodedata.name(letter, "").startswith("LATIN "):
+                return "it mixes scripts"
+    elif not text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return "it has invisible characters"
+    return None
+
+
+class _Turn:
+    """The reading of one turn in one language."""
+
+    def __init__(
+        self, language: Language, profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.language = language
+        self.tools = [
+            Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
+            for name, profile in profiles.items()
+            if profile.effect != "read" and not profile.draft
+        ]
+        verbs = {entry[0] for tool in self.tools for entry in tool.entries}
+        self.verbs = language.verbs | verbs | {read[0] for read in language.reads}
+        self.deeds: list[list[Step]] = []
+        self.open = False  # unquoted dictation goes on to the end of the turn
+
+    def read(self, texts: Sequence[str]) -> Compiled:
+        """Read all sentences of the texts. What is not understood voids the turn."""
+        dropped: list[Dropped] = []
+        for text in texts:
+            digest = content_digest(text)
+            for sentence, mark in self._sentences(text):
+                try:
+                    self._sentence(sentence, mark, text, digest)
+                except _UnclearError as exc:
+                    dropped.append(Dropped(_short(text[sentence[0].start : sentence[-1].end]), str(exc)))
+        if not dropped:
+            try:
+                steps = self._steps()
+            except _UnclearError as exc:
+                return Compiled(None, (Dropped(_short(texts[-1]), str(exc)),))
+            if steps:
+                return Compiled(Mandate(steps=steps, source="words"), ())
+        return Compiled(None, tuple(dropped))
+
+    def _sentences(self, text: str) -> Iterator[tuple[list[Token], str]]:
+        sentence: list[Token] = []
+        for token in self.language.tokens(text):
+            if token.kind != "end":
+                sentence.append(token)
+            elif sentence:
+                yield sentence, token.text
+                sentence = []
+            elif "?" in token.text:  # a question mark of its own
+                yield [token], token.text
+        if sentence:
+            yield sentence, ""
+
+    def _sentence(self, tokens: list[Token], mark: str, text: str, digest: str) -> None:
+        language = self.language
+        if self._courteous(tokens):
+            return
+        if stop := language.stop(tokens):
+            raise _UnclearError(f"`{stop}` leaves open whether it is an order")
+        if "?" in mark and not self._requested(tokens):
+            raise _UnclearError("it is a question")
+        clauses = list(self._clauses(tokens))
+        if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
+            clauses = [clauses[1] + clauses[0]]
+        for clause in clauses:
+            self._clause(clause, text, digest)
+
+    def _courteous(self, tokens: Sequence[Token]) -> bool:
+        """Return True if the tokens are greetings, thanks and the like, and nothing else."""
+        at = 0
+        while taken := self.language.match(self.language.courtesies, tokens, at):
+            at += taken
+            at += at < len(tokens) and tokens[at].text == ","
+        return at == len(tokens)
+
+    def _requested(self, tokens: Sequence[Token]) -> bool:
+        """Return True for a question that is a polite order ("Could you …?")."""
+        begins = range(self._opened(tokens, 0))
+        return any(self.language.match(self.language.requests, tokens, at) for at in begins)
+
+    def _opened(self, tokens: Sequence[Token], at: int) -> int:
+        """Return where the clause begins that stands behind greetings and polite words."""
+        while taken := self.language.match(self.language.openers, tokens, at):
+            at += taken
+            at += at < len(tokens) and tokens[at].kind == "sep" and tokens[at].text == ","
+        return at
+
+    def _clauses(self, tokens: list[Token]) -> Iterator[list[Token]]:
+        """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
+        language, begin, at, open_ = self.language, 0, self._opened(tokens, 0), False
+        while at < len(tokens):
+            dictated = max(
+                language.match(language.dictation, tokens, at), language.match(language.topics, tokens, at)
+            )
+            if dictated and at > begin:
+                after = tokens[at + dictated].kind if at + dictated < len(tokens) else ""
+                open_ = open_ or after != "quote"
+            gap = language.match(language.separators, tokens, at)
+            if gap:
+                verb = self._opened(tokens, at + gap)
+                if self._begins(tokens, begin, at, verb):
+                    if open_:
+                        raise _UnclearError("it is not clear where the dictated words end")
+                    yield tokens[begin:at]
+                    begin, at = at + gap, verb
+                    continue
+                at += gap
+                continue
+            at += 1
+        yield tokens[begin:]
+
+    def _begins(self, tokens: Sequence[Token], begin: int, at: int, verb: int) -> bool:
+        """Return True if a clause begins at a verb, and not with a noun of the last one: "mail 1 to … and mail 2"."""
+        if verb >= len(tokens) or tokens[verb].kind != "word" or tokens[verb].lower not in self.verbs:
+            return False
+        last = tokens[begin + 1 : at]
+        labels = verb + 1 < len(tokens) and tokens[verb + 1].kind == "colon"
+        return not labels and all(t.lower != tokens[verb].lower for t in last)
+
+    def _clause(self, tokens: list[Token], text: str, digest: str) -> None:
+        language = self.language
+        opened = self._opened(tokens, 0)
+        gerund = any(language.match(language.gerunds, tokens, at) for at in range(opened))
+        tokens = tokens[opened:]
+        while tokens:
+            ends = [n for n in range(1, 6) if n <= len(tokens) and language.match(language.tails, tokens, len(tokens) - n) == n]
+            if not ends:
+                break
+            tokens = tokens[: -ends[-1]]
+            if tokens and tokens[-1].kind == "sep":
+                tokens = tokens[:-1]
+        if self._courteous(tokens):
+            return
+        if self.open:
+            raise _UnclearError("it is not clear whether it belongs to the dictated words")
+        if gerund and (base := language.base(tokens[0].lower, self.verbs)):
+            tokens = [tokens[0]._replace(text=base), *tokens[1:]]
+        steps = [step for tool in self.tools for step in [self._ordered(tool, tokens, text, digest)] if step]
+        if steps:
+            width = len(steps[0])
+            if any(len(s) != width for s in steps):
+                raise _UnclearError("tools read it differently")
+            self.deeds += [[s[i] for s in steps] for i in range(width)]
+            if len(self.deeds) > MAX_CLAUSES:
+                raise _UnclearError("it has too many orders")
+        elif not self._plain_read(tokens):
+            raise _UnclearError("it is not understood as an order to a tool")
+
+    def _ordered(self, tool: Tool, tokens: list[Token], text: str, digest: str) -> list[Step]:
+        """Return the steps that a clause orders of a tool: several for a list of complete objects or pairs."""
+        taken = tool.verb(tokens)
+        if not taken:
+            return []
+        tool.prepare()
+        rest, order = tokens[taken:], text[min(t.start for t in tokens) : max(t.end for t in tokens)]
+        parts = self._parts(rest)
+        whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1)
+        if len(parts) > 1:
+            several = [self._steps_of(tool, part, text, order, digest, lists=False)[0] for part in parts]
+            paired = [step for steps in several for step in steps]
+            if all(several):
+                if all(step.args.keys() == paired[0].args.keys() for step in paired):
+                    return paired if not whole or list(map(_values, whole)) == list(map(_values, paired)) else []
+                # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
+                whole = whole if len({frozenset(_constants(step)) for step in paired}) == 1 else []
+        self.open = self.open or open_
+        return whole
+
+    def _parts(self, tokens: list[Token]) -> list[list[Token]]:
+        parts: list[list[Token]] = [[]]
+        at = 0
+        while at < len(tokens):
+            gap = self.language.match(self.language.separators, tokens, at)
+            if gap and parts[-1]:
+                parts.append([])
+            elif not gap:
+                parts[-1].append(tokens[at])
+            at += gap or 1
+        return parts
+
+    @staticmethod
+    def _steps_of(
+        tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool
+    ) -> tuple[list[Step], bool]:
+        read = tool.phrases(tokens, text, lists=lists)
+        bound = tool.bind(*read) if read else None
+        if read is None or bound is None:
+            return [], False
+        return [tool.step(one, read[1], order, digest) for one in bound], read[1] is not None
+
+    def _plain_read(self, tokens: list[Token]) -> bool:
+        """Return True for an order to read or show something, which needs no step."""
+        taken = self.language.match(self.language.reads, tokens, 0)
+        return 0 < taken and len(tokens) <= MAX_READ and all(map(self._readable, tokens[taken:]))
+
+    def _readable(self, token: Token) -> bool:
+        if token.lower in self.language.read_words:
+            return True
+        return self.language.value(token) and not (token.kind == "word" and token.lower in self.verbs)
+
+    def _steps(self) -> tuple[Step, ...]:
+        """Number the steps. Ways to do one thing share a deed; the same order twice is one."""
+        found: list[Step] = []
+        targets: dict[tuple[object, ...], list[Step]] = {}
+        for number, deed in enumerate(self.deeds, 1):
+            first = deed[0]
+            known = targets.setdefault(self._target(first), deed)
+            if known is not deed:
+                if [(s.tool, _values(s)) for s in known] != [(s.tool, _values(s)) for s in deed]:
+                    raise _UnclearError("two orders concern the same target")
+                continue
+            for way, step in enumerate(deed):
+                name = f"{number}" if len(deed) == 1 else f"{number}.{way + 1}"
+                shared = f"deed {number}" if len(deed) > 1 else None
+                found.append(step.model_copy(update={"id": name, "deed": shared}))
+        if len(found) > MAX_STEPS:
+            raise _UnclearError("it has too many orders")
+        return tuple(found)
+
+    def _target(self, step: Step) -> tuple[object, ...]:
+        profile = next(t.profile for t in self.tools if t.name == step.tool)
+        hit = [
+            (name, argument.value)
+            for name, argument in step.args.items()
+            if isinstance(argument, Const) and profile.critical.get(name) in _TARGETS
+        ]
+        return (step.tool, *hit)
+
+
+def _constants(step: Step) -> list[str]:
+    return [name for name, argument in step.args.items() if isinstance(argument, Const)]
+
+
+def _values(step: Step) -> list[tuple[str, object]]:
+    return [(n, a.value if isinstance(a, Const) else a) for n, a in step.args.items()]

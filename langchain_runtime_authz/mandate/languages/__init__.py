@@ -1,0 +1,204 @@
+# ruff: noqa: RUF001  (people type typographic quotes)
+"""The words of a language, as data, and the tokens of a text.
+
+A language is a JSON file here: closed lists of words and phrases, by what they do in a clause. `mandate.words` parses with
+them. A token that has no plain reading ("1.250", "5pm", "x.org.They") is `odd`, and no clause takes one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions
+
+__all__ = ["NUMBER", "PARTS", "Language", "Token", "languages", "read_number", "singular", "words_of"]
+
+NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
+_PLAIN: Final = re.compile(
+    r"(?:0|[1-9]\d{0,14})(?:[.,]\d{1,2})?|[1-9]\d{0,2}(?:(?:,\d{3}){1,4}\.|(?:\.\d{3}){1,4},|(?:['’]\d{3}){1,4}\.)\d{1,2}"
+    r"|[1-9]\d{0,2}(?:(?:,\d{3}){2,4}|(?:\.\d{3}){2,4}|(?:['’]\d{3}){1,4})"
+)
+_ID: Final = re.compile(r"[#@~.]?[/\\]?\w[\w./\\\-+=&~:]*")
+_NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
+_WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
+PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+
+class Token(NamedTuple):
+    kind: str  # quote date money number url email id handle hash name word owner version sep colon end odd
+    text: str
+    start: int
+    end: int
+
+    @property
+    def lower(self) -> str:
+        return self.text.lower().replace("’", "'")
+
+
+def singular(word: str) -> str:
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+def words_of(name: str) -> list[str]:
+    return [singular(w.lower()) for w in PARTS.findall(name)]
+
+
+class Language:
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        def sets(name: str) -> frozenset[str]:
+            return frozenset(data[name])
+
+        def phrases(*names: str) -> tuple[tuple[str, ...], ...]:
+            return tuple(sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True))
+
+        self.data = data
+        self.stop_phrases = phrases("stop_phrases")
+        self.excused = tuple(p for p in phrases("openers", "tails") if len(p) > 1)
+        self.gerunds = phrases("gerunds")
+        self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
+        self.tails, self.courtesies = phrases("tails"), phrases("courtesies", "openers", "tails")
+        self.separators, self.dictation, self.topics = phrases("separators"), phrases("dictation"), phrases("topics")
+        self.determiners, self.adjectives, self.stops = sets("determiners"), sets("adjectives"), sets("stops")
+        self.reads, self.read_words = phrases("reads"), sets("read_words")
+        self.months = frozenset(m.lower() for m in data["months"])
+        self.verbs = frozenset(v for group in data["verbs"] for v in group)
+        self.prepositions = sets("prepositions") | data["naming"].keys()
+        separating = {w for p in (*self.separators, *self.topics) for w in p}
+        self.closed = sets("never_values") | self.stops | self.determiners | self.prepositions | separating
+        month = "|".join(sorted(data["months"], key=len, reverse=True))
+        code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
+        day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}:\d\d(?: ?[ap]m)?"
+        date = rf"(?:\d{{4}}-\d\d-\d\d|(?:{month}) {day}{year}|{day} (?:of )?(?:{month}){year})"
+        value = {  # in order of preference; each ends where a word ends
+            "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
+            "date": rf"{date}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{date}",
+            "money": rf"(?:[$€£]|(?:{code}) ){NUMBER}|{NUMBER} ?(?:[$€£]|{code})",
+            "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
+            "rest": r"\S+?",
+        }
+        marks = r"(?P<bullet>^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+)|(?P<end>\n+|[.!?;]+(?=\s|\Z))|(?P<sep>,(?=\s|\Z))|(?P<colon>:(?=\s|\Z))"
+        values = "|".join(rf"(?P<{kind}>(?:{pattern})(?=[.,;:!?]*(?:\s|\Z)))" for kind, pattern in value.items())
+        self.token = re.compile(f"{marks}|{values}", re.MULTILINE)
+
+    def tokens(self, text: str) -> Iterator[Token]:
+        """Yield the tokens of a text."""
+        at = 0
+        while at < len(text):
+            if text[at] in " \t\r":
+                at += 1
+                continue
+            found = self.token.match(text, at)
+            if found is None:
+                yield Token("odd", text[at:], at, len(text))
+                return
+            kind, at = found.lastgroup or "", found.end()
+            if kind == "bullet":
+                continue
+            if kind == "iban":
+                stretch = next(iter(mentions(found[0].lower()).values()), "")  # only check digits tell it from words
+                at = found.start() + len(stretch) if stretch and found[0].lower().startswith(stretch) else at
+                yield Token("id" if stretch else "odd", text[found.start() : at], found.start(), at)
+            else:
+                yield from self._kinds(kind, found)
+
+    def _kinds(self, kind: str, found: re.Match[str]) -> Iterator[Token]:
+        said, (start, end) = found[0], found.span()
+        if kind == "quote":
+            start, end, said = start + 1, end - 1, said[1:-1]
+            kind = "odd" if said != said.strip() or self.stopped(said.lower()) else kind
+        elif kind == "date":
+            kind = kind if sum(f.startswith("date:") for f in forms(said, said=True)) == 1 else "odd"
+        elif kind == "money":
+            number = re.search(NUMBER, said)
+            kind = kind if number and read_number(number[0]) is not None else "odd"
+        elif kind == "rest":
+            kind = self.kind(said)
+            if kind == "odd" and (owner := re.fullmatch(r"(\S+)['’]s", said)) and self.kind(owner[1]) in {"name", "id", "word"}:
+                kind, end, said = "owner", end - 2, owner[1]
+            if kind == "hash" and re.fullmatch(r"#\d+", said):
+                kind, start, said = "id", start + 1, said[1:]
+        yield Token(kind, said, start, end)
+
+    def kind(self, said: str) -> str:
+        if read_number(said) is not None:
+            return "number"
+        if _WORD.fullmatch(said.replace("'", "").replace("’", "")) and said.lower().replace("’", "'") in self.closed:
+            return "word"
+        if said == "&":
+            return "sep"
+        if _NAME.fullmatch(said) and not re.search(r"['’][sS]$", said):
+            return "name"
+        if _WORD.fullmatch(said):
+            return "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+        if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
+            return "version"
+        form = next(iter(forms(said)), "").partition(":")[0]
+        if form in {"email", "url"}:
+            return form
+        if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
+            return "odd"
+        return {"#": "hash", "@": "handle"}.get(said[0], "id")
+
+    def stopped(self, word: str) -> bool:
+        """Return True if the word takes an order back, or hangs it on something."""
+        word = word.replace("’", "'")
+        return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
+
+    def stop(self, tokens: Sequence[Token]) -> str:
+        """Return the first word that takes an order back, or hangs it on something."""
+        at = 0
+        while at < len(tokens):
+            if excused := self.match(self.excused, tokens, at):  # "after that, …", "… as soon as possible"
+                at += excused
+                continue
+            if phrase := self.match(self.stop_phrases, tokens, at):
+                return " ".join(t.text for t in tokens[at : at + phrase])
+            if tokens[at].kind in {"word", "name", "id", "odd", "owner"} and self.stopped(tokens[at].lower):
+                return tokens[at].text
+            at += 1
+        return ""
+
+    def match(self, phrases: Iterable[tuple[str, ...]], tokens: Sequence[Token], at: int) -> int:
+        """Return how many tokens from `at` on are one of the phrases, the longest first."""
+        if at < len(tokens) and tokens[at].kind in {"word", "name", "sep", "colon"}:
+            for phrase in phrases:
+                if phrase[0] == tokens[at].lower and phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
+                    return len(phrase)
+        return 0
+
+    def value(self, token: Token) -> bool:
+        """Return True if a token may be a value. A common word may only behind a preposition or a noun."""
+        if token.kind in {"name", "word"}:
+            return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
+        return token.kind not in {"odd", "owner", "sep", "colon", "end"}
+
+    def base(self, word: str, verbs: frozenset[str]) -> str:
+        """Return the verb of which this is the form behind "would you mind", or an empty text."""
+        stem = word.removesuffix(self.data["gerund"])
+        options = (stem, stem + "e", stem[:-1])
+        return next((v for v in options if stem != word and v in verbs), "")
+
+    def common(self, token: Token) -> bool:
+        """Return True for a word that could be the name of somebody or something, in lower case."""
+        return token.kind == "word" and self.value(token) and token.lower not in self.verbs
+
+
+@lru_cache(maxsize=1)
+def languages() -> tuple[Language, ...]:
+    files = sorted((Path(__file__).parent).glob("*.json"))
+    return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
+
+
+def read_number(number: str) -> int | float | None:
+    """Return what a written number means, if it has one reading."""
+    readings = decimals(number) if _PLAIN.fullmatch(number) else ()
+    if len(readings) != 1 or not readings[0]:
+        return None
+    whole = readings[0] == readings[0].to_integral_value()
+    return int(readings[0]) if whole else float(readings[0])
