@@ -235,7 +235,7 @@ class MandateContext(_Model):
 
     `covered`: one unspent step has all its arguments. `deviates`: a step fits the tool, but not this call. `forbidden`:
     a prohibition or a limit is against it. `outside`: no step fits the tool. `none`: the task has no mandate.
-    `backed`: provenance tells, selects or knows each critical argument. `source`: who compiled the mandate.
+    `backed`: each critical argument is told or known by provenance. `source`: who compiled the mandate.
     """
 
     standing: CallStanding = "none"

@@ -123,7 +123,7 @@ def test_a_permitted_call_is_cheap_in_memory() -> None:
     def step(key: str) -> None:
         query = Query(jti="jti-t", plan=(agent, "m"), calls=(key,), agent=agent, values=("v",), counters=("same",))
         claim = [ClaimCall(key, "jti-t", repeatable=False, tokens=(key,)), SpendBudget("same", 9), RecordStep("pay", "pay")]
-        values = RecordValues((Sighting(key, "system", True, False, True, False, "pay"),))
+        values = RecordValues((Sighting(key, "system", True, False, "pay"),))
         end = [ConcludeCall(key, "done", "1"), RecordStep(data_class="internal"), values]
         calls.clear()
         sys.setprofile(lambda _, event, __: calls.update([event]) if event in ("call", "c_call") else None)

@@ -270,7 +270,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     for name in request["context"]["lease"]["grant"] or {}:
         yield f"the grant does not limit `{name}`", _without(f"context.lease.grant.{name}")
     yield "the task's mandate covers the call", _at("context.call.mandate.standing", "covered")
-    yield "each critical argument is told, selected or known", _at("context.call.mandate.backed", True)
+    yield "each critical argument is told or known", _at("context.call.mandate.backed", True)
     yield "the task and the plan are of one epoch", _at("context.plan.stale", False)
     yield "a recorded plan holds the call", _at("context.plan.planned", True)
     yield (

@@ -13,7 +13,7 @@
 #               verdict}. The standing says how the call compares with the task's mandate: covered, deviates,
 #               forbidden, outside, none. If the row has "backed" and the call is backed, "backed" decides in
 #               place of deviates, outside and none. A call is backed if each argument that decides whom or what
-#               it hits is told, selected or known. A missing member denies
+#               it hits is told or known. A missing member denies
 #   unprofiled  effect or "*" -> verdict, for tools without one
 #   data_flow   data class or "*" -> sink -> verdict: may data of a class that the acting agent can
 #               know something of reach a tool with this sink? (sink "none" always may; a policy that
