@@ -43,7 +43,7 @@ from langchain_runtime_authz.profile import argument as argument_of
 __all__ = ["FITS", "Finding", "Reader", "kind_of", "quoted"]
 
 _QUOTED: Final = 120
-_MAX_ALLOWED: Final = 400_000  # characters that may back a text
+_MAX_ALLOWED: Final = 100_000  # characters that may back a text
 _MAX_EXTRACT: Final = 8  # values, outputs
 _MAX_SEARCHED: Final = 100_000
 _FIXED: Final = (Const, Own, Field, Pick)  # one value each, so that the step's read is one call
