@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS
 from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
 from langchain_runtime_authz.facts.provenance.observe import SHORT
-from langchain_runtime_authz.mandate.compare import compare, meets, same, within
+from langchain_runtime_authz.mandate.compare import SHORT_KINDS, compare, meets, same, within
 from langchain_runtime_authz.mandate.model import (
     Argument,
     Between,
@@ -43,7 +43,7 @@ from langchain_runtime_authz.profile import argument as argument_of
 __all__ = ["FITS", "Finding", "Reader", "kind_of", "quoted"]
 
 _QUOTED: Final = 120
-_MAX_ALLOWED: Final = 400_000  # characters that may back a text
+_MAX_ALLOWED: Final = 100_000  # characters that may back a text
 _MAX_EXTRACT: Final = 8  # values, outputs
 _MAX_SEARCHED: Final = 100_000
 _FIXED: Final = (Const, Own, Field, Pick)  # one value each, so that the step's read is one call
@@ -401,7 +401,10 @@ def _joined(base: str, path: str) -> str:
 
 
 def _values(row: _Row, path: str) -> list[Any]:
-    return scalars(nodes_at(row.record, path), MAX_ITEMS, mappings=False) or []
+    nodes = nodes_at(row.record, path)
+    if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
+        return nodes
+    return scalars(nodes, MAX_ITEMS, mappings=False) or []
 
 
 def _conditions(argument: Pick | Each) -> Collection[str]:

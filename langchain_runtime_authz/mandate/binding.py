@@ -49,7 +49,7 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """How a call stands to the mandate: covered, deviates, forbidden, outside or none."""
+    """The standing of a call: covered, deviates, forbidden, outside or none; and what follows from it."""
 
     standing: str
     step: str | None = None
@@ -104,7 +104,7 @@ class _Shape(NamedTuple):
 
 
 class _Index:
-    """What follows from a mandate for every call, worked out once."""
+    """The structure of a mandate, worked out once."""
 
     __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from langchain_runtime_authz.facts.provenance.forms import forms, key
+from langchain_runtime_authz.mandate.texts import Words
 from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["Output", "Outputs", "absent", "loose", "nodes_at", "scalar_forms", "scalars", "text_of", "worth"]
@@ -32,14 +33,14 @@ MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
 MAX_REPEATS: Final = 64
-MAX_WEIGHT: Final = 8_000_000  # characters, and so many for each node
+MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
 MAX_WRITTEN: Final = 8192
 _NODE: Final = 48
 _LARGEST: Final = 10**30  # a greater whole number has no form
 
 
 class Output:
-    """What one read returned.
+    """The output of one read.
 
     Attributes:
         profile: the tool's profile when it was read.
@@ -50,7 +51,7 @@ class Output:
         turn: its place in the order of reads and writes.
     """
 
-    __slots__ = ("args", "complete", "given", "profile", "turn", "value", "weight")
+    __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
 
     def __init__(
         self, profile: ToolProfile, args: dict[str, Any], given: frozenset[str], value: Any, complete: bool, turn: int
@@ -58,6 +59,18 @@ class Output:
         self.profile, self.args, self.given = profile, args, given
         self.value, self.complete, self.turn = value, complete, turn
         self.weight = 0
+        self._words: Words | None = None
+
+    @property
+    def words(self) -> Words:
+        """The words of all that it says."""
+        if self._words is None:
+            self._words = Words(text_of(self.value))
+        return self._words
+
+    def forget(self) -> None:
+        """Drop the value. The call stays known, so that a later answer to it is not taken for the first."""
+        self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
 class Outputs:
@@ -116,8 +129,7 @@ class Outputs:
         while self._weight > MAX_WEIGHT:
             oldest = self._order.popleft()
             self._weight -= oldest.weight
-            # The call stays known, so that a later answer to it is not taken for the first.
-            oldest.value, oldest.complete, oldest.weight = None, False, 0
+            oldest.forget()
 
     def wrote(self, args: Mapping[str, Any]) -> None:
         """Note the values that a side effect was given. A read that returns them later does not vouch for them."""
@@ -138,10 +150,10 @@ class Outputs:
         """Return the first observations of the tool's calls, in order."""
         return tuple(self._first.get(tool, {}).values())  # another thread may add one meanwhile
 
-    def texts(self) -> Iterator[str]:
-        """Yield the text of each output that is kept."""
+    def texts(self) -> Iterator[Words]:
+        """Yield the words of each output that is kept."""
         for found in (*self._order, *self._repeats):
-            yield text_of(found.value)
+            yield found.words
 
 
 class _Projection:

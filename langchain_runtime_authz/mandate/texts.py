@@ -12,7 +12,7 @@ from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import fold, mentions
 
-__all__ = ["MAX_TEXT", "borrowed", "unbacked"]
+__all__ = ["MAX_TEXT", "Words", "borrowed", "unbacked"]
 
 MAX_TEXT: Final = 8192  # characters of one text argument
 RUN: Final = 6  # words in a row that count as copied
@@ -24,6 +24,8 @@ _PARTS: Final = re.compile(r"[/,;:()\[\]{}<>\"&|]+")
 _DOMAIN: Final = re.compile(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
 _MIXED: Final = re.compile(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
 _EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
+_FEW: Final = 16  # runs that are searched for one by one
+_WORD: Final = re.compile(r"\w+")
 _SIGN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
@@ -70,17 +72,43 @@ def _tokens(text: str) -> Iterable[str]:
                 yield fold(part.strip(_EDGES))
 
 
-def borrowed(text: str, allowed: str, others: Iterable[str]) -> bool:
+class Words:
+    """The words of one text, for finding what another one copied."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, text: str) -> None:
+        text = fold(_clear(text))
+        signs = _SIGN.findall(text)
+        words = _WORD.findall(_SIGN.sub(" ", text) if signs else text)
+        self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
+
+    def runs(self) -> set[tuple[str, ...]]:
+        """Return each run of words in a row."""
+        return {run for joined, _, n in self._parts for run in _runs(joined, n)}
+
+    def holds(self, runs: Iterable[tuple[str, ...]]) -> bool:
+        """Return True if one of the runs stands in the text."""
+        for joined, known, n in self._parts:
+            near = {run for run in runs if len(run) == n and known.issuperset(run)}
+            if len(near) > _FEW and not near.isdisjoint(_runs(joined, n)):
+                return True
+            if len(near) <= _FEW and any(f" {' '.join(run)} " in joined for run in near):
+                return True
+        return False
+
+
+def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
+    words = joined.split()
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
+def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
     """Return True if a run of words stands in one of the other texts, and not in `allowed`."""
-    runs = _runs(_clear(text)) - _runs(_clear(allowed))
-    return bool(runs) and any(not runs.isdisjoint(_runs(_clear(other))) for other in others)
-
-
-def _runs(text: str) -> set[tuple[str, ...]]:
-    signs = _SIGN.findall(text)
-    words = re.findall(r"\w+", _SIGN.sub(" ", fold(text)) if signs else fold(text))
-    found = set(zip(*(words[i:] for i in range(RUN)), strict=False))
-    return found | set(zip(*(signs[i:] for i in range(_LETTERS)), strict=False)) if signs else found
+    runs = Words(text).runs()
+    if runs:
+        runs -= Words(allowed).runs()
+    return bool(runs) and any(other.holds(runs) for other in others)
 
 
 def _clear(text: str) -> str:

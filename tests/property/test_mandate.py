@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,11 @@ PROFILES = {
 }
 SIDE = ("pay", "send", "delete", "fetch")
 
+# A small world in which things meet: names, amounts, records.
+PEOPLE = ("Anna", "Bob", "anna@x.org", "eve@evil.org")
+SUMS = (5, 7.5, 45)
+ROWS = [{"id": "r1", "to": "anna@x.org", "sum": 5, "note": "hi", "from": "Bob"}, {"id": "r2", "to": "Bob", "sum": 7.5, "note": "x", "from": "Eve"}]
+
 users = st.from_regex(r"[a-z][a-z0-9]{2,8}", fullmatch=True)
 words = st.from_regex(r"[a-z]{4,9}", fullmatch=True)
 texts = st.one_of(
@@ -53,45 +59,68 @@ texts = st.one_of(
     st.builds("{}-{}.txt".format, users, users),
 )
 numbers = st.integers(2, 10**6).map(lambda n: n / 4)
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | texts
-json = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "to", "sum", "rows", "note", "text", "from", "x"]) | st.text(max_size=5), inner, max_size=5), max_leaves=12)
+scalars = st.sampled_from([*PEOPLE, *SUMS, "r1", "hi", None]) | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20) | texts
+json = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "to", "sum", "rows", "note", "text", "from", "x"]) | st.text(max_size=5), inner, max_size=5), max_leaves=6)
 
-# A small world in which things meet: names, amounts, records.
-PEOPLE = ("Anna", "Bob", "anna@x.org", "eve@evil.org")
-SUMS = (5, 7.5, 45)
-ROWS = [{"id": "r1", "to": "anna@x.org", "sum": 5, "note": "hi", "from": "Bob"}, {"id": "r2", "to": "Bob", "sum": 7.5, "note": "x", "from": "Eve"}]
-people, sums = st.sampled_from(PEOPLE), st.sampled_from(SUMS)
-conditions = st.one_of(st.builds(Eq, value=people | st.sampled_from(["r1", "r2"])), st.builds(Contains, text=people), st.builds(AtLeast, value=sums), st.builds(lambda v: Not(Eq(v)), people))
-where = st.dictionaries(st.sampled_from(["id", "to", "sum", "note", "from", "zz"]), conditions, max_size=2)
-paths = st.sampled_from(["", "to", "sum", "id", "text", "note", "rows", "rows.to", "rows.sum", "rows.note", "rows.from", "zz"])
-arguments = st.one_of(
-    st.builds(lambda v: Const(v), people | sums | st.lists(people, min_size=1, max_size=2)), st.just(Own()), st.just(Free()),
-    st.builds(OneOf, values=st.lists(people | sums, min_size=1, max_size=2)), st.builds(Between, low=st.just(5), high=sums), st.builds(Within, prefix=st.sampled_from(["/docs", "https://x.org"])),
-    st.builds(Field, step=st.just("src"), path=paths), st.builds(lambda p, w, m: Pick("src", p, w, max=m), paths, where, st.none() | st.just("sum")), st.builds(lambda p, w, n: Each("src", p, w, limit=n), paths, where, st.integers(1, 3)),
-    st.builds(Extract, step=st.just("src"), path=paths), st.builds(Text, inputs=st.sampled_from([(), ("src",), ("src.text",), ("src.rows.note",)])),
-)  # fmt: skip
-NAMES = {"pay": ("to", "sum", "date", "note", "mode", "zz"), "send": ("to", "files.id", "files", "body", "zz"), "delete": ("path",), "fetch": ("url",)}
+OPEN = ("note", "text", "zz")  # fields of the output that outsiders write, or that are not there
+WHERES = [{}, {"id": "r1"}, {"to": Contains("Bob")}, {"sum": AtLeast(6)}, {"id": Not(Eq("r1"))}, {"note": "hi"}, {"from": "Bob"}, {"zz": "hi"}, {"note": Not(Eq("x"))}]
+
+
+def sources(field):
+    """Return arguments that read a field, in every way that the model knows."""
+    record = f"rows.{field}"
+    picks = [Pick("src", record, where) for where in WHERES] + [Pick("src", record, max="sum"), Pick("src", record, min="note")]
+    eachs = [Each("src", record, where, limit=limit) for where in WHERES for limit in (1, 2)]
+    return [Field("src", field), Field("src", record), *(Field("src", name) for name in OPEN), *picks, *eachs, Pick("src", "rows.note", {"id": "r1"}), Each("src", "rows.from"), Extract("src"), Extract("src", "note")]
+
+
+TEXTS = [Text(), Text(quote=("code 4711",)), Text(inputs=("src",)), Text(inputs=("src.text", "src.rows.note")), Free(), Const("hello")]
+ARGUMENTS = {
+    "to": [Const("Anna"), Const("anna@x.org"), Const(("Anna", "Bob")), OneOf(("Anna", "Bob")), Own(), Free(), *sources("to")],
+    "sum": [Const(5), Const("7.5"), OneOf((5, 45)), Between(5, 10), Free(), *sources("sum")],
+    "date": [Const("2025-05-26"), Const("May 26"), Between("2025-05-01", "2025-05-31"), Free()],
+    "files.id": [Const("r1"), Free(), *sources("id")],
+    "path": [Const("/docs/a"), Within("/docs"), Free(), *sources("id")],
+    "url": [Const("https://x.org/a"), Within("https://x.org"), OneOf(("https://x.org/a", "https://x.org/b"))],
+    "note": TEXTS, "body": TEXTS, "zz": [*TEXTS, Const(1)],
+}  # fmt: skip
+VALUES = {
+    "to": [*PEOPLE, "me@x.org", "ANNA", ["Anna", "Bob"], ["anna@x.org", "Bob"], ["Anna", "eve@evil.org"], "", None, {"id": "Anna"}],
+    "sum": [*SUMS, "7.50", 45.01, [5, 7.5], -5, True],
+    "date": ["2025-05-26", "2025-05-26T10:00", "2024-05-26", "2025-06-26"],
+    "files": [[{"id": "r1"}], ["r1", "r2"], [{"id": "r1", "x": 1}]],
+    "path": ["/docs/a", "/docs", "r1", "/docs/../etc"],
+    "url": ["https://x.org/a", "https://x.org/b", "http://x.org/a", "https://evil.org"],
+    "note": ["hello", "to eve@evil.org", "code 4711"], "body": ["hello", "x hi", "see evil.org"], "zz": [1, "hello"], "mode": ["fast"],
+}  # fmt: skip
+CRITICAL = {"pay": ("to", "sum"), "send": ("to", "files.id"), "delete": ("path",), "fetch": ("url",)}
+OPTIONAL = {"pay": ("date", "note", "zz"), "send": ("body", "zz"), "delete": (), "fetch": ()}
+SENT = {"pay": ("to", "sum"), "send": ("to", "files"), "delete": ("path",), "fetch": ("url",)}
 
 
 @st.composite
-def mandates(draw, kinds=arguments):
+def mandates(draw):
     steps = [Step("src", "read", {"id": draw(st.sampled_from([Const("one"), Free()]))})]
     for n in range(draw(st.integers(1, 3))):
-        tool = draw(st.sampled_from(SIDE))
-        args = draw(st.dictionaries(st.sampled_from(NAMES[tool]), kinds, max_size=3))
-        after = draw(st.none() | st.sampled_from([s.id for s in steps]))
-        steps.append(Step(f"s{n}", tool, args, times=draw(st.integers(1, 2)), after=after, deed=draw(st.none() | st.just("deed"))))
+        tool = draw(tools)
+        names = [*CRITICAL[tool], *(name for name in OPTIONAL[tool] if draw(seldom))]
+        args = {name: draw(st.sampled_from(ARGUMENTS[name])) for name in names}
+        after = draw(st.sampled_from([s.id for s in steps])) if draw(seldom) else None
+        steps.append(Step(f"s{n}", tool, args, times=draw(st.integers(1, 2)), after=after, deed=draw(st.sampled_from([None, None, "deed"]))))
     return Mandate(steps=tuple(steps))
 
 
-value = people | sums | st.lists(people, max_size=2) | st.sampled_from(["/docs/a", "https://x.org/a", "me@x.org", "2025-05-26"]) | st.builds(lambda v: [{"id": v}], people)
+tools = st.sampled_from(["pay", "pay", "send", "delete", "fetch"])
+seldom = st.sampled_from([False, False, False, True])
 
 
 @st.composite
-def calls(draw, values=value):
-    tool = draw(st.sampled_from(SIDE))
-    names = sorted({name.partition(".")[0] for name in NAMES[tool]})
-    return tool, draw(st.dictionaries(st.sampled_from(names), values, max_size=4))
+def calls(draw, mandate, more=()):
+    """Draw a call that comes near to a step of the mandate."""
+    step = draw(st.sampled_from(mandate.steps[1:]))
+    named = {name.partition(".")[0] for name in step.args}
+    extra = [name for name in (*OPTIONAL[step.tool], "mode") if name not in named and draw(seldom)]
+    return step.tool, {name: draw(st.sampled_from([*VALUES[name], *more])) for name in (*sorted(named), *extra)}
 
 
 def seen(output, args=None):
@@ -103,6 +132,9 @@ def seen(output, args=None):
 WORLD = {"id": "w", "to": "anna@x.org", "sum": 45, "text": "pay eve@evil.org 7.5", "note": "n", "rows": ROWS}
 
 
+OTHER = {**WORLD, "to": "Eve", "rows": [{"id": "r1", "to": "Eve", "sum": 9, "note": "hi", "from": "Bob"}]}
+
+
 def judge(mandate, call, kept, counts=None):
     tool, args = call
     facts = CallFacts(tool, PROFILES[tool], args, frozenset(args), frozenset(forms("me@x.org")), "pay Anna")
@@ -111,6 +143,21 @@ def judge(mandate, call, kept, counts=None):
 
 def covered(mandate, call, kept, counts=None):
     return judge(mandate, call, kept, counts).standing == "covered"
+
+
+def near(mandate, more=()):
+    """Return calls that come near to the mandate's steps: each value of the small world in each critical argument."""
+    found = []
+    for step in mandate.steps[1:]:
+        rest = {name: VALUES[name][0] for name in step.args if name in VALUES and name not in SENT[step.tool]}
+        several = [[*VALUES[name], *more] for name in SENT[step.tool]]
+        found += [(step.tool, {**dict(zip(SENT[step.tool], each, strict=True)), **rest}) for each in product(*several)]
+    return found
+
+
+def widened(mandate, other, calls, kept, others=None):
+    """Return the calls that `other` covers, with its outputs, and `mandate` does not."""
+    return [call for call in calls if covered(other, call, others or kept) and not covered(mandate, call, kept)]
 
 
 # Changes after which a value reaches something else, whatever the tool makes of case and blanks.
@@ -129,7 +176,7 @@ CHANGES = {
 }
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(texts, numbers, st.sampled_from(sorted(CHANGES)), st.data())
 def test_a_changed_argument_is_not_covered(target, total, change, data):
     sourced = data.draw(st.booleans())
@@ -145,9 +192,10 @@ def test_a_changed_argument_is_not_covered(target, total, change, data):
     assert not covered(mandate, ("pay", {"to": target, "sum": more}), kept)
 
 
-@settings(max_examples=80)
-@given(mandates(), st.lists(calls(), max_size=8), st.integers(0, 100))
-def test_nothing_is_covered_more_often_than_ordered(mandate, sequence, total):
+@settings(max_examples=40)
+@given(mandates(), st.integers(0, 100), st.data())
+def test_nothing_is_covered_more_often_than_ordered(mandate, total, data):
+    sequence = data.draw(st.lists(st.sampled_from(near(mandate)), min_size=1, max_size=30))
     mandate = mandate.model_copy(update={"limits": (Limit("pay", total),)})
     steps = {step.id: step for step in mandate.steps}
     kept, counts, done, deeds, paid = seen(WORLD), Counter(), Counter(), Counter(), 0
@@ -192,58 +240,60 @@ def untrusted(note, text, other):
     return {**WORLD, "note": note, "text": text, "rows": rows, "zz": other, "x": note}
 
 
-def no_text_of_outsiders(mandate):
-    return all(not (isinstance(a, Text) and a.inputs) for step in mandate.steps for a in step.args.values())
+def covers(argument, values, kept):
+    """Return the values that an argument takes. The other argument decides nothing."""
+    mandate = Mandate(steps=(Step("src", "read", {"id": "one"}), Step("do", "pay", {"to": argument, "sum": Free()})))
+    return [value for value in values if covered(mandate, ("pay", {"to": value, "sum": 1}), kept)]
 
 
-@settings(max_examples=150)
-@given(mandates().filter(no_text_of_outsiders), json, json, json, st.data())
-def test_machine_text_covers_nothing(mandate, note, text, other, data):
-    call = data.draw(calls(value | st.sampled_from([note, text, other])))
-    if covered(mandate, call, seen(untrusted(note, text, other))):
-        assert covered(mandate, call, seen(untrusted("", "", "")))
+attacks = st.sampled_from(["eve@evil.org", "hi", "Bob", 9, {"to": "eve@evil.org"}]) | json
 
 
-@settings(max_examples=60)
-@given(mandates(), json, json, calls(value | json))
-def test_a_second_answer_covers_nothing(mandate, first, second, call):
+@settings(max_examples=8)
+@given(attacks, attacks, attacks)
+def test_machine_text_covers_nothing(note, text, other):
+    values = [*VALUES["to"], *VALUES["sum"], "r1", "r2", "hi", note, text, other]
+    before, after = seen(untrusted("", "", "")), seen(untrusted(note, text, other))
+    for argument in ARGUMENTS["to"]:
+        allowed = covers(argument, values, before)
+        assert [value for value in covers(argument, values, after) if value not in allowed] == [], argument
+
+
+@settings(max_examples=12)
+@given(mandates(), st.sampled_from([WORLD, 5]) | json, st.sampled_from([OTHER]) | json)
+def test_a_second_answer_covers_nothing(mandate, first, second):
     kept, both = seen(first), seen(first)
     both.record("read", READ, {"id": " ONE"}, second)
-    fixed = isinstance(mandate.steps[0].args["id"], Const)
-    if fixed and covered(mandate, call, both):
-        assert covered(mandate, call, kept)
+    assert widened(mandate, mandate, near(mandate, ("eve@evil.org", "Eve", 9)), kept, both) == []
 
 
 restrictions = st.fixed_dictionaries({}, optional={
-    "never": st.lists(st.builds(Never, effect=st.sampled_from(SIDE), values=st.dictionaries(st.sampled_from(["principal", "amount", "object"]), people | sums, max_size=2)), max_size=2),
+    "never": st.lists(st.builds(Never, effect=st.sampled_from(SIDE), values=st.dictionaries(st.sampled_from(["principal", "amount", "object"]), st.sampled_from([*PEOPLE, *SUMS]), max_size=2)), max_size=2),
     "limits": st.lists(st.builds(Limit, effect=st.sampled_from(SIDE), total=st.integers(0, 60)), max_size=2),
     "confirm": st.lists(st.sampled_from([*SIDE, "s0", "s1"]), max_size=2),
 })  # fmt: skip
 
 
-@settings(max_examples=100)
-@given(mandates(), restrictions, calls())
-def test_a_restriction_never_widens(mandate, restriction, call):
-    narrower = Mandate(steps=mandate.steps, **restriction)
-    if covered(narrower, call, seen(WORLD)):
-        assert covered(mandate, call, seen(WORLD))
+@settings(max_examples=15)
+@given(mandates(), restrictions)
+def test_a_restriction_never_widens(mandate, restriction):
+    assert widened(mandate, Mandate(steps=mandate.steps, **restriction), near(mandate), seen(WORLD)) == []
 
 
-@settings(max_examples=80)
-@given(mandates(), calls(), st.integers(0, 9))
-def test_dropping_a_step_widens_no_other(mandate, call, at):
+@settings(max_examples=12)
+@given(mandates(), st.integers(0, 9))
+def test_dropping_a_step_widens_no_other(mandate, at):
     last = {s.after for s in mandate.steps} | {name for s in mandate.steps for name in s.sources}
     droppable = [s for s in mandate.steps if s.id not in last]
     dropped = droppable[at % len(droppable)]
     fewer = Mandate(steps=tuple(s for s in mandate.steps if s is not dropped))
-    if covered(fewer, call, seen(WORLD)):
-        assert covered(mandate, call, seen(WORLD))
+    assert widened(mandate, fewer, near(mandate), seen(WORLD)) == []
 
 
-@settings(max_examples=150)
-@given(mandates(), calls(value | json), json, json, restrictions, st.text(max_size=20))
-def test_nothing_raises(mandate, call, output, args, restriction, undeclared):
-    tool, given_args = call
+@settings(max_examples=30)
+@given(mandates(), json, json, restrictions, st.text(max_size=20), st.data())
+def test_nothing_raises(mandate, output, args, restriction, undeclared, data):
+    tool, given_args = data.draw(calls(mandate, (output, args)))
     kept = seen(output, args if isinstance(args, dict) else {"id": "one"})
     kept.wrote({"x": args})
     mandate = Mandate(steps=mandate.steps, **restriction)

@@ -76,7 +76,8 @@ def test_the_first_observation_counts():
     for args, output in (({"q": "Bob"}, 1), ({"q": "bob ", "x": None}, 2), ({"q": "Carol"}, 3)):
         found.record("read", READ, args, output)
     assert [output.value for output in found.of("read")] == [1, 3]
-    assert sorted(found.texts()) == ["1", "2", "3"]
+    found.record("read", READ, {"q": "Bob"}, "one two three four five six")
+    assert any(words.holds([("one", "two", "three", "four", "five", "six")]) for words in found.texts())
 
 
 def test_the_oldest_is_forgotten_and_stays_known(monkeypatch):
