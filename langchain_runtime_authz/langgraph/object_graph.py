@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph._private import (
     is_task_function,
 )
 
-__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "loaded", "module_of", "roots_of", "walk"]
+__all__ = ["AnyGraph", "Found", "functions_of", "graphs_in", "loaded", "module_of", "roots_of", "validators_of", "walk"]
 
 _ROWS_OF_THEIR_OWN: Final = (PregelProtocol, *MODELS)
 
@@ -275,3 +275,11 @@ def module_of(value: object) -> str:
 
 def _root(module: str | None) -> str:
     return (module or "").split(".", 1)[0]
+
+
+def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
+    """Yield the validators of a pydantic schema that are functions of the user, by name."""
+    decorators = getattr(schema, "__pydantic_decorators__", None)
+    for kind in ("validators", "field_validators", "root_validators", "model_validators"):
+        for name, found in getattr(decorators, kind, {}).items():
+            yield name, found.func

@@ -291,7 +291,7 @@ class Limit(_Frozen):
 
 
 class Never(_Frozen):
-    """What must not happen, whatever a step says: calls of an effect that have one of these values in a role."""
+    """Forbid calls of an effect that have one of these values in a role, or all calls of it if none is given."""
 
     effect: Effect
     values: dict[
@@ -304,7 +304,7 @@ Source = Literal["application", "planner", "words"]
 
 
 class Mandate(_Frozen):
-    """What one task orders.
+    """Hold what one task orders.
 
     Attributes:
         steps: the deeds, and the reads that they take values from. Other reads need no step.
@@ -315,7 +315,7 @@ class Mandate(_Frozen):
         key: names the occasion, like a month. Two mandates with one key are one order, and it is spent once.
 
     Raises:
-        ValidationError: a step is named twice, refers to itself, in a circle or to a step that is not there.
+        ValidationError: a step is named twice or refers to a step that is not before it, or a value has no JSON form.
     """
 
     steps: Annotated[tuple[Step, ...], BeforeValidator(_tuple), Member(max_length=MAX_STEPS)] = ()
@@ -336,6 +336,10 @@ class Mandate(_Frozen):
             if step.id in seen:
                 raise ValueError(f"two steps are named `{step.id}`")
             seen.add(step.id)
+        try:
+            self.digest  # noqa: B018
+        except (MappingError, RecursionError) as exc:
+            raise ValueError("a value has no exact JSON form") from exc
         return self
 
     @cached_property
@@ -347,9 +351,10 @@ class Mandate(_Frozen):
         """Return the JSON form; what has its default is left out."""
         return self.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
 
-    def step(self, id: str) -> Step:
-        """Return the step of that id."""
-        return next(step for step in self.steps if step.id == id)
+    def of(self, source: Source, key: str) -> Mandate:
+        """Return the same orders under another source and key."""
+        same = {name: getattr(self, name) for name in type(self).model_fields}
+        return Mandate(**{**same, "source": source, "key": key})
 
 
 def json_schema() -> dict[str, Any]:
@@ -375,15 +380,11 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
             raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.MANDATE_INVALID) from exc
     try:
-        found = Mandate.model_validate(source)
-        found.digest  # noqa: B018  (a value that JSON cannot hold is refused here)
+        return Mandate.model_validate(source)
     except ValidationError as exc:
         first = exc.errors()[0]
         at = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{where}: {f'`{at}`: ' if at else ''}{first['msg']}", Code.MANDATE_INVALID) from exc
-    except (MappingError, RecursionError) as exc:
-        raise ConfigError(f"{where}: a value has no exact JSON form", Code.MANDATE_INVALID) from exc
-    return found
 
 
 def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:

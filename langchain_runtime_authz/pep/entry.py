@@ -183,7 +183,7 @@ def _planned(run: Run) -> Flow[Mandate | None]:
         if attempt == 0:
             found: Mandate | None = yield Ask(texts)
             if found is not None:
-                found = found.model_copy(update={"source": "planner", "key": name})
+                found = found.of("planner", name)
             yield Commit(run.scope, None, [SetMark(name, found.model_dump_json() if found else "", once=True)])
     return None
 

@@ -46,7 +46,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None
     # Another spelling of the profiles must not make the same order anew.
-    return found.model_copy(update={"key": said.digest}) if found is not None else None
+    return found.of("words", said.digest) if found is not None else None
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:

@@ -39,6 +39,7 @@ from langchain_runtime_authz.langgraph.object_graph import (
     graphs_in,
     loaded,
     roots_of,
+    validators_of,
     walk,
 )
 from langchain_runtime_authz.langgraph.protect import owner_of
@@ -134,10 +135,8 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
     yield "retry_policy", graph.retry_policy
     yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
-        decorators = getattr(schema, "__pydantic_decorators__", None)
-        for kind in ("validators", "field_validators", "root_validators", "model_validators"):
-            for name, found in getattr(decorators, kind, {}).items():
-                yield f"{schema.__name__}.{name}", found.func
+        for name, function in validators_of(schema):
+            yield f"{schema.__name__}.{name}", function
     callbacks = (graph.config or {}).get("callbacks")
     for handler in getattr(callbacks, "handlers", callbacks) or ():
         for name in dir(type(handler)):
@@ -306,6 +305,8 @@ class _Look:
         if layers:
             profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
             note = "" if profiled.declared else f"unprofiled: {profiled.why}"
+            if names := ", ".join(dict(validators_of(tool.args_schema))):
+                note = "; ".join(filter(None, (note, f"its schema's validators run before the decision: {names}")))
         elif self.hooked and acts_by_itself(tool):
             note = "its class calls it in a way of its own, which nothing announces: `authz.guard` it"
         elif self.hooked:
