@@ -49,7 +49,7 @@ __all__ = ["arguments", "backed"]
 LONG: Final = 400  # characters of a text beyond which a planner's riskiest steps are confirmed
 _RISKY: Final = frozenset(("pay", "delete", "admin"))
 _DESTINATIONS: Final = frozenset(("principal", "url", "channel"))
-_MAX_NEEDS: Final = 64  # values of one step
+_MAX_NEEDS: Final = 256  # values of one mandate
 _SHOWN: Final = 60
 
 
@@ -60,7 +60,7 @@ def backed(
     signatures: Mapping[str, Mapping[str, Any]],
     own: frozenset[str] = frozenset(),
 ) -> Compiled:
-    """Return the part of a planner's mandate that the user's words back.
+    """Return the part of a planner's mandate that the user's words back: none if they are too long to be read.
 
     Args:
         mandate: what the planner returned.
@@ -89,8 +89,7 @@ def backed(
         confirm=_few(confirm, {s.id: profiles[s.tool].effect for s in steps}),
         source="planner",
     )
-    empty = not (kept.steps or kept.limits or kept.never)
-    return Compiled(None if empty else kept, tuple(Dropped(f"step `{id}`", why) for id, why in check.lost.items()))
+    return Compiled(kept, tuple(Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
@@ -112,7 +111,7 @@ class _Need(NamedTuple):
     value: object
     dictated: bool = False
     ends: bool = False  # it must reach to the end of its sentence or quotation: a command is not cut
-    count: bool = False
+    counts: bool = False  # it is a number of calls
 
 
 class _Claim(NamedTuple):
@@ -134,6 +133,7 @@ class _Check:
     ) -> None:
         self.mandate, self.words, self.profiles, self.own = mandate, words, profiles, own
         self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
+        self.needs = 0
         self.kept: dict[str, Step] = {}
         self.lost: dict[str, str] = {}
         self.claims: dict[str, list[_Claim]] = {}  # of each step taken over
@@ -144,7 +144,7 @@ class _Check:
             for needed in (*step.sources, *([step.after] if step.after else [])):
                 if needed in self.lost and step.id not in self.lost:
                     self.lost[step.id] = f"it depends on `{needed}`"
-        return tuple(step for id, step in self.kept.items() if id not in self.lost)
+        return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def anchored(self, step: Step) -> bool:
         """Return True if the words hold a value of the step, or of a read that it takes values from."""
@@ -184,7 +184,7 @@ class _Check:
             return "it decides what the call hits, so it cannot be free"
         if isinstance(argument, Text) and name not in profile.text:
             return "it is not a text argument"
-        sources = (argument.step,) if isinstance(argument, Field | Pick | Each | Extract) else ()
+        sources: tuple[str, ...] = (argument.step,) if isinstance(argument, Field | Pick | Each | Extract) else ()
         if isinstance(argument, Text):
             sources = tuple(i.partition(".")[0] for i in argument.inputs)
         for source in sources:
@@ -196,7 +196,10 @@ class _Check:
             chosen = [] if isinstance(argument, Field) else [*argument.where]
             if isinstance(argument, Pick):
                 chosen += [field for field in (argument.max, argument.min) if field]
-            for path, least in [(argument.path, "system" if wanted else "internal"), *((p, "internal") for p in chosen)]:
+            for path, least in [
+                (argument.path, "system" if wanted else "internal"),
+                *((p, "internal") for p in chosen),
+            ]:
                 if not _trusts(read, path, least):
                     return f"outsiders may write the field `{path}` of `{argument.step}`"
         return None
@@ -207,8 +210,9 @@ class _Check:
         profile = self.profiles[step.tool]
         args = {n: a for n, a in step.args.items() if not self._default(step.tool, n, a)}
         needs = list(self._needs(step, profile, args))
-        if len(needs) > _MAX_NEEDS:
-            return "it has too many values"
+        self.needs += len(needs)
+        if self.needs > _MAX_NEEDS:
+            return "there are too many values"
         placed, why = self._order(step, needs) if profile.side_effect else self._read(step, needs)
         if why is not None:
             return why
@@ -217,7 +221,7 @@ class _Check:
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
         marked = {n: self._marked(a, said[n]) if isinstance(a, Const) and n in said else a for n, a in args.items()}
-        plain = {n: Const(a.value) if isinstance(a, Const) and n not in said else a for n, a in marked.items()}
+        plain = {n: Const(value=a.value) if isinstance(a, Const) and n not in said else a for n, a in marked.items()}
         self.kept[step.id] = step.model_copy(update={"args": plain})
         return None
 
@@ -249,12 +253,12 @@ class _Check:
                 for field, value in _wanted(argument.where):
                     yield _Need(f"{argument.step} {field}", value)
             if isinstance(argument, Each) and argument.limit > MAX_ROWS:
-                yield _Need("limit", argument.limit, count=True)
+                yield _Need("limit", argument.limit, counts=True)
         if step.times > 1:
-            yield _Need("times", step.times, count=True)
+            yield _Need("times", step.times, counts=True)
 
     def _choices(self, need: _Need, profile: ToolProfile) -> list[Place]:
-        if need.count:
+        if need.counts:
             return self.words.counts(int(str(need.value)), strict=profile.effect in _RISKY)
         said, forbidden = self.words.places(need.value, dictated=need.dictated)
         last = max(forbidden, default=None)
@@ -273,7 +277,7 @@ class _Check:
         for need in needs:
             found = self._choices(need, profile)
             if not found:
-                return [], _unsaid(need)
+                return [], self._unsaid(need)
             placed.append(_Claim(found[0], "", need))
         return placed, None
 
@@ -285,8 +289,8 @@ class _Check:
         choices = {need: self._choices(need, profile) for need in needs}
         for need, found in choices.items():
             if not found:
-                return [], _unsaid(need)
-        fewest = sorted(needs, key=lambda n: (n.dictated, n.count, len(choices[n])))
+                return [], self._unsaid(need)
+        fewest = sorted(needs, key=lambda n: (n.dictated, n.counts, len(choices[n])))
         sentences = dict.fromkeys(self._sentence(place) for place in choices[fewest[0]])
         why = "the user's words do not say all of it in one sentence"
         for n, sentence in sentences:
@@ -342,9 +346,7 @@ class _Check:
             return place.start >= start and not segment.text[end : place.start].strip(" \t\n\"'\u201c\u201e\u00ab`")
         return start <= place.start and place.end <= end
 
-    def _apart(
-        self, needs: Sequence[_Need], inside: Mapping[_Need, list[Place]], deed: str
-    ) -> list[_Claim] | None:
+    def _apart(self, needs: Sequence[_Need], inside: Mapping[_Need, list[Place]], deed: str) -> list[_Claim] | None:
         """Return a place of its own for each need, near the others; or None."""
         placed: list[_Claim] = []
         for need in needs:
@@ -357,11 +359,29 @@ class _Check:
                 return None
         return placed
 
+    def _skips(self, step: Step, placed: Sequence[_Claim]) -> bool:
+        """Return True if a payment passes over a number: "Pay Bob 45 and Carol 3000" does not pay Bob 3000."""
+        profile = self.profiles[step.tool]
+        if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):
+            return False
+        n, first, last = _hull([c.place for c in placed if not c.need.dictated])
+        numbers = (s for form, spans in self.words.segments[n].tokens.items() if form.startswith("num:") for s in spans)
+        return any(
+            first <= start and end <= last and not any(_overlap(Place(n, start, end), c.place) for c in placed)
+            for start, end in numbers
+        )
+
     def _taken(self, wanted: _Claim, placed: Sequence[_Claim]) -> bool:
-        others = (c for id, several in self.claims.items() if id not in self.lost for c in several if c.deed)
+        others = (c for name, several in self.claims.items() if name not in self.lost for c in several if c.deed)
         return any(_overlap(wanted.place, c.place) and c.deed != wanted.deed for c in others) or any(
             _overlap(wanted.place, c.place) and (c.need != wanted.need or " " not in c.need.owner) for c in placed
         )
+
+    def _unsaid(self, need: _Need) -> str:
+        name = need.owner.partition(" ")[2] or need.owner
+        forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated)[1]
+        why = "the user forbids" if forbidden else "the user's own words do not say"
+        return f"`{name}`: {why} {str(need.value)[:_SHOWN]!r}"
 
     def uncross(self) -> None:
         """Drop steps of one tool whose places are interleaved: "Bob 45 and Carol 3000" does not pay Bob 3000."""
@@ -372,11 +392,14 @@ class _Check:
                 if one.tool == two.tool and _deed(one) != _deed(two) and _overlap(hulls[one.id], hulls[two.id]):
                     self.lost[one.id] = f"its values and those of `{two.id}` are mixed in the words"
                     self.lost[two.id] = f"its values and those of `{one.id}` are mixed in the words"
+        for step in orders:
+            if self._skips(step, self.claims[step.id]):
+                self.lost.setdefault(step.id, "another number stands between its values")
 
     def _marked(self, argument: Const, places: Sequence[Place]) -> Const:
         n, start, end = _hull(places)
         segment = self.words.segments[n]
-        return Const(argument.value, Span(segment.digest, segment.offset + start, segment.offset + end))
+        return Const(value=argument.value, said=Span(segment.digest, segment.offset + start, segment.offset + end))
 
 
 def _values(argument: Argument) -> tuple[object, ...]:
@@ -419,11 +442,6 @@ def _hull(places: Sequence[Place]) -> Place:
 
 def _overlap(one: Place, two: Place) -> bool:
     return one.segment == two.segment and one.start < two.end and two.start < one.end
-
-
-def _unsaid(need: _Need) -> str:
-    name = need.owner.partition(" ")[2] or need.owner
-    return f"`{name}`: the user's own words do not say {str(need.value)[:_SHOWN]!r}"
 
 
 def _trusts(profile: ToolProfile, path: str, least: str) -> bool:

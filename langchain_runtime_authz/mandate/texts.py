@@ -21,41 +21,52 @@ from langchain_runtime_authz.facts.task import content_digest
 __all__ = ["MAX_OWN", "Place", "Segment", "Texts", "material"]
 
 MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
+_MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
+_MAX_SEGMENTS: Final = 256
+_SHORTEST: Final = 2  # a text of one letter names nothing
 _MAX_OPEN: Final = 64  # tags without an end
-_MAX_PLACES: Final = 64
+_MAX_PLACES: Final = 64  # of one value in one segment
 
 # --- material ------------------------------------------------------------------------------------------
 
 _FENCED: Final = re.compile(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
 _TAG: Final = re.compile(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
-_RULE: Final = re.compile(r"[ \t]*([-=*_])\1{4,200}[ \t]*")
-_FORWARD: Final = re.compile(
-    r"[ \t*\-_=]{0,80}(?:begin )?(?:(?:original|forwarded) message|weitergeleitete nachricht|urspr\u00fcngliche nachricht"
-    r"|message (?:transf\u00e9r\u00e9|d['\u2019]origine)|mensaje (?:reenviado|original)|messaggio inoltrato"
-    r"|mensagem encaminhada)\b|[ \t]*(?:fwd?|wg) ?:|[ \t]*on .{4,200} wrote ?:[ \t]*$|[ \t]*am .{4,200} schrieb .{0,100}:[ \t]*$"
-    r"|[ \t]*le .{4,200} a \u00e9crit ?:[ \t]*$|[ \t]*el .{4,200} escribi\u00f3 ?:[ \t]*$",
-    re.IGNORECASE,
-)
-_HEADER: Final = re.compile(
-    r"[ \t]*\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)"
-    r"|to|an|para|\u00e0|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]{0,4}:",
-    re.IGNORECASE,
+_LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # what may end a line
+# A line that is quoted, rules off, begins what was forwarded, or looks like the header of a mail.
+_MARK: Final = re.compile(
+    r"""^[ \t]{0,80}(?:
+    (?P<quote>>)
+    |(?P<rule>([-=*_])\3{4,200}[ \t]{0,80}$)
+    |(?P<forward>[*\-_=]{0,80}[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
+        |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
+        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,200}[ ]wrote[ ]?:[ \t]*$|am[ ][^\n]{4,200}[ ]schrieb[ ][^\n]{0,100}:[ \t]*$
+        |le[ ][^\n]{4,200}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,200}[ ]escribió[ ]?:[ \t]*$)
+    |(?P<header>\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)
+        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]{0,4}:)
+    )[^\n]*\n?""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 
 
-def material(text: str) -> tuple[str, list[str]]:
-    """Return the user's own words, with `[material 1]` … in place of the rest, and these parts."""
+def material(text: str, first: int = 1) -> tuple[str, list[str]]:
+    """Return the user's own words, with `[material 1]` … in place of the rest, and these parts.
+
+    `first` is the number of the first part, for several texts.
+    """
     said, parts, at = [], [], 0
     for start, end in _material(text):
         parts.append(text[start:end])
-        said += [text[at:start], f"[material {len(parts)}]"]
+        said += [text[at:start], f"[material {first + len(parts) - 1}]"]
         at = end
     return "".join([*said, text[at:]]), parts
 
 
 def _material(text: str) -> list[tuple[int, int]]:
     """Return the stretches that are fenced, tagged, quoted, forwarded or pasted, in order and apart."""
-    found = sorted([*(m.span() for m in _FENCED.finditer(text)), *_tagged(text), *_lines(text)])
+    if len(text) > _MAX_TEXT:
+        return [(0, len(text))]
+    text = text.translate(_LINES)
+    found = sorted([*(m.span() for m in _FENCED.finditer(text)), *_tagged(text), *_marked(text)])
     apart: list[tuple[int, int]] = []
     for start, end in found:
         if apart and start <= apart[-1][1]:
@@ -82,30 +93,27 @@ def _tagged(text: str) -> Iterator[tuple[int, int]]:
             return
 
 
-def _lines(text: str) -> Iterator[tuple[int, int]]:
-    at, rule, header = 0, -1, (-1, False, False)  # where a block of headers began, what it has
-    for line in text.splitlines(keepends=True):
-        start, at = at, at + len(line)
-        bare = line.rstrip()
-        if bare.lstrip().startswith(">"):
-            yield start, start + len(bare)
-        if _RULE.fullmatch(bare):
+def _marked(text: str) -> Iterator[tuple[int, int]]:
+    rule, began, at, sender, subject = -1, -1, -1, False, False  # of a block of headers: where it began and goes on
+    for line in _MARK.finditer(text):
+        if line["quote"]:
+            yield line.start(), line.start() + len(line[0].rstrip())
+        elif line["rule"]:
             if rule >= 0:
-                yield rule, at
-            rule = start
-        if _FORWARD.match(bare):
-            yield start, len(text)
+                yield rule, line.end()
+            rule = line.start()
+        elif line["forward"]:
+            yield line.start(), len(text)
             return
-        found = _HEADER.match(bare)
-        began, sender, subject = header if found else (-1, False, False)
-        if found:
-            sender |= found["sender"] is not None
-            subject |= found["subject"] is not None or "@" in bare
-            if began >= 0 and sender and subject:
+        else:
+            if line.start() != at:
+                began, sender, subject = line.start(), False, False
+            sender |= line["sender"] is not None
+            subject |= line["subject"] is not None or "@" in line[0]
+            at = line.end()
+            if began < line.start() and sender and subject:
                 yield began, len(text)
                 return
-            began = began if began >= 0 else start
-        header = (began, sender, subject)
     if rule >= 0:
         yield rule, len(text)
 
@@ -139,7 +147,8 @@ _DEPENDS: Final = re.compile(
     re.IGNORECASE,
 )
 _MYSELF: Final = re.compile(
-    r"\bI(?:['\u2019]ll| will| shall)(?! (?:be|need|have|also need)\b)|\bmyself\b|\bich (?:werde|selbst)\b", re.IGNORECASE
+    r"\bI(?:['\u2019]ll| will| shall)(?! (?:be|need|have|also need)\b)|\bmyself\b|\bich (?:werde|selbst)\b",
+    re.IGNORECASE,
 )
 _TAKEN_BACK: Final = re.compile(
     r"(?:(?:no|nope|wait|stop|actually|sorry|please|oh|hmm)[,!. ]{1,3}){0,3}(?:no|stop|wait|never ?mind|forget (?:it|that|about it)|"
@@ -182,12 +191,17 @@ class Segment:
         self.digest, self.offset, self.text = digest, offset, text
         self.folded = "".join(low if len(low := fold(c)) == 1 else c for c in text)
         self.quotations = [m.span(m.lastindex or 0) for m in _QUOTED.finditer(text)]
-        self.tokens = list(located(_UNSPACED.sub("\n", text)))
-        masked = _blanked(text, [*self.quotations, *(span for _, span in self.tokens)])
+        tokens = list(located(_UNSPACED.sub("\n", text)))
+        self.tokens: dict[str, list[tuple[int, int]]] = {}
+        for form, span in tokens:
+            self.tokens.setdefault(form, []).append(span)
+        masked = _blanked(text, [*self.quotations, *(span for _, span in tokens)])
         self.masked = _blanked(text, self.quotations)
         ends = [m for m in _END.finditer(masked) if m[0] != "\n" or masked[: m.start()].rstrip(" \t\n")[-1:] != ":"]
         self.starts = [0, *(m.end() for m in ends)]
-        self.forbidden = [(s.before, s.start, s.end) for s in prohibitions(self.masked)]
+        # In order and apart, each from its subject on.
+        self.forbidden = [(f.before, f.start, f.end) for f in prohibitions(self.masked)]
+        self._doubts: dict[int, str | None] = {}
 
     def sentence(self, at: int) -> int:
         """Return the number of the sentence that a character belongs to."""
@@ -200,8 +214,16 @@ class Segment:
 
     def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
         """Return why a sentence may order nothing. What the user dictates in it says nothing about it."""
+        if dictated:
+            return self._doubt(sentence, dictated)
+        if sentence not in self._doubts:
+            self._doubts[sentence] = self._doubt(sentence, ())
+        return self._doubts[sentence]
+
+    def _doubt(self, sentence: int, dictated: Sequence[tuple[int, int]]) -> str | None:
         start, end = self.span(sentence)
-        said = _blanked(self.masked, dictated)[start:end].strip()
+        inner = [(max(0, s - start), min(end, e) - start) for s, e in dictated if s < end]
+        said = _blanked(self.masked[start:end], inner).strip()
         if _ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said)):
             return "its sentence is a question"
         if _DEPENDS.search(said):
@@ -216,7 +238,8 @@ class Segment:
 
     def whole(self, start: int, end: int) -> bool:
         """Return True if a stretch is a token, or a quotation, and not a part of one."""
-        for first, last in self.quotations:
+        near = bisect_right(self.quotations, (start, len(self.text)))
+        for first, last in self.quotations[max(0, near - 1) : near + 1]:
             inside = first <= start and end <= last
             if inside and self.text[first:last].strip(_EDGE) != self.text[start:end].strip(_EDGE):
                 return False
@@ -235,9 +258,11 @@ class Segment:
 
     def refused(self, start: int, end: int, *, dictated: bool) -> bool:
         """Return True if a stretch is forbidden. Dictated words may forbid something themselves."""
-        if dictated:
-            return any(first < start < last for _, first, last in self.forbidden)
-        return any(before < end and start < last for before, _, last in self.forbidden)
+        near = bisect_right(self.forbidden, (start, len(self.text), 0))
+        for before, first, last in self.forbidden[max(0, near - 1) : near + 1]:
+            if first < start < last if dictated else before < end and start < last:
+                return True
+        return False
 
 
 def _blanked(text: str, spans: Sequence[tuple[int, int]]) -> str:
@@ -261,14 +286,17 @@ class Texts:
         pieces, self.has_material = [], False
         for text in texts:
             digest, at = content_digest(text), 0
-            spans = _material(text)
+            spans, text = _material(text), text.translate(_LINES)  # noqa: PLW2901  (of the same length)
             self.has_material |= bool(spans)
             for start, end in [*spans, (len(text), len(text))]:
                 if text[at:start].strip():
                     pieces.append((digest, at, text[at:start]))
                 at = end
-        self.too_long = sum(len(piece) for _, _, piece in pieces) > MAX_OWN
+        self.too_long = sum(len(piece) for _, _, piece in pieces) > MAX_OWN or len(pieces) > _MAX_SEGMENTS
         self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
+        self._last_back = max(
+            ((n, s.taken_back) for n, s in enumerate(self.segments) if s.taken_back >= 0), default=None
+        )
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
     def places(self, value: object, *, dictated: bool = False) -> tuple[list[Place], list[Place]]:
@@ -296,7 +324,7 @@ class Texts:
 
     def taken_back(self, segment: int, at: int) -> bool:
         """Return True if something said later takes back what was ordered here."""
-        return any(s.taken_back > (at if n == segment else -1) for n, s in enumerate(self.segments) if n >= segment)
+        return self._last_back is not None and self._last_back > (segment, at)
 
 
 def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
@@ -310,16 +338,22 @@ def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple
     tokens = {f for f in own if not f.startswith(("text:", "date:", "day:", "time:"))}
     if any(f.startswith("text:") for f in own):
         yield from _phrase(segment, value)
-    for form, (start, end) in segment.tokens:
-        if form in tokens and segment.whole(start, end) and _same_scheme(value, segment.text[start:end]):
-            if not (form.startswith("num:") and _SCALED.match(segment.text, end)):
+    for form in tokens:
+        for start, end in segment.tokens.get(form, ()):
+            scaled = form.startswith("num:") and _SCALED.match(segment.text, end)
+            if segment.whole(start, end) and _same_scheme(value, segment.text[start:end]) and not scaled:
                 yield start, end
-        elif form in (dates or times):
-            yield from _moment(segment, (start, end), times if dates else set())
+    for form in dates or times:
+        for span in segment.tokens.get(form, ())[:_MAX_PLACES]:
+            yield from _moment(segment, span, times if dates else set())
     if isinstance(value, str) and value.lower().startswith("https://"):
         yield from _phrase(segment, value[8:].rstrip("/"))
     if isinstance(value, int | float) and not isinstance(value, bool):
-        yield from (m.span() for m in _COUNT.finditer(segment.text) if _COUNTED[m[0].lower()] == value and segment.whole(*m.span()))
+        yield from (
+            m.span()
+            for m in _COUNT.finditer(segment.text)
+            if _COUNTED[m[0].lower()] == value and segment.whole(*m.span())
+        )
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
@@ -328,15 +362,16 @@ def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterato
         if segment.whole(*date):
             yield date
         return
-    for form, (start, end) in segment.tokens:
-        hull = min(date[0], start), max(date[1], end)
-        if form in times and segment.sentence(hull[0]) == segment.sentence(hull[1] - 1):
-            yield hull
+    for form in times:
+        for start, end in segment.tokens.get(form, ())[:_MAX_PLACES]:
+            hull = min(date[0], start), max(date[1], end)
+            if segment.sentence(hull[0]) == segment.sentence(hull[1] - 1):
+                yield hull
 
 
 def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
     words = fold(tidy(str(value))).split()
-    if sum(map(len, words)) < 2 or sum(map(len, words)) > max(MAX_VALUE, len(segment.text)):
+    if not _SHORTEST <= sum(map(len, words)) <= max(MAX_VALUE, len(segment.text)):
         return
     pattern = re.compile(r"\s{1,64}".join(map(re.escape, words)))
     at = 0
