@@ -16,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_runtime_authz.mandate.backing import arguments, backed
-from langchain_runtime_authz.mandate.compiled import Compiled
+from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Mandate, json_schema, load_mandate
 from langchain_runtime_authz.mandate.texts import MAX_OWN, material
 from langchain_runtime_authz.profile import ToolProfile
@@ -56,6 +56,11 @@ Name every argument that matters. An argument that you do not name must not be g
 `times` is how many calls the user orders, in a number; otherwise leave it out. `deed` is one name for steps that are
 different ways to do the same thing once. `limits` holds a total that the user sets. `never` holds what the user forbids.
 If the user orders nothing, return no steps."""
+
+
+_UNREAD: Final = Compiled(
+    None, (Dropped("the texts", f"they have no words of the user's own, or more than {MAX_OWN} characters of them"),)
+)
 
 
 def planner_schema() -> dict[str, Any]:
@@ -113,7 +118,7 @@ class ModelPlanner:
         signatures = self._known()
         prompt = self._prompt(texts, signatures)
         if prompt is None:
-            return Compiled(None)
+            return _UNREAD
         try:
             answer = self._model.invoke(prompt, {"callbacks": []})
         except Exception as exc:  # noqa: BLE001  (a foreign model)
@@ -124,13 +129,13 @@ class ModelPlanner:
         return self._signatures() if callable(self._signatures) else self._signatures
 
     def _prompt(self, texts: Sequence[str], signatures: Signatures) -> list[BaseMessage] | None:
+        """Return what the model is asked, or None if there are no words, or too many."""
         said, parts = [], 0
         for text in texts:
             words, cut = material(text, parts + 1)
             said.append(words)
             parts += len(cut)
         if not any(words.strip() for words in said) or sum(map(len, said)) > MAX_OWN:
-            _log.warning("the planner is not asked: the user's own words are none, or more than %d characters", MAX_OWN)
             return None
         known = {name: s for name, s in signatures.items() if name in self._profiles and not self._profiles[name].draft}
         tools = [_described(name, self._profiles[name], signature) for name, signature in known.items()]
@@ -152,7 +157,7 @@ class ModelPlanner:
 
 def _failed(exc: Exception) -> Compiled:
     _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
-    return Compiled(None)
+    return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))
 
 
 def _described(name: str, profile: ToolProfile, signature: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of"]
+__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of", "signature_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -127,6 +127,11 @@ def arguments_of(tool: BaseTool) -> dict[str, Any]:
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **convert_to_openai_tool(tool)["function"].get("parameters", {}).get("properties", {})}
+
+
+def signature_of(tool: BaseTool) -> dict[str, Any]:
+    """Return the JSON schema of the arguments that a model gives a tool, with the tool's description."""
+    return {"type": "object", "description": tool.description, "properties": arguments_of(tool)}
 
 
 def digest_of(tool: BaseTool) -> str | None:

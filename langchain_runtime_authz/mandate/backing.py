@@ -319,10 +319,12 @@ class _Check:
         for n, sentence in anchors or everywhere:
             segment = self.words.segments[n]
             start, end = segment.span(sentence)
-            if not segment.text[start:end].strip():
+            said = segment.text[start:end].strip()
+            if not said:
                 continue
+            first = segment.text.index(said, start)
             taken_back = self.words.taken_back(n, start)
-            refused = all(segment.refused(i, i + 1, dictated=False) for i in (start, max(start, end - 2)))
+            refused = all(segment.refused(i, i + 1, dictated=False) for i in (first, max(first, first + len(said) - 2)))
             doubt = segment.doubt(sentence) or ("it was taken back" if taken_back else None)
             if doubt is None and not refused:
                 return None

@@ -324,7 +324,7 @@ class Texts:
 
     def taken_back(self, segment: int, at: int) -> bool:
         """Return True if something said later takes back what was ordered here."""
-        return self._last_back is not None and self._last_back > (segment, at)
+        return self._last_back is not None and self._last_back >= (segment, at)
 
 
 def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
