@@ -1,4 +1,4 @@
-"""What a compiler makes of words: a mandate, and what it left out with the reason."""
+"""The result of a compiler: a mandate, and what it left out with the reason."""
 
 from __future__ import annotations
 

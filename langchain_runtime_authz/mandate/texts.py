@@ -171,7 +171,7 @@ _TIMES: Final = re.compile(
 
 
 class Place(NamedTuple):
-    """Where a value stands: the number of the segment, and start and end in it."""
+    """The place of a value: the number of the segment, and start and end in it."""
 
     segment: int
     start: int
@@ -232,7 +232,7 @@ class Segment:
 
     @cached_property
     def taken_back(self) -> int:
-        """Where the last sentence begins that takes back what was ordered before it, or -1."""
+        """The start of the last sentence that takes back what was ordered before it, or -1."""
         spans = [self.span(n) for n in range(len(self.starts))]
         return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
 
