@@ -50,7 +50,8 @@ def _group() -> None:
 @app.command("explain")
 def explain(
     texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin.")
+        list[str],
+        typer.Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin."),
     ],
     profiles: Profiles,
     planner: Annotated[
@@ -59,7 +60,9 @@ def explain(
     ] = None,
     graph: Annotated[
         str | None,
-        typer.Option("--graph", metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles."),
+        typer.Option(
+            "--graph", metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -11,7 +11,7 @@ taken over as it stands or dropped, never repaired, and what only narrows is kep
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
@@ -41,16 +41,15 @@ from langchain_runtime_authz.mandate.model import (
     Where,
     Within,
 )
+from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
 from langchain_runtime_authz.mandate.texts import MAX_OWN, Place, Texts
 from langchain_runtime_authz.profile import EFFECTS, ToolProfile
 
 __all__ = ["arguments", "backed"]
 
 LONG: Final = 400  # characters of a text beyond which a planner's riskiest steps are confirmed
-_RISKY: Final = frozenset(("pay", "delete", "admin"))
 _DESTINATIONS: Final = frozenset(("principal", "url", "channel"))
 _MAX_NEEDS: Final = 256  # values of one mandate
-_SHOWN: Final = 60
 
 
 def backed(
@@ -80,7 +79,7 @@ def backed(
     wary = words.has_material or any(len(text) > LONG for text in texts)
     confirm = [*mandate.confirm]
     for step in steps:
-        if profiles[step.tool].effect in _RISKY and (wary or not check.anchored(step)):
+        if check.doubtful(step) or (wary and profiles[step.tool].effect in RISKY):
             confirm.append(step.id)
     kept = Mandate(
         steps=steps,
@@ -104,22 +103,6 @@ def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
 
-class _Need(NamedTuple):
-    """A value of a step that must stand in the words. `owner` is the argument or condition that it is for."""
-
-    owner: str
-    value: object
-    dictated: bool = False
-    ends: bool = False  # it must reach to the end of its sentence or quotation: a command is not cut
-    counts: bool = False  # it is a number of calls
-
-
-class _Claim(NamedTuple):
-    place: Place
-    deed: str
-    need: _Need
-
-
 class _Check:
     """One pass over the steps of one mandate."""
 
@@ -133,10 +116,11 @@ class _Check:
     ) -> None:
         self.mandate, self.words, self.profiles, self.own = mandate, words, profiles, own
         self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
+        self.placing = Placing(words)
         self.needs = 0
         self.kept: dict[str, Step] = {}
         self.lost: dict[str, str] = {}
-        self.claims: dict[str, list[_Claim]] = {}  # of each step taken over
+        self.behind: dict[str, dict[str, None]] = {}  # the reads that a step takes values from, over every step
 
     def steps(self) -> tuple[Step, ...]:
         """Return the steps that are left, without those that depend on a lost one."""
@@ -148,7 +132,18 @@ class _Check:
 
     def anchored(self, step: Step) -> bool:
         """Return True if the words hold a value of the step, or of a read that it takes values from."""
-        return bool(self.claims[step.id]) or any(self.anchored(self.kept[s]) for s in {*step.sources})
+        return any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))
+
+    def doubtful(self, step: Step) -> bool:
+        """Return True if nothing in the words is about a step that does great harm, or whose target is looked up."""
+        looked_up = any(isinstance(argument, Field | Pick | Each) for argument in step.args.values())
+        profile = self.profiles[step.tool]
+        return profile.side_effect and (looked_up or profile.effect in RISKY) and not self.anchored(step)
+
+    def uncross(self) -> None:
+        """Drop the steps whose places in the words are mixed."""
+        orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
+        self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 
     def take(self, step: Step) -> None:
         """Take a step over, or note why not."""
@@ -178,9 +173,8 @@ class _Check:
         return None
 
     def _unfit_argument(self, profile: ToolProfile, name: str, argument: Argument) -> str | None:
-        if isinstance(argument, Free) and (
-            name in profile.critical or name in profile.when or (profile.side_effect and name not in profile.free)
-        ):
+        harmless = name in profile.free or name in profile.when
+        if isinstance(argument, Free) and (name in profile.critical or (profile.side_effect and not harmless)):
             return "it decides what the call hits, so it cannot be free"
         if isinstance(argument, Text) and name not in profile.text:
             return "it is not a text argument"
@@ -213,10 +207,16 @@ class _Check:
         self.needs += len(needs)
         if self.needs > _MAX_NEEDS:
             return "there are too many values"
-        placed, why = self._order(step, needs) if profile.side_effect else self._read(step, needs)
+        self.behind[step.id] = {b: None for s in step.sources for b in (s, *self.behind[s])}
+        if not profile.side_effect:
+            placed, why = self.placing.read(needs)
+        elif needs:
+            placed, why = self.placing.order(step, profile, needs)
+        else:
+            placed, why = [], self.placing.unplaced(self.behind[step.id])
         if why is not None:
             return why
-        self.claims[step.id] = placed
+        self.placing.claims[step.id] = placed
         said: dict[str, list[Place]] = {}
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
@@ -239,7 +239,7 @@ class _Check:
         listed = schema.get("enum") if isinstance(schema, Mapping) else None
         return isinstance(value, bool) or (isinstance(listed, list | tuple) and value in listed)
 
-    def _needs(self, step: Step, profile: ToolProfile, args: Mapping[str, Argument]) -> Iterator[_Need]:
+    def _needs(self, step: Step, profile: ToolProfile, args: Mapping[str, Argument]) -> Iterator[Need]:
         for name, argument in args.items():
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             for value in _values(argument):
@@ -247,159 +247,26 @@ class _Check:
                     continue
                 if profile.effect == "read" and self._enumerated(step.tool, name, value):
                     continue
-                several = isinstance(value, str) and len(value.split()) > 1
-                yield _Need(name, value, dictated=name in profile.text, ends=command and several)
+                long = isinstance(value, str) and len(value.split()) > 1
+                yield Need(
+                    name,
+                    value,
+                    dictated=name in profile.text,
+                    ends=command and long,
+                    strict=profile.effect in RISKY,
+                    shares=isinstance(argument, OneOf),
+                    joined=isinstance(argument, OneOf | Between),
+                )
             if isinstance(argument, Pick | Each):
                 for field, value in _wanted(argument.where):
-                    yield _Need(f"{argument.step} {field}", value)
+                    yield Need(f"{argument.step} {field}", value, shares=True)
             if isinstance(argument, Each) and argument.limit > MAX_ROWS:
-                yield _Need("limit", argument.limit, counts=True)
+                yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
         if step.times > 1:
-            yield _Need("times", step.times, counts=True)
-
-    def _choices(self, need: _Need, profile: ToolProfile) -> list[Place]:
-        if need.counts:
-            return self.words.counts(int(str(need.value)), strict=profile.effect in _RISKY)
-        said, forbidden = self.words.places(need.value, dictated=need.dictated)
-        last = max(forbidden, default=None)
-        return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
-
-    def _ends(self, place: Place) -> bool:
-        segment = self.words.segments[place.segment]
-        if any(first <= place.start and place.end <= last for first, last in segment.quotations):
-            return True  # `Segment.whole` has seen that it is all of it
-        end = segment.span(segment.sentence(place.start))[1]
-        return not segment.text[place.end : end].strip(" \t\n.,;:!?")
-
-    def _read(self, step: Step, needs: Sequence[_Need]) -> tuple[list[_Claim], str | None]:
-        """Place what chooses what is read. It may stand anywhere, and does not use its place up."""
-        profile, placed = self.profiles[step.tool], []
-        for need in needs:
-            found = self._choices(need, profile)
-            if not found:
-                return [], self._unsaid(need)
-            placed.append(_Claim(found[0], "", need))
-        return placed, None
-
-    def _order(self, step: Step, needs: Sequence[_Need]) -> tuple[list[_Claim], str | None]:
-        """Place a side effect: all of it in one sentence that orders something, each place once."""
-        profile, deed = self.profiles[step.tool], _deed(step)
-        if not needs:
-            return [], self._unplaced(step)
-        choices = {need: self._choices(need, profile) for need in needs}
-        for need, found in choices.items():
-            if not found:
-                return [], self._unsaid(need)
-        fewest = sorted(needs, key=lambda n: (n.dictated, n.counts, len(choices[n])))
-        sentences = dict.fromkeys(self._sentence(place) for place in choices[fewest[0]])
-        why = "the user's words do not say all of it in one sentence"
-        for n, sentence in sentences:
-            inside = {need: [p for p in found if self._inside(need, p, n, sentence)] for need, found in choices.items()}
-            if not all(inside.values()):
-                continue
-            placed = self._apart(fewest, inside, deed)
-            if placed is None:
-                why = "its values stand in the words once, and something else has that place"
-                continue
-            segment = self.words.segments[n]
-            dictated = [(c.place.start, c.place.end) for c in placed if c.need.dictated]
-            doubt = segment.doubt(sentence, dictated)
-            if doubt is None and self.words.taken_back(n, segment.span(sentence)[0]):
-                doubt = "it was taken back"
-            if doubt is None:
-                return placed, None
-            why = doubt
-        return [], why
-
-    def _unplaced(self, step: Step) -> str | None:
-        """Return why a side effect without a value of its own is not ordered: where its sources stand, or anywhere."""
-        anchors = [self._sentence(c.place) for s in self._behind(step) for c in self.claims[s]]
-        everywhere = ((n, s) for n, segment in enumerate(self.words.segments) for s in range(len(segment.starts)))
-        why = "the user's words order nothing"
-        for n, sentence in anchors or everywhere:
-            segment = self.words.segments[n]
-            start, end = segment.span(sentence)
-            said = segment.text[start:end].strip()
-            if not said:
-                continue
-            first = segment.text.index(said, start)
-            taken_back = self.words.taken_back(n, start)
-            refused = all(segment.refused(i, i + 1, dictated=False) for i in (first, max(first, first + len(said) - 2)))
-            doubt = segment.doubt(sentence) or ("it was taken back" if taken_back else None)
-            if doubt is None and not refused:
-                return None
-            why = doubt or "the user's words forbid it"
-        return why
-
-    def _behind(self, step: Step) -> Iterator[str]:
-        for source in dict.fromkeys(step.sources):
-            yield source
-            yield from self._behind(self.kept[source])
-
-    def _sentence(self, place: Place) -> tuple[int, int]:
-        return place.segment, self.words.segments[place.segment].sentence(place.start)
-
-    def _inside(self, need: _Need, place: Place, n: int, sentence: int) -> bool:
-        if place.segment != n:
-            return False
-        segment = self.words.segments[n]
-        start, end = segment.span(sentence)
-        if need.dictated:  # a dictated text may hold several sentences, and follow the one that orders it
-            return place.start >= start and not segment.text[end : place.start].strip(" \t\n\"'\u201c\u201e\u00ab`")
-        return start <= place.start and place.end <= end
-
-    def _apart(self, needs: Sequence[_Need], inside: Mapping[_Need, list[Place]], deed: str) -> list[_Claim] | None:
-        """Return a place of its own for each need, near the others; or None."""
-        placed: list[_Claim] = []
-        for need in needs:
-            near = placed[0].place if placed else inside[need][0]
-            for place in sorted(inside[need], key=lambda p: abs(p.start - near.start)):
-                if not self._taken(_Claim(place, deed, need), placed):
-                    placed.append(_Claim(place, deed, need))
-                    break
-            else:
-                return None
-        return placed
-
-    def _skips(self, step: Step, placed: Sequence[_Claim]) -> bool:
-        """Return True if a payment passes over a number: "Pay Bob 45 and Carol 3000" does not pay Bob 3000."""
-        profile = self.profiles[step.tool]
-        if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):
-            return False
-        n, first, last = _hull([c.place for c in placed if not c.need.dictated])
-        numbers = (s for form, spans in self.words.segments[n].tokens.items() if form.startswith("num:") for s in spans)
-        return any(
-            first <= start and end <= last and not any(_overlap(Place(n, start, end), c.place) for c in placed)
-            for start, end in numbers
-        )
-
-    def _taken(self, wanted: _Claim, placed: Sequence[_Claim]) -> bool:
-        others = (c for name, several in self.claims.items() if name not in self.lost for c in several if c.deed)
-        return any(_overlap(wanted.place, c.place) and c.deed != wanted.deed for c in others) or any(
-            _overlap(wanted.place, c.place) and (c.need != wanted.need or " " not in c.need.owner) for c in placed
-        )
-
-    def _unsaid(self, need: _Need) -> str:
-        name = need.owner.partition(" ")[2] or need.owner
-        forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated)[1]
-        why = "the user forbids" if forbidden else "the user's own words do not say"
-        return f"`{name}`: {why} {str(need.value)[:_SHOWN]!r}"
-
-    def uncross(self) -> None:
-        """Drop steps of one tool whose places are interleaved: "Bob 45 and Carol 3000" does not pay Bob 3000."""
-        orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.claims[s.id]]
-        hulls = {s.id: _hull([c.place for c in self.claims[s.id]]) for s in orders}
-        for i, one in enumerate(orders):
-            for two in orders[i + 1 :]:
-                if one.tool == two.tool and _deed(one) != _deed(two) and _overlap(hulls[one.id], hulls[two.id]):
-                    self.lost[one.id] = f"its values and those of `{two.id}` are mixed in the words"
-                    self.lost[two.id] = f"its values and those of `{one.id}` are mixed in the words"
-        for step in orders:
-            if self._skips(step, self.claims[step.id]):
-                self.lost.setdefault(step.id, "another number stands between its values")
+            yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
 
     def _marked(self, argument: Const, places: Sequence[Place]) -> Const:
-        n, start, end = _hull(places)
+        n, start, end = hull(places)
         segment = self.words.segments[n]
         return Const(value=argument.value, said=Span(segment.digest, segment.offset + start, segment.offset + end))
 
@@ -430,20 +297,6 @@ def _value_of(condition: Condition) -> object:
         return condition.value
     assert isinstance(condition, Contains | StartsWith)  # noqa: S101  (for the type checker)
     return condition.text
-
-
-def _deed(step: Step) -> str:
-    return f"deed {step.deed}" if step.deed else f"step {step.id}"
-
-
-def _hull(places: Sequence[Place]) -> Place:
-    """Return the stretch over all places of the first one's segment."""
-    n = places[0].segment
-    return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))
-
-
-def _overlap(one: Place, two: Place) -> bool:
-    return one.segment == two.segment and one.start < two.end and two.start < one.end
 
 
 def _trusts(profile: ToolProfile, path: str, least: str) -> bool:

@@ -146,15 +146,33 @@ def test_a_later_text_forbids() -> None:
         ("Pay Bob 50 and Carol 50", [pay("Carol", 50, "a"), pay("Bob", 50, "b")], ["a", "b"]),
         ("Pay Bob 45", [pay(id="a"), pay(id="b")], ["a"]),
         ("Pay Bob 45", [pay(id="a", deed="x"), pay(id="b", deed="x")], ["a", "b"]),
+        ("Mail Bob the 45 EUR invoice", [Step("m", "mail", {"to": "Bob"}, deed="x"), pay(deed="x")], ["m"]),
         ("Pay Bob 45 and write to him", [pay(), Step("m", "mail", {"to": "Bob"})], ["p"]),
         ("Book Bob with Carol", [Step("b", "book", {"what": "Bob", "with": "Bob"})], []),
         ("Book lunch with Anna and Bob", [Step("b", "book", {"what": "lunch", "with": ("Anna", "Bob")})], ["b"]),
         ("Book lunch with Anna", [Step("b", "book", {"what": "lunch", "with": ("Anna", "Anna")})], []),
+        ("Book lunch with Anna Ray", [Step("b", "book", {"what": "lunch", "with": OneOf(("Anna", "Anna Ray"))})], ["b"]),
+        ("Mail Bob the report. Mail Carol 'Hi'", [Step("m", "mail", {"to": "Bob", "body": Text(("Hi",))}), Step("n", "mail", {"to": "Carol"})], []),
     ],
 )
 def test_a_place_backs_one_argument_of_one_step(text: str, steps: list[Step], left: list[str]) -> None:
     """Steps of one deed share their places: what one spends, all have spent."""
     assert kept(text, *steps) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "left"),
+    [
+        ("Pay Bob from 45 to 90 EUR", pay("Bob", Between(45, 90)), ["p"]),
+        ("Pay Bob between 45 EUR and 90 EUR", pay("Bob", Between(45, 90)), ["p"]),
+        ("Pay Bob 45 and Carol 90", pay("Bob", Between(45, 90)), []),
+        ("Pay Bob or Carol 45", pay(OneOf(("Bob", "Carol"))), ["p"]),
+        ("Pay Bob 45 and tell Carol", pay(OneOf(("Bob", "Carol"))), []),
+    ],
+)
+def test_choices_and_ranges_stand_next_to_each_other(text: str, step: Step, left: list[str]) -> None:
+    """Otherwise two values of two orders would become one wide order."""
+    assert kept(text, step) == left
 
 
 @pytest.mark.parametrize(
@@ -219,6 +237,7 @@ def test_a_date_holds_no_more_than_was_said(text: str, value: str, left: list[st
         (pay(times=2, id="x"), "do not say '2'"),
         (pay(times=45, id="x"), "do not say '45'"),
         (pay(True, 45, "x"), "do not say 'True'"),
+        (pay(("Bob", True, 1), 45, "x"), "do not say"),
         (pay(float("inf"), 45, "x"), "do not say 'inf'"),
     ],
 )
@@ -304,6 +323,8 @@ def test_dictated_words_may_ask_and_forbid() -> None:
         ("Tell Bob 'How are you? Do not call.'", "How are you? Do not call.", ["m"]),
         ("Write to Bob:\nHello Bob. How are you?", "Hello Bob. How are you?", ["m"]),
         ("Tell Bob that I do not come", "I do not come", ["m"]),
+        ("Mail Bob the report. The text is 'Hello'.", "Hello", ["m"]),
+        ("The text is 'Hello'. Mail Bob the report.", "Hello", []),
         ("Tell Bob 'Do not pay Carol'", "pay Carol", []),
         ("Don't tell Bob 'I come'", "I come", []),
     ):
@@ -342,12 +363,16 @@ def test_risky_steps_are_confirmed_near_material_and_in_long_texts(text: str, co
 def test_a_risky_step_without_a_word_of_its_own_is_confirmed() -> None:
     """It falls with the sentences that it could come from."""
     steps = Step("r", "people"), pay(Field("r", "id"), Field("r", "debt"))
-    mandate = check("Settle up", *steps).mandate
+    mandate = check("Settle up", *steps, Step("m", "mail", {"to": Each("r", "id")}), Step("n", "mail", {"to": Own()})).mandate
     assert mandate is not None
-    assert mandate.confirm == ("p",)
+    assert len(mandate.steps) == 4
+    assert mandate.confirm == ("p", "m")  # and a target that is looked up by no word of the user
     assert kept("Should we settle up?", *steps) == ["r"]
     assert kept("Do not settle up!", *steps) == ["r"]
     assert kept("Settle up. Never mind.", *steps) == ["r"]
+    bill = Step("b", "bill", {"file": "b.txt"}), pay(Field("b", "total"), Field("b", "total"))
+    for text, left in (("Pay b.txt", ["b", "p"]), ("What is in b.txt?", ["b"]), ("What is in b.txt? Pay b.txt", ["b", "p"])):
+        assert kept(text, *bill) == left
 
 
 def test_many_confirmed_steps_are_named_by_their_effect() -> None:
@@ -365,6 +390,17 @@ def test_too_many_words_are_not_read() -> None:
     assert check("Pay Bob 45. " * 2000, pay()).mandate is None
     assert kept("Pay Bob 45.\n```\n" + "x" * 900_000, pay()) == ["p"]
     assert kept("Pay Bob 45.\n" + "x " * 600_000, pay()) == []
+
+
+def test_reads_of_reads_take_bounded_time() -> None:
+    """Each of 63 reads takes values from the two before it: there are 10^13 ways from the last to the first."""
+    args = [{"file": Field(f"r{i - 1}", "id"), "page": Field(f"r{max(0, i - 2)}", "id")} if i else {} for i in range(63)]
+    steps = [Step(f"r{i}", "list", a) for i, a in enumerate(args)]
+    profiles = {**PROFILES, **load_profiles({"list": {"effect": "read", "trust": "system"}})}
+    last = pay(Field("r62", "id"), Field("r62", "sum"))
+    compiled = backed(Mandate(steps=(*steps, last)), ["Settle up"], profiles, {**SIGNATURES, "list": {"file": {}, "page": {}}})
+    assert compiled.mandate is not None
+    assert len(compiled.mandate.steps) == 64
 
 
 @pytest.mark.parametrize(
