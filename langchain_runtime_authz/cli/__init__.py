@@ -17,6 +17,7 @@ from langchain_runtime_authz.cli import (
     inspect,
     keys,
     ledger,
+    mandate,
     policy,
     profile,
     replay_trace,
@@ -36,6 +37,7 @@ app = typer.Typer(
       runtime-authz inspect my_agent:graph
       runtime-authz policy init my-policy
       runtime-authz profile suggest my_agent:graph
+      runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
       runtime-authz audit verify audit.jsonl
 
     Exit codes: 0; 1 for a finding; 2 if a command could not do its work.""",
@@ -54,6 +56,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")
 app.add_typer(revocation.kill, name="kill")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(mandate.app, name="mandate")
 app.add_typer(policy.app, name="policy")
 app.add_typer(profile.app, name="profile")
 app.command("replay-trace")(replay_trace.replay_trace)

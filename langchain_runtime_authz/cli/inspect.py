@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Graph = Pregel[Any, Any, Any, Any]
 
-__all__ = ["inspect", "load_graph", "tools_of"]
+__all__ = ["inspect", "load_graph", "load_object", "tools_of"]
 
 
 def inspect(
@@ -162,9 +162,20 @@ def load_graph(target: str) -> Graph:
     from langgraph.graph import StateGraph
     from langgraph.pregel import Pregel
 
+    found = load_object(target, "my_agent:graph", Pregel | StateGraph)
+    if isinstance(found, StateGraph):
+        with _user_code(f"`{target}` does not compile"):
+            found = found.compile()
+    if not isinstance(found, Pregel):
+        raise ConfigError(f"`{target}` is not a graph but {type(found).__name__}")
+    return found
+
+
+def load_object(target: str, example: str, kind: Any) -> Any:
+    """Return what `module:attribute.path` names; if a function is named and not a `kind`, what it returns."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
-        raise ConfigError(f"`{target}` must be `module:graph`, like `my_agent:graph`")
+        raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")
     if "/" in name or name.endswith(".py"):
         dotted = name.removeprefix("./").removesuffix(".py").replace("/", ".")
         raise ConfigError(f"`{name}` is a file; name its module: `{dotted}:{path}`")
@@ -173,14 +184,7 @@ def load_graph(target: str) -> Graph:
         if not hasattr(found, step):
             _unknown(name, found, step)
         found = getattr(found, step)
-    if not isinstance(found, Pregel | StateGraph) and callable(found):
-        found = _called(target, found)
-    if isinstance(found, StateGraph):
-        with _user_code(f"`{target}` does not compile"):
-            found = found.compile()
-    if not isinstance(found, Pregel):
-        raise ConfigError(f"`{target}` is not a graph but {type(found).__name__}")
-    return found
+    return _called(target, found) if not isinstance(found, kind) and callable(found) else found
 
 
 def _imported(name: str) -> Any:

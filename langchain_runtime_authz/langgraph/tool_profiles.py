@@ -22,7 +22,7 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of"]
+__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of", "signature_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -143,9 +143,9 @@ def arguments_of(tool: BaseTool) -> dict[str, Any]:
 
 
 def signature_of(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the JSON schema of the arguments that a model gives a tool."""
+    """Return the JSON schema of the arguments that a model gives a tool, with the tool's description."""
     parameters: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
-    return parameters
+    return {**parameters, "description": tool.description}
 
 
 def digest_of(tool: BaseTool) -> str | None:

@@ -21,6 +21,7 @@ from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.errors import Code, sentence
+from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
 from tests.gates.test_calls import BUDGETS
@@ -168,12 +169,15 @@ def test_commands_exist() -> None:
         assert not (below and sub) or sub in below, f"{command} {sub}"
 
 
-def test_yaml_blocks_are_profiles(tmp_path: Path) -> None:
-    """The profiles that are shown load."""
+def test_yaml_blocks_load(tmp_path: Path) -> None:
+    """The profiles and mandates that are shown are ones."""
     shown = [text for t in TEXTS.values() for text in _blocks("yaml", t)]
     assert shown
     for text in shown:
         (tmp_path / "profiles.yaml").write_text(text)
+        if "steps" in yaml.safe_load(text):
+            assert load_mandate(tmp_path / "profiles.yaml").steps
+            continue
         assert set(load_profiles(tmp_path / "profiles.yaml")) == set(yaml.safe_load(text)["tools"])
 
 

@@ -24,7 +24,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 __all__ = ["MAX_VALUE", "REMEMBERED", "TELLING", "canonical", "decimals", "fold", "forms", "identifiers", "key"]
-__all__ += ["mentions", "remembered", "said_forms", "skeleton", "tidy"]
+__all__ += ["located", "mentions", "remembered", "said_forms", "skeleton", "tidy"]
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are remembered
@@ -255,28 +255,32 @@ def _checked(iban: str) -> bool:
 def mentions(text: str) -> dict[str, str]:
     """Return every identifier, number, date and time inside a free text: form → as it was written."""
     found: dict[str, str] = {}
-    if not TELLING.search(text):
-        return found
-    spans = [*_identifiers(text), *_dates(text, said=True)]
-    for form, (start, end) in spans:
+    for form, (start, end) in located(text):
         found.setdefault(form, text[start:end])
+    return found
+
+
+def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the form of every identifier, number, date and time inside a free text, and where it stands."""
+    if not TELLING.search(text):
+        return
+    spans = [*_identifiers(text), *_dates(text, said=True)]
+    yield from spans
     rest = _masked(text, [span for _, span in spans])
     for phone in _PHONE.finditer(rest):
         digits = "".join(c for c in phone[0] if c.isdigit())
         if 7 <= len(digits) <= _DIGITS:
-            found.setdefault(f"digits:{digits}", phone[0])
+            yield f"digits:{digits}", phone.span()
     for number in _NUMBER.finditer(rest):
         for meant in decimals(number[0]):
-            found.setdefault(f"num:{canonical(meant)}", number[0])
-    return found
+            yield f"num:{canonical(meant)}", number.span()
 
 
 def _masked(text: str, spans: list[tuple[int, int]]) -> str:
-    """Return the text with the spans blanked: the 13 of "June 13" is not a number."""
+    """Return the text with the spans blanked, at its length: the 13 of "June 13" is not a number."""
     parts, at = [], 0
     for start, end in sorted(spans):
-        if start >= at:
-            parts += [text[at:start], "\n"]
+        parts += [text[at:start], "\n" * (end - max(at, start))]
         at = max(at, end)
     return "".join([*parts, text[at:]])
 

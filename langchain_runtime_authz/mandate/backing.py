@@ -1,0 +1,310 @@
+"""Keep of a planner's mandate what the user's own words back, and drop the rest with a reason.
+
+A planner is a model: it may be wrong, and a paste may have hijacked it. So nothing that it says is believed. A step is
+taken over as it stands or dropped, never repaired, and what only narrows is kept.
+
+- A value stands in the user's own words, as a whole token or quotation, in an order and not in a question.
+- A place in the words backs one argument of one step, and all places of a step lie in one sentence.
+- A value from a read comes from a field that the profile trusts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from langchain_runtime_authz.facts.provenance.forms import forms
+from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
+from langchain_runtime_authz.mandate.model import (
+    MAX_ROWS,
+    MAX_STEPS,
+    Argument,
+    AtLeast,
+    AtMost,
+    Between,
+    Condition,
+    Const,
+    Contains,
+    Each,
+    Eq,
+    Extract,
+    Field,
+    Free,
+    Mandate,
+    Not,
+    OneOf,
+    Pick,
+    Span,
+    StartsWith,
+    Step,
+    Text,
+    Where,
+    Within,
+)
+from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
+from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
+from langchain_runtime_authz.profile import EFFECTS, ToolProfile
+
+__all__ = ["arguments", "backed"]
+
+LONG: Final = 400  # characters of a text beyond which a planner's riskiest steps are confirmed
+_DESTINATIONS: Final = frozenset(("principal", "url", "channel"))
+_MAX_NEEDS: Final = 256  # values of one mandate
+
+
+def backed(
+    mandate: Mandate,
+    texts: Sequence[str],
+    profiles: Mapping[str, ToolProfile],
+    signatures: Mapping[str, Mapping[str, Any]],
+    own: frozenset[str] = frozenset(),
+) -> Compiled:
+    """Return the part of a planner's mandate that the user's words back: none if they are too long to be read.
+
+    Args:
+        mandate: what the planner returned.
+        texts: the user's texts, in order.
+        profiles: the reviewed profiles.
+        signatures: tool → JSON schema of its arguments. A tool without one is not planned with.
+        own: the subject's own identifiers.
+    """
+    words = Texts(texts)
+    if words.too_long:
+        return Compiled(None, (Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),))
+    check = _Check(mandate, words, profiles, signatures, {f for o in own for f in forms(o)})
+    for step in mandate.steps:
+        check.take(step)
+    check.uncross()
+    steps = check.steps()
+    wary = words.has_material or any(len(text) > LONG for text in texts)
+    confirm = [*mandate.confirm]
+    for step in steps:
+        if check.doubtful(step) or (wary and profiles[step.tool].effect in RISKY):
+            confirm.append(step.id)
+    kept = Mandate(
+        steps=steps,
+        limits=mandate.limits,
+        never=mandate.never,
+        confirm=_few(confirm, {s.id: profiles[s.tool].effect for s in steps}),
+        source="planner",
+    )
+    return Compiled(kept, tuple(Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
+
+
+def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what is confirmed, each once; whole effects if the steps are too many to be named."""
+    found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
+    return found if len(found) <= MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
+
+
+def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return argument → JSON schema, from the JSON schema of a tool's arguments or from that mapping itself."""
+    inner = signature.get("properties")
+    return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
+
+
+class _Check:
+    """One pass over the steps of one mandate."""
+
+    def __init__(
+        self,
+        mandate: Mandate,
+        words: Texts,
+        profiles: Mapping[str, ToolProfile],
+        signatures: Mapping[str, Mapping[str, Any]],
+        own: set[str],
+    ) -> None:
+        self.mandate, self.words, self.profiles, self.own = mandate, words, profiles, own
+        self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
+        self.placing = Placing(words)
+        self.needs = 0
+        self.kept: dict[str, Step] = {}
+        self.lost: dict[str, str] = {}
+        self.behind: dict[str, dict[str, None]] = {}  # the reads that a step takes values from, over every step
+
+    def steps(self) -> tuple[Step, ...]:
+        """Return the steps that are left, without those that depend on a lost one."""
+        for step in self.mandate.steps:
+            for needed in (*step.sources, *([step.after] if step.after else [])):
+                if needed in self.lost and step.id not in self.lost:
+                    self.lost[step.id] = f"it depends on `{needed}`"
+        return tuple(step for step in self.kept.values() if step.id not in self.lost)
+
+    def anchored(self, step: Step) -> bool:
+        """Return True if the words hold a value of the step, or of a read that it takes values from."""
+        return any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))
+
+    def doubtful(self, step: Step) -> bool:
+        """Return True if nothing in the words is about a step that does great harm, or whose target is looked up."""
+        looked_up = any(isinstance(argument, Field | Pick | Each) for argument in step.args.values())
+        profile = self.profiles[step.tool]
+        return profile.side_effect and (looked_up or profile.effect in RISKY) and not self.anchored(step)
+
+    def uncross(self) -> None:
+        """Drop the steps whose places in the words are mixed."""
+        orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
+        self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
+
+    def take(self, step: Step) -> None:
+        """Take a step over, or note why not."""
+        why = self._unfit(step)
+        if why is None:
+            why = self._place(step)
+        if why is not None:
+            self.lost[step.id] = why
+
+    # --- what a step may not be, whatever the words are
+
+    def _unfit(self, step: Step) -> str | None:
+        profile, known = self.profiles.get(step.tool), self.signatures.get(step.tool)
+        if profile is None or profile.draft:
+            return f"`{step.tool}` has no reviewed profile"
+        if known is None:
+            return f"the arguments of `{step.tool}` are not known"
+        for needed in (*step.sources, *([step.after] if step.after else [])):
+            if needed in self.lost:
+                return f"it depends on `{needed}`"
+        declared = {*profile.critical, *profile.when, *profile.text, *profile.free}
+        for name, argument in step.args.items():
+            if name.partition(".")[0] not in known or ("." in name and name not in declared):
+                return f"`{step.tool}` takes no argument `{name}`"
+            if why := self._unfit_argument(profile, name, argument):
+                return f"`{name}`: {why}"
+        return None
+
+    def _unfit_argument(self, profile: ToolProfile, name: str, argument: Argument) -> str | None:
+        harmless = name in profile.free or name in profile.when
+        if isinstance(argument, Free) and (name in profile.critical or (profile.side_effect and not harmless)):
+            return "it decides what the call hits, so it cannot be free"
+        if isinstance(argument, Text) and name not in profile.text:
+            return "it is not a text argument"
+        sources: tuple[str, ...] = (argument.step,) if isinstance(argument, Field | Pick | Each | Extract) else ()
+        if isinstance(argument, Text):
+            sources = tuple(i.partition(".")[0] for i in argument.inputs)
+        for source in sources:
+            if self.profiles[self.kept[source].tool].side_effect:
+                return f"`{source}` is not a read"
+        if isinstance(argument, Field | Pick | Each):
+            read = self.profiles[self.kept[argument.step].tool]
+            wanted = profile.side_effect and profile.critical.get(name) in _DESTINATIONS
+            chosen = [] if isinstance(argument, Field) else [*argument.where]
+            if isinstance(argument, Pick):
+                chosen += [field for field in (argument.max, argument.min) if field]
+            for path, least in [
+                (argument.path, "system" if wanted else "internal"),
+                *((p, "internal") for p in chosen),
+            ]:
+                if not _trusts(read, path, least):
+                    return f"outsiders may write the field `{path}` of `{argument.step}`"
+        return None
+
+    # --- where the words say it
+
+    def _place(self, step: Step) -> str | None:
+        profile = self.profiles[step.tool]
+        args = {n: a for n, a in step.args.items() if not self._default(step.tool, n, a)}
+        needs = list(self._needs(step, profile, args))
+        self.needs += len(needs)
+        if self.needs > _MAX_NEEDS:
+            return "there are too many values"
+        self.behind[step.id] = {b: None for s in step.sources for b in (s, *self.behind[s])}
+        if not profile.side_effect:
+            placed, why = self.placing.read(needs)
+        elif needs:
+            placed, why = self.placing.order(step, profile, needs)
+        else:
+            placed, why = [], self.placing.unplaced(self.behind[step.id])
+        if why is not None:
+            return why
+        self.placing.claims[step.id] = placed
+        said: dict[str, list[Place]] = {}
+        for claim in placed:
+            said.setdefault(claim.need.owner, []).append(claim.place)
+        marked = {n: self._marked(a, said[n]) if isinstance(a, Const) and n in said else a for n, a in args.items()}
+        plain = {n: Const(value=a.value) if isinstance(a, Const) and n not in said else a for n, a in marked.items()}
+        self.kept[step.id] = step.model_copy(update={"args": plain})
+        return None
+
+    def _default(self, tool: str, name: str, argument: Argument) -> bool:
+        """Return True if the argument is the default that its schema has: it says nothing."""
+        schema = self.signatures[tool].get(name)
+        if not isinstance(argument, Const) or not isinstance(schema, Mapping) or "default" not in schema:
+            return False
+        default = schema["default"]
+        value = list(argument.value) if isinstance(argument.value, tuple) else argument.value
+        return type(value) is type(default) and value == default
+
+    def _enumerated(self, tool: str, name: str, value: object) -> bool:
+        schema = self.signatures[tool].get(name)
+        listed = schema.get("enum") if isinstance(schema, Mapping) else None
+        return isinstance(value, bool) or (isinstance(listed, list | tuple) and value in listed)
+
+    def _needs(self, step: Step, profile: ToolProfile, args: Mapping[str, Argument]) -> Iterator[Need]:
+        for name, argument in args.items():
+            command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
+            for value in _values(argument):
+                if self.own.intersection(forms(value)):
+                    continue
+                if profile.effect == "read" and self._enumerated(step.tool, name, value):
+                    continue
+                long = isinstance(value, str) and len(value.split()) > 1
+                yield Need(
+                    name,
+                    value,
+                    dictated=name in profile.text,
+                    ends=command and long,
+                    strict=profile.effect in RISKY,
+                    shares=isinstance(argument, OneOf),
+                    joined=isinstance(argument, OneOf | Between),
+                )
+            if isinstance(argument, Pick | Each):
+                for field, value in _wanted(argument.where):
+                    yield Need(f"{argument.step} {field}", value, shares=True)
+            if isinstance(argument, Each) and argument.limit > MAX_ROWS:
+                yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
+        if step.times > 1:
+            yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
+
+    def _marked(self, argument: Const, places: Sequence[Place]) -> Const:
+        n, start, end = hull(places)
+        segment = self.words.segments[n]
+        return Const(value=argument.value, said=Span(segment.digest, segment.offset + start, segment.offset + end))
+
+
+def _values(argument: Argument) -> tuple[object, ...]:
+    """Return the values that an argument states."""
+    if isinstance(argument, Const):
+        return argument.value if isinstance(argument.value, tuple) else (argument.value,)
+    if isinstance(argument, OneOf):
+        return argument.values
+    if isinstance(argument, Between):
+        return argument.low, argument.high
+    if isinstance(argument, Within):
+        return (argument.prefix,)
+    return argument.quote if isinstance(argument, Text) else ()
+
+
+def _wanted(where: Where) -> Iterator[tuple[str, object]]:
+    for field, conditions in where.items():
+        for condition in conditions:
+            yield field, _value_of(condition)
+
+
+def _value_of(condition: Condition) -> object:
+    while isinstance(condition, Not):
+        condition = condition.condition
+    if isinstance(condition, Eq | AtLeast | AtMost):
+        return condition.value
+    assert isinstance(condition, Contains | StartsWith)  # noqa: S101  (for the type checker)
+    return condition.text
+
+
+def _trusts(profile: ToolProfile, path: str, least: str) -> bool:
+    """Return True if a field is written by nobody outside; `least` is "system" or "internal"."""
+    steps = path.split(".") if path else []
+    prefixes = [".".join(steps[:i]) for i in range(len(steps), -1, -1)]
+    if not {*prefixes}.isdisjoint((*profile.prose, *profile.counterparty)):
+        return False
+    trust = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    origin = next((trust[p] for p in prefixes if p in trust), "external")
+    return origin == "system" or (origin == "internal" and least == "internal")

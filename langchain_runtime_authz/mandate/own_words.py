@@ -1,0 +1,390 @@
+# ruff: noqa: RUF001  (other languages' signs are the point)
+"""Look up values in the user's own words, each with the place where it stands.
+
+Material is cut out first: what the user quotes, forwards or pastes is somebody else's text and orders nothing. Of the
+rest it is known which sentence a place belongs to, and whether that sentence is an order at all. Patterns repeat a
+bounded number of times, so the work is linear in the texts.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, tidy
+from langchain_runtime_authz.facts.task import content_digest
+
+__all__ = ["MAX_OWN", "Place", "Segment", "Texts", "material"]
+
+MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
+_MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
+_MAX_SEGMENTS: Final = 256
+_SHORTEST: Final = 2  # a text of one letter names nothing
+_MAX_OPEN: Final = 64  # tags without an end
+_MAX_PLACES: Final = 64  # of one value in one segment
+
+# --- material ------------------------------------------------------------------------------------------
+
+_FENCED: Final = re.compile(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
+_TAG: Final = re.compile(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
+_LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # what may end a line
+# A line that is quoted, rules off, begins what was forwarded, or looks like the header of a mail.
+_MARK: Final = re.compile(
+    r"""^[ \t]{0,80}(?:
+    (?P<quote>>)
+    |(?P<rule>([-=*_])\3{4,200}[ \t]{0,80}$)
+    |(?P<forward>[*\-_=]{0,80}[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
+        |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
+        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,200}[ ]wrote[ ]?:[ \t]*$|am[ ][^\n]{4,200}[ ]schrieb[ ][^\n]{0,100}:[ \t]*$
+        |le[ ][^\n]{4,200}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,200}[ ]escribió[ ]?:[ \t]*$)
+    |(?P<header>\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)
+        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]{0,4}:)
+    )[^\n]*\n?""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+
+
+def material(text: str, first: int = 1) -> tuple[str, list[str]]:
+    """Return the user's own words, with `[material 1]` … in place of the rest, and these parts.
+
+    `first` is the number of the first part, for several texts.
+    """
+    said, parts, at = [], [], 0
+    for start, end in _material(text):
+        parts.append(text[start:end])
+        said += [text[at:start], f"[material {first + len(parts) - 1}]"]
+        at = end
+    return "".join([*said, text[at:]]), parts
+
+
+def _material(text: str) -> list[tuple[int, int]]:
+    """Return the stretches that are fenced, tagged, quoted, forwarded or pasted, in order and apart."""
+    if len(text) > _MAX_TEXT:
+        return [(0, len(text))]
+    text = text.translate(_LINES)
+    found = sorted([*(m.span() for m in _FENCED.finditer(text)), *_tagged(text), *_marked(text)])
+    apart: list[tuple[int, int]] = []
+    for start, end in found:
+        if apart and start <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
+        else:
+            apart.append((start, end))
+    return apart
+
+
+def _tagged(text: str) -> Iterator[tuple[int, int]]:
+    at, without = 0, 0
+    for tag in _TAG.finditer(text):
+        if tag.start() < at:
+            continue
+        close = f"</{tag[1]}>"
+        end = text.find(close, tag.end())
+        if end >= 0:
+            at = end + len(close)
+            yield tag.start(), at
+            continue
+        without += 1
+        if without > _MAX_OPEN:
+            yield tag.start(), len(text)
+            return
+
+
+def _marked(text: str) -> Iterator[tuple[int, int]]:
+    rule, began, at, sender, subject = -1, -1, -1, False, False  # of a block of headers: where it began and goes on
+    for line in _MARK.finditer(text):
+        if line["quote"]:
+            yield line.start(), line.start() + len(line[0].rstrip())
+        elif line["rule"]:
+            if rule >= 0:
+                yield rule, line.end()
+            rule = line.start()
+        elif line["forward"]:
+            yield line.start(), len(text)
+            return
+        else:
+            if line.start() != at:
+                began, sender, subject = line.start(), False, False
+            sender |= line["sender"] is not None
+            subject |= line["subject"] is not None or "@" in line[0]
+            at = line.end()
+            if began < line.start() and sender and subject:
+                yield began, len(text)
+                return
+    if rule >= 0:
+        yield rule, len(text)
+
+
+# --- sentences -----------------------------------------------------------------------------------------
+
+_QUOTED: Final = re.compile(
+    r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
+    r"|\u00ab([^\u00ab\u00bb]{1,2000})\u00bb|`([^`\n]{1,2000})`|\u300c([^\u300c\u300d]{1,2000})\u300d"
+    r"|(?<!\w)'((?:[^'\n]|(?<=\w)'(?=\w)){1,2000})'(?!\w)|(?<!\w)\u2018((?:[^\u2018\u2019\n]|(?<=\w)\u2019(?=\w)){1,2000})\u2019(?!\w)",
+)
+_EDGE: Final = " \t\n.,;:!?\u2026"
+_END: Final = re.compile(
+    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
+    r"|[\u3002\uff01\uff1f\uff1b]|\n",
+)
+_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # written without blanks
+# What a sentence says of itself. Short on purpose: a planner reads the meaning, and this only doubts it.
+_ASKS: Final = re.compile(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
+_POLITE: Final = re.compile(
+    r"\b(?:can|could|would|will) you\b|\bplease\b|\bbitte\b|\bk(?:a|\u00f6)nn(?:te)?st du\b|\bk\u00f6nn(?:t)?en Sie\b"
+    r"|\b(?:puedes|podr\u00edas|puede usted|por favor|peux-tu|pouvez-vous|pourrais-tu|pourriez-vous|s['\u2019]il (?:te|vous)"
+    r" pla\u00eet|puoi|potresti|per favore|pode|poderia|voc\u00ea pode)\b|\u8bf7|\u80fd\u4e0d\u80fd|\u53ef\u4ee5",
+    re.IGNORECASE,
+)
+_OF_US: Final = re.compile(r"\b(?:should|shall|may|must|can|do) (?:I|we)\b", re.IGNORECASE)
+_DEPENDS: Final = re.compile(
+    r"\b(?:if|unless|whether|in case|provided (?:that|I|he|she|they|we|you|it)|assuming|depending|as soon as|once (?:I|he|she|they|we|you|the|my|our)"
+    r"|until (?:I|he|she|they|we|you)|only (?:after|when)|wait for|before I (?:say|confirm|approve|tell)|falls|wenn|sobald|sofern"
+    r"|si|cuando|en cuanto|d\u00e8s que|\u00e0 condition)\b|\u5982\u679c|\u7684\u8bdd",
+    re.IGNORECASE,
+)
+_NEGATES: Final = re.compile(
+    r"\b(?:not|never|no|nobody|nothing|none|neither|nor|without|except|excluding|instead|rather|but|avoid|cannot|nicht|nie(?:mals)?"
+    r"|kein\w{0,2}|ohne|au\u00dfer|statt|nunca|jam[a\u00e1]s|sin|salvo|excepto|ne|pas|sans|sauf|senza|tranne)\b(?! (?:later|more|less) than\b)"
+    r"|n['\u2019]t\b|\u4e0d|\u522b|\u6ca1|\u9664\u4e86",
+    re.IGNORECASE,
+)
+_MYSELF: Final = re.compile(
+    r"\bI(?:['\u2019]ll| will| shall)(?! (?:be|need|have|also need)\b)|\bmyself\b|\bich (?:werde|selbst)\b",
+    re.IGNORECASE,
+)
+_TAKEN_BACK: Final = re.compile(
+    r"(?:(?:no|nope|wait|stop|actually|sorry|please|oh|hmm)[,!. ]{1,3}){0,3}(?:no|stop|wait|never ?mind|forget (?:it|that|about it)|"
+    r"scratch that|(?:please )?cancel (?:it|that|this)|(?:I(?:['\u2019]ve| have)? )?changed my mind|on second thoughts?"
+    r"|(?:do not|don['\u2019]?t)(?: \w{1,20}){0,2}(?: (?:it|that|this|them|anything|yet))?)(?:[ ,](?:please|then|now|yet|again))?",
+    re.IGNORECASE,
+)
+_SCALED: Final = re.compile(r" ?(?:%|percent|per cent|hundred|thousand|million|billion|k\b|dozen)", re.IGNORECASE)
+_COUNTED: Final = {
+    word: count
+    for count, words in enumerate(
+        ("two twice", "three thrice", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"), 2
+    )
+    for word in words.split()
+}
+_COUNT: Final = re.compile(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
+_TIMES: Final = re.compile(
+    r"[ ]?(?:times|x\b|\u00d7|mal\b|veces\b|fois\b|volte\b|vezes\b|\u6b21|\u56de)", re.IGNORECASE
+)
+
+
+class Place(NamedTuple):
+    """The place of a value: the number of the segment, and start and end in it."""
+
+    segment: int
+    start: int
+    end: int
+
+
+class Segment:
+    """A stretch of own words between material.
+
+    Attributes:
+        digest: the digest of the text it stands in.
+        offset: where in that text it begins.
+        text: the words.
+    """
+
+    def __init__(self, digest: str, offset: int, text: str) -> None:
+        self.digest, self.offset, self.text = digest, offset, text
+        self.folded = "".join(low if len(low := fold(c)) == 1 else c for c in text)
+        self.quotations = [m.span(m.lastindex or 0) for m in _QUOTED.finditer(text)]
+        tokens = list(located(_UNSPACED.sub("\n", text)))
+        self.tokens: dict[str, list[tuple[int, int]]] = {}
+        for form, span in tokens:
+            self.tokens.setdefault(form, []).append(span)
+        masked = _blanked(text, [*self.quotations, *(span for _, span in tokens)])
+        self.masked = _blanked(text, self.quotations)
+        ends = [m for m in _END.finditer(masked) if m[0] != "\n" or masked[: m.start()].rstrip(" \t\n")[-1:] != ":"]
+        self.starts = [0, *(m.end() for m in ends)]
+        self._doubts: dict[int, str | None] = {}
+
+    def sentence(self, at: int) -> int:
+        """Return the number of the sentence that a character belongs to."""
+        return max(0, bisect_right(self.starts, at) - 1)
+
+    def span(self, sentence: int) -> tuple[int, int]:
+        """Return where a sentence begins and ends."""
+        end = self.starts[sentence + 1] if sentence + 1 < len(self.starts) else len(self.text)
+        return self.starts[sentence], end
+
+    def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
+        """Return why a sentence may order nothing. What the user dictates in it says nothing about it."""
+        if dictated:
+            return self._doubt(sentence, dictated)
+        if sentence not in self._doubts:
+            self._doubts[sentence] = self._doubt(sentence, ())
+        return self._doubts[sentence]
+
+    def _doubt(self, sentence: int, dictated: Sequence[tuple[int, int]]) -> str | None:
+        start, end = self.span(sentence)
+        inner = [(max(0, s - start), min(end, e) - start) for s, e in dictated if s < end]
+        said = _blanked(self.masked[start:end], inner).strip()
+        if _ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said)):
+            return "its sentence is a question"
+        if _DEPENDS.search(said):
+            return "its sentence depends on a condition"
+        return "the user does it in person" if _MYSELF.search(said) else None
+
+    @cached_property
+    def taken_back(self) -> int:
+        """The start of the last sentence that takes back what was ordered before it, or -1."""
+        spans = [self.span(n) for n in range(len(self.starts))]
+        return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
+
+    def whole(self, start: int, end: int) -> bool:
+        """Return True if a stretch is a token, or a quotation, and not a part of one."""
+        near = bisect_right(self.quotations, (start, len(self.text)))
+        for first, last in self.quotations[max(0, near - 1) : near + 1]:
+            inside = first <= start and end <= last
+            if inside and self.text[first:last].strip(_EDGE) != self.text[start:end].strip(_EDGE):
+                return False
+            if not inside and start < last and first < end and not (start <= first and last <= end):
+                return False
+        return not self._joined(start - 1, start, -1) and not self._joined(end, end - 1, 1)
+
+    def _joined(self, outer: int, inner: int, step: int) -> bool:
+        """Return True if the character outside an edge goes on with the token inside it."""
+        if not 0 <= outer < len(self.text):
+            return False
+        c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
+        if c.isalnum() or c in "_@\\*~=&+/":
+            return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
+        return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
+
+    def refused(self, start: int, *, dictated: bool) -> bool:
+        """Return True if a stretch stands in a sentence that forbids or excepts something. Dictated words may."""
+        first, last = self.span(self.sentence(start))
+        return not dictated and _NEGATES.search(self.masked, first, last) is not None
+
+
+def _blanked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    parts, at = [], 0
+    for start, end in sorted(spans):
+        parts += [text[at:start], "x" * (end - max(at, start))]
+        at = max(at, end)
+    return "".join([*parts, text[at:]])
+
+
+class Texts:
+    """The user's own words over all texts of a task.
+
+    Attributes:
+        segments: the stretches between material; empty if there are more than `MAX_OWN` characters.
+        too_long: True if there are.
+        has_material: True if something was cut out.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        pieces, self.has_material = [], False
+        for text in texts:
+            digest, at = content_digest(text), 0
+            spans, text = _material(text), text.translate(_LINES)  # noqa: PLW2901  (of the same length)
+            self.has_material |= bool(spans)
+            for start, end in [*spans, (len(text), len(text))]:
+                if text[at:start].strip():
+                    pieces.append((digest, at, text[at:start]))
+                at = end
+        self.too_long = sum(len(piece) for _, _, piece in pieces) > MAX_OWN or len(pieces) > _MAX_SEGMENTS
+        self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
+        self._last_back = max(
+            ((n, s.taken_back) for n, s in enumerate(self.segments) if s.taken_back >= 0), default=None
+        )
+        self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
+
+    def places(self, value: object, *, dictated: bool = False) -> tuple[list[Place], list[Place]]:
+        """Return where a value stands, and where it stands forbidden, in order."""
+        key = (type(value), value, dictated)
+        if key not in self._known:
+            said: list[Place] = []
+            forbidden: list[Place] = []
+            for n, segment in enumerate(self.segments):
+                for start, end in sorted(set(_found(segment, value, dictated=dictated)))[:_MAX_PLACES]:
+                    refused = segment.refused(start, dictated=dictated)
+                    (forbidden if refused else said).append(Place(n, start, end))
+            self._known[key] = (said, forbidden)
+        return self._known[key]
+
+    def counts(self, number: int, *, strict: bool) -> list[Place]:
+        """Return where a number of calls stands. `strict`: as a number of times, and not of something else."""
+        found = []
+        for place in self.places(number)[0]:
+            text = self.segments[place.segment].text
+            twice = text[place.start : place.end].lower() in ("twice", "thrice")
+            if not strict or twice or _TIMES.match(text, place.end):
+                found.append(place)
+        return found
+
+    def taken_back(self, segment: int, at: int) -> bool:
+        """Return True if something said later takes back what was ordered here."""
+        return self._last_back is not None and self._last_back >= (segment, at)
+
+
+def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
+    """Yield where a value stands in a segment as a whole."""
+    if dictated:
+        yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
+        return
+    own = forms(value)
+    dates = {f for f in own if f.startswith("date:")}
+    times = {f for f in own if f.startswith("time:")}
+    tokens = {f for f in own if not f.startswith(("text:", "date:", "day:", "time:"))}
+    if any(f.startswith("text:") for f in own):
+        yield from _phrase(segment, value)
+    for form in tokens:
+        for start, end in segment.tokens.get(form, ()):
+            scaled = form.startswith("num:") and _SCALED.match(segment.text, end)
+            if segment.whole(start, end) and _same_scheme(value, segment.text[start:end]) and not scaled:
+                yield start, end
+    for form in dates or times:
+        for span in segment.tokens.get(form, ())[:_MAX_PLACES]:
+            yield from _moment(segment, span, times if dates else set())
+    if isinstance(value, str) and value.lower().startswith("https://"):
+        yield from _phrase(segment, value[8:].rstrip("/"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield from (
+            m.span()
+            for m in _COUNT.finditer(segment.text)
+            if _COUNTED[m[0].lower()] == value and segment.whole(*m.span())
+        )
+
+
+def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
+    """Yield the date; or from the date to the time, if the value has both and one sentence says both."""
+    if not times:
+        if segment.whole(*date):
+            yield date
+        return
+    for form in times:
+        for start, end in segment.tokens.get(form, ())[:_MAX_PLACES]:
+            hull = min(date[0], start), max(date[1], end)
+            if segment.sentence(hull[0]) == segment.sentence(hull[1] - 1):
+                yield hull
+
+
+def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
+    words = fold(tidy(str(value))).split()
+    if not _SHORTEST <= sum(map(len, words)) <= max(MAX_VALUE, len(segment.text)):
+        return
+    pattern = re.compile(r"\s{1,64}".join(map(re.escape, words)))
+    at = 0
+    for _ in range(4 * _MAX_PLACES):
+        found = pattern.search(segment.folded, at)
+        if found is None:
+            return
+        at = found.start() + 1
+        if segment.whole(*found.span()):
+            yield found.span()
+
+
+def _same_scheme(value: object, written: str) -> bool:
+    """Return True unless a link asks for plain HTTP where the user did not."""
+    plain = isinstance(value, str) and value.lower().startswith("http://")
+    return not plain or written.lower().startswith("http://")

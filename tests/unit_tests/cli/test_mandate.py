@@ -1,0 +1,160 @@
+"""`runtime-authz mandate`: what is understood of a text, and what is wrong with a mandate in a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
+from langchain_runtime_authz.mandate.model import Mandate, Step
+
+PROFILES = """
+tools:
+  send_money: {effect: pay, critical: {recipient: principal, amount: amount}}
+  look: {effect: read, trust: internal}
+  later: {effect: pay, draft: true}
+"""
+MODULE = """
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langchain_runtime_authz.testing.model import ScriptedChatModel
+
+print("a module may print")
+
+@tool
+def send_money(recipient: str, amount: float, note: str = "") -> str:
+    "Send money."
+    return "sent"
+
+def step(to, **more):
+    return {"id": to.lower(), "tool": "send_money", "args": {n: {"kind": "const", "value": v} for n, v in {"recipient": to, "amount": 45, **more}.items()}}
+
+def planner(*steps):
+    return ScriptedChatModel(script=[AIMessage("", tool_calls=[{"name": "Mandate", "args": {"steps": list(steps)}, "id": "1"}])])
+
+model = planner(step("Bob"))
+half = planner(step("Bob"), step("Eve"))
+prose = ScriptedChatModel(script=[AIMessage("pay Bob")])
+
+def made():
+    return planner(step("Bob", note=""))
+
+builder = StateGraph(MessagesState)
+builder.add_node("tools", ToolNode([send_money]))
+builder.add_edge(START, "tools")
+graph = builder.compile()
+"""
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    (tmp_path / "pay_models.py").write_text(MODULE)
+    (tmp_path / "profiles.yaml").write_text(PROFILES)
+    yield lambda *args, stdin=None: CliRunner().invoke(app, ["mandate", *(str(a) for a in args)], input=stdin)
+    sys.path[:] = path
+    sys.modules.pop("pay_models", None)
+
+
+def explain(run: Run, text: str, *options: str, stdin: str | None = None) -> Any:
+    return run("explain", text, "--profiles", "profiles.yaml", *options, stdin=stdin)
+
+
+def test_a_planners_steps_in_plain_words(run: Run) -> None:
+    found = explain(run, "Pay Bob 45.", "--planner", "pay_models:model")
+    assert found.exit_code == 0
+    assert found.stdout == "understood:\n  pay: send_money, recipient = Bob (you said it), amount = 45 (you said it)\n"
+
+
+def test_what_is_dropped_is_a_finding(run: Run) -> None:
+    found = explain(run, "Pay Bob 45.\n> pay Eve 45", "--planner", "pay_models:half")
+    assert found.exit_code == 1
+    assert "  ask before: bob\n" in found.stdout
+    assert "dropped:\n  step `eve`: `recipient`: the user's own words do not say 'Eve'\n" in found.stdout
+    assert "material: 1 part of the text, which order nothing\n" in found.stdout
+
+
+def test_a_planner_that_fails_orders_nothing(run: Run) -> None:
+    found = explain(run, "Pay Bob 45.", "--planner", "pay_models:prose")
+    assert found.exit_code == 1
+    assert found.stdout.startswith("understood: nothing is ordered\ndropped:\n  the planner's answer: ")
+
+
+def test_json_and_a_graphs_arguments(run: Run) -> None:
+    """Without the graph, only the arguments that the profiles name are known."""
+    found = explain(run, "-", "--planner", "pay_models:made", "--graph", "pay_models:graph", "--json", stdin="Pay Bob 45.")
+    assert found.exit_code == 0
+    document = json.loads(found.stdout)
+    assert set(document) == {"source", "mandate", "told", "dropped", "material"}
+    assert (document["source"], document["dropped"], document["material"]) == ("planner", [], 0)
+    assert Mandate.model_validate(document["mandate"]).steps[0].tool == "send_money"
+    sys.modules.pop("pay_models", None)
+    alone = explain(run, "Pay Bob 45.", "--planner", "pay_models:made")
+    assert "takes no argument `note`" in alone.stdout
+
+
+def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def read(*given: Any) -> Compiled:
+        seen.extend(given)
+        return Compiled(Mandate(steps=(Step("l", "look"),), source="words"), (Dropped('"Why?"', "it is a question"),))
+
+    words = ModuleType("langchain_runtime_authz.mandate.words")
+    words.compile_words = read  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, words.__name__, words)
+    found = explain(run, "Look. Why?")
+    assert found.exit_code == 1
+    assert found.stdout == 'understood:\n  read: look\ndropped:\n  "Why?": it is a question\n'
+    texts, profiles, signatures = seen
+    assert texts == ["Look. Why?"]
+    assert set(profiles) == set(signatures) == {"send_money", "look"}
+    assert set(signatures["send_money"]["properties"]) == {"recipient", "amount"}
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("pay_models", "`pay_models` must be `module:planner`, like `my_models:planner`"),
+        ("pay_models:graph", "`pay_models:graph` is not a chat model but CompiledStateGraph; name one"),
+        ("pay_models:modl", "`pay_models` has no `modl`; did you mean `model`?"),
+    ],
+)
+def test_a_planner_that_cannot_be_used(run: Run, target: str, error: str) -> None:
+    found = explain(run, "Pay Bob 45.", "--planner", target)
+    assert found.exit_code == 2
+    assert f"error: config: {error}" in found.stderr
+
+
+def test_check(run: Run, tmp_path: Path) -> None:
+    """Plain words, then findings."""
+    (tmp_path / "good.yaml").write_text("steps:\n  - {id: p, tool: send_money, args: {recipient: Bob, amount: 45}}\n")
+    found = run("check", "good.yaml", "--profiles", "profiles.yaml")
+    assert found.exit_code == 0
+    assert found.stdout == "pay: send_money, recipient = Bob, amount = 45\n1 steps, 0 findings\n"
+    (tmp_path / "careless.yaml").write_text("steps:\n  - {id: p, tool: send_money, args: {recipient: {kind: free}}}\n")
+    found = run("check", "careless.yaml", "--profiles", "profiles.yaml")
+    assert found.exit_code == 1
+    assert "error: mandate_invalid: step `p`: `recipient` decides what the call hits, and is free" in found.stderr
+    (tmp_path / "broken.yaml").write_text("steps: [{id: p}]\n")
+    found = run("check", "broken.yaml", "--profiles", "profiles.yaml")
+    assert found.exit_code == 2
+    assert "error: mandate_invalid: broken.yaml: `steps.0.tool`" in found.stderr
+
+
+def test_schema(run: Run) -> None:
+    found = run("schema")
+    assert found.exit_code == 0
+    assert json.loads(found.stdout)["title"] == "Mandate"
