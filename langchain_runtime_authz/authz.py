@@ -453,7 +453,7 @@ def _planner(model: BaseChatModel | None, profiles: Profiles) -> Planner | None:
         return None
     from langchain_runtime_authz.langgraph.planner import ModelPlanner
 
-    return ModelPlanner(model, lambda: profiles.declared, lambda: profiles.signatures)
+    return ModelPlanner(model, profiles)
 
 
 def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:

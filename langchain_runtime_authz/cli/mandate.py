@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,9 +171,9 @@ def _arguments(profile: ToolProfile) -> list[str]:
 
 
 def _read(texts: list[str], declared: Mapping[str, ToolProfile], signatures: Mapping[str, Any]) -> Compiled:
-    read = import_module("langchain_runtime_authz.mandate.words").compile_words
-    compiled: Compiled = read(texts, declared, signatures)
-    return compiled
+    from langchain_runtime_authz.mandate.words import compile_words
+
+    return compile_words(texts, declared, signatures)
 
 
 def _planned(
@@ -184,9 +183,10 @@ def _planned(
 
     from langchain_runtime_authz.cli.inspect import load_object
     from langchain_runtime_authz.langgraph.planner import ModelPlanner
+    from langchain_runtime_authz.pep.engine import KnownTools
 
     with redirect_stdout(sys.stderr):
         model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
-    return ModelPlanner(model, declared, signatures).compile(texts)
+    return ModelPlanner(model, KnownTools(declared, signatures)).compile(texts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -19,11 +19,10 @@ from langchain_runtime_authz.mandate.backing import arguments, backed
 from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Mandate, json_schema, load_mandate
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, material
+from langchain_runtime_authz.pep.engine import Tools
 from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["ModelPlanner", "planner_schema"]
-
-Signatures = Mapping[str, Mapping[str, Any]]
 
 _log: Final = logging.getLogger(__name__)
 _NOT_ITS: Final = {"Mandate": ("source", "key"), "Const": ("said",)}  # what the library fills in
@@ -84,18 +83,12 @@ class ModelPlanner:
 
     Args:
         model: the chat model.
-        profiles: the reviewed profiles.
-        signatures: tool → JSON schema of its arguments, or a function that returns them.
+        tools: the reviewed profiles, and the signatures of the tools that were seen.
     """
 
-    def __init__(
-        self,
-        model: BaseChatModel,
-        profiles: Mapping[str, ToolProfile],
-        signatures: Callable[[], Signatures] | Signatures,
-    ) -> None:
+    def __init__(self, model: BaseChatModel, tools: Tools) -> None:
         self._model = model.with_structured_output(planner_schema())
-        self._profiles, self._signatures = profiles, signatures
+        self._tools = tools
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
         """Return what the texts order, or None if the model fails."""
@@ -103,32 +96,27 @@ class ModelPlanner:
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None:
         """Return what the texts order, or None if the model fails."""
-        signatures = self._known()
-        prompt = self._prompt(texts, signatures)
+        prompt = self._prompt(texts)
         if prompt is None:
             return None
         try:
             answer = await self._model.ainvoke(prompt, {"callbacks": []})
         except Exception as exc:  # noqa: BLE001  (a foreign model)
             return _failed(exc).mandate
-        return self._read(answer, texts, signatures).mandate
+        return self._read(answer, texts).mandate
 
     def compile(self, texts: Sequence[str]) -> Compiled:
         """Return what the texts order, and what was dropped of the model's answer."""
-        signatures = self._known()
-        prompt = self._prompt(texts, signatures)
+        prompt = self._prompt(texts)
         if prompt is None:
             return _UNREAD
         try:
             answer = self._model.invoke(prompt, {"callbacks": []})
         except Exception as exc:  # noqa: BLE001  (a foreign model)
             return _failed(exc)
-        return self._read(answer, texts, signatures)
+        return self._read(answer, texts)
 
-    def _known(self) -> Signatures:
-        return self._signatures() if callable(self._signatures) else self._signatures
-
-    def _prompt(self, texts: Sequence[str], signatures: Signatures) -> list[BaseMessage] | None:
+    def _prompt(self, texts: Sequence[str]) -> list[BaseMessage] | None:
         """Return what the model is asked, or None if there are no words, or too many."""
         said, parts = [], 0
         for text in texts:
@@ -137,17 +125,18 @@ class ModelPlanner:
             parts += len(cut)
         if not any(words.strip() for words in said) or sum(map(len, said)) > MAX_OWN:
             return None
-        known = {name: s for name, s in signatures.items() if name in self._profiles and not self._profiles[name].draft}
-        tools = [_described(name, self._profiles[name], signature) for name, signature in known.items()]
+        profiles = self._tools.declared
+        seen = {name: s for name, s in self._tools.signatures.items() if name in profiles}
+        tools = [_described(name, profiles[name], signature) for name, signature in seen.items()]
         data = json.dumps({"tools": tools, "user": said}, ensure_ascii=False, default=str)
         return [SystemMessage(_INSTRUCTION), HumanMessage(data)]
 
-    def _read(self, answer: object, texts: Sequence[str], signatures: Signatures) -> Compiled:
+    def _read(self, answer: object, texts: Sequence[str]) -> Compiled:
         try:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
             mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
-            compiled = backed(mandate, texts, self._profiles, signatures)
+            compiled = backed(mandate, texts, self._tools.declared, self._tools.signatures)
         except Exception as exc:  # noqa: BLE001  (a foreign model's answer)
             return _failed(exc)
         for what, _ in compiled.dropped:  # the reasons hold the user's words

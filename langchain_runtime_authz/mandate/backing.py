@@ -41,8 +41,8 @@ from langchain_runtime_authz.mandate.model import (
     Where,
     Within,
 )
-from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
+from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
 from langchain_runtime_authz.profile import EFFECTS, ToolProfile
 
 __all__ = ["arguments", "backed"]

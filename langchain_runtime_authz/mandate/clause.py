@@ -188,7 +188,7 @@ class Tool:
 
     def _dictated(self, tokens: Sequence[Token], *, whole: bool) -> bool:
         """Return True if unquoted words are dictated to their end: no aside, and no time that may be the order's."""
-        if any(t.kind in {"sep", "colon"} and t.text != "&" or not re.search(r"\w", t.text[:2]) for t in tokens):
+        if any((t.kind in {"sep", "colon"} and t.text != "&") or not re.search(r"\w", t.text[:2]) for t in tokens):
             return False
         times = self.language.data["times"]
         return bool(tokens) and (whole or not any(t.kind == "date" or t.lower in times for t in tokens[-2:]))

@@ -15,15 +15,16 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import Tool
+from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Step
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["Compiled", "Dropped", "compile_words"]
+__all__ = ["compile_words"]
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
 MAX_LINES: Final = 20
@@ -34,20 +35,6 @@ _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
-
-
-class Dropped(NamedTuple):
-    """A stretch of the text that orders nothing, shortened, and the reason."""
-
-    what: str
-    why: str
-
-
-class Compiled(NamedTuple):
-    """What the words order, if they are understood, and what was not."""
-
-    mandate: Mandate | None
-    dropped: tuple[Dropped, ...]
 
 
 class _UnclearError(Exception):
@@ -290,7 +277,7 @@ class _Turn:
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""
         taken = self.language.match(self.language.reads, tokens, 0)
-        return 0 < taken and len(tokens) <= MAX_READ and all(map(self._readable, tokens[taken:]))
+        return taken > 0 and len(tokens) <= MAX_READ and all(map(self._readable, tokens[taken:]))
 
     def _readable(self, token: Token) -> bool:
         if token.lower in self.language.read_words:

@@ -44,6 +44,7 @@ __all__ = [
     "Engine",
     "Evaluate",
     "Flow",
+    "KnownTools",
     "Load",
     "Notify",
     "Planner",
@@ -98,8 +99,8 @@ class Tools(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class NoTools:
-    """No tool is known."""
+class KnownTools:
+    """Hold the tools that are known, as they are."""
 
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Engine:
     kill_switch: KillSwitch | None = None
     memory: ThreadMemory = field(default_factory=ThreadMemory)
     notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
-    tools: Tools = field(default_factory=NoTools)
+    tools: Tools = field(default_factory=KnownTools)
     tally: Tally = field(default_factory=Tally)
     planner: Planner | None = None
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)

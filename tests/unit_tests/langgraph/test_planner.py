@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from langchain_runtime_authz.langgraph.planner import ModelPlanner, planner_schema
 from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.pep.engine import KnownTools
 from langchain_runtime_authz.profile import load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
@@ -45,7 +46,7 @@ def answer(*steps: Any, **given: Any) -> AIMessage:
 
 def planner(*script: Any, profiles: Any = PROFILES, signatures: Any = SIGNATURES) -> tuple[ModelPlanner, ScriptedChatModel]:
     model = ScriptedChatModel(script=list(script))
-    return ModelPlanner(model, profiles, signatures), model
+    return ModelPlanner(model, KnownTools(profiles, signatures)), model
 
 
 def sync(found: ModelPlanner, texts: list[str]) -> Mandate | None:
