@@ -152,7 +152,7 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
-def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> dict[str, dict[str, Any]]:
+def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:
     """Return tool → JSON schema of its arguments: the graph's, or the arguments that the profiles name."""
     if graph is None:
         return {

@@ -115,9 +115,7 @@ class Placing:
             said = segment.text[start:end].strip()
             if not said:
                 continue
-            first = segment.text.index(said, start)
-            last = max(first, first + len(said) - 2)
-            refused = all(segment.refused(at, at + 1, dictated=False) for at in (first, last))
+            refused = segment.refused(segment.text.index(said, start), dictated=False)
             doubt = self._doubt(n, sentence, ())
             if doubt is None and not refused:
                 return None
