@@ -126,7 +126,7 @@ class ModelPlanner:
         if not any(words.strip() for words in said) or sum(map(len, said)) > MAX_OWN:
             return None
         profiles = self._tools.declared
-        seen = {name: s for name, s in self._tools.signatures.items() if name in profiles}
+        seen = {name: s for name, s in self._tools.signatures.items() if name in profiles and not profiles[name].draft}
         tools = [_described(name, profiles[name], signature) for name, signature in seen.items()]
         data = json.dumps({"tools": tools, "user": said}, ensure_ascii=False, default=str)
         return [SystemMessage(_INSTRUCTION), HumanMessage(data)]

@@ -262,7 +262,7 @@ class Segment:
     def refused(self, start: int, *, dictated: bool) -> bool:
         """Return True if a stretch stands in a sentence that forbids or excepts something. Dictated words may."""
         first, last = self.span(self.sentence(start))
-        return not dictated and _NEGATES.search(self.masked, first, last) is not None
+        return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
 
 def _blanked(text: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -91,15 +91,6 @@ def test_it_sees_the_users_own_words_profiles_and_signatures(plan: Plan) -> None
     assert tools["bill"]["fields"] == {"trust": {"": "external", "total": "system"}, "prose": ["body"]}
 
 
-def test_signatures_may_be_looked_up_when_it_is_asked(plan: Plan) -> None:
-    known: dict[str, Any] = {}
-    found, _ = planner(answer(pay()), signatures=lambda: known)
-    known.update(SIGNATURES)
-    mandate = plan(found, [TEXT])
-    assert mandate is not None
-    assert len(mandate.steps) == 1
-
-
 @pytest.mark.parametrize(
     "steps",
     [
