@@ -321,7 +321,7 @@ def test_dictated_words_may_ask_and_forbid() -> None:
     for text, quote, left in (
         ("Tell Bob 'How are you? Do not call.'", "How are you? Do not call.", ["m"]),
         ("Write to Bob:\nHello Bob. How are you?", "Hello Bob. How are you?", ["m"]),
-        ("Tell Bob that I do not come", "I do not come", ["m"]),
+        ("Tell Bob that I do not come", "I do not come", []),  # without quotation marks it may be the order that is negated
         ("Mail Bob the report. The text is 'Hello'.", "Hello", ["m"]),
         ("The text is 'Hello'. Mail Bob the report.", "Hello", []),
         ("Tell Bob 'Do not pay Carol'", "pay Carol", []),
