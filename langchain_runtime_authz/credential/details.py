@@ -29,7 +29,16 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["APPROVED", "ORDERED", "argument_digest", "authorization_details", "bound_arguments", "check_call", "hashed", "value_at"]
+__all__ = [
+    "APPROVED",
+    "ORDERED",
+    "argument_digest",
+    "authorization_details",
+    "bound_arguments",
+    "check_call",
+    "hashed",
+    "value_at",
+]
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
 APPROVED: Final = "approved"
@@ -177,7 +186,7 @@ def check_call(
         accept: standings, and `approved` for calls that an approver approved. `None` accepts each permitted call.
 
     Raises:
-        CredentialError: `credential_tool`, or `insufficient_authorization_details`: the token is for another step or
+        CredentialError: `credential_tool`, or `credential_call`: the token is for another step or
             standing, for other values, or does not hold one of the arguments.
     """
     detail = _call(credential, tool)
@@ -189,18 +198,15 @@ def check_call(
         _refuse("the standing")
     if as_text is None or as_number is None:
         _refuse("an argument without an exact JSON form")
-    salt, held = str(detail.get(names.SALT)), _held(detail)
+    salt, held = str(detail.get(names.SALT)), _digests(detail)
     if held is None:
-        if not _same(
-            detail.get(names.ARGUMENTS_DIGEST), *(_digest_of_all(salt, asked) for asked in (as_text, as_number))
-        ):
+        whole = detail.get(names.ARGUMENTS_DIGEST)
+        if not _same(whole, _digest_of_all(salt, as_text), _digest_of_all(salt, as_number)):
             _refuse("the arguments")
         return
-    for name in as_text:
-        value = held.get(name)
-        if name in held and names.ARGUMENT_DIGESTS not in detail:
-            value = argument_digest(salt, name, project(value))
-        if not _same(value, *(argument_digest(salt, name, asked[name]) for asked in (as_text, as_number))):
+    for name, text in as_text.items():
+        number = argument_digest(salt, name, as_number[name])
+        if not _same(held.get(name), argument_digest(salt, name, text), number):
             _refuse(f"the argument `{name}`")
 
 
@@ -210,7 +216,7 @@ def bound_arguments(credential: Credential, tool: str) -> tuple[str, ...]:
     Raises:
         CredentialError: as `check_call`. Also if the token holds one digest over all arguments.
     """
-    held = _held(_call(credential, tool))
+    held = _digests(_call(credential, tool))
     if held is None:
         _refuse("the names of the arguments")
     return tuple(held)
@@ -226,9 +232,14 @@ def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
     return detail
 
 
-def _held(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    held = detail.get(names.ARGUMENT_DIGESTS, detail.get(names.ARGUMENTS))
-    return held if isinstance(held, Mapping) else None
+def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the digests of the arguments by name; `None` if the token holds one digest over all."""
+    if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
+        return digests
+    shown = detail.get(names.ARGUMENTS)
+    values = _normals(shown, ()) if isinstance(shown, Mapping) else None
+    salt = str(detail.get(names.SALT))
+    return None if values is None else {name: argument_digest(salt, name, held) for name, held in values.items()}
 
 
 def _same(held: object, *digests: str) -> bool:
@@ -237,4 +248,4 @@ def _same(held: object, *digests: str) -> bool:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise CredentialError(Code.INSUFFICIENT_AUTHORIZATION_DETAILS, what)
+    raise CredentialError(Code.CREDENTIAL_CALL, what)

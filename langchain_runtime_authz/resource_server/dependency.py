@@ -65,7 +65,7 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     BAD_REQUEST: (400, BAD_REQUEST),
     Code.CREDENTIAL_MISSING: (401, None),
     Code.CREDENTIAL_TOOL: (403, "insufficient_scope"),
-    Code.INSUFFICIENT_AUTHORIZATION_DETAILS: (403, "insufficient_scope"),
+    Code.CREDENTIAL_CALL: (403, "insufficient_scope"),
     Code.KEYS_UNAVAILABLE: (503, None),
     Code.PROOF_INVALID: (401, "invalid_dpop_proof"),
     Code.PROOF_LIMIT: (429, None),  # RFC 6585 §4

@@ -69,8 +69,8 @@ def test_another_argument_is_not(args: dict[str, Any], data: st.DataObject, kind
     credential = minted(args, dict.fromkeys(args, kind), mode)
     if not same(args[name], value):
         assert not met(credential, {**args, name: value})
-    for other in args:
-        if not same(args[other], args[name]):
+    for other, held in args.items():
+        if not same(held, args[name]):
             assert not met(credential, {other: args[name]})
     assert not met(credential, {**args, "not_an_argument": None})
 
