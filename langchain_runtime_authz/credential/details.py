@@ -34,10 +34,9 @@ __all__ = [
     "ORDERED",
     "argument_digest",
     "authorization_details",
-    "bound_arguments",
     "check_call",
+    "check_whole_call",
     "hashed",
-    "value_at",
 ]
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
@@ -88,6 +87,8 @@ def authorization_details(
     }
     if approved:
         detail[names.APPROVED] = True
+    if profile.side_effect:
+        detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
     decisive = {name: value_at(args, name) for name in _decisive(profile, args)}
     values = _normals(decisive, {name for name, kind in profile.critical.items() if kind == "amount"})
     if values is None:
@@ -210,16 +211,22 @@ def check_call(
             _refuse(f"the argument `{name}`")
 
 
-def bound_arguments(credential: Credential, tool: str) -> tuple[str, ...]:
-    """Return the names of the arguments that a token for a call of `tool` holds.
+def check_whole_call(
+    credential: Credential, *, tool: str, args: Mapping[str, Any], accept: Collection[str] | None = ORDERED
+) -> None:
+    """Check like `check_call` that a credential was minted for a call with these arguments and no others.
 
-    Raises:
-        CredentialError: as `check_call`. Also if the token holds one digest over all arguments.
+    Texts and free arguments may have any value, and so may what the profile of a read does not name.
     """
-    held = _digests(_call(credential, tool))
+    detail = _call(credential, tool)
+    held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)
     if held is None:
         _refuse("the names of the arguments")
-    return tuple(held)
+    if others is not None:
+        known = {name.partition(".")[0] for name in (*held, *others)}
+        if added := {name for name, value in args.items() if value is not None} - known:
+            _refuse(f"the argument `{min(added)}`")
+    check_call(credential, tool=tool, args={name: value_at(args, name) for name in held}, accept=accept)
 
 
 def _call(credential: Credential, tool: str) -> Mapping[str, Any]:

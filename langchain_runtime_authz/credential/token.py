@@ -63,6 +63,7 @@ SALT: Final = "salt"  # of the digests
 ARGUMENTS: Final = "arguments"  # name → value; or
 ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or
 ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
+OPEN_ARGUMENTS: Final = "open_arguments"  # names of all others that the call may have; absent for a read
 
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 MAX_TOKEN: Final = 16 * 1024  # characters

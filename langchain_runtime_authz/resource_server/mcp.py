@@ -8,7 +8,7 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from langchain_runtime_authz.credential.details import bound_arguments, check_call, value_at
+from langchain_runtime_authz.credential.details import check_whole_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.resource_server.dependency import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
@@ -24,7 +24,7 @@ MAX_BODY: Final = 4 * 1024 * 1024
 class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
-    The token's tool and the arguments that it holds must be those of the request. `initialize`, `ping` and the listing
+    The token's tool and arguments must be those of the request (`credential.details.check_whole_call`). `initialize`, `ping` and the listing
     of tools are open. Every other request needs a token.
 
     Args:
@@ -77,8 +77,7 @@ class ProtectedMcp(ProtectedApp):
 
         async def of(connection: HTTPConnection) -> Credential:
             credential = await narrowed.of(connection)
-            bound = {name: value_at(given, name) for name in bound_arguments(credential, tool)}
-            check_call(credential, tool=tool, args=bound, accept=self._accept)
+            check_whole_call(credential, tool=tool, args=given, accept=self._accept)
             return credential
 
         await self._admit(scope, again, send, of)

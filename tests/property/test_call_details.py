@@ -75,7 +75,7 @@ def test_another_argument_is_not(args: dict[str, Any], data: st.DataObject, kind
     assert not met(credential, {**args, "not_an_argument": None})
 
 
-@given(st.dictionaries(NAMES, st.text("§¶¿", min_size=5, max_size=20) | st.integers(10**9, 2**53 - 1), min_size=1, max_size=4))
+@given(st.dictionaries(NAMES, st.text("§¶¿", min_size=5, max_size=20) | st.integers(10**12, 2**53 - 1), min_size=1, max_size=4))
 def test_a_token_shows_no_value_by_default(args: dict[str, Any]) -> None:
     """Only a profile with `token: plain` shows them."""
     kinds = dict.fromkeys(args, "value")

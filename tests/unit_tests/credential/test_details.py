@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.credential.details import MAX_DETAIL, bound_arguments, check_call
+from langchain_runtime_authz.credential.details import MAX_DETAIL, check_call, check_whole_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest, claims_of
@@ -58,6 +58,7 @@ def test_a_token_says_step_and_arguments() -> None:
         "standing": "covered",
         "source": "words",
         "mandate": "sha256:01",
+        "open_arguments": ["note", "size"],
         "salt": "salt",
         "argument_digests": {
             "recipient": rfc9901("salt", "recipient", '"DE21500105170123456789"'),
@@ -67,10 +68,9 @@ def test_a_token_says_step_and_arguments() -> None:
             "cc": rfc9901("salt", "cc", '"bob"'),
         },
     }
-    credential = believed(call_details({**PAYMENT, "cc": "bob"}))
-    assert set(bound_arguments(credential, "send_money")) == {"recipient", "amount", "account.id", "on", "cc"}
     (read,) = call_details({"q": "x", "id": 1}, ToolProfile(effect="read", critical={"id": "object"}))
     assert set(read["argument_digests"]) == {"id"}
+    assert "open_arguments" not in read
 
 
 def test_a_profile_may_show_the_values() -> None:
@@ -94,7 +94,7 @@ def test_a_detail_is_at_most_4_kb(profile: ToolProfile, extra: int, member: str 
     if member:
         assert refused(credential, args={"recipient": args["recipient"]}) == "credential_call"
         with pytest.raises(CredentialError, match="credential_call"):
-            bound_arguments(credential, "send_money")
+            check_whole_call(credential, tool="send_money", args=args)
 
 
 def test_a_long_plain_value_is_a_digest() -> None:
@@ -184,6 +184,35 @@ def test_a_service_says_which_standing_it_accepts(facts: Any, demand: Any, met: 
     """By default covered or approved; the step only if it asks for one."""
     code = refused(believed(call_details(**facts)), args={"amount": 98.7}, **demand)
     assert code == (None if met else "credential_call")
+
+
+READS = ToolProfile(effect="read", critical={"recipient": "principal"})
+
+
+@pytest.mark.parametrize(
+    ("profile", "given", "met"),
+    [
+        (PAYS, PAYMENT, True),
+        (PAYS, {**PAYMENT, "note": "another text", "size": 5, "on": None, "cc": None}, True),
+        (PAYS, {**PAYMENT, "on": "2026-12-01"}, False),
+        (PAYS, {**PAYMENT, "cc": "mallory"}, False),
+        (PAYS, {**PAYMENT, "account": {"id": 7}}, False),
+        (PAYS, {"recipient": PAYMENT["recipient"]}, False),
+        (PAYS, {}, False),
+        (READS, {**PAYMENT, "q": "x"}, True),
+        (READS, {**PAYMENT, "recipient": "mallory"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_whole_call_has_no_argument_more_and_none_less(profile: ToolProfile, given: Any, met: bool) -> None:
+    """Of a side effect nothing may be added; texts and free arguments may be anything."""
+    credential = believed(call_details(PAYMENT, profile))
+    try:
+        check_whole_call(credential, tool="send_money", args=given)
+    except CredentialError as exc:
+        assert (exc.code, met) == ("credential_call", False)
+    else:
+        assert met
 
 
 def test_a_token_for_another_tool_or_without_a_call_is_refused() -> None:

@@ -483,6 +483,7 @@ def test_an_mcp_body_says_what_is_needed(body: Any, own: int, none: int) -> None
         ({**PAYMENT, "amount": 9870}, {}, None, 403),
         ({**PAYMENT, "recipient": "DE99999999999999999999"}, {}, None, 403),
         ({**PAYMENT, "account": {"id": 7}}, {}, None, 403),
+        ({**PAYMENT, "cc": "mallory"}, {}, None, 403),
         ({"amount": 98.7}, {}, None, 403),
         (None, {}, None, 403),
         ([PAYMENT], {}, None, 400),
