@@ -30,7 +30,6 @@ from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.profile import ToolProfile, argument
 
 __all__ = [
-    "APPROVED",
     "ORDERED",
     "argument_digest",
     "authorization_details",
@@ -40,8 +39,7 @@ __all__ = [
 ]
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
-APPROVED: Final = "approved"
-ORDERED: Final = ("covered", APPROVED)
+ORDERED: Final = ("covered", names.APPROVED)
 """What a service accepts by default: calls that the mandate covers, and calls that an approver approved."""
 
 
@@ -194,7 +192,7 @@ def check_call(
     as_text, as_number = _normals(args, ()), _normals(args, args)
     if step is not None and detail.get(names.STEP) != step:
         _refuse("the step")
-    approved = detail.get(names.APPROVED) is True and APPROVED in (accept or ())
+    approved = detail.get(names.APPROVED) is True and names.APPROVED in (accept or ())
     if accept is not None and not approved and detail.get(names.STANDING) not in tuple(accept):
         _refuse("the standing")
     if as_text is None or as_number is None:
