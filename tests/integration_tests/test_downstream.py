@@ -145,7 +145,7 @@ def test_a_service_refuses_a_call_whose_arguments_are_not_the_steps(stack: conte
     critical: Any = {"recipient": "principal", "amount": "amount"}
     profiles = {"transfer": ToolProfile(effect="pay", critical=critical, audience=(bank,), token=mode)}
     world = World(stack, profiles, (bank,))
-    stack.enter_context(serving(bank_app(world.server(bank), accept=None), port))
+    stack.enter_context(serving(bank_app(world.server(bank), accept=("covered",)), port))
     answers: dict[str, list[int]] = {"bob": [], "carol": []}
 
     @tool
@@ -160,7 +160,8 @@ def test_a_service_refuses_a_call_whose_arguments_are_not_the_steps(stack: conte
 
     calls = [call("transfer", {"recipient": "bob", "amount": 45}, "c1"), call("transfer", {"recipient": "carol", "amount": 30.5}, "c2")]
     graph = world.authz.protect(hand_written(replying(calls), [transfer]))
-    with world.authz.run(subject="alice", task="Pay bob 45 and carol 30.50"):
+    mandate = {"steps": [{"id": c["id"], "tool": "transfer", "args": c["args"]} for c in calls]}
+    with world.authz.run(subject="alice", task="Pay bob 45 and carol 30.50", mandate=mandate):
         graph.invoke(human())
     expected = [200, 200, 403, 403, 403, 403] if path == "/transfers" else [200] * 6
     assert answers == {"bob": expected, "carol": expected}
