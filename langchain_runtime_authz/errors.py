@@ -150,6 +150,7 @@ class Code(StrEnum):
     CREDENTIAL_TENANT = "credential_tenant", "the token is of another tenant; use this tenant's instance"
     CREDENTIAL_KEY = "credential_key", "the token's key is unknown, withdrawn or compromised; check the issuer's key set"
     CREDENTIAL_TOOL = "credential_tool", "the token was minted for a call of another tool; send the token of this tool's call"
+    CREDENTIAL_CALL = "credential_call", "the token was minted for another call of the tool (step, standing or arguments); send the token of this very call"
     CREDENTIAL_MISSING = "credential_missing", "the request has no credential; send the token of the running call"
     KEYS_UNAVAILABLE = "keys_unavailable", "the issuer's keys cannot be read; check its JWKS endpoint and the key directory"
     STATUS_UNAVAILABLE = "status_unavailable", "the token's status cannot be looked up; repair the ledger or the introspection endpoint"

@@ -103,6 +103,7 @@ class ToolProfile(BaseModel):
             `RuntimeAuthz.data_changed`.
         version: the field that changes with the content, like an ETag; the whole output if absent.
         audience: audiences for which a per-call token may be minted.
+        token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
         idempotent: True if a call whose outcome is unknown may run again.
         digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
         draft: True until it is reviewed. The tool stays unprofiled, with the draft's effect if that is
@@ -126,6 +127,7 @@ class ToolProfile(BaseModel):
     resource: str | None = None
     version: str | None = None
     audience: Names = ()
+    token: Literal["digest", "plain"] = "digest"  # noqa: S105  (a mode)
     idempotent: bool = False
     digest: str | None = None
     draft: bool = False

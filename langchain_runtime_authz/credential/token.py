@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, NoReturn, final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from langchain_runtime_authz.authzen import MAX_DEPTH, Subject
 from langchain_runtime_authz.digest import parse_object
@@ -25,7 +25,9 @@ from langchain_runtime_authz.grant import Grant
 __all__ = ["MAX_TTL", "REDACTED", "TYP", "Credential", "TokenRequest", "claims_of"]
 
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT passes for it
-GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"  # RFC 9396 §2: `type` of authorization_details
+# RFC 9396 §2: `type` of authorization_details
+GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"
+CALL_TYPE: Final = "urn:langchain-runtime-authz:call"  # see `credential.details`
 
 APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # see `credential.approval_statement`
 
@@ -49,8 +51,19 @@ TRANSACTION: Final = "txn"
 # Ours
 TENANT: Final = "tenant"
 SUBJECT_TYPE: Final = "sub_type"  # the user `alice` and the service `alice` are two principals
-TASK: Final = "task"  # {id, epoch, digest}
+TASK: Final = "task"  # {id, epoch, digest, mandate}; the mandate's digest, if the task has one
 APPROVAL: Final = "approval"  # in a statement: {id, decision, graph, thread, epoch, tool, args_digest}
+# Members of the detail of type `CALL_TYPE`, next to RFC 9396's `actions` and `identifier`
+STEP: Final = "step"  # id of the mandate's step that covers the call, or null
+STANDING: Final = "standing"  # as in `context.call.mandate`
+SOURCE: Final = "source"  # who compiled the mandate, or null
+MANDATE: Final = "mandate"  # its digest, or null
+APPROVED: Final = "approved"  # true if an approver approved the call; absent otherwise
+SALT: Final = "salt"  # of the digests
+ARGUMENTS: Final = "arguments"  # name → value; or
+ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or
+ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
+OPEN_ARGUMENTS: Final = "open_arguments"  # names of all others that the call may have; absent for a read
 
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 MAX_TOKEN: Final = 16 * 1024  # characters
@@ -60,13 +73,14 @@ Name = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
 class Task(BaseModel):
-    """The user's task at the moment of the call; `epoch` only grows."""
+    """The user's task at the moment of the call. `epoch` only grows; `mandate` is the mandate's digest."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     id: Name
     epoch: Annotated[int, Field(ge=0)]
     digest: Name
+    mandate: Name | None = None
 
 
 class TokenRequest(BaseModel):
@@ -79,8 +93,9 @@ class TokenRequest(BaseModel):
         delegators: ids of the agents that delegated to it, nearest first; informational.
         audience: the one resource that may accept the token.
         txn: id of the run.
-        task: id, epoch and digest of the task.
+        task: id, epoch and digest of the task, and the mandate's digest.
         tool: the tool whose call was permitted.
+        details: what else the token authorizes (`credential.details`); each has a `type`.
         grant: the acting agent's attenuated grant, if it has one.
         jti: id of the token.
         issued_at: epoch seconds.
@@ -98,6 +113,7 @@ class TokenRequest(BaseModel):
     txn: Name
     task: Task
     tool: Name
+    details: Annotated[tuple[dict[str, JsonValue], ...], Field(max_length=1)] = ()
     grant: Grant | None = None
     jti: Name
     issued_at: int
@@ -145,8 +161,8 @@ def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
         CLIENT_ID: request.agent,
         TENANT: request.tenant,
         ACTOR: actor,
-        AUTHORIZATION_DETAILS: [detail],
-        TASK: {"id": request.task.id, "epoch": request.task.epoch, "digest": request.task.digest},
+        AUTHORIZATION_DETAILS: [detail, *request.details],
+        TASK: request.task.model_dump(exclude_none=True),
     }
     if request.cnf_jkt is not None:
         claims[CONFIRMATION] = {JKT: request.cnf_jkt}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
+from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import content_digest
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Mint", "Minter", "RefusedMints", "audiences_of", "key_scope", "minter"]
 
 TOKEN_TTL: Final = 60  # seconds
+SALT: Final = 16  # bytes (RFC 9901 §9.3)
 KEYS: Final = "urn:langchain-runtime-authz:keys"
 NO_TASK: Final = "none"  # a claim cannot be empty; a run without a user's text has no task
 
@@ -138,8 +141,14 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
                 delegators=delegators,
                 audience=audience,
                 txn=run.run_id,
-                task=Task(id=decided.task.id or NO_TASK, epoch=run.epoch, digest=decided.task.digest or NO_TASK),
+                task=Task(
+                    id=decided.task.id or NO_TASK,
+                    epoch=run.epoch,
+                    digest=decided.task.digest or NO_TASK,
+                    mandate=decided.mandate.digest if decided.mandate is not None else None,
+                ),
                 tool=decided.call.tool,
+                details=_details(decided),
                 grant=run.grant,
                 jti=jtis[audience],
                 issued_at=now,
@@ -167,3 +176,20 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         lambda audience, jkt: drive(engine, flow(audience, jkt)),
         lambda audience, jkt: adrive(engine, flow(audience, jkt)),
     )
+
+
+def _details(decided: DecidedCall) -> tuple[dict[str, Any], ...]:
+    """Return what a token says of the call, under a new salt."""
+    call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
+    found = authorization_details(
+        call.profile,
+        call.tool,
+        call.args,
+        step=standing.step if standing.standing == "covered" else None,
+        standing=standing.standing,
+        source=mandate.source if mandate is not None else None,
+        mandate=mandate.digest if mandate is not None else None,
+        salt=secrets.token_urlsafe(SALT),
+        approved=approval is not None and approval.state == "approved",
+    )
+    return tuple(found)

@@ -15,6 +15,18 @@ async def pay(credential: Annotated[Credential, Depends(server)]) -> ...:
     log.info("%s for %s, epoch %d", credential.actors, credential.subject, credential.epoch)
 ```
 
+A service that acts on arguments also demands that the token was minted for a call with these arguments:
+
+```python
+async def payment(request: Request) -> dict[str, object]:
+    body = await request.json()
+    return {"recipient": body["iban"], "amount": body["amount"]}
+
+
+@app.post("/payments")
+async def pay(credential: Annotated[Credential, Depends(server.for_call("send_money", payment))]) -> ...:
+```
+
 `ProtectedApp(app, server)` protects a whole ASGI application. For MCP servers use `mcp.ProtectedMcp`. Refusals are
 answers of RFC 6750 §3 and RFC 9449 §7.1; their `error_description` is the stable code.
 """
@@ -22,9 +34,10 @@ answers of RFC 6750 §3 and RFC 9449 §7.1; their `error_description` is the sta
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
@@ -32,6 +45,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from langchain_runtime_authz.credential.details import ORDERED, check_call
 from langchain_runtime_authz.credential.dpop import normal_target
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
@@ -40,7 +54,7 @@ from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import send_json
 from langchain_runtime_authz.resource_server.status import Status
 
-__all__ = ["BAD_REQUEST", "ProtectedApp", "Refusal", "ResourceServer", "refuse"]
+__all__ = ["BAD_REQUEST", "Demanded", "ProtectedApp", "Refusal", "ResourceServer", "refuse"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -51,6 +65,7 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     BAD_REQUEST: (400, BAD_REQUEST),
     Code.CREDENTIAL_MISSING: (401, None),
     Code.CREDENTIAL_TOOL: (403, "insufficient_scope"),
+    Code.CREDENTIAL_CALL: (403, "insufficient_scope"),
     Code.KEYS_UNAVAILABLE: (503, None),
     Code.PROOF_INVALID: (401, "invalid_dpop_proof"),
     Code.PROOF_LIMIT: (429, None),  # RFC 6585 §4
@@ -58,6 +73,11 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     Code.PROOF_REPLAYED: (401, "invalid_dpop_proof"),
     Code.STATUS_UNAVAILABLE: (503, None),
 }
+
+
+Arguments = Mapping[str, Any]
+Demanded = Callable[[Request], Arguments | Awaitable[Arguments]]
+"""Reads the arguments that a service is about to act on from its request."""
 
 
 class Refusal(NamedTuple):
@@ -118,6 +138,49 @@ class ResourceServer:
         narrowed = copy.copy(self)
         narrowed._tools = frozenset(tools)  # noqa: SLF001  (its own class)
         return narrowed
+
+    def for_call(
+        self, tool: str, args: Demanded, *, step: str | None = None, accept: Collection[str] | None = ORDERED
+    ) -> Callable[[Request, Response], Awaitable[Credential]]:
+        """Return a dependency for tokens of one call: `Depends(server.for_call("pay", read_arguments))`.
+
+        `args` gets the request and returns the arguments that the service is about to act on, by their names in the
+        tool's profile. If it fails, the request is refused as invalid. See `check_call` for the other parameters.
+        """
+        narrowed = self.for_tools(tool)
+
+        async def dependency(request: Request, response: Response) -> Credential:
+            credential = await narrowed(request, response)
+            try:
+                found = args(request)
+                demanded = await found if inspect.isawaitable(found) else found
+            except HTTPException:
+                raise
+            except Exception as exc:  # noqa: BLE001  (the request does not have what the service looks for)
+                raise self._http(CredentialError(BAD_REQUEST, type(exc).__name__)) from None
+            self.check_call(credential, tool=tool, args=demanded, step=step, accept=accept)
+            return credential
+
+        return dependency
+
+    def check_call(
+        self,
+        credential: Credential,
+        *,
+        tool: str,
+        args: Arguments,
+        step: str | None = None,
+        accept: Collection[str] | None = ORDERED,
+    ) -> None:
+        """Check like `credential.details.check_call`, in a handler that has parsed its request.
+
+        Raises:
+            HTTPException: the answer, 403 with `insufficient_scope`.
+        """
+        try:
+            check_call(credential, tool=tool, args=args, step=step, accept=accept)
+        except CredentialError as exc:
+            raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
         """Return the credential of one request, or raise `CredentialError` with a code for `refusal`.
@@ -192,16 +255,19 @@ class ResourceServer:
         try:
             credential = await self.of(request)
         except CredentialError as exc:
-            refused = self.refusal(exc.code)
-            _log.info("refused: %s", exc.code)
-            # FastAPI's own handler takes a mapping: the challenges go into one header (RFC 9110 §11.6.1).
-            headers: dict[str, str] = {}
-            for name, value in refused.headers:
-                headers[name] = f"{headers[name]}, {value}" if name in headers else value
-            raise HTTPException(refused.status, refused.code, headers) from None
+            raise self._http(exc) from None
         if (nonce := self.nonce()) is not None:
             response.headers["DPoP-Nonce"] = nonce
         return credential
+
+    def _http(self, error: CredentialError) -> HTTPException:
+        refused = self.refusal(error.code)
+        _log.info("refused: %s", error.code)
+        # FastAPI's own handler takes a mapping: the challenges go into one header (RFC 9110 §11.6.1).
+        headers: dict[str, str] = {}
+        for name, value in refused.headers:
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        return HTTPException(refused.status, refused.code, headers)
 
     def nonce(self) -> str | None:
         """Return the `DPoP-Nonce` to send; `None` if proofs need none."""
@@ -227,8 +293,13 @@ class ProtectedApp:
         await serve(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._admit(scope, receive, send, self._server.of)
+
+    async def _admit(
+        self, scope: Scope, receive: Receive, send: Send, of: Callable[[HTTPConnection], Awaitable[Credential]]
+    ) -> None:
         try:
-            credential = await self._server.of(HTTPConnection(scope))
+            credential = await of(HTTPConnection(scope))
         except CredentialError as exc:
             _log.info("refused: %s", exc.code)
             await refuse(self._server.refusal(exc.code), scope, send)

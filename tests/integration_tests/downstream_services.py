@@ -19,6 +19,7 @@ from mcp.server.fastmcp import Context, FastMCP
 from mcp.server.transport_security import TransportSecuritySettings
 
 from langchain_runtime_authz.authz import RuntimeAuthz
+from langchain_runtime_authz.credential.details import ORDERED
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import Credential
@@ -122,8 +123,8 @@ def resource_server(
     )
 
 
-def bank_app(server: ResourceServer, served: list[Credential] | None = None) -> FastAPI:
-    """A payment service that knows nothing of LangGraph."""
+def bank_app(server: ResourceServer, served: list[Credential] | None = None, accept: Any = ORDERED) -> FastAPI:
+    """A payment service that knows nothing of LangGraph. `/transfers` demands the call, `/only-transfer` the tool."""
     app = FastAPI()
     done = served if served is not None else []
 
@@ -139,6 +140,13 @@ def bank_app(server: ResourceServer, served: list[Credential] | None = None) -> 
     @app.post("/only-transfer")
     async def transfer(credential: Credential = Depends(server.for_tools("transfer"))) -> dict[str, Any]:
         return {"for": credential.subject}
+
+    @app.post("/transfers")
+    async def transfers(
+        body: dict[str, Any], credential: Credential = Depends(server.for_call("transfer", Request.json, accept=accept))
+    ) -> dict[str, Any]:
+        done.append(credential)
+        return {"paid": body}
 
     return app
 

@@ -83,7 +83,7 @@ class Scene:
         kept: list[Any] = []
 
         @tool
-        def pay() -> str:
+        def pay(recipient: str = "bob") -> str:
             """Pay, as a tool should."""
             mine = self._mine()
             answer = self._post(self.bank, {}, client=self.client)
@@ -99,7 +99,7 @@ class Scene:
             return "paid"
 
         @tool
-        def pay_and_be_corrected() -> str:
+        def pay_and_be_corrected(recipient: str = "bob") -> str:
             """Pay, while a human changes the task."""
             self._mine()
             self.authz.correct(THREAD, "Stop: pay nothing.", graph="bank")
@@ -107,13 +107,13 @@ class Scene:
             return "paid"
 
         @tool
-        def keep() -> str:
+        def keep(recipient: str = "bob") -> str:
             """Keep a token for later."""
             kept.append(self._mine())
             return "kept"
 
         @tool
-        def lose_key() -> str:
+        def lose_key(recipient: str = "bob") -> str:
             """The issuer's key gets into the wrong hands during the call."""
             mine = self._mine()
             self.authz.compromise_key(mine._credential.kid)

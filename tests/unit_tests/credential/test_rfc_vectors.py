@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz._http import basic
+from langchain_runtime_authz.credential.details import hashed
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key
 from langchain_runtime_authz.credential.keys import SigningKey
@@ -124,3 +125,9 @@ def test_our_own_keys_are_public_keys_of_the_rfcs() -> None:
         jwk = SigningKey.generate(alg).public_jwk()  # type: ignore[arg-type]
         assert set(jwk) == {*members.split(), "kid", "alg", "use"}
         assert public_key(jwk, alg) is not None
+
+
+def test_a_disclosure_has_the_rfcs_digest() -> None:
+    """RFC 9901 §4.2.3 gives the one of a family name."""
+    disclosure = '["_26bc4LT-ac6q2KI6cBW5es", "family_name", "Möbius"]'
+    assert hashed(disclosure.encode()) == "X9yH0Ajrdm1Oij4tWso9UzzKJvPoDxwmuEcO3XAdRC0"

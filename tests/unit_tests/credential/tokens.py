@@ -7,11 +7,21 @@ import json
 from typing import Any
 
 from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.keys import SigningKey
 from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
+from langchain_runtime_authz.profile import ToolProfile
 
 NOW = 1_764_000_000
 BANK = "https://bank.example"
+PAYMENT = {"recipient": "DE21500105170123456789", "amount": 98.7, "note": "December"}
+PAYS = ToolProfile(
+    effect="pay",
+    critical={"recipient": "principal", "amount": "amount", "account.id": "object"},
+    when=("on",),
+    text=("note",),
+    free=("size",),
+)
 
 
 def a_request(**changes: Any) -> TokenRequest:
@@ -30,6 +40,12 @@ def a_request(**changes: Any) -> TokenRequest:
         "expires_at": NOW + 60,
     }
     return TokenRequest(**{**fields, **changes})
+
+
+def call_details(args: Any = PAYMENT, profile: ToolProfile = PAYS, tool: str = "send_money", **facts: Any) -> Any:
+    """What a token says of a payment that step `pay` covers."""
+    said = {"step": "pay", "standing": "covered", "source": "words", "mandate": "sha256:01", "salt": "salt", **facts}
+    return tuple(authorization_details(profile, tool, args, **said))
 
 
 def b64(data: bytes | str) -> str:

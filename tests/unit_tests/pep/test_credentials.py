@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
 from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, human, replying
 
@@ -103,7 +106,7 @@ def test_a_remote_issuer_signs_the_tokens_of_calls(road: str, dpop: bool) -> Non
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])
-@pytest.mark.parametrize("lie", [{"jti": "x"}, {"cnf_jkt": "theirs"}, {"agent": "other"}, {"tenant": "umbrella"}], ids=str)
+@pytest.mark.parametrize("lie", [{"jti": "x"}, {"cnf_jkt": "theirs"}, {"agent": "other"}, {"tenant": "umbrella"}, {"details": ()}], ids=str)
 def test_a_remote_issuer_that_answers_something_else_is_not_believed(road: str, lie: dict[str, Any]) -> None:
     """The tool gets no token, nothing is recorded as minted, and no traceback holds one."""
     issuer = Remote()
@@ -128,3 +131,54 @@ def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
     assert authz.ledger.load(scope, Query()).revoked
     revoked = [r for r in authz.audit.records if r["kind"] == "run" and r["event"] == "revoked"]  # type: ignore[attr-defined]
     assert revoked[-1]["scope"]["thread"] == kid
+
+
+BOB = {"steps": [{"id": "rent", "tool": "pay", "args": {"recipient": "bob", "amount": 45}}]}
+
+
+def paid(amount: float, *, mandate: Any = None, ask: bool = False) -> list[Any]:
+    """The claims of the tokens of a payment to bob for two audiences, permitted by policy or approved."""
+    critical: Any = {"recipient": "principal", "amount": "amount"}
+    profiles = {"pay": ToolProfile(effect="pay", critical=critical, audience=(BANK, "https://mail.example"))}
+    authz = RuntimeAuthz(profiles=profiles, **({} if ask else {"pdp": StaticPDP(True)}))
+    got: list[Any] = []
+
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        """Pay."""
+        got.extend(current_call().credential(audience).claims for audience in (BANK, "https://mail.example"))
+        return "paid"
+
+    turns = replying([call("pay", {"recipient": "bob", "amount": amount}, "c1")])
+    graph = authz.protect(hand_written(turns, [pay], checkpointer=InMemorySaver()))
+    config: Any = {"configurable": {"thread_id": "t"}}
+    with authz.run(subject="alice", task="Pay the rent", mandate=mandate):
+        graph.invoke(human("Pay the rent"), config)
+    if ask:
+        assert got == []
+        with authz.run(subject="alice", mandate=mandate):
+            graph.invoke(Command(resume=[{"type": "approve"}]), config)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("amount", "mandate", "ask", "standing", "step"),
+    [
+        (45, BOB, False, "covered", "rent"),
+        (99, BOB, False, "deviates", None),
+        (45, {"steps": []}, False, "outside", None),
+        (99, BOB, True, "deviates", None),
+    ],
+)
+def test_a_token_says_how_its_call_stands_to_the_mandate(
+    amount: float, mandate: Any, ask: bool, standing: str, step: str | None
+) -> None:
+    """A step only if it covers the call; an approval if there was one; the mandate in the task; and its own salt."""
+    first, second = paid(amount, mandate=mandate, ask=ask)
+    detail, other = (claims["authorization_details"][1] for claims in (first, second))
+    assert (detail["standing"], detail["step"], detail["source"]) == (standing, step, "application")
+    assert detail.get("approved") == (True if ask else None)
+    assert detail["mandate"] == first["task"]["mandate"] == load_mandate(mandate).digest
+    assert set(detail["argument_digests"]) == {"recipient", "amount"}
+    assert detail["salt"] != other["salt"]
+    assert len(detail["salt"]) == 22

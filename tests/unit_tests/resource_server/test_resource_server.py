@@ -15,7 +15,8 @@ import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
 from starlette.routing import Mount
 
 import langchain_runtime_authz
@@ -36,7 +37,7 @@ from langchain_runtime_authz.resource_server.introspection import (
 )
 from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline, Status
-from tests.unit_tests.credential.tokens import BANK, a_request
+from tests.unit_tests.credential.tokens import BANK, PAYMENT, a_request, call_details
 
 KEY = SigningKey.generate()
 ISSUER = LocalIssuer(KEY)
@@ -331,14 +332,122 @@ def test_what_offline_means_is_said() -> None:
     assert isinstance(Offline(), Status)
 
 
-def mcp_of(reached: list[Any]) -> ProtectedMcp:
+# --- tokens of one call ---------------------------------------------------------------------------------
+
+
+async def from_body(request: Request) -> dict[str, Any]:
+    body = await request.json()
+    return {"recipient": body["iban"], "amount": body["amount"]}
+
+
+def from_query(request: Request) -> dict[str, Any]:
+    if "amount" not in request.query_params:
+        raise HTTPException(422, "amount")
+    return {"amount": request.query_params["amount"]}
+
+
+def payments(made: ResourceServer, reached: list[Any], **demand: Any) -> FastAPI:
+    """The same service thrice: it asks for the call's arguments, reads them elsewhere, or looks at the tool alone."""
+    app = FastAPI()
+
+    @app.post("/pay")
+    async def pay(body: dict[str, Any], credential: Credential = Depends(made.for_call("send_money", from_body, **demand))) -> Any:
+        reached.append(body)
+        return credential.subject
+
+    @app.post("/parsed")
+    async def parsed(body: dict[str, Any], credential: Credential = Depends(made)) -> Any:
+        made.check_call(credential, tool="send_money", args={"recipient": body["iban"], "amount": body["amount"]}, **demand)
+        reached.append(body)
+        return credential.subject
+
+    @app.post("/query")
+    async def query(credential: Credential = Depends(made.for_call("send_money", from_query, **demand))) -> Any:
+        reached.append(credential.jti)
+        return credential.subject
+
+    @app.post("/unenforced")
+    async def unenforced(body: dict[str, Any], credential: Credential = Depends(made.for_tools("send_money"))) -> Any:
+        reached.append(body)
+        return credential.subject
+
+    return app
+
+
+ORDERED = {"iban": PAYMENT["recipient"], "amount": 98.7}
+HARMFUL = [{"iban": "DE99999999999999999999", "amount": 98.7}, {"iban": PAYMENT["recipient"], "amount": 9870}]
+
+
+@pytest.mark.parametrize("path", ["/pay", "/parsed", "/unenforced"])
+def test_a_service_serves_the_call_that_was_ordered(path: str) -> None:
+    """With the token of that call another payee or amount is refused; a service that looks at the tool alone pays."""
+    reached: list[Any] = []
+    app, headers = payments(server(), reached), {"Authorization": f"Bearer {token(details=call_details())}"}
+    assert asked(app, headers, path, json=ORDERED).json() == "alice"
+    for body in HARMFUL:
+        answer = asked(app, headers, path, json=body)
+        if path == "/unenforced":
+            assert answer.status_code == 200
+            continue
+        assert (answer.status_code, answer.json()) == (403, {"detail": "credential_call"})
+        assert 'error="insufficient_scope", error_description="credential_call"' in challenge(answer)
+        assert answer.headers["cache-control"] == "no-store"
+        assert body["iban"] not in answer.text + challenge(answer)
+    assert reached == ([ORDERED, *HARMFUL] if path == "/unenforced" else [ORDERED])
+
+
+@pytest.mark.parametrize(
+    ("demand", "changes", "status"),
+    [
+        ({"step": "pay"}, {"details": call_details()}, 200),
+        ({"step": "mail"}, {"details": call_details()}, 403),
+        ({"accept": ("covered",)}, {"details": call_details(standing="deviates", step=None, approved=True)}, 403),
+        ({}, {"details": call_details(standing="deviates", step=None, approved=True)}, 200),
+        ({}, {"details": call_details(standing="outside", step=None)}, 403),
+        ({"accept": None}, {"details": call_details(standing="outside", step=None)}, 200),
+        ({"accept": None}, {}, 403),
+        ({}, {"details": call_details(tool="refund"), "tool": "refund"}, 403),
+        ({}, {"details": call_details(), "audience": "https://mail.example"}, 401),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_a_service_may_demand_step_and_standing(demand: Any, changes: Any, status: int) -> None:
+    """As a dependency and in the handler alike; all other checks come first."""
+    reached: list[Any] = []
+    for path in ("/pay", "/parsed"):
+        answer = asked(payments(server(), reached, **demand), {"Authorization": f"Bearer {token(**changes)}"}, path, json=ORDERED)
+        assert answer.status_code == status
+    assert len(reached) == (2 if status == 200 else 0)
+
+
+def test_a_request_without_the_arguments_is_invalid() -> None:
+    """What reads them may fail in any way; its own answer is sent."""
+    reached: list[Any] = []
+    app, headers = payments(server(), reached), {"Authorization": f"Bearer {token(details=call_details())}"}
+    for body in ("{}", "[]", "null", '{"iban": 1}'):
+        assert asked(app, headers, "/pay", content=body).status_code in (400, 422)
+    answer = asked(app, headers, "/pay", json={})
+    assert (answer.status_code, answer.json()) == (400, {"detail": "invalid_request"})
+    assert asked(app, headers, "/query").status_code == 422
+    assert reached == []
+    assert asked(app, headers, "/query?amount=98.70").status_code == 200
+    assert asked(app, headers, "/query?amount=98.71").status_code == 403
+
+
+def test_introspection_tells_of_the_call() -> None:
+    """RFC 9396 §9.2: the endpoint answers with the details, digests and all."""
+    answer = asked(endpoint(), BASIC, "/", data={"token": token(details=call_details())}).json()
+    assert answer["authorization_details"][1:] == list(call_details())
+
+
+def mcp_of(reached: list[Any], **options: Any) -> ProtectedMcp:
     async def inner(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         reached.append(json.loads(message["body"])["method"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    return ProtectedMcp(inner, server(), prefix="bank_")
+    return ProtectedMcp(inner, server(), prefix="bank_", **options)
 
 
 @pytest.mark.parametrize(
@@ -363,10 +472,36 @@ def test_an_mcp_body_says_what_is_needed(body: Any, own: int, none: int) -> None
     content = json.dumps(body)
     assert asked(app, {"Authorization": f"Bearer {token()}"}, "/mcp", content=content).status_code == own
     assert asked(app, {}, "/mcp", content=content).status_code == none
-    if body == {"method": "tools/call", "params": {"name": "send_money"}}:
-        headers = {"Authorization": f"Bearer {token(tool='bank_send_money')}"}
-        assert asked(app, headers, "/mcp", content=content).status_code == 200
     assert asked(app, {}, "/mcp", content=" " * 5_000_000).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts", "accept", "status"),
+    [
+        (PAYMENT, {}, None, 200),
+        ({**PAYMENT, "note": "a text is not compared"}, {}, ("covered",), 200),
+        ({**PAYMENT, "amount": 9870}, {}, None, 403),
+        ({**PAYMENT, "recipient": "DE99999999999999999999"}, {}, None, 403),
+        ({**PAYMENT, "account": {"id": 7}}, {}, None, 403),
+        ({**PAYMENT, "cc": "mallory"}, {}, None, 403),
+        ({"amount": 98.7}, {}, None, 403),
+        (None, {}, None, 403),
+        ([PAYMENT], {}, None, 400),
+        (PAYMENT, {"standing": "outside", "step": None}, None, 200),
+        (PAYMENT, {"standing": "outside", "step": None}, ("covered",), 403),
+        (PAYMENT, None, None, 403),
+    ],
+    ids=lambda v: str(v)[:50],
+)
+def test_an_mcp_call_has_the_arguments_of_its_token(arguments: Any, facts: Any, accept: Any, status: int) -> None:
+    """Another value, one that was added and one that was left out are refused before the server reads them."""
+    reached: list[Any] = []
+    app = mcp_of(reached, accept=accept)
+    details = () if facts is None else call_details(tool="bank_send_money", **facts)
+    headers = {"Authorization": f"Bearer {token(tool='bank_send_money', details=details)}"}
+    body = {"method": "tools/call", "params": {"name": "send_money", "arguments": arguments}}
+    assert asked(app, headers, "/mcp", json=body).status_code == status
+    assert len(reached) == (status == 200)
 
 
 # --- introspection -------------------------------------------------------------------------------------

@@ -1,0 +1,256 @@
+"""The call in a token: the mandate's step, the standing and the arguments (RFC 9396 §2).
+
+`authorization_details` makes the detail, and `check_call` compares it with what a service is about to do.
+
+By default a token holds digests of the arguments, so that logs and introspection do not show the values. A digest is
+the one of a disclosure in RFC 9901 §4.2.3: base64url(SHA-256(base64url(JSON of [salt, name, value]))). The JSON is
+canonical (RFC 8785) and the value in normal form, so that a service can recompute the digest from its request. The
+salt stands in the token: a reader of the token who guesses a value can confirm it.
+
+In normal form an amount is a number, and a text has no blanks around it. If a token holds a number, a service may
+name it as a text: a path and a form hold only texts.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, Final, NoReturn
+
+import rfc8785
+
+from langchain_runtime_authz.credential import token as names
+from langchain_runtime_authz.credential.token import Credential
+from langchain_runtime_authz.digest import project
+from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.facts.provenance.forms import forms
+from langchain_runtime_authz.profile import ToolProfile, argument
+
+__all__ = [
+    "ORDERED",
+    "argument_digest",
+    "authorization_details",
+    "check_call",
+    "check_whole_call",
+    "hashed",
+]
+
+MAX_DETAIL: Final = 4096  # bytes of JSON
+ORDERED: Final = ("covered", names.APPROVED)
+"""What a service accepts by default: calls that the mandate covers, and calls that an approver approved."""
+
+
+def authorization_details(
+    profile: ToolProfile,
+    tool: str,
+    args: Mapping[str, Any],
+    *,
+    step: str | None,
+    standing: str,
+    source: str | None,
+    mandate: str | None,
+    salt: str,
+    approved: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the authorization details of one permitted call: one object, at most 4 kB of JSON.
+
+    It holds the arguments that decide what the call hits. Those that were not given have the value `null`. If it is
+    larger with an entry for each argument, it holds one digest over all of them.
+
+    Args:
+        profile: of the tool; its `token` says whether values or digests are written.
+        tool: its name.
+        args: JSON projection of the call's arguments.
+        step: id of the mandate's step that covers the call.
+        standing: of the call, as in `context.call.mandate`.
+        source: who compiled the mandate.
+        mandate: its digest.
+        salt: a new random text for each token.
+        approved: an approver approved this very call.
+
+    Raises:
+        CredentialError: `credential_unavailable`: an argument has no exact JSON form.
+    """
+    detail: dict[str, Any] = {
+        "type": names.CALL_TYPE,
+        "actions": ["tools/call"],
+        "identifier": tool,
+        names.STEP: step,
+        names.STANDING: standing,
+        names.SOURCE: source,
+        names.MANDATE: mandate,
+    }
+    if approved:
+        detail[names.APPROVED] = True
+    if profile.side_effect:
+        detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
+    decisive = {name: value_at(args, name) for name in _decisive(profile, args)}
+    values = _normals(decisive, {name for name, kind in profile.critical.items() if kind == "amount"})
+    if values is None:
+        raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"the arguments of `{tool}`")
+    for entry in _entries(values, salt, plain=profile.token == "plain"):  # noqa: S105  (a mode)
+        found = {**detail, **entry}
+        if len(rfc8785.dumps(found)) <= MAX_DETAIL:
+            break
+    return [found]
+
+
+def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the critical and date arguments; of a side effect also those that its profile does not name."""
+    yield from profile.critical
+    yield from profile.when
+    if profile.side_effect:
+        declared = (*profile.critical, *profile.when, *profile.text, *profile.free)
+        yield from sorted(set(args) - {name.partition(".")[0] for name in declared})
+
+
+def value_at(args: Mapping[str, Any], path: str) -> Any:
+    """Return what `profile.argument` does, but a single value at a dotted path instead of a list of one."""
+    value = argument(args, path)
+    return value[0] if "." in path and isinstance(value, list) and len(value) == 1 else value
+
+
+def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict[str, Any]]:
+    """Yield ways to write the arguments, each shorter than the one before."""
+    if plain:
+        yield {names.ARGUMENTS: values}
+    digests = {name: argument_digest(salt, name, value) for name, value in values.items()}
+    yield {names.SALT: salt, names.ARGUMENT_DIGESTS: digests}
+    yield {names.SALT: salt, names.ARGUMENTS_DIGEST: _digest_of_all(salt, values)}
+
+
+def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
+    """Return arguments in normal form; `None` if one has no exact JSON form. Texts of `numbers` are read as numbers."""
+    try:
+        return {name: _normal(value, name in numbers) for name, value in project(dict(args)).items()}
+    except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
+        return None
+
+
+def _normal(value: Any, number: bool) -> Any:
+    """Return a normal form: values that have one in common also share one of `forms`, or are the same."""
+    if isinstance(value, dict):
+        return {name: _normal(held, number) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_normal(held, number) for held in value]
+    if not isinstance(value, str) or not (found := forms(value)):
+        return value
+    read = [Decimal(form[4:]) for form in found if form.startswith("num:")]
+    if not number or len(read) != 1:  # `1,200` may mean two numbers
+        return value.strip()
+    # It has at most 15 digits, which a double holds exactly.
+    return int(read[0]) if read[0] == read[0].to_integral_value() else float(read[0])
+
+
+def argument_digest(salt: str, name: str, value: Any) -> str:
+    """Return the digest of an argument, whose value is in normal form."""
+    return hashed(rfc8785.dumps([salt, name, value]))
+
+
+def _digest_of_all(salt: str, values: Mapping[str, Any]) -> str:
+    return argument_digest(salt, names.ARGUMENTS, {name: held for name, held in values.items() if held is not None})
+
+
+def hashed(disclosure: bytes) -> str:
+    """Return the digest of a disclosure's JSON (RFC 9901 §4.2.3)."""
+    return _base64url(hashlib.sha256(_base64url(disclosure).encode()).digest())
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+# --- the service's side ----------------------------------------------------------------------------------
+
+
+def check_call(
+    credential: Credential,
+    *,
+    tool: str,
+    args: Mapping[str, Any],
+    step: str | None = None,
+    accept: Collection[str] | None = ORDERED,
+) -> None:
+    """Check that a credential was minted for this call.
+
+    Args:
+        credential: the verified credential.
+        tool: the tool whose call the service carries out.
+        args: the arguments on which it is about to act, by their names in the tool's profile. Some of them are enough,
+            unless the token holds one digest over all. `None` is an argument that was not given.
+        step: id of the step that must cover the call, if it matters.
+        accept: standings, and `approved` for calls that an approver approved. `None` accepts each permitted call.
+
+    Raises:
+        CredentialError: `credential_tool`, or `credential_call`: the token is for another step or
+            standing, for other values, or does not hold one of the arguments.
+    """
+    detail = _call(credential, tool)
+    as_text, as_number = _normals(args, ()), _normals(args, args)
+    if step is not None and detail.get(names.STEP) != step:
+        _refuse("the step")
+    approved = detail.get(names.APPROVED) is True and names.APPROVED in (accept or ())
+    if accept is not None and not approved and detail.get(names.STANDING) not in tuple(accept):
+        _refuse("the standing")
+    if as_text is None or as_number is None:
+        _refuse("an argument without an exact JSON form")
+    salt, held = str(detail.get(names.SALT)), _digests(detail)
+    if held is None:
+        whole = detail.get(names.ARGUMENTS_DIGEST)
+        if not _same(whole, _digest_of_all(salt, as_text), _digest_of_all(salt, as_number)):
+            _refuse("the arguments")
+        return
+    for name, text in as_text.items():
+        number = argument_digest(salt, name, as_number[name])
+        if not _same(held.get(name), argument_digest(salt, name, text), number):
+            _refuse(f"the argument `{name}`")
+
+
+def check_whole_call(
+    credential: Credential, *, tool: str, args: Mapping[str, Any], accept: Collection[str] | None = ORDERED
+) -> None:
+    """Check like `check_call` that a credential was minted for a call with these arguments and no others.
+
+    Texts and free arguments may have any value, and so may what the profile of a read does not name.
+    """
+    detail = _call(credential, tool)
+    held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)
+    if held is None:
+        _refuse("the names of the arguments")
+    if others is not None:
+        known = {name.partition(".")[0] for name in (*held, *others)}
+        if added := {name for name, value in args.items() if value is not None} - known:
+            _refuse(f"the argument `{min(added)}`")
+    check_call(credential, tool=tool, args={name: value_at(args, name) for name in held}, accept=accept)
+
+
+def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
+    found = [d for d in credential.claims[names.AUTHORIZATION_DETAILS] if d.get("type") == names.CALL_TYPE]
+    if tool not in credential.tools or any(detail.get("identifier") != tool for detail in found):
+        raise CredentialError(Code.CREDENTIAL_TOOL)
+    if len(found) != 1:
+        _refuse("the call")
+    detail: Mapping[str, Any] = found[0]
+    return detail
+
+
+def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the digests of the arguments by name; `None` if the token holds one digest over all."""
+    if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
+        return digests
+    shown = detail.get(names.ARGUMENTS)
+    values = _normals(shown, ()) if isinstance(shown, Mapping) else None
+    salt = str(detail.get(names.SALT))
+    return None if values is None else {name: argument_digest(salt, name, held) for name, held in values.items()}
+
+
+def _same(held: object, *digests: str) -> bool:
+    found = [hmac.compare_digest(str(held).encode(), digest.encode()) for digest in digests]
+    return any(found)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise CredentialError(Code.CREDENTIAL_CALL, what)
