@@ -80,6 +80,7 @@ class Outputs:
         self._first: dict[str, dict[str, Output]] = {}
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
+        self._wrote: deque[tuple[Mapping[str, Any], int]] = deque()
         self._written: dict[str, int] = {}
         self._entries = self._weight = self._turn = 0
 
@@ -134,14 +135,23 @@ class Outputs:
     def wrote(self, args: Mapping[str, Any]) -> None:
         """Note the values that a side effect was given. A read that returns them later does not vouch for them."""
         self._turn += 1
-        for value in scalars(args, MAX_ARGUMENT_NODES) or ():
-            if len(self._written) >= MAX_WRITTEN:
-                break
-            for form in scalar_forms(value):
-                self._written.setdefault(form, self._turn)
+        self._wrote.append((args, self._turn))
+        if len(self._wrote) >= MAX_REPEATS:
+            self._note()
+
+    def _note(self) -> None:
+        """Read what was written since the last time; most threads are never asked."""
+        while self._wrote:
+            args, turn = self._wrote.popleft()
+            for value in scalars(args, MAX_ARGUMENT_NODES) or ():
+                if len(self._written) >= MAX_WRITTEN:
+                    return
+                for form in scalar_forms(value):
+                    self._written.setdefault(form, turn)
 
     def written(self, value: object, turn: int) -> bool:
         """Return True if a side effect was given the value before that turn, or nobody can tell."""
+        self._note()
         if len(self._written) >= MAX_WRITTEN:
             return True
         return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
