@@ -12,12 +12,13 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, tidy
 from langchain_runtime_authz.facts.task import content_digest
 
-__all__ = ["MAX_OWN", "Place", "Segment", "Texts", "material"]
+__all__ = ["MAX_OWN", "Place", "Segment", "Texts", "material", "stated"]
 
 MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
 _MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
@@ -173,6 +174,13 @@ _COUNT: Final = re.compile(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 _TIMES: Final = re.compile(
     r"[ ]?(?:times|x\b|\u00d7|mal\b|veces\b|fois\b|volte\b|vezes\b|\u6b21|\u56de)", re.IGNORECASE
 )
+
+
+def stated(text: str) -> str:
+    """Return the user's own words without the sentences that forbid or except something."""
+    words = material(text)[0] if len(text) <= MAX_OWN else ""
+    at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
+    return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
 
 
 class Place(NamedTuple):

@@ -21,6 +21,7 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
+from langchain_runtime_authz.mandate.own_words import stated
 from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["TaskWords", "ThreadMemory", "turn"]
@@ -76,7 +77,7 @@ class ThreadMemory:
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Read the task's words from a snapshot that holds the log."""
         # Texts of others say nothing, and neither does an answer: most of it is what a machine showed.
-        own = [t.text for t in snapshot.log if t.own and not _answers(t)]
+        own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
         said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
         with self._lock:
             self._thread(scope)

@@ -290,7 +290,6 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "sharp s is double s": (forms_module, "fold", str.casefold),
     "what NFC respells": (forms_module, "_respelled", lambda _: False),
     "parts of words": (words_module, "_joined", lambda *_: False),
-    "pasted text is said": (words_module, "own_words", str),
     "hosts have a scheme": (words_module, "_HOST", _Never()),
     "every ending is a host's": (words_module, "_HOST", re.compile(r"([\w.]+)")),
 }

@@ -1,7 +1,7 @@
 """Look up values in the user's words.
 
-Only texts of human origin come here, from the ledger. What a user *pastes* is somebody else's text: fenced blocks and
-quoted lines (`> …`) are left out. A value that was said is evidence, not an order: why it was said is not known here.
+Only texts of human origin come here, from the ledger, without what was quoted, pasted or forbidden
+(`mandate.own_words.stated`). A value that was said is evidence, not an order: why it was said is not known here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Final
 
 from langchain_runtime_authz.facts.provenance.forms import fold, forms, mentions, skeleton, tidy
 
-__all__ = ["UserWords", "own_words"]
+__all__ = ["UserWords"]
 
-MAX_TEXT: Final = 20_000  # characters; a longer text is material, which says nothing
+MAX_TEXT: Final = 20_000  # characters looked at, the newest
 MAX_KNOWN: Final = 128  # values of which it is remembered whether they were said
 _TRIES: Final = 64
 _SHORTEST: Final = 2  # a text of one letter names nothing
 _LOOKS: Final = 4
-_FENCE: Final = re.compile(r"^[ \t]*(```|~~~)")
 # A host without `https://` or `www.`. Of the endings that no kind of file has, the ones that all know.
 _HOST: Final = re.compile(
     r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
@@ -34,7 +33,7 @@ class UserWords:
     def __init__(self, texts: Sequence[str]) -> None:
         self._known: dict[tuple[str, ...], bool] = {}
         # The newest words are the ones that count when there are too many.
-        said = "\n".join(own_words(t) for t in texts if len(t) <= MAX_TEXT)[-MAX_TEXT:]
+        said = "\n".join(texts)[-MAX_TEXT:]
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
         self._tokens = frozenset((*mentions(said), *hosts))
         self._text = fold(tidy(said))
@@ -64,17 +63,6 @@ class UserWords:
         if self._looks is None:
             self._looks = "".join(skeleton(self._text[i : i + 1024]) for i in range(0, len(self._text), 1024))
         return _within(look, self._looks)
-
-
-def own_words(text: str) -> str:
-    """Return a message without what is quoted in it."""
-    lines, fenced = [], False
-    for line in text.splitlines():
-        if _FENCE.match(line):
-            fenced = not fenced
-        elif not fenced and not line.lstrip().startswith(">"):
-            lines.append(line)
-    return "\n".join(lines)
 
 
 def _within(phrase: str, text: str) -> bool:
