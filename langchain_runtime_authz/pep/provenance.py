@@ -13,6 +13,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
 from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, Provenance, trace
 from langchain_runtime_authz.ledger.base import Snapshot
+from langchain_runtime_authz.mandate.told import told_step
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Effect, Engine, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
@@ -114,8 +115,13 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)
-    differs = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
-    lines = [inert(differs[""])] if "" in differs else []
+    differs = {d.argument: d.expected.replace("`", "'") for d in decided.standing.deviations if d.expected}
+    lines = []
+    if decided.mandate is not None and decided.standing.step is not None:
+        ordered = next(step for step in decided.mandate.steps if step.id == decided.standing.step)
+        lines.append(f"ordered ({_SOURCES[decided.mandate.source]}): {inert(told_step(ordered))}")
+    if "" in differs:
+        lines.append(f"expected: {inert(differs[''])}")
     if decided.prior_calls:
         lines.append(f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task")
     for name in dict.fromkeys((*call.args, *traced)):
@@ -124,7 +130,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
         if name in differs:
-            line += f", BUT {inert(differs[name])}"
+            line += f", EXPECTED {inert(differs[name])}"
         found = traced.get(name)
         if found is not None and found.standing != "told":
             line += _source(found)
@@ -160,6 +166,7 @@ def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
     return line
 
 
+_SOURCES: Final = {"application": "by the application", "planner": "as the planner read it", "words": "in your words"}
 _TOLD: Final = {
     "human": "you said it",
     "principal": "it is yours",
