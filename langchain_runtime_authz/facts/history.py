@@ -36,7 +36,7 @@ Confined = tuple[tuple[str, Path], ...]
 
 @dataclass(slots=True)
 class Step:
-    """One step as it is counted.
+    """One step as it is counted. Negative counts take back what was counted before.
 
     `call` names a permitted call and `side_effect` says that it has one. `unplanned` and `tainted` describe a
     denial, `resource` (name, tool, version) a read. `agent` took the step. Without one, everybody counts as
@@ -156,7 +156,7 @@ def count(h: History, step: Step, now: float) -> History:
         h.denials + step.denials,
         classes,
         h.recent if step.recent is None else (*h.recent, step.recent)[-RECENT:],
-        0 if step.call is not None else h.streak + step.denials,
+        0 if step.call is not None else max(h.streak + step.denials, 0),
         h.unplanned + step.unplanned,
         h.tainted + step.tainted,
         0 if step.side_effect else h.rotations,

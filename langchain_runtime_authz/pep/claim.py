@@ -45,7 +45,7 @@ from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
 from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, step_record, tell
 
-__all__ = ["claim_again", "claim_call", "claim_once", "conclude", "deny_call"]
+__all__ = ["claim_again", "claim_call", "claim_once", "conclude", "counted", "deny_call"]
 
 _log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _budgets(run: Run, call: Call) -> list[SpendBudget]:
 def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = decided.call, decided.decision
-    changes: list[Change] = [_counted(decided)]
+    changes: list[Change] = [counted(decided)]
     rotation = [_rotation(run, decided)] if any(o.type == "rotate" for o in decision.obligations) else []
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))
@@ -281,16 +281,19 @@ def _rotation(run: Run, decided: DecidedCall) -> AdvanceEpoch:
     return AdvanceEpoch(run.epoch, (text,))
 
 
-def _counted(decided: DecidedCall) -> RecordStep:
-    """Return what a denial adds to the history. An outage, a correction or a kill switch is not misbehaviour."""
+def counted(decided: DecidedCall, by: int = 1) -> RecordStep:
+    """Return what a denial adds to the history, or takes back (`by=-1`).
+
+    An outage, a correction or a kill switch is not misbehaviour.
+    """
     call, counts = decided.call, is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
     return RecordStep(
-        denials=int(counts),
-        recent=f"deny:{label(call.tool)}",
-        unplanned=int(acts and decided.match is not None and not decided.match.planned),
-        tainted=int(tainted),
+        denials=by * counts,
+        recent=f"deny:{label(call.tool)}" if by > 0 else None,
+        unplanned=by * (acts and decided.match is not None and not decided.match.planned),
+        tainted=by * tainted,
     )
 
 

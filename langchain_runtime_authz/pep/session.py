@@ -20,7 +20,7 @@ from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import behind
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.claim import claim_call, conclude
+from langchain_runtime_authz.pep.claim import claim_call, conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
@@ -227,7 +227,8 @@ class Session:
         answer = AnswerApproval(judged.key, "approved", subject.principal, authenticated=subject.type == "user")
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
-            done = yield Commit(self._run.scope, self._run.guard, [answer])
+            # A question counts as a denial, until it is approved.
+            done = yield Commit(self._run.scope, self._run.guard, [answer, counted(judged, -1)])
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)

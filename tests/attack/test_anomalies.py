@@ -22,11 +22,11 @@ PROFILES = {
 
 
 class Desk:
-    """A session on the shipped policy and a clock of its own."""
+    """A session on the shipped policy, which permits notes unasked here, and a clock of its own."""
 
     def __init__(self, **anomaly: Any) -> None:
         self.clock = FrozenClock()
-        pdp = WasmPDP(data={"anomaly": anomaly} if anomaly else None)
+        pdp = WasmPDP(data={"effects": {"write": "permit"}, "anomaly": anomaly})
         self.authz = RuntimeAuthz(profiles=PROFILES, ledger=MemoryLedger(clock=self.clock), pdp=pdp)
         self.session: Session = self.authz.session(subject="alice", task="Look at things", thread="t")
         self.number = 0

@@ -1,11 +1,12 @@
 """ASI02 Tool Misuse and Exploitation: a tool that the agent rightly has, used beyond what it was given for.
 
-On the shipped policy. Each denies one call: the others of the same run go on.
+On the shipped policy, with a mandate that covers every call. Each denies one call: the others of the same run go on.
 """
 
 from __future__ import annotations
 
 from langchain_runtime_authz.grant import Constraint
+from langchain_runtime_authz.mandate.model import Free, Mandate, Step
 
 from ._kit import *
 from ._scenario import first_reasons, play
@@ -14,6 +15,7 @@ PROFILES = {
     "read": ToolProfile(effect="read", sink="none", data_class="secret", trust="system"),
     "note": ToolProfile(effect="write", sink="internal"), "post": ToolProfile(effect="write", sink="external"),
 }
+ALL = Mandate((Step("note", "note", {"pages": Free()}, times=9), Step("post", "post", {"text": Free()}, times=9)))
 
 
 def tools(ran: list[Any]) -> list[BaseTool]:
@@ -47,7 +49,7 @@ FLOOD = ([call("note", {"pages": 1}, "c1"), call("note", {"pages": 10**6}, "c2")
 def test_secrets_do_not_leave_the_house(form: str, ran: Any) -> None:
     """What was read decides where writing may go: `data_flow`."""
     authz = RuntimeAuthz(profiles=PROFILES)
-    play(form, tools(ran), *LEAK, authz=authz, text="Read the vault, post and note")
+    play(form, tools(ran), *LEAK, authz=authz, mandate=ALL)
     assert ran == ["read", ("note", 1)]
     assert "data_flow" in first_reasons(authz, "post")[0]
 
@@ -62,7 +64,7 @@ def test_a_tool_outside_the_grant_and_an_argument_beyond_it(form: str, ran: Any)
     """`grant_tool` and `grant_argument`: the call that lies inside both runs."""
     authz = RuntimeAuthz(profiles=PROFILES)
     grant = Grant(tools=("note",), args={"note": {"pages": Constraint(le=10)}})
-    play(form, tools(ran), *FLOOD, authz=authz, text="Note and post", grant=grant)
+    play(form, tools(ran), *FLOOD, authz=authz, mandate=ALL, grant=grant)
     assert ran == [("note", 1)]
     assert "grant_argument" in first_reasons(authz, "note")[0]
     assert "grant_tool" in first_reasons(authz, "post")[0]
@@ -77,7 +79,7 @@ def test_unenforced_a_tool_does_whatever_it_can(form: str, ran: Any) -> None:
 def test_a_rate_holds_however_the_calls_are_spread(form: str, ran: Any) -> None:
     """Two writes a minute: the third of five is refused, and so is the rest (`rate_limit`)."""
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"rates": {"write": {"window": 60, "max": 2}}}))
-    play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)), authz=authz, text="Note")
+    play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)), authz=authz, mandate=ALL)
     assert ran == [("note", 0), ("note", 1)]
     assert {r[0] for r in first_reasons(authz, "note")} == {"rate_exceeded"}
 

@@ -1,6 +1,6 @@
 """ASI06 Memory & Context Poisoning: a machine's text that passes for the human's, and data that changed since it was read.
 
-On the shipped policy, with payments permitted where their payee is the human's own or a system's.
+On the shipped policy, with payments permitted if their payee is the human's own or a system's.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_a_machines_human_message_is_no_human(form: str) -> None:
     office, authz = Office(), RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=EFFECTS))
     play(form, office.tools(), RECALL, payment(EVIL), authz=authz, text=TASK)
     assert office.paid == []
-    assert first_reasons(authz, "pay") == [["approval_unavailable", "effect"]]
+    assert first_reasons(authz, "pay") == [["approval_unavailable", "effect", "not_ordered"]]
     assert not [r for r in authz.audit.records if r.get("event") == "corrected"]  # type: ignore[attr-defined]
 
 

@@ -5,6 +5,8 @@ On the shipped policy.
 
 from __future__ import annotations
 
+from langchain_runtime_authz.mandate.model import Mandate, Never
+
 from ._kit import *
 from ._scenario import first_reasons, play
 
@@ -41,10 +43,10 @@ def tools(ran: list[Any], during: Any = lambda: None) -> list[BaseTool]:
 
 
 def test_door_after_door_revokes(form: str, ran: Any) -> None:
-    """Denials in a row: `denial_streak` takes away what it was permitted too, on every later entry until reinstated."""
+    """Forbidden calls in a row: `denial_streak` takes away what it was permitted too, on every later entry until reinstated."""
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_streak": 4}}))
     with pytest.raises(Exception, match="not permitted"):
-        play(form, tools(ran), *DOORS, authz=authz, text="Look")
+        play(form, tools(ran), *DOORS, authz=authz, text="Look", mandate=Mandate(never=(Never("admin"),)))
     assert ran == []
     assert first_reasons(authz, "look")[0][0] == "denial_streak"
 

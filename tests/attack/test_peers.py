@@ -48,7 +48,8 @@ def test_engine_needs_no_binary(monkeypatch: pytest.MonkeyPatch, ran: Any) -> No
     with pytest.raises(FileNotFoundError):
         subprocess.run(["opa", "eval", "true"], check=False)
     authz = RuntimeAuthz(profiles={"write": ToolProfile(effect="write", sink="none")})
-    enforced(hand_written(replying([write_call("a")]), [writing_tool(ran)]), authz)
+    graph = authz.protect(hand_written(replying([write_call("a")]), [writing_tool(ran)]))
+    told(authz, graph, human(), mandate={"steps": [{"id": "write", "tool": "write", "args": {"text": "a"}}]})
     assert ran == [("write", "a")]
 
 

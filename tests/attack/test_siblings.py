@@ -1,6 +1,6 @@
 """Confidential data carried out by an agent that never read it: through a shared note, an answer, a hand-over.
 
-`vault` is confidential, `post` leaves the house. Only agents that work side by side, of which none has
+`vault` is confidential, `post` leaves the house, and the policy permits writing: what asks is the flow of data. Only agents that work side by side, of which none has
 done anything that others can see, are judged apart.
 """
 
@@ -13,10 +13,11 @@ from ._kit import *
 PROFILES: dict[str, Any] = {
     "vault": {"effect": "read", "sink": "none", "class": "confidential"},
     "pinboard": {"effect": "read", "sink": "none", "class": "public"},
-    "note": {"effect": "write", "sink": "internal", "class": "public", "intent": ["note"]},
-    "post": {"effect": "write", "sink": "external", "class": "public", "intent": ["post"]},
+    "note": {"effect": "write", "sink": "internal", "class": "public"},
+    "post": {"effect": "write", "sink": "external", "class": "public"},
 }
 KEY = "k-4711"
+WRITING: Any = {"effects": {"write": "permit"}}
 
 
 class Office:
@@ -91,7 +92,7 @@ ROADS: tuple[Callable[[Office, Session], None], ...] = (
 def test_confidential_data_leaves_by_no_other_agent(road: Callable[[Office, Session], None]) -> None:
     """Whoever could have come to know it is asked about."""
     office = Office()
-    with RuntimeAuthz(profiles=PROFILES).session(subject="alice", task="Note it and post it.") as root:
+    with RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=WRITING)).session(subject="alice") as root:
         road(office, root)
     assert office.outside == []
 
@@ -100,7 +101,7 @@ def test_confidential_data_leaves_by_no_other_agent(road: Callable[[Office, Sess
 def test_unenforced_it_leaves(road: Callable[[Office, Session], None]) -> None:
     """The same steps under a policy that permits everything."""
     office = Office()
-    with RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(True)).session(subject="alice", task="Note it and post it.") as root:
+    with RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(True)).session(subject="alice") as root:
         road(office, root)
     assert office.outside == [KEY]
 
@@ -108,7 +109,7 @@ def test_unenforced_it_leaves(road: Callable[[Office, Session], None]) -> None:
 def test_who_works_beside_it_and_read_nothing_is_not_asked() -> None:
     """The point of telling them apart; the reader itself is asked about."""
     office = Office()
-    with RuntimeAuthz(profiles=PROFILES).session(subject="alice", task="Note it and post it.") as root:
+    with RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=WRITING)).session(subject="alice") as root:
         one, other = root.delegate("one"), root.delegate("other")
         office.call(one, "vault")
         office.call(other, "post", "hello")

@@ -498,6 +498,22 @@ def test_an_approval_lifts_the_question(form: str) -> None:
     assert session.decide("pay", PAY).outcome == "approval_required"
 
 
+@BOTH
+@pytest.mark.parametrize("approved", [True, False])
+def test_a_question_counts_as_a_denial_until_it_is_approved(form: str, approved: bool) -> None:
+    """A person who approves each payment does not have the run revoked for it."""
+    pdp = StaticPDP(ask_for_pay)
+    session = Forms(opened(authz_with(pdp)), form)
+    for n in range(3):
+        asked = session.decide("pay", {**PAY, "amount": n})
+        session.decide("lookup", {"key": "x"})
+        if approved:
+            session.approve(asked)
+    session.decide("lookup", {"key": "x"})
+    history = calls(pdp)[-1].context.history
+    assert (history.denials, history.streak, history.tainted) == ((0, 0, 0) if approved else (3, 0, 3))
+
+
 def test_only_a_question_can_be_approved() -> None:
     """Neither a denial, nor a permit, nor another session's question."""
     authz = authz_with(StaticPDP(lambda r: False if r.resource.id == "note" else ask_for_pay(r)))
