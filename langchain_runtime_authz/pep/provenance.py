@@ -119,7 +119,8 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     lines = []
     if decided.mandate is not None and decided.standing.step is not None:
         ordered = next(step for step in decided.mandate.steps if step.id == decided.standing.step)
-        lines.append(f"ordered ({_SOURCES[decided.mandate.source]}): {inert(told_step(ordered).replace('`', "'"))}")
+        told = inert(told_step(ordered).replace("`", "'"))
+        lines.append(f"ordered ({_SOURCES[decided.mandate.source]}): {told}")
     if "" in differs:
         lines.append(f"expected: {inert(differs[''])}")
     if decided.prior_calls:
