@@ -32,7 +32,8 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.credentials import RefusedMints
 from langchain_runtime_authz.pep.engine import Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, Ordered, close, open_entry
+from langchain_runtime_authz.pep.entry import Entry, close, open_entry
+from langchain_runtime_authz.pep.mandates import Ordered
 
 __all__ = [
     "HANDLE_KEY",

@@ -148,22 +148,22 @@ class Binding:
     """A call that was compared with a mandate.
 
     Attributes:
-        counters: the budgets whose counts `standing` needs.
+        counters: the budgets whose counts `standing` needs, and how much of each the call spends.
     """
 
     __slots__ = ("_final", "_limit", "_matches", "counters")
 
     def __init__(self, final: Standing | None, matches: Sequence[_Match], limit: Spend | None) -> None:
         self._final, self._matches, self._limit = final, matches, limit
-        counters = {} if limit is None else {limit.counter: None}
+        counters = {} if limit is None else {limit.counter: limit.by}
         for match in matches:
-            if match.counts:
-                counters[match.plan.counter] = None
             if match.after is not None:
-                counters[match.after] = None
+                counters.setdefault(match.after, 0)
+            if match.counts:
+                counters[match.plan.counter] = 1
             for group in match.rows:
-                counters.update(dict.fromkeys(group))
-        self.counters: tuple[str, ...] = tuple(counters)
+                counters.update(dict.fromkeys(group, 1))
+        self.counters: Mapping[str, int] = counters
 
     def standing(self, counts: Mapping[str, int]) -> Standing:
         """Decide with the counts of `counters`; a counter that is missing counts 0."""

@@ -178,6 +178,8 @@ class Run:
     # What the task orders: by the application, or by a planner that saw only the user's words.
     mandate: Mandate | None = None
     planned: Mandate | None = None
+    # Where the mandate's steps are spent too, if this run entered another thread first.
+    spent_at: Scope | None = None
     parent: Run | None = None
     # The calls of the agents above, (agent path, call id), that wait for what this one does.
     waiting: tuple[tuple[tuple[str, ...], str], ...] = ()

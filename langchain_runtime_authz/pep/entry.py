@@ -56,10 +56,11 @@ from langchain_runtime_authz.pep.engine import (
     Run,
     new_id,
 )
+from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, recall
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.pep.thread_memory import turn
 
-__all__ = ["Entry", "Given", "Left", "Ordered", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
+__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
 
 _log = logging.getLogger(__name__)
 
@@ -96,20 +97,6 @@ class Given(NamedTuple):
     moved: Callable[[str], Flow[bool]] | None = None
     memory: str | None = None
     waiting: Callable[[], Flow[Below | None]] | None = None
-
-
-class Ordered(NamedTuple):
-    """The application's mandate of one run, and the epoch at which it counts on each thread: that of the first entry.
-
-    A correction suspends it, until the application opens another run with it.
-    """
-
-    mandate: Mandate
-    epochs: dict[Scope, int]
-
-    def at(self, scope: Scope, epoch: int) -> Mandate | None:
-        """Return the mandate, unless the task has changed since the run's first entry on the thread."""
-        return self.mandate if self.epochs.setdefault(scope, epoch) == epoch else None
 
 
 class Left(NamedTuple):
@@ -149,7 +136,7 @@ def open_entry(
     try:
         entry = yield from _take_lease(run, task, given)
         if ordered is not None:
-            run.mandate = ordered.at(scope, run.epoch)
+            yield from ordered.take(run)
         if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run)
     except AuthzDenied:
@@ -190,7 +177,7 @@ def _planned(run: Run) -> Flow[Mandate | None]:
 
 def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
     scope, owner = run.scope, run.subject.principal
-    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW))
+    query = Query(log=True, asks=True, agent=run.agent, marks=(HEAD, MEMORY, BELOW, ORDERED))
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # Another entry may advance the epoch between our load and our commit: then load again.
     for _ in range(ATTEMPTS):
@@ -225,6 +212,7 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
             raise AuthzDenied(done.code, new_id())
         if rotates:
             yield run_event(run, "corrected", done.now, texts=len(fresh))
+        recall(run, snapshot.marks.get(ORDERED))
         yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
         return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
@@ -374,6 +362,7 @@ def open_child(
         steps_before=parent.steps_before,
         grant=grant,
         mandate=parent.mandate,
+        spent_at=parent.spent_at,
         planned=parent.planned,
         parent=parent,
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),

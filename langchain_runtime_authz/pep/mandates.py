@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
+from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.binding import Binding, CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.engine import Run
+from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 from langchain_runtime_authz.pep.provenance import forms_of
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-__all__ = ["binding_of", "mandate_json", "mandate_of", "occasion", "standing_of"]
+__all__ = ["ORDERED", "Ordered", "binding_of", "mandate_json", "mandate_of", "occasion", "recall", "standing_of"]
 
 _log = logging.getLogger(__name__)
+ORDERED: Final = "mandate:application"  # the mark that keeps an application's mandate, and the epoch at which it counts
+
+
+class Ordered(NamedTuple):
+    """The application's mandate of one run, and the epoch at which it counts on each thread: that of the first entry.
+
+    A correction suspends it, until the application opens another run with it.
+    """
+
+    mandate: Mandate
+    epochs: dict[Scope, int]
+
+    def take(self, run: Run) -> Flow[None]:
+        """Give a root entry the mandate, and keep it for entries that are opened without one."""
+        first = next(iter(self.epochs), run.scope)
+        if self.epochs.setdefault(run.scope, run.epoch) != run.epoch:
+            return
+        spent_at = first if first != run.scope else None
+        if (run.mandate, run.spent_at) == (self.mandate, spent_at):
+            return
+        run.mandate, run.spent_at = self.mandate, spent_at
+        kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}
+        yield Commit(run.scope, None, [SetMark(ORDERED, json.dumps(kept))])
+
+
+def recall(run: Run, mark: str | None) -> None:
+    """Give a root entry the application's mandate that counts at its epoch.
+
+    Without it, the user's words would order the same deed once more.
+    """
+    kept = json.loads(mark) if mark else {}
+    if kept.get("epoch") == run.epoch:
+        run.mandate = Mandate.model_validate(kept["mandate"])
+        run.spent_at = Scope(*kept["spent_at"]) if kept["spent_at"] else None
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
@@ -79,8 +115,8 @@ def standing_of(
         approval: what was asked and answered about it.
         ahead: what the calls before it in the message will spend; this one's is added.
     """
-    again = int(row is not None and approval is None)
-    counts = {c: max(counters.get(c, 0) - again, 0) + ahead.get(c, 0) for c in binding.counters}
+    again = row is not None and approval is None
+    counts = {c: max(counters.get(c, 0) - by * again, 0) + ahead.get(c, 0) for c, by in binding.counters.items()}
     standing = binding.standing(counts)
     for spend in standing.spends:
         ahead[spend.counter] = ahead.get(spend.counter, 0) + spend.by
@@ -88,13 +124,16 @@ def standing_of(
 
 
 def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return where the steps of an application's mandate with a `key` are spent: once for all threads of the subject.
+    """Return where else the steps of an application's mandate are spent.
 
-    Other mandates belong to their thread, and are spent there (`None`).
+    With a `key` they are spent once for all threads of the subject. Without one, a run that enters several threads
+    spends them once, at the first. Other mandates belong to their thread (`None`).
     """
-    if mandate is None or mandate.source != "application" or not mandate.key:
+    if mandate is None or mandate.source != "application":
         return None
-    return Scope(run.scope.tenant, run.scope.issuer, "mandate:", run.subject.principal)
+    if mandate.key:
+        return Scope(run.scope.tenant, run.scope.issuer, "mandate:", run.subject.principal)
+    return run.spent_at
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
