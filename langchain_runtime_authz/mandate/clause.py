@@ -113,11 +113,14 @@ class Tool:
             self.arguments.append(_Argument(name, kind, self._same(words), role, array, required, given))
         if isinstance(needed, list | tuple) and inner & set(needed):
             self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}))  # never bound
-        core = [*words_of(self.name), *(w for i in profile.intent for w in words_of(i)), *data["nouns"].get(profile.effect, ())]
-        self.core = self._same(core) - self.language.closed
+        phrases = [words_of(self.name), *map(words_of, profile.intent)]
+        deeds = self.language.verbs - self.language.things
+        core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
+        self.core = self._same([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.vocabulary = self.core.union(*(a.words for a in self.arguments)) - self.language.closed
         apart = self.language.stops | self.language.determiners | self.language.prepositions
         self.choices = {w.lower() for a in self.arguments for w in _choices(a) if w.lower() not in apart}
+        self.alone = sum(a.kind in {"object", "principal", "name", "channel"} for a in self.arguments) == 1
         self.texts = [a for a in self.arguments if a.kind == "text"]
 
     def _same(self, words: Iterable[str]) -> frozenset[str]:
@@ -150,6 +153,8 @@ class Tool:
             topic = language.match(language.topics, tokens, at)
             if said or topic:
                 rest = tokens[at + (said or topic) :]
+                if not said and rest and rest[0].kind in {"money", "number"}:
+                    return None  # "about 45 EUR" is a guess
                 if rest and rest[0].kind == "quote":
                     found.append(Phrase("dictation", (), (rest[0],)))
                     at = len(tokens) - len(rest) + 1
@@ -169,11 +174,14 @@ class Tool:
                 at = slot[1]
                 continue
             joined = language.match(language.separators, tokens, at) if lists and found else 0
+            if at + joined == len(tokens):
+                return None
             chosen: list[Phrase] = []
             phrase, after = self._phrase(tokens, at + joined, chosen, lists=lists)
             if joined and (phrase is None or not self._named(phrase)):
                 return None
-            if phrase is None and effect == "pay" and tokens[at].lower in language.data["purpose"]:
+            telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
+            if effect == "pay" and not telling and tokens[at].lower in language.data["purpose"]:
                 phrase, after = self._purpose(tokens, at + 1, text)
             if phrase is None and not chosen:
                 return None
@@ -402,12 +410,14 @@ class Tool:
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
-            return bool(pending)
+            return bool(pending) and argument.required
+        if kind == "principal" and not marker and not phrase.first:
+            return False
         if kind == "when" and marker in data["setting"]:
             return argument.required and len(self.profile.when) == 1
         plain = marker in markers.get(f"{kind} {effect}", markers[kind])
         if role == "container" and kind == "object":
-            return plain or marker in markers["container delete" if effect == "delete" else "container"]
+            return (plain and (self.alone or bool(marker))) or marker in markers["container delete" if effect == "delete" else "container"]
         if role == "file" and kind == "object" and self.texts and not plain:
             return marker in markers["container"] and phrase.kind in {"id", "quote"}
         return plain

@@ -139,12 +139,12 @@ class _Turn:
 
     def _sentence(self, tokens: list[Token], mark: str, text: str, digest: str) -> None:
         language = self.language
+        if "?" in mark and not self._requested(tokens):
+            raise _UnclearError("it is a question")
         if self._courteous(tokens):
             return
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
-        if "?" in mark and not self._requested(tokens):
-            raise _UnclearError("it is a question")
         clauses = list(self._clauses(tokens))
         if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
             clauses = [clauses[1] + clauses[0]]
@@ -161,8 +161,8 @@ class _Turn:
 
     def _requested(self, tokens: Sequence[Token]) -> bool:
         """Return True for a question that is a polite order ("Could you …?")."""
-        begins = range(self._opened(tokens, 0))
-        return any(self.language.match(self.language.requests, tokens, at) for at in begins)
+        begins = range(opened := self._opened(tokens, 0))
+        return opened < len(tokens) and any(self.language.match(self.language.requests, tokens, at) for at in begins)
 
     def _opened(self, tokens: Sequence[Token], at: int) -> int:
         """Return where the clause begins that stands behind greetings and polite words."""
@@ -272,7 +272,8 @@ class _Turn:
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return [], False
-        return [tool.step(one, read[1], order, digest) for one in bound], read[1] is not None
+        purpose = next((p.values[0].text for p in read[0] if p.marker == "purpose"), None)
+        return [tool.step(one, read[1] or purpose, order, digest) for one in bound], read[1] is not None
 
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""

@@ -70,7 +70,9 @@ class Language:
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = sets("prepositions") | data["naming"].keys()
         separating = {w for p in (*self.separators, *self.topics) for w in p}
-        self.closed = sets("never_values") | self.stops | self.determiners | self.prepositions | separating
+        self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
+        currencies = frozenset(c.lower() for c in data["currencies"])
+        self.closed = sets("never_values") | currencies | self.stops | self.determiners | self.prepositions | separating
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}:\d\d(?: ?[ap]m)?"
@@ -147,7 +149,7 @@ class Language:
 
     def stopped(self, word: str) -> bool:
         """Return True if the word takes an order back, or hangs it on something."""
-        word = word.replace("’", "'")
+        word = word.replace("’", "'").strip("()[]{}*_~'\"")
         return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
     def stop(self, tokens: Sequence[Token]) -> str:
