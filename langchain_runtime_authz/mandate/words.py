@@ -18,10 +18,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.clause import Tool
-from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
+from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Step
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Span, Step
 from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["compile_words"]
@@ -34,6 +33,7 @@ _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
+_LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
@@ -81,7 +81,7 @@ def _unplain(text: str) -> str | None:
             category = unicodedata.category(letter)
             if category[0] == "C" and letter not in "\n\r\t":
                 return "it has invisible characters"
-            if category[0] in "LM" and not unicodedata.name(letter, "").startswith("LATIN "):
+            if category[0] in "LMN" and not letter.isascii() and not _LATIN.match(letter):
                 return "it mixes scripts"
     elif not text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return "it has invisible characters"
@@ -98,7 +98,7 @@ class _Turn:
         self.tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
-            if profile.effect != "read" and not profile.draft
+            if profile.effect != "read" and not profile.draft and len(name) <= MAX_NAME
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
         self.verbs = language.verbs | verbs | {read[0] for read in language.reads}
@@ -110,7 +110,15 @@ class _Turn:
         dropped: list[Dropped] = []
         for text in texts:
             digest = content_digest(text)
-            for sentence, mark in self._sentences(text):
+            if command := self._command(text, digest):
+                self.deeds.append(command)
+                self.open = True
+                continue
+            sentences = list(self._sentences(text))
+            if len(sentences) > MAX_LINES:
+                dropped.append(Dropped(_short(text), "it is too long for an order"))
+                break
+            for sentence, mark in sentences:
                 try:
                     self._sentence(sentence, mark, text, digest)
                 except _UnclearError as exc:
@@ -123,6 +131,27 @@ class _Turn:
             if steps:
                 return Compiled(Mandate(steps=steps, source="words"), ())
         return Compiled(None, tuple(dropped))
+
+    def _command(self, text: str, digest: str) -> list[Step]:
+        """Return the steps of "Run this query: …": the whole rest of the text is the one argument."""
+        head, colon, said = text.partition(":")
+        start, end = len(head) + 1 + len(said) - len(said.lstrip()), len(text.rstrip())
+        if not colon or not said[:1].isspace() or start >= end or self.open:
+            return []
+        tokens = list(self.language.tokens(head))
+        tokens = self._untailed(tokens[self._opened(tokens, 0) :])
+        if not tokens or self.language.stop(tokens):
+            return []
+        found = []
+        for tool in self.tools:
+            if (
+                tool.profile.effect == "admin"
+                and (taken := tool.verb(tokens))
+                and (name := tool.commanded(tokens[taken:]))
+            ):
+                value = Const(value=text[start:end], said=Span(digest, start, end))
+                found.append(Step(id="?", tool=tool.name, args={name: value}))
+        return found
 
     def _sentences(self, text: str) -> Iterator[tuple[list[Token], str]]:
         sentence: list[Token] = []
@@ -175,9 +204,7 @@ class _Turn:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
         language, begin, at, open_ = self.language, 0, self._opened(tokens, 0), False
         while at < len(tokens):
-            dictated = max(
-                language.match(language.dictation, tokens, at), language.match(language.topics, tokens, at)
-            )
+            dictated = max(language.match(language.dictation, tokens, at), language.match(language.topics, tokens, at))
             if dictated and at > begin:
                 after = tokens[at + dictated].kind if at + dictated < len(tokens) else ""
                 open_ = open_ or after != "quote"
@@ -208,13 +235,7 @@ class _Turn:
         opened = self._opened(tokens, 0)
         gerund = any(language.match(language.gerunds, tokens, at) for at in range(opened))
         tokens = tokens[opened:]
-        while tokens:
-            ends = [n for n in range(1, 6) if n <= len(tokens) and language.match(language.tails, tokens, len(tokens) - n) == n]
-            if not ends:
-                break
-            tokens = tokens[: -ends[-1]]
-            if tokens and tokens[-1].kind == "sep":
-                tokens = tokens[:-1]
+        tokens = self._untailed(tokens)
         if self._courteous(tokens):
             return
         if self.open:
@@ -231,6 +252,19 @@ class _Turn:
                 raise _UnclearError("it has too many orders")
         elif not self._plain_read(tokens):
             raise _UnclearError("it is not understood as an order to a tool")
+
+    def _untailed(self, tokens: list[Token]) -> list[Token]:
+        """Return the tokens without the polite words at their end."""
+        language, size = self.language, len(tokens)
+        while size:
+            ends = [
+                n for n in range(1, min(size, 6) + 1) if language.match(language.tails, tokens[:size], size - n) == n
+            ]
+            if not ends:
+                break
+            size -= ends[-1]
+            size -= bool(size and tokens[size - 1].kind == "sep")
+        return tokens[:size]
 
     def _ordered(self, tool: Tool, tokens: list[Token], text: str, digest: str) -> list[Step]:
         """Return the steps that a clause orders of a tool: several for a list of complete objects or pairs."""
@@ -268,7 +302,7 @@ class _Turn:
     def _steps_of(
         tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool
     ) -> tuple[list[Step], bool]:
-        read = tool.phrases(tokens, text, lists=lists)
+        read = tool.vocabulary.read(tokens, text, lists=lists)
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return [], False
@@ -286,7 +320,7 @@ class _Turn:
         return self.language.value(token) and not (token.kind == "word" and token.lower in self.verbs)
 
     def _steps(self) -> tuple[Step, ...]:
-        """Number the steps. Ways to do one thing share a deed; the same order twice is one."""
+        """Return the numbered steps. Ways to do one thing share a deed, and the same order twice is one."""
         found: list[Step] = []
         targets: dict[tuple[object, ...], list[Step]] = {}
         for number, deed in enumerate(self.deeds, 1):

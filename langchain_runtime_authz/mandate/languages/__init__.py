@@ -31,6 +31,8 @@ PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
 class Token(NamedTuple):
+    """A stretch of a text, of one kind."""
+
     kind: str  # quote date money number url email id handle hash name word owner version sep colon end odd
     text: str
     start: int
@@ -38,18 +40,23 @@ class Token(NamedTuple):
 
     @property
     def lower(self) -> str:
+        """Return it in lower case, with plain apostrophes."""
         return self.text.lower().replace("’", "'")
 
 
 def singular(word: str) -> str:
+    """Return the word without a plural's ending."""
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
 def words_of(name: str) -> list[str]:
+    """Return the words of an identifier."""
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
 class Language:
+    """The closed lists of one language, and its tokens."""
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         def sets(name: str) -> frozenset[str]:
             return frozenset(data[name])
@@ -121,13 +128,18 @@ class Language:
             kind = kind if number and read_number(number[0]) is not None else "odd"
         elif kind == "rest":
             kind = self.kind(said)
-            if kind == "odd" and (owner := re.fullmatch(r"(\S+)['’]s", said)) and self.kind(owner[1]) in {"name", "id", "word"}:
+            if (
+                kind == "odd"
+                and (owner := re.fullmatch(r"(\S+)['’]s", said))
+                and self.kind(owner[1]) in {"name", "id", "word"}
+            ):
                 kind, end, said = "owner", end - 2, owner[1]
             if kind == "hash" and re.fullmatch(r"#\d+", said):
                 kind, start, said = "id", start + 1, said[1:]
         yield Token(kind, said, start, end)
 
     def kind(self, said: str) -> str:
+        """Return the kind of a token that is neither quoted nor written in several words."""
         if read_number(said) is not None:
             return "number"
         if _WORD.fullmatch(said.replace("'", "").replace("’", "")) and said.lower().replace("’", "'") in self.closed:
@@ -137,7 +149,9 @@ class Language:
         if _NAME.fullmatch(said) and not re.search(r"['’][sS]$", said):
             return "name"
         if _WORD.fullmatch(said):
-            return "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+            return (
+                "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+            )
         if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
             return "version"
         form = next(iter(forms(said)), "").partition(":")[0]
@@ -193,6 +207,7 @@ class Language:
 
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
+    """Return all languages; their files are read once."""
     files = sorted((Path(__file__).parent).glob("*.json"))
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 
