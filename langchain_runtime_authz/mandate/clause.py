@@ -235,7 +235,8 @@ class Tool:
         generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
         if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
-        if phrase.kind not in (_NAMED.get(kind, _KINDS[kind]) if named or generic or set_to else _KINDS[kind]):
+        types = _NAMED.get(kind, _KINDS[kind]) if named or generic or set_to else _KINDS[kind]
+        if not types.issuperset(v.kind for v in phrase.values):
             return role == "version" and not marker and phrase.kind in {"number", "version", "id"}
         if role == "count" and phrase.kind == "money":
             return False
@@ -272,9 +273,7 @@ class Tool:
             if not marker:
                 return plain and self.alone
             # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
-            return described and marker in markers[
-                "container delete" if effect == "delete" else "container"
-            ]
+            return described and marker in markers["container delete" if effect == "delete" else "container"]
         if role == "file" and kind == "object" and self.texts and not plain:
             return marker in markers["container"] and phrase.kind in {"id", "quote"}
         return plain

@@ -18,6 +18,12 @@ __all__ = ["Phrase", "Vocabulary"]
 MAX_PHRASES: Final = 8  # of one clause
 MAX_PURPOSE: Final = 6  # words behind "for"
 _NAMES: Final = 4  # words of one name
+# Kinds that one list may mix, and kinds of which there are lists of their own.
+_SORTS: Final = {
+    **dict.fromkeys(("name", "word", "email", "id", "handle", "quote"), "name"),
+    "hash": "hash",
+    "number": "number",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,12 @@ class Vocabulary:
             if (values and not gap) or at + gap >= len(tokens):
                 break
             token, after = self._value(tokens, at + gap)
-            if token is None or (values and token.kind != values[0].kind):
+            noun = token is not None and values and token.kind == "word" and singular(token.lower) in self.words
+            if (
+                token is None
+                or noun
+                or (values and _SORTS.get(token.kind, token.kind) != _SORTS.get(values[0].kind, values[0].kind))
+            ):
                 break
             if token.kind == "word" and not (labelled or (marker and not determined) or self._whom(tokens, at)):
                 break

@@ -27,6 +27,7 @@ __all__ = ["compile_words"]
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
 MAX_LINES: Final = 20
+MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
 MAX_READ: Final = 10  # words of a plain read
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
@@ -101,7 +102,7 @@ class _Turn:
             if profile.effect != "read" and not profile.draft and len(name) <= MAX_NAME
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
-        self.verbs = language.verbs | verbs | {read[0] for read in language.reads}
+        self.verbs = language.verbs | verbs | language.reads.keys()
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
 
@@ -172,6 +173,8 @@ class _Turn:
             raise _UnclearError("it is a question")
         if self._courteous(tokens):
             return
+        if len(tokens) > MAX_WORDS:
+            raise _UnclearError("it is too long for an order")
         if stop := language.stop(tokens):
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         clauses = list(self._clauses(tokens))
@@ -274,11 +277,17 @@ class _Turn:
         tool.prepare()
         rest, order = tokens[taken:], text[min(t.start for t in tokens) : max(t.end for t in tokens)]
         parts = self._parts(rest)
+        if len(parts) > MAX_CLAUSES:
+            return []
         whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1)
         if len(parts) > 1:
-            several = [self._steps_of(tool, part, text, order, digest, lists=False)[0] for part in parts]
-            paired = [step for steps in several for step in steps]
-            if all(several):
+            paired: list[Step] = []
+            for part in parts:
+                steps, _ = self._steps_of(tool, part, text, order, digest, lists=False)
+                if not steps:
+                    break
+                paired += steps
+            else:
                 if all(step.args.keys() == paired[0].args.keys() for step in paired):
                     return paired if not whole or list(map(_values, whole)) == list(map(_values, paired)) else []
                 # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.

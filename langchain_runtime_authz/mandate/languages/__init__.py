@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions
 
-__all__ = ["NUMBER", "PARTS", "Language", "Token", "languages", "read_number", "singular", "words_of"]
+__all__ = ["NUMBER", "PARTS", "Language", "Phrases", "Token", "languages", "read_number", "singular", "words_of"]
 
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _PLAIN: Final = re.compile(
@@ -27,7 +27,17 @@ _ID: Final = re.compile(r"[#@~.]?[/\\]?\w[\w./\\\-+=&~:]*")
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
+_WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+
+@lru_cache(maxsize=4096)
+def _lower(text: str) -> str:
+    return text.lower().replace("’", "'")
+
+
+Phrases = Mapping[str, Sequence[tuple[str, ...]]]
+"""Phrases by their first word, the longest first."""
 
 
 class Token(NamedTuple):
@@ -41,7 +51,7 @@ class Token(NamedTuple):
     @property
     def lower(self) -> str:
         """Return it in lower case, with plain apostrophes."""
-        return self.text.lower().replace("’", "'")
+        return _lower(self.text)
 
 
 def singular(word: str) -> str:
@@ -61,12 +71,16 @@ class Language:
         def sets(name: str) -> frozenset[str]:
             return frozenset(data[name])
 
-        def phrases(*names: str) -> tuple[tuple[str, ...], ...]:
-            return tuple(sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True))
+        def phrases(*names: str, least: int = 1) -> Phrases:
+            found: dict[str, list[tuple[str, ...]]] = {}
+            for phrase in sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True):
+                if len(phrase) >= least:
+                    found.setdefault(phrase[0], []).append(phrase)
+            return found
 
         self.data = data
         self.stop_phrases = phrases("stop_phrases")
-        self.excused = tuple(p for p in phrases("openers", "tails") if len(p) > 1)
+        self.excused = phrases("openers", "tails", least=2)
         self.gerunds = phrases("gerunds")
         self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
         self.tails, self.courtesies = phrases("tails"), phrases("courtesies", "openers", "tails")
@@ -76,7 +90,7 @@ class Language:
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = sets("prepositions") | data["naming"].keys()
-        separating = {w for p in (*self.separators, *self.topics) for w in p}
+        separating = self.separators.keys() | self.topics.keys()
         self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
         currencies = frozenset(c.lower() for c in data["currencies"])
         self.closed = sets("never_values") | currencies | self.stops | self.determiners | self.prepositions | separating
@@ -180,11 +194,11 @@ class Language:
             at += 1
         return ""
 
-    def match(self, phrases: Iterable[tuple[str, ...]], tokens: Sequence[Token], at: int) -> int:
+    def match(self, phrases: Phrases, tokens: Sequence[Token], at: int) -> int:
         """Return how many tokens from `at` on are one of the phrases, the longest first."""
-        if at < len(tokens) and tokens[at].kind in {"word", "name", "sep", "colon"}:
-            for phrase in phrases:
-                if phrase[0] == tokens[at].lower and phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
+        if at < len(tokens) and tokens[at].kind in _WORDLIKE:
+            for phrase in phrases.get(tokens[at].lower, ()):
+                if len(phrase) == 1 or phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
                     return len(phrase)
         return 0
 
