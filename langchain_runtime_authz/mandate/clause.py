@@ -42,7 +42,9 @@ _NAMED: Final[Mapping[str, frozenset[str]]] = {
         for k, v in _KINDS.items()
         if k in {"principal", "object", "name", "channel"}
     },
-    "value": frozenset({"quote", "id", "name", "word", "number", "email", "money", "url", "handle", "hash", "date"}),
+    "value": frozenset(
+        {"quote", "id", "name", "word", "number", "version", "email", "money", "url", "handle", "hash", "date"}
+    ),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
 
@@ -121,6 +123,9 @@ class Tool:
             effect=profile.effect,
             words=(self.core | labels) - self.language.closed,
             labels=labels,
+            things=frozenset[str]().union(
+                *(a.words for a in self.arguments if a.kind in {"object", "principal", "channel"})
+            ),
             choices=frozenset(w.lower() for a in self.arguments for w in _choices(a)) - apart,
             texts=bool(self.texts),
             slot=sum(a.role == "slot" for a in self.arguments) == 1,
@@ -129,6 +134,7 @@ class Tool:
 
     def _same(self, words: Iterable[str]) -> frozenset[str]:
         words = frozenset(words)
+        words = words.union(*(self.language.data["narrower"].get(w, ()) for w in words))
         return words.union(*(g for g in self.language.data["synonyms"] if not words.isdisjoint(g)))
 
     def verb(self, tokens: Sequence[Token]) -> int:
@@ -167,7 +173,8 @@ class Tool:
                 start = money.values[0].start + code.start()
                 meant = self.language.data["currencies"][code[0]]
                 used.append(Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),)))
-        if any(p.marker == "slot" for p in phrases):
+        slots = frozenset[str]().union(*(a.words for a in self.arguments if a.role == "slot"))
+        if any(p.marker == "slot" or not slots.isdisjoint(p.nouns) for p in phrases):
             pending |= {a.name for a in self.arguments if a.role == "setting"}
         described = any(p.nouns for p in phrases)
         names = [[a.name for a in self.arguments if self._fits(a, p, pending, described=described)] for p in used]
@@ -263,18 +270,20 @@ class Tool:
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
-            return bool(pending) and argument.required
+            return (bool(pending) or described) and argument.required
         if kind == "principal" and not marker and not phrase.first:
             return False
         if kind == "when" and marker in data["setting"]:
-            return argument.required and len(self.profile.when) == 1
+            return effect != "pay" and (
+                len(self.profile.when) == 1 or not argument.words.isdisjoint(data["arguments"]["start"])
+            )
         plain = marker in markers.get(f"{kind} {effect}", markers[kind])
         if role == "container" and kind == "object":
             if not marker:
                 return plain and self.alone
             # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
             return described and marker in markers["container delete" if effect == "delete" else "container"]
-        if role == "file" and kind == "object" and self.texts and not plain:
+        if role == "file" and kind in {"object", "name"} and self.texts and not plain:
             return marker in markers["container"] and phrase.kind in {"id", "quote"}
         return plain
 

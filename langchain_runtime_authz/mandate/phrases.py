@@ -49,6 +49,7 @@ class Vocabulary:
         effect: the tool's effect.
         words: nouns of the tool and its arguments.
         labels: of these, the ones that name an argument.
+        things: of these, the ones whose argument is somebody or something.
         choices: values that the schema lists, in lower case.
         texts: True if the tool has a free-text argument.
         slot: True if one argument is the name of a field: "the price of record 18".
@@ -58,6 +59,7 @@ class Vocabulary:
     effect: str
     words: frozenset[str]
     labels: frozenset[str]
+    things: frozenset[str]
     choices: frozenset[str]
     texts: bool
     slot: bool
@@ -140,6 +142,8 @@ class Vocabulary:
                 chosen.append(Phrase("choice", (), (tokens[at],)))
             elif tokens[at].kind == "name":
                 break
+            elif chosen and chosen[-1].values[0] is tokens[at - 1] and word in self.labels:
+                pass  # "high priority"
             elif word in self.words:
                 nouns.append(word)
             elif (
@@ -156,7 +160,7 @@ class Vocabulary:
             gap += language.match(language.separators, tokens, at + gap) if gap else 0
             if (values and not gap) or at + gap >= len(tokens):
                 break
-            token, after = self._value(tokens, at + gap)
+            token, after = self._value(tokens, at + gap, labelled=labelled)
             noun = token is not None and values and token.kind == "word" and singular(token.lower) in self.words
             if (
                 token is None
@@ -164,7 +168,9 @@ class Vocabulary:
                 or (values and _SORTS.get(token.kind, token.kind) != _SORTS.get(values[0].kind, values[0].kind))
             ):
                 break
-            if token.kind == "word" and not (labelled or (marker and not determined) or self._whom(tokens, at)):
+            follows = singular(tokens[after].lower) if after < len(tokens) else ""  # "the checkout service"
+            whom = self._whom(tokens, at) or (follows in self.things if determined else bool(marker))
+            if token.kind == "word" and not (labelled or whom):
                 break
             values.append(token)
             at = after
@@ -201,9 +207,10 @@ class Vocabulary:
         start, end = tokens[begin].start, tokens[at - 1].end
         return [Phrase("counted", (), (Token("counted", text[start:end], start, end),))], at
 
-    def _value(self, tokens: Sequence[Token], at: int) -> tuple[Token | None, int]:
+    def _value(self, tokens: Sequence[Token], at: int, *, labelled: bool = False) -> tuple[Token | None, int]:
         token = tokens[at]
-        if not self.language.value(token) or (token.kind == "word" and not self.language.common(token)):
+        common = labelled or self.language.common(token)  # a verb is a value only where a noun tells so
+        if not self.language.value(token) or (token.kind == "word" and not common):
             return None, at
         after = at + 1
         if token.kind == "name":
