@@ -80,8 +80,9 @@ class Tool:
             self.entries = [e for e in entries if e and e[0] not in data["not_verbs"]]
             self.entries += [tuple(i.split()) for v, i in data["idioms"].items() if (v,) in entries]
         else:
-            own = {w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs}
-            same = {v for group in data["verbs"] if not own.isdisjoint(group) for v in group}
+            own = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
+            own = own[: 1 + (own[:1] == [data["carrier"]])]  # "send_email" is asked for by both, "delete_email" by one
+            same = {v for group in data["verbs"] if not set(own).isdisjoint(group) for v in group}
             self.entries = [(v,) for v in same or data["effects"].get(profile.effect, ())]
 
     def prepare(self) -> None:
@@ -108,7 +109,10 @@ class Tool:
             array = any(o.get("type") == "array" for o in options)
             optional = kind in {"when", "text"} or role == "named_only"
             required = name in needed if needed is not None else not optional
-            self.arguments.append(_Argument(name, kind, self._same(words), role, array, required, given))
+            labels = self._same(words)
+            if kind == "text" and not labels.isdisjoint(data["speech"]):
+                labels |= set(data["speech"])
+            self.arguments.append(_Argument(name, kind, labels, role, array, required, given))
         if any(name in (needed or ()) for name in inner) or any(len(name) > MAX_NAME for name in kinds):
             self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}))  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
@@ -270,7 +274,8 @@ class Tool:
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
-            return (bool(pending) or described) and argument.required
+            # "the status of T-4" is another argument of T-4; "the mail of Bob" is not the mail Bob.
+            return described and argument.required and argument.name not in pending
         if kind == "principal" and not marker and not phrase.first:
             return False
         if kind == "when" and marker in data["setting"]:

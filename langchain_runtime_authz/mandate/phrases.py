@@ -64,8 +64,17 @@ class Vocabulary:
     texts: bool
     slot: bool
 
-    def read(self, tokens: Sequence[Token], text: str, *, lists: bool) -> tuple[list[Phrase], str | None] | None:
-        """Return the phrases behind the verb, and the dictated text, or `None` if a word is left over."""
+    def read(
+        self, tokens: Sequence[Token], text: str, *, lists: bool, part: bool
+    ) -> tuple[list[Phrase], str | None] | None:
+        """Return the phrases behind the verb, and the dictated text, or `None` if a word is left over.
+
+        Args:
+            tokens: what stands behind the verb.
+            text: the whole text.
+            lists: True if a value may be a list.
+            part: True if it is one of several parts, which "and" joins.
+        """
         language, effect, found, at = self.language, self.effect, list[Phrase](), 0
         while at < len(tokens):
             if len(found) > MAX_PHRASES:
@@ -98,7 +107,7 @@ class Vocabulary:
             if at + joined == len(tokens):
                 return None
             chosen: list[Phrase] = []
-            phrase, after = self._phrase(tokens, at + joined, chosen, lists=lists)
+            phrase, after = self._phrase(tokens, at + joined, chosen, lists=lists, part=part)
             if joined and (phrase is None or self.labels.isdisjoint(phrase.nouns)):
                 return None
             telling = phrase is not None and (phrase.nouns or not phrase.values or phrase.kind in {"money", "date"})
@@ -123,7 +132,7 @@ class Vocabulary:
         return bool(tokens) and (whole or not any(t.kind == "date" or t.lower in times for t in tokens[-2:]))
 
     def _phrase(
-        self, tokens: Sequence[Token], at: int, chosen: list[Phrase], *, lists: bool
+        self, tokens: Sequence[Token], at: int, chosen: list[Phrase], *, lists: bool, part: bool
     ) -> tuple[Phrase | None, int]:
         language, begin = self.language, at
         marker = tokens[at].lower if tokens[at].kind == "word" and tokens[at].lower in language.prepositions else ""
@@ -169,7 +178,7 @@ class Vocabulary:
             ):
                 break
             follows = singular(tokens[after].lower) if after < len(tokens) else ""  # "the checkout service"
-            whom = self._whom(tokens, at) or (follows in self.things if determined else bool(marker))
+            whom = self._whom(tokens, at, part=part) or (follows in self.things if determined else bool(marker))
             if token.kind == "word" and not (labelled or whom):
                 break
             values.append(token)
@@ -185,9 +194,10 @@ class Vocabulary:
             return None, begin
         return Phrase(marker, tuple(nouns), tuple(values), begin == 0), at
 
-    def _whom(self, tokens: Sequence[Token], at: int) -> bool:
+    def _whom(self, tokens: Sequence[Token], at: int, *, part: bool) -> bool:
         """Return True if a lower-case word right behind the verb may be a value: "pay bob 45 eur"."""
-        return at == 0 and (self.effect != "pay" or any(t.kind == "money" for t in tokens))
+        paid = any(t.kind == "money" for t in tokens)
+        return at == 0 and (paid or not (part or self.effect == "pay"))
 
     def _slot(self, tokens: Sequence[Token]) -> tuple[Phrase, int] | None:
         """Read the name of a field that is set: "the price of record 18"."""

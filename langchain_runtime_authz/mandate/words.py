@@ -279,11 +279,11 @@ class _Turn:
         parts = self._parts(rest)
         if len(parts) > MAX_CLAUSES:
             return []
-        whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1)
+        whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1, part=False)
         if len(parts) > 1:
             paired: list[Step] = []
             for part in parts:
-                steps, _ = self._steps_of(tool, part, text, order, digest, lists=False)
+                steps, _ = self._steps_of(tool, part, text, order, digest, lists=False, part=True)
                 if not steps:
                     break
                 paired += steps
@@ -309,9 +309,9 @@ class _Turn:
 
     @staticmethod
     def _steps_of(
-        tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool
+        tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool, part: bool
     ) -> tuple[list[Step], bool]:
-        read = tool.vocabulary.read(tokens, text, lists=lists)
+        read = tool.vocabulary.read(tokens, text, lists=lists, part=part)
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return [], False
