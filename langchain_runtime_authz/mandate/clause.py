@@ -256,10 +256,10 @@ class Tool:
         if role == "source":
             return marker in data["away"] or (not marker and (bool(named) or kind == "object"))
         markers = data["markers"]
+        inside = markers["container delete" if effect == "delete" else "container"] if role == "container" else ()
         if named:
-            return (
-                marker in data["naming"] or marker in markers["labelled delete" if effect == "delete" else "labelled"]
-            )
+            usual = markers["labelled delete" if effect == "delete" else "labelled"]
+            return marker in data["naming"] or marker in usual or marker in inside
         if role in {"named_only", "end"} or kind == "text":
             return False
         if phrase.kind in {"number", "word"} and not phrase.nouns:
@@ -287,7 +287,7 @@ class Tool:
             if not marker:
                 return plain and self.alone
             # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
-            return described and marker in markers["container delete" if effect == "delete" else "container"]
+            return described and marker in inside
         if role == "file" and kind in {"object", "name"} and self.texts and not plain:
             return marker in markers["container"] and phrase.kind in {"id", "quote"}
         return plain

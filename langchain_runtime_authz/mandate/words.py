@@ -38,6 +38,20 @@ _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
+class Dropped(NamedTuple):
+    """A stretch of the text that orders nothing, shortened, and the reason."""
+
+    what: str
+    why: str
+
+
+class Compiled(NamedTuple):
+    """A mandate if the words are understood as orders, and the stretches that are not."""
+
+    mandate: Mandate | None
+    dropped: tuple[Dropped, ...]
+
+
 class _UnclearError(Exception):
     """Why the turn orders nothing."""
 
