@@ -264,6 +264,8 @@ class _Turn:
             width = len(steps[0])
             if any(len(s) != width for s in steps):
                 raise _UnclearError("tools read it differently")
+            if len(steps) > 1 and any(_bare(step) for tool in steps for step in tool):
+                raise _UnclearError("it does not tell what the number is of")
             self.deeds += [[s[i] for s in steps] for i in range(width)]
             if len(self.deeds) > MAX_CLAUSES:
                 raise _UnclearError("it has too many orders")
@@ -369,6 +371,11 @@ class _Turn:
             if isinstance(argument, Const) and profile.critical.get(name) in _TARGETS
         ]
         return (step.tool, *hit)
+
+
+def _bare(step: Step) -> bool:
+    """Return True if the step names something by a number alone: several kinds of things may have it."""
+    return any(isinstance(a, Const) and isinstance(a.value, str) and a.value.isdecimal() for a in step.args.values())
 
 
 def _constants(step: Step) -> list[str]:
