@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
+from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Span, Step
 from langchain_runtime_authz.profile import ToolProfile
@@ -36,20 +37,6 @@ _MATERIAL: Final = re.compile(
 )
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
-
-
-class Dropped(NamedTuple):
-    """A stretch of the text that orders nothing, shortened, and the reason."""
-
-    what: str
-    why: str
-
-
-class Compiled(NamedTuple):
-    """A mandate if the words are understood as orders, and the stretches that are not."""
-
-    mandate: Mandate | None
-    dropped: tuple[Dropped, ...]
 
 
 class _UnclearError(Exception):
