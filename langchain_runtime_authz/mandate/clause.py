@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
 from langchain_runtime_authz.mandate.phrases import Phrase, Vocabulary
@@ -21,14 +22,26 @@ __all__ = ["MAX_NAME", "Tool"]
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _TRIES: Final = 500  # assignments looked at
 # What the words of an argument's name tell about its part in a clause; the first that fits counts.
-_ROLES: Final = ("named_only", "count", "slot", "setting", "source", "goal", "end", "version", "file", "container")
+_ROLES: Final = (
+    "named_only",
+    "venue",
+    "count",
+    "slot",
+    "setting",
+    "source",
+    "goal",
+    "end",
+    "version",
+    "file",
+    "container",
+)
 
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "principal": frozenset({"email", "id", "name", "handle", "word"}),
     "url": frozenset({"url"}),
     "object": frozenset({"id", "name", "quote", "handle", "hash", "word", "number"}),
-    "name": frozenset({"id", "name", "quote"}),
+    "name": frozenset({"id", "name", "quote", "hash"}),
     "channel": frozenset({"hash", "id", "name", "quote", "word"}),
     "amount": frozenset({"money", "number"}),
     "place": frozenset({"name", "quote", "word", "id"}),
@@ -68,6 +81,13 @@ def _choices(argument: _Argument) -> Sequence[str]:
     return [c for c in _listed(argument.schema.get("enum")) or () if isinstance(c, str)]
 
 
+def _somebody(token: Token) -> bool:
+    """Return True if a value looks like the name or the account of somebody, and not like that of a thing."""
+    if token.kind == "id":
+        return token.text.replace("_", "").isalpha() or any(f.startswith("iban:") for f in forms(token.text))
+    return token.kind in {"email", "name", "word", "handle"}
+
+
 class Tool:
     """A tool's verbs, arguments and vocabulary in one language."""
 
@@ -78,7 +98,7 @@ class Tool:
         if profile.intent:
             entries = [tuple(i.lower().split()) for i in profile.intent]
             self.entries = [e for e in entries if e and e[0] not in data["not_verbs"]]
-            self.entries += [tuple(i.split()) for v, i in data["idioms"].items() if (v,) in entries]
+            self.entries += [tuple(i.split()) for v, same in data["idioms"].items() if (v,) in entries for i in same]
         else:
             own = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
             own = own[: 1 + (own[:1] == [data["carrier"]])]  # "send_email" is asked for by both, "delete_email" by one
@@ -134,6 +154,8 @@ class Tool:
             texts=bool(self.texts),
             slot=sum(a.role == "slot" for a in self.arguments) == 1,
         )
+        kinds_of = {a.kind for a in self.arguments}
+        self.apart = {"principal", "object"} <= kinds_of
         self.alone = sum(a.kind in {"object", "principal", "name", "channel"} for a in self.arguments) == 1
 
     def _same(self, words: Iterable[str]) -> frozenset[str]:
@@ -246,7 +268,14 @@ class Tool:
         generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
         if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
+        # "Give X access to Y": where neither a noun nor a place tells the roles, somebody is no thing.
+        told = named or (kind == "object" and (generic or (role == "container" and marker)))
+        doubtful = self.apart and kind in {"principal", "object"} and not told
+        if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
+            return False
         types = _NAMED.get(kind, _KINDS[kind]) if named or generic or set_to else _KINDS[kind]
+        if role == "goal" and kind == "name":
+            types |= {"word"}
         if not types.issuperset(v.kind for v in phrase.values):
             return role == "version" and not marker and phrase.kind in {"number", "version", "id"}
         if role == "count" and phrase.kind == "money":
@@ -275,8 +304,10 @@ class Tool:
             return marker in markers["goal"]
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not the mail Bob.
-            return described and argument.required and argument.name not in pending
+            return described and argument.required and (argument.name not in pending or kind == "principal")
         if kind == "principal" and not marker and not phrase.first:
+            return False
+        if role == "venue" and marker in data["setting"]:
             return False
         if kind == "when" and marker in data["setting"]:
             return effect != "pay" and (

@@ -149,8 +149,8 @@ class Vocabulary:
             word = singular(tokens[at].lower)
             if tokens[at].lower in self.choices:
                 chosen.append(Phrase("choice", (), (tokens[at],)))
-            elif tokens[at].kind == "name":
-                break
+            elif tokens[at].kind == "name" and not (tokens[at].text.isupper() and word in self.words):
+                break  # "SQL" is a noun, "Bob" is none
             elif chosen and chosen[-1].values[0] is tokens[at - 1] and word in self.labels:
                 pass  # "high priority"
             elif word in self.words:
@@ -169,7 +169,8 @@ class Vocabulary:
             gap += language.match(language.separators, tokens, at + gap) if gap else 0
             if (values and not gap) or at + gap >= len(tokens):
                 break
-            token, after = self._value(tokens, at + gap, labelled=labelled)
+            told = labelled or (bool(marker) and marker not in language.data["setting"])
+            token, after = self._value(tokens, at + gap, told=told)
             noun = token is not None and values and token.kind == "word" and singular(token.lower) in self.words
             if (
                 token is None
@@ -217,9 +218,9 @@ class Vocabulary:
         start, end = tokens[begin].start, tokens[at - 1].end
         return [Phrase("counted", (), (Token("counted", text[start:end], start, end),))], at
 
-    def _value(self, tokens: Sequence[Token], at: int, *, labelled: bool = False) -> tuple[Token | None, int]:
+    def _value(self, tokens: Sequence[Token], at: int, *, told: bool = False) -> tuple[Token | None, int]:
         token = tokens[at]
-        common = labelled or self.language.common(token)  # a verb is a value only where a noun tells so
+        common = told or self.language.common(token)  # a verb is a value only where a noun or a preposition tells so
         if not self.language.value(token) or (token.kind == "word" and not common):
             return None, at
         after = at + 1

@@ -171,6 +171,8 @@ class Language:
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
+        if re.fullmatch(r"\+\d{7,15}", said):
+            return "id"
         if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
             return "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")

@@ -172,7 +172,7 @@ def test_one_sentence_that_is_not_understood_voids_the_turn(text):
 
 def test_roles_are_not_swapped():
     assert "mallory" not in str(calls("Write to carol@x.org about mallory@x.org")[0][1]["to"])
-    assert calls("Share carol@x.org with plan.md") == calls("Pay from Bob 45 EUR") == []
+    assert calls("Share carol@x.org with plan.md") == calls("Share rita access to plan.md") == calls("Pay from Bob 45 EUR") == []
 
 
 def test_a_value_that_the_schema_does_not_list_is_none():
