@@ -268,7 +268,7 @@ class Tool:
         generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
         if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
-        # "Give X access to Y": where neither a noun nor a place tells the roles, somebody is no thing.
+        # "Give X access to Y": if no noun tells the roles, a person is not taken for a thing.
         told = named or (kind == "object" and (generic or (role == "container" and marker)))
         doubtful = self.apart and kind in {"principal", "object"} and not told
         if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
@@ -303,7 +303,7 @@ class Tool:
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
-            # "the status of T-4" is another argument of T-4; "the mail of Bob" is not the mail Bob.
+            # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
             return described and argument.required and (argument.name not in pending or kind == "principal")
         if kind == "principal" and not marker and not phrase.first:
             return False

@@ -150,7 +150,7 @@ class Vocabulary:
             if tokens[at].lower in self.choices:
                 chosen.append(Phrase("choice", (), (tokens[at],)))
             elif tokens[at].kind == "name" and not (tokens[at].text.isupper() and word in self.words):
-                break  # "SQL" is a noun, "Bob" is none
+                break  # "SQL" is a noun here, "Bob" is not
             elif chosen and chosen[-1].values[0] is tokens[at - 1] and word in self.labels:
                 pass  # "high priority"
             elif word in self.words:
