@@ -11,23 +11,37 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.languages import NUMBER, PARTS, Language, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, Scalar, Span, Step, Text
+from langchain_runtime_authz.mandate.phrases import Phrase, Vocabulary
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["Phrase", "Tool"]
+__all__ = ["MAX_NAME", "Tool"]
 
-MAX_PHRASES: Final = 8  # of one clause
-MAX_PURPOSE: Final = 6  # words behind "for"
-_NAMES: Final = 4  # words of one name
+MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 _TRIES: Final = 500  # assignments looked at
+# What the words of an argument's name tell about its part in a clause; the first that fits counts.
+_ROLES: Final = (
+    "named_only",
+    "venue",
+    "count",
+    "slot",
+    "setting",
+    "source",
+    "goal",
+    "end",
+    "version",
+    "file",
+    "container",
+)
 
 # What may stand for an argument of a kind; behind a noun that names it, more may.
 _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "principal": frozenset({"email", "id", "name", "handle", "word"}),
     "url": frozenset({"url"}),
     "object": frozenset({"id", "name", "quote", "handle", "hash", "word", "number"}),
-    "name": frozenset({"id", "name", "quote"}),
+    "name": frozenset({"id", "name", "quote", "hash"}),
     "channel": frozenset({"hash", "id", "name", "quote", "word"}),
     "amount": frozenset({"money", "number"}),
     "place": frozenset({"name", "quote", "word", "id"}),
@@ -36,24 +50,16 @@ _KINDS: Final[Mapping[str, frozenset[str]]] = {
     "text": frozenset(),
 }
 _NAMED: Final[Mapping[str, frozenset[str]]] = {
-    **{k: v | {"word", "number", "email", "quote"} for k, v in _KINDS.items() if k in {"principal", "object", "name", "channel"}},
-    "value": frozenset({"quote", "id", "name", "word", "number", "email", "money", "url", "handle", "hash", "date"}),
+    **{
+        k: v | {"word", "number", "email", "quote"}
+        for k, v in _KINDS.items()
+        if k in {"principal", "object", "name", "channel"}
+    },
+    "value": frozenset(
+        {"quote", "id", "name", "word", "number", "version", "email", "money", "url", "handle", "hash", "date"}
+    ),
     "text": frozenset({"quote", "name", "word", "number", "id"}),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """A preposition, nouns, and a value or a list of values."""
-
-    marker: str
-    nouns: tuple[str, ...]
-    values: tuple[Token, ...]
-    first: bool = False
-
-    @property
-    def kind(self) -> str:
-        return self.values[0].kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,19 @@ class _Argument:
     schema: Mapping[str, Any]
 
 
+def _listed(value: object) -> Sequence[Any] | None:
+    return value if isinstance(value, list | tuple) else None
+
+
 def _choices(argument: _Argument) -> Sequence[str]:
-    choices = argument.schema.get("enum")
-    return [c for c in choices if isinstance(c, str)] if isinstance(choices, list | tuple) else []
+    return [c for c in _listed(argument.schema.get("enum")) or () if isinstance(c, str)]
+
+
+def _somebody(token: Token) -> bool:
+    """Return True if a value looks like the name or the account of somebody, and not like that of a thing."""
+    if token.kind == "id":
+        return token.text.replace("_", "").isalpha() or any(f.startswith("iban:") for f in forms(token.text))
+    return token.kind in {"email", "name", "word", "handle"}
 
 
 class Tool:
@@ -77,51 +93,74 @@ class Tool:
 
     def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
         self.name, self.profile, self.schema, self.language = name, profile, schema, language
+        self.arguments: list[_Argument] = []
         data = language.data
         if profile.intent:
             entries = [tuple(i.lower().split()) for i in profile.intent]
             self.entries = [e for e in entries if e and e[0] not in data["not_verbs"]]
-            self.entries += [tuple(i.split()) for v, i in data["idioms"].items() if (v,) in entries]
+            self.entries += [tuple(i.split()) for v, same in data["idioms"].items() if (v,) in entries for i in same]
         else:
-            own = {w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs}
-            same = {v for group in data["verbs"] if not own.isdisjoint(group) for v in group}
+            own = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
+            own = own[: 1 + (own[:1] == [data["carrier"]])]  # "send_email" is asked for by both, "delete_email" by one
+            same = {v for group in data["verbs"] if not set(own).isdisjoint(group) for v in group}
             self.entries = [(v,) for v in same or data["effects"].get(profile.effect, ())]
 
     def prepare(self) -> None:
         """Work out arguments and vocabulary, once a verb fits."""
+        if self.arguments:
+            return
         data, profile = self.language.data, self.profile
         properties = self.schema.get("properties")
         properties = properties if isinstance(properties, Mapping) else {}
-        needed = self.schema.get("required")
+        needed = _listed(self.schema.get("required"))
         kinds: dict[str, str] = {n: k for n, k in profile.critical.items() if "." not in n}
         kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
         inner = {n.partition(".")[0] for n in profile.critical if "." in n}
         for name in properties:
-            if name not in kinds and name not in profile.free and name not in inner:
-                kinds[str(name)] = "value"
-        roles = data["arguments"]
-        self.arguments: list[_Argument] = []
+            if isinstance(name, str) and not {name} & (kinds.keys() | inner | set(profile.free)):
+                kinds[name] = "value"
+        roles = {role: frozenset(data["arguments"][role]) for role in _ROLES}
         for name, kind in kinds.items():
             words = words_of(name)
-            role = next((r for r in ("named_only", "slot", "setting", "source", "goal", "end", "version", "file", "container") if set(words) & set(roles[r])), "")
+            role = next((r for r in _ROLES if not roles[r].isdisjoint(words)), "")
             given = properties.get(name)
             given = given if isinstance(given, Mapping) else {}
-            options = [given, *(o for o in given.get("anyOf") or () if isinstance(o, Mapping))]
+            options = [given, *(o for o in _listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
             array = any(o.get("type") == "array" for o in options)
-            listed = isinstance(needed, list | tuple)
-            required = name in needed if listed else kind not in {"when", "text"} and role != "named_only"
-            self.arguments.append(_Argument(name, kind, self._same(words), role, array, required, given))
-        if isinstance(needed, list | tuple) and inner & set(needed):
+            optional = kind in {"when", "text"} or role == "named_only"
+            required = name in needed if needed is not None else not optional
+            labels = self._same(words)
+            if kind == "text" and not labels.isdisjoint(data["speech"]):
+                labels |= set(data["speech"])
+            self.arguments.append(_Argument(name, kind, labels, role, array, required, given))
+        if any(name in (needed or ()) for name in inner) or any(len(name) > MAX_NAME for name in kinds):
             self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}))  # never bound
-        core = [*words_of(self.name), *(w for i in profile.intent for w in words_of(i)), *data["nouns"].get(profile.effect, ())]
-        self.core = self._same(core) - self.language.closed
-        self.vocabulary = self.core.union(*(a.words for a in self.arguments)) - self.language.closed
-        apart = self.language.stops | self.language.determiners | self.language.prepositions
-        self.choices = {w.lower() for a in self.arguments for w in _choices(a) if w.lower() not in apart}
+        phrases = [words_of(self.name), *map(words_of, profile.intent)]
+        deeds = self.language.verbs - self.language.things
+        core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
+        self.core = self._same([*core, *data["nouns"].get(profile.effect, ())]) - self.language.closed
         self.texts = [a for a in self.arguments if a.kind == "text"]
+        labels = frozenset[str]().union(*(a.words for a in self.arguments))
+        apart = self.language.stops | self.language.determiners | self.language.prepositions
+        self.vocabulary = Vocabulary(
+            language=self.language,
+            effect=profile.effect,
+            words=(self.core | labels) - self.language.closed,
+            labels=labels,
+            things=frozenset[str]().union(
+                *(a.words for a in self.arguments if a.kind in {"object", "principal", "channel"})
+            ),
+            choices=frozenset(w.lower() for a in self.arguments for w in _choices(a)) - apart,
+            texts=bool(self.texts),
+            slot=sum(a.role == "slot" for a in self.arguments) == 1,
+        )
+        kinds_of = {a.kind for a in self.arguments}
+        self.apart = {"principal", "object"} <= kinds_of
+        self.alone = sum(a.kind in {"object", "principal", "name", "channel"} for a in self.arguments) == 1
 
     def _same(self, words: Iterable[str]) -> frozenset[str]:
         words = frozenset(words)
+        words = words.union(*(self.language.data["narrower"].get(w, ()) for w in words))
         return words.union(*(g for g in self.language.data["synonyms"] if not words.isdisjoint(g)))
 
     def verb(self, tokens: Sequence[Token]) -> int:
@@ -137,164 +176,12 @@ class Tool:
                     taken = max(taken, 1 + particle)
         return taken
 
-    # --- phrases
-
-    def phrases(self, tokens: Sequence[Token], text: str, *, lists: bool) -> tuple[list[Phrase], str | None] | None:
-        """Return the phrases behind the verb, and the dictated text, or `None` if a word is left over."""
-        language, found = self.language, list[Phrase]()
-        effect, at = self.profile.effect, 0
-        while at < len(tokens):
-            if len(found) > MAX_PHRASES:
-                return None
-            said = language.match(language.dictation, tokens, at)
-            topic = language.match(language.topics, tokens, at)
-            if said or topic:
-                rest = tokens[at + (said or topic) :]
-                if rest and rest[0].kind == "quote":
-                    found.append(Phrase("dictation", (), (rest[0],)))
-                    at = len(tokens) - len(rest) + 1
-                    continue
-                whole = language.data["whole"] == tokens[at + said - 1].lower if said else False
-                if effect in {"send", "write"} and self.texts and self._dictated(rest, whole=whole):
-                    return found, text[rest[0].start : rest[-1].end]
-                return None
-            if tokens[at].kind == "owner":  # "bob's password" is the password of bob
-                found.append(Phrase("of", (), (tokens[at]._replace(kind=self.language.kind(tokens[at].text)),)))
-                at += 1
-                if at == len(tokens) or singular(tokens[at].lower) not in self.vocabulary:
-                    return None
-                continue
-            if not found and (slot := self._slot(tokens)):
-                found.append(slot[0])
-                at = slot[1]
-                continue
-            joined = language.match(language.separators, tokens, at) if lists and found else 0
-            chosen: list[Phrase] = []
-            phrase, after = self._phrase(tokens, at + joined, chosen, lists=lists)
-            if joined and (phrase is None or not self._named(phrase)):
-                return None
-            if phrase is None and effect == "pay" and tokens[at].lower in language.data["purpose"]:
-                phrase, after = self._purpose(tokens, at + 1, text)
-            if phrase is None and not chosen:
-                return None
-            found += [*chosen, *([phrase] if phrase else [])]
-            at = after
-            if phrase and phrase.marker in language.data["naming"] and len(found) > 1 and not found[-2].values:
-                found[-2:] = [replace(phrase, nouns=found[-2].nouns + phrase.nouns)]  # "the service called X"
-            if phrase and not phrase.marker and not phrase.nouns and phrase.values and phrase.kind == "number":
-                counted, at = self._counted(tokens, at, text)
-                found += counted
-        return found, None
-
-    def _dictated(self, tokens: Sequence[Token], *, whole: bool) -> bool:
-        """Return True if unquoted words are dictated to their end: no aside, and no time that may be the order's."""
-        if any((t.kind in {"sep", "colon"} and t.text != "&") or not re.search(r"\w", t.text[:2]) for t in tokens):
-            return False
-        times = self.language.data["times"]
-        return bool(tokens) and (whole or not any(t.kind == "date" or t.lower in times for t in tokens[-2:]))
-
-    def _phrase(
-        self, tokens: Sequence[Token], at: int, chosen: list[Phrase], *, lists: bool
-    ) -> tuple[Phrase | None, int]:
-        language, begin = self.language, at
-        marker = tokens[at].lower if tokens[at].kind == "word" and tokens[at].lower in language.prepositions else ""
-        if any(t.kind == "word" and t.text[0].isupper() and t.lower in language.determiners for t in tokens[at : at + 2]):
-            return None, begin  # "My" in "Delete My report.pdf" may be of the name
-        at += bool(marker)
-        nouns: list[str] = list(language.data["naming"].get(marker, ()))
-        named = len(nouns)
-        determined = at < len(tokens) and tokens[at].lower in language.determiners
-        at += determined
-        while at < len(tokens) and tokens[at].kind in {"word", "name"}:
-            word = singular(tokens[at].lower)
-            if tokens[at].lower in self.choices:
-                chosen.append(Phrase("choice", (), (tokens[at],)))
-            elif tokens[at].kind == "name":
-                break
-            elif word in self.vocabulary:
-                nouns.append(word)
-            elif tokens[at].lower not in language.adjectives or singular(tokens[at + 1 : at + 2][0].lower if at + 1 < len(tokens) else "") not in self.vocabulary:
-                break
-            at += 1
-        labelled = len(nouns) > named
-        at += (labelled or determined) and at < len(tokens) and tokens[at].kind == "colon"
-        values: list[Token] = []
-        while at < len(tokens):
-            gap = language.match(language.separators, tokens, at) if lists and values else 0
-            gap += language.match(language.separators, tokens, at + gap) if gap else 0
-            if (values and not gap) or at + gap >= len(tokens):
-                break
-            token, after = self._value(tokens, at + gap)
-            if token is None or (values and token.kind != values[0].kind):
-                break
-            if token.kind == "word" and not (labelled or (marker and not determined) or self._whom(tokens, at)):
-                break
-            values.append(token)
-            at = after
-        if values and determined and at < len(tokens) and tokens[at].kind == "word":
-            trailing = singular(tokens[at].lower)
-            if trailing in self.vocabulary:
-                nouns.append(trailing)
-                at += 1
-        if chosen and not values and (marker or not labelled):
-            return None, at
-        if at == begin or (not values and (marker or not labelled)):
-            return None, begin
-        return Phrase(marker, tuple(nouns), tuple(values), begin == 0), at
-
-    def _whom(self, tokens: Sequence[Token], at: int) -> bool:
-        """Return True if a lower-case word right behind the verb may be a value: "pay bob 45 eur"."""
-        return at == 0 and (self.profile.effect != "pay" or any(t.kind == "money" for t in tokens))
-
-    def _slot(self, tokens: Sequence[Token]) -> tuple[Phrase, int] | None:
-        """Read the name of a field that is set: "the price of record 18"."""
-        slots = [a.name for a in self.arguments if a.role == "slot"]
-        at = int(tokens[0].lower in self.language.determiners)
-        if len(slots) != 1 or at + 1 >= len(tokens) or tokens[at + 1].lower not in self.language.data["parting"]:
-            return None
-        known = not self.language.common(tokens[at]) or singular(tokens[at].lower) in self.vocabulary
-        return None if known else (Phrase("slot", (), (tokens[at],)), at + 1)
-
-    def _counted(self, tokens: Sequence[Token], at: int, text: str) -> tuple[list[Phrase], int]:
-        """Read what a number counts: "3 toner cartridges"."""
-        begin = at
-        while at < len(tokens) and tokens[at].kind in {"word", "name"} and self._value(tokens, at)[0] is not None:
-            at += 1
-        if not 0 < at - begin < _NAMES:
-            return [], begin
-        start, end = tokens[begin].start, tokens[at - 1].end
-        return [Phrase("counted", (), (Token("counted", text[start:end], start, end),))], at
-
-    def _value(self, tokens: Sequence[Token], at: int) -> tuple[Token | None, int]:
-        token = tokens[at]
-        if not self.language.value(token) or (token.kind == "word" and not self.language.common(token)):
-            return None, at
-        after = at + 1
-        if token.kind == "name":
-            while after < len(tokens) and tokens[after].kind == "name" and self.language.value(tokens[after]):
-                after += 1
-            if after - at > _NAMES:
-                return None, at
-        start, end = token.start, tokens[after - 1].end
-        said = " ".join(t.text for t in tokens[at:after])
-        return (token._replace(text=said, end=end), after) if len(said) == end - start or after == at + 1 else (None, at)
-
-    def _purpose(self, tokens: Sequence[Token], at: int, text: str) -> tuple[Phrase | None, int]:
-        """Read what a payment is for. It goes into the payment's text, if there is one."""
-        begin = at
-        while at < len(tokens):
-            token = tokens[at]
-            month = token.lower in self.language.months
-            fine = month or self.language.value(token) or (at == begin and token.lower in self.language.determiners)
-            if not fine or token.kind in {"money", "date", "quote"} or token.lower in self.language.verbs:
-                break
-            at += 1
-        if not 0 < at - begin <= MAX_PURPOSE:
-            return None, at
-        token = Token("purpose", text[tokens[begin].start : tokens[at - 1].end], tokens[begin].start, tokens[at - 1].end)
-        return Phrase("purpose", (), (token,)), at
-
-    # --- arguments
+    def commanded(self, tokens: Sequence[Token]) -> str:
+        """Return the one argument of a tool that takes a command, if only its nouns stand behind the verb."""
+        self.prepare()
+        only = self.arguments[0] if len(self.arguments) == 1 else None
+        plain = all(t.lower in self.language.determiners or singular(t.lower) in self.core for t in tokens)
+        return only.name if only and only.kind == "value" and plain else ""
 
     def bind(self, phrases: Sequence[Phrase], spoken: str | None) -> list[dict[str, Phrase]] | None:
         """Return the one assignment of all phrases to arguments, or `None`. `""` is the dictated text.
@@ -312,9 +199,11 @@ class Tool:
                 start = money.values[0].start + code.start()
                 meant = self.language.data["currencies"][code[0]]
                 used.append(Phrase("", ("currency",), (Token("word", meant, start, start + len(code[0])),)))
-        if any(p.marker == "slot" for p in phrases):
+        slots = frozenset[str]().union(*(a.words for a in self.arguments if a.role == "slot"))
+        if any(p.marker == "slot" or not slots.isdisjoint(p.nouns) for p in phrases):
             pending |= {a.name for a in self.arguments if a.role == "setting"}
-        names = [[a.name for a in self.arguments if self._fits(a, p, pending)] for p in used]
+        described = any(p.nouns for p in phrases)
+        names = [[a.name for a in self.arguments if self._fits(a, p, pending, described=described)] for p in used]
         for options, phrase in zip(names, used, strict=True):  # "set the status to closed"
             if foreign and phrase.marker in self.language.data["setting"] and not phrase.nouns:
                 options[:] = foreign.intersection(options)
@@ -362,7 +251,7 @@ class Tool:
             return False
         return phrase.marker in {"dictation", ""} and self.core.issuperset(phrase.nouns)
 
-    def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str]) -> bool:
+    def _fits(self, argument: _Argument, phrase: Phrase, pending: set[str], *, described: bool) -> bool:
         data, marker, kind, role = self.language.data, phrase.marker, argument.kind, argument.role
         effect, named, choices = self.profile.effect, self._named(phrase), _choices(argument)
         if marker == "choice":
@@ -376,18 +265,30 @@ class Tool:
         if choices and any(v.text not in choices for v in phrase.values):
             return False
         set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
-        described = bool(phrase.nouns) and kind in {"object", "name", "channel"}
-        if described and not named and not argument.words & set(data["arguments"]["generic"]):
+        generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
+        if generic and not named and not argument.words & set(data["arguments"]["generic"]):
             return False
-        if phrase.kind not in (_NAMED.get(kind, _KINDS[kind]) if named or described or set_to else _KINDS[kind]):
+        # "Give X access to Y": if no noun tells the roles, a person is not taken for a thing.
+        told = named or (kind == "object" and (generic or (role == "container" and marker)))
+        doubtful = self.apart and kind in {"principal", "object"} and not told
+        if doubtful and any(_somebody(v) != (kind == "principal") for v in phrase.values):
+            return False
+        types = _NAMED.get(kind, _KINDS[kind]) if named or generic or set_to else _KINDS[kind]
+        if role == "goal" and kind == "name":
+            types |= {"word"}
+        if not types.issuperset(v.kind for v in phrase.values):
             return role == "version" and not marker and phrase.kind in {"number", "version", "id"}
+        if role == "count" and phrase.kind == "money":
+            return False
         if set_to:
             return True
         if role == "source":
             return marker in data["away"] or (not marker and (bool(named) or kind == "object"))
         markers = data["markers"]
+        inside = markers["container delete" if effect == "delete" else "container"] if role == "container" else ()
         if named:
-            return marker in data["naming"] or marker in markers["labelled delete" if effect == "delete" else "labelled"]
+            usual = markers["labelled delete" if effect == "delete" else "labelled"]
+            return marker in data["naming"] or marker in usual or marker in inside
         if role in {"named_only", "end"} or kind == "text":
             return False
         if phrase.kind in {"number", "word"} and not phrase.nouns:
@@ -402,13 +303,23 @@ class Tool:
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
-            return bool(pending)
+            # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
+            return described and argument.required and (argument.name not in pending or kind == "principal")
+        if kind == "principal" and not marker and not phrase.first:
+            return False
+        if role == "venue" and marker in data["setting"]:
+            return False
         if kind == "when" and marker in data["setting"]:
-            return argument.required and len(self.profile.when) == 1
+            return effect != "pay" and (
+                len(self.profile.when) == 1 or not argument.words.isdisjoint(data["arguments"]["start"])
+            )
         plain = marker in markers.get(f"{kind} {effect}", markers[kind])
         if role == "container" and kind == "object":
-            return plain or marker in markers["container delete" if effect == "delete" else "container"]
-        if role == "file" and kind == "object" and self.texts and not plain:
+            if not marker:
+                return plain and self.alone
+            # "draft.txt in Documents" is a row of no table: a noun must tell what is meant.
+            return described and marker in inside
+        if role == "file" and kind in {"object", "name"} and self.texts and not plain:
             return marker in markers["container"] and phrase.kind in {"id", "quote"}
         return plain
 
@@ -419,7 +330,7 @@ class Tool:
         said = [*spoken, *(p.values[0].text for n, p in bound.items() if not n)]
         said += [bound[a.name].values[0].text for a in self.texts if a.name in bound and not said]
         headings = set(self.language.data["arguments"]["heading"])
-        needed = self.schema.get("required")
+        needed = _listed(self.schema.get("required")) or ()
         for argument in self.arguments:
             phrase = bound.get(argument.name) if argument.name else None
             if argument.kind == "text":
@@ -427,7 +338,7 @@ class Tool:
                     args[argument.name] = Text(quote=(phrase.values[0].text,))
                 elif spoken or "" in bound or (said and not headings.isdisjoint(argument.words)):
                     args[argument.name] = Text(quote=tuple(said))
-                elif self.profile.effect == "pay" and isinstance(needed, list | tuple) and argument.name in needed:
+                elif self.profile.effect == "pay" and argument.name in needed:
                     args[argument.name] = Text(quote=(order,))
             elif phrase is not None:
                 args[argument.name] = self._const(argument, phrase, digest)
@@ -444,5 +355,7 @@ class Tool:
                 values.append(token.text)
                 continue
             values.append(read if argument.kind == "amount" or token.kind == "money" else token.text)
-            start, end = (token.start + number.start(), token.start + number.end()) if len(phrase.values) == 1 else (start, end)
-        return Const(tuple(values) if argument.array else values[0], said=Span(digest, start, end))
+            start, end = (
+                (token.start + number.start(), token.start + number.end()) if len(phrase.values) == 1 else (start, end)
+            )
+        return Const(value=tuple(values) if argument.array else values[0], said=Span(digest, start, end))

@@ -18,22 +18,24 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.clause import Tool
+from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
 from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.languages import Language, Token, languages
-from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Step
+from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Span, Step
 from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["compile_words"]
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer one is material
 MAX_LINES: Final = 20
+MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
 MAX_READ: Final = 10  # words of a plain read
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
+_LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _TARGETS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 
 
@@ -81,7 +83,7 @@ def _unplain(text: str) -> str | None:
             category = unicodedata.category(letter)
             if category[0] == "C" and letter not in "\n\r\t":
                 return "it has invisible characters"
-            if category[0] in "LM" and not unicodedata.name(letter, "").startswith("LATIN "):
+            if category[0] in "LMN" and not letter.isascii() and not _LATIN.match(letter):
                 return "it mixes scripts"
     elif not text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return "it has invisible characters"
@@ -98,10 +100,10 @@ class _Turn:
         self.tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
-            if profile.effect != "read" and not profile.draft
+            if profile.effect != "read" and not profile.draft and len(name) <= MAX_NAME
         ]
         verbs = {entry[0] for tool in self.tools for entry in tool.entries}
-        self.verbs = language.verbs | verbs | {read[0] for read in language.reads}
+        self.verbs = language.verbs | verbs | language.reads.keys()
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
 
@@ -110,7 +112,15 @@ class _Turn:
         dropped: list[Dropped] = []
         for text in texts:
             digest = content_digest(text)
-            for sentence, mark in self._sentences(text):
+            if command := self._command(text, digest):
+                self.deeds.append(command)
+                self.open = True
+                continue
+            sentences = list(self._sentences(text))
+            if len(sentences) > MAX_LINES:
+                dropped.append(Dropped(_short(text), "it is too long for an order"))
+                break
+            for sentence, mark in sentences:
                 try:
                     self._sentence(sentence, mark, text, digest)
                 except _UnclearError as exc:
@@ -123,6 +133,27 @@ class _Turn:
             if steps:
                 return Compiled(Mandate(steps=steps, source="words"), ())
         return Compiled(None, tuple(dropped))
+
+    def _command(self, text: str, digest: str) -> list[Step]:
+        """Return the steps of "Run this query: …": the whole rest of the text is the one argument."""
+        head, colon, said = text.partition(":")
+        start, end = len(head) + 1 + len(said) - len(said.lstrip()), len(text.rstrip())
+        if not colon or not said[:1].isspace() or start >= end or self.open:
+            return []
+        tokens = list(self.language.tokens(head))
+        tokens = self._untailed(tokens[self._opened(tokens, 0) :])
+        if not tokens or self.language.stop(tokens):
+            return []
+        found = []
+        for tool in self.tools:
+            if (
+                tool.profile.effect == "admin"
+                and (taken := tool.verb(tokens))
+                and (name := tool.commanded(tokens[taken:]))
+            ):
+                value = Const(value=text[start:end], said=Span(digest, start, end))
+                found.append(Step(id="?", tool=tool.name, args={name: value}))
+        return found
 
     def _sentences(self, text: str) -> Iterator[tuple[list[Token], str]]:
         sentence: list[Token] = []
@@ -139,12 +170,14 @@ class _Turn:
 
     def _sentence(self, tokens: list[Token], mark: str, text: str, digest: str) -> None:
         language = self.language
-        if self._courteous(tokens):
-            return
-        if stop := language.stop(tokens):
-            raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         if "?" in mark and not self._requested(tokens):
             raise _UnclearError("it is a question")
+        if self._courteous(tokens):
+            return
+        if len(tokens) > MAX_WORDS:
+            raise _UnclearError("it is too long for an order")
+        if stop := language.stop(tokens):
+            raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         clauses = list(self._clauses(tokens))
         if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
             clauses = [clauses[1] + clauses[0]]
@@ -161,8 +194,8 @@ class _Turn:
 
     def _requested(self, tokens: Sequence[Token]) -> bool:
         """Return True for a question that is a polite order ("Could you …?")."""
-        begins = range(self._opened(tokens, 0))
-        return any(self.language.match(self.language.requests, tokens, at) for at in begins)
+        begins = range(opened := self._opened(tokens, 0))
+        return opened < len(tokens) and any(self.language.match(self.language.requests, tokens, at) for at in begins)
 
     def _opened(self, tokens: Sequence[Token], at: int) -> int:
         """Return where the clause begins that stands behind greetings and polite words."""
@@ -175,9 +208,7 @@ class _Turn:
         """Yield the clauses of a sentence: a new one begins where a verb follows "and"."""
         language, begin, at, open_ = self.language, 0, self._opened(tokens, 0), False
         while at < len(tokens):
-            dictated = max(
-                language.match(language.dictation, tokens, at), language.match(language.topics, tokens, at)
-            )
+            dictated = max(language.match(language.dictation, tokens, at), language.match(language.topics, tokens, at))
             if dictated and at > begin:
                 after = tokens[at + dictated].kind if at + dictated < len(tokens) else ""
                 open_ = open_ or after != "quote"
@@ -208,13 +239,7 @@ class _Turn:
         opened = self._opened(tokens, 0)
         gerund = any(language.match(language.gerunds, tokens, at) for at in range(opened))
         tokens = tokens[opened:]
-        while tokens:
-            ends = [n for n in range(1, 6) if n <= len(tokens) and language.match(language.tails, tokens, len(tokens) - n) == n]
-            if not ends:
-                break
-            tokens = tokens[: -ends[-1]]
-            if tokens and tokens[-1].kind == "sep":
-                tokens = tokens[:-1]
+        tokens = self._untailed(tokens)
         if self._courteous(tokens):
             return
         if self.open:
@@ -226,11 +251,26 @@ class _Turn:
             width = len(steps[0])
             if any(len(s) != width for s in steps):
                 raise _UnclearError("tools read it differently")
+            if len(steps) > 1 and any(_bare(step) for tool in steps for step in tool):
+                raise _UnclearError("it does not tell what the number is of")
             self.deeds += [[s[i] for s in steps] for i in range(width)]
             if len(self.deeds) > MAX_CLAUSES:
                 raise _UnclearError("it has too many orders")
         elif not self._plain_read(tokens):
             raise _UnclearError("it is not understood as an order to a tool")
+
+    def _untailed(self, tokens: list[Token]) -> list[Token]:
+        """Return the tokens without the polite words at their end."""
+        language, size = self.language, len(tokens)
+        while size:
+            ends = [
+                n for n in range(1, min(size, 6) + 1) if language.match(language.tails, tokens[:size], size - n) == n
+            ]
+            if not ends:
+                break
+            size -= ends[-1]
+            size -= bool(size and tokens[size - 1].kind == "sep")
+        return tokens[:size]
 
     def _ordered(self, tool: Tool, tokens: list[Token], text: str, digest: str) -> list[Step]:
         """Return the steps that a clause orders of a tool: several for a list of complete objects or pairs."""
@@ -240,11 +280,17 @@ class _Turn:
         tool.prepare()
         rest, order = tokens[taken:], text[min(t.start for t in tokens) : max(t.end for t in tokens)]
         parts = self._parts(rest)
-        whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1)
+        if len(parts) > MAX_CLAUSES:
+            return []
+        whole, open_ = self._steps_of(tool, rest, text, order, digest, lists=len(parts) > 1, part=False)
         if len(parts) > 1:
-            several = [self._steps_of(tool, part, text, order, digest, lists=False)[0] for part in parts]
-            paired = [step for steps in several for step in steps]
-            if all(several):
+            paired: list[Step] = []
+            for part in parts:
+                steps, _ = self._steps_of(tool, part, text, order, digest, lists=False, part=True)
+                if not steps:
+                    break
+                paired += steps
+            else:
                 if all(step.args.keys() == paired[0].args.keys() for step in paired):
                     return paired if not whole or list(map(_values, whole)) == list(map(_values, paired)) else []
                 # "Delete a.txt and b.txt in X": nobody knows whether X holds for both. A text does.
@@ -266,13 +312,14 @@ class _Turn:
 
     @staticmethod
     def _steps_of(
-        tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool
+        tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool, part: bool
     ) -> tuple[list[Step], bool]:
-        read = tool.phrases(tokens, text, lists=lists)
+        read = tool.vocabulary.read(tokens, text, lists=lists, part=part)
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return [], False
-        return [tool.step(one, read[1], order, digest) for one in bound], read[1] is not None
+        purpose = next((p.values[0].text for p in read[0] if p.marker == "purpose"), None)
+        return [tool.step(one, read[1] or purpose, order, digest) for one in bound], read[1] is not None
 
     def _plain_read(self, tokens: list[Token]) -> bool:
         """Return True for an order to read or show something, which needs no step."""
@@ -285,7 +332,7 @@ class _Turn:
         return self.language.value(token) and not (token.kind == "word" and token.lower in self.verbs)
 
     def _steps(self) -> tuple[Step, ...]:
-        """Number the steps. Ways to do one thing share a deed; the same order twice is one."""
+        """Return the numbered steps. Ways to do one thing share a deed, and the same order twice is one."""
         found: list[Step] = []
         targets: dict[tuple[object, ...], list[Step]] = {}
         for number, deed in enumerate(self.deeds, 1):
@@ -311,6 +358,11 @@ class _Turn:
             if isinstance(argument, Const) and profile.critical.get(name) in _TARGETS
         ]
         return (step.tool, *hit)
+
+
+def _bare(step: Step) -> bool:
+    """Return True if the step names something by a number alone: several kinds of things may have it."""
+    return any(isinstance(a, Const) and isinstance(a.value, str) and a.value.isdecimal() for a in step.args.values())
 
 
 def _constants(step: Step) -> list[str]:

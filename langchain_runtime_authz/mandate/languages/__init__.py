@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.forms import decimals, forms, mentions
 
-__all__ = ["NUMBER", "PARTS", "Language", "Token", "languages", "read_number", "singular", "words_of"]
+__all__ = ["NUMBER", "PARTS", "Language", "Phrases", "Token", "languages", "read_number", "singular", "words_of"]
 
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _PLAIN: Final = re.compile(
@@ -27,10 +27,22 @@ _ID: Final = re.compile(r"[#@~.]?[/\\]?\w[\w./\\\-+=&~:]*")
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*")  # "5pm", "1.5k", "x.org.They"
+_WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
+@lru_cache(maxsize=4096)
+def _lower(text: str) -> str:
+    return text.lower().replace("’", "'")
+
+
+Phrases = Mapping[str, Sequence[tuple[str, ...]]]
+"""Phrases by their first word, the longest first."""
+
+
 class Token(NamedTuple):
+    """A stretch of a text, of one kind."""
+
     kind: str  # quote date money number url email id handle hash name word owner version sep colon end odd
     text: str
     start: int
@@ -38,28 +50,37 @@ class Token(NamedTuple):
 
     @property
     def lower(self) -> str:
-        return self.text.lower().replace("’", "'")
+        """Return it in lower case, with plain apostrophes."""
+        return _lower(self.text)
 
 
 def singular(word: str) -> str:
+    """Return the word without a plural's ending."""
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
 def words_of(name: str) -> list[str]:
+    """Return the words of an identifier."""
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
 class Language:
+    """The closed lists of one language, and its tokens."""
+
     def __init__(self, data: Mapping[str, Any]) -> None:
         def sets(name: str) -> frozenset[str]:
             return frozenset(data[name])
 
-        def phrases(*names: str) -> tuple[tuple[str, ...], ...]:
-            return tuple(sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True))
+        def phrases(*names: str, least: int = 1) -> Phrases:
+            found: dict[str, list[tuple[str, ...]]] = {}
+            for phrase in sorted({tuple(p.split()) for n in names for p in data[n]}, key=len, reverse=True):
+                if len(phrase) >= least:
+                    found.setdefault(phrase[0], []).append(phrase)
+            return found
 
         self.data = data
         self.stop_phrases = phrases("stop_phrases")
-        self.excused = tuple(p for p in phrases("openers", "tails") if len(p) > 1)
+        self.excused = phrases("openers", "tails", least=2)
         self.gerunds = phrases("gerunds")
         self.openers, self.requests = phrases("openers", "requests", "gerunds"), phrases("requests", "gerunds")
         self.tails, self.courtesies = phrases("tails"), phrases("courtesies", "openers", "tails")
@@ -69,8 +90,10 @@ class Language:
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(v for group in data["verbs"] for v in group)
         self.prepositions = sets("prepositions") | data["naming"].keys()
-        separating = {w for p in (*self.separators, *self.topics) for w in p}
-        self.closed = sets("never_values") | self.stops | self.determiners | self.prepositions | separating
+        separating = self.separators.keys() | self.topics.keys()
+        self.things = frozenset(w for n in (*data["nouns"].values(), *data["synonyms"]) for w in n)
+        currencies = frozenset(c.lower() for c in data["currencies"])
+        self.closed = sets("never_values") | currencies | self.stops | self.determiners | self.prepositions | separating
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(sorted((c for c in data["currencies"] if c.isalpha()), key=len, reverse=True))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}:\d\d(?: ?[ap]m)?"
@@ -119,13 +142,18 @@ class Language:
             kind = kind if number and read_number(number[0]) is not None else "odd"
         elif kind == "rest":
             kind = self.kind(said)
-            if kind == "odd" and (owner := re.fullmatch(r"(\S+)['’]s", said)) and self.kind(owner[1]) in {"name", "id", "word"}:
+            if (
+                kind == "odd"
+                and (owner := re.fullmatch(r"(\S+)['’]s", said))
+                and self.kind(owner[1]) in {"name", "id", "word"}
+            ):
                 kind, end, said = "owner", end - 2, owner[1]
             if kind == "hash" and re.fullmatch(r"#\d+", said):
                 kind, start, said = "id", start + 1, said[1:]
         yield Token(kind, said, start, end)
 
     def kind(self, said: str) -> str:
+        """Return the kind of a token that is neither quoted nor written in several words."""
         if read_number(said) is not None:
             return "number"
         if _WORD.fullmatch(said.replace("'", "").replace("’", "")) and said.lower().replace("’", "'") in self.closed:
@@ -135,19 +163,23 @@ class Language:
         if _NAME.fullmatch(said) and not re.search(r"['’][sS]$", said):
             return "name"
         if _WORD.fullmatch(said):
-            return "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+            return (
+                "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+            )
         if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
             return "version"
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
+        if re.fullmatch(r"\+\d{7,15}", said):
+            return "id"
         if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
             return "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
         """Return True if the word takes an order back, or hangs it on something."""
-        word = word.replace("’", "'")
+        word = word.replace("’", "'").strip("()[]{}*_~'\"")
         return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
     def stop(self, tokens: Sequence[Token]) -> str:
@@ -164,11 +196,11 @@ class Language:
             at += 1
         return ""
 
-    def match(self, phrases: Iterable[tuple[str, ...]], tokens: Sequence[Token], at: int) -> int:
+    def match(self, phrases: Phrases, tokens: Sequence[Token], at: int) -> int:
         """Return how many tokens from `at` on are one of the phrases, the longest first."""
-        if at < len(tokens) and tokens[at].kind in {"word", "name", "sep", "colon"}:
-            for phrase in phrases:
-                if phrase[0] == tokens[at].lower and phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
+        if at < len(tokens) and tokens[at].kind in _WORDLIKE:
+            for phrase in phrases.get(tokens[at].lower, ()):
+                if len(phrase) == 1 or phrase == tuple(t.lower for t in tokens[at : at + len(phrase)]):
                     return len(phrase)
         return 0
 
@@ -191,6 +223,7 @@ class Language:
 
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
+    """Return all languages; their files are read once."""
     files = sorted((Path(__file__).parent).glob("*.json"))
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 
