@@ -174,9 +174,7 @@ def _described(
     # What is refused here is not asked, but its record still says what it was.
     body, traced, now, plan_match = None, _NOTHING, 0, None
     if call.error is None:
-        body, traced = call_request(
-            run, snapshot, words, call, match, row, approval, moved, prior, mandate, standing
-        )
+        body, traced = call_request(run, snapshot, words, call, match, row, approval, moved, prior, mandate, standing)
         now, plan_match = int(snapshot.now), match
     return DecidedCall(
         call=call,
