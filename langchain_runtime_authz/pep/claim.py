@@ -17,6 +17,7 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts import delegation, plan
+from langchain_runtime_authz.facts.provenance.observe import Observation
 from langchain_runtime_authz.facts.source import (
     content_version,
     read_mark,
@@ -312,7 +313,7 @@ def conclude(
     Where a live token was found in what the tool gave out, the agent is revoked.
     """
     ticket.conclude()
-    leaked, profile, memory = ticket.leaked, call.profile, run.engine.memory
+    leaked, profile = ticket.leaked, call.profile
     side_effect = profile.side_effect
     changes: list[Change] = []
     if state == "released":
@@ -330,14 +331,7 @@ def conclude(
             found = observe(call, output, failed)
         else:
             found = yield (Observe, call, output, failed)
-        if found.prose:
-            memory.keep(run.scope, found)
-        if side_effect:
-            memory.wrote(run.scope, call.args)
-        elif state == "done" and call.profiled:
-            memory.read(run.scope, call.tool, profile, call.args, call.given, output)
-        if state == "done" and side_effect:
-            memory.reached(run.scope, call.atoms.destinations())
+        _remember(run, call, found, output, done=state == "done")
         if found.sightings:
             changes.append(RecordValues(found.sightings))
         if not side_effect and state == "done":
@@ -363,6 +357,19 @@ def conclude(
         yield (Write, written)
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
+
+
+def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
+    """Keep what the call returned or was given, for questions and mandates."""
+    memory, scope = run.engine.memory, run.scope
+    if found.prose:
+        memory.keep(scope, found)
+    if call.profile.side_effect:
+        memory.wrote(scope, call.args)
+        if done:
+            memory.reached(scope, call.atoms.destinations())
+    elif done and call.profiled:
+        memory.read(scope, call.tool, call.profile, call.args, call.given, output)
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

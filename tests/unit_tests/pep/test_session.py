@@ -984,7 +984,7 @@ def test_sync_and_async_agree() -> None:
 
 @BOTH
 def test_the_shipped_policy_reads_and_asks(form: str) -> None:
-    """A profiled read runs, a payment asks, an approved payment runs, and an admin tool does not."""
+    """A profiled read runs, a payment that nobody ordered asks, an approved one runs, and an admin tool asks too."""
     authz = RuntimeAuthz(profiles={**PROFILES, "sudo": ToolProfile(effect="admin", sink="internal")})
     session = Forms(opened(authz), form)
     assert session.decide("lookup", {"key": "x"}).permit
@@ -995,7 +995,7 @@ def test_the_shipped_policy_reads_and_asks(form: str) -> None:
     assert paid.permit
     assert paid.policy_revision
     session.observe("pay", PAY, "paid")
-    assert (session.decide("sudo", {}).outcome, session.decide("sudo", {}).reason) == ("deny", "effect")
+    assert (session.decide("sudo", {}).outcome, session.decide("sudo", {}).reason) == ("approval_required", "effect")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_what_the_human_said_is_paid_and_what_a_text_said_is_asked_about(write: 
     )
     result = replayed(path)
     assert [(s.outcome, s.ran) for s in result.steps] == [("permit", True), ("approval_required", False), ("permit", True)]
-    assert "it stands in a text that was read (read)" in result.steps[1].evidence[0]
+    assert "it stands in a text that was read (read)" in result.steps[1].evidence[1]
     assert (len(result.stopped), len(result.disturbed), len(result.let_through)) == (1, 0, 0)
 
 
@@ -84,7 +84,8 @@ def test_a_later_word_of_the_human_counts(write: Write) -> None:
         {"type": "end", "agent": "child"},
         call("3", "pay", {"to": "UK12345678901234567890"}),
     )
-    assert [s.outcome for s in replayed(path).steps] == ["permit", "approval_required", "permit", "permit"]
+    # The later order stands alone: what the first one ordered and nobody did yet is asked about.
+    assert [s.outcome for s in replayed(path).steps] == ["permit", "approval_required", "permit", "approval_required"]
 
 
 def test_a_stopped_calls_output_is_not_believed(write: Write) -> None:
@@ -106,7 +107,7 @@ def test_times_are_the_traces_own(write: Write) -> None:
         accounts = [f"UK1234567890123456789{i}" for i in range(8)]
         pays = [call(str(i), "pay", {"to": to}, at=10 + i * apart) for i, to in enumerate(accounts)]
         outputs = [output(str(i), "paid", at=10 + i * apart) for i in range(8)]
-        return [user(f"pay {' '.join(accounts)}", at=10), *(x for pair in zip(pays, outputs, strict=True) for x in pair)]
+        return [user(f"pay {', '.join(accounts[:-1])} and {accounts[-1]}", at=10), *(x for pair in zip(pays, outputs, strict=True) for x in pair)]
 
     fast, slow = replayed(write(*lines(0))), replayed(write(*lines(20)))
     assert any("rate_exceeded" in s.reasons for s in fast.steps)
