@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, tidy
 from langchain_runtime_authz.facts.task import content_digest
 
-__all__ = ["MAX_OWN", "Place", "Segment", "Texts", "material", "stated"]
+__all__ = ["MAX_OWN", "Place", "Segment", "Texts", "continues", "material", "stated"]
 
 MAX_OWN: Final = 20_000  # characters of own words; more are not read at all
 _MAX_TEXT: Final = 1_000_000  # a longer text is a paste as a whole
@@ -162,6 +162,13 @@ _TAKEN_BACK: Final = re.compile(
     r"|(?:do not|don['\u2019]?t)(?: \w{1,20}){0,2}(?: (?:it|that|this|them|anything|yet))?)(?:[ ,](?:please|then|now|yet|again))?",
     re.IGNORECASE,
 )
+_SHORT: Final = 60
+_CONTINUES: Final = re.compile(
+    r"(?:(?:ok(?:ay)?|yes|please|and|ja|bitte|s\u00ed|oui|s\u00ec)[,!. ]{1,3}){0,3}(?:please )?(?:continue|go on|go ahead|proceed|carry on|keep going|resume"
+    r"|weiter(?:machen)?|mach(?:en Sie)? weiter|fahr(?:en Sie)? fort|contin[u\u00fa]a|adelante|sigue|continuez?|vas-y|allez-y|prosegui|vai avanti"
+    r"|\u7ee7\u7eed)(?:[, ](?:please|bitte|por favor))?",
+    re.IGNORECASE,
+)
 _SCALED: Final = re.compile(r" ?(?:%|percent|per cent|hundred|thousand|million|billion|k\b|dozen)", re.IGNORECASE)
 _COUNTED: Final = {
     word: count
@@ -174,6 +181,11 @@ _COUNT: Final = re.compile(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 _TIMES: Final = re.compile(
     r"[ ]?(?:times|x\b|\u00d7|mal\b|veces\b|fois\b|volte\b|vezes\b|\u6b21|\u56de)", re.IGNORECASE
 )
+
+
+def continues(text: str) -> bool:
+    """Return True if a text only says to go on with what was ordered before."""
+    return len(text) <= _SHORT and _CONTINUES.fullmatch(text.strip(_EDGE)) is not None
 
 
 def stated(text: str) -> str:

@@ -159,10 +159,10 @@ def _planned(run: Run) -> Flow[Mandate | None]:
     It is asked before anything of this entry runs, and is shown the user's own words only.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-    texts = turn(snapshot.log)
+    texts, key = turn(snapshot.log)
     if not texts:
         return None
-    name = f"mandate:{snapshot.task.digest}"
+    name = f"mandate:{key}"
     for attempt in range(2):
         kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
         if name in kept.marks:

@@ -70,19 +70,19 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
 
 
 def _compiled(run: Run, said: TaskWords) -> Mandate | None:
-    if not said.turn:
+    if not said.turn.texts:
         return None
     # Only where a side effect is decided, and the language data is needed.
     from langchain_runtime_authz.mandate.words import compile_words
 
     tools = run.engine.tools
     try:
-        found = compile_words(said.turn, tools.declared, tools.signatures).mandate
+        found = compile_words(said.turn.texts, tools.declared, tools.signatures).mandate
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None
     # Another spelling of the profiles must not make the same order anew.
-    return found.of("words", said.digest) if found is not None else None
+    return found.of("words", said.turn.key) if found is not None else None
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
@@ -97,7 +97,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         call.args,
         call.given,
         forms_of(own) if own else frozenset(),
-        "\n".join(said.turn),
+        "\n".join(said.turn.texts),
     )
     memory = run.engine.memory
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))

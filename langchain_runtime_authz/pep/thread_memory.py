@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.forms import skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, Prose
@@ -21,14 +21,24 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
-from langchain_runtime_authz.mandate.own_words import stated
+from langchain_runtime_authz.mandate.own_words import continues, stated
 from langchain_runtime_authz.profile import ToolProfile
 
-__all__ = ["TaskWords", "ThreadMemory", "turn"]
+__all__ = ["TaskWords", "ThreadMemory", "Turn", "turn"]
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
 MAX_PAYEES: Final = 1024  # destinations remembered, per thread
+
+
+class Turn(NamedTuple):
+    """What the user said at once. `key` names this turn of the thread, also after the data behind the task changed."""
+
+    texts: tuple[str, ...] = ()
+    key: str = ""
+
+
+NO_TURN: Final = Turn()
 
 
 @dataclass(slots=True)
@@ -38,14 +48,14 @@ class TaskWords:
     Attributes:
         digest: of the task.
         words: all that the user said.
-        turn: the user's texts of the newest turn. A text that somebody else said since leaves none.
+        turn: the newest turn.
         turns: how many texts the user said. An answer to a question is not one: it asks for nothing new.
         compiled: what the newest turn orders (`mandate.words`), once it is read; `()` before.
     """
 
     digest: str
     words: UserWords
-    turn: tuple[str, ...] = ()
+    turn: Turn
     turns: int = 0
     compiled: Mandate | tuple[()] | None = ()
 
@@ -162,17 +172,24 @@ class ThreadMemory:
         return thread
 
 
-def turn(log: Sequence[HumanText]) -> tuple[str, ...]:
-    """Return the user's texts of the newest turn: those that were pinned together.
+def turn(log: Sequence[HumanText]) -> Turn:
+    """Return the newest turn: the user's texts that were pinned together.
 
-    A later turn suspends what an earlier one ordered, also an answer or an edit, and words of somebody else. Changed
-    data (`data:`) is not a turn: nobody said anything. A client may give such a key to a text, which counts.
+    A later turn suspends what an earlier one ordered, also an answer or an edit, and words of somebody else: then it has
+    no texts. One that only says to go on revives the one before it. Changed data (`data:`) is not a turn: nobody said
+    anything. A client may give such a key to a text, which counts.
     """
     said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
-    newest = [t for t in said if t.epoch == said[-1].epoch] if said else []
-    if any((t.text and not t.own) or _answers(t) for t in newest):
-        return ()
-    return tuple(t.text for t in newest if t.text)
+    while said:
+        newest = [t for t in said if t.epoch == said[-1].epoch]
+        if any((t.text and not t.own) or _answers(t) for t in newest):
+            return NO_TURN
+        texts = tuple(t.text for t in newest if t.text)
+        said = said[: -len(newest)]
+        if len(texts) == 1 and said and continues(texts[0]):
+            continue
+        return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}")
+    return NO_TURN
 
 
 def _answers(text: HumanText) -> bool:

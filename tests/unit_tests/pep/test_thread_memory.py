@@ -49,6 +49,9 @@ TURNS = {
     "the user may go on after somebody else": ([(PAY,), (said("Pay Eve", own=False),), (OTHER,)], ("Pay Carol",)),
     "an answer is not an order": ([(PAY,), (said("Pay Eve", f"{ANSWER}0"),)], ()),
     "an answer next to an order suspends it": ([(PAY,), (OTHER, said("yes", f"{ANSWER}0"))], ()),
+    "going on revives the turn before": ([(PAY,), (said("Please continue."),)], ("Pay Bob 45",)),
+    "going on revives nothing that was suspended": ([(PAY,), (said("Stop", own=False),), (said("go on"),)], ()),
+    "going on with more words is a turn": ([(PAY,), (said("go on to the next"),)], ("go on to the next",)),
     "an act without words suspends": ([(PAY,), (said(""),)], ()),
     "an act of somebody else without words suspends": ([(PAY,), (said("", own=False),)], ()),
     "changed data is not a turn": ([(PAY,), (said("", "data:bill", own=False),)], ("Pay Bob 45",)),
@@ -61,7 +64,15 @@ TURNS = {
 @pytest.mark.parametrize("name", TURNS)
 def test_the_newest_turn(name: str) -> None:
     turns, expected = TURNS[name]
-    assert turn(log(*turns)) == expected
+    assert turn(log(*turns)).texts == expected
+
+
+def test_a_turn_keeps_its_key() -> None:
+    """What it ordered is spent under its key: by changed data and by "go on" it stays the same, and by its words it does not."""
+    key = turn(log((PAY,))).key
+    assert turn(log((PAY,), (said("", "data:bill", own=False),))).key == key
+    assert turn(log((PAY,), (said("OK, go on please"),))).key == key
+    assert turn(log((PAY,), (PAY,))).key != key
 
 
 def test_words_are_the_users_own() -> None:
@@ -71,7 +82,7 @@ def test_words_are_the_users_own() -> None:
     memory = ThreadMemory()
     found = memory.read_words(scope(), seen)
     told = {name for name in ("bob", "ann", "eve", "ida") if found.words.said(forms(f"{name}@x.org"))}
-    assert (told, found.turn, found.turns, found.digest) == ({"bob", "ida"}, ("and to ida@x.org",), 2, seen.task.digest)
+    assert (told, found.turn.texts, found.turns, found.digest) == ({"bob", "ida"}, ("and to ida@x.org",), 2, seen.task.digest)
     assert memory.words[scope()] is found
     assert found.compiled == ()
 
