@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import inspect
 import itertools
 import json
 import os
@@ -38,6 +39,10 @@ from langgraph.prebuilt import ToolNode
 TREE = Path(__file__).resolve().parents[2]
 ACCOUNT = "DE89370400440532013000"
 TASK = f"Book 98.7 to {ACCOUNT}, as each note says"
+# Covers what the script calls. A tree from before the mandate goes by the task.
+MANDATE: dict[str, Any] = {
+    "steps": [{"id": "book", "tool": "book", "args": {"account": ACCOUNT, "amount": 98.7, "note": {"kind": "free"}}, "times": 10_000}]
+}
 MORE = 8  # turns of the long invoke beyond those of the short one
 SINGLE = "tool call, static"  # the permit that denials and messages of eight calls are held against
 TARGETS = {SINGLE: 0.55, "tool call, shipped policy": 0.95}
@@ -175,7 +180,8 @@ class Pair:
         profiles = {"book": ToolProfile(effect="write", sink="internal", critical=critical)}
         authz = RuntimeAuthz(pdp=pdp, profiles=profiles)
         self.script, self.loop = Script(), loop
-        config = authz.run(subject="alice", task=TASK).config({"recursion_limit": 1000})
+        ordered = {"mandate": MANDATE} if "mandate" in inspect.signature(authz.run).parameters else {}
+        config = authz.run(subject="alice", task=TASK, **ordered).config({"recursion_limit": 1000})
         self.sides = {
             "plain": (build(self.script), {"recursion_limit": 1000}),
             "protected": (authz.protect(build(self.script)), config),
