@@ -25,6 +25,7 @@ from langchain_runtime_authz.profile import ToolProfile, argument
 __all__ = ["MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
 
 MAX_VALUES: Final = 1000  # of one argument, for what is forbidden and for sums
+_UNBOUNDED: Final = 2**53
 MAX_EQUAL_ROWS: Final = 32  # records that one call may stand for
 MAX_LOOKED: Final = 10_000  # characters of a value, for what is forbidden
 MANDATE: Final = "mandate:"  # begins the name of every counter
@@ -142,6 +143,7 @@ class _Match(NamedTuple):
     rows: Sequence[Sequence[str]]  # counters of the records that it may stand for, one of each group
     counts: bool
     after: str | None  # the counter of the step that must have been taken
+    confirm: str | None  # the counter of the approvals of the whole mandate, if one is needed
 
 
 class Binding:
@@ -159,6 +161,8 @@ class Binding:
         for match in matches:
             if match.after is not None:
                 counters.setdefault(match.after, 0)
+            if match.confirm is not None:
+                counters[match.confirm] = 0
             if match.counts:
                 counters[match.plan.counter] = 1
             for group in match.rows:
@@ -207,6 +211,10 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
     if match.after is not None and not counts.get(match.after):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
+    if match.confirm is not None and not counts.get(match.confirm):
+        if not deviations:  # who approves this call has seen the whole mandate
+            spends = (*spends, Spend(match.confirm, _UNBOUNDED))
+        deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
 
 
@@ -255,8 +263,7 @@ def bind(
             shape = plan.shape = _shape(step, call.profile)
         deviations, rows = _compare(shape, call, reader)
         deviations += common
-        if mandate.confirm and (effect in mandate.confirm or step.id in mandate.confirm):
-            deviations.append(Deviation("", "confirm", "to be confirmed before it is done"))
+        confirm = effect in mandate.confirm or step.id in mandate.confirm
         after = None
         if plan.after is not None and plan.after.id not in taken:
             after = _after(plan.after, index.prefix, profiles)
@@ -265,7 +272,16 @@ def bind(
         groups = [
             [f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for source, keys in rows if keys
         ]
-        matches.append(_Match(plan, deviations, groups, shape.counts, after))
+        matches.append(
+            _Match(
+                plan,
+                deviations,
+                groups,
+                shape.counts,
+                after,
+                f"{MANDATE}confirmed:{mandate.digest}" if confirm else None,
+            )
+        )
     return Binding(None, matches, limit)
 
 

@@ -310,7 +310,8 @@ class Mandate(_Frozen):
         steps: the deeds, and the reads that they take values from. Other reads need no step.
         limits: sums over all steps.
         never: what is forbidden. It wins over every step.
-        confirm: effects and ids of steps about which a person is asked all the same.
+        confirm: effects and ids of steps about which a person is asked all the same, once: the question shows the
+            whole mandate, and its approval confirms all of it.
         source: who compiled it.
         key: names the occasion, like a month. Two mandates with one key are one order, and it is spent once.
 

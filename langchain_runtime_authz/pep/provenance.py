@@ -13,7 +13,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
 from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, Provenance, trace
 from langchain_runtime_authz.ledger.base import Snapshot
-from langchain_runtime_authz.mandate.told import told_step
+from langchain_runtime_authz.mandate.told import told, told_step
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Effect, Engine, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
@@ -119,8 +119,10 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     lines = []
     if decided.mandate is not None and decided.standing.step is not None:
         ordered = next(step for step in decided.mandate.steps if step.id == decided.standing.step)
-        shown = told_step(ordered).replace("`", "'")
-        lines.append(f"ordered ({_SOURCES[decided.mandate.source]}): {inert(shown)}")
+        whole = [d.code for d in decided.standing.deviations] == ["confirm"]
+        by = f"{'APPROVES ALL OF THIS, ' if whole else ''}ordered {_SOURCES[decided.mandate.source]}"
+        shown = told(decided.mandate) if whole else [told_step(ordered)]
+        lines += [f"{by}: {inert(line.replace('`', QUOTE))}" for line in shown]
     if "" in differs:
         lines.append(f"expected: {inert(differs[''])}")
     if decided.prior_calls:
@@ -167,6 +169,7 @@ def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
     return line
 
 
+QUOTE: Final = "'"
 _SOURCES: Final = {"application": "by the application", "planner": "as the planner read it", "words": "in your words"}
 _TOLD: Final = {
     "human": "you said it",

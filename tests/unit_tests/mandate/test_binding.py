@@ -374,8 +374,20 @@ def test_after_a_deed_and_after_a_read():
 
 
 @pytest.mark.parametrize("confirm", ["pay", "do"])
-def test_confirm(confirm):
-    assert codes(judge(one("pay", {"recipient": "Bob", "amount": 45}, confirm=(confirm,)), "pay", {"recipient": "Bob", "amount": 45})) == [("", "confirm")]
+def test_a_mandate_is_confirmed_once(confirm):
+    """Approving a call that is otherwise covered confirms all steps; a call that deviates confirms nothing."""
+    bob, carol = {"recipient": "Bob", "amount": 45}, {"recipient": "Carol", "amount": 30}
+    mandate = Mandate(steps=(Step("do", "pay", bob), Step("next", "pay", carol)), confirm=(confirm, "next"))
+    counts = {}
+    asked = judge(mandate, "pay", {**bob, "amount": 46})
+    assert [code for _, code in codes(asked)] == ["value", "confirm"]
+    spend(asked, counts)
+    asked = judge(mandate, "pay", carol, counts=counts)
+    assert codes(asked) == [("", "confirm")]
+    counts.clear()
+    spend(asked, counts)
+    assert judge(mandate, "pay", bob, counts=counts).standing == "covered"
+    assert codes(judge(mandate, "pay", carol, counts=counts)) == [("", "spent")]
 
 
 @pytest.mark.parametrize(
