@@ -115,16 +115,18 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)
-    differs = {d.argument: d.expected.replace("`", "'") for d in decided.standing.deviations if d.expected}
+    differs = {d.argument: _plain(d.expected) for d in decided.standing.deviations if d.expected}
     lines = []
     if decided.mandate is not None and decided.standing.step is not None:
         ordered = next(step for step in decided.mandate.steps if step.id == decided.standing.step)
-        whole = [d.code for d in decided.standing.deviations] == ["confirm"]
-        by = f"{'APPROVES ALL OF THIS, ' if whole else ''}ordered {_SOURCES[decided.mandate.source]}"
-        shown = told(decided.mandate) if whole else [told_step(ordered)]
-        lines += [f"{by}: {inert(line.replace('`', QUOTE))}" for line in shown]
+        by = _SOURCES[decided.mandate.source]
+        if [d.code for d in decided.standing.deviations] == ["confirm"]:
+            lines.append(f"AN APPROVAL CONFIRMS THE WHOLE ORDER, {by}:")
+            lines += [_plain(line) for line in told(decided.mandate)]
+        else:
+            lines.append(f"ordered {by}: {_plain(told_step(ordered))}")
     if "" in differs:
-        lines.append(f"expected: {inert(differs[''])}")
+        lines.append(f"expected: {differs['']}")
     if decided.prior_calls:
         lines.append(f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task")
     for name in dict.fromkeys((*call.args, *traced)):
@@ -133,7 +135,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
         if name in differs:
-            line += f", EXPECTED {inert(differs[name])}"
+            line += f", EXPECTED {differs[name]}"
         found = traced.get(name)
         if found is not None and found.standing != "told":
             line += _source(found)
@@ -141,6 +143,10 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
                 line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)
     return tuple(lines)
+
+
+def _plain(line: str) -> str:
+    return inert(line.replace("`", "'"))
 
 
 def _source(found: Provenance) -> str:
@@ -169,7 +175,6 @@ def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
     return line
 
 
-QUOTE: Final = "'"
 _SOURCES: Final = {"application": "by the application", "planner": "as the planner read it", "words": "in your words"}
 _TOLD: Final = {
     "human": "you said it",
