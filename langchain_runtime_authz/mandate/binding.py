@@ -22,13 +22,15 @@ from langchain_runtime_authz.mandate.model import Argument, Const, Each, Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
+__all__ = ["CONFIRMED", "MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
 
 MAX_VALUES: Final = 1000  # of one argument, for what is forbidden and for sums
+MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
 _UNBOUNDED: Final = 2**53
 MAX_EQUAL_ROWS: Final = 32  # records that one call may stand for
 MAX_LOOKED: Final = 10_000  # characters of a value, for what is forbidden
 MANDATE: Final = "mandate:"  # begins the name of every counter
+CONFIRMED: Final = f"{MANDATE}confirmed:"  # that of approvals of a whole mandate
 _TEXT: Final = Text()
 _FIXED: Final = (Const, Pick)  # a fetch whose arguments are these always has one address
 
@@ -84,10 +86,10 @@ _NONE: Final = Standing("none")
 class _Plan:
     """A step, and what follows from it for every call."""
 
-    __slots__ = ("after", "counter", "maximum", "row", "shape", "step")
+    __slots__ = ("after", "counter", "maximum", "row", "shape", "shown", "step")
 
-    def __init__(self, step: Step, prefix: str, after: Step | None) -> None:
-        self.step, self.after = step, after
+    def __init__(self, step: Step, prefix: str, after: Step | None, *, shown: bool) -> None:
+        self.step, self.after, self.shown = step, after, shown
         limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
         self.counter = _counter(prefix, step)
         self.maximum = step.times * min(limits, default=1)
@@ -115,9 +117,10 @@ class _Index:
         self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
         self.by_tool: dict[str, list[_Plan]] = {}
+        shown = len(mandate.steps) + len(mandate.limits) + len(mandate.never) <= MAX_SHOWN
         for step in mandate.steps:
             after = self.steps[step.after] if step.after else None
-            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after))
+            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after, shown=shown))
         self.totals: dict[str, int] = {}
         for limit in mandate.limits:
             total = math.floor(Decimal(repr(limit.total)) * 100)
@@ -212,7 +215,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
     if match.after is not None and not counts.get(match.after):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):
-        if not deviations:  # who approves this call has seen the whole mandate
+        if not deviations and plan.shown:  # who approves this call has seen the whole mandate
             spends = (*spends, Spend(match.confirm, _UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
@@ -279,7 +282,7 @@ def bind(
                 groups,
                 shape.counts,
                 after,
-                f"{MANDATE}confirmed:{mandate.digest}" if confirm else None,
+                f"{CONFIRMED}{mandate.digest}" if confirm else None,
             )
         )
     return Binding(None, matches, limit)

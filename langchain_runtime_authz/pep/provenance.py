@@ -13,6 +13,7 @@ from langchain_runtime_authz.facts.provenance.forms import forms, skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, observe_output
 from langchain_runtime_authz.facts.provenance.trace import SHORTEST, Evidence, Memory, Provenance, trace
 from langchain_runtime_authz.ledger.base import Snapshot
+from langchain_runtime_authz.mandate.binding import CONFIRMED
 from langchain_runtime_authz.mandate.told import told, told_step
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Effect, Engine, Run
@@ -120,7 +121,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     if decided.mandate is not None and decided.standing.step is not None:
         ordered = next(step for step in decided.mandate.steps if step.id == decided.standing.step)
         by = _SOURCES[decided.mandate.source]
-        if [d.code for d in decided.standing.deviations] == ["confirm"]:
+        if any(spend.counter.startswith(CONFIRMED) for spend in decided.standing.spends):
             lines.append(f"AN APPROVAL CONFIRMS THE WHOLE ORDER, {by}:")
             lines += [_plain(line) for line in told(decided.mandate)]
         else:
