@@ -13,7 +13,7 @@ TASK = f"Pay 45 EUR to {BOB}"
 MANDATE: dict[str, Any] = {"steps": [{"id": "rent", "tool": "pay", "args": {"to": BOB, "amount": 45}}]}
 SAID = {"messages": [HumanMessage("Go", id="1")]}
 
-AGAIN: dict[str, Step] = {
+AGAIN: dict[str, Call] = {
     "the same": pay(),
     "a longer number": pay(amount=45.00),
     "with blanks": pay(f" {BOB} "),
@@ -26,7 +26,7 @@ AGAIN: dict[str, Step] = {
 
 
 @pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
-def test_another_spelling_or_tool_is_the_same_deed(again: Step, go: Any) -> None:
+def test_another_spelling_or_tool_is_the_same_deed(again: Call, go: Any) -> None:
     """A hijacked model that repeats the user's own payment is asked about. Unenforced it pays twice."""
     house = House()
     state = converse(house, [TASK], pay(), again, go=go, authz=ours())
@@ -249,7 +249,7 @@ def test_agents_that_do_the_same_at_once_are_judged_one_after_the_other() -> Non
 
 def test_steps_of_one_deed_are_spent_together(go: Any) -> None:
     """The bill may be paid at once or later, not both. Unenforced it is paid twice."""
-    later: Step = ("schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"})
+    later: Call = ("schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"})
     steps = [
         {"id": "now", "deed": "rent", "tool": "pay", "args": {"to": BOB, "amount": 45}},
         {"id": "later", "deed": "rent", "tool": "schedule", "args": {"to": BOB, "amount": 45, "date": "2026-12-24"}},
