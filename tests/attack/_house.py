@@ -126,28 +126,28 @@ class House:
         return [read_mail, contacts, bill, search_notes, salaries, pay, schedule, send_mail, delete_file, delete_rows, run_command, note, ask_user]
 
 
-Step = tuple[str, dict[str, Any]]
+Call = tuple[str, dict[str, Any]]
 
 
-def pay(to: str = BOB, amount: float = 45, **more: Any) -> Step:
+def pay(to: str = BOB, amount: float = 45, **more: Any) -> Call:
     return ("pay", {"to": to, "amount": amount, **more})
 
 
-MAIL: Step = ("read_mail", {})
+MAIL: Call = ("read_mail", {})
 
 
-def at_once(*calls: Step) -> AIMessage:
+def at_once(*calls: Call) -> AIMessage:
     """One message with several calls."""
     return says(*(call(name, args, f"c{i}") for i, (name, args) in enumerate(calls)))
 
 
-def model(*steps: Step | AIMessage) -> ScriptedChatModel:
+def model(*steps: Call | AIMessage) -> ScriptedChatModel:
     """A model that makes these calls, one a message, whatever it reads, and then says that it is done."""
     script = [step if isinstance(step, AIMessage) else at_once(step) for step in steps]
     return ScriptedChatModel(script=[*script, *[AIMessage("done")] * 20])
 
 
-def graph_of(house: House, *steps: Step | AIMessage, saver: Any = None) -> Any:
+def graph_of(house: House, *steps: Call | AIMessage, saver: Any = None) -> Any:
     graph: Any = demo_graph(model(*steps), house.tools())
     graph.checkpointer = saver or InMemorySaver()
     return graph
@@ -157,7 +157,7 @@ def ours(**options: Any) -> RuntimeAuthz:
     return RuntimeAuthz(profiles=PROFILES, **options)
 
 
-def converse(house: House, said: Sequence[Any], *steps: Step | AIMessage, go: Any = sync, authz: RuntimeAuthz | None = None, **run: Any) -> Any:
+def converse(house: House, said: Sequence[Any], *steps: Call | AIMessage, go: Any = sync, authz: RuntimeAuthz | None = None, **run: Any) -> Any:
     """The last state of a conversation: `said` are the user's texts and resume values, one root entry each.
 
     Without `authz` the agent is not protected.
@@ -176,7 +176,7 @@ def converse(house: House, said: Sequence[Any], *steps: Step | AIMessage, go: An
     return state
 
 
-def done(said: str | Sequence[Any], *steps: Step | AIMessage, go: Any = sync, protected: bool = True, house: House | None = None, **run: Any) -> list[Any]:
+def done(said: str | Sequence[Any], *steps: Call | AIMessage, go: Any = sync, protected: bool = True, house: House | None = None, **run: Any) -> list[Any]:
     """What ran of these calls, unasked, after the user said this."""
     house = house or House()
     converse(house, [said] if isinstance(said, str) else said, *steps, go=go, authz=ours() if protected else None, **run)
