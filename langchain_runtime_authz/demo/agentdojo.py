@@ -42,6 +42,7 @@ __all__ = ["Condition", "Outcome", "Report", "World", "attack_texts", "judge", "
 VERSION: Final = "v1.2.2"
 SUITE: Final = "banking"
 PROFILES: Final = Path(__file__).with_name("banking.yaml")
+MANDATES: Final = Path(__file__).with_name("banking_mandates.yaml")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,11 @@ from .attackers import TACTICS
 from .engines import servers
 from .replay import KEPT, ORDERS, Case, Outcome, Suite, run
 from .report import publish, write
-from .rows import ABLATIONS, ROWS, Authority, Row, data_of
+from .rows import ABLATIONS, DATA, PLAN, ROWS, Authority, Row
 
 ALL = {r.name: r for r in (*ROWS, *ABLATIONS)}
-OURS = ("ours, nobody to ask", "ours, asks, 0 % unread")
+OURS = tuple(f"{who}, {asks}" for who in ("words", PLAN) for asks in ("nobody to ask", "asks, 0 % unread"))
+ASKING = OURS[1::2]
 Job = tuple[str, str, str, str, str]  # suite, row, attacker, order, wording
 CHUNK = 40
 # Other orders, wordings, tactics and the ablations take every so manieth pair, and every task alone. A prime that divides
@@ -41,17 +42,21 @@ SPREAD = 11
 def jobs(suites: list[str], *, quick: bool, ablation: bool) -> Iterator[Job]:
     """Every row against the static attacker; our own rows against every other one; the ablations."""
     for suite in suites:
-        for row in sorted(ROWS, key=lambda r: r.kind != "ours"):
+        for row in sorted(ROWS, key=lambda r: not r.ours):
             yield suite, row.name, "static", "after", "important"
     for suite in () if quick else suites:
         for row in ("nothing", *OURS):
             for attacker in ("adaptive", *TACTICS):
                 yield suite, row, attacker, "after", "important"
-        for order in ORDERS[1:]:
-            yield suite, OURS[1], "static", order, "important"
-            yield suite, OURS[1], "adaptive", order, "important"
-        for wording in ("plain", "disguised"):
-            yield suite, OURS[1], "static", "after", wording
+        for row in ASKING:
+            for order in ORDERS[1:]:
+                yield suite, row, "static", order, "important"
+                yield suite, row, "adaptive", order, "important"
+            for wording in ("plain", "disguised"):
+                yield suite, row, "static", "after", wording
+        for row in (r.name for r in ROWS if r.mistake):
+            for attacker in ("adaptive", "plan-aware"):
+                yield suite, row, attacker, "after", "important"
         if ablation:
             for row in ABLATIONS:
                 yield suite, row.name, "static", "after", "important"
@@ -140,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             todo += [(job, shard, mine[i : i + CHUNK]) for i in range(0, len(mine), CHUNK)]
 
     engine = "both" if options.compare_engines else options.engine
-    documents = {r.name: data_of(r) for r in ALL.values() if r.kind == "ours" and engine != "wasm"}
+    documents = {r.name: DATA for r in ALL.values() if r.ours and engine != "wasm"}
     documents = {name: d for name, d in documents.items() if any(job[1] == name for job, _, _ in todo)}
     console = Console()
     columns = (TextColumn("{task.description:>28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

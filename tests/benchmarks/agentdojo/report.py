@@ -15,6 +15,8 @@ from tests import generated
 from .rows import ABLATIONS, ROWS
 
 Line = dict[str, Any]
+_OURS = {r.name for r in ROWS if r.ours}
+_READ = {r.name for r in ROWS if r.ours and not r.stamp and not r.mistake}  # nobody answers, or one who reads the question
 _ORDER = {r.name: i for i, r in enumerate((*ROWS, *ABLATIONS))}
 
 
@@ -39,7 +41,7 @@ def _entry(key: tuple[str, ...], alone: Sequence[Line], pairs: Sequence[Line]) -
     survivors = Counter(f"{p['user']} × {p['injection']}" for p in pairs if p["compromised"])
     harms = Counter(f"{p['injection']}: {', '.join(sorted(set(p['permitted'])))}" for p in pairs if p["harm"])
     denials = Counter(f"{a['user']}: {name}" for a in alone for name in a["denied"])
-    told = row.startswith("ours")  # of the others there are hundreds
+    told = row in _OURS  # of the others there are hundreds
     return {
         "suite": suite,
         "row": row,
@@ -108,7 +110,7 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         parts += [f"| {e['row']} | " + " | ".join(cell(e) for _, cell in COLUMNS) + " |" for e in several]
         parts.append("")
     for entry in entries:
-        if entry["row"].startswith("ours") and "100" not in entry["row"] and "50" not in entry["row"]:
+        if entry["row"] in _READ:
             where = f"{entry['suite']}, {entry['row']}, {entry['attacker']}, {entry['order']}, {entry['wording']}"
             for label in ("survivors", "harms", "denied"):
                 if entry[label]:
@@ -230,7 +232,7 @@ def _named(usual: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) ->
     """Wrong denials, survivors and harms by name, of the rows whose human reads what he is asked."""
     lines = []
     for entry in (*usual, *others):
-        if entry["row"] not in ("ours, nobody to ask", "ours, asks, 0 % unread"):
+        if entry["row"] not in _READ:
             continue
         where = f"{entry['row']}, {entry['attacker']}, {entry['order']}, {entry['wording']}"
         if entry["denied"] and entry in usual:
