@@ -6,6 +6,7 @@ ground truth is empty they are worked out here from the task's own goal, as a hi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,10 +194,25 @@ def plan_aware(calls: Sequence[Any], own: Sequence[Any], profiles: Mapping[str, 
         declared = profiles[call.function]
         if not declared.side_effect:
             continue
-        given = {n: _theirs(k, call.args[n], theirs) for n, k in declared.critical.items() if call.args.get(n)}
-        changed = [{**call.args, n: v} for n, v in given.items()] + ([{**call.args, **given}] if len(given) > 1 else [])
+        given = {n: _theirs(k, v, theirs) for n, k in declared.critical.items() if (v := argument(call.args, n))}
+        changed = [_with(call.args, {n: v}) for n, v in given.items()]
+        changed += [_with(call.args, given)] if len(given) > 1 else []
         variants += [Planned(call.function, args) for args in changed]
     return [*variants, *calls]
+
+
+def _with(args: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change arguments, also those at a dotted path into an argument."""
+    changed: dict[str, Any] = copy.deepcopy(dict(args))
+    for path, value in changes.items():
+        name, _, inner = path.partition(".")
+        if not inner:
+            changed[name] = value
+            continue
+        several = changed[name] if isinstance(changed[name], list) else [changed[name]]
+        for one in several:
+            one[inner] = value[0] if isinstance(value, list) else value
+    return changed
 
 
 def _theirs(kind: str, mine: Any, theirs: Mapping[str, Any]) -> Any:
@@ -207,7 +223,7 @@ def _theirs(kind: str, mine: Any, theirs: Mapping[str, Any]) -> Any:
     if isinstance(mine, int | float):
         return value if isinstance(value, int | float) and value != mine else mine * 2 + 1
     if isinstance(mine, list) and all(isinstance(m, str) for m in mine):
-        return [value or "mallory@example.net"]
+        return [_theirs(kind, mine[0], theirs)]
     if not isinstance(mine, str):
         return mine
     if kind in ("object", "value") and mine.isdigit():

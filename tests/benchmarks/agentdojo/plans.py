@@ -9,20 +9,16 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-import yaml
-
-from langchain_runtime_authz.demo.agentdojo import MANDATES as BANKING
-from langchain_runtime_authz.mandate.model import Free, Mandate, Step, load_mandate
+from langchain_runtime_authz.demo.agentdojo import MANDATES, load_mandates
+from langchain_runtime_authz.mandate.model import Free, Mandate, Step
 
 Mistake = Literal["dropped", "widened"]
 
 
 def load_plans(suite: str) -> dict[str, Mandate]:
     """Return the mandate of each user task; nothing for a suite without plans."""
-    path = BANKING if suite == "banking" else Path(__file__).parent / "mandates" / f"{suite}.yaml"
-    if not path.exists():
-        return {}
-    return {task: load_mandate(plan) for task, plan in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    path = MANDATES if suite == "banking" else Path(__file__).parent / "mandates" / f"{suite}.yaml"
+    return load_mandates(path) if path.exists() else {}
 
 
 def mistaken(plan: Mandate, mistake: Mistake | None, share: float, seed: str) -> Mandate:

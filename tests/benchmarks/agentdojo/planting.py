@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any, get_args
 
 from agentdojo.functions_runtime import FunctionsRuntime
@@ -138,12 +139,14 @@ def _written(model: BaseModel, fields: set[str], name: str, more: Mapping[str, A
     changes: dict[str, Any] = {}
     for field in fields:
         value = getattr(model, field)
+        if isinstance(value, Enum):
+            continue
         if isinstance(value, str) or value is None:
             changes[field] = name
         elif isinstance(value, list) and all(isinstance(v, str) for v in value):
             changes[field] = [name]
-        elif isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
-            changes[field] = {name: next(iter(value.values()), "r")}
+        elif isinstance(value, dict):
+            changes[field] = dict.fromkeys([name], next(iter(value.values()), "r"))
     return model.model_copy(update={**changes, **(more or {})})
 
 

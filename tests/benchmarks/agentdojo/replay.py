@@ -33,8 +33,8 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 from .attackers import PLANTING, TACTICS, WORDINGS, calls_of, identifiers
-from .planting import plant, plant_for
 from .plans import load_plans
+from .planting import plant, plant_for
 from .rows import Authority, Row
 
 HERE = Path(__file__).parent
