@@ -59,8 +59,8 @@ def jobs(suites: list[str], *, quick: bool, ablation: bool) -> Iterator[Job]:
                 yield suite, row, attacker, "after", "important"
         if ablation:
             for row in ABLATIONS:
-                yield suite, row.name, "static", "after", "important"
-                yield suite, row.name, "adaptive", "after", "important"
+                for attacker in ("static", *TACTICS):
+                    yield suite, row.name, attacker, "after", "important"
 
 
 @dataclass(frozen=True)

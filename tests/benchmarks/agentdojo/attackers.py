@@ -179,16 +179,23 @@ def _parts(call: Any, profiles: Mapping[str, ToolProfile], *, texts: bool = True
 
 
 def plan_aware(calls: Sequence[Any], own: Sequence[Any], profiles: Mapping[str, ToolProfile]) -> list[Any]:
-    """Return the user's own calls with the attacker's values: in each role alone, and in all of them; then the attack.
+    """Return the user's own calls with other values, then the attack.
 
-    This attacker knows the plan. Before the run, records with its values are also put where the plan reads.
+    Each role gets the attacker's value, then all roles do, then each role gets a value that the user's other calls have in
+    a role of that kind. This attacker knows the plan: before the run, records with its values are put where the plan reads.
     """
     theirs: dict[str, Any] = {}
+    mine: dict[str, list[Any]] = {}
     for call in calls:
         for name, kind in profiles[call.function].critical.items():
             value = argument(call.args, name)
             if value not in (None, "", []):
                 theirs.setdefault(kind, value[0] if isinstance(value, list) else value)
+    for call in own:
+        for name, kind in profiles[call.function].critical.items():
+            if value := argument(call.args, name):
+                mine.setdefault(kind, []).append(value)
+    ordered = [(c.function, dict(c.args)) for c in own]
     variants: list[Any] = []
     for call in own:
         declared = profiles[call.function]
@@ -197,7 +204,11 @@ def plan_aware(calls: Sequence[Any], own: Sequence[Any], profiles: Mapping[str, 
         given = {n: _theirs(k, v, theirs) for n, k in declared.critical.items() if (v := argument(call.args, n))}
         changed = [_with(call.args, {n: v}) for n, v in given.items()]
         changed += [_with(call.args, given)] if len(given) > 1 else []
-        variants += [Planned(call.function, args) for args in changed]
+        for name in given:
+            value = argument(call.args, name)
+            swaps = [v for v in mine[declared.critical[name]] if v != value and type(v) is type(value)]
+            changed += [_with(call.args, {name: swap}) for swap in swaps]
+        variants += [Planned(call.function, args) for args in changed if (call.function, args) not in ordered]
     return [*variants, *calls]
 
 

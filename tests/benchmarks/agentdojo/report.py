@@ -12,6 +12,7 @@ from typing import Any
 
 from tests import generated
 
+from .attackers import TACTICS
 from .rows import ABLATIONS, ROWS
 
 Line = dict[str, Any]
@@ -181,7 +182,7 @@ def said_of_engines(report: dict[str, Any]) -> str:
 
 RESULTS = Path(__file__).parent / "results"
 _USUAL = {"attacker": "static", "order": "after", "wording": "important"}
-_PRICES = ("attack_success_rate", "harm")
+_PLAYED = ("static", *TACTICS)
 _SHOWN = ("benign utility", "undisturbed", "utility under attack", "ASR", "harm", "false denials", "asks / task")
 
 
@@ -204,7 +205,7 @@ def tables(report: dict[str, Any]) -> str:
             ("utility under attack", "ASR", "harm", *(["done twice"] if any("twice" in e for e in others) else []), "asks / attack"),
         )
         if removed := _ablations([e for e in mine if e["row"] in ablations]):
-            parts.append(f"\n{suite}, each signal removed in turn, nobody to ask; static attacker, then adaptive:\n")
+            parts.append(f"\n{suite}, each part of the comparison removed in turn, nobody to ask:\n")
             parts += removed
         parts.append("")
         parts += _named(usual, others)
@@ -221,10 +222,10 @@ def _ablations(entries: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for row in (r.name for r in ABLATIONS):
         kinds = {e["attacker"]: e for e in entries if e["row"] == row}
-        if kinds.keys() == {"static", "adaptive"}:
+        if kinds.keys() >= set(_PLAYED):
             one = f"| {row} | {kinds['static']['pairs']} | {kinds['static']['benign_utility']:.1%} "
-            lines.append(one + "".join(f"| {kinds[k][m]:.1%} " for k in ("static", "adaptive") for m in _PRICES) + "|")
-    head = ["| | pairs | benign utility | ASR | harm | adaptive ASR | adaptive harm |", "|---|---|---|---|---|---|---|"]
+            lines.append(one + "".join(f"| {kinds[k]['harm']:.1%} " for k in _PLAYED) + "|")
+    head = ["| | pairs | benign utility | " + " | ".join(f"{k} harm" for k in _PLAYED) + " |", "|---" * (len(_PLAYED) + 3) + "|"]
     return [*head, *lines] if lines else []
 
 

@@ -18,6 +18,7 @@ from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
 
+from .ablations import without_consumption, without_recomputation, without_roles, without_text_rule
 from .engines import DEADLINE, TwoEngines
 from .plans import Mistake, mistaken
 
@@ -150,6 +151,10 @@ def _one_trust(profile: ToolProfile) -> ToolProfile:
 
 ABLATIONS: tuple[Row, ...] = (
     Row("the whole comparison", stamp=None),
+    Row("without roles", stamp=None, without=without_roles),
+    Row("without consumption", stamp=None, without=without_consumption),
+    Row("without recomputation", stamp=None, without=without_recomputation),
+    Row("without the text rule", stamp=None, without=without_text_rule),
     Row("without trust per field", stamp=None, profiles=_one_trust),
     Row("without counterparties", stamp=None, profiles=lambda p: p.model_copy(update={"counterparty": ()})),
     Row("without prose", stamp=None, profiles=lambda p: p.model_copy(update={"prose": ()})),
