@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import warnings
@@ -30,8 +31,9 @@ from .report import publish, write
 from .rows import ABLATIONS, DATA, PLAN, ROWS, Authority, Row
 
 ALL = {r.name: r for r in (*ROWS, *ABLATIONS)}
-OURS = tuple(f"{who}, {asks}" for who in ("words", PLAN) for asks in ("nobody to ask", "asks, 0 % unread"))
-ASKING = OURS[1::2]
+WHO = ("words", PLAN, f"{PLAN}, its reads made first")
+OURS = tuple(f"{who}, {asks}" for who in WHO for asks in ("nobody to ask", "asks, 0 % unread"))
+ASKING = OURS[1:4:2]
 Job = tuple[str, str, str, str, str]  # suite, row, attacker, order, wording
 CHUNK = 40
 # Other orders, wordings, tactics and the ablations take every so manieth pair, and every task alone. A prime that divides
@@ -104,6 +106,15 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[k] for k in ("row", "suite", "user", "injection", "attacker", "order", "wording"))
 
 
+def _stride(pairs: list[Case], most: int) -> int:
+    """Every so manieth pair, so that no injection task is left out."""
+    kinds = len({c.injection for c in pairs})
+    stride = max(1, -(-len(pairs) // most))
+    while math.gcd(stride, kinds) > 1:
+        stride += 1
+    return stride
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run what is missing, then write the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.agentdojo", description=__doc__)
@@ -111,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profiles", type=Path, help="profiles for that suite, instead of ours")
     parser.add_argument("--out", type=Path, default=Path("agentdojo-results"))
     parser.add_argument("--row", action="append", choices=sorted(ALL), help="only this row")
-    parser.add_argument("--limit", type=int, help="so many cases of each job, spread over all")
+    parser.add_argument("--limit", type=int, help="so many pairs of each job, spread over all")
     parser.add_argument("--quick", action="store_true", help="the static attacker alone")
     parser.add_argument("--no-ablation", action="store_true")
     parser.add_argument("--engine", choices=("wasm", "opa"), default="wasm", help="opa: a server, needs LRA_OPA")
@@ -133,11 +144,12 @@ def main(argv: list[str] | None = None) -> None:
         if options.row and job[1] not in options.row:
             continue
         cases = Suite.load(job[0], options.profiles).cases(*job[2:])
-        if job[1] in {r.name for r in ABLATIONS} or job[2] in TACTICS or job[3:] != ("after", "important"):
+        if job[1] in {r.name for r in ABLATIONS} or job[2] in ("borrowed", "split") or job[3:] != ("after", "important"):
             pairs = [c for c in cases if c.injection]
             cases = [c for c in cases if not c.injection] + pairs[::SPREAD]
         if options.limit:
-            cases = cases[:: max(1, len(cases) // options.limit)]
+            pairs = [c for c in cases if c.injection]
+            cases = [c for c in cases if not c.injection] + pairs[:: _stride(pairs, options.limit)]
         left = [c for c in cases if _key({"row": job[1], **asdict(c)}) not in done]
         done.update(_key({"row": job[1], **asdict(c)}) for c in left)  # a task alone is the same for every attacker
         for shard in range(options.processes):

@@ -20,7 +20,8 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
 from langchain_runtime_authz.profile import ToolProfile
 
-from .attackers import PLANTING, TACTICS, Planned, calls_of, identifiers
+from .attackers import PLANTING, TACTICS, calls_of, identifiers
+from .plans import first_reads
 from .planting import plant, plant_for
 from .replay import Suite, _environment, _texts
 
@@ -64,16 +65,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return [_plain(v) for v in value] if isinstance(value, list) else value
-
-
-def first_reads(plan: Mandate, profiles: Mapping[str, ToolProfile]) -> list[Planned]:
-    """Return the reads of a plan whose arguments it names: an agent makes them when it is told what is missing."""
-    found = []
-    for step in plan.steps:
-        named = {n: a.value for n, a in step.args.items() if a.kind == "const"}
-        if not profiles[step.tool].side_effect and all(a.kind in ("const", "free") for a in step.args.values()):
-            found.append(Planned(step.tool, named))
-    return found
 
 
 def benign(suite: Suite, *, told: bool) -> Iterator[tuple[str, list[tuple[str, Standing]]]]:

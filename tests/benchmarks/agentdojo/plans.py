@@ -5,12 +5,16 @@ They are an upper bound for a planner model: a person wrote them, from the user'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Literal
 
 from langchain_runtime_authz.demo.agentdojo import MANDATES, load_mandates
-from langchain_runtime_authz.mandate.model import Free, Mandate, Step
+from langchain_runtime_authz.mandate.model import Const, Free, Mandate, Step
+from langchain_runtime_authz.profile import ToolProfile
+
+from .attackers import Planned
 
 Mistake = Literal["dropped", "widened"]
 
@@ -39,3 +43,13 @@ def mistaken(plan: Mandate, mistake: Mistake | None, share: float, seed: str) ->
             steps.append(step.model_copy(update={"args": args}) if mistake else step)
     confirm = tuple(name for name in plan.confirm if name in {s.id for s in steps})
     return Mandate(steps=tuple(steps), limits=plan.limits, never=plan.never, confirm=confirm)
+
+
+def first_reads(plan: Mandate, profiles: Mapping[str, ToolProfile]) -> list[Planned]:
+    """Return the reads of a plan whose arguments it names: an agent makes them when it is told what is missing."""
+    found = []
+    for step in plan.steps:
+        named = {n: a.value for n, a in step.args.items() if isinstance(a, Const)}
+        if not profiles[step.tool].side_effect and all(isinstance(a, Const) for a in step.args.values()):
+            found.append(Planned(step.tool, named))
+    return found

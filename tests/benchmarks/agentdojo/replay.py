@@ -33,7 +33,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
 from .attackers import PLANTING, TACTICS, WORDINGS, calls_of, identifiers
-from .plans import load_plans
+from .plans import first_reads, load_plans
 from .planting import plant, plant_for
 from .rows import Authority, Row
 
@@ -150,7 +150,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
         theirs = calls_of(suite.name, injection, env)
     theirs = [*reads, *TACTICS.get(case.attacker, lambda calls, _own, _profiles: calls)(theirs, own, suite.profiles)]
     graph = _graph(suite, authority)
-    stage.world, stage.script = world, _Script(world, own, theirs, user.GROUND_TRUTH_OUTPUT, case.order)
+    played = [*(first_reads(plan, suite.profiles) if authority.row.reads else ()), *own]
+    stage.world, stage.script = world, _Script(world, played, theirs, user.GROUND_TRUTH_OUTPUT, case.order)
     stage.tools = {t.name: t for t in world.tools()}
     scope: Any = nullcontext()
     thread = uuid.uuid4().hex

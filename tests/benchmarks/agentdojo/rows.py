@@ -35,6 +35,7 @@ class Row:
     Attributes:
         kind: `words` and `plan` are ours: who compiles the mandate.
         stamp: the share of questions that the user approves unread; `None`: nobody is there to ask.
+        reads: the agent makes the reads that the plan names before all else.
         mistake: what is wrong with the plan, for this share of its steps or arguments.
         profiles: changes the profiles, for ablations.
         without: removes a part of the comparison with the mandate, for ablations.
@@ -43,6 +44,7 @@ class Row:
     name: str
     kind: str = "plan"
     stamp: float | None = 0.0
+    reads: bool = False
     mistake: Mistake | None = None
     share: float = 0.0
     profiles: Callable[[ToolProfile], ToolProfile] | None = None
@@ -131,8 +133,10 @@ ROWS: tuple[Row, ...] = (
     Row("per-task tool token (oracle)", "task token"),
     *_ours("words", "words"),
     *_ours(PLAN, "plan"),
+    Row(f"{PLAN}, its reads made first, nobody to ask", stamp=None, reads=True),
+    Row(f"{PLAN}, its reads made first, asks, 0 % unread", reads=True),
     *(
-        Row(f"plan, {share:.0%} of {what}, nobody to ask", stamp=None, mistake=mistake, share=share)
+        Row(f"plan, {share:.0%} of {what}, nobody to ask", stamp=None, reads=True, mistake=mistake, share=share)
         for mistake, what in (("dropped", "steps left out"), ("widened", "arguments free"))
         for share in (0.05, 0.1)
     ),
@@ -150,12 +154,12 @@ def _one_trust(profile: ToolProfile) -> ToolProfile:
 
 
 ABLATIONS: tuple[Row, ...] = (
-    Row("the whole comparison", stamp=None),
-    Row("without roles", stamp=None, without=without_roles),
-    Row("without consumption", stamp=None, without=without_consumption),
-    Row("without recomputation", stamp=None, without=without_recomputation),
-    Row("without the text rule", stamp=None, without=without_text_rule),
-    Row("without trust per field", stamp=None, profiles=_one_trust),
-    Row("without counterparties", stamp=None, profiles=lambda p: p.model_copy(update={"counterparty": ()})),
-    Row("without prose", stamp=None, profiles=lambda p: p.model_copy(update={"prose": ()})),
+    Row("the whole comparison", stamp=None, reads=True),
+    Row("without roles", stamp=None, reads=True, without=without_roles),
+    Row("without consumption", stamp=None, reads=True, without=without_consumption),
+    Row("without recomputation", stamp=None, reads=True, without=without_recomputation),
+    Row("without the text rule", stamp=None, reads=True, without=without_text_rule),
+    Row("without trust per field", stamp=None, reads=True, profiles=_one_trust),
+    Row("without counterparties", stamp=None, reads=True, profiles=lambda p: p.model_copy(update={"counterparty": ()})),
+    Row("without prose", stamp=None, reads=True, profiles=lambda p: p.model_copy(update={"prose": ()})),
 )
