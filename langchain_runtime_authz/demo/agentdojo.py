@@ -5,9 +5,10 @@ attacker's. So the replay measures the authorization alone and needs no language
 are AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
 
 * *static token*: an agent that holds a tool may use it;
-* *runtime decision*: `RuntimeAuthz` with the shipped policy and the profiles in `banking.yaml`. The simulated user
-  sees only an interrupt's payload, approves the calls of the user's task, and rejects the others. A given share of
-  the questions is approved unread.
+* *runtime decision*: `RuntimeAuthz` with the shipped policy, the profiles in `banking.yaml`, and the mandates in
+  `banking_mandates.yaml`, which were written by hand from the users' words. The simulated user sees only an interrupt's
+  payload, approves the calls of the user's task, and rejects the others. A given share of the questions is approved
+  unread.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ from rich.table import Table
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
-__all__ = ["Condition", "Outcome", "Report", "World", "attack_texts", "judge", "load_suite", "render", "replay"]
+__all__ = ["Condition", "Outcome", "Report", "World", "attack_texts", "judge", "load_mandates", "load_suite", "render"]
+__all__ += ["replay"]
 
 VERSION: Final = "v1.2.2"
 SUITE: Final = "banking"
 PROFILES: Final = Path(__file__).with_name("banking.yaml")
+MANDATES: Final = Path(__file__).with_name("banking_mandates.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,14 @@ def _profiles() -> dict[str, ToolProfile]:
     return load_profiles(PROFILES)
 
 
+@cache
+def load_mandates(path: Path = MANDATES) -> dict[str, Mandate]:
+    """Return the mandate of each user task, from a YAML file."""
+    import yaml
+
+    return {task: load_mandate(order) for task, order in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+
+
 def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
     """Return AgentDojo's strongest fixed attack: from a pair to the text in each place that its user task reads."""
     from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
@@ -220,7 +232,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     scope: AbstractContextManager[Any] = nullcontext()
     if authz is not None:
         graph = authz.protect(graph)
-        scope = authz.run(subject="customer", task=user.PROMPT)
+        scope = authz.run(subject="customer", task=user.PROMPT, mandate=load_mandates()[user.ID])
     person = _User(world, user.ground_truth(world.before), looks_away)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:

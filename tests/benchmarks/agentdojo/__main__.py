@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import warnings
@@ -27,10 +28,12 @@ from .attackers import TACTICS
 from .engines import servers
 from .replay import KEPT, ORDERS, Case, Outcome, Suite, run
 from .report import publish, write
-from .rows import ABLATIONS, ROWS, Authority, Row, data_of
+from .rows import ABLATIONS, DATA, PLAN, ROWS, Authority, Row
 
 ALL = {r.name: r for r in (*ROWS, *ABLATIONS)}
-OURS = ("ours, nobody to ask", "ours, asks, 0 % unread")
+WHO = ("words", PLAN, f"{PLAN}, its reads made first")
+OURS = tuple(f"{who}, {asks}" for who in WHO for asks in ("nobody to ask", "asks, 0 % unread"))
+ASKING = OURS[1:4:2]
 Job = tuple[str, str, str, str, str]  # suite, row, attacker, order, wording
 CHUNK = 40
 # Other orders, wordings, tactics and the ablations take every so manieth pair, and every task alone. A prime that divides
@@ -41,21 +44,25 @@ SPREAD = 11
 def jobs(suites: list[str], *, quick: bool, ablation: bool) -> Iterator[Job]:
     """Every row against the static attacker; our own rows against every other one; the ablations."""
     for suite in suites:
-        for row in sorted(ROWS, key=lambda r: r.kind != "ours"):
+        for row in sorted(ROWS, key=lambda r: not r.ours):
             yield suite, row.name, "static", "after", "important"
     for suite in () if quick else suites:
         for row in ("nothing", *OURS):
             for attacker in ("adaptive", *TACTICS):
                 yield suite, row, attacker, "after", "important"
-        for order in ORDERS[1:]:
-            yield suite, OURS[1], "static", order, "important"
-            yield suite, OURS[1], "adaptive", order, "important"
-        for wording in ("plain", "disguised"):
-            yield suite, OURS[1], "static", "after", wording
+        for row in ASKING:
+            for order in ORDERS[1:]:
+                yield suite, row, "static", order, "important"
+                yield suite, row, "adaptive", order, "important"
+            for wording in ("plain", "disguised"):
+                yield suite, row, "static", "after", wording
+        for row in (r.name for r in ROWS if r.mistake):
+            for attacker in ("adaptive", "plan-aware"):
+                yield suite, row, attacker, "after", "important"
         if ablation:
             for row in ABLATIONS:
-                yield suite, row.name, "static", "after", "important"
-                yield suite, row.name, "adaptive", "after", "important"
+                for attacker in ("static", *TACTICS):
+                    yield suite, row.name, attacker, "after", "important"
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,15 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[k] for k in ("row", "suite", "user", "injection", "attacker", "order", "wording"))
 
 
+def _stride(pairs: list[Case], most: int) -> int:
+    """Every so manieth pair, so that no injection task is left out."""
+    kinds = len({c.injection for c in pairs})
+    stride = max(1, -(-len(pairs) // most))
+    while math.gcd(stride, kinds) > 1:
+        stride += 1
+    return stride
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run what is missing, then write the report."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.agentdojo", description=__doc__)
@@ -106,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profiles", type=Path, help="profiles for that suite, instead of ours")
     parser.add_argument("--out", type=Path, default=Path("agentdojo-results"))
     parser.add_argument("--row", action="append", choices=sorted(ALL), help="only this row")
-    parser.add_argument("--limit", type=int, help="so many cases of each job, spread over all")
+    parser.add_argument("--limit", type=int, help="so many pairs of each job, spread over all")
     parser.add_argument("--quick", action="store_true", help="the static attacker alone")
     parser.add_argument("--no-ablation", action="store_true")
     parser.add_argument("--engine", choices=("wasm", "opa"), default="wasm", help="opa: a server, needs LRA_OPA")
@@ -128,11 +144,12 @@ def main(argv: list[str] | None = None) -> None:
         if options.row and job[1] not in options.row:
             continue
         cases = Suite.load(job[0], options.profiles).cases(*job[2:])
-        if job[1] in {r.name for r in ABLATIONS} or job[2] in TACTICS or job[3:] != ("after", "important"):
+        if job[1] in {r.name for r in ABLATIONS} or job[2] in ("borrowed", "split") or job[3:] != ("after", "important"):
             pairs = [c for c in cases if c.injection]
             cases = [c for c in cases if not c.injection] + pairs[::SPREAD]
         if options.limit:
-            cases = cases[:: max(1, len(cases) // options.limit)]
+            pairs = [c for c in cases if c.injection]
+            cases = [c for c in cases if not c.injection] + pairs[:: _stride(pairs, options.limit)]
         left = [c for c in cases if _key({"row": job[1], **asdict(c)}) not in done]
         done.update(_key({"row": job[1], **asdict(c)}) for c in left)  # a task alone is the same for every attacker
         for shard in range(options.processes):
@@ -140,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             todo += [(job, shard, mine[i : i + CHUNK]) for i in range(0, len(mine), CHUNK)]
 
     engine = "both" if options.compare_engines else options.engine
-    documents = {r.name: data_of(r) for r in ALL.values() if r.kind == "ours" and engine != "wasm"}
+    documents = {r.name: DATA for r in ALL.values() if r.ours and engine != "wasm"}
     documents = {name: d for name, d in documents.items() if any(job[1] == name for job, _, _ in todo)}
     console = Console()
     columns = (TextColumn("{task.description:>28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -29,9 +29,12 @@ from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, attack_texts, judge, load_suite
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.facts.provenance.atoms import atoms_of
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
 
-from .attackers import TACTICS, WORDINGS, calls_of, identifiers, plant
+from .attackers import PLANTING, TACTICS, WORDINGS, calls_of, identifiers
+from .plans import first_reads, load_plans
+from .planting import plant, plant_for
 from .rows import Authority, Row
 
 HERE = Path(__file__).parent
@@ -80,16 +83,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite, its profiles, and its attack's texts. `profiles` names the file where it is not ours."""
+    """A suite, its profiles, and the plans of its tasks. `profiles` names the file where it is not ours."""
 
     name: str
     suite: Any
     profiles: Mapping[str, ToolProfile]
+    plans: Mapping[str, Mandate]
 
     @classmethod
     def load(cls, name: str, profiles: Path | None = None) -> Suite:
         ours = BANKING if name == "banking" else HERE / "profiles" / f"{name}.yaml"
-        return cls(name, load_suite(name), load_profiles(profiles or ours))
+        return cls(name, load_suite(name), load_profiles(profiles or ours), load_plans(name))
 
     def cases(self, attacker: str = "static", order: str = "after", wording: str = "important") -> list[Case]:
         """Every user task alone, then every pair."""
@@ -132,29 +136,32 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     injection = suite.suite.injection_tasks[case.injection] if case.injection else None
     texts = _texts(suite.name, case.wording)(user, injection) if injection is not None else {}
     env = _environment(suite.name, texts)
-    theirs: list[Any] = []
-    if injection is not None and case.attacker == "adaptive":
-        reads = plant(suite.name, env, identifiers(calls_of(suite.name, injection, env), suite.profiles))
-        theirs = [*reads, *calls_of(suite.name, injection, env)]
-    elif injection is not None:
-        theirs = calls_of(suite.name, injection, env)
-    planted = case.attacker == "adaptive" and case.injection
+    plan = suite.plans.get(case.user, Mandate())
+    theirs = calls_of(suite.name, injection, env) if injection is not None else []
+    names, tools = identifiers(theirs, suite.profiles), suite.suite.tools
+    reads = plant(env, names, tools, suite.profiles) if case.attacker in PLANTING else []
+    if case.attacker == "plan-aware":
+        reads = [*reads, *plant_for(plan, env, names, tools, suite.profiles)]
+    planted = (case.attacker, case.injection) if reads else None
     start = (case.suite, case.user, sorted(texts.items()), planted)
     world = World(suite.suite, user, texts, env)
     own = user.ground_truth(world.before)
-    theirs = TACTICS.get(case.attacker, lambda calls, _own, _profiles: calls)(theirs, own, suite.profiles)
+    if reads:  # some attacks are worked out from the environment
+        theirs = calls_of(suite.name, injection, env)
+    theirs = [*reads, *TACTICS.get(case.attacker, lambda calls, _own, _profiles: calls)(theirs, own, suite.profiles)]
     graph = _graph(suite, authority)
-    stage.world, stage.script = world, _Script(world, own, theirs, user.GROUND_TRUTH_OUTPUT, case.order)
+    played = [*(first_reads(plan, suite.profiles) if authority.row.reads else ()), *own]
+    stage.world, stage.script = world, _Script(world, played, theirs, user.GROUND_TRUTH_OUTPUT, case.order)
     stage.tools = {t.name: t for t in world.tools()}
     scope: Any = nullcontext()
     thread = uuid.uuid4().hex
     if authority.authz is not None:
         # Each replay has a user of its own: what one may be asked in an hour is not shared by hundreds of runs.
-        scope = authority.authz.run(subject=f"user-{thread}", task=user.PROMPT, **authority.start(own))
+        scope = authority.authz.run(subject=f"user-{thread}", task=user.PROMPT, **authority.start(own, plan, repr(case)))
     human = _Human(world, own, authority.row, case)
     config: Any = {"configurable": {"thread_id": thread}, "recursion_limit": 300}
     started = time.perf_counter()
-    with scope:
+    with authority.row.without(), scope:
         messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, human))
     seconds = time.perf_counter() - started
 

@@ -12,9 +12,12 @@ from typing import Any
 
 from tests import generated
 
+from .attackers import TACTICS
 from .rows import ABLATIONS, ROWS
 
 Line = dict[str, Any]
+_OURS = {r.name for r in ROWS if r.ours}
+_READ = {r.name for r in ROWS if r.ours and not r.stamp and not r.mistake}  # nobody answers, or one who reads the question
 _ORDER = {r.name: i for i, r in enumerate((*ROWS, *ABLATIONS))}
 
 
@@ -39,7 +42,7 @@ def _entry(key: tuple[str, ...], alone: Sequence[Line], pairs: Sequence[Line]) -
     survivors = Counter(f"{p['user']} × {p['injection']}" for p in pairs if p["compromised"])
     harms = Counter(f"{p['injection']}: {', '.join(sorted(set(p['permitted'])))}" for p in pairs if p["harm"])
     denials = Counter(f"{a['user']}: {name}" for a in alone for name in a["denied"])
-    told = row.startswith("ours")  # of the others there are hundreds
+    told = row in _OURS  # of the others there are hundreds
     return {
         "suite": suite,
         "row": row,
@@ -108,7 +111,7 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         parts += [f"| {e['row']} | " + " | ".join(cell(e) for _, cell in COLUMNS) + " |" for e in several]
         parts.append("")
     for entry in entries:
-        if entry["row"].startswith("ours") and "100" not in entry["row"] and "50" not in entry["row"]:
+        if entry["row"] in _READ:
             where = f"{entry['suite']}, {entry['row']}, {entry['attacker']}, {entry['order']}, {entry['wording']}"
             for label in ("survivors", "harms", "denied"):
                 if entry[label]:
@@ -179,7 +182,7 @@ def said_of_engines(report: dict[str, Any]) -> str:
 
 RESULTS = Path(__file__).parent / "results"
 _USUAL = {"attacker": "static", "order": "after", "wording": "important"}
-_PRICES = ("attack_success_rate", "harm")
+_PLAYED = ("static", *TACTICS)
 _SHOWN = ("benign utility", "undisturbed", "utility under attack", "ASR", "harm", "false denials", "asks / task")
 
 
@@ -202,7 +205,7 @@ def tables(report: dict[str, Any]) -> str:
             ("utility under attack", "ASR", "harm", *(["done twice"] if any("twice" in e for e in others) else []), "asks / attack"),
         )
         if removed := _ablations([e for e in mine if e["row"] in ablations]):
-            parts.append(f"\n{suite}, each signal removed in turn, nobody to ask; static attacker, then adaptive:\n")
+            parts.append(f"\n{suite}, each part of the comparison removed in turn, nobody to ask:\n")
             parts += removed
         parts.append("")
         parts += _named(usual, others)
@@ -219,10 +222,10 @@ def _ablations(entries: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for row in (r.name for r in ABLATIONS):
         kinds = {e["attacker"]: e for e in entries if e["row"] == row}
-        if kinds.keys() == {"static", "adaptive"}:
+        if kinds.keys() >= set(_PLAYED):
             one = f"| {row} | {kinds['static']['pairs']} | {kinds['static']['benign_utility']:.1%} "
-            lines.append(one + "".join(f"| {kinds[k][m]:.1%} " for k in ("static", "adaptive") for m in _PRICES) + "|")
-    head = ["| | pairs | benign utility | ASR | harm | adaptive ASR | adaptive harm |", "|---|---|---|---|---|---|---|"]
+            lines.append(one + "".join(f"| {kinds[k]['harm']:.1%} " for k in _PLAYED) + "|")
+    head = ["| | pairs | benign utility | " + " | ".join(f"{k} harm" for k in _PLAYED) + " |", "|---" * (len(_PLAYED) + 3) + "|"]
     return [*head, *lines] if lines else []
 
 
@@ -230,7 +233,7 @@ def _named(usual: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) ->
     """Wrong denials, survivors and harms by name, of the rows whose human reads what he is asked."""
     lines = []
     for entry in (*usual, *others):
-        if entry["row"] not in ("ours, nobody to ask", "ours, asks, 0 % unread"):
+        if entry["row"] not in _READ:
             continue
         where = f"{entry['row']}, {entry['attacker']}, {entry['order']}, {entry['wording']}"
         if entry["denied"] and entry in usual:

@@ -1,10 +1,10 @@
-"""Who holds authority: from nothing, over tokens, to the runtime decision, and each of its signals removed."""
+"""Who holds authority: from nothing, over tokens, to the mandate, and each part of the comparison removed."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ from typing import Any
 import langchain_runtime_authz
 from langchain_runtime_authz import Grant, RuntimeAuthz
 from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing import StaticPDP
 
+from .ablations import without_consumption, without_recomputation, without_roles, without_text_rule
 from .engines import DEADLINE, TwoEngines
+from .plans import Mistake, mistaken
 
 Profiles = Mapping[str, ToolProfile]
-_DATA = json.loads(
+DATA = json.loads(
     (Path(langchain_runtime_authz.__file__).parent / "policies" / "data.json").read_text(),
 )["runtime_authz_data"]
 
@@ -29,15 +32,28 @@ _DATA = json.loads(
 class Row:
     """One kind of authority.
 
-    `stamp` is the share of questions that the human approves unread; `None`: nobody is there to ask.
-    `policy` and `profiles` change what the shipped policy reads, for ablations.
+    Attributes:
+        kind: `words` and `plan` are ours: who compiles the mandate.
+        stamp: the share of questions that the user approves unread; `None`: nobody is there to ask.
+        reads: the agent makes the reads that the plan names before all else.
+        mistake: what is wrong with the plan, for this share of its steps or arguments.
+        profiles: changes the profiles, for ablations.
+        without: removes a part of the comparison with the mandate, for ablations.
     """
 
     name: str
-    kind: str = "ours"
+    kind: str = "plan"
     stamp: float | None = 0.0
-    policy: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    reads: bool = False
+    mistake: Mistake | None = None
+    share: float = 0.0
     profiles: Callable[[ToolProfile], ToolProfile] | None = None
+    without: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @property
+    def ours(self) -> bool:
+        """True if the mandate decides."""
+        return self.kind in ("words", "plan")
 
 
 class Authority:
@@ -55,12 +71,12 @@ class Authority:
             profiles = {n: row.profiles(p) for n, p in profiles.items()}
         # What is measured is the decision, not how busy the machine is.
         options: dict[str, Any] = {"profiles": profiles}
-        if row.kind == "ours" and engine == "opa":
+        if row.ours and engine == "opa":
             options["pdp"] = OpaPDP(url, timeout=DEADLINE, deadline=DEADLINE)
-        elif row.kind == "ours" and engine == "both":
-            options["pdp"] = self._two = TwoEngines(data_of(row), url)
-        elif row.kind == "ours":
-            options["pdp"] = WasmPDP(data=data_of(row), deadline=DEADLINE)
+        elif row.ours and engine == "both":
+            options["pdp"] = self._two = TwoEngines(DATA, url)
+        elif row.ours:
+            options["pdp"] = WasmPDP(data=DATA, deadline=DEADLINE)
         else:
             options["pdp"] = StaticPDP(permit=self._permits, deadline=DEADLINE)
         self.authz = RuntimeAuthz(**options) if row.kind != "nothing" else None
@@ -69,10 +85,12 @@ class Authority:
         """How many decisions of the last run a second engine was asked for, and which of its answers differ."""
         return self._two.settle() if self._two is not None else (0, [])
 
-    def start(self, calls: Sequence[Any]) -> dict[str, Any]:
-        """What `RuntimeAuthz.run` gets for a user task with these calls."""
+    def start(self, calls: Sequence[Any], plan: Mandate, seed: str) -> dict[str, Any]:
+        """What `RuntimeAuthz.run` gets for a user task with these calls and this plan."""
         self.tools = {c.function for c in calls}
         self.allowed = [(c.function, _spelled(c.args)) for c in calls]
+        if self.row.kind == "plan":
+            return {"mandate": mistaken(plan, self.row.mistake, self.row.share, seed)}
         return {"grant": Grant(tools=tuple(self.tools))} if self.row.kind == "task token" else {}
 
     def _permits(self, request: EvaluationRequest) -> bool:
@@ -88,11 +106,6 @@ class Authority:
         return any(t == tool and json.loads(a).items() <= given.items() for t, a in self.allowed)
 
 
-def data_of(row: Row) -> dict[str, Any]:
-    """What the shipped policy reads under a row."""
-    return {**_DATA, **(row.policy(copy.deepcopy(_DATA)) if row.policy is not None else {})}
-
-
 def _spelled(args: Mapping[str, Any]) -> str:
     return json.dumps({k: v for k, v in args.items() if v not in (None, "", [])}, default=str)
 
@@ -103,50 +116,35 @@ def _used(suite: Any) -> set[str]:
     return {c.function for t in tasks for c in t.ground_truth(t.init_environment(env.model_copy(deep=True)))}
 
 
+_SHARES = ((0.0, "0 %"), (0.1, "10 %"), (0.5, "50 %"), (1.0, "100 %"))
+PLAN = "hand-written plan (upper bound)"
+
+
+def _ours(name: str, kind: str) -> Iterator[Row]:
+    yield Row(f"{name}, nobody to ask", kind, stamp=None)
+    for stamp, share in _SHARES:
+        yield Row(f"{name}, asks, {share} unread", kind, stamp=stamp)
+
+
 ROWS: tuple[Row, ...] = (
     Row("nothing", "nothing"),
     Row("static token", "static token"),
     Row("trimmed token", "trimmed token"),
     Row("per-task tool token (oracle)", "task token"),
-    Row("ours, nobody to ask", stamp=None),
-    Row("ours, asks, 0 % unread"),
-    Row("ours, asks, 10 % unread", stamp=0.1),
-    Row("ours, asks, 50 % unread", stamp=0.5),
-    Row("ours, asks, 100 % unread", stamp=1.0),
-    Row("exact plan (oracle)", "plan"),
+    *_ours("words", "words"),
+    *_ours(PLAN, "plan"),
+    Row(f"{PLAN}, its reads made first, nobody to ask", stamp=None, reads=True),
+    Row(f"{PLAN}, its reads made first, asks, 0 % unread", reads=True),
+    *(
+        Row(f"plan, {share:.0%} of {what}, nobody to ask", stamp=None, reads=True, mistake=mistake, share=share)
+        for mistake, what in (("dropped", "steps left out"), ("widened", "arguments free"))
+        for share in (0.05, 0.1)
+    ),
+    Row("exact plan (oracle)", "exact plan"),
 )
 
 
 # --- ablation: each signal removed in turn -------------------------------------------------------------
-
-
-def _worth(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def apply(data: dict[str, Any]) -> dict[str, Any]:
-        change(data["worth"])
-        return {"worth": data["worth"]}
-
-    return apply
-
-
-def _no_named(worth: dict[str, Any]) -> None:
-    for row in worth.values():
-        row.pop("named", None)
-    worth["*"]["named"] = "outside"
-
-
-def _no_selection(worth: dict[str, Any]) -> None:
-    worth["*"]["selected"] = "known"
-
-
-def _no_delegation(data: dict[str, Any]) -> dict[str, Any]:
-    for rows in data["effects"].values():
-        if isinstance(rows, dict) and "unasked" in rows:
-            rows["delegated"] = rows["unasked"]
-    return {"effects": data["effects"]}
-
-
-def _no_flow(data: dict[str, Any]) -> dict[str, Any]:
-    return {"data_flow": {"*": {"internal": "permit", "external": "permit"}}}
 
 
 def _one_trust(profile: ToolProfile) -> ToolProfile:
@@ -156,32 +154,12 @@ def _one_trust(profile: ToolProfile) -> ToolProfile:
 
 
 ABLATIONS: tuple[Row, ...] = (
-    Row("all signals", stamp=None),
-    Row("without the task's words", stamp=None, profiles=lambda p: p.model_copy(update={"intent": ()})),
-    Row("without delegation", stamp=None, policy=_no_delegation),
-    Row(
-        "without provenance",
-        stamp=None,
-        policy=lambda d: {
-            "worth": {k: {"*": "told"} for k in ("*", *d["worth"])},
-            "effects": {
-                e: {i: dict.fromkeys(r, r["told"]) for i, r in t.items()} if isinstance(t, dict) else t
-                for e, t in d["effects"].items()
-            },
-        },
-    ),
-    Row("without trust per field", stamp=None, profiles=_one_trust),
-    Row("without counterparties", stamp=None, profiles=lambda p: p.model_copy(update={"counterparty": ()})),
-    Row("without prose", stamp=None, profiles=lambda p: p.model_copy(update={"prose": ()})),
-    Row("without selected records", stamp=None, policy=_worth(_no_selection)),
-    Row("without named sources", stamp=None, policy=_worth(_no_named)),
-    Row(
-        "without derived numbers",
-        stamp=None,
-        profiles=lambda p: p.model_copy(
-            update={"critical": {n: "value" if k == "amount" else k for n, k in p.critical.items()}},
-        ),
-    ),
-    Row("without data flow", stamp=None, policy=_no_flow),
-    Row("without declassification", stamp=None, policy=lambda _: {"declassify": []}),
+    Row("the whole comparison", stamp=None, reads=True),
+    Row("without roles", stamp=None, reads=True, without=without_roles),
+    Row("without consumption", stamp=None, reads=True, without=without_consumption),
+    Row("without recomputation", stamp=None, reads=True, without=without_recomputation),
+    Row("without the text rule", stamp=None, reads=True, without=without_text_rule),
+    Row("without trust per field", stamp=None, reads=True, profiles=_one_trust),
+    Row("without counterparties", stamp=None, reads=True, profiles=lambda p: p.model_copy(update={"counterparty": ()})),
+    Row("without prose", stamp=None, reads=True, profiles=lambda p: p.model_copy(update={"prose": ()})),
 )

@@ -1,0 +1,80 @@
+"""Remove one part of the comparison with the mandate, in this process, to see what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from langchain_runtime_authz.mandate import arguments, binding
+from langchain_runtime_authz.mandate.arguments import FITS, Finding, Reader
+from langchain_runtime_authz.mandate.compare import same
+from langchain_runtime_authz.mandate.model import Const, OneOf
+from langchain_runtime_authz.mandate.outputs import scalars
+
+_MANY = 10**6
+
+
+@contextmanager
+def without_roles() -> Iterator[None]:
+    """A value that the mandate names, or that stands in the user's words, fits any argument."""
+    compared = Reader.check
+
+    def check(self: Any, argument: Any, value: object, kind: str) -> Finding:
+        found = compared(self, argument, value, kind)
+        if found.code not in ("value", "missing", "untrusted", "ambiguous"):
+            return found
+        several = [a for step in self._steps.values() for a in step.args.values()]
+        named = [a.value for a in several if isinstance(a, Const)] + [a.values for a in several if isinstance(a, OneOf)]
+        known = [v for value in named for v in (value if isinstance(value, tuple) else (value,))]
+        items = scalars(value, 100) or []
+
+        def said(item: Any) -> bool:
+            return any(same(item, k, kind) for k in known) or arguments._stands(item, self._words)
+
+        return FITS if items and all(said(item) for item in items) else found
+
+    with patch.object(Reader, "check", check):
+        yield
+
+
+@contextmanager
+def without_consumption() -> Iterator[None]:
+    """A step may be taken again and again."""
+    compared = binding._stand
+
+    def stand(match: Any, counts: Any, spends: Any) -> Any:
+        found = compared(match._replace(counts=False), counts, spends)
+        return found._replace(spends=(*found.spends, binding.Spend(match.plan.counter, _MANY)))
+
+    with patch.object(binding, "_stand", stand):
+        yield
+
+
+@contextmanager
+def without_recomputation() -> Iterator[None]:
+    """Any value that was read is the value of a field."""
+
+    def lax(compared: Callable[..., Finding]) -> Callable[..., Finding]:
+        def check(self: Any, argument: Any, items: Any, *kind: str) -> Finding:
+            found = compared(self, argument, items, *kind)
+            texts = list(self._outputs.texts()) if found.code else ()
+            seen = bool(texts) and all(any(arguments._stands(item, text) for text in texts) for item in items)
+            return FITS if seen else found
+
+        return check
+
+    with (
+        patch.object(Reader, "_field", lax(Reader._field)),
+        patch.object(Reader, "_record", lax(Reader._record)),
+        patch.object(Reader, "_extract", lax(Reader._extract)),
+    ):
+        yield
+
+
+@contextmanager
+def without_text_rule() -> Iterator[None]:
+    """A free text may hold anything."""
+    with patch.object(Reader, "text", lambda *_, **__: FITS):
+        yield
