@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
     from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
+    from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.profile import ToolProfile, profile
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "AuthzToolNode",
     "Constraint",
     "Grant",
+    "Mandate",
     "RuntimeAuthz",
     "ToolProfile",
     "current_call",
@@ -49,6 +51,7 @@ _MODULES: Final = {
     "AuthzToolNode": "langgraph.tool_node",
     "Constraint": "grant",
     "Grant": "grant",
+    "Mandate": "mandate.model",
     "RuntimeAuthz": "authz",
     "ToolProfile": "profile",
     "current_call": "credential.current_call",

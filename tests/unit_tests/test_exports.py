@@ -12,7 +12,7 @@ import langchain_runtime_authz
 from langchain_runtime_authz import resource_server
 
 EXPORTS = (
-    *("RuntimeAuthz", "profile", "ToolProfile", "Grant", "Constraint", "current_call"),
+    *("RuntimeAuthz", "profile", "ToolProfile", "Grant", "Constraint", "Mandate", "current_call"),
     *("AuthzMiddleware", "AuthzToolNode", "AuthzCallbackHandler", "AuthzError", "AuthzDenied", "AuthzHalt"),
 )
 HEAVY = ("langchain", "langchain_core", "langgraph", "deepagents", "wasmtime", "typer", "agentdojo", "opa_client")
@@ -56,7 +56,7 @@ def test_the_root_loads_nothing_heavy() -> None:
     assert len(services) >= 4
     assert loaded("import " + ", ".join(names)) == []
     assert loaded("from langchain_runtime_authz.pdp import PDP, Decision, EvaluationRequest") == []
-    assert loaded("from langchain_runtime_authz import Grant, Constraint, ToolProfile, profile, current_call, AuthzDenied") == []
+    assert loaded("from langchain_runtime_authz import Grant, Constraint, Mandate, ToolProfile, profile, current_call, AuthzDenied") == []
 
 
 def test_cli_import_is_light() -> None:
