@@ -16,14 +16,14 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.profile import ToolProfile, check_arguments
 from tests import generated
 from tests.benchmarks.agentdojo import __main__ as benchmark
-from tests.benchmarks.agentdojo import replay
+from tests.benchmarks.agentdojo import offline, replay
 from tests.benchmarks.agentdojo.attackers import TACTICS, Planned, calls_of, identifiers
 from tests.benchmarks.agentdojo.engines import servers, told
 from tests.benchmarks.agentdojo.plans import mistaken
 from tests.benchmarks.agentdojo.planting import plant, plant_for
 from tests.benchmarks.agentdojo.replay import HERE, Case, Outcome, Suite, run
 from tests.benchmarks.agentdojo.report import RESULTS, picture, summary, table, tables
-from tests.benchmarks.agentdojo.rows import DATA, PLAN, ROWS, Authority, Row
+from tests.benchmarks.agentdojo.rows import ABLATIONS, DATA, PLAN, ROWS, Authority, Row
 
 SUITES = ("workspace", "banking")
 BY_NAME = {r.name: r for r in ROWS}
@@ -259,6 +259,16 @@ def test_it_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert NOBODY.name in (tmp_path / "report.md").read_text()
     assert (tmp_path / "report.svg").read_text().startswith("<svg")
     assert "who holds authority" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["without roles", "without recomputation"])
+def test_an_attacker_who_knows_the_plan_needs_a_part_removed(name: str) -> None:
+    """The unenforced twins: nothing gets through the whole comparison, and something does without the part."""
+    suite = Suite.load("banking")
+    row = next(r for r in ABLATIONS if r.name == name)
+    assert not any(calls for *_, calls in offline.attacked(suite, "plan-aware"))
+    with row.without():
+        assert any(calls for *_, calls in offline.attacked(suite, "plan-aware"))
 
 
 def test_the_report_counts() -> None:

@@ -11,7 +11,7 @@ from langchain_runtime_authz.mandate import arguments, binding
 from langchain_runtime_authz.mandate.arguments import FITS, Finding, Reader
 from langchain_runtime_authz.mandate.compare import same
 from langchain_runtime_authz.mandate.model import Const, OneOf
-from langchain_runtime_authz.mandate.outputs import scalars
+from langchain_runtime_authz.mandate.outputs import scalars, text_of
 
 _MANY = 10**6
 
@@ -54,13 +54,15 @@ def without_consumption() -> Iterator[None]:
 
 @contextmanager
 def without_recomputation() -> Iterator[None]:
-    """Any value that was read is the value of a field."""
+    """Any value that a tool of the plan returned is the value of a field."""
 
     def lax(compared: Callable[..., Finding]) -> Callable[..., Finding]:
         def check(self: Any, argument: Any, items: Any, *kind: str) -> Finding:
             found = compared(self, argument, items, *kind)
-            texts = list(self._outputs.texts()) if found.code else ()
-            seen = bool(texts) and all(any(arguments._stands(item, text) for text in texts) for item in items)
+            if not found.code:
+                return found
+            texts = [text_of(o.value) for step in self._steps.values() for o in self._outputs.of(step.tool)]
+            seen = all(any(arguments._stands(item, text) for text in texts) for item in items)
             return FITS if seen else found
 
         return check
