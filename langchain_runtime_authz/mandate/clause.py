@@ -20,6 +20,7 @@ from langchain_runtime_authz.profile import ToolProfile
 __all__ = ["MAX_NAME", "Tool"]
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
+_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # types that no text has
 _TRIES: Final = 500  # assignments looked at
 # What the words of an argument's name tell about its part in a clause; the first that fits counts.
 _ROLES: Final = (
@@ -71,6 +72,7 @@ class _Argument:
     array: bool
     required: bool
     schema: Mapping[str, Any]
+    types: frozenset[str]  # of JSON; empty if the schema does not tell
 
 
 def _listed(value: object) -> Sequence[Any] | None:
@@ -102,8 +104,11 @@ class Tool:
         else:
             own = [w for w in map(str.lower, PARTS.findall(name)) if w in language.verbs]
             own = own[: 1 + (own[:1] == [data["carrier"]])]  # "send_email" is asked for by both, "delete_email" by one
-            same = {v for group in data["verbs"] if not set(own).isdisjoint(group) for v in group}
-            self.entries = [(v,) for v in same or data["effects"].get(profile.effect, ())]
+            usual = data["effects"].get(profile.effect, ())
+            groups = [g for g in data["verbs"] if not set(own).isdisjoint(g)]
+            if len(groups) > len(own):  # "write" a file, or "write" to somebody
+                groups = [g for g in groups if not set(usual).isdisjoint(set(g) - set(own))] or [own]
+            self.entries = [(v,) for v in {v for g in groups for v in g} or usual]
 
     def prepare(self) -> None:
         """Work out arguments and vocabulary, once a verb fits."""
@@ -126,15 +131,15 @@ class Tool:
             given = properties.get(name)
             given = given if isinstance(given, Mapping) else {}
             options = [given, *(o for o in _listed(given.get("anyOf")) or () if isinstance(o, Mapping))]
-            array = any(o.get("type") == "array" for o in options)
+            types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
             optional = kind in {"when", "text"} or role == "named_only"
             required = name in needed if needed is not None else not optional
             labels = self._same(words)
             if kind == "text" and not labels.isdisjoint(data["speech"]):
                 labels |= set(data["speech"])
-            self.arguments.append(_Argument(name, kind, labels, role, array, required, given))
+            self.arguments.append(_Argument(name, kind, labels, role, "array" in types, required, given, types))
         if any(name in (needed or ()) for name in inner) or any(len(name) > MAX_NAME for name in kinds):
-            self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}))  # never bound
+            self.arguments.append(_Argument("", "nested", frozenset(), "", False, True, {}, frozenset()))  # never bound
         phrases = [words_of(self.name), *map(words_of, profile.intent)]
         deeds = self.language.verbs - self.language.things
         core = [w for words in phrases for n, w in enumerate(words) if n or w not in deeds]  # the first is a verb
@@ -193,6 +198,7 @@ class Tool:
         if foreign := {a.name for p in idle if not self.core.issuperset(p.nouns) for a in self._named(p)}:
             pending = foreign
         used = [p for p in phrases if p.values and p.marker != "purpose"]
+        aimed = len(used) < sum(bool(p.values) for p in phrases)
         for money in [p for p in used if p.kind == "money"]:
             code = re.search(r"[^\W\d_]+|[$€£]", money.values[0].text)
             if code and any("currency" in a.words for a in self.arguments):
@@ -235,12 +241,28 @@ class Tool:
         if not (bare <= self.core and (used or bare or spoken)):
             return None
         found, kinds = complete[0], {a.name: a for a in self.arguments}
+        # Only a payment to somebody has a purpose. "Refund order 12 for the lamp" is not for all of the order.
+        if aimed and not {"principal", "amount"} <= {kinds[n].kind for n in found if n}:
+            return None
         several = [n for n, p in found.items() if len(p.values) > 1 and not kinds[n].array]
         if not several:
             return [found]
         if len(several) > 1 or any(n and kinds[n].kind == "amount" for n in found):
             return None
         return [{**found, n: replace(found[n], values=(v,))} for n in several for v in found[n].values]
+
+    def vague(self, bound: Mapping[str, Phrase]) -> bool:
+        """Return True if something is named without saying what it is: other tools may have one of that name."""
+        for argument in self.arguments:
+            phrase = bound.get(argument.name)
+            if phrase is None or phrase.nouns:
+                continue
+            if any(v.text.isdecimal() for v in phrase.values) and argument.kind != "amount":
+                return True
+            paths = argument.role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
+            if argument.kind in {"object", "name"} and not paths:
+                return True
+        return False
 
     def _named(self, phrase: Phrase) -> list[_Argument]:
         """Return the arguments that the phrase's nouns name."""
@@ -257,12 +279,14 @@ class Tool:
         if marker == "choice":
             return phrase.values[0].text in choices
         if marker == "counted":
-            return kind == "object" and any(a.kind == "amount" for a in self.arguments)
+            return kind == "object" and not role and any(a.role == "count" for a in self.arguments)
         if marker == "dictation" or (named and argument not in named) or kind == "nested":
             return False
         if marker == "slot" or role == "slot":
             return (marker == "slot" or bool(named)) and role == "slot"
         if choices and any(v.text not in choices for v in phrase.values):
+            return False
+        if argument.types and argument.types <= _COUNTS and phrase.kind not in {"number", "money"}:
             return False
         set_to = argument.name in pending and not phrase.nouns and marker in data["setting"]
         generic = bool(phrase.nouns) and kind in {"object", "name", "channel"}
@@ -298,7 +322,7 @@ class Tool:
                 return False
             if kind == "object" and phrase.kind == "word" and not marker and not phrase.first:
                 return False
-        if kind == "channel" and not marker and phrase.kind not in {"hash", "quote"}:
+        if kind == "channel" and not marker and phrase.kind != "hash":
             return False
         if role == "goal" and kind not in {"principal", "amount", "when", "url"}:
             return marker in markers["goal"]

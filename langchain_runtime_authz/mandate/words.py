@@ -20,7 +20,7 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, Tool
 from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
-from langchain_runtime_authz.mandate.languages import Language, Token, languages
+from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Const, Mandate, Span, Step
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -106,6 +106,7 @@ class _Turn:
         self.verbs = language.verbs | verbs | language.reads.keys()
         self.deeds: list[list[Step]] = []
         self.open = False  # unquoted dictation goes on to the end of the turn
+        self.vague: set[str] = set()  # tools to which the clause does not say what it names
 
     def read(self, texts: Sequence[str]) -> Compiled:
         """Read all sentences of the texts. What is not understood voids the turn."""
@@ -181,8 +182,11 @@ class _Turn:
         clauses = list(self._clauses(tokens))
         if len(clauses) == 2 and clauses[0][0].lower in language.prepositions:  # noqa: PLR2004  ("On 3 June, book …")
             clauses = [clauses[1] + clauses[0]]
+        known = len(self.deeds)
         for clause in clauses:
             self._clause(clause, text, digest)
+        if "?" in mark and any(_generic(step) for deed in self.deeds[known:] for step in deed):
+            raise _UnclearError("it may ask what is possible")
 
     def _courteous(self, tokens: Sequence[Token]) -> bool:
         """Return True if the tokens are greetings, thanks and the like, and nothing else."""
@@ -246,13 +250,16 @@ class _Turn:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
         if gerund and (base := language.base(tokens[0].lower, self.verbs)):
             tokens = [tokens[0]._replace(text=base), *tokens[1:]]
+        self.vague.clear()
         steps = [step for tool in self.tools for step in [self._ordered(tool, tokens, text, digest)] if step]
+        if len(steps) > 1 and self.vague:
+            steps = [s for s in steps if s[0].tool not in self.vague]
+            if not steps:
+                raise _UnclearError("it does not tell what it names")
         if steps:
             width = len(steps[0])
             if any(len(s) != width for s in steps):
                 raise _UnclearError("tools read it differently")
-            if len(steps) > 1 and any(_bare(step) for tool in steps for step in tool):
-                raise _UnclearError("it does not tell what the number is of")
             self.deeds += [[s[i] for s in steps] for i in range(width)]
             if len(self.deeds) > MAX_CLAUSES:
                 raise _UnclearError("it has too many orders")
@@ -279,6 +286,8 @@ class _Turn:
             return []
         tool.prepare()
         rest, order = tokens[taken:], text[min(t.start for t in tokens) : max(t.end for t in tokens)]
+        if rest and rest[0].lower in self.language.data["parting"]:
+            return []  # "Transfer of 45 EUR" is a noun
         parts = self._parts(rest)
         if len(parts) > MAX_CLAUSES:
             return []
@@ -310,14 +319,15 @@ class _Turn:
             at += gap or 1
         return parts
 
-    @staticmethod
     def _steps_of(
-        tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool, part: bool
+        self, tool: Tool, tokens: list[Token], text: str, order: str, digest: str, *, lists: bool, part: bool
     ) -> tuple[list[Step], bool]:
         read = tool.vocabulary.read(tokens, text, lists=lists, part=part)
         bound = tool.bind(*read) if read else None
         if read is None or bound is None:
             return [], False
+        if any(map(tool.vague, bound)):
+            self.vague.add(tool.name)
         purpose = next((p.values[0].text for p in read[0] if p.marker == "purpose"), None)
         return [tool.step(one, read[1] or purpose, order, digest) for one in bound], read[1] is not None
 
@@ -360,9 +370,10 @@ class _Turn:
         return (step.tool, *hit)
 
 
-def _bare(step: Step) -> bool:
-    """Return True if the step names something by a number alone: several kinds of things may have it."""
-    return any(isinstance(a, Const) and isinstance(a.value, str) and a.value.isdecimal() for a in step.args.values())
+def _generic(step: Step) -> bool:
+    """Return True if the step names something by a plural alone: "Can you delete files?"."""
+    values = [a.value for a in step.args.values() if isinstance(a, Const)]
+    return any(isinstance(v, str) and v.isalpha() and v.islower() and singular(v) != v for v in values)
 
 
 def _constants(step: Step) -> list[str]:

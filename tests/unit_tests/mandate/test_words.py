@@ -187,6 +187,49 @@ def test_a_tool_without_its_words_is_asked_for_by_its_name_and_a_draft_by_none()
     assert compile_words(["Archive"], {"archive": ToolProfile(effect="write")}).mandate is None
 
 
+STRANGE = {
+    "terminateInstance": (ToolProfile(effect="admin", critical={"instanceId": "object"}), {"instanceId": {"type": "string"}}),
+    "mv": (ToolProfile(effect="write", critical={"src": "object", "dst": "object"}), {"src": {"type": "string"}, "dst": {"type": "string"}}),
+    "rmPath": (ToolProfile(effect="delete", critical={"path": "object"}), {"path": {"type": "string"}}),
+    "cancelEvent": (ToolProfile(effect="delete", critical={"eventId": "object"}), {"eventId": {"type": "string"}}),
+    "cancelPlan": (ToolProfile(effect="delete", critical={"plan": "object"}), {"plan": {"type": "string"}}),
+    "deleteMail": (ToolProfile(effect="delete", critical={"mailId": "object"}), {"mailId": {"type": "string"}}),
+    "runJob": (ToolProfile(effect="admin", critical={"job": "object", "replicas": "value"}), {"job": {"type": "string"}, "replicas": {"type": "integer"}}),
+    "writeFile": (ToolProfile(effect="write", critical={"path": "object"}, text=("content",)), {"path": {"type": "string"}, "content": {"type": "string"}}),
+    "transferFunds": (ToolProfile(effect="pay", critical={"toAccount": "principal", "fromAccount": "object", "amt": "amount"}), {"toAccount": {"type": "string"}, "amt": {"type": "number"}}),
+    "refundOrder": (ToolProfile(effect="pay", critical={"orderId": "object", "sum": "amount"}, text=("reason",)), {"orderId": {"type": "string"}}),
+    "slackPost": (ToolProfile(effect="send", critical={"channel": "channel"}, text=("text",)), {"channel": {"type": "string"}, "text": {"type": "string"}}),
+}  # fmt: skip
+
+
+def strange(text: str) -> list[tuple[str, dict[str, object]]]:
+    profiles = {n: p for n, (p, _) in STRANGE.items()}
+    signatures = {n: {"properties": s, "required": [*s]} for n, (_, s) in STRANGE.items()}
+    mandate = compile_words([text], profiles, signatures).mandate
+    return [(s.tool, {n: getattr(a, "value", a) for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Restart i-123", "Enable i-123", "Copy a.txt to b.txt", "Email Bob saying 'hi'",  # another deed
+        "Cancel Netflix", "Delete Apollo", "Could you cancel subscriptions?",  # a thing of any kind
+        'Run job nightly "rm -rf /"', "Transfer 45 yen to Bob", "Transfer 45 Tesla shares to Bob",  # not a number, not money
+        "Transfer of 45 EUR to Bob", "Refund of order A-12",  # a heading
+        "Refund order A-12 for the lamp", "Refund order A-12 for Carol",  # a part, or something else
+        'Post "hello"',  # nowhere
+    ],
+)  # fmt: skip
+def test_tools_of_strangers_are_not_guessed(text):
+    assert strange(text) == []
+
+
+def test_what_names_a_thing_tells_the_tool():
+    assert strange("Delete a.txt") == [("rmPath", {"path": "a.txt"})]
+    assert strange("Delete mail A-12") == [("deleteMail", {"mailId": "A-12"})]
+    assert strange("Cancel the Netflix plan") == [("cancelPlan", {"plan": "Netflix"})]
+
+
 @pytest.mark.parametrize("text", ["x" * 4_000_000, "Pay Bob 45 EUR. " * 250_000, "\n" * 4_000_000, '"' * 4_000_000])
 def test_a_long_text_is_not_read_at_all(text, monkeypatch):
     monkeypatch.setattr(words, "languages", lambda: pytest.fail("it was read"))
