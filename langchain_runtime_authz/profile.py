@@ -91,7 +91,7 @@ class ToolProfile(BaseModel):
             exists already; a `name` is given to something new.
         when: arguments that are dates or times.
         text: free-text arguments.
-        free: arguments that decide nothing, like a page size. Every other argument of a side effect counts as
+        free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
             critical for the mandate (`mandate.binding`).
         data_class: the class of the data that the tool returns or handles; `class` in a file.
         trust: who writes the output; or by field, `{"": external, id: system}`.

@@ -390,7 +390,6 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
 
 def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:
     """Yield what is wrong or careless in a mandate for these tools, one sentence each."""
-    tools = {step.id: step.tool for step in mandate.steps}
     for step in mandate.steps:
         profile = profiles.get(step.tool)
         if profile is None:
@@ -401,7 +400,3 @@ def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iter
         for name in (*profile.critical, *profile.when):
             if isinstance(step.args.get(name), Free):
                 yield f"step `{step.id}`: `{name}` decides what the call hits, and is free"
-        for source in step.sources:
-            read = profiles.get(tools[source])
-            if read is not None and read.side_effect:
-                yield f"step `{step.id}`: it takes a value from `{source}`, which is not a read"

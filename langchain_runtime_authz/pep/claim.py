@@ -368,8 +368,8 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
         memory.wrote(scope, call.args)
         if done:
             memory.reached(scope, call.atoms.destinations())
-    elif done and call.profiled:
-        memory.read(scope, call.tool, call.profile, call.args, call.given, output)
+    if done and call.profiled:
+        memory.returned(scope, call.tool, call.profile, call.args, call.given, output)
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

@@ -114,7 +114,7 @@ class ThreadMemory:
         with self._lock:
             self._thread(scope).outputs.wrote(args)
 
-    def read(
+    def returned(
         self,
         scope: Scope,
         tool: str,
@@ -123,7 +123,7 @@ class ThreadMemory:
         given: frozenset[str],
         output: object,
     ) -> None:
-        """Remember what a read returned, for mandates that take values from it."""
+        """Remember what a call returned, for mandates that take values from it."""
         with self._lock:
             self._thread(scope).outputs.record(tool, profile, args, output, given=given)
 
