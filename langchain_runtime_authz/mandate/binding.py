@@ -18,7 +18,7 @@ from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same
-from langchain_runtime_authz.mandate.model import Argument, Const, Each, Mandate, Pick, Step, Text
+from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
@@ -52,12 +52,16 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The standing of a call: covered, deviates, forbidden, outside or none; and what follows from it."""
+    """The standing of a call: covered, deviates, forbidden, outside or none; and what follows from it.
+
+    `unread` is set if the call only lacks reads, and nobody said so before: the counter under which it is said.
+    """
 
     standing: str
     step: str | None = None
     deviations: tuple[Deviation, ...] = ()
     spends: tuple[Spend, ...] = ()
+    unread: str | None = None
 
 
 class CallFacts(NamedTuple):
@@ -166,6 +170,8 @@ class Binding:
                 counters.setdefault(match.after, 0)
             if match.confirm is not None:
                 counters[match.confirm] = 0
+            if match.deviations:
+                counters[f"{match.plan.counter}:unread"] = 0
             if match.counts:
                 counters[match.plan.counter] = 1
             for group in match.rows:
@@ -218,7 +224,10 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         if not deviations and plan.shown:  # who approves this call has seen the whole mandate
             spends = (*spends, Spend(match.confirm, _UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
-    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
+    missing = f"{plan.counter}:unread" if deviations and all(d.code == "unread" for d in deviations) else None
+    if missing is not None and counts.get(missing):
+        missing = None
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, missing)
 
 
 _NO_MANDATE: Final = Binding(_NONE, (), None)
@@ -272,9 +281,10 @@ def bind(
             after = _after(plan.after, index.prefix, profiles)
             if after is None and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
-        groups = [
-            [f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]] for source, keys in rows if keys
-        ]
+        groups = []
+        for source, keys in rows:
+            if keys:
+                groups.append([f"{plan.row}{source}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
         matches.append(
             _Match(
                 plan,
@@ -301,7 +311,8 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
         if not kinds[0]:  # a whole argument whose parts the profile names
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
-        named.append((name, what, kind, "." in name))
+        if not isinstance(what, Free):
+            named.append((name, what, kind, "." in name))
     settled = frozenset((*step.args, *profile.free))
     fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
     return _Shape(profile, tuple(named), settled, profile.side_effect or fetch)
@@ -327,8 +338,10 @@ def _compare(
             _join(rows, deviations, name, source, keys)
     if call.profile.effect != "read" and not call.given <= shape.settled:
         deviations += _open(shape, call, reader)
-    one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
-    return deviations, [(source, keys) for source, keys in rows if source in one]
+    if rows:
+        one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
+        rows = [(source, keys) for source, keys in rows if source in one]
+    return deviations, rows
 
 
 def _join(

@@ -20,6 +20,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from langchain_runtime_authz.facts.provenance.forms import forms, key
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
 from langchain_runtime_authz.profile import ToolProfile
 
@@ -32,6 +33,7 @@ MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
+MAX_UNREAD: Final = 20_000  # characters
 MAX_REPEATS: Final = 64
 MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
 MAX_WRITTEN: Final = 8192
@@ -74,13 +76,14 @@ class Output:
 
 
 class Outputs:
-    """The outputs of reads in this process, bounded. It is not thread-safe; its owner locks it."""
+    """What calls returned and were given in this process, bounded. Most threads are never asked, so it is read late."""
 
     def __init__(self) -> None:
         self._first: dict[str, dict[str, Output]] = {}
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
-        self._wrote: deque[tuple[Mapping[str, Any], int]] = deque()
+        self._unread: deque[tuple[Any, ...]] = deque()
+        self._lock = forkable_lock()
         self._written: dict[str, int] = {}
         self._entries = self._weight = self._turn = 0
 
@@ -94,7 +97,7 @@ class Outputs:
         complete: bool = True,
         given: Collection[str] | None = None,
     ) -> None:
-        """Keep what a read returned, unless the same read was kept before.
+        """Keep what a call returned, unless the same call was kept before.
 
         Args:
             tool: the tool's name.
@@ -104,13 +107,42 @@ class Outputs:
             complete: False if it is a page or a cut of the result.
             given: names of the arguments that the model sent; by default all of them.
         """
+        self._unread.append((tool, profile, args, output, complete, given))
+        # Another object may be changed by its owner, and a long text costs memory.
+        if type(output) is not str or len(output) > MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
+            self._read()
+
+    def wrote(self, args: Mapping[str, Any]) -> None:
+        """Note the values that a side effect was given. A read that returns them later does not vouch for them."""
+        self._unread.append((args,))
+        if len(self._unread) >= MAX_REPEATS:
+            self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            while self._unread:
+                entry = self._unread.popleft()
+                self._turn += 1
+                if len(entry) == 1:
+                    self._note(*entry)
+                else:
+                    self._keep(*entry)
+
+    def _keep(
+        self,
+        tool: str,
+        profile: ToolProfile,
+        args: Mapping[str, Any],
+        output: object,
+        complete: bool,
+        given: Collection[str] | None,
+    ) -> None:
         sent = _Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
         if not sent.complete:
             return  # a call that is not fully known fits no step
         read = _Projection(MAX_NODES, MAX_CHARS)
         value = read.read(_parsed(output), 0)
-        self._turn += 1
         names = frozenset(held if given is None else given)
         found = Output(profile, held, names, value, complete and read.complete, self._turn)
         found.weight = read.chars + read.nodes * _NODE
@@ -132,36 +164,28 @@ class Outputs:
             self._weight -= oldest.weight
             oldest.forget()
 
-    def wrote(self, args: Mapping[str, Any]) -> None:
-        """Note the values that a side effect was given. A read that returns them later does not vouch for them."""
-        self._turn += 1
-        self._wrote.append((args, self._turn))
-        if len(self._wrote) >= MAX_REPEATS:
-            self._note()
-
-    def _note(self) -> None:
-        """Read what was written since the last time; most threads are never asked."""
-        while self._wrote:
-            args, turn = self._wrote.popleft()
-            for value in scalars(args, MAX_ARGUMENT_NODES) or ():
-                if len(self._written) >= MAX_WRITTEN:
-                    return
-                for form in scalar_forms(value):
-                    self._written.setdefault(form, turn)
+    def _note(self, args: Mapping[str, Any]) -> None:
+        for value in scalars(args, MAX_ARGUMENT_NODES) or ():
+            if len(self._written) >= MAX_WRITTEN:
+                return
+            for form in scalar_forms(value):
+                self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
         """Return True if a side effect was given the value before that turn, or nobody can tell."""
-        self._note()
+        self._read()
         if len(self._written) >= MAX_WRITTEN:
             return True
         return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
 
     def of(self, tool: str) -> Collection[Output]:
         """Return the first observations of the tool's calls, in order."""
+        self._read()
         return tuple(self._first.get(tool, {}).values())  # another thread may add one meanwhile
 
     def texts(self) -> Iterator[Words]:
         """Yield the words of each output that is kept."""
+        self._read()
         for found in (*self._order, *self._repeats):
             yield found.words
 

@@ -89,7 +89,12 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         bodies = [asked[0].body] if len(asked) == 1 else [one.body for one in asked]
         for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
             one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
-            if decision.outcome == "approval_required":
+            if decision.outcome != "approval_required":
+                continue
+            if one.standing.unread is not None:
+                # The agent can help itself, once; then a person is asked.
+                one.decision = replace(deny(Code.READ_FIRST), decision_id=decision.decision_id)
+            else:
                 one.evidence = sentences(run, one)
     return decided
 
@@ -104,7 +109,9 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     words, origin = run.engine.memory.words.get(run.scope), run.epoch
-    keys = [_key(run, call, origin) for call in calls]
+    keys = []
+    for call in calls:
+        keys.append(_key(run, call, origin))
     compared = _compared(run, words, calls)
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     recorded = snapshot.plan
@@ -117,10 +124,11 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
-    shared = {occasion(run, c.mandate) for c in compared} - {None}
-    for scope in shared:
-        elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
-        snapshot.counters = {**snapshot.counters, **elsewhere.counters}
+    for _, mandate, _ in compared:  # they have one
+        if mandate is not None and (scope := occasion(run, mandate)) is not None:
+            elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
+            snapshot.counters = {**snapshot.counters, **elsewhere.counters}
+            break
     moved: frozenset[str] = frozenset()
     for call in calls:
         if snapshot.history.resources or call.profile.resource is not None:
@@ -140,7 +148,10 @@ class _Compared(NamedTuple):
 def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
     if words is None:
         return [_Compared("", None, None)] * len(calls)
-    return [_Compared(effect_counter(words, c), *binding_of(run, words, c)) for c in calls]
+    compared = []
+    for call in calls:
+        compared.append(_Compared(effect_counter(words, call), *binding_of(run, words, call)))
+    return compared
 
 
 def _described(

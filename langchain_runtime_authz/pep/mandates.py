@@ -115,8 +115,9 @@ def standing_of(
         approval: what was asked and answered about it.
         ahead: what the calls before it in the message will spend; this one's is added.
     """
-    again = row is not None and approval is None
-    counts = {c: max(counters.get(c, 0) - by * again, 0) + ahead.get(c, 0) for c, by in binding.counters.items()}
+    again, counts = row is not None and approval is None, {}
+    for counter, by in binding.counters.items():
+        counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)
     standing = binding.standing(counts)
     for spend in standing.spends:
         ahead[spend.counter] = ahead.get(spend.counter, 0) + spend.by

@@ -49,7 +49,10 @@ def forms_of(own: object) -> frozenset[str]:
 
 def backed(traced: Mapping[str, Provenance]) -> bool:
     """Return True if the user or a trusted source said each critical argument."""
-    return all(p.standing != "outside" for p in traced.values() if p.kind != "when")
+    for found in traced.values():
+        if found.standing == "outside" and found.kind != "when":
+            return False
+    return True
 
 
 # --- what came back ---------------------------------------------------------------------------------

@@ -181,15 +181,20 @@ class Pair:
         authz = RuntimeAuthz(pdp=pdp, profiles=profiles)
         self.script, self.loop = Script(), loop
         ordered = {"mandate": MANDATE} if "mandate" in inspect.signature(authz.run).parameters else {}
-        config = authz.run(subject="alice", task=TASK, **ordered).config({"recursion_limit": 1000})
+        limit = {"recursion_limit": 1000}
+        # A run for each invoke: one over several threads would spend its mandate at the first of them.
         self.sides = {
-            "plain": (build(self.script), {"recursion_limit": 1000}),
-            "protected": (authz.protect(build(self.script)), config),
+            "plain": (build(self.script), lambda: limit),
+            "protected": (
+                authz.protect(build(self.script)),
+                lambda: authz.run(subject="alice", task=TASK, **ordered).config(limit),
+            ),
         }
 
     def invoke(self, side: str, turns: int) -> Any:
         """Run so many turns."""
-        graph, config = self.sides[side]
+        graph, opened = self.sides[side]
+        config = opened()
         self.script.left = turns
         given = {"messages": [("user", TASK)]}
         if self.loop is None:
