@@ -135,13 +135,14 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         line = f"{inert(name)} {quoted(value)}"
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
+        found = traced.get(name)
+        outside = found is not None and found.standing != "told"
+        if found is not None and outside:
+            line += _source(found)
         if name in differs:
             line += f", EXPECTED {differs[name]}"
-        found = traced.get(name)
-        if found is not None and found.standing != "told":
-            line += _source(found)
-            if (sentence := _sentence(value, memory)) is not None:
-                line += f"; untrusted text from there: {quoted(sentence)}"
+        if outside and (sentence := _sentence(value, memory)) is not None:
+            line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)
     return tuple(lines)
 
