@@ -147,8 +147,11 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     return tuple(lines)
 
 
+_QUOTES: Final = str.maketrans("`\"", "''")  # names and values of an order, where a value of the call has `"`
+
+
 def _plain(line: str) -> str:
-    return inert(line.replace("`", "'"))
+    return inert(line.translate(_QUOTES))
 
 
 def _source(found: Provenance) -> str:
