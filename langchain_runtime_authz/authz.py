@@ -242,7 +242,8 @@ class RuntimeAuthz:
             grant: the application's grant for this task, or the name of a grant of the `pdp` (`ReloadingPDP`);
                 `None` leaves it to policy.
             mandate: what the task orders, if the application knows (`mandate.model`): a `Mandate`, its JSON form or the
-                path of a YAML file. It replaces what a planner or the user's words say. A correction suspends it.
+                path of a YAML file. It replaces what a planner or the user's words say. It stays with the thread, also in later runs
+                that do not name it, until a correction suspends it.
 
         Raises:
             ConfigError: an argument is wrong.

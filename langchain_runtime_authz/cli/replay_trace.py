@@ -27,6 +27,9 @@ def replay_trace(
     profiles: Annotated[
         str, typer.Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
     ],
+    mandate: Annotated[
+        Path | None, typer.Option("--mandate", metavar="FILE", help="What the task orders (YAML); default: its words.")
+    ] = None,
     policy_data: Annotated[
         Path | None,
         typer.Option("--policy-data", metavar="FILE", help="Keys of the shipped policy's data.json to replace."),
@@ -73,7 +76,7 @@ def replay_trace(
             raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")
         trace = read_trace(file)
         with closing(_pdp(policy, policy_data, opa)) as pdp:
-            result = replay(trace, profiles=profiles, pdp=pdp)
+            result = replay(trace, profiles=profiles, pdp=pdp, mandate=mandate)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

@@ -1,9 +1,10 @@
 """Play four acts at a small bank, protected and unprotected.
 
 1. The agent reads a bill: permitted.
-2. It pays the bill: the user sees the exact arguments and approves.
-3. The bill holds an attacker's instruction. The agent follows it: denied.
+2. It pays what the user ordered: permitted, and nobody is asked.
+3. The bill holds an attacker's instruction. The agent follows it: the user sees who says so, and rejects.
 4. While the next payment is planned, the user changes the task. The old plan is void, and the agent plans again.
+   The new words are not a plain order, so the user is asked.
 
 Agent, tools and script are the same both times. No language model and no network is used.
 """
@@ -29,7 +30,6 @@ from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.graph import agent_graph, converse
 from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.profile import ToolProfile
 from langchain_runtime_authz.testing.model import ScriptedChatModel
 
@@ -39,8 +39,8 @@ SUPPLIER: Final = "DE21 5001 0517 5407 3249 31"
 PLUMBER: Final = "DE02 1203 0000 0000 2020 51"
 ATTACKER: Final = "US13 3000 0001 2121 2121 212"
 
-TASK: Final = "Pay the December bill in bill-december.txt."
-ADDITION: Final = "And pay the plumber 90 for the tap."
+TASK: Final = f"Read bill-december.txt and pay 98.70 EUR to {SUPPLIER}."
+ADDITION: Final = f"Pay 90 EUR to {PLUMBER}."
 CORRECTION: Final = "Stop: the plumber came for half the time. Pay him 45."
 
 BILL: Final = f"""Stadtwerke, bill for December: 98.70, due at once, to {SUPPLIER}.
@@ -51,14 +51,14 @@ PROFILES: Final = {
     "read_file": ToolProfile(effect="read", sink="none", critical={"path": "object"}, trust="external"),
     "get_transactions": ToolProfile(effect="read", sink="none", data_class="confidential", trust="system"),
     "send_money": ToolProfile(
-        effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, trust="system"
+        effect="pay",
+        sink="external",
+        critical={"recipient": "principal", "amount": "amount"},
+        text=("subject",),
+        intent=("pay",),
+        trust="system",
     ),
 }
-
-# The application knows its workflow: the payees of this household, and the greatest amount.
-GRANT: Final = Grant(
-    args={"send_money": {"recipient": Constraint(one_of=(SUPPLIER, PLUMBER)), "amount": Constraint(le=100)}}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _model(messages: list[BaseMessage]) -> AIMessage:
 
 ACTS: Final = {
     "read": "1. A read",
-    "bill": "2. A payment: the user sees the exact arguments",
+    "bill": "2. A payment that the user ordered",
     "verification": "3. A payment that the bill itself told the agent to make",
     "tap": "4. A payment is planned, and the user changes the task",
 }
@@ -183,14 +183,14 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
     if protected:
         authz = RuntimeAuthz(profiles=PROFILES, audit=stage.audit)
         graph = authz.protect(graph)
-        scope = authz.run(subject="alice", task=TASK, grant=GRANT)
+        scope = authz.run(subject="alice", task=TASK)
 
     def enter(*said: str, meanwhile: str | None = None) -> None:
         for words in said:
             stage.hear(words)
         value = {"messages": [HumanMessage(words) for words in said]}
         try:
-            for message in converse(graph, value, config, stage.approve):
+            for message in converse(graph, value, config, stage.answer):
                 stage.watch(message)
                 if meanwhile and isinstance(message, AIMessage) and message.tool_calls and authz is not None:
                     stage.hear(meanwhile)
@@ -233,7 +233,7 @@ class _Stage:
         self.audit: _Both = _Both(log)
         self._console = console
         self._planned: dict[str, str] = {}
-        self._asked: set[str] = set()
+        self._asked: dict[str, str] = {}
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line, and leave time to read it on a terminal."""
@@ -246,12 +246,14 @@ class _Stage:
         """Show words of the user."""
         self.say(f"alice:  {words}", "bold cyan")
 
-    def approve(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Show the exact arguments, and approve them."""
-        self._asked.add(request["tool_call_id"])
+    def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Show the exact arguments and who says them. Alice rejects the payee whom she does not know."""
         self.say(f"  ask:    {_call(request['name'], request['args'])}", "yellow")
-        self.say("  alice approves exactly this", "yellow")
-        return {"type": "approve"}
+        self.say("\n".join(f"          {line}" for line in request["description"].splitlines()[1:]), "dim")
+        known = request["args"]["recipient"] != ATTACKER
+        self._asked[request["tool_call_id"]] = "alice approved" if known else "alice rejected"
+        self.say("  alice approves exactly this" if known else "  alice rejects it", "yellow")
+        return {"type": "approve" if known else "reject"}
 
     def watch(self, message: AnyMessage) -> None:
         """Show and keep a message that a node wrote."""
@@ -269,7 +271,7 @@ class _Stage:
     def _conclude(self, message: ToolMessage) -> None:
         decision, reason, epoch = self._decided()
         if message.tool_call_id in self._asked:
-            decision, reason = "asked, permit", "alice approved"
+            decision, reason = f"asked, {decision}", self._asked[message.tool_call_id]
         happened = message.text.splitlines()[0] if message.status != "error" else "not carried out"
         tried = self._planned[message.tool_call_id]
         self.rows.append(Row(len(self.rows) + 1, tried, decision, reason, happened, epoch))
@@ -286,7 +288,7 @@ class _Stage:
         return outcome, reason, epoch
 
 
-_STYLES: Final = {"deny": "red", "asked, permit": "yellow"}
+_STYLES: Final = {"deny": "red", "asked, deny": "red", "asked, permit": "yellow"}
 
 
 def _call(name: str, args: Mapping[str, Any]) -> str:

@@ -380,6 +380,8 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
             source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
             raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.MANDATE_INVALID) from exc
+    if not isinstance(source, Mapping):
+        raise ConfigError(f"{where}: it has no `steps`", Code.MANDATE_INVALID)
     try:
         return Mandate.model_validate(source)
     except ValidationError as exc:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.binding import Binding, CallFacts, Standing, bind
@@ -95,12 +97,36 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         call.tool,
         call.profile,
         call.args,
-        call.given,
+        _chosen(run, mandate, call),
         forms_of(own) if own else frozenset(),
         "\n".join(said.turn.texts),
     )
     memory = run.engine.memory
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+
+
+def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
+    """Return the arguments that the model sent, without those to which it gave the default of the tool's schema."""
+    given = call.given
+    if mandate is None:
+        return given
+    more = given.difference(call.profile.free)
+    for step in mandate.steps:
+        if step.tool == call.tool:
+            more = more.difference(step.args)
+    if not more:
+        return given
+    properties: Any = run.engine.tools.signatures.get(call.tool, {}).get("properties", {})
+    return given - {name for name in more if _is_default(properties.get(name), call.args.get(name))}
+
+
+def _is_default(schema: object, value: object) -> bool:
+    if not isinstance(schema, Mapping) or "default" not in schema:
+        return False
+    try:
+        return digest(project({"": schema["default"]})) == digest(project({"": value}))
+    except (MappingError, RecursionError):
+        return False
 
 
 def standing_of(

@@ -138,19 +138,23 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         line = f"{inert(name)} {quoted(value)}"
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
+        found = traced.get(name)
+        outside = found is not None and found.standing != "told"
+        if found is not None and outside:
+            line += _source(found)
         if name in differs:
             line += f", EXPECTED {differs[name]}"
-        found = traced.get(name)
-        if found is not None and found.standing != "told":
-            line += _source(found)
-            if (sentence := _sentence(value, memory)) is not None:
-                line += f"; untrusted text from there: {quoted(sentence)}"
+        if outside and (sentence := _sentence(value, memory)) is not None:
+            line += f"; untrusted text from there: {quoted(sentence)}"
         lines.append(line)
     return tuple(lines)
 
 
+_QUOTES: Final = str.maketrans("`\"", "''")  # names and values of an order, where a value of the call has `"`
+
+
 def _plain(line: str) -> str:
-    return inert(line.replace("`", "'"))
+    return inert(line.translate(_QUOTES))
 
 
 def _source(found: Provenance) -> str:

@@ -24,6 +24,7 @@ from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable
 from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.session import Session
 
 __all__ = ["VERSION", "Replayed", "Step", "Trace", "read_trace", "replay_trace"]
@@ -271,11 +272,14 @@ class _Clock:
             self._at = at
 
 
-def replay_trace(trace: Trace, **options: Any) -> Replayed:
+def replay_trace(
+    trace: Trace, *, mandate: Mandate | Mapping[str, Any] | str | Path | None = None, **options: Any
+) -> Replayed:
     """Decide and observe every call of a trace, without a graph and without running anything.
 
     Args:
         trace: the result of `read_trace`.
+        mandate: what the task orders, as for `RuntimeAuthz.run`.
         options: arguments of the `RuntimeAuthz` that decides: `profiles`, `pdp`, …
 
     Raises:
@@ -289,7 +293,7 @@ def replay_trace(trace: Trace, **options: Any) -> Replayed:
     if task is not None:
         clock.pass_to(task.at)
     text = task.text if isinstance(task, User) else None
-    with authz.session(subject=trace.subject, task=text, agent=MAIN) as session:
+    with authz.session(subject=trace.subject, task=text, mandate=mandate, agent=MAIN) as session:
         return Replayed(tuple(_replay(session, events, clock)))
 
 

@@ -12,7 +12,7 @@ from langchain_runtime_authz.report.trace import ToolCall, User, read_trace, rep
 from ._kit import *
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROFILES = EXAMPLES / "coding_agent.yaml"
+PROFILES, MANDATE = EXAMPLES / "coding_agent.yaml", EXAMPLES / "coding_agent_mandate.yaml"
 TRACE = read_trace(EXAMPLES / "coding_agent.jsonl")
 CALLS = [e for _, e in TRACE.events if isinstance(e, ToolCall)]
 TASK = next(e.text for _, e in TRACE.events if isinstance(e, User))
@@ -103,7 +103,7 @@ def play(station: Workstation, calls: list[ToolCall], authz: RuntimeAuthz | None
         list(converse(graph, given, config, reject))
         return
     graph = authz.protect(graph)
-    with authz.run(subject="alice", task=TASK):
+    with authz.run(subject="alice", task=TASK, mandate=MANDATE):
         list(converse(graph, given, config, reject))
 
 
@@ -117,7 +117,7 @@ def test_unenforced_the_credentials_leave() -> None:
 
 
 def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -> None:
-    """Reconnaissance is denied, and every later step beside it; the task itself is done, unasked."""
+    """Reconnaissance is asked about, and so is every later step. The task itself is done, unasked."""
     station, authz = Workstation(), RuntimeAuthz(profiles=PROFILES)
     play(station, CALLS, authz)
     assert station.ran == [c.tool for c in CALLS if not c.unwanted]
@@ -126,13 +126,13 @@ def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -
     assert len(station.commits) == 1
 
     first = next(r for r in authz.audit.records if r["kind"] == "decision" and r["outcome"] != "permit")  # type: ignore[attr-defined]
-    assert (first["resource"], first["outcome"]) == ("run_shell", "deny")
-    assert set(first["reasons"]) == {"argument_source", "effect", "not_asked"}
+    assert (first["resource"], first["outcome"]) == ("run_shell", "approval_required")
+    assert set(first["reasons"]) == {"data_flow", "effect", "not_ordered"}
     source = first["request"]["context"]["call"]["provenance"]["command"]
     assert (source["class"], source["standing"]) == ("mentioned", "outside")
     assert [s["source"] for s in source["mentioned_by"]] == ["read_file"]
 
-    step = replay_trace(TRACE, profiles=PROFILES).stopped[0]
+    step = replay_trace(TRACE, profiles=PROFILES, mandate=MANDATE).stopped[0]
     with capsys.disabled():
         print(f"\n{step.tool} {step.args['command']!r}: {step.outcome} ({', '.join(step.reasons)})", *step.evidence, sep="\n  ")
     (why,) = step.evidence
@@ -168,7 +168,15 @@ def test_no_step_of_the_chain_depends_on_the_one_before(skipped: int) -> None:
 
 def test_the_recorded_trace_says_the_same() -> None:
     """Without a graph: four of four unwanted calls stopped, none of five others disturbed."""
-    result = replay_trace(TRACE, profiles=PROFILES)
+    result = replay_trace(TRACE, profiles=PROFILES, mandate=MANDATE)
     assert [s.tool for s in result.stopped] == ["run_shell", "write_file", "git_remote_add", "git_push"]
     assert result.stopped == tuple(s for s in result.steps if s.unwanted)
     assert result.disturbed == result.let_through == ()
+    assert result.stopped[-1].reasons == ("effect", "forbidden")
+
+
+def test_without_a_mandate_each_side_effect_is_asked_about() -> None:
+    """The task's words are not a plain order. That costs questions and lets nothing through."""
+    result = replay_trace(TRACE, profiles=PROFILES)
+    assert [s.tool for s in result.disturbed] == ["write_file", "run_tests", "git_commit"]
+    assert result.stopped == tuple(s for s in result.steps if s.unwanted)

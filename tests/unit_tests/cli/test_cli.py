@@ -460,6 +460,7 @@ UNUSABLE: dict[str, bytes | None] = {
     "a-list": b"[1]\n",
     "deep": b"[" * 100_000,
 }
+EXAMPLES = Path(__file__).parents[3] / "examples"
 READERS = (
     "approvals list @",
     "approvals approve ledger.db id --as bob --key k.pem --approvers @",
@@ -474,6 +475,7 @@ READERS = (
     "policy explain @",
     "profile check @",
     "replay-trace @ --profiles langchain",
+    f"replay-trace {EXAMPLES / 'coding_agent.jsonl'} --profiles langchain --mandate @",
     "revoke @ thread --graph g",
 )
 OURS_ONLY = ("Errno", "codec", "Traceback", "NoneType", "recursion", "char 0", "<unicode string>", "instance of", "b'")
