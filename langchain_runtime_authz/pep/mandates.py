@@ -17,6 +17,7 @@ from langchain_runtime_authz.pep.provenance import forms_of
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["ORDERED", "Ordered", "binding_of", "mandate_json", "mandate_of", "occasion", "recall", "standing_of"]
+__all__ += ["task_name"]
 
 _log = logging.getLogger(__name__)
 ORDERED: Final = "mandate:application"  # the mark that keeps an application's mandate, and the epoch at which it counts
@@ -98,9 +99,15 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         call.given,
         forms_of(own) if own else frozenset(),
         "\n".join(said.turn),
+        task_name(run),
     )
     memory = run.engine.memory
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+
+
+def task_name(run: Run) -> str:
+    """Name what the run is for, so that a mandate takes no value from what was read for an older task."""
+    return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
 
 
 def standing_of(
