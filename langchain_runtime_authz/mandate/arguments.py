@@ -99,12 +99,15 @@ class Reader:
         outputs: what reads returned.
         own: forms of the subject's own identifiers.
         words: the user's own words.
+        task: whose observations count.
     """
 
-    __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_words")
+    __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
-    def __init__(self, steps: Mapping[str, Step], outputs: Outputs, own: frozenset[str], words: str) -> None:
-        self._steps, self._outputs, self._own, self._words = steps, outputs, own, words
+    def __init__(
+        self, steps: Mapping[str, Step], outputs: Outputs, own: frozenset[str], words: str, task: str = ""
+    ) -> None:
+        self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[Output]] = {}
         self._found: dict[int, _Found] = {}  # by the argument's id; the mandate holds them
         self._allowed: dict[int, str] = {}
@@ -184,7 +187,7 @@ class Reader:
         known = self._fitting.get(name)
         if known is None:
             step = self._steps[name]
-            known = [output for output in self._outputs.of(step.tool) if self._fits(step, output)]
+            known = [output for output in self._outputs.of(step.tool, self._task) if self._fits(step, output)]
             if all(isinstance(argument, _FIXED) for argument in step.args.values()):
                 known = known[:1]
             self._fitting[name] = known

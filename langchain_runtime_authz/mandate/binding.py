@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
-from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same
+from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same, same
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
@@ -74,6 +74,7 @@ class CallFacts(NamedTuple):
         given: names of the arguments that the model sent.
         own: forms of the subject's own identifiers.
         words: the user's own words.
+        task: names the task, whose observations count.
     """
 
     tool: str
@@ -82,6 +83,7 @@ class CallFacts(NamedTuple):
     given: frozenset[str]
     own: frozenset[str]
     words: str
+    task: str = ""
 
 
 _NONE: Final = Standing("none")
@@ -108,6 +110,7 @@ class _Shape(NamedTuple):
     named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, whether it is a dotted path
     settled: frozenset[str]  # arguments of which nothing else can deviate
     counts: bool
+    rows: tuple[tuple[str, Argument, str], ...]  # members of arguments of which several are named
 
 
 class _Index:
@@ -132,7 +135,7 @@ class _Index:
 
 
 def _counter(prefix: str, step: Step) -> str:
-    return f"{prefix}deed:{step.deed}" if step.deed else f"{prefix}step:{step.id}"
+    return f"{prefix}step:{step.deed or step.id}"
 
 
 def _index(mandate: Mandate) -> _Index:
@@ -266,7 +269,7 @@ def bind(
     plans = index.by_tool.get(call.tool)
     if plans is None:
         return Binding(None, (), limit)
-    reader = Reader(index.steps, outputs, call.own, call.words)
+    reader = Reader(index.steps, outputs, call.own, call.words, call.task)
     matches = []
     for plan in plans:
         step = plan.step
@@ -315,7 +318,9 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
             named.append((name, what, kind, "." in name))
     settled = frozenset((*step.args, *profile.free))
     fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
-    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch)
+    roots = [name.partition(".")[0] for name, _, _, dotted in named if dotted]
+    rows = tuple((n, what, kind) for n, what, kind, dotted in named if dotted and roots.count(n.partition(".")[0]) > 1)
+    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows)
 
 
 def _compare(
@@ -336,12 +341,26 @@ def _compare(
             deviations.append(Deviation(name, code, expected))
         elif source:
             _join(rows, deviations, name, source, keys)
+    if shape.rows:
+        deviations += _crossed(shape, args)
     if call.profile.effect != "read" and not call.given <= shape.settled:
         deviations += _open(shape, call, reader)
     if rows:
         one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
         rows = [(source, keys) for source, keys in rows if source in one]
     return deviations, rows
+
+
+def _crossed(shape: _Shape, args: Mapping[str, Any]) -> Iterator[Deviation]:
+    """Yield the members of rows that are given in another order: each pair of values must be the one that was ordered."""
+    for name, what, kind in shape.rows:
+        rows = args.get(name.partition(".")[0])
+        if not isinstance(rows, list) or len(rows) <= 1 or isinstance(what, Free | Text):
+            continue
+        held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
+        aligned = isinstance(held, list) and isinstance(ordered, tuple) and len(held) == len(ordered) == len(rows)
+        if not aligned or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True)):
+            yield Deviation(name, "ambiguous", "in the order of the rows")
 
 
 def _join(

@@ -23,10 +23,13 @@ __all__ = ["SHORT_KINDS", "compare", "known_same", "meets", "reading", "same", "
 
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
 _DATED: Final = ("when", "value", "")  # kinds whose date may leave the time or the year open
+_SPELLED: Final = ("object", "name", "value", "")  # kinds of which another spelling may be something else
+_KNOWN: Final = ("email:", "iban:", "url:")
+_WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
 _MOMENT: Final = ("date:", "day:", "time:")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _DATE: Final = 10  # characters of an ISO 8601 date
-_SHOWN: Final = re.compile(r"[^<>@,;]*<([^<>\s,;]+)>")
+_SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%2e|%2f|%5c|[\x00-\x1f\x7f]", re.IGNORECASE)
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -53,6 +56,10 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return False
     if kind in _DATED and any(f.startswith(_MOMENT) for f in said):
         return _same_moment(value, constant, own, said)
+    if kind in _SPELLED and not _spelled(value, constant, own, said):
+        return False
+    if kind == "amount" and isinstance(value, str) and "," in value and value != constant:
+        return False  # a tool may read it as thousands
     numbers = {f for f in said if f.startswith("num:")}
     if numbers == {f for f in own if f.startswith("num:")}:
         if numbers:
@@ -68,6 +75,19 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
 
 
 known_same: Final = lru_cache(maxsize=8192, typed=True)(_same)
+
+
+def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence[str]) -> bool:
+    """Return True if two values name one thing: case matters in paths, ids and commands, and zeros in versions."""
+    if not isinstance(value, str) and not isinstance(constant, str):
+        return True
+    if any(f.startswith(_KNOWN) for f in own if f in said):
+        return True
+    one, other = (str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in (value, constant))
+    if one == other:
+        return True
+    one, other = tidy(one), tidy(other)
+    return _WORDS.fullmatch(other) is not None and fold(one) == fold(other)
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
@@ -135,8 +155,10 @@ def compare(value: object, bound: object) -> int | None:
 
 
 def _same_door(value: str, constant: str) -> bool:
-    """Return True if two links of one form have one scheme and port. Without a scheme, `https` is meant."""
+    """Return True if two links of one form have one scheme, port and fragment. Without a scheme, `https` is meant."""
     (scheme, port), (said, said_port) = _door(value), _door(constant)
+    if value.partition("#")[2] != constant.partition("#")[2]:
+        return False
     return port == said_port and (scheme == said or (not said and scheme == "https"))
 
 
@@ -196,7 +218,7 @@ def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scal
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
     if isinstance(condition, Eq):
-        return same(value, condition.value, "value")
+        return same(value, condition.value, "when")  # as dates are, but in any case
     text, part = fold(tidy(str(value))), fold(tidy(condition.text))
     if isinstance(condition, StartsWith):
         return text.startswith(part)

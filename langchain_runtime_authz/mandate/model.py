@@ -23,7 +23,7 @@ from pydantic import Field as Member
 
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, unreadable
-from langchain_runtime_authz.profile import Effect, Kind, ToolProfile
+from langchain_runtime_authz.profile import Kind, ToolProfile
 
 __all__ = [
     "Argument",
@@ -283,17 +283,20 @@ class Step(_Frozen):
                 yield from (name.partition(".")[0] for name in argument.inputs)
 
 
+Deed = Literal["fetch", "write", "send", "pay", "delete", "admin"]  # reads are not compared with a mandate
+
+
 class Limit(_Frozen):
     """The most that all steps of an effect may come to: the sum of their arguments of kind `amount`."""
 
-    effect: Effect
+    effect: Deed
     total: Annotated[Number, Member(ge=0, le=_EXACT // 100)]
 
 
 class Never(_Frozen):
     """Forbid calls of an effect that have one of these values in a role, or all calls of it if none is given."""
 
-    effect: Effect
+    effect: Deed
     values: dict[
         Kind,
         Annotated[tuple[Scalar, ...], BeforeValidator(lambda v: _tuple(v) if isinstance(v, list | tuple) else (v,))],

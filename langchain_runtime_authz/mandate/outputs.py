@@ -1,7 +1,7 @@
 """Keep what reads returned, so that a mandate's fields can be computed from it.
 
-The first observation of each read counts. A read that is repeated with the same arguments does not change what a
-mandate is compared with. All of it is bounded. Something that was cut or forgotten is incomplete, and an incomplete
+The first observation of each read counts, within the task that it was made for. A read that is repeated with the same
+arguments does not change what a mandate is compared with, and what an older task read is no value of a newer one. All of it is bounded. Something that was cut or forgotten is incomplete, and an incomplete
 output gives no value.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from langchain_runtime_authz.facts.provenance.forms import forms, key
+from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
 from langchain_runtime_authz.profile import ToolProfile
@@ -34,6 +34,7 @@ MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
 MAX_UNREAD: Final = 20_000  # characters
+MAX_TASKS: Final = 4  # of which observations are known
 MAX_REPEATS: Final = 64
 MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
 MAX_WRITTEN: Final = 8192
@@ -79,7 +80,7 @@ class Outputs:
     """What calls returned and were given in this process, bounded. Most threads are never asked, so it is read late."""
 
     def __init__(self) -> None:
-        self._first: dict[str, dict[str, Output]] = {}
+        self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
         self._unread: deque[tuple[Any, ...]] = deque()
@@ -96,6 +97,7 @@ class Outputs:
         *,
         complete: bool = True,
         given: Collection[str] | None = None,
+        task: str = "",
     ) -> None:
         """Keep what a call returned, unless the same call was kept before.
 
@@ -106,8 +108,9 @@ class Outputs:
             output: what it returned. Mappings, lists, models, dataclasses and JSON text are read.
             complete: False if it is a page or a cut of the result.
             given: names of the arguments that the model sent; by default all of them.
+            task: names the task that it was read for.
         """
-        self._unread.append((tool, profile, args, output, complete, given))
+        self._unread.append((tool, profile, args, output, complete, given, task))
         # Another object may be changed by its owner, and a long text costs memory.
         if type(output) is not str or len(output) > MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -136,6 +139,7 @@ class Outputs:
         output: object,
         complete: bool,
         given: Collection[str] | None,
+        task: str,
     ) -> None:
         sent = _Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0)
@@ -146,7 +150,9 @@ class Outputs:
         names = frozenset(held if given is None else given)
         found = Output(profile, held, names, value, complete and read.complete, self._turn)
         found.weight = read.chars + read.nodes * _NODE
-        known = self._first.setdefault(tool, {})
+        known = self._first.setdefault(task, {}).setdefault(tool, {})
+        if len(self._first) > MAX_TASKS:
+            self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
         name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
         if (first := known.get(name)) is not None:
             if first.value != value:
@@ -165,11 +171,10 @@ class Outputs:
             oldest.forget()
 
     def _note(self, args: Mapping[str, Any]) -> None:
-        for value in scalars(args, MAX_ARGUMENT_NODES) or ():
+        for form in _told(args):
             if len(self._written) >= MAX_WRITTEN:
                 return
-            for form in scalar_forms(value):
-                self._written.setdefault(form, self._turn)
+            self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
         """Return True if a side effect was given the value before that turn, or nobody can tell."""
@@ -178,10 +183,10 @@ class Outputs:
             return True
         return any(self._written.get(form, turn) < turn for form in scalar_forms(value))
 
-    def of(self, tool: str) -> Collection[Output]:
-        """Return the first observations of the tool's calls, in order."""
+    def of(self, tool: str, task: str = "") -> Collection[Output]:
+        """Return the first observations of the tool's calls in a task, in order."""
         self._read()
-        return tuple(self._first.get(tool, {}).values())  # another thread may add one meanwhile
+        return tuple(self._first.get(task, {}).get(tool, {}).values())  # another thread may add one meanwhile
 
     def texts(self) -> Iterator[Words]:
         """Yield the words of each output that is kept."""
@@ -264,6 +269,17 @@ def _parsed(output: object) -> object:
         except (ValueError, RecursionError):
             return output
     return output
+
+
+def _told(args: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the forms of what arguments say, in JSON texts too, and of the addresses in texts: a read may return it."""
+    for value in scalars(args, MAX_ARGUMENT_NODES) or ():
+        yield from scalar_forms(value)
+        if isinstance(value, str):
+            inner = _parsed(value)
+            for held in (scalars(inner, MAX_ARGUMENT_NODES) or ()) if inner is not value else ():
+                yield from scalar_forms(held)
+            yield from identifiers(value[:MAX_ARGUMENT_CHARS])
 
 
 def _items(value: object) -> list[tuple[Any, Any]] | None:

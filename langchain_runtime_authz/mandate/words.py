@@ -354,7 +354,7 @@ class _Turn:
                 continue
             for way, step in enumerate(deed):
                 name = f"{number}" if len(deed) == 1 else f"{number}.{way + 1}"
-                shared = f"deed {number}" if len(deed) > 1 else None
+                shared = f"{number}" if len(deed) > 1 else None  # with other tools it may be the only way
                 found.append(step.model_copy(update={"id": name, "deed": shared}))
         if len(found) > MAX_STEPS:
             raise _UnclearError("it has too many orders")

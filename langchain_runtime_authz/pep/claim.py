@@ -41,7 +41,7 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay, 
 from langchain_runtime_authz.pep.credentials import RefusedMints, audiences_of, minter
 from langchain_runtime_authz.pep.decide import decide_calls
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
-from langchain_runtime_authz.pep.mandates import occasion
+from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
 from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, step_record, tell
@@ -371,7 +371,7 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
         if done:
             memory.reached(scope, call.atoms.destinations())
     if done and call.profiled:
-        memory.returned(scope, call.tool, call.profile, call.args, call.given, output)
+        memory.returned(scope, call.tool, call.profile, call.args, call.given, output, task_name(run))
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

@@ -19,6 +19,7 @@ from langchain_runtime_authz.pep.provenance import forms_of
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 __all__ = ["ORDERED", "Ordered", "binding_of", "mandate_json", "mandate_of", "occasion", "recall", "standing_of"]
+__all__ += ["task_name"]
 
 _log = logging.getLogger(__name__)
 ORDERED: Final = "mandate:application"  # the mark that keeps an application's mandate, and the epoch at which it counts
@@ -100,6 +101,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         _chosen(run, mandate, call),
         forms_of(own) if own else frozenset(),
         "\n".join(said.turn.texts),
+        task_name(run),
     )
     memory = run.engine.memory
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
@@ -127,6 +129,11 @@ def _is_default(schema: object, value: object) -> bool:
         return digest(project({"": schema["default"]})) == digest(project({"": value}))
     except (MappingError, RecursionError):
         return False
+
+
+def task_name(run: Run) -> str:
+    """Name what the run is for, so that a mandate takes no value from what was read for an older task."""
+    return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
 
 
 def standing_of(

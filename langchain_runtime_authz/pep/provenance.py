@@ -150,7 +150,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     return tuple(lines)
 
 
-_QUOTES: Final = str.maketrans("`\"", "''")  # names and values of an order, where a value of the call has `"`
+_QUOTES: Final = str.maketrans('`"', "''")  # names and values of an order, where a value of the call has `"`
 
 
 def _plain(line: str) -> str:

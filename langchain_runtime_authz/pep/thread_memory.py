@@ -122,10 +122,11 @@ class ThreadMemory:
         args: Mapping[str, Any],
         given: frozenset[str],
         output: object,
+        task: str,
     ) -> None:
         """Remember what a call returned, for mandates that take values from it."""
         with self._lock:
-            self._thread(scope).outputs.record(tool, profile, args, output, given=given)
+            self._thread(scope).outputs.record(tool, profile, args, output, given=given, task=task)
 
     def outputs(self, scope: Scope) -> Outputs:
         """Return what the thread's reads returned."""

@@ -253,6 +253,29 @@ def test_arguments_of_one_source_come_from_one_record(kind):
     assert judge(mandate, "wire", {"iban": "anna@x.org", "amount": 41}).standing == "deviates"
 
 
+@pytest.mark.parametrize(
+    ("rows", "standing"),
+    [
+        ([("a", "A"), ("b", "B")], "covered"),
+        ([("a", "B"), ("b", "A")], "deviates"),
+        ([("a", "A"), ("a", "A")], "deviates"),
+        ([("b", "B"), ("a", "A")], "deviates"),
+    ],
+)
+def test_rows_of_one_argument_are_not_crossed(rows, standing):
+    profile = ToolProfile(effect="pay", critical={"rows.to": "principal", "rows.ref": "object"})
+    mandate = Mandate(steps=(Step("do", "batch", {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}),))
+    args = {"rows": [{"to": to, "ref": ref} for to, ref in rows]}
+    facts = CallFacts("batch", profile, args, frozenset(args), frozenset(), "")
+    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+
+
+@pytest.mark.parametrize("kind", [Never, Limit])
+def test_a_rule_about_reads_which_nobody_compares_is_refused(kind):
+    with pytest.raises(ValueError, match="effect"):
+        kind("read", *([100] if kind is Limit else []))
+
+
 def test_the_greatest_of_several_reads_needs_all_of_them():
     steps = (Step("bills", "bill", {"month": OneOf(("May", "June"))}), Step("do", "pay", {"recipient": Pick("bills", "iban", max="total")}))
     kept = read(({"month": "May"}, BILLED, {}))

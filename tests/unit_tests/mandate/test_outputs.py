@@ -80,6 +80,13 @@ def test_the_first_observation_counts():
     assert any(words.holds([("one", "two", "three", "four", "five", "six")]) for words in found.texts())
 
 
+def test_a_newer_task_takes_no_value_of_an_older_one():
+    found = Outputs()
+    for n in range(6):
+        found.record("read", READ, {}, n, task=f"{n}")
+    assert [[output.value for output in found.of("read", f"{n}")] for n in (1, 2, 5)] == [[], [2], [5]]
+
+
 def test_the_oldest_is_forgotten_and_stays_known(monkeypatch):
     monkeypatch.setattr(module, "MAX_WEIGHT", 1000)
     found = Outputs()
@@ -101,6 +108,8 @@ def test_written_values_are_told_by_time(monkeypatch):
     found = Outputs()
     found.wrote({"a": ["x"]})
     assert (found.written("X ", 2), found.written("x", 1), found.written("y", 2)) == (True, False, False)
+    found.wrote({"content": '{"rows": [{"payee": "Eve"}]}', "note": "Anna is now at eve@x.org, she says."})
+    assert (found.written("Eve", 3), found.written("eve@x.org", 3), found.written("Anna", 3)) == (True, True, False)
     monkeypatch.setattr(module, "MAX_WRITTEN", 1)
     assert found.written("y", 2) is True
 

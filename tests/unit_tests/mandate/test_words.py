@@ -122,7 +122,7 @@ def test_a_list_is_one_step_each_unless_an_amount_would_be_shared():
 def test_ways_to_do_one_thing_share_a_deed_and_a_repeated_order_is_one():
     two = {"pay_sepa": PROFILES["move_money"], "pay_wire": PROFILES["move_money"], "delete_file": PROFILES["delete_file"]}
     steps = compile_words(["Transfer 45 EUR from A1 to B2 and delete a.txt"], two).mandate.steps
-    assert [(s.tool, s.deed) for s in steps] == [("pay_sepa", "deed 1"), ("pay_wire", "deed 1"), ("delete_file", None)]
+    assert [(s.tool, s.deed) for s in steps] == [("pay_sepa", "1"), ("pay_wire", "1"), ("delete_file", None)]
     cancel = {n: ToolProfile(effect="delete", critical={f"{n}_id": "object"}, intent=("cancel",)) for n in ("order", "event")}
     assert [s.tool for s in compile_words(["Cancel order 12"], cancel).mandate.steps] == ["order"]
     assert compile_words(["Cancel 12"], cancel).mandate is None

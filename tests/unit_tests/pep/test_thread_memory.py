@@ -118,7 +118,7 @@ def test_each_thread_has_its_own_outputs() -> None:
     """A thread without any shares nothing that another one could write to."""
     memory = ThreadMemory()
     nothing = memory.outputs(scope())
-    memory.returned(scope(), "get_bill", READ, {"month": "December"}, frozenset({"month"}), {"total": 98.7})
+    memory.returned(scope(), "get_bill", READ, {"month": "December"}, frozenset({"month"}), {"total": 98.7}, "1:")
     memory.wrote(scope("other"), {"amount": 98.7})
     kept = [nothing, memory.outputs(scope()), memory.outputs(scope("other"))]
     assert all(one is not other for one, other in pairwise([*kept, nothing]))
