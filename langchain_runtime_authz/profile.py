@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -40,10 +40,12 @@ __all__ = [
     "METADATA_KEY",
     "SHIPPED",
     "SINKS",
+    "FieldTrust",
     "ToolProfile",
     "argument",
     "as_unprofiled",
     "check_arguments",
+    "field_trust",
     "load_profiles",
     "profile",
     "raise_by_hints",
@@ -251,6 +253,24 @@ def argument(args: Mapping[str, Any], path: str) -> Any:
             if (step in v if isinstance(v, Mapping) else v is not None)
         ] or None
     return value
+
+
+class FieldTrust(NamedTuple):
+    """The writer of one field of the output, and the nature of the field."""
+
+    origin: Trust
+    prose: bool
+    counterparty: bool
+
+
+def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
+    """Return who writes a field and what it is. The longest declared prefix of its path names the writer."""
+    steps = path.split(".") if path else []
+    prefixes = [".".join(steps[:i]) for i in range(len(steps), -1, -1)]
+    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    origin: Trust = next((declared[p] for p in prefixes if p in declared), "external")
+    prose, counterparty = (not set(prefixes).isdisjoint(n) for n in (profile.prose, profile.counterparty))
+    return FieldTrust(origin, prose, counterparty)
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, absent
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Mandate, Pick, Step, Text
-from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
+from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
 __all__ = ["CONFIRMED", "MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
