@@ -32,8 +32,9 @@ from pydantic import (
     model_validator,
 )
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
-from langchain_runtime_authz.errors import Code, ConfigError, unreadable
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 
 __all__ = [
     "EFFECTS",
@@ -211,14 +212,8 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         return {}
     where = "profiles"
     if isinstance(source, str | Path):
-        import yaml  # only where a file is read
-
         source = SHIPPED.get(source, source) if isinstance(source, str) else source
-        where = Path(source).name
-        try:
-            loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-            raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.PROFILE_INVALID) from exc
+        where, loaded = Path(source).name, read_yaml(source, Code.PROFILE_INVALID)
         source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
         if not isinstance(source, dict):
             raise ConfigError(f"{where} must hold one mapping named `tools`", Code.PROFILE_INVALID)
@@ -319,10 +314,7 @@ def _validate(where: str, fields: object) -> ToolProfile:
     try:
         return ToolProfile.model_validate(fields)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        # Skip a union's own parts: they are not names of a profile.
-        name = ".".join(str(p) for p in first["loc"] if "[" not in str(p)) or "profile"
-        raise ConfigError(f"{where}: `{name}`: {first['msg']}", Code.PROFILE_INVALID) from exc
+        raise ConfigError(f"{where}: {wrong_field(exc, 'profile')}", Code.PROFILE_INVALID) from exc
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
