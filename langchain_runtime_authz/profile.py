@@ -62,7 +62,6 @@ Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
-WHOLE: Final = ""  # names an output that is not a record, or the parts of it that have no name
 
 
 def _names(value: object) -> object:
@@ -260,12 +259,18 @@ class FieldTrust(NamedTuple):
 
 def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
     """Return who writes a field and what it is. The longest declared prefix of its path names the writer."""
-    steps = path.split(".") if path else []
-    prefixes = [".".join(steps[:i]) for i in range(len(steps), -1, -1)]
-    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    origin: Trust = next((declared[p] for p in prefixes if p in declared), "external")
-    prose, counterparty = (not set(prefixes).isdisjoint(n) for n in (profile.prose, profile.counterparty))
-    return FieldTrust(origin, prose, counterparty)
+    prefixes = [path]
+    while path:
+        path = path.rpartition(".")[0]
+        prefixes.append(path)
+    declared: dict[str, Trust] = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    told = [prefix for prefix in prefixes if prefix in declared]
+    near = frozenset(prefixes)
+    return FieldTrust(
+        declared[told[0]] if told else "external",
+        not near.isdisjoint(profile.prose),
+        not near.isdisjoint(profile.counterparty),
+    )
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
