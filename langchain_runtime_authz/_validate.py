@@ -1,4 +1,4 @@
-"""Check the settings of constructors: a value that makes no sense is refused at once, by name."""
+"""Check settings, and read their files: a value that makes no sense is refused at once, by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 
-__all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "wrong"]
+__all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "read_yaml", "wrong"]
 
 _SHOWN = 60  # characters of a value in an error
 
@@ -54,3 +54,17 @@ def checked_callable(name: str, value: Any) -> Any:
     if not callable(value):
         raise wrong(name, "something to call", value)
     return value
+
+
+def read_yaml(path: str | Path, code: Code) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigError: `code`, with the place in the file.
+    """
+    import yaml  # only where a file is read
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{Path(path).name} cannot be read: {unreadable(exc)}", code) from exc

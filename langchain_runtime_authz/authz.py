@@ -20,12 +20,11 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.guard import facts_of
 from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate

@@ -28,7 +28,8 @@ from pydantic import BaseModel
 from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
 
-__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "parse_object", "project", "project_arguments"]
+__all__ = ["MAX_STRING", "abbreviate", "digest", "fingerprint", "members", "parse_object", "project"]
+__all__ += ["project_arguments"]
 
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
 _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
@@ -176,17 +177,12 @@ def _project(value: object, depth: int, left: list[int]) -> Any:
 def _project_object(value: object, depth: int, left: list[int]) -> Any:
     if depth >= MAX_DEPTH:
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
-    if isinstance(value, Mapping):
-        return _project_items(list(value.items()), depth, left)
     if isinstance(value, list | tuple):
         items = list(value)
         _spend(left, len(items))
         return [_project(v, depth + 1, left) for v in items]
-    if isinstance(value, BaseModel):
-        fields = [(name, getattr(value, name)) for name in type(value).model_fields]
-        return _project_items(fields + list((value.model_extra or {}).items()), depth, left)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _project_items([(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)], depth, left)
+    if (named := members(value)) is not None:
+        return _project_items(named, depth, left)
     if isinstance(value, enum.Enum):
         return _project(value.value, depth + 1, left)
     if isinstance(value, datetime.date | datetime.time):
@@ -203,6 +199,17 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
     if isinstance(value, float):
         return _project(float.__float__(value), depth, left)
     raise MappingError(Code.UNCANONICAL_ARGUMENT)
+
+
+def members(value: object) -> list[tuple[Any, Any]] | None:
+    """Return the named parts of a mapping, model or dataclass; `None` for anything else."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, BaseModel):
+        return [(n, getattr(value, n)) for n in type(value).model_fields] + list((value.model_extra or {}).items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    return None
 
 
 def _project_items(items: list[tuple[object, object]], depth: int, left: list[int]) -> dict[str, Any]:

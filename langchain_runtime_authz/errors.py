@@ -19,6 +19,10 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 __all__ = [
     "AlreadyProtected",
@@ -34,6 +38,7 @@ __all__ = [
     "ledger_code",
     "sentence",
     "unreadable",
+    "wrong_field",
 ]
 
 
@@ -185,6 +190,14 @@ def sentence(code: str) -> str:
         return Code(code).sentence
     except ValueError:
         return f"the policy gave the reason `{code}`"
+
+
+def wrong_field(exc: ValidationError, whole: str = "") -> str:
+    """Return the first field that a model refuses, and why: "`a.b`: …". `whole` is the name of the model itself."""
+    first = exc.errors()[0]
+    # Skip a union's own parts: they are not names of a field.
+    name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
+    return f"`{name}`: {first['msg']}" if name else first["msg"]
 
 
 def unreadable(exc: Exception) -> str:

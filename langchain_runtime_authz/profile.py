@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -32,18 +32,21 @@ from pydantic import (
     model_validator,
 )
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
-from langchain_runtime_authz.errors import Code, ConfigError, unreadable
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 
 __all__ = [
     "EFFECTS",
     "METADATA_KEY",
     "SHIPPED",
     "SINKS",
+    "FieldTrust",
     "ToolProfile",
     "argument",
     "as_unprofiled",
     "check_arguments",
+    "field_trust",
     "load_profiles",
     "profile",
     "raise_by_hints",
@@ -59,7 +62,6 @@ Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
-WHOLE: Final = ""  # names an output that is not a record, or the parts of it that have no name
 
 
 def _names(value: object) -> object:
@@ -209,14 +211,8 @@ def load_profiles(source: Mapping[str, Any] | str | Path | None) -> dict[str, To
         return {}
     where = "profiles"
     if isinstance(source, str | Path):
-        import yaml  # only where a file is read
-
         source = SHIPPED.get(source, source) if isinstance(source, str) else source
-        where = Path(source).name
-        try:
-            loaded = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-            raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.PROFILE_INVALID) from exc
+        where, loaded = Path(source).name, read_yaml(source, Code.PROFILE_INVALID)
         source = loaded.get("tools") if isinstance(loaded, dict) and set(loaded) == {"tools"} else None
         if not isinstance(source, dict):
             raise ConfigError(f"{where} must hold one mapping named `tools`", Code.PROFILE_INVALID)
@@ -251,6 +247,30 @@ def argument(args: Mapping[str, Any], path: str) -> Any:
             if (step in v if isinstance(v, Mapping) else v is not None)
         ] or None
     return value
+
+
+class FieldTrust(NamedTuple):
+    """The writer of one field of the output, and the nature of the field."""
+
+    origin: Trust
+    prose: bool
+    counterparty: bool
+
+
+def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
+    """Return who writes a field and what it is. The longest declared prefix of its path names the writer."""
+    prefixes = [path]
+    while path:
+        path = path.rpartition(".")[0]
+        prefixes.append(path)
+    declared: dict[str, Trust] = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
+    told = [prefix for prefix in prefixes if prefix in declared]
+    near = frozenset(prefixes)
+    return FieldTrust(
+        declared[told[0]] if told else "external",
+        not near.isdisjoint(profile.prose),
+        not near.isdisjoint(profile.counterparty),
+    )
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
@@ -299,10 +319,7 @@ def _validate(where: str, fields: object) -> ToolProfile:
     try:
         return ToolProfile.model_validate(fields)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        # Skip a union's own parts: they are not names of a profile.
-        name = ".".join(str(p) for p in first["loc"] if "[" not in str(p)) or "profile"
-        raise ConfigError(f"{where}: `{name}`: {first['msg']}", Code.PROFILE_INVALID) from exc
+        raise ConfigError(f"{where}: {wrong_field(exc, 'profile')}", Code.PROFILE_INVALID) from exc
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:

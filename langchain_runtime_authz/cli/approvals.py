@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from langchain_runtime_authz.cli._errors import reporting
-from langchain_runtime_authz.cli.ledger import opened
+from langchain_runtime_authz.cli.keys import Password
+from langchain_runtime_authz.cli.ledger import Role, Schema, Where, opened
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
@@ -35,28 +36,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Where = Annotated[str, typer.Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The question, as `approvals list` names it.")]
 Tenant = Annotated[str, typer.Option("--tenant", help="The tenant of the questions.")]
-Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of the tables.")]
-Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
 Person = Annotated[str, typer.Option("--as", help="The approver: the name of a user.")]
 Key = Annotated[Path, typer.Option("--key", help="The approver's private key: PEM.")]
-Password = Annotated[
-    str | None,
-    typer.Option(
-        "--password", envvar="RUNTIME_AUTHZ_KEY_PASSWORD", show_envvar=True, help="The password of the private key."
-    ),
-]
 Known = Annotated[
     Path, typer.Option("--approvers", help="The approvers' public keys: JSON, `user:<name>` to JWK set (RFC 7517).")
 ]
 Audit = Annotated[Path | None, typer.Option("--audit", help="A hash-chained file for the record of the answer.")]
-
-
-@app.callback()
-def _group() -> None:
-    """List the questions of agents, and answer them by signed statements."""
 
 
 @app.command("list")

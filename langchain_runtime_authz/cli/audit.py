@@ -22,11 +22,6 @@ _WORST: Final = ("failed", "skipped", "not run", "passed")
 REGO: Final = "rego/runtime_authz.rego"
 
 
-@app.callback()
-def _group() -> None:
-    """Read the decision log."""
-
-
 @app.command("verify")
 def verify(
     file: Annotated[Path, typer.Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote.")],

@@ -72,8 +72,8 @@ def inspect(
         if baseline is not None and not fail_ungoverned:
             raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
         accepted = Baseline.read(baseline) if baseline is not None else None
-        with redirect_stdout(sys.stderr):  # the module's output must not mix with the answer
-            graph = load_graph(target)
+        graph = load_graph(target)
+        with redirect_stdout(sys.stderr):
             before, after, held = _look(graph, profiles)
         unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
         ids = [r.id for r in after.ungoverned]
@@ -209,9 +209,10 @@ def _called(target: str, factory: Any) -> Any:
 
 @contextmanager
 def _user_code(what: str) -> Iterator[None]:
-    """Report a failure of the inspected module in one line, with the place."""
+    """Report a failure of the inspected module in one line, with the place. Its output must not mix with the answer."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except (Exception, SystemExit) as exc:  # user code may raise anything
         frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename]
         last = frames[-1]  # this module's own if the user's code did not begin

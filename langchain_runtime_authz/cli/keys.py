@@ -14,7 +14,7 @@ from langchain_runtime_authz.cli._errors import reporting
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
-__all__ = ["app"]
+__all__ = ["Password", "app"]
 
 app = typer.Typer(help="Make, rotate and withdraw signing keys.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,14 +25,9 @@ Password = Annotated[
         "--password",
         envvar="RUNTIME_AUTHZ_KEY_PASSWORD",
         show_envvar=True,
-        help="The password of the key files. Give it in the environment rather than here.",
+        help="The password of the key. Give it in the environment rather than here.",
     ),
 ]
-
-
-@app.callback()
-def _group() -> None:
-    """Make, rotate and withdraw signing keys."""
 
 
 @app.command("generate")

@@ -41,11 +41,6 @@ Schema = Annotated[str, typer.Option("--schema", help="PostgreSQL: the schema of
 Role = Annotated[str, typer.Option("--role", help="PostgreSQL: the role that the application takes.")]
 
 
-@app.callback()
-def _group() -> None:
-    """Make, look at and tidy a ledger."""
-
-
 @app.command("status")
 def status(where: Where, schema: Schema = "runtime_authz", role: Role = "runtime_authz_app") -> None:
     """Show the version of a ledger's schema, and whether this package supports it.

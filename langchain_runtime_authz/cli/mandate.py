@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,11 +40,6 @@ Profiles = Annotated[
 ]
 
 
-@app.callback()
-def _group() -> None:
-    """Show what a user's text orders, and check mandates in files."""
-
-
 @app.command("explain")
 def explain(
     texts: Annotated[
@@ -78,12 +72,16 @@ def explain(
     """  # noqa: D301  (`\b` keeps the lines apart)
     from langchain_runtime_authz.mandate.own_words import material
     from langchain_runtime_authz.mandate.told import told
+    from langchain_runtime_authz.mandate.words import compile_words
 
     with reporting():
         said = [sys.stdin.read() if text == "-" else text for text in texts]
         declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
         signatures = _signatures(declared, graph)
-        compiled = _planned(planner, said, declared, signatures) if planner else _read(said, declared, signatures)
+        if planner:
+            compiled = _planned(planner, said, declared, signatures)
+        else:
+            compiled = compile_words(said, declared, signatures)
     found = compiled.mandate
     sentences = told(found, declared) if found is not None else []
     parts = sum(len(material(text)[1]) for text in said)
@@ -156,24 +154,16 @@ def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mappi
     """Return tool → JSON schema of its arguments: the graph's, or the arguments that the profiles name."""
     if graph is None:
         return {
-            name: {"type": "object", "properties": {a.partition(".")[0]: {} for a in _arguments(p)}}
+            name: {
+                "type": "object",
+                "properties": {a.partition(".")[0]: {} for a in (*p.critical, *p.when, *p.text, *p.free)},
+            }
             for name, p in declared.items()
         }
     from langchain_runtime_authz.cli.inspect import load_graph, tools_of
     from langchain_runtime_authz.langgraph.tool_profiles import signature_of
 
-    with redirect_stdout(sys.stderr):  # the module's output must not mix with the answer
-        return {tool.name: signature_of(tool) for tool in tools_of(load_graph(graph))}
-
-
-def _arguments(profile: ToolProfile) -> list[str]:
-    return [*profile.critical, *profile.when, *profile.text, *profile.free]
-
-
-def _read(texts: list[str], declared: Mapping[str, ToolProfile], signatures: Mapping[str, Any]) -> Compiled:
-    from langchain_runtime_authz.mandate.words import compile_words
-
-    return compile_words(texts, declared, signatures)
+    return {tool.name: signature_of(tool) for tool in tools_of(load_graph(graph))}
 
 
 def _planned(
@@ -185,8 +175,7 @@ def _planned(
     from langchain_runtime_authz.langgraph.planner import ModelPlanner
     from langchain_runtime_authz.pep.engine import KnownTools
 
-    with redirect_stdout(sys.stderr):
-        model = load_object(target, "my_models:planner", BaseChatModel)
+    model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
     return ModelPlanner(model, KnownTools(declared, signatures)).compile(texts)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,11 +27,6 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Write and check tool profiles.", no_args_is_help=True, rich_markup_mode=None)
 Target = typer.Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
-
-
-@app.callback()
-def _group() -> None:
-    """Write and check tool profiles."""
 
 
 @app.command("suggest")
@@ -138,6 +131,6 @@ def _tools(target: str) -> list[BaseTool]:
     """Return the tools of a graph, each name once."""
     from langchain_runtime_authz.cli.inspect import load_graph, tools_of
 
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():  # the module's output must not mix with the answer
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return list({t.name: t for t in tools_of(load_graph(target))}.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -43,18 +44,12 @@ def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
 
 def converse(graph: Graph, said: Any, config: RunnableConfig, answer: Answer) -> Iterator[AnyMessage]:
     """Give the graph `said`, yield each message that a node writes, and let the user answer the questions."""
-    try:
-        yield from _converse(graph, said, config, answer)
-    except AuthzDenied:
-        return
-
-
-def _converse(graph: Graph, said: Any, config: RunnableConfig, answer: Answer) -> Iterator[AnyMessage]:
-    while said is not _NOTHING:
-        value, said = said, _NOTHING
-        for update in graph.stream(value, config, stream_mode="updates"):
-            for node, written in update.items():
-                if node != "__interrupt__":
-                    yield from (written or {}).get("messages", ())
-                elif requests := [r for i in written for r in i.value["action_requests"]]:
-                    said = Command(resume={"decisions": [answer(r) for r in requests]})
+    with suppress(AuthzDenied):
+        while said is not _NOTHING:
+            value, said = said, _NOTHING
+            for update in graph.stream(value, config, stream_mode="updates"):
+                for node, written in update.items():
+                    if node != "__interrupt__":
+                        yield from (written or {}).get("messages", ())
+                    elif requests := [r for i in written for r in i.value["action_requests"]]:
+                        said = Command(resume={"decisions": [answer(r) for r in requests]})

@@ -46,12 +46,12 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.langgraph._private import DECISION_MODEL, StartingTool, ensure_config, starting_tool
 from langchain_runtime_authz.langgraph.arguments import unknown
-from langchain_runtime_authz.langgraph.guard import Guard
 from langchain_runtime_authz.langgraph.model_calls import call_as_sent, decide_shown, note_model_call, note_model_output
 from langchain_runtime_authz.langgraph.run_context import RunHandle, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_guard import is_guarded
+from langchain_runtime_authz.langgraph.tool_profiles import Guard
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.claim import conclude
 from langchain_runtime_authz.pep.engine import Run, drive

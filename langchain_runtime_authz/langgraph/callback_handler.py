@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from langchain_core.callbacks import BaseCallbackHandler
 
 from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.langgraph._private import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
-from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import running
-from langchain_runtime_authz.langgraph.tool_guard import is_guarded
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
+from langchain_runtime_authz.langgraph.tool_profiles import is_guarded
 from langchain_runtime_authz.telemetry import record_observation
 
 __all__ = ["AuthzCallbackHandler"]
 
 What = Literal["tool", "model", "graph", "chain"]
-
-
-class _Authz(Protocol):
-    """The parts of a `RuntimeAuthz` that the handler needs."""
-
-    @property
-    def root_entry(self) -> RootEntry: ...
 
 
 class AuthzCallbackHandler(BaseCallbackHandler):
@@ -52,7 +45,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     ignore_retry = True
     ignore_custom_event = True
 
-    def __init__(self, authz: _Authz) -> None:
+    def __init__(self, authz: AuthzParts) -> None:
         self._engine = authz.root_entry.engine
 
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:

@@ -200,12 +200,8 @@ def _asked(
 
 def _withdrawn(asks: Sequence[Approval], answer: object, run: Run) -> set[str]:
     """Return the calls that were approved outside the graph and that the resume value rejects."""
-    open_then = [a for a in asks if a.state == "approved"]
-    if not open_then:
-        return set()
-    return {a.call_key for a in answers(asks, answer, run.subject) if a.state == "rejected"} & {
-        a.call_key for a in open_then
-    }
+    approved = {a.call_key for a in asks if a.state == "approved"}
+    return {a.call_key for a in answers(asks, answer, run.subject) if a.state == "rejected"} & approved
 
 
 def _asked_before(judged: DecidedCall, me: str) -> bool:

@@ -50,6 +50,7 @@ __all__ = [
     "messages_in",
     "only_asked",
     "overwritten",
+    "place_of",
     "planned_message",
     "plans_of",
     "record",
@@ -127,14 +128,10 @@ def recorded(output: object, asked: int = 0) -> str | None:
 
     `asked` is the number of answers that the tool itself had from a user.
     """
-    kept: dict[str, Any] = {"asked": asked} if asked else {}
-    if isinstance(output, ToolMessage):
-        output = {"content": output.content, "status": output.status}
-    else:
-        output = {"content": output, "status": "success"}
-    record = {**output, **kept}
+    content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
+    record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
     try:
-        text = orjson.dumps(record).decode() if type(record["content"]) is str else json.dumps(record)
+        text = orjson.dumps(record).decode() if type(content) is str else json.dumps(record)
     except TypeError:  # a lone surrogate, or what is not JSON at all
         text = _written(record)
     except (ValueError, RecursionError):
@@ -357,10 +354,7 @@ class PlannedMessage(NamedTuple):
 
 
 def planned_message(state: object, key: str, call: Mapping[str, Any]) -> PlannedMessage | None:
-    """Find the newest AI message in `state` that holds `call`.
-
-    It compares identities first, since two calls of one message may share an id.
-    """
+    """Find the newest AI message in `state` that holds `call`. Two calls of one message may share an id."""
     messages = state if isinstance(state, list) else None
     if messages is None:
         messages = state.get(key) if isinstance(state, Mapping) else getattr(state, key, None)
@@ -368,13 +362,19 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> Planned
         return None
     for message in reversed(messages):
         ident, calls = (message.id, message.tool_calls) if type(message) is AIMessage else _calls_of(message)
-        for position, planned in enumerate(calls):
-            if planned is call:
-                return PlannedMessage(ident, calls, position)
-        alike = [p for p, c in enumerate(calls) if c == call]
-        if alike := alike or [p for p, c in enumerate(calls) if c.get("id") == call.get("id")]:
-            return PlannedMessage(ident, calls, alike[0])
+        if (position := place_of(call, dict(enumerate(calls)))) is not None:
+            return PlannedMessage(ident, calls, position)
     return None
+
+
+def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
+    """Return the place of a call among planned ones: by identity, else by content, else by id."""
+    for place, one in planned.items():
+        if one is call:
+            return place
+    alike = [p for p, c in planned.items() if c == call]
+    alike = alike or [p for p, c in planned.items() if c.get("id") == call.get("id")]
+    return alike[0] if alike else None
 
 
 def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:

@@ -23,7 +23,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from langchain.agents.middleware import AgentMiddleware
@@ -49,11 +49,11 @@ from langchain_runtime_authz.langgraph.interrupts import newest_plan, note_quest
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_calls import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.node_pep import is_gated
-from langchain_runtime_authz.langgraph.root_entry import Entering, RootEntry
+from langchain_runtime_authz.langgraph.root_entry import Entering
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, gated_task, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import waiting
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run, adrive, drive
@@ -66,16 +66,6 @@ _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
     "and the call is then decided again as it really runs. List it last"
 )
-
-
-class _Authz(Protocol):
-    """The parts of a `RuntimeAuthz` that the middleware needs."""
-
-    @property
-    def profiles(self) -> Profiles: ...
-
-    @property
-    def root_entry(self) -> RootEntry: ...
 
 
 class _Entries:
@@ -137,7 +127,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     __runtime_authz_middleware__ = True  # `coverage` knows it by this, without importing langchain
 
-    def __init__(self, authz: _Authz, *, agent: str = "agent") -> None:
+    def __init__(self, authz: AuthzParts, *, agent: str = "agent") -> None:
         super().__init__()
         self.tools = []
         self._entrance = authz.root_entry

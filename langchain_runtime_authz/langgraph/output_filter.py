@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
@@ -25,7 +25,7 @@ from langchain_runtime_authz.credential.leak import Search
 from langchain_runtime_authz.langgraph._private import is_async_callable, with_outlets, with_streams
 from langchain_runtime_authz.pep.obligations import redact
 
-__all__ = ["Cleaner", "watched_args", "watched_callbacks", "watched_config"]
+__all__ = ["Cleaner", "acleaned", "cleaned", "watched_args", "watched_callbacks", "watched_config"]
 
 Clean = Callable[[Any], Any]
 _NONE: frozenset[str] = frozenset()
@@ -124,6 +124,30 @@ def _text_of(value: Any) -> str:
         return ""
 
 
+def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
+    """Return what code returns, or raise what it raises, filtered."""
+    try:
+        return clean(code())
+    except BaseException as exc:  # noqa: BLE001
+        failed = clean_error(exc)
+    try:
+        raise failed  # outside the handler, so that the original does not become its context
+    finally:
+        del failed  # its traceback holds this frame
+
+
+async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error: Clean) -> Any:
+    """Like `cleaned`."""
+    try:
+        return clean(await code())
+    except BaseException as exc:  # noqa: BLE001
+        failed = clean_error(exc)
+    try:
+        raise failed
+    finally:
+        del failed
+
+
 # --- what a tool writes besides its result ------------------------------------------------------------
 
 
@@ -164,28 +188,14 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
         @functools.wraps(function)
         async def acalled(*args: Any, **kwargs: Any) -> Any:
             _enter(clean)
-            try:
-                return clean(await function(*args, **watched_args(kwargs, clean)))
-            except BaseException as exc:  # noqa: BLE001
-                failed = clean(exc)
-            try:
-                raise failed
-            finally:
-                del failed
+            return await acleaned(functools.partial(function, *args, **watched_args(kwargs, clean)), clean, clean)
 
         return acalled
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         _enter(clean)
-        try:
-            return clean(function(*args, **watched_args(kwargs, clean)))
-        except BaseException as exc:  # noqa: BLE001
-            failed = clean(exc)
-        try:
-            raise failed  # outside the handler, so that the original does not become its context
-        finally:
-            del failed
+        return cleaned(functools.partial(function, *args, **watched_args(kwargs, clean)), clean, clean)
 
     return called
 

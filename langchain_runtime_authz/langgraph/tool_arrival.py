@@ -29,11 +29,10 @@ from langchain_runtime_authz.langgraph.arguments import (
     unknown,
     without,
 )
-from langchain_runtime_authz.langgraph.guard import facts_of
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, opened, settled
 from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.engine import Flow, Run
 

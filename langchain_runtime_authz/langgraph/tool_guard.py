@@ -26,10 +26,10 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph._private import config_parameter
 from langchain_runtime_authz.langgraph.arguments import Malformed
-from langchain_runtime_authz.langgraph.guard import GUARDED, Guard, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution, current_execution
-from langchain_runtime_authz.langgraph.tool_profiles import Profiles
+from langchain_runtime_authz.langgraph.tool_profiles import GUARDED, Guard, Profiles, guard_of, is_guarded
 from langchain_runtime_authz.pep.engine import adrive, drive
 
 __all__ = ["GUARDED", "acts_by_itself", "guard_of", "guard_tool", "is_guarded"]
@@ -235,14 +235,7 @@ def _called(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any]
         return _call(tool, arrived, lambda _: _called(tool, guard, stage, code, args, kwargs))
     if len(execution.stages) > 1:  # what the first of the stages gives is given out
         return code(*args, **kwargs)
-    try:
-        return execution.clean(code(*args, **kwargs))
-    except BaseException as exc:  # noqa: BLE001
-        failed = execution.clean_error(exc)
-    try:
-        raise failed  # here, where what was filtered does not become its context
-    finally:
-        del failed  # its traceback holds this frame
+    return cleaned(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
 
 
 async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -252,14 +245,7 @@ async def _acalled(tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..
         return await _acall(tool, arrived, lambda _: _acalled(tool, guard, stage, code, args, kwargs))
     if len(execution.stages) > 1:  # what the first of the stages gives is given out
         return await code(*args, **kwargs)
-    try:
-        return execution.clean(await code(*args, **kwargs))
-    except BaseException as exc:  # noqa: BLE001
-        failed = execution.clean_error(exc)
-    try:
-        raise failed
-    finally:
-        del failed
+    return await acleaned(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
 
 
 def _by_hand(
@@ -294,14 +280,14 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
         return _call(
             self,
             arrival(self, *_sent(input, config), functools.partial(base._parse_input, self)),
-            lambda e: _invoked(e, lambda: base.invoke(self, input, e.config, **kwargs)),
+            lambda e: _invoked(e, lambda: base.invoke(self, input, e.config, **kwargs), cleaned),
         )
 
     async def ainvoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         return await _acall(
             self,
             arrival(self, *_sent(input, config), functools.partial(base._parse_input, self)),
-            lambda e: _ainvoked(e, lambda: base.ainvoke(self, input, e.config, **kwargs)),
+            lambda e: _invoked(e, lambda: base.ainvoke(self, input, e.config, **kwargs), acleaned),
         )
 
     own: dict[str, Any] = {name: getattr(BaseTool, name) for name in _FORMS if _is_own(base, name)}
@@ -312,28 +298,10 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
     return own
 
 
-def _invoked(execution: ToolExecution, code: Callable[[], Any]) -> Any:
+def _invoked(execution: ToolExecution, code: Callable[[], Any], run: Callable[..., Any]) -> Any:
+    """Run the tool's own `invoke` by `cleaned`, or its `ainvoke` by `acleaned`."""
     execution.admits("invoke")
-    try:
-        return execution.clean(code())
-    except BaseException as exc:  # noqa: BLE001
-        failed = execution.clean_error(exc)
-    try:
-        raise failed
-    finally:
-        del failed
-
-
-async def _ainvoked(execution: ToolExecution, code: Callable[[], Any]) -> Any:
-    execution.admits("invoke")
-    try:
-        return execution.clean(await code())
-    except BaseException as exc:  # noqa: BLE001
-        failed = execution.clean_error(exc)
-    try:
-        raise failed
-    finally:
-        del failed
+    return run(code, execution.clean, execution.clean_error)
 
 
 def acts_by_itself(tool: BaseTool) -> bool:

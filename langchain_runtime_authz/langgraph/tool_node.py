@@ -38,7 +38,7 @@ from langchain_runtime_authz.langgraph.tool_pep import (
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles
 from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
 
-__all__ = ["AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
+__all__ = ["AuthzParts", "AuthzToolNode", "gate_tool_node", "guard_held", "is_gated_tool_node"]
 
 _turns: ContextVar[Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
@@ -161,8 +161,8 @@ def _equip(node: _Gate, profiles: Profiles) -> ToolNode:
     return node
 
 
-class _Authz(Protocol):
-    """The parts of a `RuntimeAuthz` that the node needs."""
+class AuthzParts(Protocol):
+    """The parts of a `RuntimeAuthz` that nodes, middleware and handlers need."""
 
     @property
     def profiles(self) -> Profiles: ...
@@ -184,7 +184,7 @@ class AuthzToolNode(_Gate):
         **kwargs: as for ToolNode.
     """
 
-    def __init__(self, tools: Sequence[Any], *, authz: _Authz, **kwargs: Any) -> None:
+    def __init__(self, tools: Sequence[Any], *, authz: AuthzParts, **kwargs: Any) -> None:
         super().__init__(tools, **kwargs)
         self._authz = authz
         install(listens=True)

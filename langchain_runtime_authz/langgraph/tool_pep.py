@@ -36,6 +36,7 @@ from langchain_runtime_authz.langgraph.interrupts import (
 from langchain_runtime_authz.langgraph.messages import (
     denial_message,
     edit_note,
+    place_of,
     planned_message,
     replay_message,
     with_note,
@@ -172,9 +173,9 @@ class MessageCalls:
         free = dict(enumerate(self.planned))
         for call in self.siblings:
             # By identity first: two calls may look alike. A call sent more often than planned is the same call again.
-            place = next(iter(free)) if free and next(iter(free.values())) is call else _place_of(call, free)
+            place = next(iter(free)) if free and next(iter(free.values())) is call else place_of(call, free)
             if place is None:
-                place = _place_of(call, dict(enumerate(self.planned)))
+                place = place_of(call, dict(enumerate(self.planned)))
             free.pop(place, None)  # type: ignore[arg-type]  # `None` is in none
             described.append(self._describe(call, place))
         return described
@@ -227,19 +228,6 @@ class MessageCalls:
             return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
         except Exception:  # noqa: BLE001  (the stock road raises the same error before the tool runs)
             return call["args"]
-
-
-def _place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
-    for place, one in planned.items():
-        if one is call:
-            return place
-    for place, one in planned.items():
-        if one == call:
-            return place
-    for place, one in planned.items():
-        if one.get("id") == call.get("id"):
-            return place
-    return None
 
 
 def _answered(state: Any, key: str) -> set[str]:

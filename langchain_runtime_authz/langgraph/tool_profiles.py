@@ -1,7 +1,11 @@
-"""Look up a tool's profile: declared by code and pinned to the tool's digest, else unprofiled."""
+"""Look up a tool's profile: declared by code and pinned to the tool's digest, else unprofiled.
+
+A guarded tool has a `Guard`, which looks at the tool anew if it was changed.
+"""
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -9,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.errors import ConfigError, MappingError
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.langgraph._private import injected_names
 from langchain_runtime_authz.profile import (
@@ -22,7 +26,8 @@ from langchain_runtime_authz.profile import (
     tool_digest,
 )
 
-__all__ = ["Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of", "signature_of"]
+__all__ = ["GUARDED", "Guard", "Profiled", "Profiles", "ToolFacts", "arguments_of", "digest_of", "facts_of", "guard_of"]
+__all__ += ["is_guarded", "signature_of"]
 
 
 # Tools that LangGraph's own libraries make, known by the function they run, which nothing that comes
@@ -179,3 +184,83 @@ def _digest(tool: BaseTool) -> str | None:
         return tool_digest(tool.name, tool.description, schema)
     except (MappingError, ValueError, TypeError, KeyError):
         return None
+
+
+# --- the state of a guarded tool; `tool_guard` makes guarded tools ---------------------------------------
+
+FUNCTIONS: Final = ("func", "coroutine")
+GUARDED: Final = "__runtime_authz_guarded__"  # of a guarded class: the class that it was made of
+Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
+
+
+class Guard:
+    """The source of a guarded tool's profile, and the wrapper of its functions (`wrap`). Copies share it."""
+
+    __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
+
+    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap) -> None:
+        self.profiles, self.wrap = profiles, wrap
+        self.functions = _functions(tool)
+        self.stock = (
+            type(tool).run is BaseTool.run and type(tool).arun is BaseTool.arun
+        )  # nothing runs before its start
+        self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
+
+    def facts(self, tool: BaseTool) -> ToolFacts:
+        """Return the tool's profile and injected arguments, as it is now."""
+        # Identity of what a digest is made of: a tool that is changed at run time is looked at anew.
+        held, declared = tool.__dict__, self.profiles.declared
+        own = (tool.name, tool.description, tool.args_schema, tool.metadata)
+        key = (*own, declared, held.get("func"), held.get("coroutine"))
+        if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
+            return self.seen[1]
+        profiled = self.profiles.of(tool)
+        if profiled.declared and _functions(tool) != self.functions:
+            profiled = self.profiles.unprofiled(tool, "its function was replaced")
+        for function in FUNCTIONS:
+            raw = held.get(function)
+            if callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
+                held[function] = self.wrap(tool, self, raw, function)
+        key = (*key[:-2], held.get("func"), held.get("coroutine"))
+        found = ToolFacts(profiled, injected_names(tool))
+        self.seen = (key, found)
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        return self
+
+
+def is_guarded(tool: object) -> bool:
+    """Return True for a guarded tool."""
+    return getattr(type(tool), GUARDED, None) is not None
+
+
+def facts_of(tool: BaseTool) -> ToolFacts:
+    """Return what is known of a guarded tool as it is now."""
+    return guard_of(tool).facts(tool)
+
+
+def guard_of(tool: BaseTool) -> Guard:
+    """Return the guard of a guarded tool.
+
+    A tool that the class of a guarded tool made anew, of its fields (LangChain's `configurable_fields` does that), has
+    the guard of its functions: they are decided ones still.
+
+    Raises:
+        ConfigError: it was made of something else.
+    """
+    guard: Guard | None = (tool.__pydantic_private__ or {}).get("_authz_guard")
+    if guard is None:
+        held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
+        guard = next((g for g in held if g is not None), None)
+    if guard is None:
+        msg = f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it"
+        raise ConfigError(msg)
+    return guard
+
+
+def _functions(tool: BaseTool) -> tuple[object, object]:
+    """Return the functions that a tool was made of, without ours around them."""
+    held = tool.__dict__
+    func, coroutine = held.get("func"), held.get("coroutine")
+    return getattr(func, "__runtime_authz_of__", func), getattr(coroutine, "__runtime_authz_of__", coroutine)

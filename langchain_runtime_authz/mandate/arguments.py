@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, MAX_ITEMS, absent
 from langchain_runtime_authz.facts.provenance.forms import fold, key, mentions, tidy
 from langchain_runtime_authz.facts.provenance.observe import SHORT
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, compare, meets, same, within
@@ -28,7 +28,6 @@ from langchain_runtime_authz.mandate.model import (
 from langchain_runtime_authz.mandate.outputs import (
     Output,
     Outputs,
-    absent,
     loose,
     nodes_at,
     scalar_forms,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
 from langchain_runtime_authz.facts.provenance.forms import forms
 from langchain_runtime_authz.mandate.compiled import Compiled, Dropped
 from langchain_runtime_authz.mandate.model import (
@@ -41,6 +42,7 @@ from langchain_runtime_authz.mandate.model import (
     Where,
     Within,
 )
+from langchain_runtime_authz.mandate.outputs import worth
 from langchain_runtime_authz.mandate.own_words import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.placing import RISKY, Need, Placing, hull
 from langchain_runtime_authz.profile import EFFECTS, ToolProfile
@@ -48,7 +50,6 @@ from langchain_runtime_authz.profile import EFFECTS, ToolProfile
 __all__ = ["arguments", "backed"]
 
 LONG: Final = 400  # characters of a text beyond which a planner's riskiest steps are confirmed
-_DESTINATIONS: Final = frozenset(("principal", "url", "channel"))
 _MAX_NEEDS: Final = 256  # values of one mandate
 
 
@@ -186,15 +187,12 @@ class _Check:
                 return f"`{source}` is not a read"
         if isinstance(argument, Field | Pick | Each):
             read = self.profiles[self.kept[argument.step].tool]
-            wanted = profile.side_effect and profile.critical.get(name) in _DESTINATIONS
+            wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
             chosen = [] if isinstance(argument, Field) else [*argument.where]
             if isinstance(argument, Pick):
                 chosen += [field for field in (argument.max, argument.min) if field]
-            for path, least in [
-                (argument.path, "system" if wanted else "internal"),
-                *((p, "internal") for p in chosen),
-            ]:
-                if not _trusts(read, path, least):
+            for path, least in [(argument.path, 2 if wanted else 1), *((p, 1) for p in chosen)]:
+                if worth(read, path) < least:
                     return f"outsiders may write the field `{path}` of `{argument.step}`"
         return None
 
@@ -297,14 +295,3 @@ def _value_of(condition: Condition) -> object:
         return condition.value
     assert isinstance(condition, Contains | StartsWith)  # noqa: S101  (for the type checker)
     return condition.text
-
-
-def _trusts(profile: ToolProfile, path: str, least: str) -> bool:
-    """Return True if a field is written by nobody outside; `least` is "system" or "internal"."""
-    steps = path.split(".") if path else []
-    prefixes = [".".join(steps[:i]) for i in range(len(steps), -1, -1)]
-    if not {*prefixes}.isdisjoint((*profile.prose, *profile.counterparty)):
-        return False
-    trust = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    origin = next((trust[p] for p in prefixes if p in trust), "external")
-    return origin == "system" or (origin == "internal" and least == "internal")

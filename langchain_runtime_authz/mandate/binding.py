@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS
+from langchain_runtime_authz.facts.provenance.atoms import DESTINATIONS, absent
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.arguments import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.compare import SHORT_KINDS, known_same, same
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
-from langchain_runtime_authz.mandate.outputs import Outputs, absent, loose, scalar_forms, scalars
+from langchain_runtime_authz.mandate.outputs import Outputs, loose, scalar_forms, scalars
 from langchain_runtime_authz.profile import ToolProfile, argument
 
 __all__ = ["CONFIRMED", "MANDATE", "Binding", "CallFacts", "Deviation", "Spend", "Standing", "bind"]
@@ -358,8 +358,12 @@ def _crossed(shape: _Shape, args: Mapping[str, Any]) -> Iterator[Deviation]:
         if not isinstance(rows, list) or len(rows) <= 1 or isinstance(what, Free | Text):
             continue
         held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
-        aligned = isinstance(held, list) and isinstance(ordered, tuple) and len(held) == len(ordered) == len(rows)
-        if not aligned or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True)):
+        if (
+            not isinstance(held, list)
+            or not isinstance(ordered, tuple)
+            or not len(held) == len(ordered) == len(rows)
+            or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True))
+        ):
             yield Deviation(name, "ambiguous", "in the order of the rows")
 
 

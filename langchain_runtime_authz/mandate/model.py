@@ -21,8 +21,9 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic import Field as Member
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
-from langchain_runtime_authz.errors import Code, ConfigError, MappingError, unreadable
+from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
 from langchain_runtime_authz.profile import Kind, ToolProfile
 
 __all__ = [
@@ -376,21 +377,13 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
         return source
     where = "mandate"
     if isinstance(source, str | Path):
-        import yaml  # only where a file is read
-
-        where = Path(source).name
-        try:
-            source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-            raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.MANDATE_INVALID) from exc
+        where, source = Path(source).name, read_yaml(source, Code.MANDATE_INVALID)
     if not isinstance(source, Mapping):
         raise ConfigError(f"{where}: it has no `steps`", Code.MANDATE_INVALID)
     try:
         return Mandate.model_validate(source)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{where}: {f'`{at}`: ' if at else ''}{first['msg']}", Code.MANDATE_INVALID) from exc
+        raise ConfigError(f"{where}: {wrong_field(exc)}", Code.MANDATE_INVALID) from exc
 
 
 def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:

@@ -7,7 +7,6 @@ output gives no value.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import decimal
 import enum
@@ -17,19 +16,16 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel
-
+from langchain_runtime_authz.digest import members
+from langchain_runtime_authz.facts.provenance.atoms import absent
 from langchain_runtime_authz.facts.provenance.forms import forms, identifiers, key
+from langchain_runtime_authz.facts.provenance.observe import MAX_CHARS, MAX_DEPTH, MAX_NODES, parsed
 from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.mandate.texts import Words
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import ToolProfile, field_trust
 
-__all__ = ["Output", "Outputs", "absent", "loose", "nodes_at", "scalar_forms", "scalars", "text_of", "worth"]
+__all__ = ["Output", "Outputs", "loose", "nodes_at", "scalar_forms", "scalars", "text_of", "worth"]
 
-MAX_NODES: Final = 20_000  # of one output
-MAX_CHARS: Final = 400_000
-MAX_DEPTH: Final = 24
-MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 MAX_ARGUMENT_NODES: Final = 1000  # of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first observation is known, forgotten ones among them
@@ -39,6 +35,7 @@ MAX_REPEATS: Final = 64
 MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
 MAX_WRITTEN: Final = 8192
 _NODE: Final = 48
+_WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 _LARGEST: Final = 10**30  # a greater whole number has no form
 
 
@@ -146,7 +143,7 @@ class Outputs:
         if not sent.complete:
             return  # a call that is not fully known fits no step
         read = _Projection(MAX_NODES, MAX_CHARS)
-        value = read.read(_parsed(output), 0)
+        value = read.read(parsed(output), 0)
         names = frozenset(held if given is None else given)
         found = Output(profile, held, names, value, complete and read.complete, self._turn)
         found.weight = read.chars + read.nodes * _NODE
@@ -225,10 +222,9 @@ class _Projection:
             return self._cut()
 
     def _object(self, value: object, depth: int) -> Any:
-        items = _items(value)
-        if items is not None:
+        if (named := members(value)) is not None:
             held: dict[str, Any] = {}
-            for name, inner in items:
+            for name, inner in named:
                 if self.nodes > self.most_nodes:
                     self._cut()
                     break
@@ -261,35 +257,15 @@ class _Projection:
         self.complete = False
 
 
-def _parsed(output: object) -> object:
-    """Return the value of a text that is a JSON object or list; all else as it is."""
-    if type(output) is str and len(output) <= MAX_JSON and output.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(output)
-        except (ValueError, RecursionError):
-            return output
-    return output
-
-
 def _told(args: Mapping[str, Any]) -> Iterator[str]:
     """Yield the forms of what arguments say, in JSON texts too, and of the addresses in texts: a read may return it."""
     for value in scalars(args, MAX_ARGUMENT_NODES) or ():
         yield from scalar_forms(value)
         if isinstance(value, str):
-            inner = _parsed(value)
+            inner = parsed(value)
             for held in (scalars(inner, MAX_ARGUMENT_NODES) or ()) if inner is not value else ():
                 yield from scalar_forms(held)
             yield from identifiers(value[:MAX_ARGUMENT_CHARS])
-
-
-def _items(value: object) -> list[tuple[Any, Any]] | None:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, BaseModel):
-        return [(n, getattr(value, n)) for n in type(value).model_fields] + list((value.model_extra or {}).items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    return None
 
 
 def _canonical(value: Any) -> Any:
@@ -306,11 +282,6 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     if isinstance(value, int) and not -_LARGEST < value < _LARGEST:
         return ()
     return forms(value, said=said)
-
-
-def absent(value: object) -> bool:
-    """Return True if an argument or a field says nothing."""
-    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
@@ -366,14 +337,6 @@ def text_of(value: object) -> str:
 
 
 def worth(profile: ToolProfile, path: str) -> int:
-    """Return who vouches for a field: 2 a system, 1 somebody inside, 0 nobody or the other side.
-
-    The longest declared prefix of the path decides. Free text vouches for nothing.
-    """
-    prefixes = [path[:i] for i, c in enumerate(path) if c == "."]
-    prefixes = [path, *reversed(prefixes), ""] if path else [""]
-    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    origin = next((declared[p] for p in prefixes if p in declared), "external")
-    if not set(prefixes).isdisjoint(profile.prose) or not set(prefixes).isdisjoint(profile.counterparty):
-        return 0
-    return {"system": 2, "internal": 1}.get(origin, 0)
+    """Return who vouches for a field: 2 a system, 1 somebody inside, 0 nobody, the other side, or free text."""
+    field = field_trust(profile, path)
+    return 0 if field.prose or field.counterparty else _WORTH[field.origin]

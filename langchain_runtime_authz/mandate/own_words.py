@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, tidy
+from langchain_runtime_authz.facts.provenance.forms import MAX_VALUE, fold, forms, located, masked, tidy
 from langchain_runtime_authz.facts.task import content_digest
 
 __all__ = ["MAX_OWN", "Place", "Segment", "Texts", "continues", "material", "stated"]
@@ -220,9 +220,9 @@ class Segment:
         self.tokens: dict[str, list[tuple[int, int]]] = {}
         for form, span in tokens:
             self.tokens.setdefault(form, []).append(span)
-        masked = _blanked(text, [*self.quotations, *(span for _, span in tokens)])
-        self.masked = _blanked(text, self.quotations)
-        ends = [m for m in _END.finditer(masked) if m[0] != "\n" or masked[: m.start()].rstrip(" \t\n")[-1:] != ":"]
+        plain = masked(text, [*self.quotations, *(span for _, span in tokens)], "x")
+        self.masked = masked(text, self.quotations, "x")
+        ends = [m for m in _END.finditer(plain) if m[0] != "\n" or plain[: m.start()].rstrip(" \t\n")[-1:] != ":"]
         self.starts = [0, *(m.end() for m in ends)]
         self._doubts: dict[int, str | None] = {}
 
@@ -246,7 +246,7 @@ class Segment:
     def _doubt(self, sentence: int, dictated: Sequence[tuple[int, int]]) -> str | None:
         start, end = self.span(sentence)
         inner = [(max(0, s - start), min(end, e) - start) for s, e in dictated if s < end]
-        said = _blanked(self.masked[start:end], inner).strip()
+        said = masked(self.masked[start:end], inner, "x").strip()
         if _ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said)):
             return "its sentence is a question"
         if _DEPENDS.search(said):
@@ -283,14 +283,6 @@ class Segment:
         """Return True if a stretch stands in a sentence that forbids or excepts something. Dictated words may."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
-
-
-def _blanked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    parts, at = [], 0
-    for start, end in sorted(spans):
-        parts += [text[at:start], "x" * (end - max(at, start))]
-        at = max(at, end)
-    return "".join([*parts, text[at:]])
 
 
 class Texts:

@@ -33,7 +33,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, strict_json
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.signature import DATA, MANIFEST, SIGNATURES, Keys, verified
 from langchain_runtime_authz.profile import ToolProfile, load_profiles
@@ -299,9 +299,7 @@ def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
         try:
             found[name] = Grant.model_validate(fields)
         except ValidationError as exc:
-            first = exc.errors()[0]
-            at = ".".join(map(str, first["loc"]))
-            raise _invalid(f"{where}: grant `{name}`: `{at}`: {first['msg']}") from exc
+            raise _invalid(f"{where}: grant `{name}`: {wrong_field(exc)}") from exc
     return found
 
 
@@ -325,9 +323,8 @@ def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
         try:
             request = EvaluationRequest.model_validate_json(json.dumps(given.get("request")))
         except (ValidationError, TypeError, ValueError) as exc:
-            why = exc.errors()[0] if isinstance(exc, ValidationError) else {"loc": (), "msg": str(exc)}
-            at = ".".join(map(str, why["loc"])) or "request"
-            raise _invalid(f"{where}: case `{name}`: `{at}`: {why['msg']}") from exc
+            why = wrong_field(exc, "request") if isinstance(exc, ValidationError) else f"`request`: {exc}"
+            raise _invalid(f"{where}: case `{name}`: {why}") from exc
         found.append(Case(name, request, given["expect"], None if reasons is None else tuple(reasons)))
     return tuple(found)
 

@@ -20,7 +20,7 @@ from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, Evaluat
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.answer import parse_answer
 
-__all__ = ["PDP", "BatchPDP", "Evaluator", "InProcess", "ObserveOnly", "bounded", "serialise"]
+__all__ = ["PDP", "BatchPDP", "Composed", "Evaluator", "InProcess", "ObserveOnly", "bounded", "serialise"]
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +254,48 @@ def bounded(revision: str) -> str:
     return "sha256:" + hashlib.sha256(revision.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class ObserveOnly:
+class Composed:
+    """Name, revision and deadline of a PDP around others. One request is a batch of one."""
+
+    def __init__(self, kind: str, pdps: Sequence[PDP], deadline: float | None) -> None:
+        self._all = [Evaluator(pdp, deadline=deadline) for pdp in pdps]
+        self._real = self._all[0]
+        self.name = f"{kind}({','.join(pdp.name for pdp in pdps)})"
+        self.deadline = max(e.deadline for e in self._all)
+        self.in_process = all(e.in_process for e in self._all)
+
+    @property
+    def revision(self) -> str:
+        """Return the real policy's revision."""
+        return self._real.pdp.revision
+
+    @property
+    def behind(self) -> tuple[PDP, ...]:
+        """Return the PDPs that decide."""
+        return (self._real.pdp,)
+
+    def evaluate(self, body: bytes) -> object:
+        """Answer one request."""
+        return self.evaluate_batch([body])[0]
+
+    async def aevaluate(self, body: bytes) -> object:
+        """Answer one request without blocking the event loop."""
+        return (await self.aevaluate_batch([body]))[0]
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests."""
+        raise NotImplementedError
+
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        """Answer several requests without blocking the event loop."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close every PDP that can be closed."""
+        close_all(*(e.pdp for e in self._all))
+
+
+class ObserveOnly(Composed):
     """Ask the real PDP, record what it would have said, and permit.
 
     This is the only way to observe without stopping. Its name stands in coverage, in every span and in
@@ -269,40 +310,16 @@ class ObserveOnly:
     """
 
     def __init__(self, real: PDP) -> None:
-        self._real = Evaluator(real)
+        super().__init__("observe-only", [real], None)
         self.real = real
-        self.name = f"observe-only({real.name})"
-        self.deadline, self.in_process = self._real.deadline, self._real.in_process
 
-    @property
-    def revision(self) -> str:
-        """Return the observed policy's revision."""
-        return self.real.revision
-
-    @property
-    def behind(self) -> tuple[PDP, ...]:
-        """Return the PDPs that decide."""
-        return (self.real,)
-
-    def evaluate(self, body: bytes) -> object:
-        """Permit, with the real decision's outcome as the reason."""
-        return self.evaluate_batch([body])[0]
-
-    async def aevaluate(self, body: bytes) -> object:
-        """Permit, with the real decision's outcome as the reason."""
-        return (await self.aevaluate_batch([body]))[0]
-
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Permit each, with the real decision's outcome as the reason."""
         return [_observed(d) for d in self._real.evaluate(bodies)]
 
-    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Permit each, with the real decision's outcome as the reason."""
         return [_observed(d) for d in await self._real.aevaluate(bodies)]
-
-    def close(self) -> None:
-        """Close the real PDP if it can be closed."""
-        close_all(self.real)
 
 
 def close_all(*pdps: PDP) -> None:

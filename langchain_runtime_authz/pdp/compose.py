@@ -14,7 +14,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -22,7 +23,7 @@ from langchain_runtime_authz._validate import checked_callable, checked_count, c
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome, parse_request
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.fork import forkable_lock
-from langchain_runtime_authz.pdp.base import PDP, Evaluator, bounded, close_all
+from langchain_runtime_authz.pdp.base import PDP, Composed, bounded
 
 __all__ = ["CandidatePDP", "CircuitBreaker", "DenyOverrides"]
 
@@ -30,48 +31,7 @@ _log = logging.getLogger(__name__)
 _SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "deny": 2, "halt": 3}
 
 
-class _Composed:
-    """Name, revision and deadline of a PDP around others. One request is a batch of one."""
-
-    def __init__(self, kind: str, pdps: Sequence[PDP], deadline: float | None) -> None:
-        self._all = [Evaluator(pdp, deadline=deadline) for pdp in pdps]
-        self._real = self._all[0]
-        self.name = f"{kind}({','.join(pdp.name for pdp in pdps)})"
-        self.deadline = max(e.deadline for e in self._all)
-        self.in_process = all(e.in_process for e in self._all)
-
-    @property
-    def revision(self) -> str:
-        """Return the real policy's revision."""
-        return self._real.pdp.revision
-
-    @property
-    def behind(self) -> tuple[PDP, ...]:
-        """Return the PDPs that decide."""
-        return (self._real.pdp,)
-
-    def evaluate(self, body: bytes) -> object:
-        """Answer one request."""
-        return self.evaluate_batch([body])[0]
-
-    async def aevaluate(self, body: bytes) -> object:
-        """Answer one request without blocking the event loop."""
-        return (await self.aevaluate_batch([body]))[0]
-
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests."""
-        raise NotImplementedError
-
-    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        """Answer several requests without blocking the event loop."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Close every PDP that can be closed."""
-        close_all(*(e.pdp for e in self._all))
-
-
-class DenyOverrides(_Composed):
+class DenyOverrides(Composed):
     """Permit only what every PDP permits (XACML's deny-overrides; here a failure denies too).
 
     The gravest outcome stands: `halt` over `deny` over `approval_required` over `permit`. Its reasons
@@ -139,7 +99,7 @@ _Waiting = queue.SimpleQueue[_Compared | threading.Event | None]
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
 
-class CandidatePDP(_Composed):
+class CandidatePDP(Composed):
     """Decide by the real PDP, and report where a candidate would decide otherwise.
 
     The candidate changes nothing: neither a decision nor its time, as another thread asks it. A difference
@@ -281,7 +241,7 @@ def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
         del work
 
 
-class CircuitBreaker(_Composed):
+class CircuitBreaker(Composed):
     """Stop asking a PDP that fails: while the breaker is open, every request is denied at once.
 
     There is no engine to fall back on, as an attacker would wait for a weaker one. After `reset_after`
@@ -323,32 +283,29 @@ class CircuitBreaker(_Composed):
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests, or raise `pdp_circuit_open`."""
-        probe = self._enter()
-        decisions: list[Decision] = []
-        try:
-            decisions = self._real.evaluate(bodies)
-        finally:
-            self._leave(decisions, probe=probe)
+        with self._asking() as decisions:
+            decisions.extend(self._real.evaluate(bodies))
         return decisions
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
         """Answer several requests, or raise `pdp_circuit_open`."""
-        probe = self._enter()
-        decisions: list[Decision] = []
-        try:
-            decisions = await self._real.aevaluate(bodies)
-        finally:
-            self._leave(decisions, probe=probe)
+        with self._asking() as decisions:
+            decisions.extend(await self._real.aevaluate(bodies))
         return decisions
 
-    def _enter(self) -> bool:
+    @contextmanager
+    def _asking(self) -> Iterator[list[Decision]]:
+        """Count the decisions that are put into the list."""
         with self._lock:
-            if self._failed < self._limit:
-                return False
-            if self._probing or self._clock() < self._until:
+            probe = self._failed >= self._limit
+            if probe and (self._probing or self._clock() < self._until):
                 raise PDPError(Code.PDP_CIRCUIT_OPEN)
-            self._probing = True
-            return True
+            self._probing = probe or self._probing
+        decisions: list[Decision] = []
+        try:
+            yield decisions
+        finally:
+            self._leave(decisions, probe=probe)
 
     def _leave(self, decisions: Sequence[Decision], *, probe: bool) -> None:
         with self._lock:

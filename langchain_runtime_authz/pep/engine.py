@@ -21,8 +21,7 @@ from langchain_runtime_authz.authzen import Decision, Subject, deny
 from langchain_runtime_authz.errors import AuditError, Code, ledger_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity
-from langchain_runtime_authz.ledger.base import Anchored, Committed, Conflict, Guard, Ledger, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.changes import Change
+from langchain_runtime_authz.ledger.base import Anchored, Guard, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -243,7 +242,8 @@ class Effect:
     Args:
         do: performs it, given the engine and the arguments.
         ado: performs it without blocking the event loop; without one, it never waits.
-        method: instead of `do`, the method of a part of the engine that does, like `ledger.load`.
+        method: instead of `do`, the method of a part of the engine that does, like `ledger.load`. By default the
+            awaiting form is its `aload`.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -257,6 +257,10 @@ class Effect:
     ) -> None:
         self.do, self.ado = do, ado
         self.method = attrgetter(method) if method else None
+        part, _, name = method.rpartition(".")
+        if part and ado is None:
+            amethod = attrgetter(f"{part}.a{name}")
+            self.ado = lambda engine, *arguments: amethod(engine)(*arguments)
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         """Return what a flow yields to have it performed."""
@@ -304,20 +308,6 @@ async def adrive(engine: Engine, flow: Flow[T]) -> T:
 
 
 # --- the effects of this room ----------------------------------------------------------------------
-
-
-async def _aload(engine: Engine, scope: Scope, query: Query) -> Snapshot:
-    return await engine.ledger.aload(scope, query)
-
-
-async def _acommit(
-    engine: Engine, scope: Scope, guard: Guard | None, changes: Sequence[Change]
-) -> Committed | Conflict:
-    return await engine.ledger.acommit(scope, guard, changes)
-
-
-async def _aevaluate(engine: Engine, bodies: Sequence[bytes | None]) -> list[Decision]:
-    return await engine.evaluator.aevaluate(bodies)
 
 
 def _ask(engine: Engine, texts: Sequence[str]) -> Mandate | None:
@@ -368,11 +358,9 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-Load: Final = Effect(ado=_aload, method="ledger.load")  # scope, query → `Snapshot`
-Commit: Final = Effect(
-    ado=_acommit, method="ledger.commit"
-)  # scope, guard, changes → `Committed` or `Conflict`; one transaction
-Evaluate: Final = Effect(ado=_aevaluate, method="evaluator.evaluate")  # requests as JSON → decisions; one batch
+Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
+Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
+Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
 Ask: Final = Effect(_ask, _aask)  # the user's texts of one turn → `Mandate` or `None`, by the planner
 Notify: Final = Effect(_notify)  # channel, notification; a notifier accepts or refuses at once
 Write: Final = Effect(ado=_awrite, method="write")  # a function that builds one audit record

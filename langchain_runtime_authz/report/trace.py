@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.session import Session
@@ -200,9 +200,7 @@ def read_trace(path: str | Path) -> Trace:
                 event = _EVENT.validate_python(line)
                 known.take(event)
             except ValidationError as exc:
-                first = exc.errors()[0]
-                where = ".".join(str(p) for p in first["loc"])
-                raise ConfigError(f"{name}, line {number}: {where and where + ': '}{first['msg']}") from exc
+                raise ConfigError(f"{name}, line {number}: {wrong_field(exc)}") from exc
             except (ValueError, RecursionError) as exc:
                 why = (
                     f"not JSON: {exc.msg}, column {exc.colno}"

@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_o
 from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
 from langchain_runtime_authz.facts.provenance.words import UserWords
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import FieldTrust, ToolProfile
 
 TRUSTED = ("told", "known")
 SYSTEM = ToolProfile(effect="read", trust={"": "system", "note": "external"}, prose=("note",), counterparty=("from",))
@@ -233,7 +233,7 @@ def test_a_short_line_is_read_as_any_other_output(output: str, profile: ToolProf
     """Its short way and the reader give the same."""
     short = observe_output("sys", profile, given_, output)
     reader = observe_module._Reader("sys", profile, observe_module._echo(given_), False)
-    reader.read(observe_module._parsed(output), (), 0)
+    reader.read(observe_module.parsed(output), (), 0)
     assert short == observe_module.Observation(tuple(reader.found), tuple(reader.prose))
 
 
@@ -285,7 +285,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "zones are times": (forms_module, "_ZONE", re.compile("(?!)")), "no times": (forms_module, "_TIME", _Never()),
     "one reading of a number": (forms_module, "decimals", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
     "any number is canonical": (forms_module, "canonical", str),
-    "read digits twice": (forms_module, "_masked", lambda t, _: t),
+    "read digits twice": (forms_module, "masked", lambda t, *_: t),
     "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
     "sharp s is double s": (forms_module, "fold", str.casefold),
     "what NFC respells": (forms_module, "_respelled", lambda _: False),
@@ -320,19 +320,19 @@ def test_a_mutated_normaliser_is_noticed(name: str, monkeypatch: pytest.MonkeyPa
     assert _noticed()
 
 
-def _believe_prose(tool: str, *_: Any, failed: bool) -> Any:
-    return observe_module._Field("system", False, False, tool)
+def _believe_prose(*_: Any) -> FieldTrust:
+    return FieldTrust("system", False, False)
 
 
 _see = observe_module._Reader._see
 
 
-def _assert_all(self: Any, form: str, field: Any, *, asserted: bool) -> None:
-    _see(self, form, field, asserted=True)
+def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool) -> None:
+    _see(self, form, field, source, asserted=True)
 
 
 RULES: dict[str, tuple[Any, str, Any]] = {
-    "believe every field": (observe_module, "_field", _believe_prose),
+    "believe every field": (observe_module, "field_trust", _believe_prose),
     "mentions are assertions": (observe_module._Reader, "_see", _assert_all),
     "believe echoes": (observe_module, "_scalars", lambda _: []),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),

@@ -48,11 +48,6 @@ Log = Annotated[Path, typer.Argument(metavar="LOG", help="A log of `FileSink(pat
 _STARTER = Path(__file__).with_name("starter")
 
 
-@app.callback()
-def _group() -> None:
-    """Write, test, compare, release and question policies."""
-
-
 @app.command("init")
 def init(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty directory.")]) -> None:
     """Start a policy project that builds on the shipped policy. Nothing is overwritten.
@@ -138,11 +133,8 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None) -> None:
 def _run_cases(policy: Policy) -> int:
     from langchain_runtime_authz.cli.policy.replay import decide
 
-    pdp = policy.pdp()
-    try:
+    with closing(policy.pdp()) as pdp:
         decided = decide(pdp, [c.request for c in policy.cases])
-    finally:
-        pdp.close()
     failed = 0
     for case, decision in zip(policy.cases, decided, strict=True):
         wrong = case.unlike(decision)
@@ -308,12 +300,9 @@ def explain(
             if recorded is None:
                 return
             request = recorded.request
-        pdp = opened.pdp()
-        try:
+        with closing(opened.pdp()) as pdp:
             (decision,) = decide(pdp, [request])
             otherwise = changes(pdp, request, decision)
-        finally:
-            pdp.close()
     fired = {code: rules(opened, code, decision.outcome) for code in decision.reasons}
     if as_json:
         typer.echo(json.dumps(_explained(decision, recorded, fired, otherwise, request), indent=2))

@@ -25,8 +25,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authzen import strict_json
-from langchain_runtime_authz.errors import Code, ConfigError, unreadable
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import (
     ENTRYPOINT,
@@ -296,8 +297,7 @@ def patched(cases: list[Any]) -> list[Any]:
         try:
             request = example_request(case.get("request"))
         except (KeyError, TypeError, AttributeError, ValidationError) as exc:
-            first = exc.errors()[0] if isinstance(exc, ValidationError) else None
-            why = f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}" if first else f"no such path: {exc}"
+            why = wrong_field(exc) if isinstance(exc, ValidationError) else f"no such path: {exc}"
             raise _invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
         found.append({**case, "request": json.loads(request.to_json())})
     return found
@@ -403,14 +403,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _yaml(path: Path, member: str | None = None) -> Any:
     """Return a YAML mapping, or its one member; empty if there is no file."""
-    import yaml
-
     if member is not None and not path.is_file():
         return {}
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-        raise _invalid(f"`{path.name}` cannot be read: {unreadable(exc)}") from exc
+    document = read_yaml(path, Code.POLICY_INVALID)
     if not isinstance(document, dict):
         raise _invalid(f"`{path.name}` must hold a mapping")
     if member is None:

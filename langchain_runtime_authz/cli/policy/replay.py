@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from langchain_runtime_authz.audit.chain import parse_line, verify_chain
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.cli.policy.project import Policy
-from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.pdp.base import Evaluator, serialise
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 
@@ -131,9 +132,7 @@ def read_request(path: Path) -> EvaluationRequest:
     try:
         return EvaluationRequest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as exc:
-        first = exc.errors()[0] if isinstance(exc, ValidationError) else None
-        at = ".".join(map(str, first["loc"])) if first else ""
-        why = f"`{at or 'request'}`: {first['msg']}" if first else getattr(exc, "strerror", "") or type(exc).__name__
+        why = wrong_field(exc, "request") if isinstance(exc, ValidationError) else unreadable(exc)
         raise ConfigError(f"{path.name} is not a request: {why}") from exc
 
 
@@ -193,11 +192,8 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
 
 
 def _decided(policy: Policy, requests: Sequence[EvaluationRequest]) -> list[Decision]:
-    pdp = policy.pdp()
-    try:
+    with closing(policy.pdp()) as pdp:
         return decide(pdp, requests)
-    finally:
-        pdp.close()
 
 
 # --- why --------------------------------------------------------------------------------------------
@@ -220,13 +216,19 @@ def rules(policy: Policy, code: str, outcome: str) -> list[str]:
 Edit = Callable[[dict[str, Any]], None]
 
 
+def _node(document: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the object that holds the last member of a dotted path, and that member's name."""
+    *way, last = path.split(".")
+    node: Any = document
+    for step in way:
+        node = node.get(step) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}, last
+
+
 def _at(path: str, value: Any) -> Edit:
     def edit(document: dict[str, Any]) -> None:
-        *way, last = path.split(".")
-        node: Any = document
-        for step in way:
-            node = node.get(step) if isinstance(node, dict) else None
-        if isinstance(node, dict) and (last in node or len(way) < 3):  # noqa: PLR2004  (a profile's and the context's own)
+        node, last = _node(document, path)
+        if last in node or path.count(".") < 3:  # noqa: PLR2004  (a profile's and the context's own)
             node[last] = value
 
     return edit
@@ -298,12 +300,8 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
 
 def _without(path: str) -> Edit:
     def edit(document: dict[str, Any]) -> None:
-        *way, last = path.split(".")
-        node: Any = document
-        for step in way:
-            node = node.get(step) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
+        node, last = _node(document, path)
+        node.pop(last, None)
 
     return edit
 

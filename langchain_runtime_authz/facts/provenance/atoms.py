@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.provenance.forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
 from langchain_runtime_authz.profile import ToolProfile, argument
 
-__all__ = ["DESTINATIONS", "FIELD", "NO_ATOMS", "Atom", "CallAtoms", "Item", "atoms_of"]
+__all__ = ["DESTINATIONS", "FIELD", "NO_ATOMS", "Atom", "CallAtoms", "Item", "absent", "atoms_of"]
 
 MAX_ITEMS: Final = 64  # of one argument; a longer list is unknown as a whole
 DESTINATIONS: Final = ("principal", "url", "channel")
@@ -141,8 +141,8 @@ _short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
 
 
 def absent(value: object) -> bool:
-    """Return True if an argument or item says nothing."""
-    return value is None or (isinstance(value, str | list | dict) and not value)
+    """Return True if an argument, an item or a field says nothing."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _flat(value: object) -> list[Any] | None:

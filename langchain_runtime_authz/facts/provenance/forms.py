@@ -16,7 +16,7 @@ from __future__ import annotations
 import datetime
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
@@ -24,7 +24,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 __all__ = ["MAX_VALUE", "REMEMBERED", "TELLING", "canonical", "decimals", "fold", "forms", "identifiers", "key"]
-__all__ += ["located", "mentions", "remembered", "said_forms", "skeleton", "tidy"]
+__all__ += ["located", "masked", "mentions", "remembered", "said_forms", "skeleton", "tidy"]
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are remembered
@@ -204,7 +204,7 @@ def _moment(text: str, *, said: bool) -> list[str]:
     several = list(_dates(text, said=said))
     spans = {span for _, span in several}
     alone = len(spans) <= 2 and len({f[:5] for f, _ in several} - {"day:-"}) == len(spans)
-    return [f for f, _ in several] if alone and several and _BESIDE.fullmatch(_masked(text, list(spans))) else []
+    return [f for f, _ in several] if alone and several and _BESIDE.fullmatch(masked(text, list(spans), "\n")) else []
 
 
 def _url(text: str) -> tuple[str, ...]:
@@ -266,7 +266,7 @@ def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
         return
     spans = [*_identifiers(text), *_dates(text, said=True)]
     yield from spans
-    rest = _masked(text, [span for _, span in spans])
+    rest = masked(text, [span for _, span in spans], "\n")
     for phone in _PHONE.finditer(rest):
         digits = "".join(c for c in phone[0] if c.isdigit())
         if 7 <= len(digits) <= _DIGITS:
@@ -276,11 +276,11 @@ def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
             yield f"num:{canonical(meant)}", number.span()
 
 
-def _masked(text: str, spans: list[tuple[int, int]]) -> str:
-    """Return the text with the spans blanked, at its length: the 13 of "June 13" is not a number."""
+def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
+    """Return the text with a sign over the spans, at its length: the 13 of "June 13" is not a number."""
     parts, at = [], 0
     for start, end in sorted(spans):
-        parts += [text[at:start], "\n" * (end - max(at, start))]
+        parts += [text[at:start], sign * (end - max(at, start))]
         at = max(at, end)
     return "".join([*parts, text[at:]])
 

@@ -9,16 +9,15 @@ value less trusted than it was, so forgetting only denies.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import datetime
 import decimal
 import enum
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel
-
+from langchain_runtime_authz.digest import members
 from langchain_runtime_authz.facts.provenance.atoms import FIELD
 from langchain_runtime_authz.facts.provenance.forms import (
     REMEMBERED,
@@ -29,9 +28,9 @@ from langchain_runtime_authz.facts.provenance.forms import (
     remembered,
     said_forms,
 )
-from langchain_runtime_authz.profile import ToolProfile
+from langchain_runtime_authz.profile import FieldTrust, ToolProfile, Trust, field_trust
 
-__all__ = ["Observation", "Prose", "Sighting", "observe_output"]
+__all__ = ["SHORT", "Observation", "Prose", "Sighting", "observe_output", "parsed"]
 
 MAX_SIGHTINGS: Final = 4096  # per output
 MAX_NODES: Final = 20_000
@@ -46,8 +45,6 @@ MAX_FLAT: Final = 64  # arguments
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 SHORT: Final = 200  # a longer text, or one of several lines, is prose whatever the profile says
 
-Origin = Literal["system", "internal", "external"]
-
 
 class Sighting(NamedTuple):
     """One value seen in one field, by digest.
@@ -61,7 +58,7 @@ class Sighting(NamedTuple):
     """
 
     key: str
-    origin: Origin
+    origin: Trust
     asserted: bool
     counterparty: bool
     source: str
@@ -74,7 +71,7 @@ class Prose(NamedTuple):
     """
 
     text: str
-    origin: Origin
+    origin: Trust
     source: str
     folded: str = ""
 
@@ -111,7 +108,7 @@ def observe_output(
         if plain is not None:
             return plain
     reader = _Reader(tool, profile, _echo(args), failed)
-    reader.read(_parsed(output), (), 0)
+    reader.read(parsed(output), (), 0)
     return Observation(tuple(reader.found), tuple(reader.prose))
 
 
@@ -131,8 +128,8 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
                 return _NOTHING  # an echo
         elif kind not in _NUMBERS:
             return None
-    origin = profile.trust if isinstance(profile.trust, str) else profile.trust.get("", "external")
-    return Observation((Sighting(key(whole[0]), origin, True, "" in profile.counterparty, tool),))
+    field = field_trust(profile, "")
+    return Observation((Sighting(key(whole[0]), field.origin, True, field.counterparty, tool),))
 
 
 def _echo(args: Mapping[str, Any]) -> set[str]:
@@ -159,13 +156,13 @@ def _scalars(value: object, left: int = 2000) -> Iterator[object]:
             yield top
 
 
-def _parsed(output: object) -> object:
+def parsed(output: object) -> object:
     """Return the value of a text that is a JSON object or list; all else as it is."""
-    if isinstance(output, str) and len(output) <= MAX_JSON and output.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(output)
-        except (ValueError, RecursionError):
-            return output
+    if isinstance(output, str):
+        text = str.__str__(output)
+        if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(text)
     return output
 
 
@@ -177,16 +174,15 @@ class _Reader:
         self.found: dict[Sighting, None] = {}
         self.prose: list[Prose] = []
         self.nodes, self.chars, self.complete = 0, 0, True
-        self._fields: dict[tuple[str, ...], _Field] = {}
+        self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, value: object, path: tuple[str, ...], depth: int) -> None:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH or len(self.found) >= MAX_SIGHTINGS:
             self.complete = False
             return
-        items = _items(value)
-        if items is not None:
-            for name, inner in items:
+        if (named := members(value)) is not None:
+            for name, inner in named[:MAX_NODES]:
                 if isinstance(name, str) and FIELD.fullmatch(name):
                     self.read(inner, (*path, name), depth + 1)
                 else:  # a key that is not a name is a value
@@ -203,7 +199,7 @@ class _Reader:
     def _leaf(self, value: object, path: tuple[str, ...]) -> None:
         if value is None or isinstance(value, bool):
             return
-        field = self._field(path)
+        field, source = self._field(path)
         prose = False
         if isinstance(value, str):
             self.chars += len(value)
@@ -215,57 +211,31 @@ class _Reader:
         says = said_forms(value, whole)
         if not self.echo.intersection(whole):
             for form in says:
-                self._see(form, field, asserted=True)
+                self._see(form, field, source, asserted=True)
         if isinstance(value, str) and (prose or len(value) >= SHORTEST):
             inner = [f for f in mentions(value) if f not in whole and f not in says]
             for form in inner:
                 if form not in self.echo:
-                    self._see(form, field, asserted=False)
+                    self._see(form, field, source, asserted=False)
             if prose or inner:
-                self.prose.append(Prose(value, field.origin, field.source))
+                self.prose.append(Prose(value, field.origin, source))
 
-    def _see(self, form: str, field: _Field, *, asserted: bool) -> None:
+    def _see(self, form: str, field: FieldTrust, source: str, *, asserted: bool) -> None:
         if len(self.found) >= MAX_SIGHTINGS:
             self.complete = False
             return
-        self.found[Sighting(key(form), field.origin, asserted, field.counterparty, field.source)] = None
+        self.found[Sighting(key(form), field.origin, asserted, field.counterparty, source)] = None
 
-    def _field(self, path: tuple[str, ...]) -> _Field:
+    def _field(self, path: tuple[str, ...]) -> tuple[FieldTrust, str]:
         known = self._fields.get(path)
         if known is None:
-            known = self._fields[path] = _field(self.tool, self.profile, path, failed=self.failed)
+            field = field_trust(self.profile, ".".join(path))
+            field = field._replace(origin="external") if self.failed else field
+            source = "/".join(filter(None, [self.tool, ".".join(path[-3:])]))
+            known = self._fields[path] = field, source
             if len(self._fields) > MAX_FIELDS:  # keys that an attacker makes up
                 self._fields.clear()
         return known
-
-
-class _Field(NamedTuple):
-    origin: Origin
-    prose: bool
-    counterparty: bool
-    source: str
-
-
-def _field(tool: str, profile: ToolProfile, path: tuple[str, ...], *, failed: bool) -> _Field:
-    # The longest declared prefix decides; `""` is the whole.
-    prefixes = [".".join(path[:i]) for i in range(len(path), -1, -1)]
-    declared = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    origin: Origin = "external" if failed else next((declared[p] for p in prefixes if p in declared), "external")
-    source = "/".join(filter(None, [tool, ".".join(path[-3:])]))
-    return _Field(
-        origin, not set(prefixes).isdisjoint(profile.prose), not set(prefixes).isdisjoint(profile.counterparty), source
-    )
-
-
-def _items(value: object) -> list[tuple[Any, Any]] | None:
-    """Return the fields of a mapping, model or dataclass."""
-    if isinstance(value, Mapping):
-        return list(value.items())[:MAX_NODES]
-    if isinstance(value, BaseModel):
-        return [(n, getattr(value, n)) for n in type(value).model_fields] + list((value.model_extra or {}).items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    return None
 
 
 def _scalar(value: object) -> object:

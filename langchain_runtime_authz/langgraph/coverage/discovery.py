@@ -29,7 +29,6 @@ from langchain_runtime_authz.langgraph._private import (
 )
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, CoverageReport, Row
 from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
-from langchain_runtime_authz.langgraph.guard import facts_of, is_guarded
 from langchain_runtime_authz.langgraph.model_calls import held_by_model
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.object_graph import (
@@ -44,6 +43,7 @@ from langchain_runtime_authz.langgraph.object_graph import (
 )
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
+from langchain_runtime_authz.langgraph.tool_profiles import facts_of, is_guarded
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Load
 from langchain_runtime_authz.pep.tally import Counted, Gate
 
