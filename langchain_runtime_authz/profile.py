@@ -259,6 +259,8 @@ class FieldTrust(NamedTuple):
 
 def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
     """Return who writes a field and what it is. The longest declared prefix of its path names the writer."""
+    if not isinstance(profile.trust, dict) and not (profile.prose or profile.counterparty):
+        return FieldTrust(profile.trust, False, False)
     prefixes = [path]
     while path:
         path = path.rpartition(".")[0]

@@ -138,13 +138,6 @@ def _counter(prefix: str, step: Step) -> str:
     return f"{prefix}step:{step.deed or step.id}"
 
 
-def _index(mandate: Mandate) -> _Index:
-    known = mandate.__dict__.get("_index")
-    if known is None or known.mandate is not mandate:  # a copy has the original's attributes
-        known = mandate.__dict__["_index"] = _Index(mandate)
-    return known
-
-
 class _Match(NamedTuple):
     """One step against the call, without the counts."""
 
@@ -254,7 +247,9 @@ def bind(
     """
     if mandate is None:
         return _NO_MANDATE
-    index = _index(mandate)
+    index = mandate.__dict__.get("_index")
+    if index is None or index.mandate is not mandate:  # a copy has the original's attributes
+        index = mandate.__dict__["_index"] = _Index(mandate)
     effect = call.profile.effect
     if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:
         return Binding(Standing("forbidden", None, (forbidden,)), (), None)

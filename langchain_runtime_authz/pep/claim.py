@@ -364,14 +364,15 @@ def conclude(
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
     """Keep what the call returned or was given, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
+    outputs = memory.outputs(scope)
     if found.prose:
         memory.keep(scope, found)
     if call.profile.side_effect:
-        memory.wrote(scope, call.args)
+        outputs.wrote(call.args)
         if done:
             memory.reached(scope, call.atoms.destinations())
     if done and call.profiled:
-        memory.returned(scope, call.tool, call.profile, call.args, call.given, output, task_name(run))
+        outputs.record(call.tool, call.profile, call.args, output, given=call.given, task=task_name(run))
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

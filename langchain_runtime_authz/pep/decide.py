@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
@@ -137,20 +137,16 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     return calls, keys, compared, origin, words, snapshot, moved
 
 
-class _Compared(NamedTuple):
-    """A call, held against the mandate: the counter of its effect, and what it compares with."""
-
-    counter: str
-    mandate: Mandate | None
-    binding: Binding | None
+# A call held against the mandate: the counter of its effect, the mandate, and how they compare.
+_Compared = tuple[str, Mandate | None, Binding | None]
 
 
 def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
     if words is None:
-        return [_Compared("", None, None)] * len(calls)
-    compared = []
+        return [("", None, None)] * len(calls)
+    compared: list[_Compared] = []
     for call in calls:
-        compared.append(_Compared(effect_counter(words, call), *binding_of(run, words, call)))
+        compared.append((effect_counter(words, call), *binding_of(run, words, call)))
     return compared
 
 

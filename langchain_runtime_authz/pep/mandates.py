@@ -178,5 +178,7 @@ def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -
         "source": mandate.source if mandate is not None else None,
         "step": standing.step,
         "digest": mandate.digest if mandate is not None else None,
-        "deviations": [{"argument": d.argument, "code": d.code} for d in standing.deviations],
+        "deviations": [{"argument": d.argument, "code": d.code} for d in standing.deviations]
+        if standing.deviations
+        else [],
     }

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.provenance.forms import skeleton, tidy
 from langchain_runtime_authz.facts.provenance.observe import Observation, Prose
@@ -22,7 +22,6 @@ from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
 from langchain_runtime_authz.mandate.own_words import continues, stated
-from langchain_runtime_authz.profile import ToolProfile
 
 __all__ = ["TaskWords", "ThreadMemory", "Turn", "turn"]
 
@@ -58,9 +57,6 @@ class TaskWords:
     turn: Turn
     turns: int = 0
     compiled: Mandate | tuple[()] | None = ()
-
-
-NO_OUTPUTS: Final = Outputs()
 
 
 @dataclass(slots=True)
@@ -109,30 +105,10 @@ class ThreadMemory:
             while thread.chars > MAX_PROSE:
                 thread.chars -= len(thread.prose.popleft().text)
 
-    def wrote(self, scope: Scope, args: Mapping[str, Any]) -> None:
-        """Remember what a side effect was given: a read that returns it does not vouch for it."""
-        with self._lock:
-            self._thread(scope).outputs.wrote(args)
-
-    def returned(
-        self,
-        scope: Scope,
-        tool: str,
-        profile: ToolProfile,
-        args: Mapping[str, Any],
-        given: frozenset[str],
-        output: object,
-        task: str,
-    ) -> None:
-        """Remember what a call returned, for mandates that take values from it."""
-        with self._lock:
-            self._thread(scope).outputs.record(tool, profile, args, output, given=given, task=task)
-
     def outputs(self, scope: Scope) -> Outputs:
-        """Return what the thread's reads returned."""
+        """Return what the thread's calls returned and were given, for mandates that take values from it."""
         with self._lock:
-            thread = self._threads.get(scope)
-            return thread.outputs if thread is not None else NO_OUTPUTS
+            return self._thread(scope).outputs
 
     def memory(self, scope: Scope) -> Memory:
         """Return the texts that were seen."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 from langchain_runtime_authz.facts.provenance.forms import forms
@@ -115,15 +113,10 @@ def test_destinations_are_found_by_their_looks() -> None:
 
 
 def test_each_thread_has_its_own_outputs() -> None:
-    """A thread without any shares nothing that another one could write to."""
     memory = ThreadMemory()
-    nothing = memory.outputs(scope())
-    memory.returned(scope(), "get_bill", READ, {"month": "December"}, frozenset({"month"}), {"total": 98.7}, "1:")
-    memory.wrote(scope("other"), {"amount": 98.7})
-    kept = [nothing, memory.outputs(scope()), memory.outputs(scope("other"))]
-    assert all(one is not other for one, other in pairwise([*kept, nothing]))
-    assert memory.outputs(scope()) is kept[1]
-    assert memory.outputs(scope("third")) is nothing
+    memory.outputs(scope()).record("get_bill", READ, {"month": "December"}, {"total": 98.7}, task="1:")
+    assert len(memory.outputs(scope()).of("get_bill", "1:")) == 1
+    assert len(memory.outputs(scope("other")).of("get_bill", "1:")) == 0
 
 
 def test_the_least_recently_used_thread_is_forgotten() -> None:
