@@ -24,14 +24,15 @@ def test_it_is_stored_clean() -> None:
 
 
 def test_it_runs() -> None:
-    """Every cell runs, and the harm, the denial, the correction and the tables are shown."""
+    """Every cell runs, and the harm, the question, the correction and the tables are shown."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = "\n".join(output.get("text", "") or str(output.get("data", "")) for output in outputs)
     expected = (
         "Sent 95.00 to US13.",
-        "not permitted",
+        "EXPECTED 'DE21'",
+        "The user rejected this action",
         "halted: stale_epoch",
         "Sent 45.00 to PLUMBER.",
         "<table>",

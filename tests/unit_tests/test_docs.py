@@ -92,7 +92,7 @@ def test_imports_exist(page: str) -> None:
                 assert node.module != "langchain_runtime_authz" or names <= set(module.__all__)
 
 
-@profile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"})
+@profile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",))
 @tool
 def send_money(recipient: str, amount: float) -> str:
     """Send money."""
@@ -134,6 +134,19 @@ def test_snippets_run(
     for code in _blocks("python", TEXTS[page]):
         exec(compile(code, page, "exec"), names if page == "README.md" else dict(names))
     assert page != "README.md" or "send_money {'recipient': 'DE21'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shown", ["Pay 45 EUR to DE21", "mandate=rent"])
+def test_what_readme_orders_runs_unasked(shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first snippet's words and the mandate's snippet let the payment run."""
+    monkeypatch.chdir(tmp_path)
+    names, code = _namespace(), next(code for code in _blocks("python", README) if shown in code)
+    if "protect(" not in code:
+        names["authz"].protect(names["graph"])
+    exec(code, names)
+    state = names["graph"].get_state(names["config"])
+    assert state.interrupts == ()
+    assert "Sent 45.00 to DE21." in [m.text for m in state.values["messages"]]
 
 
 def test_credential_snippets_run() -> None:

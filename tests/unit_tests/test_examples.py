@@ -9,10 +9,10 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHOWN = {
-    "create_agent.py": ("asked: [('send_money'", "tool   Sent 98.70 to DE21.", "ai     Paid."),
-    "hand_written.py": ("This action is not permitted", "['grant_argument']"),
+    "create_agent.py": ("Approve send_money?", "EXPECTED 'DE21'", "tool   Sent 98.70 to DE21.", "tool   The user rejected", "ai     Paid."),
+    "hand_written.py": ("Sent 98.70 to DE21.", "This action is not permitted", "'forbidden'"),
     "service.py": ("alice, by urn:langchain-runtime-authz:agent:", "one call later: 401"),
-    "session.py": ("permit ()", "approval_required", "approved: permit", "deny ('grant_argument',)", "epoch: 2"),
+    "session.py": ("permit ()", "approval_required", "EXPECTED 98.7", "approved: permit", "deny ('grant_argument',)", "epoch: 2"),
 }
 
 
@@ -23,9 +23,9 @@ def test_every_example_is_run() -> None:
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An example has fewer than 40 lines and prints what it is there to show."""
+    """An example has fewer than 55 lines and prints what it is there to show."""
     path = EXAMPLES / name
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 40
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 55
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     assert [text for text in SHOWN[name] if text not in printed] == []
@@ -34,5 +34,5 @@ def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_denial_can_be_found_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
     """The decision id that the model is told is the one under which the operator finds the reason."""
     runpy.run_path(str(EXAMPLES / "hand_written.py"), run_name="__main__")
-    model, operator = capsys.readouterr().out.splitlines()
+    model, operator = capsys.readouterr().out.splitlines()[-2:]
     assert f"(decision {operator.split()[4]})" in model
