@@ -77,8 +77,7 @@ def bearer_token(path: str | Path) -> Renewed[str]:
     def load() -> str:
         text = file.read_text("ascii").strip()
         if not text or not text.isprintable() or " " in text:
-            msg = "the file holds no token"
-            raise ValueError(msg)
+            raise ValueError("the file holds no token")
         return text
 
     return Renewed([file], load, Code.PDP_UNAUTHORIZED, f"the token in `{file.name}`")

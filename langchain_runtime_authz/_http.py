@@ -59,8 +59,7 @@ class Fetcher:
         async_client: httpx.AsyncClient | None = None,
     ) -> None:
         if not timeout > 0 or max_bytes < 1:
-            msg = "`timeout` and `max_bytes` must be positive"
-            raise ConfigError(msg)
+            raise ConfigError("`timeout` and `max_bytes` must be positive")
         self._timeout, self._max = timeout, max_bytes
         self._client, self._async_client = client, async_client
         self._places, self._pid = threading.BoundedSemaphore(MAX_OPEN), os.getpid()
@@ -212,8 +211,7 @@ def checked_url(url: str, name: str) -> str:
     except (ValueError, AttributeError, TypeError):
         usable = False
     if not usable:
-        msg = f"`{name}` must be an https URL"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{name}` must be an https URL")
     return url
 
 

@@ -53,11 +53,9 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
     try:
         value = strict_json(data)
     except RecursionError:
-        msg = "nested too deeply"
-        raise ValueError(msg) from None
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        msg = "not an object"
-        raise ValueError(msg)  # noqa: TRY004  (one exception for every kind of bad input)
+        raise ValueError("not an object")  # noqa: TRY004  (one exception for every kind of bad input)
     return value
 
 

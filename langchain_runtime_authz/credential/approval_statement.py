@@ -111,11 +111,9 @@ class Approvers:
         self._people = {name: _source(keys) for name, keys in (people or {}).items()}
         self._services = {name: _source(keys) for name, keys in (services or {}).items()}
         if not all(map(_is_user, self._people)):
-            msg = "approvers are people: name each as `user:<id>`"
-            raise ConfigError(msg)
+            raise ConfigError("approvers are people: name each as `user:<id>`")
         if self._people.keys() & self._services.keys() or HERE in self._services:
-            msg = f"a service cannot have the name of a user, nor `{HERE}`; rename it"
-            raise ConfigError(msg)
+            raise ConfigError(f"a service cannot have the name of a user, nor `{HERE}`; rename it")
         # Signs for approvers whom the application, or an identity provider, authenticated in this process.
         self._own = SigningKey.generate()
         self._services[HERE] = key_source(self._own.jwks())

@@ -61,8 +61,7 @@ class ProofKey(Secret):
         """
         target = normal_target(htu)
         if target is None:
-            msg = "a proof is for an absolute http(s) URL"
-            raise ConfigError(msg)
+            raise ConfigError("a proof is for an absolute http(s) URL")
         jwk = {k: v for k, v in self._key.public_jwk().items() if k not in ("kid", "alg", "use")}
         claims: dict[str, Any] = {
             "jti": secrets.token_urlsafe(16),

@@ -68,8 +68,7 @@ class LocalIssuer(Secret):
 
     def __init__(self, key: Signer | KeyRing | None = None, issuer: str = LOCAL) -> None:
         if not isinstance(issuer, str) or not issuer:
-            msg = "`issuer` must be a name"
-            raise ConfigError(msg)
+            raise ConfigError("`issuer` must be a name")
         self.issuer = issuer
         self._keys: Signer | KeyRing = SigningKey.generate() if key is None else key
 
@@ -82,8 +81,7 @@ class LocalIssuer(Secret):
         """
         # INVARIANT: exp - iat ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= MAX_TTL:
-            detail = f"a token lives between 1 and {MAX_TTL} seconds"
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {MAX_TTL} seconds")
         token = sign_compact(TYP, claims_of(request, self.issuer), self._key)
         if len(token) > MAX_TOKEN:
             detail = f"the grant is too large for a token of {MAX_TOKEN} characters"
@@ -152,8 +150,7 @@ _OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
 
 def _required(verifier: Verifier | None) -> Verifier:
     if verifier is None:
-        msg = "the tokens of an issuer outside this process are verified: pass a verifier"
-        raise ConfigError(msg)
+        raise ConfigError("the tokens of an issuer outside this process are verified: pass a verifier")
     return verifier
 
 

@@ -142,8 +142,7 @@ class JwksClient:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < min_refresh <= max_age:
-            msg = "`min_refresh` must be positive and at most `max_age`"
-            raise ConfigError(msg)
+            raise ConfigError("`min_refresh` must be positive and at most `max_age`")
         self._url = checked_url(url, "url")
         self._keys = CachedDocument(
             Fetcher(timeout=timeout, client=client, async_client=async_client),

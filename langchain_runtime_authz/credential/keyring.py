@@ -115,8 +115,7 @@ class KeyRing(Secret):
 
     def _begin(self, keys: tuple[_Key, ...], cache_age: float, clock: Callable[[], float]) -> None:
         if cache_age < 0:
-            msg = "`cache_age` must not be negative"
-            raise ConfigError(msg)
+            raise ConfigError("`cache_age` must not be negative")
         self._clock, self._cache_age = clock, cache_age
         self._lock = threading.RLock()
         self._listeners: list[Callable[[str], None]] = []
@@ -180,8 +179,7 @@ class KeyRing(Secret):
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)
             if key is None:
-                msg = f"there is no key `{kid}` in the ring"
-                raise ConfigError(msg)
+                raise ConfigError(f"there is no key `{kid}` in the ring")
             if key.state != "compromised":
                 self._replace(key, "compromised", now, following)
             done = Withdrawal(kid, self._one("active").kid, now + self._cache_age + self._lag)
@@ -207,8 +205,7 @@ class KeyRing(Secret):
         if key.state in ("active", "next"):
             signer = following or _like(self._one("active").signer)
             if any(old.kid == signer.kid for old in self._keys):
-                msg = f"the key `{signer.kid}` is or was one of the ring's"
-                raise ConfigError(msg)
+                raise ConfigError(f"the key `{signer.kid}` is or was one of the ring's")
             if key.state == "active":
                 keys = [other.moved("active", now) if other.state == "next" else other for other in keys]
             keys.append(_published(signer, "next", now))
@@ -283,8 +280,7 @@ class KeyDirectory(KeyRing):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(path / LOCK):
             if (path / RING).exists():
-                msg = f"{path.name} holds a key ring already; rotate it"
-                raise ConfigError(msg)
+                raise ConfigError(f"{path.name} holds a key ring already; rotate it")
             _write(path, keys, password)
         return cls(path, password)
 
@@ -337,8 +333,7 @@ def _pair(active: Signer, following: Signer | None, now: float) -> tuple[_Key, .
 
 def _published(signer: Signer, state: KeyState, now: float) -> _Key:
     if not isinstance(signer, Signer):
-        msg = "a key is a `Signer`: alg, kid, sign and public_jwk"
-        raise ConfigError(msg)
+        raise ConfigError("a key is a `Signer`: alg, kid, sign and public_jwk")
     jwk = {**signer.public_jwk(), "kid": signer.kid, "alg": signer.alg, "use": "sig"}
     if public_key(jwk, signer.alg) is None or thumbprint(jwk) != signer.kid:
         msg = f"`public_jwk` of the key `{signer.kid}` must be its public key, and `kid` its RFC 7638 thumbprint"
@@ -348,8 +343,7 @@ def _published(signer: Signer, state: KeyState, now: float) -> _Key:
 
 def _like(signer: Signer | None) -> SigningKey:
     if not isinstance(signer, SigningKey):
-        msg = "a signer outside this process needs the next one: pass `following=`"
-        raise ConfigError(msg)
+        raise ConfigError("a signer outside this process needs the next one: pass `following=`")
     return SigningKey.generate(signer.alg)
 
 
@@ -386,8 +380,7 @@ def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
     keys = _public_keys(path)
     states = [key.state for key in keys]
     if states.count("active") != 1 or states.count("next") != 1 or len({key.kid for key in keys}) != len(keys):
-        msg = f"{path.name}/{RING} must be a key ring with one active and one next key; restore it"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path.name}/{RING} must be a key ring with one active and one next key; restore it")
     signing = ("next", "active")
     return tuple(replace(key, signer=_signer(path, key, password)) if key.state in signing else key for key in keys)
 
@@ -418,10 +411,8 @@ def _signer(path: Path, key: _Key, password: bytes | None) -> SigningKey:
     except OSError:
         pem, mode = b"", 0
     if os.name == "posix" and mode & 0o077:
-        msg = f"{path.name}/{file.name} may be read by others; `chmod 600` it, and rotate"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path.name}/{file.name} may be read by others; `chmod 600` it, and rotate")
     signer = SigningKey.from_pem(pem, password)
     if signer.kid != key.kid:
-        msg = f"{path.name}/{file.name} does not hold the key of its name; restore it"
-        raise ConfigError(msg)
+        raise ConfigError(f"{path.name}/{file.name} does not hold the key of its name; restore it")
     return signer

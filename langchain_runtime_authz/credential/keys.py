@@ -81,8 +81,7 @@ def thumbprint(jwk: Mapping[str, object]) -> str:
     names = _THUMBPRINT_MEMBERS.get(kty, ()) if isinstance(kty, str) else ()
     required = {name: jwk.get(name) for name in names}
     if not required or not all(isinstance(value, str) for value in required.values()):
-        msg = "a JWK of type EC, OKP or RSA is needed"
-        raise ConfigError(msg)
+        raise ConfigError("a JWK of type EC, OKP or RSA is needed")
     canonical = json.dumps(required, sort_keys=True, separators=(",", ":")).encode()
     return base64url_encode(hashlib.sha256(canonical).digest()).decode()
 
@@ -93,8 +92,7 @@ class Secret:
     __slots__ = ()
 
     def __reduce__(self) -> NoReturn:  # copies come this way too
-        msg = f"a {type(self).__name__} cannot be copied or pickled"
-        raise TypeError(msg)
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
 
 
 class SigningKey(Secret):
@@ -111,8 +109,7 @@ class SigningKey(Secret):
         elif isinstance(private, RSAPrivateKey) and private.key_size >= MIN_RSA_BITS:
             self._alg = "RS256"
         else:
-            msg = f"a signing key is a P-256, Ed25519 or RSA (≥ {MIN_RSA_BITS} bits) private key"
-            raise ConfigError(msg)
+            raise ConfigError(f"a signing key is a P-256, Ed25519 or RSA (≥ {MIN_RSA_BITS} bits) private key")
         self.ephemeral = False
         self._private = private
         jwk = _SIGN[self._alg].to_jwk(private.public_key(), as_dict=True)
@@ -124,8 +121,7 @@ class SigningKey(Secret):
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
         """Return a new key that dies with the process. Raises `ConfigError` for another algorithm."""
         if alg not in ALGORITHMS:
-            msg = f"the algorithm is one of {', '.join(ALGORITHMS)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the algorithm is one of {', '.join(ALGORITHMS)}")
         while True:
             key = cls(_MAKERS[alg]())
             if not key.kid.startswith("-"):  # a command line would read the name as an option
@@ -138,8 +134,7 @@ class SigningKey(Secret):
         try:
             private = load_pem_private_key(pem, password)
         except Exception:  # noqa: BLE001  (any failure of the parser; its text may quote the input)
-            msg = "the PEM does not hold a private key that this password opens"
-            raise ConfigError(msg) from None
+            raise ConfigError("the PEM does not hold a private key that this password opens") from None
         return cls(cast("_Private", private))  # checked in `__init__`
 
     def to_pem(self, password: bytes | None = None) -> bytes:

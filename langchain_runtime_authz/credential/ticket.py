@@ -379,8 +379,7 @@ class _Minting:
     def wait(self) -> None:
         """Block until it is over. Where it needs this very event loop, that would be for ever."""
         if self._loop is not None and self._loop is _running_loop():
-            detail = "another task is having it minted; await `acredential`"
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is having it minted; await `acredential`")
         self.over.result()
 
 

@@ -212,14 +212,12 @@ class Credential:
 
     def __init__(self, token: str, claims: Mapping[str, Any], *, _seal: object = None) -> None:
         if _seal is not _SEAL:
-            msg = "a Credential is made by `Verifier.verify` only"
-            raise TypeError(msg)
+            raise TypeError("a Credential is made by `Verifier.verify` only")
         object.__setattr__(self, "token", token)
         object.__setattr__(self, "claims", frozen(claims))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        msg = "a Credential does not change"
-        raise AttributeError(msg)
+        raise AttributeError("a Credential does not change")
 
     def __delattr__(self, name: str) -> NoReturn:
         self.__setattr__(name, None)
@@ -295,8 +293,7 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
 def frozen(value: Any, depth: int = 0) -> Any:
     """Return `value` as read-only mappings and tuples. Raises `ValueError` if nested deeper than 32."""
     if depth > MAX_DEPTH:
-        msg = "nested too deeply"
-        raise ValueError(msg)
+        raise ValueError("nested too deeply")
     if isinstance(value, Mapping):
         return MappingProxyType({k: frozen(v, depth + 1) for k, v in value.items()})
     if isinstance(value, list | tuple):

@@ -106,11 +106,9 @@ class Verifier:
         status: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
         if not isinstance(issuer, str) or not issuer:
-            msg = "`issuer` must be a name"
-            raise ConfigError(msg)
+            raise ConfigError("`issuer` must be a name")
         if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
-            msg = f"`algorithms` must be some of {', '.join(ALGORITHMS)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
         self._issuer, self._keys = issuer, key_source(jwks)
         self._algorithms, self._status = frozenset(algorithms), status
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key

@@ -70,8 +70,7 @@ class CredentialInterceptor:
         """
         audience = self._audiences.get(request.server_name)
         if audience is None:
-            msg = f"no audience is named for the MCP server `{request.server_name}`"
-            raise ConfigError(msg)
+            raise ConfigError(f"no audience is named for the MCP server `{request.server_name}`")
         await current_call().acredential(audience)  # before anything is sent, and where an error is the caller's
         owed = _Owed(audience)
         try:

@@ -73,8 +73,7 @@ def protect(target: Any, protection: Protection) -> Any:
     if isinstance(target, StateGraph):
         return _protect_builder(target, protection)
     if not isinstance(target, Pregel):
-        msg = f"`protect` takes a compiled graph, not {type(target).__name__}"
-        raise ConfigError(msg)
+        raise ConfigError(f"`protect` takes a compiled graph, not {type(target).__name__}")
     graphs = [found.graph for found in graphs_in(target)]
     # Look at all before touching one: a refused protect changes nothing.
     for graph in graphs:

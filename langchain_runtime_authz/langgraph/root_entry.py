@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langgraph.types import Command, StateSnapshot
@@ -121,8 +120,7 @@ class RootEntry:
         opener = opened(config) if parent is None else None
         engine = parent.engine if parent is not None else opener.engine if opener is not None else self.engine
         if engine is not self.engine:
-            msg = "the run was opened by another RuntimeAuthz than the one that protects the graph"
-            raise ConfigError(msg)
+            raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
         return AtCall(parent, opener)
 
     def watch(self, graph: Any) -> tuple[str, ...]:
@@ -234,16 +232,11 @@ class Entering(Generic[T]):
             await self.__aexit__(type(exc), exc, exc.__traceback__)
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self.run is not None:
             drive(self.engine, self._leave(self.run, raised=kind is not None, cut=False))
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self.run is not None:
             await adrive(self.engine, self._leave(self.run, raised=kind is not None, cut=kind is GeneratorExit))
 

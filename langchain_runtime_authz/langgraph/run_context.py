@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
@@ -291,7 +291,7 @@ class RunHandle:
         self._open(sys._getframe(1))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._leave()
         self.close()
 
@@ -299,12 +299,7 @@ class RunHandle:
         self._open(sys._getframe(1))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self._leave()
         await self.aclose()
 

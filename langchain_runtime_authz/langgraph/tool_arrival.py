@@ -115,8 +115,7 @@ class Arrival:
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = resolved.verdict
         if verdict is None:
-            msg = "nothing comes after the guard that a call could be left to"
-            raise TypeError(msg)
+            raise TypeError("nothing comes after the guard that a call could be left to")
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):

@@ -345,8 +345,7 @@ def answer(verdict: Verdict, call_id: str | None) -> Any:
     if isinstance(verdict, Replay):
         message = replay_message(verdict, call_id)
         return message if call_id is not None else message.content
-    msg = "a ticket is not an answer"
-    raise TypeError(msg)
+    raise TypeError("a ticket is not an answer")
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:

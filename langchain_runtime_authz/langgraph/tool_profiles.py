@@ -254,8 +254,7 @@ def guard_of(tool: BaseTool) -> Guard:
         held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
         guard = next((g for g in held if g is not None), None)
     if guard is None:
-        msg = f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it"
-        raise ConfigError(msg)
+        raise ConfigError(f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it")
     return guard
 
 

@@ -20,6 +20,5 @@ _MODULES: Final = {"MemoryLedger": "memory", "PostgresLedger": "postgres", "Sqli
 
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -94,8 +94,7 @@ class Change:
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         """Return why the change cannot be applied, and note in `used` what it uses up."""
-        msg = f"unknown change {type(self).__name__}"
-        raise TypeError(msg)
+        raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
         """Change the thread's rows."""

@@ -36,8 +36,7 @@ class MemoryLedger:
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
         if max_threads < 1:
-            msg = f"`max_threads` must be at least 1, not {max_threads}"
-            raise ConfigError(msg)
+            raise ConfigError(f"`max_threads` must be at least 1, not {max_threads}")
         self._clock = clock
         self._latest = 0.0
         self._max = max_threads

@@ -43,8 +43,7 @@ class SqliteLedger(SqlLedger):
     def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         if sqlite3.sqlite_version_info < OLDEST:
-            msg = f"SQLite {sqlite3.sqlite_version} is too old; {'.'.join(map(str, OLDEST))} is needed"
-            raise ConfigError(msg)
+            raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old; {'.'.join(map(str, OLDEST))} is needed")
         self.path = Path(path).absolute()
         self._timeout = timeout
         self._clock = clock

@@ -75,8 +75,7 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
     import jwt
 
     if algorithm not in ALGORITHMS:
-        msg = f"`{algorithm}` is none of {', '.join(ALGORITHMS)}"
-        raise ConfigError(msg)
+        raise ConfigError(f"`{algorithm}` is none of {', '.join(ALGORITHMS)}")
     listed = [
         {"name": n, "hash": _file_hash(n, c), "algorithm": "SHA-256"}
         for n, c in sorted(files.items())
@@ -85,8 +84,7 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
     try:
         token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key has no `sign`
-        msg = f"the key cannot sign with {algorithm} ({type(exc).__name__})"
-        raise ConfigError(msg) from exc
+        raise ConfigError(f"the key cannot sign with {algorithm} ({type(exc).__name__})") from exc
     return json.dumps({"signatures": [token]}).encode()
 
 

@@ -16,8 +16,7 @@ _MODULES: Final = {"Decision": "authzen", "EvaluationRequest": "authzen", "PDP":
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"langchain_runtime_authz.{_MODULES[name]}"), name)
 
 

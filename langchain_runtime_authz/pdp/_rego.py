@@ -176,8 +176,7 @@ def _compiled(code: bytes) -> _Compiled:
             try:
                 module = wasmtime.Module(_the_clock().engine, code)
             except wasmtime.WasmtimeError as exc:
-                msg = "not a Wasm module"
-                raise PolicyFailed(msg) from exc
+                raise PolicyFailed("not a Wasm module") from exc
             known = _Compiled(module, _pages(module, len(code)))
         _modules[key] = known  # the last one used is the last one dropped
         if len(_modules) > MAX_MODULES:
@@ -247,8 +246,7 @@ class Program:
             PolicyFailed: the evaluation failed, or the program was closed.
         """
         if self.closed:
-            msg = "closed"
-            raise PolicyFailed(msg)
+            raise PolicyFailed("closed")
         places: SimpleQueue[None] | None = self._places
         try:
             self._places.get(block=False)
@@ -262,8 +260,7 @@ class Program:
             text = instance.evaluate(self.entrypoints[entrypoint], body, self.ticks)
             defined = text.startswith(_BEGIN) and text.endswith(_END)
             if not defined and text != b"[]":
-                msg = "the answer is not a result set"
-                raise PolicyFailed(msg)
+                raise PolicyFailed("the answer is not a result set")
             # An instance whose evaluation failed is not used again: its memory may hold anything.
             if not self.closed:
                 self._free.append(instance)
@@ -321,8 +318,7 @@ class _Instance:
             self._call: dict[str, Any] = {name: exports[name] for name in _EXPORTS}
             version = [exports[f"opa_wasm_abi_{part}version"].value(self._store) for part in ("", "minor_")]
             if not (version[0] == _ABI[0] and version[1] >= _ABI[1]):
-                msg = f"ABI {version[0]}.{version[1]} is not supported"
-                raise PolicyFailed(msg)
+                raise PolicyFailed(f"ABI {version[0]}.{version[1]} is not supported")
             at = self._do("opa_malloc", len(program.data))
             self._write(at, program.data)
             self._data = self._do("opa_json_parse", at, len(program.data))
@@ -333,11 +329,9 @@ class _Instance:
             evaluator: Any = linker.instantiate(self._store, clock.call).exports(self._store)["eval"]
             self._evaluate = partial(_C.wasmtime_func_call, self._context, byref(evaluator._func), None, 0, None, 0)
         except (wasmtime.WasmtimeError, wasmtime.Trap, KeyError, AttributeError, TypeError) as exc:
-            msg = "no policy compiled by OPA, or its data does not fit into its memory"
-            raise PolicyFailed(msg) from exc
+            raise PolicyFailed("no policy compiled by OPA, or its data does not fit into its memory") from exc
         if not self._data:
-            msg = "the data is not JSON to OPA"
-            raise PolicyFailed(msg)
+            raise PolicyFailed("the data is not JSON to OPA")
 
     def evaluate(self, entrypoint: int, body: bytes, ticks: int) -> bytes:
         """Evaluate once, and return the result set as JSON."""
@@ -356,14 +350,11 @@ class _Instance:
         except wasmtime.Trap as exc:
             if exc.trap_code == wasmtime.TrapCode.INTERRUPT:
                 raise TimeoutError from exc
-            msg = f"the evaluation trapped: {exc.trap_code}"
-            raise PolicyFailed(msg) from exc
+            raise PolicyFailed(f"the evaluation trapped: {exc.trap_code}") from exc
         except wasmtime.WasmtimeError as exc:
-            msg = "the evaluation failed"
-            raise PolicyFailed(msg) from exc
+            raise PolicyFailed("the evaluation failed") from exc
         except struct.error as exc:  # the policy's own word, as every address is
-            msg = "an address outside the memory"
-            raise PolicyFailed(msg) from exc
+            raise PolicyFailed("an address outside the memory") from exc
 
     def table(self, name: str) -> dict[str, int]:
         """Return what the policy says of itself: `entrypoints` or `builtins`, name → id."""
@@ -371,8 +362,7 @@ class _Instance:
             found = json.loads(self._text(self._do("opa_json_dump", self._do(name))))
             return {str(k): int(v) for k, v in found.items()}
         except (ValueError, AttributeError, TypeError, wasmtime.WasmtimeError, wasmtime.Trap) as exc:
-            msg = f"its table of {name} cannot be read"
-            raise PolicyFailed(msg) from exc
+            raise PolicyFailed(f"its table of {name} cannot be read") from exc
 
     def _do(self, name: str, *arguments: int) -> int:
         return int(self._call[name](self._store, *arguments))
@@ -382,8 +372,7 @@ class _Instance:
 
     def _write(self, at: int, data: bytes) -> None:
         if at <= 0:  # the policy's own word likewise
-            msg = "an address outside the memory"
-            raise PolicyFailed(msg)
+            raise PolicyFailed("an address outside the memory")
         missing = at + len(data) - self._size()
         if missing > 0:
             self._memory.grow(self._store, -(-missing // _PAGE))
@@ -392,8 +381,7 @@ class _Instance:
     def _text(self, at: int) -> bytes:
         """Return the bytes up to NUL, never beyond the memory's end."""
         if at <= 0:
-            msg = "an address outside the memory"
-            raise PolicyFailed(msg)
+            raise PolicyFailed("an address outside the memory")
         end = min(self._size(), at + MAX_RESULT)
         base, size = self._base(), _CHUNK
         while at < end:
@@ -403,8 +391,7 @@ class _Instance:
             if size >= end - at:
                 break
             size *= 8
-        msg = "the answer has no end"
-        raise PolicyFailed(msg)
+        raise PolicyFailed("the answer has no end")
 
 
 def _pages(module: wasmtime.Module, size: int) -> int:
@@ -412,8 +399,7 @@ def _pages(module: wasmtime.Module, size: int) -> int:
     for wanted in module.imports:
         if (wanted.module, wanted.name) == ("env", "memory") and isinstance(wanted.type, wasmtime.MemoryType):
             return int(wanted.type.limits.min) + -(-size // _PAGE)
-    msg = "it imports no memory"
-    raise PolicyFailed(msg)
+    raise PolicyFailed("it imports no memory")
 
 
 _programs: weakref.WeakSet[Program] = weakref.WeakSet()

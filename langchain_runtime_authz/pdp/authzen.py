@@ -117,13 +117,11 @@ class AuthzenPDP(RemotePDP):
             reply = link.run(lambda: link.exchange("GET", where, limit=MAX_ANSWER_BYTES))
             metadata = strict_json(reply.body)
         except (PDPError, TimeoutError, ValueError, RecursionError) as exc:
-            msg = f"the PDP's metadata cannot be had: {exc or type(exc).__name__}"
-            raise ConfigError(msg) from exc
+            raise ConfigError(f"the PDP's metadata cannot be had: {exc or type(exc).__name__}") from exc
         finally:
             link.close()
         if not isinstance(metadata, dict) or metadata.get("policy_decision_point") != url:
-            msg = f"the metadata is not that of {url!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"the metadata is not that of {url!r}")
         issues = metadata.get("obligations_supported")
         return cls(
             origin,
@@ -203,8 +201,7 @@ def _private(link: Link, url: str) -> Link:
 def _below(origin: str, endpoint: object) -> str:
     """Return the endpoint's path. On another origin it would receive credentials that are not meant for it."""
     if not isinstance(endpoint, str) or not endpoint.startswith(origin + "/"):
-        msg = f"the endpoint {endpoint!r} of the metadata is not below {origin}"
-        raise ConfigError(msg)
+        raise ConfigError(f"the endpoint {endpoint!r} of the metadata is not below {origin}")
     return endpoint.removeprefix(origin)
 
 

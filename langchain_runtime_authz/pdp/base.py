@@ -114,8 +114,7 @@ class Evaluator:
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
         if isinstance(pdp, type) or not _is_pdp(pdp):
             is_ = f"the class {pdp.__name__}" if isinstance(pdp, type) else f"be {type(pdp).__name__}"
-            msg = f"`pdp` must have name, revision, evaluate and aevaluate, not {is_}"
-            raise ConfigError(msg)
+            raise ConfigError(f"`pdp` must have name, revision, evaluate and aevaluate, not {is_}")
         self.pdp = pdp
         given = getattr(pdp, "deadline", DEFAULT_DEADLINE) if deadline is None else deadline
         self.deadline = checked_seconds("deadline", given)

@@ -83,20 +83,17 @@ class CedarPDP(InProcess):
         try:
             import cedarpy
         except ImportError as exc:
-            msg = "CedarPDP needs `pip install langchain-runtime-authz[cedar]`"
-            raise ConfigError(msg) from exc
+            raise ConfigError("CedarPDP needs `pip install langchain-runtime-authz[cedar]`") from exc
         if policies is None:
             if schema is not None or obligations is not None:
-                msg = "the shipped Cedar policies have their own schema and obligations"
-                raise ConfigError(msg)
+                raise ConfigError("the shipped Cedar policies have their own schema and obligations")
             policies, schema = (
                 _text("policies", SHIPPED / "runtime_authz.cedar"),
                 _text("schema", SHIPPED / "runtime_authz.cedarschema"),
             )
             obligations = strict_json(_text("obligations", SHIPPED / "obligations.json"))
         elif schema is None:
-            msg = "Cedar policies need a schema, or a misspelt attribute disables a `forbid`"
-            raise ConfigError(msg)
+            raise ConfigError("Cedar policies need a schema, or a misspelt attribute disables a `forbid`")
         source, shape = _text("policies", policies), _text("schema", schema)
         if not isinstance(entities, Path | list | tuple | None):
             raise wrong("entities", "a list of entities, or a path", entities)
@@ -194,8 +191,7 @@ def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligat
             raise ConfigError(msg, Code.POLICY_INVALID)
     reason = notes.get("reason") or notes.get("id") or name
     if not REASON_CODE.fullmatch(reason):
-        msg = f"`{reason}` is not a reason code: letters, digits and _.:/- only"
-        raise ConfigError(msg, Code.POLICY_INVALID)
+        raise ConfigError(f"`{reason}` is not a reason code: letters, digits and _.:/- only", Code.POLICY_INVALID)
     obligations = []
     listed = (notes.get("obligation") or "").split()
     if "obligation" in notes and not listed:
@@ -220,16 +216,14 @@ def _text(name: str, source: object) -> str:
     try:
         return source.read_text("utf-8")
     except (OSError, ValueError) as exc:
-        msg = f"`{source.name}` cannot be read ({type(exc).__name__})"
-        raise ConfigError(msg, Code.POLICY_INVALID) from exc
+        raise ConfigError(f"`{source.name}` cannot be read ({type(exc).__name__})", Code.POLICY_INVALID) from exc
 
 
 def _dump(document: object) -> str:
     try:
         return json.dumps(document, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as exc:
-        msg = f"entities and obligations must be JSON: {exc}"
-        raise ConfigError(msg, Code.POLICY_INVALID) from exc
+        raise ConfigError(f"entities and obligations must be JSON: {exc}", Code.POLICY_INVALID) from exc
 
 
 def cedar_request(request: Json) -> dict[str, Any]:

@@ -47,12 +47,10 @@ class DenyOverrides(Composed):
 
     def __init__(self, *pdps: PDP, deadline: float | None = None) -> None:
         if len(pdps) < 2:  # noqa: PLR2004
-            msg = "deny-overrides needs at least two PDPs"
-            raise ConfigError(msg)
+            raise ConfigError("deny-overrides needs at least two PDPs")
         super().__init__("deny-overrides", pdps, deadline)
         if len({p.name for p in pdps}) != len(pdps):
-            msg = "the PDPs' names must be distinct, or a record cannot say which of them denied"
-            raise ConfigError(msg)
+            raise ConfigError("the PDPs' names must be distinct, or a record cannot say which of them denied")
 
     @property
     def revision(self) -> str:

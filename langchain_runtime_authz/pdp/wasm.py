@@ -211,8 +211,7 @@ def _parse(text: bytes, name: str) -> object:
     try:
         return strict_json(text)
     except (ValueError, RecursionError) as exc:
-        msg = f"`{name}` is not JSON: {unreadable(exc)}"
-        raise ConfigError(msg, Code.POLICY_INVALID) from exc
+        raise ConfigError(f"`{name}` is not JSON: {unreadable(exc)}", Code.POLICY_INVALID) from exc
 
 
 def _dump(document: object) -> bytes:
@@ -222,21 +221,18 @@ def _dump(document: object) -> bytes:
 def _canonical(document: object) -> dict[str, object]:
     """Return a plain copy, which later changes to the caller's mapping do not reach."""
     if not isinstance(document, Mapping):
-        msg = f"the data must be an object, not {type(document).__name__}"
-        raise ConfigError(msg, Code.POLICY_INVALID)
+        raise ConfigError(f"the data must be an object, not {type(document).__name__}", Code.POLICY_INVALID)
     try:
         copy: dict[str, object] = json.loads(_dump(dict(document)))
     except (TypeError, ValueError, RecursionError) as exc:
-        msg = f"the data has no exact JSON form: {exc}"
-        raise ConfigError(msg, Code.POLICY_INVALID) from exc
+        raise ConfigError(f"the data has no exact JSON form: {exc}", Code.POLICY_INVALID) from exc
     return copy
 
 
 def _member(document: Json) -> dict[str, object]:
     inner = document[DATA_ROOT]
     if not isinstance(inner, dict):
-        msg = f"`{DATA_ROOT}` must be an object, not {type(inner).__name__}"
-        raise ConfigError(msg, Code.POLICY_INVALID)
+        raise ConfigError(f"`{DATA_ROOT}` must be an object, not {type(inner).__name__}", Code.POLICY_INVALID)
     return inner
 
 
@@ -285,14 +281,12 @@ def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout:
             raise ConfigError(msg, Code.POLICY_INVALID)
         if entrypoint not in program.entrypoints:
             have = ", ".join(sorted(program.entrypoints)) or "none"
-            msg = f"the policy has no entrypoint `{entrypoint}`; it has: {have}"
-            raise ConfigError(msg, Code.POLICY_INVALID)
+            raise ConfigError(f"the policy has no entrypoint `{entrypoint}`; it has: {have}", Code.POLICY_INVALID)
         with suppress(PDPError):
             program.evaluate(b"{}", entrypoint)
     except (PolicyFailed, TimeoutError) as exc:
         program.close()
-        msg = f"the policy cannot be evaluated: {exc or type(exc).__name__}"
-        raise ConfigError(msg, Code.POLICY_INVALID) from exc
+        raise ConfigError(f"the policy cannot be evaluated: {exc or type(exc).__name__}", Code.POLICY_INVALID) from exc
     except BaseException:
         program.close()
         raise

@@ -104,8 +104,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
         return value
     pairs = list(zip(decisions, [r["approval_id"] in open_ids for r in requests], strict=True))
     if any(not is_open and isinstance(d, Mapping) and d.get("type") == "reject" for d, is_open in pairs):
-        msg = "it rejects what was answered already"
-        raise ValueError(msg)
+        raise ValueError("it rejects what was answered already")
     return {"decisions": [d for d, is_open in pairs if is_open]}
 
 

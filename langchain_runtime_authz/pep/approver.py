@@ -30,8 +30,7 @@ __all__ = ["ListAsked", "answer_beside", "question_of"]
 
 def _store(engine: Engine) -> Asked:
     if not isinstance(engine.ledger, Asked):
-        msg = "this ledger cannot list what is asked: it lacks `asked`"
-        raise ConfigError(msg)
+        raise ConfigError("this ledger cannot list what is asked: it lacks `asked`")
     return engine.ledger
 
 
@@ -73,8 +72,7 @@ def answer_beside(
         ConfigError: neither or both of `by` and `statement`.
     """
     if (by is None) == (statement is None):
-        msg = "an approval needs an approver: give either `by` or a signed `statement`"
-        raise ConfigError(msg)
+        raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
     found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
     about = question_of(found)
     ((scope, asked),) = found

@@ -38,8 +38,7 @@ class KillSwitch:
         if self.path == Path():  # the working directory, which is always there
             raise ConfigError("the kill switch needs the path of a file")
         if not self.path.parent.is_dir():
-            msg = f"the folder of the kill switch `{self.path}` does not exist; create it"
-            raise ConfigError(msg)
+            raise ConfigError(f"the folder of the kill switch `{self.path}` does not exist; create it")
 
     @classmethod
     def from_environment(cls) -> KillSwitch | None:

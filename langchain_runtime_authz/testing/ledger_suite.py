@@ -1414,8 +1414,7 @@ def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
         ask(ledger)
     except LedgerError as exc:
         return exc.code
-    msg = "it did not fail"
-    raise AssertionError(msg)
+    raise AssertionError("it did not fail")
 
 
 def _wins(done: Sequence[Committed | Conflict], code: Code) -> int:

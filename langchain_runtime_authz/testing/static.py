@@ -31,8 +31,7 @@ class StaticPDP:
         self, permit: bool | Callable[[EvaluationRequest], object], *, name: str = "static", deadline: float = 2.0
     ) -> None:
         if not (isinstance(permit, bool) or callable(permit)):
-            msg = f"`permit` must be a bool or a callable, not {type(permit).__name__}"
-            raise TypeError(msg)
+            raise TypeError(f"`permit` must be a bool or a callable, not {type(permit).__name__}")
         self.name, self.deadline = name, deadline
         self.bodies: list[bytes] = []
         self._permit = None if isinstance(permit, bool) else permit
