@@ -384,6 +384,8 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
             raise ConfigError(f"{where} cannot be read: {unreadable(exc)}", Code.MANDATE_INVALID) from exc
     try:
         return Mandate.model_validate(source)
+    except RecursionError as exc:
+        raise ConfigError(f"{where} is nested too deeply", Code.MANDATE_INVALID) from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         at = ".".join(map(str, first["loc"]))
