@@ -189,7 +189,7 @@ class RunHandle:
         self.subject = subject
         self.task = task
         self.grant = grant
-        self.ordered = Ordered(mandate, {}) if mandate is not None else None
+        self.ordered = Ordered.by(mandate)
         self.run_id = new_id()
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ import decimal
 import enum
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
@@ -36,6 +37,7 @@ MAX_WEIGHT: Final = 4_000_000  # characters, and so many for each node
 MAX_WRITTEN: Final = 8192
 _NODE: Final = 48
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
+_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # the name of a record's member
 _LARGEST: Final = 10**30  # a greater whole number has no form
 
 
@@ -305,17 +307,22 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
 
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
     """Yield the dotted paths of all that an argument says and that no name in `covered` leads to."""
-    stack = [(name, value)]
+    stack = [(name, "", value)]
     for _ in range(MAX_ARGUMENT_NODES):
         if not stack:
             return
-        path, top = stack.pop()
-        if path in covered or absent(top):
+        path, member, top = stack.pop()
+        if path in covered:
+            continue
+        if absent(top):
+            # The unset member of a record says nothing. A name that holds more than a name does.
+            if not _MEMBER.fullmatch(member):
+                yield path
             continue
         if isinstance(top, Mapping):
-            stack += [(f"{path}.{inner}", held) for inner, held in top.items()]
+            stack += [(f"{path}.{inner}", inner, held) for inner, held in top.items()]
         elif isinstance(top, list | tuple):
-            stack += [(path, held) for held in top]
+            stack += [(path, member, held) for held in top]
         elif not any(known.startswith(f"{path}.") for known in covered):
             # An id in place of an object counts for every path into it (`profile.argument`).
             yield path

@@ -26,11 +26,18 @@ _MIXED: Final = re.compile(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
 _EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
 _FEW: Final = 16  # runs that are searched for one by one
 _WORD: Final = re.compile(r"\w+")
+# Letters that are not shown carry any message: tags, private letters, and runs of what joins or selects others.
+_HIDDEN: Final = re.compile(
+    "[\u2060-\u2064\u206a-\u206f\ufff9-\ufffb\ue000-\uf8ff\U000e0000-\U0010ffff]+"
+    "|[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufe00-\ufe0f\ufeff]{3,}"
+)
 _SIGN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def unbacked(text: str, allowed: str) -> bool:
-    """Return True if a text holds an identifier or a long token that `allowed` lacks."""
+    """Return True if a text holds an identifier, a long token or hidden letters that `allowed` lacks."""
+    if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
+        return True
     text, allowed = _clear(text), _clear(allowed)
     there, ours = mentions(allowed), mentions(text)
     written: dict[str, bool] = {}

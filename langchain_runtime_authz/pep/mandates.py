@@ -34,6 +34,11 @@ class Ordered(NamedTuple):
     mandate: Mandate
     epochs: dict[Scope, int]
 
+    @classmethod
+    def by(cls, mandate: Mandate | None) -> Ordered | None:
+        """Return what an application orders, whoever compiled it before: its key counts over all threads."""
+        return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
+
     def take(self, run: Run) -> Flow[None]:
         """Give a root entry the mandate, and keep it for entries that are opened without one."""
         first = next(iter(self.epochs), run.scope)

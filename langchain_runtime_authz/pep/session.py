@@ -69,7 +69,7 @@ class Session:
         """Open a session's run. Raises `AuthzDenied`."""
         text = HumanText(content_digest(task), task) if task is not None and subject.human else None
         scope = Scope(engine.tenant, engine.issuer.issuer, agent, thread or f"session:{new_id()}")
-        ordered = Ordered(mandate, {}) if mandate is not None else None
+        ordered = Ordered.by(mandate)
         entry = yield from open_entry(engine, scope, subject, new_id(), agent, task=text, grant=grant, ordered=ordered)
         return cls(entry.run, profiles)
 

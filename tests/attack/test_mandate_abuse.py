@@ -32,6 +32,21 @@ def two_months(authz: RuntimeAuthz | None, read: bool, amount: float, go: Any) -
     return ran
 
 
+@pytest.mark.parametrize("source", ["application", "planner", "words"])
+def test_a_key_is_spent_once_over_all_threads_whoever_compiled_it(source: str, go: Any) -> None:
+    """An application may hand over what a planner wrote down for it."""
+    for authz, ran in ((None, 2), (ours(), 1)):
+        house = House()
+        graph = graph_of(house, pay(), AIMessage("done"), pay())
+        if authz is not None:
+            graph = authz.protect(graph)
+        order = {"steps": [{"id": "p", "tool": "pay", "args": {"to": BOB, "amount": 45}}], "source": source, "key": "2026-12"}
+        for thread in ("a", "b"):
+            with authz.run(subject="alice", mandate=order) if authz is not None else nullcontext():
+                go(graph, {"messages": [HumanMessage("Go")]}, {"configurable": {"thread_id": thread}})
+        assert len(house.ran) == ran
+
+
 def test_a_new_order_takes_no_value_of_what_was_read_for_an_old_one(go: Any) -> None:
     """The bill of May is not paid as that of June, whether June's was read or not."""
     for read in (False, True):

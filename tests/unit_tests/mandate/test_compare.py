@@ -97,6 +97,8 @@ def test_conditions(condition, values, met):
         ("state-of-the-art and/or self-explanatory", "", False),
         ("p\u0430ypal.com", "paypal.com", True),
         ("明天下午3点在北京大学见面吧好的", "", False),
+        ("hi\U000e0073\U000e0065", "", True), ("hi\ufe01\ufe02\ufe0f", "", True), ("hi \u2764\ufe0f\u200d\U0001f525", "", False),
+        ("hi\ue001", "hi\ue001", False),
     ],
 )
 def test_unbacked(text, allowed, refused):

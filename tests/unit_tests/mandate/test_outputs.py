@@ -126,4 +126,6 @@ def test_paths_look_into_lists():
 def test_loose_members():
     assert list(loose("a", [{"b": 1, "c": {"d": 2}}], {"a.b"})) == ["a.c.d"]
     assert list(loose("a", "id", {"a.b"})) == []
+    said = {"b": None, "line_2": "", "bcc:eve@x.org": None, "DE21500105179625862911": {}}
+    assert sorted(loose("a", said, set())) == ["a.DE21500105179625862911", "a.bcc:eve@x.org"]
     assert list(loose("a", [0] * 5000, {"b"}))[-1] == "a"
