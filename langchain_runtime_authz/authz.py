@@ -12,7 +12,7 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz._parts import TaskSources, audit_sink, both, ephemeral, like, refuse_older, revised
-from langchain_runtime_authz._validate import checked_callable, checked_text, wrong
+from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
@@ -29,10 +29,10 @@ from langchain_runtime_authz.ledger.base import Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, question_of
+from langchain_runtime_authz.pep.approver import answer_beside, list_asked, question_of
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.credentials import key_scope
-from langchain_runtime_authz.pep.engine import Engine, Flow, Planner, drive, new_id
+from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.notify import LogNotifier, Notifier
 from langchain_runtime_authz.pep.session import Session
@@ -112,6 +112,7 @@ class RuntimeAuthz:
         from langchain_runtime_authz.credential.approval_statement import Approvers
         from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
+        from langchain_runtime_authz.langgraph.planner import ModelPlanner
 
         issuer = issuer if issuer is not None else LocalIssuer()
         if pdp is None:
@@ -159,7 +160,7 @@ class RuntimeAuthz:
             notifiers=notifiers,
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             tools=self.profiles,
-            planner=_planner(planner, self.profiles),
+            planner=ModelPlanner(planner, self.profiles) if planner is not None else None,
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
@@ -248,7 +249,7 @@ class RuntimeAuthz:
             ConfigError: an argument is wrong.
         """
         ordered = load_mandate(mandate) if mandate is not None else None
-        return RunHandle(self._engine, Subject.of(subject), _text("task", task), self._granted(grant), ordered)
+        return RunHandle(self._engine, Subject.of(subject), optional_text("task", task), self._granted(grant), ordered)
 
     @overload
     def guard(self, tools: BaseTool) -> BaseTool: ...
@@ -296,7 +297,7 @@ class RuntimeAuthz:
             self._engine,
             self.profiles.declared,
             subject=Subject.of(subject),
-            task=_text("task", task),
+            task=optional_text("task", task),
             grant=self._granted(grant),
             mandate=load_mandate(mandate) if mandate is not None else None,
             agent=agent,
@@ -319,7 +320,7 @@ class RuntimeAuthz:
             by: the author, if not the thread's own subject. Such words stop the plan, but give no authority.
         """
         author = Subject.of(by) if by is not None else None
-        _text("text", text)
+        optional_text("text", text)
         said = HumanText(content_digest(text), text, f"correction-{new_id()}")
         return correct(self._scope(thread_id, graph), said, author.principal if author else None)
 
@@ -331,7 +332,7 @@ class RuntimeAuthz:
         Raises:
             ConfigError: the ledger cannot list them.
         """
-        return [asked for _, asked in (yield from _asked(None))]
+        return [asked for _, asked in (yield from list_asked(None))]
 
     approvals, aapprovals = both(_approvals)
 
@@ -341,7 +342,7 @@ class RuntimeAuthz:
         Raises:
             AuthzError: `approval_void`: no such question is open.
         """
-        return question_of(drive(self._engine, _asked(approval_id)))
+        return question_of(drive(self._engine, list_asked(approval_id)))
 
     def _approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> Flow[int]:
         """Approve the call that `approval_id` asks about, outside the graph.
@@ -446,22 +447,3 @@ class RuntimeAuthz:
         else:
             name = graph if isinstance(graph, str) else graph.get_name()
         return self.root_entry.scope(name, str(thread_id))
-
-
-def _planner(model: BaseChatModel | None, profiles: Profiles) -> Planner | None:
-    if model is None:
-        return None
-    from langchain_runtime_authz.langgraph.planner import ModelPlanner
-
-    return ModelPlanner(model, profiles)
-
-
-def _asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:
-    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
-    return found
-
-
-def _text(name: str, value: str | None) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise wrong(name, "text", value)
-    return value

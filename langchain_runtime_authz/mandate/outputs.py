@@ -1,8 +1,8 @@
 """Keep what reads returned, so that a mandate's fields can be computed from it.
 
 The first observation of each read counts, within the task that it was made for. A read that is repeated with the same
-arguments does not change what a mandate is compared with, and what an older task read is no value of a newer one. All of it is bounded. Something that was cut or forgotten is incomplete, and an incomplete
-output gives no value.
+arguments does not change what a mandate is compared with. A newer task takes no value from what an older one read. All of
+it is bounded. Something that was cut or forgotten is incomplete, and an incomplete output gives no value.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class Output:
 
 
 class Outputs:
-    """What calls returned and were given in this process, bounded. Most threads are never asked, so it is read late."""
+    """Hold what calls returned and were given in this process, bounded.
+
+    It is read late: most threads are never asked.
+    """
 
     def __init__(self) -> None:
         self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments

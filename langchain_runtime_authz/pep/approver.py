@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
     from langchain_runtime_authz.pep.engine import Engine
 
-__all__ = ["ListAsked", "answer_beside", "question_of"]
+__all__ = ["answer_beside", "list_asked", "question_of"]
 
 
 def _store(engine: Engine) -> Asked:
@@ -51,6 +51,14 @@ async def _averify(_: Engine, approvers: Approvers, statement: str, question: Qu
 
 
 ListAsked: Final = Effect(_asked, _aasked)  # a tenant's open questions, or the one of an id
+
+
+def list_asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:
+    """Return the tenant's open questions, or the one of an id."""
+    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
+    return found
+
+
 _Verify: Final = Effect(_verify, _averify)
 
 
@@ -73,7 +81,7 @@ def answer_beside(
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
-    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
+    found = yield from list_asked(id)
     about = question_of(found)
     ((scope, asked),) = found
     now = (yield Load(scope, Query())).now

@@ -36,7 +36,7 @@ class Ordered(NamedTuple):
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> Ordered | None:
-        """Return what an application orders, whoever compiled it before: its key counts over all threads."""
+        """Return what an application orders, also if another source compiled it: its key counts over all threads."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def take(self, run: Run) -> Flow[None]:

@@ -31,7 +31,7 @@ MAX_PAYEES: Final = 1024  # destinations remembered, per thread
 
 
 class Turn(NamedTuple):
-    """What the user said at once. `key` names this turn of the thread, also after the data behind the task changed."""
+    """Hold what the user said at once. `key` names this turn, also after the data behind the task changed."""
 
     texts: tuple[str, ...] = ()
     key: str = ""
