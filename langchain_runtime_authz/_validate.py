@@ -10,7 +10,8 @@ from typing import Any
 
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 
-__all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "read_yaml", "wrong"]
+__all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "optional_text"]
+__all__ += ["read_yaml", "wrong"]
 
 _SHOWN = 60  # characters of a value in an error
 
@@ -38,6 +39,13 @@ def checked_count(name: str, value: Any, least: int = 1) -> int:
 def checked_text(name: str, value: Any) -> str:
     """Return text that is not empty."""
     if not isinstance(value, str) or not value:
+        raise wrong(name, "text", value)
+    return value
+
+
+def optional_text(name: str, value: Any) -> str | None:
+    """Return text, which may be empty, or `None`."""
+    if value is not None and not isinstance(value, str):
         raise wrong(name, "text", value)
     return value
 
