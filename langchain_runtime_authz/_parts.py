@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
-from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
-from langchain_runtime_authz.pep.engine import Flow, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Planner, Tools, adrive, drive
 from langchain_runtime_authz.profile import ToolProfile
 
 if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import Issuer
 
-__all__ = ["Revised", "TaskSources", "audit_sink", "both", "ephemeral", "like", "refuse_older", "revised"]
+__all__ = ["Revised", "TaskSources", "audit_sink", "both", "compiler", "ephemeral", "granted", "like", "refuse_older"]
+__all__ += ["revised"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -71,6 +74,31 @@ def revised(pdp: PDP) -> list[Revised]:
     if isinstance(pdp, Revised):
         return [pdp]
     return [found for inner in getattr(pdp, "behind", ()) for found in revised(inner)]
+
+
+def compiler(model: BaseChatModel | None, tools: Tools) -> Planner | None:
+    """Return what compiles the user's words with a chat model, if there is one."""
+    if model is None:
+        return None
+    from langchain_runtime_authz.langgraph.planner import ModelPlanner
+
+    return ModelPlanner(model, tools)
+
+
+def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
+    """Return the grant of a `grant=` argument, which may be the name of one that the policy brings.
+
+    Raises:
+        ConfigError: it is not a grant, or the policy has none of that name.
+    """
+    if grant is None or isinstance(grant, Grant):
+        return grant
+    if not isinstance(grant, str):
+        raise wrong("grant", "a `Grant`, or the name of one", grant)
+    grants = policy.grants if policy is not None else {}
+    if grant not in grants:
+        raise ConfigError(f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}")
+    return grants[grant]
 
 
 def ephemeral(

@@ -10,16 +10,8 @@ from typing import Any
 
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 
-__all__ = [
-    "checked_callable",
-    "checked_count",
-    "checked_path",
-    "checked_seconds",
-    "checked_text",
-    "optional_text",
-    "read_yaml",
-    "wrong",
-]
+__all__ = ["checked_callable", "checked_count", "checked_path", "checked_seconds", "checked_text", "optional_text"]
+__all__ += ["read_yaml", "wrong"]
 
 _SHOWN = 60  # characters of a value in an error
 
@@ -52,7 +44,7 @@ def checked_text(name: str, value: Any) -> str:
 
 
 def optional_text(name: str, value: Any) -> str | None:
-    """Return text, or `None`."""
+    """Return text, which may be empty, or `None`."""
     if value is not None and not isinstance(value, str):
         raise wrong(name, "text", value)
     return value

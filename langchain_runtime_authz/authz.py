@@ -11,7 +11,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
-from langchain_runtime_authz._parts import TaskSources, audit_sink, both, ephemeral, like, refuse_older, revised
+from langchain_runtime_authz import _parts as parts
+from langchain_runtime_authz._parts import TaskSources, both, like
 from langchain_runtime_authz._validate import checked_callable, checked_text, optional_text, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.authzen import Subject
@@ -29,7 +30,7 @@ from langchain_runtime_authz.ledger.base import Approval, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate, load_mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.pep.approver import answer_beside, list_asked, question_of
+from langchain_runtime_authz.pep.approver import ListAsked, answer_beside, open_question
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.credentials import key_scope
 from langchain_runtime_authz.pep.engine import Engine, Flow, drive, new_id
@@ -112,7 +113,6 @@ class RuntimeAuthz:
         from langchain_runtime_authz.credential.approval_statement import Approvers
         from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
-        from langchain_runtime_authz.langgraph.planner import ModelPlanner
 
         issuer = issuer if issuer is not None else LocalIssuer()
         if pdp is None:
@@ -123,7 +123,7 @@ class RuntimeAuthz:
         self.ledger: Ledger = ledger if ledger is not None else MemoryLedger()
         self.issuer: Issuer = issuer
         self.identity: Identity = identity if identity is not None else StaticIdentity()
-        self.audit: AuditSink = audit_sink(audit)
+        self.audit: AuditSink = parts.audit_sink(audit)
         sources = task_sources if task_sources is not None else TaskSources()
         self.approvers = approvers if approvers is not None else Approvers()
         notifiers = {"log": LogNotifier(), **(notify if isinstance(notify, Mapping) else {})}
@@ -140,8 +140,8 @@ class RuntimeAuthz:
         ):
             if not isinstance(given, kind):
                 raise wrong(name, wanted, given)
-        refuse_older(self.ledger, self.audit, tenant)
-        brings = revised(pdp)
+        parts.refuse_older(self.ledger, self.audit, tenant)
+        brings = parts.revised(pdp)
         if len(brings) > 1 and profiles is None:
             raise ConfigError(
                 "several policies of the `pdp` bring profiles and grants; give the profiles that count as `profiles=`"
@@ -160,7 +160,7 @@ class RuntimeAuthz:
             notifiers=notifiers,
             kill_switch=KillSwitch(kill_switch) if kill_switch is not None else KillSwitch.from_environment(),
             tools=self.profiles,
-            planner=ModelPlanner(planner, self.profiles) if planner is not None else None,
+            planner=parts.compiler(planner, self.profiles),
         )
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
@@ -184,7 +184,7 @@ class RuntimeAuthz:
         Raises:
             ConfigError: such a part was given, or is the default. The error names each, and what to give instead.
         """
-        if found := ephemeral(**arguments):
+        if found := parts.ephemeral(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))
         return cls(**arguments)
 
@@ -249,7 +249,9 @@ class RuntimeAuthz:
             ConfigError: an argument is wrong.
         """
         ordered = load_mandate(mandate) if mandate is not None else None
-        return RunHandle(self._engine, Subject.of(subject), optional_text("task", task), self._granted(grant), ordered)
+        return RunHandle(
+            self._engine, Subject.of(subject), optional_text("task", task), parts.granted(grant, self._revised), ordered
+        )
 
     @overload
     def guard(self, tools: BaseTool) -> BaseTool: ...
@@ -298,7 +300,7 @@ class RuntimeAuthz:
             self.profiles.declared,
             subject=Subject.of(subject),
             task=optional_text("task", task),
-            grant=self._granted(grant),
+            grant=parts.granted(grant, self._revised),
             mandate=load_mandate(mandate) if mandate is not None else None,
             agent=agent,
             thread=thread,
@@ -332,7 +334,7 @@ class RuntimeAuthz:
         Raises:
             ConfigError: the ledger cannot list them.
         """
-        return [asked for _, asked in (yield from list_asked(None))]
+        return [asked for _, asked in (yield ListAsked(None))]
 
     approvals, aapprovals = both(_approvals)
 
@@ -342,7 +344,7 @@ class RuntimeAuthz:
         Raises:
             AuthzError: `approval_void`: no such question is open.
         """
-        return question_of(drive(self._engine, list_asked(approval_id)))
+        return drive(self._engine, open_question(approval_id))
 
     def _approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> Flow[int]:
         """Approve the call that `approval_id` asks about, outside the graph.
@@ -362,9 +364,8 @@ class RuntimeAuthz:
                 `approval_approver`, `approval_not_distinct`.
             CredentialError: the statement is not believed.
         """
-        return answer_beside(
-            self.approvers, approval_id, "approve", by=(Subject.of(by) if by is not None else None), statement=statement
-        )
+        person = Subject.of(by) if by is not None else None
+        return answer_beside(self.approvers, approval_id, "approve", by=person, statement=statement)
 
     approve, aapprove = both(_approve)
 
@@ -417,16 +418,6 @@ class RuntimeAuthz:
 
     def _withdraw_key(self, kid: str) -> None:
         drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
-
-    def _granted(self, grant: Grant | str | None) -> Grant | None:
-        if grant is None or isinstance(grant, Grant):
-            return grant
-        if not isinstance(grant, str):
-            raise wrong("grant", "a `Grant`, or the name of one", grant)
-        grants = self._revised.grants if self._revised is not None else {}
-        if grant not in grants:
-            raise ConfigError(f"the policy has no grant `{grant}`; it has: {', '.join(sorted(grants)) or 'none'}")
-        return grants[grant]
 
     def _status(self, claims: Mapping[str, Any]) -> str:
         if self._engine.killed:

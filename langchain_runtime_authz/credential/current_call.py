@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz.credential.ticket import CallCredential, Refusals, Ticket
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class CodeScope:
     """The run and ticket that are current for the code inside, and the recorder of refusals.
 
@@ -37,17 +39,11 @@ class CodeScope:
         task: the Pregel task that a node's enforcement point is around.
     """
 
-    __slots__ = ("counts", "refusals", "run", "task", "ticket")
-
-    def __init__(
-        self,
-        ticket: Ticket | None = None,
-        refusals: Refusals | None = None,
-        run: Any = None,
-        counts: dict[str, int] | None = None,
-        task: str = "",
-    ) -> None:
-        self.ticket, self.refusals, self.run, self.counts, self.task = ticket, refusals, run, counts, task
+    ticket: Ticket | None = None
+    refusals: Refusals | None = None
+    run: Any = None
+    counts: dict[str, int] | None = None
+    task: str = ""
 
 
 NO_SCOPE: Final = CodeScope()

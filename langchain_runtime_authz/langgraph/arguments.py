@@ -6,6 +6,7 @@ What is decided, digested, approved and executed is one and the same parsed obje
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -26,13 +27,11 @@ _SCALARS = frozenset((str, int, float, bool, type(None)))
 _MAX_NAME = 128  # characters kept of a tool's name that a model made up
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Malformed:
     """The tool's own schema refused the arguments: `error` is raised again where the tool parses."""
 
-    __slots__ = ("error",)
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    error: Exception
 
 
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:

@@ -7,7 +7,7 @@ tasks that wait in it, differ. Most reads need a checkpoint's ids and metadata o
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final, cast
@@ -35,11 +35,10 @@ from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.state_changes import differ, said, watched
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.engine import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.entry import edited
 
 __all__ = [
-    "Read",
     "check_child",
     "is_below",
     "mark_child",
@@ -59,26 +58,15 @@ MAX_ITEMS: Final = 1000  # of a store's namespace; the rest is not compared
 _UPDATES: Final = {"source": "update"}
 
 
-def _read(_: Engine, blocking: Callable[[], Any], _asynchronous: Callable[[], Awaitable[Any]]) -> Any:
-    return blocking()
-
-
-async def _aread(_: Engine, _blocking: Callable[[], Any], asynchronous: Callable[[], Awaitable[Any]]) -> Any:
-    return await asynchronous()
-
-
-Read: Final = Effect(_read, _aread)  # a call of a graph, checkpointer or store, in both its forms
-
-
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
     """Read a graph's state (`StateSnapshot`)."""
-    return Read(
+    return Perform(
         partial(graph.get_state, config, subgraphs=subgraphs), partial(graph.aget_state, config, subgraphs=subgraphs)
     )
 
 
 def _get(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ...]:
-    return Read(partial(saver.get_tuple, place), partial(saver.aget_tuple, place))
+    return Perform(partial(saver.get_tuple, place), partial(saver.aget_tuple, place))
 
 
 class _FrameSerializer:
@@ -146,7 +134,7 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
         return None
     held: list[Any] = []
     for name in namespaces:
-        items: list[SearchItem] = yield Read(
+        items: list[SearchItem] = yield Perform(
             partial(store.search, name, limit=MAX_ITEMS), partial(store.asearch, name, limit=MAX_ITEMS)
         )
         held += [[*item.namespace, item.key, said(item.value)] for item in items]
@@ -335,7 +323,7 @@ def _newest_update(saver: BaseCheckpointSaver[Any], place: Any) -> tuple[Any, ..
     async def first() -> CheckpointTuple | None:
         return next(iter([found async for found in saver.alist(place, filter=_UPDATES, limit=1)]), None)
 
-    return Read(lambda: next(iter([*saver.list(place, filter=_UPDATES, limit=1)]), None), first)
+    return Perform(lambda: next(iter([*saver.list(place, filter=_UPDATES, limit=1)]), None), first)
 
 
 def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:

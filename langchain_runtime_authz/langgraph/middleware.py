@@ -23,6 +23,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -56,7 +57,7 @@ from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
-from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Effect, Engine, Flow, Load, Perform, Run, adrive, drive
 from langchain_runtime_authz.pep.model import ModelCall, decide_model, withheld
 
 __all__ = ["AuthzMiddleware"]
@@ -102,16 +103,7 @@ async def _aopen(engine: Engine, entries: _Entries, ns: str, make: Callable[[], 
         return entered
 
 
-def _close(_: Engine, entering: Entering[Any]) -> None:
-    entering.__exit__(None, None, None)
-
-
-async def _aclose(_: Engine, entering: Entering[Any]) -> None:
-    await entering.__aexit__(None, None, None)
-
-
 Open: Final = Effect(_open, _aopen)
-Close: Final = Effect(_close, _aclose)
 
 
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -173,7 +165,8 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def _end(self, runtime: Any) -> Flow[None]:
         entering = self._entries(runtime).open.pop(agent_ns(get_config()), None)
         if entering is not None:
-            yield (Close, entering)
+            over = (None, None, None)
+            yield Perform(partial(entering.__exit__, *over), partial(entering.__aexit__, *over))
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
         """Return the run of this agent, and whether it is ours; a resumed one is opened by the first gate it meets."""

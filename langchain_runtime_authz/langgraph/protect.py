@@ -31,14 +31,13 @@ from langchain_runtime_authz.langgraph._private import (
     node_of_task,
     reset_node,
 )
-from langchain_runtime_authz.langgraph.checkpoints import Read
 from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, graphs_in, roots_of, walk
 from langchain_runtime_authz.langgraph.root_entry import AtCall, RootEntry
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, find_run, run_scope, running
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held, is_gated_tool_node
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, is_guarded
-from langchain_runtime_authz.pep.engine import Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.engine import Flow, Perform, Run, adrive, drive
 
 __all__ = ["Protection", "guarded_tools", "owner_of", "protect"]
 
@@ -251,7 +250,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
 
     def written(self: Any, config: Any, supersteps: Any) -> Flow[Any]:
         # `update_state` comes down to this.
-        write = Read(
+        write = Perform(
             partial(base.bulk_update_state, self, config, supersteps),
             partial(base.abulk_update_state, self, config, supersteps),
         )

@@ -7,7 +7,7 @@ arguments or the tool were changed on the way, what would really run is decided.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -34,65 +34,51 @@ from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, o
 from langchain_runtime_authz.langgraph.tool_execution import Outcome, Pending, ToolExecution, answer, denied, pending
 from langchain_runtime_authz.langgraph.tool_profiles import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.engine import Flow, Run
+from langchain_runtime_authz.pep.engine import Engine, Flow, Run
 
 __all__ = ["Arrival", "arrival", "arrival_by_hand", "arrival_unguarded"]
 
 Parser = Callable[[Any, str | None], Any]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Arrival:
     """A call on its way into a tool.
 
     Attributes:
         call: as it would run.
+        config: that it runs with.
         run: the run that it belongs to.
-        engine: decides the call; `None` outside every run.
         opener: instead of `run`, if code outside every protected graph makes the call.
         verdict: what an enforcement point in front decided on it.
         counts: of equal calls, if neither an enforcement point nor a message tells them apart.
         front: what was handed on for the call that became this one.
+        call_id: the tool call's id, if a message can answer it.
+        parser: makes the tool's arguments of `given`.
+        given: what the tool was sent.
+        exact: nothing of the arguments is the framework's.
         layer: which layer decides it.
+        equal: what equal calls have in common.
     """
 
-    __slots__ = (
-        "_call_id",
-        "_config",
-        "_equal",
-        "_exact",
-        "_given",
-        "_parser",
-        "call",
-        "counts",
-        "engine",
-        "front",
-        "layer",
-        "opener",
-        "run",
-        "verdict",
-    )
+    call: Call
+    config: Mapping[str, Any]
+    run: Run | None = None
+    opener: RunHandle | None = None
+    verdict: Verdict | None = None
+    counts: dict[str, int] | None = None
+    front: Pending | None = None
+    call_id: str | None = None
+    parser: Parser | None = None
+    given: Any = None
+    exact: bool = False
+    layer: str = "tool guard"
+    equal: str = ""
 
-    def __init__(
-        self,
-        call: Call,
-        config: Mapping[str, Any],
-        *,
-        run: Run | None = None,
-        opener: RunHandle | None = None,
-        verdict: Verdict | None = None,
-        counts: dict[str, int] | None = None,
-        front: Pending | None = None,
-        call_id: str | None = None,
-        parser: Parser | None = None,
-        given: Any = None,
-        exact: bool = False,
-    ) -> None:
-        self.call, self.run, self.opener, self.verdict = call, run, opener, verdict
-        self.engine = run.engine if run is not None else opener.engine if opener is not None else None
-        self.counts, self.front, self.layer = counts, front, "tool guard"
-        self._equal = _equal(call) if counts is not None else ""
-        self._config, self._call_id, self._parser, self._given = config, call_id, parser, given
-        self._exact = exact  # nothing of the arguments is the framework's
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that decides the call; `None` outside every run."""
+        return self.run.engine if self.run is not None else self.opener.engine if self.opener is not None else None
 
     def decide(self) -> Flow[Verdict]:
         """Decide the call, unless an enforcement point in front has."""
@@ -107,11 +93,11 @@ class Arrival:
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
         if self.counts is not None:
-            call = replace(call, place=f"{task_id(self._config)}:{self.counts.get(self._equal, 0)}")
+            call = replace(call, place=f"{task_id(self.config)}:{self.counts.get(self.equal, 0)}")
         if self.front is not None:
             # Before this one is claimed, which may say the same and only be another tool's.
             yield from self.front.give_back()
-        (resolved,) = yield from decide_together(run, [call], self._config)
+        (resolved,) = yield from decide_together(run, [call], self.config)
         run.engine.tally.decided(run, "tool", call.tool, self.layer)
         verdict = resolved.verdict
         if verdict is None:
@@ -119,14 +105,14 @@ class Arrival:
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
-            skip_answers(self._config, resolved.answers)
+            skip_answers(self.config, resolved.answers)
         self.call, self.verdict = resolved.call, verdict
         return verdict
 
     def settle(self) -> None:
         """Note that the call has its answer: an equal one of the same code is another call."""
         if self.counts is not None:
-            self.counts[self._equal] = self.counts.get(self._equal, 0) + 1
+            self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
         """Return the execution of the call, or `None` if only an answer is left.
@@ -138,7 +124,7 @@ class Arrival:
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
         parsed = call.parsed
-        if ticket is not None and not self._exact:
+        if ticket is not None and not self.exact:
             parsed = self._own(parsed)
         place = self.front.place if self.front is not None else None
         if self.front is None and (one := pending()) is not None:
@@ -149,8 +135,8 @@ class Arrival:
             call,
             ticket,
             parsed=parsed,
-            config=self._config,
-            call_id=self._call_id,
+            config=self.config,
+            call_id=self.call_id,
             settle=self.settle if self.counts is not None else None,
             place=place,
         )
@@ -165,22 +151,22 @@ class Arrival:
         verdict = yield from self.decide()
         execution = self.execution(guard, verdict)
         if execution is None:
-            return answer(verdict, self._call_id), None
+            return answer(verdict, self.call_id), None
         return (yield from execution.flow(code))
 
     def refuse(self) -> Any:
         """Answer a call outside every run."""
-        return answer(Denial(self.call, deny(Code.NO_RUN)), self._call_id)
+        return answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
         """Return the arguments that were decided, with what the framework supplies for this very call."""
-        injected, given = self.call.injected, self._given
-        if self._parser is None or not isinstance(parsed, dict):
+        injected, given = self.call.injected, self.given
+        if self.parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
         if not self.call.supplied and not _any_supplied(sent, injected):
             return parsed
-        now = self._parser(dict(sent), self._call_id)
+        now = self.parser(dict(sent), self.call_id)
         own = now if isinstance(now, dict) else {}
         return without(parsed, injected) | {k: v for k, v in own.items() if supplied(k, v, injected)}
 
@@ -190,10 +176,6 @@ def _any_supplied(args: Mapping[str, Any], injected: frozenset[str]) -> bool:
         if name in injected or type(value) is ToolRuntime:
             return True
     return False
-
-
-def _equal(call: Call) -> str:
-    return f"{call.call_id} {call.tool} {call.args_digest}"
 
 
 def arrival(
@@ -261,7 +243,7 @@ def _anew(
         return described({**without(args, facts.injected), **own})
 
     found = _arrival(tool, config, call_id, lambda: described(tool_input), one)
-    found.front, found._parser, found._given = mine, parser, tool_input
+    found.front, found.parser, found.given = mine, parser, tool_input
     return found
 
 
@@ -306,8 +288,9 @@ def _arrival(
     opener = opened(config) if run is None else None
     if run is None and opener is None:
         return _nowhere(tool, config, call_id)
-    counts = settled() if opener is None else opener.settled
-    return Arrival(described(), config, run=run, opener=opener, counts=counts, call_id=call_id)
+    counts, call = settled() if opener is None else opener.settled, described()
+    equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
+    return Arrival(call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal)
 
 
 def _described(tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], call_id: str | None, sent: Any) -> Call:

@@ -217,7 +217,9 @@ class ToolExecution(CodeScope):
         return self.stages == ["invoke"]
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of `run`, with the callbacks that stand in them filtered."""
+        """Return the options of `run`, with the callbacks that stand in them filtered if a token can be written to them."""
+        if not self.mints or not given.get("callbacks"):
+            return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:

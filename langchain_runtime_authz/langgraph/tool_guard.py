@@ -89,12 +89,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             self,
             arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.run(
-                self,
-                tool_input,
-                *args,
-                config=e.config,
-                tool_call_id=tool_call_id,
-                **(e.options(kwargs) if e.mints and kwargs.get("callbacks") else kwargs),
+                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
             ),
         )
 
@@ -107,12 +102,7 @@ def _make_guarded_class(base: type[BaseTool]) -> type[BaseTool]:
             self,
             arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self)),
             lambda e: base.arun(
-                self,
-                tool_input,
-                *args,
-                config=e.config,
-                tool_call_id=tool_call_id,
-                **(e.options(kwargs) if e.mints and kwargs.get("callbacks") else kwargs),
+                self, tool_input, *args, config=e.config, tool_call_id=tool_call_id, **e.options(kwargs)
             ),
         )
 

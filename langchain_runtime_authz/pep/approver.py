@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.audit.record import run_record
@@ -18,14 +19,14 @@ from langchain_runtime_authz.ledger.calls import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approvals import corrections
 from langchain_runtime_authz.pep.corrections import carried
-from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Record, new_id
+from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Perform, Record, new_id
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
     from langchain_runtime_authz.pep.engine import Engine
 
-__all__ = ["answer_beside", "list_asked", "question_of"]
+__all__ = ["ListAsked", "answer_beside", "open_question"]
 
 
 def _store(engine: Engine) -> Asked:
@@ -42,24 +43,7 @@ async def _aasked(engine: Engine, id: str | None = None) -> Sequence[tuple[Scope
     return await _store(engine).aasked(engine.tenant, id)
 
 
-def _verify(_: Engine, approvers: Approvers, statement: str, question: Question, now: float) -> Statement:
-    return approvers.verify(statement, question, now=now)
-
-
-async def _averify(_: Engine, approvers: Approvers, statement: str, question: Question, now: float) -> Statement:
-    return await approvers.averify(statement, question, now=now)
-
-
 ListAsked: Final = Effect(_asked, _aasked)  # a tenant's open questions, or the one of an id
-
-
-def list_asked(id: str | None) -> Flow[Sequence[tuple[Scope, Approval]]]:
-    """Return the tenant's open questions, or the one of an id."""
-    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
-    return found
-
-
-_Verify: Final = Effect(_verify, _averify)
 
 
 def answer_beside(
@@ -81,7 +65,7 @@ def answer_beside(
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
-    found = yield from list_asked(id)
+    found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
     about = question_of(found)
     ((scope, asked),) = found
     now = (yield Load(scope, Query())).now
@@ -91,7 +75,10 @@ def answer_beside(
         if by.type != "user":
             raise AuthzError(Code.APPROVAL_APPROVER)
         statement = approvers.state(by.principal, verdict, about, new_id(), now=now)
-    said: Statement = yield _Verify(approvers, str(statement), about, now)
+    about_it = (str(statement), about)
+    said: Statement = yield Perform(
+        partial(approvers.verify, *about_it, now=now), partial(approvers.averify, *about_it, now=now)
+    )
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)
     given = AnswerApproval(
@@ -128,6 +115,11 @@ def _correction(scope: Scope, asked: Approval, given: AnswerApproval) -> Flow[li
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])
     return [AdvanceEpoch(asked.epoch, said, deliver=True), *(RecordPlan(p) for p in plans)]
+
+
+def open_question(id: str) -> Flow[Question]:
+    """Return what a statement on the open question must be about. Raises `AuthzError` if there is none."""
+    return question_of((yield ListAsked(id)))
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:

@@ -46,6 +46,7 @@ __all__ = [
     "KnownTools",
     "Load",
     "Notify",
+    "Perform",
     "Planner",
     "Record",
     "Run",
@@ -358,6 +359,11 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
+async def _aperform(_: Engine, _blocking: Callable[[], T], awaiting: Callable[[], Awaitable[T]]) -> T:
+    return await awaiting()
+
+
+Perform: Final = Effect(lambda _, blocking, _awaiting: blocking(), _aperform)  # a call of another's part, in both forms
 Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
 Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -47,6 +48,7 @@ class Atom(NamedTuple):
     marks: list[str]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
     """The atoms of one call.
 
@@ -57,12 +59,10 @@ class CallAtoms:
         bound: names of the arguments that a request never shortens.
     """
 
-    __slots__ = ("atoms", "bound", "keys", "target")
-
-    def __init__(
-        self, atoms: Sequence[Atom], keys: Sequence[str], target: dict[str, Any], bound: Collection[str]
-    ) -> None:
-        self.atoms, self.keys, self.target, self.bound = atoms, keys, target, bound
+    atoms: Sequence[Atom]
+    keys: Sequence[str]
+    target: dict[str, Any]
+    bound: Collection[str]
 
     def effect_target(self) -> str:
         """Return one digest for all calls of a tool that hit the same, or "" if it was given no critical argument.
