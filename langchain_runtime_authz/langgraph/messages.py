@@ -21,6 +21,7 @@ from langchain_core.messages import (
     ChatMessage,
     HumanMessage,
     RemoveMessage,
+    SystemMessage,
     ToolMessage,
     convert_to_messages,
 )
@@ -289,7 +290,19 @@ def human_texts(value: object) -> list[HumanText]:
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
-    return [text for entry in entries if (text := _human_text(entry)) is not None]
+    answered = max((at for at, entry in enumerate(entries) if _answer(entry)), default=0)
+    texts = [(at, text) for at, entry in enumerate(entries) if (text := _human_text(entry)) is not None]
+    return [replace(text, past=True) if at < answered else text for at, text in texts]
+
+
+def _answer(entry: object) -> bool:
+    """Return True for what a model or a tool said."""
+    message = as_message(entry)
+    return (
+        message is not None
+        and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage)
+        and not is_human(message)
+    )
 
 
 def _human_text(entry: object) -> HumanText | None:
@@ -302,7 +315,10 @@ def _human_text(entry: object) -> HumanText | None:
         content, key = entry.get("content", ""), entry.get("id")
     else:
         return None
-    return HumanText(content_digest(content), content_text(content), key if isinstance(key, str) else None)
+    blocks = content if isinstance(content, list) else ()
+    mixed = sum(isinstance(b, str) or (isinstance(b, Mapping) and "text" in b) for b in blocks) > 1
+    key = key if isinstance(key, str) else None
+    return HumanText(content_digest(content), content_text(content), key, mixed=mixed)
 
 
 def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:
