@@ -27,7 +27,8 @@ class HumanText:
 
     `own`: the thread's own subject said it. A text of somebody else, or an edit of unknown origin, advances the epoch
     too, but its words can only narrow. `author` is `type:id` of its author, empty if unknown. `epoch` is the one that
-    it opened or belongs to; the ledger sets it.
+    it opened or belongs to; the ledger sets it. `past`: a machine answered it already in the history that brought it.
+    `mixed`: it has several text blocks, and one of them may be an attachment. Neither is an order of the turn.
     """
 
     digest: str
@@ -36,6 +37,8 @@ class HumanText:
     own: bool = True
     author: str = ""
     epoch: int = field(default=0, compare=False)
+    past: bool = field(default=False, compare=False)
+    mixed: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

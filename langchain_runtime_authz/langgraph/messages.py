@@ -31,7 +31,6 @@ from langgraph.types import Command, Overwrite, Send
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
-from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import Conflict
 from langchain_runtime_authz.ledger.changes import RecordPlan
@@ -39,13 +38,13 @@ from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 
 __all__ = [
+    "USER",
     "ai_messages",
     "answers_had",
     "as_message",
     "denial_message",
     "edit_note",
     "foreign_plans",
-    "human_texts",
     "is_human",
     "messages_in",
     "only_asked",
@@ -75,7 +74,7 @@ _SPOKEN: Mapping[str, str] = {
     Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",
     Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
 }
-_USER = ("user", "human")
+USER = ("user", "human")
 _NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async sub-agent tells its parent's thread
 _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
@@ -260,7 +259,7 @@ def is_human(message: object) -> bool:
     """
     if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
         return False
-    return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in _USER)
+    return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in USER)
 
 
 def removed_by(entry: object) -> str | None:
@@ -282,27 +281,6 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
     merged = [*own[:at], *first, *own[at:]]
     replaces, _ = overwritten((update or {}).get("messages"))
     return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
-
-
-def human_texts(value: object) -> list[HumanText]:
-    """Return the `user`-role entries of a root input, in order, from any form that LangChain accepts."""
-    if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
-        return [text for entry in value for text in human_texts(written(entry))]
-    entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
-    return [text for entry in entries if (text := _human_text(entry)) is not None]
-
-
-def _human_text(entry: object) -> HumanText | None:
-    message, key = as_message(entry), None
-    if message is not None and is_human(message):
-        content, key = message.content, message.id
-    elif message is not None:
-        return None
-    elif isinstance(entry, Mapping) and (entry.get("role") or entry.get("type")) in _USER:
-        content, key = entry.get("content", ""), entry.get("id")
-    else:
-        return None
-    return HumanText(content_digest(content), content_text(content), key if isinstance(key, str) else None)
 
 
 def ai_messages(value: object, depth: int = 4) -> Iterator[AIMessage]:

@@ -37,9 +37,9 @@ from langchain_runtime_authz.langgraph.checkpoints import (
     thread_config,
     updates_during,
 )
+from langchain_runtime_authz.langgraph.human_texts import human_texts
 from langchain_runtime_authz.langgraph.messages import (
     foreign_plans,
-    human_texts,
     written,
 )
 from langchain_runtime_authz.langgraph.run_context import (

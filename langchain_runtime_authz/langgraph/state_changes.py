@@ -20,9 +20,9 @@ from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
+from langchain_runtime_authz.langgraph.human_texts import human_texts
 from langchain_runtime_authz.langgraph.messages import (
     as_message,
-    human_texts,
     is_human,
     messages_in,
     overwritten,

@@ -307,7 +307,8 @@ class Tool:
         if set_to:
             return True
         if role == "source":
-            return marker in data["away"] or (not marker and (bool(named) or kind == "object"))
+            behind = phrase.first and effect != "pay"  # "Move a.txt to b.txt"; but a stray id is no account
+            return marker in data["away"] or (not marker and (bool(named) or (kind == "object" and behind)))
         markers = data["markers"]
         inside = markers["container delete" if effect == "delete" else "container"] if role == "container" else ()
         if named:
@@ -329,7 +330,7 @@ class Tool:
         if marker in data["parting"] and kind in {"principal", "object", "name", "channel"}:
             # "the status of T-4" is another argument of T-4; "the mail of Bob" is not a mail named Bob.
             return described and argument.required and (argument.name not in pending or kind == "principal")
-        if kind == "principal" and not marker and not phrase.first:
+        if kind in {"principal", "name"} and not marker and not phrase.first and not phrase.nouns:
             return False
         if role == "venue" and marker in data["setting"]:
             return False

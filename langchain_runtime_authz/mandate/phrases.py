@@ -20,9 +20,8 @@ MAX_PURPOSE: Final = 6  # words behind "for"
 _NAMES: Final = 4  # words of one name
 # Kinds that one list may mix, and kinds of which there are lists of their own.
 _SORTS: Final = {
-    **dict.fromkeys(("name", "word", "email", "id", "handle", "quote"), "name"),
-    "hash": "hash",
-    "number": "number",
+    **dict.fromkeys(("name", "email", "handle"), "somebody"),
+    **dict.fromkeys(("id", "quote"), "something"),
 }
 
 
@@ -245,7 +244,7 @@ class Vocabulary:
             if not fine or token.kind in {"money", "date", "quote"} or token.lower in self.language.verbs:
                 break
             at += 1
-        if not 0 < at - begin <= MAX_PURPOSE:
+        if not 0 < at - begin <= MAX_PURPOSE or all(t.kind == "number" for t in tokens[begin:at]):
             return None, at
         token = Token(
             "purpose", text[tokens[begin].start : tokens[at - 1].end], tokens[begin].start, tokens[at - 1].end

@@ -173,6 +173,8 @@ class _Turn:
         language = self.language
         if "?" in mark and not self._requested(tokens):
             raise _UnclearError("it is a question")
+        if ".." in mark:
+            raise _UnclearError("it trails off")
         if self._courteous(tokens):
             return
         if len(tokens) > MAX_WORDS:
@@ -246,6 +248,8 @@ class _Turn:
         tokens = self._untailed(tokens)
         if self._courteous(tokens):
             return
+        if self._called(tokens):
+            raise _UnclearError("it is not clear whether its last word is somebody who is spoken to")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
         if gerund and (base := language.base(tokens[0].lower, self.verbs)):
@@ -265,6 +269,14 @@ class _Turn:
                 raise _UnclearError("it has too many orders")
         elif not self._plain_read(tokens):
             raise _UnclearError("it is not understood as an order to a tool")
+
+    @staticmethod
+    def _called(tokens: Sequence[Token]) -> bool:
+        """Return True if a comma and a name end the tokens: "Delete a.txt, Carol" does not delete Carol."""
+        at = len(tokens)
+        while at and tokens[at - 1].kind in {"name", "word"}:
+            at -= 1
+        return 0 < at < len(tokens) and tokens[at - 1].text == "," and tokens[at].lower not in {"and", "then", "also"}
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without the polite words at their end."""

@@ -154,15 +154,16 @@ def turn(log: Sequence[HumanText]) -> Turn:
 
     A later turn suspends what an earlier one ordered, also an answer or an edit, and words of somebody else: then it has
     no texts. One that only says to go on revives the one before it. Changed data (`data:`) is not a turn: nobody said
-    anything. A client may give such a key to a text, which counts.
+    anything. A client may give such a key to a text, which counts. What a machine answered already in a history that a
+    client sends belongs to no turn.
     """
     said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
     while said:
-        newest = [t for t in said if t.epoch == said[-1].epoch]
-        if any((t.text and not t.own) or _answers(t) for t in newest):
+        newest = [t for t in said if t.epoch == said[-1].epoch and not t.past]
+        if not newest or any((t.text and not t.own) or t.mixed or _answers(t) for t in newest):
             return NO_TURN
         texts = tuple(t.text for t in newest if t.text)
-        said = said[: -len(newest)]
+        said = [t for t in said if t.epoch != newest[0].epoch]
         if len(texts) == 1 and said and continues(texts[0]):
             continue
         return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}")

@@ -218,6 +218,9 @@ def strange(text: str) -> list[tuple[str, dict[str, object]]]:
         "Transfer of 45 EUR to Bob", "Refund of order A-12",  # a heading
         "Refund order A-12 for the lamp", "Refund order A-12 for Carol",  # a part, or something else
         'Post "hello"',  # nowhere
+        "Delete a.txt, Carol", "Delete a.txt, mate", "Delete a.txt and similar", "Cancel event M-4, Carol",  # spoken to
+        "Transfer 45 EUR to Bob x2", "Transfer 45 EUR to Bob #1", "Transfer 45 EUR to Bob for 7",  # left over
+        "Delete a.txt...",  # trails off
     ],
 )  # fmt: skip
 def test_tools_of_strangers_are_not_guessed(text):
