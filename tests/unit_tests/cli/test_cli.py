@@ -116,7 +116,8 @@ def test_demo_plays(run: Callable[..., Any]) -> None:
     """`demo` runs offline and prints what the twin lost."""
     result = run("demo")
     assert result.exit_code == 0
-    assert "grant_argument" in result.output
+    assert "ordered in your words" in result.output
+    assert "alice rejects it" in result.output
     assert "Without protection" in " ".join(result.output.split())
 
 

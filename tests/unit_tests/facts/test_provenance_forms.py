@@ -8,6 +8,7 @@ import pytest
 
 from langchain_runtime_authz.facts.provenance.forms import canonical, decimals, forms, key, mentions, skeleton
 from langchain_runtime_authz.facts.provenance.words import MAX_TEXT, UserWords
+from langchain_runtime_authz.mandate.own_words import stated
 
 SAME = [
     ("Bob@Example.org", "bob@example.org"),
@@ -161,16 +162,14 @@ SAID = [
 @pytest.mark.parametrize(("text", "value", "said"), SAID, ids=repr)
 def test_what_the_user_said(text: str, value: object, said: bool) -> None:
     """As a whole, in their own words: neither a part of a name nor what they pasted."""
-    assert UserWords([text]).said(forms(value)) is said
+    assert UserWords([stated(text)]).said(forms(value)) is said
 
 
 def test_all_texts_of_a_task_count() -> None:
-    """The newest ones if there are too many; a text that is too long to be typed is material, and says nothing."""
-    words = UserWords(["Pay Mallory 90", "> Eve\nStop: pay Bob 45"])
+    """The newest ones if there are too many."""
+    words = UserWords(["Pay Mallory 90", "Stop: pay Bob 45"])
     assert all(words.said(forms(v)) for v in ("Mallory", 90, "Bob", 45))
-    assert not words.said(forms("Eve"))
     filler = "x " * (MAX_TEXT // 2 - 20)
-    assert not UserWords([f"{filler} Pay Mallory" + "." * 50]).said(forms("Mallory"))
     words = UserWords(["Pay Mallory", filler, "Pay Bob 45 and nothing else, and tell me when it is done"])
     assert (words.said(forms("Mallory")), words.said(forms("Bob"))) == (False, True)
 
