@@ -79,15 +79,14 @@ def test_demo_writes_the_log(tmp_path: Path) -> None:
 # --- explain, replay, diff ------------------------------------------------------------------------
 
 
-def test_explain_a_denial(run: Command, log: Path) -> None:
-    """Which rule denied the payment to the attacker, and that a wider grant would only have it asked about."""
-    (denied,) = [i for i, what in decisions(run, log).items() if "): deny" in what and "send_money(" in what]
-    told = run("explain", log, denied).stdout
-    line = int(told.partition(f"{SHIPPED_REGO}:")[2].split()[0])
-    assert shipped_rego().splitlines()[line - 1].startswith('denied contains "grant_argument"')
+def test_explain_what_was_not_ordered(run: Command, log: Path) -> None:
+    """Which rule asks about the payment to the attacker, and what would lift it."""
+    asked = [i for i, what in decisions(run, log).items() if "approval_required" in what and "amount=95" in what]
+    told = run("explain", log, asked[0]).stdout
+    lines = [int(n) for n in re.findall(rf"{re.escape(SHIPPED_REGO)}:(\d+)", told)]
+    assert any(shipped_rego().splitlines()[n - 1].startswith('asked contains "deviates"') for n in lines)
     assert re.search(r"tools/call send_money\(.*amount=95.*\) by user alice", told)
-    assert "approval_required if the grant does not limit `args`" in told
-    assert "permit if" not in told
+    assert "permit if an approver approves exactly this call" in told
 
 
 def test_explain_a_question(run: Command, log: Path) -> None:
@@ -399,10 +398,10 @@ def test_a_wrong_argument_is_one_line(
 def test_what_the_enforcement_point_refused_has_no_rule(run: Command, log: Path) -> None:
     """Asked about a refusal of the PEP itself, `explain` says that it is one, and its code."""
     records = map(json.loads, log.read_text().splitlines())
-    (own, *_) = [r["decision_id"] for r in records if r.get("kind") == "decision" and r.get("failure") == "enforcement"]
-    told = run("explain", log, own[:12])
+    (own, *_) = [r for r in records if r.get("kind") == "decision" and r.get("failure") == "enforcement"]
+    told = run("explain", log, own["decision_id"][:12])
     assert told.exit_code == 2
-    assert "the enforcement point made this decision, not a policy (stale_epoch: " in told.stderr
+    assert f"the enforcement point made this decision, not a policy ({own['reasons'][0]}: " in told.stderr
 
 
 def test_explain_wants_one_decision(run: Command, log: Path) -> None:

@@ -155,7 +155,7 @@ SAID = [
     ("pay at61 1904 3002 3457 3201 now", "AT611904300234573201", True),
     ("pay DE89-3704-0044-0532-0130-00", "DE89370400440532013000", True),
     ("pay de89 3704 0044 0532 0130 01", "DE89370400440532013001", False),
-    ("Pay Bob 10, never Mallory", "Mallory", True),  # that it orders nothing is the mandate's to say
+    ("Pay Bob 10, never Mallory", "Mallory", False),  # that it orders nothing is the mandate's to say
 ]
 
 
