@@ -307,7 +307,7 @@ class Tool:
         if set_to:
             return True
         if role == "source":
-            behind = phrase.first and effect != "pay"  # "Move a.txt to b.txt"; but a stray id is no account
+            behind = phrase.first and effect != "pay"  # "Move a.txt to b.txt"; but a stray id does not name an account
             return marker in data["away"] or (not marker and (bool(named) or (kind == "object" and behind)))
         markers = data["markers"]
         inside = markers["container delete" if effect == "delete" else "container"] if role == "container" else ()
