@@ -266,13 +266,13 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
         path = path.rpartition(".")[0]
         prefixes.append(path)
     declared: dict[str, Trust] = {"": profile.trust} if isinstance(profile.trust, str) else profile.trust
-    told = [prefix for prefix in prefixes if prefix in declared]
+    origin: Trust = "external"
+    for prefix in prefixes:
+        if prefix in declared:
+            origin = declared[prefix]
+            break
     near = frozenset(prefixes)
-    return FieldTrust(
-        declared[told[0]] if told else "external",
-        not near.isdisjoint(profile.prose),
-        not near.isdisjoint(profile.counterparty),
-    )
+    return FieldTrust(origin, not near.isdisjoint(profile.prose), not near.isdisjoint(profile.counterparty))
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:

@@ -340,7 +340,8 @@ def planned_message(state: object, key: str, call: Mapping[str, Any]) -> Planned
         return None
     for message in reversed(messages):
         ident, calls = (message.id, message.tool_calls) if type(message) is AIMessage else _calls_of(message)
-        if (position := place_of(call, dict(enumerate(calls)))) is not None:
+        position = 0 if calls and calls[0] is call else place_of(call, dict(enumerate(calls)))
+        if position is not None:
             return PlannedMessage(ident, calls, position)
     return None
 

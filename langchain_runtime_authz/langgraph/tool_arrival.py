@@ -59,6 +59,7 @@ class Arrival:
         exact: nothing of the arguments is the framework's.
         layer: which layer decides it.
         equal: what equal calls have in common.
+        engine: decides the call; `None` outside every run.
     """
 
     call: Call
@@ -74,11 +75,7 @@ class Arrival:
     exact: bool = False
     layer: str = "tool guard"
     equal: str = ""
-
-    @property
-    def engine(self) -> Engine | None:
-        """The engine that decides the call; `None` outside every run."""
-        return self.run.engine if self.run is not None else self.opener.engine if self.opener is not None else None
+    engine: Engine | None = None
 
     def decide(self) -> Flow[Verdict]:
         """Decide the call, unless an enforcement point in front has."""
@@ -201,7 +198,7 @@ def arrival(
             if (exact or call.sent == sent) and unchanged(call):
                 return Arrival(
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
-                    given=tool_input, exact=exact and not call.supplied,
+                    given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
                 )  # fmt: skip
     return _anew(tool, facts_of(tool), tool_input, config, call_id, parser, one, mine)
 
@@ -282,7 +279,7 @@ def _arrival(
     one: Pending | None = None,
 ) -> Arrival:
     if one is not None:
-        return Arrival(described(), config, run=one.run, call_id=call_id)
+        return Arrival(described(), config, run=one.run, call_id=call_id, engine=one.run.engine)
     # No message is at hand: the plan is looked up by the call's id.
     run = find_run(config)
     opener = opened(config) if run is None else None
@@ -290,7 +287,8 @@ def _arrival(
         return _nowhere(tool, config, call_id)
     counts, call = settled() if opener is None else opener.settled, described()
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
-    return Arrival(call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal)
+    engine = run.engine if run is not None else opener.engine if opener is not None else None
+    return Arrival(call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=engine)
 
 
 def _described(tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], call_id: str | None, sent: Any) -> Call:

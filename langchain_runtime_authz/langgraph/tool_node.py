@@ -23,7 +23,6 @@ from langchain_runtime_authz.langgraph.interrupts import reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.langgraph.tool_guard import GUARDED, guard_tool, is_guarded
 from langchain_runtime_authz.langgraph.tool_pep import (
     MessageCalls,
@@ -44,13 +43,6 @@ __all__ = ["AuthzParts", "AuthzToolNode", "gate_tool_node", "guard_held", "is_ga
 _turns: ContextVar[Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
-def _take_turns(run: Run, message: MessageCalls, waiting: Sequence[Pending]) -> None:
-    for one in waiting:
-        if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
-            run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
-    _turns.set(Turns(message.config, message.calls, waiting))
-
-
 class _Gate(ToolNode):
     """ToolNode's own hooks, overridden. Used as the first base of a dynamic subclass."""
 
@@ -67,7 +59,10 @@ class _Gate(ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
-            _take_turns(run, message, waiting)
+            for one in waiting:
+                if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+                    run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
+            _turns.set(Turns(config, message.calls, waiting))
             return super()._func(input, config, runtime)
         finally:
             _turns.set(before)
@@ -78,7 +73,10 @@ class _Gate(ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
         try:
-            _take_turns(run, message, waiting)
+            for one in waiting:
+                if one.call.tool_ref is not None and not one.left:  # without a tool the name is the model's own
+                    run.engine.tally.decided(run, "tool", one.call.tool, "tool node gate")
+            _turns.set(Turns(config, message.calls, waiting))
             return await super()._afunc(input, config, runtime)
         finally:
             _turns.set(before)
