@@ -13,6 +13,7 @@ import enum
 import json
 import math
 import re
+import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
@@ -78,15 +79,15 @@ class Output:
 class Outputs:
     """Hold what calls returned and were given in this process, bounded.
 
-    It is read late: most threads are never asked.
+    It is read late: most threads are never asked. `lock` is held while it is read, and never by a caller.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.Lock | None = None) -> None:
         self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
         self._unread: deque[tuple[Any, ...]] = deque()
-        self._lock = forkable_lock()
+        self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
         self._entries = self._weight = self._turn = 0
 

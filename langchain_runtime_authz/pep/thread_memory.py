@@ -7,7 +7,6 @@ that a mandate takes values from, cannot be kept as digests. They are kept here,
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from langchain_runtime_authz.facts.provenance.observe import Observation, Prose
 from langchain_runtime_authz.facts.provenance.trace import NO_MEMORY, Memory
 from langchain_runtime_authz.facts.provenance.words import UserWords
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
+from langchain_runtime_authz.fork import forkable_lock
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.outputs import Outputs
@@ -61,11 +61,11 @@ class TaskWords:
 
 @dataclass(slots=True)
 class _Thread:
+    outputs: Outputs
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
     memory: Memory | None = None  # of `prose`, until there is more
     payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → as written
-    outputs: Outputs = field(default_factory=Outputs)
 
 
 class ThreadMemory:
@@ -78,7 +78,7 @@ class ThreadMemory:
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
         self.words: dict[Scope, TaskWords] = {}
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Read the task's words from a snapshot that holds the log."""
@@ -141,7 +141,7 @@ class ThreadMemory:
     def _thread(self, scope: Scope) -> _Thread:
         thread = self._threads.get(scope)
         if thread is None:
-            thread = self._threads[scope] = _Thread()
+            thread = self._threads[scope] = _Thread(Outputs(self._lock))
             while len(self._threads) > MAX_THREADS:
                 forgotten, _ = self._threads.popitem(last=False)
                 self.words.pop(forgotten, None)

@@ -23,6 +23,7 @@ from langchain_runtime_authz.facts.provenance.observe import Sighting, observe_o
 from langchain_runtime_authz.facts.provenance.trace import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance.trace import trace as trace_atoms
 from langchain_runtime_authz.facts.provenance.words import UserWords
+from langchain_runtime_authz.mandate.own_words import stated
 from langchain_runtime_authz.profile import FieldTrust, ToolProfile
 
 TRUSTED = ("told", "known")
@@ -254,7 +255,7 @@ def _noticed() -> bool:
         return True
     if any(forms_module.forms(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
         return True
-    if any(UserWords([t]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
+    if any(UserWords([stated(t)]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
         return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
     expected = {
