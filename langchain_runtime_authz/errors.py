@@ -93,7 +93,6 @@ class Code(StrEnum):
     BUDGET_EXHAUSTED = "budget_exhausted", "the grant's budget is spent; give a larger one"
     RATE_EXCEEDED = "rate_exceeded", "the policy's rate limit is reached; wait, or raise the limit in data.json"
     CALL_IN_PROGRESS = "call_in_progress", "the same call is in progress; wait for its result"
-    READ_FIRST = "read_first", "the mandate takes a value of this call from a read that was not made; make that read first"
     OUTCOME_UNKNOWN = "outcome_unknown", "the call ran before and its outcome is unknown; check the effect by hand and do not repeat the call"
     SUBJECT_MISMATCH = "subject_mismatch", "the thread belongs to another subject; use another thread"
     UNKNOWN_OBLIGATION = "unknown_obligation", "the PDP demands an obligation that this version does not know; upgrade, or change the policy"

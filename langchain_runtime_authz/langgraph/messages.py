@@ -68,7 +68,6 @@ _SPOKEN: Mapping[str, str] = {
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
     Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",
     Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
-    Code.READ_FIRST: "This action needs a value that the task takes from a source which was not read. Read it first, then plan again.",
     Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
     Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",

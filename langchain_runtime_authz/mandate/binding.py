@@ -52,16 +52,12 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The standing of a call: covered, deviates, forbidden, outside or none; and what follows from it.
-
-    `unread` is set if the call only lacks reads, and nobody said so before: the counter under which it is said.
-    """
+    """The standing of a call: covered, deviates, forbidden, outside or none; and what follows from it."""
 
     standing: str
     step: str | None = None
     deviations: tuple[Deviation, ...] = ()
     spends: tuple[Spend, ...] = ()
-    unread: str | None = None
 
 
 class CallFacts(NamedTuple):
@@ -166,8 +162,6 @@ class Binding:
                 counters.setdefault(match.after, 0)
             if match.confirm is not None:
                 counters[match.confirm] = 0
-            if match.deviations:
-                counters[f"{match.plan.counter}:unread"] = 0
             if match.counts:
                 counters[match.plan.counter] = 1
             for group in match.rows:
@@ -220,10 +214,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         if not deviations and plan.shown:  # who approves this call has seen the whole mandate
             spends = (*spends, Spend(match.confirm, _UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
-    missing = f"{plan.counter}:unread" if deviations and all(d.code == "unread" for d in deviations) else None
-    if missing is not None and counts.get(missing):
-        missing = None
-    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, missing)
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
 
 
 _NO_MANDATE: Final = Binding(_NONE, (), None)

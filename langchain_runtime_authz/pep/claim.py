@@ -237,8 +237,6 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record a call that does not run, carry out what its decision obliges, count it."""
     call, decision = decided.call, decided.decision
     changes: list[Change] = [counted(decided)]
-    if decision.reason == Code.READ_FIRST and decided.standing.unread is not None:
-        changes.append(SpendBudget(decided.standing.unread, _UNBOUNDED))
     rotation = [_rotation(run, decided)] if any(o.type == "rotate" for o in decision.obligations) else []
     if any(o.type == "revoke" for o in decision.obligations):
         changes.append(Revoke(run.agent))

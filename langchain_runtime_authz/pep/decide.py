@@ -89,12 +89,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         bodies = [asked[0].body] if len(asked) == 1 else [one.body for one in asked]
         for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
             one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
-            if decision.outcome != "approval_required":
-                continue
-            if one.standing.unread is not None:
-                # The agent can help itself, once; then a person is asked.
-                one.decision = replace(deny(Code.READ_FIRST), decision_id=decision.decision_id)
-            else:
+            if decision.outcome == "approval_required":
                 one.evidence = sentences(run, one)
     return decided
 

@@ -23,7 +23,6 @@ _CIRCUMSTANCES: Final = frozenset(
         Code.DATA_CHANGED,
         Code.STALE_EPOCH,
         Code.STALE_PLAN,
-        Code.READ_FIRST,
         Code.KILLED,
         Code.LEDGER_UNAVAILABLE,
         Code.AUDIT_UNAVAILABLE,

@@ -25,14 +25,3 @@ def test_a_step_takes_a_value_from_what_a_side_effect_returned() -> None:
         assert session.decide("create_event", {"title": "Lunch"}).permit
         session.observe("create_event", {"title": "Lunch"}, returned)
         assert session.decide("invite", {"event": returned["id"], "who": "bob@x.org"}).outcome == outcome
-
-
-def test_a_missing_read_is_told_once_and_then_asked_about() -> None:
-    session = RuntimeAuthz(profiles=PROFILES).session(subject="alice", mandate=ORDER)
-    invited = ("invite", {"event": "e-7", "who": "bob@x.org"})
-    assert session.decide("create_event", {"title": "Lunch"}).permit
-    first, second = session.decide(*invited), session.decide(*invited)
-    assert (first.outcome, first.reason) == ("deny", "read_first")
-    assert second.outcome == "approval_required"
-    session.observe("create_event", {"title": "Lunch"}, {"id": "e-7"})
-    assert session.decide(*invited).permit
