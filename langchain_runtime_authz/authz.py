@@ -109,11 +109,14 @@ class RuntimeAuthz:
         checked_text("tenant", tenant)
         if subject_from is not None:
             checked_callable("subject_from", subject_from)
-        # Load the policy engine and the signing library with the first instance, not at import.
+        # Load the policy engine, the signing library and the language data with the first instance, not at import. A
+        # call may be decided on an event loop, which must not wait for a file.
         from langchain_runtime_authz.credential.approval_statement import Approvers
         from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer
         from langchain_runtime_authz.credential.verifier import Verifier
+        from langchain_runtime_authz.mandate.words import compile_words
 
+        compile_words((), {})  # reads the language data
         issuer = issuer if issuer is not None else LocalIssuer()
         if pdp is None:
             from langchain_runtime_authz.pdp.wasm import WasmPDP

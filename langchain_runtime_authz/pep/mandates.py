@@ -80,7 +80,7 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
 def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     if not said.turn.texts:
         return None
-    # Only where a side effect is decided, and the language data is needed.
+    # The instance has loaded it: an import of the package does not need it.
     from langchain_runtime_authz.mandate.words import compile_words
 
     tools = run.engine.tools

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from langchain_runtime_authz.facts.task import content_digest
@@ -246,3 +249,12 @@ def test_hostile_schemas_raise_nothing():
         compile_words(["Pay Bob 45 EUR"], PROFILES, {"send_money": schema})
     long = ToolProfile(effect="pay", critical={"r" * 200: "principal"})
     assert compile_words(["Pay Bob"], {"pay": long, "p" * 200: long}).mandate is None
+
+
+def test_an_instance_has_read_the_language_data() -> None:
+    """A first call may be decided on an event loop, where a file must not be read."""
+    code = (
+        "from langchain_runtime_authz import RuntimeAuthz; RuntimeAuthz();"
+        "import sys; assert sys.modules['langchain_runtime_authz.mandate.languages'].languages.cache_info().currsize == 1"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
