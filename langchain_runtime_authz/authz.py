@@ -381,7 +381,8 @@ class RuntimeAuthz:
         opens, and other questions and approvals of the thread are void and asked again.
         """
         person = Subject.of(by) if by is not None else None
-        yield from answer_beside(self.approvers, approval_id, "deny", by=person, statement=statement, message=message)
+        about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
+        yield from answer_beside(self.approvers, approval_id, "deny", **about, content=self.audit.content)
 
     deny_approval, adeny_approval = both(_deny_approval)
 
@@ -395,15 +396,19 @@ class RuntimeAuthz:
 
     data_changed, adata_changed = both(_data_changed)
 
-    def _revoke(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> Flow[None]:
-        """Revoke a thread, or an agent's subtree on it, until `reinstate`."""
-        return revoke(self._scope(thread_id, graph), tuple(agent))
+    def _revoke(
+        self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
+    ) -> Flow[None]:
+        """Revoke a thread, or an agent's subtree on it, until `reinstate`. The log shows `by` and `reason`."""
+        return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     revoke, arevoke = both(_revoke)
 
-    def _reinstate(self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = ()) -> Flow[None]:
+    def _reinstate(
+        self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
+    ) -> Flow[None]:
         """Lift a revocation."""
-        return reinstate(self._scope(thread_id, graph), tuple(agent))
+        return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     reinstate, areinstate = both(_reinstate)
 

@@ -266,8 +266,8 @@ class LedgerError(AuthzError):
 
 
 def ledger_code(exc: BaseException) -> Code:
-    """Return the code of a ledger's failure."""
-    return Code(exc.code) if isinstance(exc, LedgerError) else Code.LEDGER_UNAVAILABLE
+    """Return the code of a failed commit, or of a failed record of it."""
+    return Code(exc.code) if isinstance(exc, LedgerError | AuditError) else Code.LEDGER_UNAVAILABLE
 
 
 class AuthzDenied(AuthzError):

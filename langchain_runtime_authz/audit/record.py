@@ -11,6 +11,25 @@ The parameters of each function are the record's fields. Every record has `v`, `
 | `scope` | tenant, issuer, graph and thread |
 | `agent` | path from the root agent |
 
+A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
+
+| event | detail |
+|---|---|
+| `started`, `resumed` | `subject` |
+| `suspended`, `ended` | |
+| `planned` | a model's message (`plan`), its `source` and `model`, the `tools` that it calls, in order |
+| `mandate` | what the task orders: `source`, `digest`, `steps` (id and tool); with contents the whole `mandate` |
+| `asked` | `source` of the review, `questions`: `approval` (id), `decision_id`, `call_key`, `args_digest`, `tool`, `needed` |
+| `approval` | an answer: `approval`, `call_key`, `args_digest`, `tool`, `approver`, `authenticated`, `source`, `verdict`, `message_digest`; of a signed statement `by` and `statement`; `refused` if it does not count |
+| `delegated` | `to`, `kind`, `decision_id`; `jti` of the child's lease |
+| `corrected` | `source`, `author` (empty if unknown), `texts`, `from_epoch` |
+| `rotated` | the run goes on: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
+| `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
+| `data_changed` | `resource` |
+| `identity_ignored` | `claimed` |
+
+`verdict` is `approve`, `edit`, `reject` (`deny` outside the graph), `respond` or `malformed`.
+
 Evolution rule, version 1 (`v`): a field may be added. A field is never renamed, never changes its type or meaning,
 and is never removed. Readers ignore unknown fields and kinds. `seq` and `prev` belong to the chain (`audit.chain`).
 `ledger` (`ledger.base.Anchor`) holds the tenant and the newest commit that the writer had seen, if there is one.
@@ -24,11 +43,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from langchain_runtime_authz.authzen import Decision
 
 __all__ = [
+    "Event",
     "completion_record",
     "decision_record",
     "mint_record",
@@ -48,6 +68,23 @@ ERASED: Final = (
 MAX_NAME: Final = 128
 
 Scope = tuple[str, str, str, str]  # tenant, issuer, graph, thread
+Event = Literal[
+    "started",
+    "resumed",
+    "suspended",
+    "ended",
+    "planned",
+    "mandate",
+    "asked",
+    "approval",
+    "delegated",
+    "corrected",
+    "rotated",
+    "revoked",
+    "reinstated",
+    "data_changed",
+    "identity_ignored",
+]
 
 
 def decision_record(
@@ -162,18 +199,15 @@ def refused_mint_record(
 def run_record(
     *,
     now: float,
-    event: str,
-    run_id: str,
+    event: Event,
+    run_id: str = "",
     jti: str = "",
     epoch: int | None = None,
     scope: Scope | None = None,
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of an event of a run.
-
-    `event` is `started`, `resumed`, `corrected`, `ended`, `revoked`, … and `epoch` the one after it. `detail` holds JSON values, codes and digests rather than texts.
-    """
+    """Return the record of an event of a run, or of a thread (then without `run_id`). `epoch` is the one after it."""
     return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 
 

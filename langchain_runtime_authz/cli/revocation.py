@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,8 @@ Issuer = Annotated[str, typer.Option("--issuer", help="The issuer of the applica
 Audit = Annotated[
     Path | None, typer.Option("--audit", metavar="FILE", help="The application's hash-chained file, to record it in.")
 ]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
+By = Annotated[str, typer.Option("--by", help="Who does it, for the record: type:id, like user:carol.")]
 Watched = Annotated[
     Path, typer.Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The file that the application watches.")
 ]
@@ -44,6 +46,8 @@ def revoke(
     thread: Thread,
     graph: Graph,
     agent: Agent = "",
+    reason: Reason = "",
+    by: By = "",
     tenant: Tenant = "default",
     issuer: Issuer = _LOCAL,
     audit: Audit = None,
@@ -59,7 +63,7 @@ def revoke(
       runtime-authz revoke ledger.db thread-1 --graph payments
       runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
     """  # noqa: D301  (`\b` keeps the lines apart)
-    _commit("revoked", (where, schema, role), (tenant, issuer, graph, thread), agent, audit)
+    _commit("revoked", (where, schema, role), (tenant, issuer, graph, thread), agent, (by, reason), audit)
 
 
 def reinstate(
@@ -67,6 +71,8 @@ def reinstate(
     thread: Thread,
     graph: Graph,
     agent: Agent = "",
+    reason: Reason = "",
+    by: By = "",
     tenant: Tenant = "default",
     issuer: Issuer = _LOCAL,
     audit: Audit = None,
@@ -81,11 +87,16 @@ def reinstate(
     Examples:
       runtime-authz reinstate ledger.db thread-1 --graph payments
     """  # noqa: D301
-    _commit("reinstated", (where, schema, role), (tenant, issuer, graph, thread), agent, audit)
+    _commit("reinstated", (where, schema, role), (tenant, issuer, graph, thread), agent, (by, reason), audit)
 
 
 def _commit(
-    event: str, ledger_at: tuple[str, str, str], key: tuple[str, str, str, str], agent: str, audit: Path | None
+    event: Literal["revoked", "reinstated"],
+    ledger_at: tuple[str, str, str],
+    key: tuple[str, str, str, str],
+    agent: str,
+    said: tuple[str, str],
+    audit: Path | None,
 ) -> None:
     """Commit the change to a thread that the ledger knows: a mistyped name must not look like a stop."""
     from langchain_runtime_authz.audit.record import run_record
@@ -109,7 +120,8 @@ def _commit(
             if isinstance(done, Conflict):
                 raise LedgerError(done.code)
             if sink is not None:
-                record = run_record(now=done.now, event=event, run_id="", scope=scope, agent=path)
+                detail = dict(zip(("author", "reason"), said, strict=True))
+                record = run_record(now=done.now, event=event, scope=scope, agent=path, detail=detail)
                 sink.write(anchored(record, ledger, scope.tenant))
     typer.echo(f"{event:<11} {scope.thread} {agent}".rstrip())
 

@@ -31,16 +31,18 @@ from langchain_runtime_authz.langgraph._private import answers_left, can_ask, in
 from langchain_runtime_authz.langgraph.arguments import parses_alike, unknown
 from langchain_runtime_authz.langgraph.messages import ai_messages, answers_had
 from langchain_runtime_authz.langgraph.tool_execution import Pending
-from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.calls import AskApproval
 from langchain_runtime_authz.pep.approvals import (
     DECISIONS,
     answers,
+    asked_event,
     is_ours,
     open_questions,
     over_cap,
     payload,
     questions,
+    record_answers,
     reviews,
 )
 from langchain_runtime_authz.pep.call import Call, DecidedCall
@@ -188,7 +190,7 @@ def _asked(
         opened = questions(run, fresh, rounds, me, interrupt_id(config))
         if not (counted and rounds == 0) and (yield from over_cap(run, fresh)):
             refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-        elif (yield from open_questions(run, opened)):
+        elif (yield from open_questions(run, fresh, opened)):
             answer = yield Interrupt(payload(list(zip(fresh, opened, strict=True))))
             yield from _resolve(run, me, rounds, answer)
         judged = yield from decide_calls(run, calls)  # where the run is over, this says so
@@ -250,7 +252,9 @@ def _resolve(run: Run, me: str, number: int, answer: object) -> Flow[None]:
         # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
-        yield Commit(run.scope, None, plain)
+        done = yield Commit(run.scope, None, plain)
+        if isinstance(done, Committed):
+            yield from record_answers(run, still, plain, done.now)
 
 
 def _replaced(judged: DecidedCall) -> bool:
@@ -291,7 +295,10 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
             return
         origin = record.origin or record.epoch
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
-        yield Commit(run.scope, run.guard, reviews(run, noted, asked.id, task))
+        opened = reviews(run, noted, asked.id, task)
+        done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
+        if isinstance(done, Committed):
+            yield asked_event(run, opened, done.now)
     except Exception as exc:  # noqa: BLE001  (it only spares a question)
         _log.error("a review was not noted: %s", type(exc).__name__)
 

@@ -32,10 +32,11 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Conflict
+from langchain_runtime_authz.ledger.base import Committed, Conflict
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run
+from langchain_runtime_authz.pep.recording import label, run_event
 
 __all__ = [
     "USER",
@@ -77,6 +78,7 @@ USER = ("user", "human")
 _NOTIFICATION = "deepagents_notification"  # deepagents' mark on what an async sub-agent tells its parent's thread
 _OVERWRITE = "__overwrite__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
+_MAX_PLANNED = 32  # calls of a plan that its record names
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
 _DENIED = "This action is not permitted. Do not repeat it."
@@ -394,6 +396,13 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
     """
     try:
         done = yield (Commit, run.scope, None, plans)
+        for record in plans:
+            plan = record.plan
+            if isinstance(done, Committed) and plan.id not in run.recorded:
+                run.recorded.add(plan.id)
+                tools = [label(c.tool) for c in plan.calls[:_MAX_PLANNED]]
+                detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
+                yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:
         code = run.engine.failed(exc)
         raise AuthzHalt(code, deny(code).decision_id) from exc

@@ -68,7 +68,8 @@ from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.approvals import remaining
 from langchain_runtime_authz.pep.corrections import altered, answer, reply
 from langchain_runtime_authz.pep.engine import Commit, Engine, Flow, Run, adrive, drive, new_id
-from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry, run_event
+from langchain_runtime_authz.pep.entry import Entry, Given, Left, close, open_child, open_entry
+from langchain_runtime_authz.pep.recording import run_event
 
 __all__ = ["AtCall", "Entering", "RootEntry", "with_run"]
 
@@ -287,7 +288,7 @@ class _Root(Entering[tuple[Any, Any]]):
         run = entry.run
         if claimed := claimed_identities(config, handle.subject):
             # Ignored, and on record: names only, since a client wrote the values.
-            yield run_event(run, "identity_ignored", entry.now, claimed=claimed[:MAX_CLAIMED])
+            yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
         engine.tally.decided(run, "entry", self.name, "root entry")

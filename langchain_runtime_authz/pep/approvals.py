@@ -28,6 +28,7 @@ from langchain_runtime_authz.ledger.base import Approval, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import AnswerApproval, AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.pep.engine import Commit, Flow, new_id
+from langchain_runtime_authz.pep.recording import label, run_event
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authzen import Subject
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "allowed",
+    "answer_event",
     "answers",
+    "asked_event",
     "corrections",
     "edited_action",
     "is_ours",
@@ -44,11 +47,13 @@ __all__ = [
     "open_questions",
     "payload",
     "questions",
+    "record_answers",
     "reviews",
 ]
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
+_VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 
 
@@ -178,10 +183,70 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     return False
 
 
-def open_questions(run: Run, opened: Sequence[Approval]) -> Flow[bool]:
-    """Open questions in the ledger before anybody is asked; return False if the run is over."""
+def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
+    """Open questions about `asked` in the ledger before anybody is asked; return False if the run is over.
+
+    Raises `AuditError`.
+    """
     done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
-    return not isinstance(done, Conflict)
+    if isinstance(done, Conflict):
+        return False
+    yield asked_event(run, opened, done.now, [j.decision.decision_id for j in asked])
+    return True
+
+
+def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Return the effect that records questions, with the ids of the decisions that ask. It raises `AuditError`."""
+    questions = [
+        {
+            "approval": one.id,
+            "decision_id": decision_id,
+            "call_key": one.call_key,
+            "args_digest": one.args_digest,
+            "tool": label(one.tool),
+            "needed": one.needed,
+        }
+        for one, decision_id in zip(opened, decisions or [""] * len(opened), strict=True)
+    ]
+    return run_event(run, "asked", now, detail={"source": opened[0].source, "questions": questions})
+
+
+def answer_event(
+    of: Run | Scope,
+    ask: Approval,
+    given: AnswerApproval,
+    now: float,
+    *,
+    content: bool,
+    verdict: str = "",
+    **detail: Any,
+) -> tuple[Any, ...]:
+    """Return the effect that records an answer to a question (`audit.record`). It raises `AuditError`."""
+    detail = {
+        "approval": ask.id,
+        "call_key": ask.call_key,
+        "args_digest": ask.args_digest,
+        "tool": label(ask.tool),
+        "approver": given.approver,
+        "authenticated": given.authenticated,
+        "source": ask.source,
+        "verdict": verdict or ("edit" if given.edited else _VERDICTS[given.state]),
+        **detail,
+    }
+    if given.message:
+        detail["message_digest"] = content_digest(given.message)
+        if content:
+            detail["message"] = given.message
+    return run_event(of, "approval", now, detail=detail, run_id=ask.run_id, epoch=ask.epoch, agent=ask.agent)
+
+
+def record_answers(
+    run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], now: float, **detail: Any
+) -> Flow[None]:
+    """Record what a resume value answered. Raises `AuditError`."""
+    by_key = {a.call_key: a for a in asks}
+    for given in answered:
+        yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
 
 
 def _asks_of(run: Run) -> Scope:
@@ -194,30 +259,28 @@ def reviews(
     asked: Sequence[tuple[str, str, Call, tuple[str, ...]]],
     interrupt_id: str,
     task_id: str = "",
-) -> list[Change]:
-    """Return the changes that note the questions of another review: LangChain's HITL middleware.
+) -> list[Approval]:
+    """Return the questions of another review, LangChain's HITL middleware, as the ledger keeps them.
 
     `asked` has for each call the review's key, the digest of its arguments as written, the call and
     the decisions that the review takes. `task_id` is the task that makes the call, if the review asks in it.
     """
     return [
-        AskApproval(
-            Approval(
-                call_key=key,
-                args_digest=digest,
-                epoch=run.epoch,
-                task_id=task_id,
-                position=i,
-                source="hitl",
-                interrupt_id=interrupt_id,
-                agent=run.agent,
-                plan_id=call.plan_id,
-                place=call.position,
-                call_id=call.call_id,
-                tool=call.tool,
-                within=run.waiting,
-                allowed=takes,
-            ),
+        Approval(
+            call_key=key,
+            args_digest=digest,
+            epoch=run.epoch,
+            task_id=task_id,
+            position=i,
+            source="hitl",
+            interrupt_id=interrupt_id,
+            agent=run.agent,
+            plan_id=call.plan_id,
+            place=call.position,
+            call_id=call.call_id,
+            tool=call.tool,
+            within=run.waiting,
+            allowed=takes,
         )
         for i, (key, digest, call, takes) in enumerate(asked)
     ]

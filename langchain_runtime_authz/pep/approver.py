@@ -12,18 +12,20 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.calls import AnswerApproval
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
-from langchain_runtime_authz.pep.approvals import corrections
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, RecordPlan
+from langchain_runtime_authz.pep.approvals import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
-from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Perform, Record, new_id
+from langchain_runtime_authz.pep.engine import Commit, Effect, Flow, Load, Perform, new_id
+from langchain_runtime_authz.pep.recording import corrected
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.authzen import Subject
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
+    from langchain_runtime_authz.facts.plan import PlanRecord
+    from langchain_runtime_authz.facts.task import HumanText
     from langchain_runtime_authz.pep.engine import Engine
 
 __all__ = ["ListAsked", "answer_beside", "open_question"]
@@ -54,8 +56,11 @@ def answer_beside(
     by: Subject | None,
     statement: str | None,
     message: str = "",
+    content: bool = False,
 ) -> Flow[int]:
     """Answer the open question `id`; return the number of approvers that it still waits for.
+
+    `content`: the record holds the message.
 
     Raises:
         AuthzError: `approval_void`: no such question is open (any more); `approval_expired`,
@@ -89,32 +94,38 @@ def answer_beside(
         message=message,
         id=asked.id,
     )
-    change = yield from _correction(scope, asked, given)
+    texts, plans = yield from _correction(scope, asked, given)
+    change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)] if texts else []
     done = yield Commit(scope, None, [given, *change])
     refused = done.code if isinstance(done, Conflict) else None
     at = getattr(done, "now", now)
-    yield _record(scope, asked, said, at, refused)
-    if change and isinstance(done, Committed):
-        yield Record(run_record, now=at, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+    about_answer: dict[str, Any] = {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
+    if refused is not None:
+        about_answer["refused"] = str(refused)
+    yield answer_event(scope, asked, given, at, content=content, **about_answer)
+    if texts and isinstance(done, Committed):
+        yield corrected(scope, done, texts, "answer")
     if refused is not None:
         raise AuthzError(refused)
     return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
 
 
-def _correction(scope: Scope, asked: Approval, given: AnswerApproval) -> Flow[list[Change]]:
-    """Return what the answer changes besides itself: nothing, or the epoch and the plan without the rejected call.
+def _correction(
+    scope: Scope, asked: Approval, given: AnswerApproval
+) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord]]]:
+    """Return what the answer says of the task, if anything, and the plans without the rejected call.
 
     The epoch is the question's: if the task changed since, the question is not open any more.
     """
     texts = corrections([asked], [given])
     if not texts:
-        return []
+        return (), []
     snapshot: Snapshot = yield Load(scope, Query())
     # The approver's words give authority only if it is the approver's own task.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])
-    return [AdvanceEpoch(asked.epoch, said, deliver=True), *(RecordPlan(p) for p in plans)]
+    return said, plans
 
 
 def open_question(id: str) -> Flow[Question]:
@@ -138,28 +149,4 @@ def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
         epoch=asked.epoch,
         tool=asked.tool,
         args_digest=asked.args_digest,
-    )
-
-
-def _record(scope: Scope, asked: Approval, said: Statement, now: float, refused: Code | None) -> tuple[Any, ...]:
-    detail: dict[str, Any] = {
-        "approval": asked.id,
-        "call_key": asked.call_key,
-        "args_digest": asked.args_digest,
-        "approver": said.approver,
-        "by": said.issuer,
-        "statement": said.jti,
-        "verdict": said.verdict,
-    }
-    if refused is not None:
-        detail["refused"] = str(refused)
-    return Record(
-        run_record,
-        now=now,
-        event="approval",
-        run_id=asked.run_id,
-        epoch=asked.epoch,
-        scope=scope,
-        agent=asked.agent,
-        detail=detail,
     )

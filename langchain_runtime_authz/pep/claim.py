@@ -24,7 +24,7 @@ from langchain_runtime_authz.facts.source import (
     resource_of,
 )
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Conflict, Scope
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
 from langchain_runtime_authz.ledger.calls import ClaimCall, ConcludeCall, ReleaseCall, SpendApproval, SpendBudget
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
@@ -44,7 +44,15 @@ from langchain_runtime_authz.pep.engine import Commit, Flow, Run, Write
 from langchain_runtime_authz.pep.mandates import occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.provenance import SMALL, Observe, observe, small
-from langchain_runtime_authz.pep.recording import call_record, is_judgement, label, step_record, tell
+from langchain_runtime_authz.pep.recording import (
+    call_record,
+    is_judgement,
+    label,
+    obliged_events,
+    run_event,
+    step_record,
+    tell,
+)
 
 __all__ = ["claim_again", "claim_call", "claim_once", "conclude", "counted", "deny_call"]
 
@@ -106,6 +114,9 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     try:
         yield step_record(run, decision, "tools/call", call.tool, decided.body, decided.started or None, done.now)
         recorded = True
+        if call.metadata and type(edge := changes[-1]) is RecordEdge:
+            detail = {"to": edge.edge.to, "kind": edge.edge.kind, "decision_id": decision.decision_id}
+            yield run_event(run, "delegated", done.now, detail=detail)
         if decision.obligations:
             yield from tell(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
@@ -248,9 +259,12 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         changes += [TakePending()] if message else []
     try:
         done = yield Commit(run.scope, None, [*changes, *rotation])
+        rotated = done.epoch if rotation and isinstance(done, Committed) else None
         if rotation and isinstance(done, Conflict):  # the task has changed already
             done = yield Commit(run.scope, None, changes)
-        yield call_record(run, decided, getattr(done, "now", 0.0))
+        now = getattr(done, "now", 0.0)
+        yield call_record(run, decided, now)
+        yield from obliged_events(run, decision, now, rotated=rotated)
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         _log.error("denial %s of %s was not recorded: %s", decision.decision_id, call.tool, type(exc).__name__)
     for change in owed(decision):
@@ -355,6 +369,9 @@ def conclude(
             withheld=ticket.withheld,
         )
         yield (Write, written)
+        if leaked:
+            detail = {"author": "", "reason": "credential_leaked", "decision_id": ticket.decision_id}
+            yield run_event(run, "revoked", getattr(done, "now", 0.0), detail=detail)
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
         _log.error("the end of call %s was not recorded: %s", ticket.decision_id, type(exc).__name__)
 

@@ -5,11 +5,12 @@ Each opens the next epoch by compare-and-set, so earlier plans are stale.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from langchain_runtime_authz.audit.record import run_record
+from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
@@ -26,10 +27,11 @@ from langchain_runtime_authz.ledger.changes import (
     SetMark,
     TakeLease,
 )
-from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial
+from langchain_runtime_authz.pep.approvals import answers, corrections, edited_action, is_partial, record_answers
 from langchain_runtime_authz.pep.decide import data_scope
-from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Record, Run, new_id
-from langchain_runtime_authz.pep.entry import lease_of, run_event
+from langchain_runtime_authz.pep.engine import ATTEMPTS, Commit, Flow, Load, Run, new_id
+from langchain_runtime_authz.pep.entry import lease_of
+from langchain_runtime_authz.pep.recording import corrected, run_event
 
 __all__ = ["altered", "answer", "carried", "correct", "data_changed", "reinstate", "reply", "revoke"]
 
@@ -58,8 +60,10 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         done = yield Commit(run.scope, None, answered)
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
             # Before any task takes the value: the question stays open for those who may answer it.
-            yield run_event(run, "approval", 0.0, refused=str(done.code), approver=run.subject.principal)
+            yield from record_answers(run, asks, answered, time.time(), refused=str(done.code))
             raise AuthzDenied(done.code, new_id())
+        if isinstance(done, Committed):
+            yield from record_answers(run, asks, answered, done.now)
         by_key = {a.call_key: a for a in answered}
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
@@ -71,7 +75,8 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
         texts,
         keep=tuple(a.call_key for a in answered if a.state == "approved"),
     )
-    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
+    done = yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
+    yield from record_answers(run, asks, answered, done.now)
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
@@ -127,9 +132,10 @@ def reply(run: Run, questions: Mapping[str, object], given: Mapping[str, object]
     return True
 
 
-def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[None]:
+def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
     """Commit a correction by the run's own entry, which goes on in the next epoch under a jti of its own."""
-    done = yield Commit(run.scope, run.guard, changes)
+    before = {"from_epoch": run.epoch, "from_jti": run.jti}
+    done: Committed | Conflict = yield Commit(run.scope, run.guard, changes)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
@@ -137,7 +143,9 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
     taken = yield Commit(run.scope, None, [TakeLease(lease_of(run))])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
-    yield run_event(run, "corrected", done.now, texts=len(texts))
+    yield corrected(run, done, texts, "answer")
+    yield run_event(run, "rotated", done.now, detail=before)
+    return done
 
 
 def carried(
@@ -185,7 +193,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
         said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
         done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)])
         if not isinstance(done, Conflict):
-            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+            yield corrected(scope, done, (*said, act), "update_state")
             return
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
@@ -201,12 +209,14 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
         said = replace(text, author=author, own=author == snapshot.subject)
         done = yield Commit(scope, None, [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)])
         if not isinstance(done, Conflict):
-            yield Record(run_record, now=done.now, event="corrected", run_id="", epoch=done.epoch, scope=scope)
+            yield corrected(scope, done, (said,), "correct")
             return int(done.epoch)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def _done(scope: Scope, change: Change, event: str, at: Scope | None = None, **about: Any) -> Flow[None]:
+def _done(
+    scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
+) -> Flow[None]:
     """Commit and record a change that no state of a thread refuses.
 
     Raises:
@@ -215,7 +225,7 @@ def _done(scope: Scope, change: Change, event: str, at: Scope | None = None, **a
     done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
-    yield Record(run_record, now=done.now, event=event, run_id="", scope=scope, **about)
+    yield run_event(scope, event, done.now, detail=detail, **about)
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
@@ -224,14 +234,14 @@ def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     `content`: the record names the resource; otherwise it holds the digest of its name.
     """
     change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
-    return _done(scope, change, "data_changed", data_scope(scope), detail=detail)
+    return _done(scope, change, "data_changed", detail, data_scope(scope))
 
 
-def revoke(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
-    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`."""
-    return _done(scope, Revoke(agent), "revoked", agent=agent)
+def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+    """Revoke an agent's subtree on a thread (`()` for all of it) until `reinstate`. `by` (`type:id`) did it."""
+    return _done(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
 
 
-def reinstate(scope: Scope, agent: tuple[str, ...]) -> Flow[None]:
+def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Lift a revocation."""
-    return _done(scope, Reinstate(agent), "reinstated", agent=agent)
+    return _done(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)

@@ -26,7 +26,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.approvals import edited_action
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
-from langchain_runtime_authz.pep.mandates import binding_of, occasion, standing_of
+from langchain_runtime_authz.pep.mandates import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.obligations import understood
 from langchain_runtime_authz.pep.provenance import sentences
 from langchain_runtime_authz.pep.request import call_request
@@ -116,6 +116,9 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     if words is None or words.digest != snapshot.task.digest:
         words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
+    if words.compiled and not words.recorded:
+        words.recorded = True
+        yield mandate_event(run, words.compiled)
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)

@@ -201,6 +201,8 @@ class Run:
     # name and the digest of its instructions; and those of model calls that have not returned yet.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
+    # Ids of the plans that are on record.
+    recorded: set[str] = field(default_factory=set)
     # Digests of calls that the client itself sent: never a plan.
     foreign: set[str] = field(default_factory=set)
     # Kept permits of nodes, and decisions of a message taken by the first of its tasks.

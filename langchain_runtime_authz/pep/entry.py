@@ -8,13 +8,13 @@ plans anew.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from langchain_runtime_authz.audit.record import run_record
 from langchain_runtime_authz.authzen import Edge, Subject
-from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
 from langchain_runtime_authz.facts.delegation import edge
 from langchain_runtime_authz.facts.state import (
     BELOW,
@@ -52,15 +52,15 @@ from langchain_runtime_authz.pep.engine import (
     Engine,
     Flow,
     Load,
-    Record,
     Run,
     new_id,
 )
-from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, recall
+from langchain_runtime_authz.pep.mandates import ORDERED, Ordered, mandate_event, recall
+from langchain_runtime_authz.pep.recording import corrected, run_event
 from langchain_runtime_authz.pep.steps import decide_step
 from langchain_runtime_authz.pep.thread_memory import turn
 
-__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry", "run_event"]
+__all__ = ["Entry", "Given", "Left", "close", "edited", "lease_of", "open_child", "open_entry"]
 
 _log = logging.getLogger(__name__)
 
@@ -172,6 +172,8 @@ def _planned(run: Run) -> Flow[Mandate | None]:
             if found is not None:
                 found = found.of("planner", name)
             yield Commit(run.scope, None, [SetMark(name, found.model_dump_json() if found else "", once=True)])
+            if found is not None:
+                yield mandate_event(run, found)
     return None
 
 
@@ -211,9 +213,9 @@ def _take_lease(run: Run, task: HumanText | None, given: Given) -> Flow[Entry]:
                 continue
             raise AuthzDenied(done.code, new_id())
         if rotates:
-            yield run_event(run, "corrected", done.now, texts=len(fresh))
+            yield corrected(run, done, fresh, "input" if said else "state")
         recall(run, snapshot.marks.get(ORDERED))
-        yield run_event(run, "resumed" if given.resume else "started", done.now, subject=owner)
+        yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         return Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
@@ -285,7 +287,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
             return False
         done = yield Commit(run.scope, None, [AdvanceEpoch(snapshot.epoch, tuple(texts))])
         if not isinstance(done, Conflict):
-            yield run_event(run, "corrected", done.now, texts=len(texts))
+            yield corrected(run, done, texts, "state")
             return True
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
@@ -312,21 +314,6 @@ def lease_of(run: Run) -> Lease:
         expires_at=run.expires_at,
         grant=run.grant,
         parent=run.parent.jti if run.parent is not None else None,
-    )
-
-
-def run_event(run: Run, event: str, now: float, **detail: object) -> tuple[Any, ...]:
-    """Write the audit record of something that happened to a run."""
-    return Record(
-        run_record,
-        now=now,
-        event=event,
-        run_id=run.run_id,
-        jti=run.jti,
-        epoch=run.epoch,
-        scope=run.scope,
-        agent=run.agent,
-        detail=detail,
     )
 
 
@@ -378,6 +365,11 @@ def open_child(
     )
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
+    detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
+    try:
+        yield run_event(parent, "delegated", time.time(), detail=detail)
+    except AuditError as exc:
+        raise AuthzDenied(exc.code, decision.decision_id) from exc
     return child
 
 
@@ -402,7 +394,7 @@ def close(
             yield from _pinned(run, edits)
         done = yield from _end(run, state, marks)
         if run.parent is None:
-            yield run_event(run, state, getattr(done, "now", 0.0))
+            yield run_event(run, state, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
         _log.error("the end of run %s was not recorded: %s", run.run_id, type(exc).__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -16,9 +17,20 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.engine import Commit, Flow, Run
 from langchain_runtime_authz.pep.provenance import forms_of
+from langchain_runtime_authz.pep.recording import label, run_event
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-__all__ = ["ORDERED", "Ordered", "binding_of", "mandate_json", "mandate_of", "occasion", "recall", "standing_of"]
+__all__ = [
+    "ORDERED",
+    "Ordered",
+    "binding_of",
+    "mandate_event",
+    "mandate_json",
+    "mandate_of",
+    "occasion",
+    "recall",
+    "standing_of",
+]
 __all__ += ["task_name"]
 
 _log = logging.getLogger(__name__)
@@ -50,6 +62,16 @@ class Ordered(NamedTuple):
         run.mandate, run.spent_at = self.mandate, spent_at
         kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}
         yield Commit(run.scope, None, [SetMark(ORDERED, json.dumps(kept))])
+        yield mandate_event(run, self.mandate)
+
+
+def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
+    """Return the effect that records what the task orders. It raises `AuditError`."""
+    detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
+    detail["steps"] = [{"id": label(s.id), "tool": label(s.tool)} for s in mandate.steps]
+    if run.engine.audit.content:
+        detail["mandate"] = mandate.to_json()
+    return run_event(run, "mandate", time.time(), detail=detail)
 
 
 def recall(run: Run, mark: str | None) -> None:

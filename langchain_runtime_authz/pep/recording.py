@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from langchain_runtime_authz.audit.record import decision_record
+from langchain_runtime_authz.audit.record import Event, decision_record, run_record
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger.base import Committed, Scope
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.engine import Flow, Notify, Run, Write
+from langchain_runtime_authz.pep.engine import Flow, Notify, Record, Run, Write
 from langchain_runtime_authz.telemetry import record_decision
 
-__all__ = ["call_record", "is_judgement", "label", "record_asks", "step_record", "tell"]
+__all__ = [
+    "call_record",
+    "corrected",
+    "is_judgement",
+    "label",
+    "obliged_events",
+    "record_asks",
+    "run_event",
+    "step_record",
+    "tell",
+]
 
 MAX_LABEL: Final = 128
 # Denials that say nothing of the agent: somebody else acted, or something else failed.
@@ -78,6 +90,39 @@ def step_record(
         content=run.engine.audit.content,
     )
     return (Write, written)
+
+
+def run_event(of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], **about: Any) -> tuple[Any, ...]:
+    """Return the effect that records an event of a run or a thread (`audit.record`). It raises `AuditError`.
+
+    `about` replaces what the run says of itself: `epoch`, `agent`, `run_id`.
+    """
+    if isinstance(of, Run):
+        of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}
+        about = {**of_run, **about}
+    else:
+        about["scope"] = of
+    return Record(run_record, now=now, event=event, detail=detail, **about)
+
+
+def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
+    """Return the effect that records a change of the task, which `done` committed. It raises `AuditError`.
+
+    `source` says where it came from: `input`, `state`, `answer`, `correct` or `update_state`.
+    """
+    authors = [t.author for t in texts if t.author]
+    detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
+    return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
+
+
+def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
+    """Record a revocation that a decision obliged, and the epoch to which it rotated. Raises `AuditError`."""
+    if any(o.type == "revoke" for o in decision.obligations):
+        detail: dict[str, Any] = {"author": "", "reason": decision.reason, "decision_id": decision.decision_id}
+        yield run_event(run, "revoked", now, detail=detail)
+    if rotated is not None:
+        detail = {"from_epoch": run.epoch, "from_jti": run.jti, "decision_id": decision.decision_id}
+        yield run_event(run, "rotated", now, detail=detail, epoch=rotated)
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:

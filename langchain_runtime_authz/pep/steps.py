@@ -17,7 +17,7 @@ from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.decide import lease_refusal, renewed
 from langchain_runtime_authz.pep.engine import Commit, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.obligations import owed, understood
-from langchain_runtime_authz.pep.recording import is_judgement, step_record, tell
+from langchain_runtime_authz.pep.recording import is_judgement, obliged_events, step_record, tell
 from langchain_runtime_authz.pep.request import request_json
 
 __all__ = ["decide_step", "still_live"]
@@ -76,6 +76,7 @@ def decide_step(
     try:
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
+            yield from obliged_events(run, decision, now)
             yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
         return _unrecorded(decision, exc)

@@ -50,6 +50,7 @@ class TaskWords:
         turn: the newest turn.
         turns: how many texts the user said. An answer to a question is not one: it asks for nothing new.
         compiled: what the newest turn orders (`mandate.words`), once it is read; `()` before.
+        recorded: whether that is on record.
     """
 
     digest: str
@@ -57,6 +58,7 @@ class TaskWords:
     turn: Turn
     turns: int = 0
     compiled: Mandate | tuple[()] | None = ()
+    recorded: bool = False
 
 
 @dataclass(slots=True)

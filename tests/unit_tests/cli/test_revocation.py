@@ -75,12 +75,13 @@ def test_what_an_operator_did_is_on_record(file: str, tmp_path: Path) -> None:
     house, log = House(file), tmp_path / "audit.jsonl"
     with house.authz.run(subject="alice"):
         house.graph.invoke(human(), THREAD)
-    where = (file, "t", "--graph", "hand")
+    where, said = (file, "t", "--graph", "hand"), ("--by", "user:carol", "--reason", "incident 42")
     assert cli("revoke", *where, "--audit", str(tmp_path)).exit_code == 2
-    assert cli("revoke", *where, "--agent", "hand/payer", "--audit", str(log)).exit_code == 0
+    assert cli("revoke", *where, "--agent", "hand/payer", "--audit", str(log), *said).exit_code == 0
     assert cli("reinstate", *where, "--audit", str(log)).exit_code == 0
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(r["event"], r["agent"]) for r in records] == [("revoked", ["hand", "payer"]), ("reinstated", [])]
+    assert records[0]["detail"] == {"author": "user:carol", "reason": "incident 42"}
     assert records[0]["ledger"]["position"] < records[1]["ledger"]["position"]
     assert cli("audit", "verify", str(log)).exit_code == 0
     with house.authz.run(subject="alice"):  # neither is it revoked by the command that could not record it

@@ -1,0 +1,162 @@
+"""What happens to a run is on record: the plan, the order, questions and answers, changes of the task, delegation."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
+
+from langchain_runtime_authz import Mandate, RuntimeAuthz
+from langchain_runtime_authz.audit.record import Event
+from langchain_runtime_authz.audit.sinks import MemorySink
+from langchain_runtime_authz.errors import AuthzDenied, AuthzError
+from langchain_runtime_authz.testing import StaticPDP
+
+from ...attack._approvals import FIVE, Scene, edit, payment
+from ...attack._kit import human
+
+ONE = [payment("ann", 10, "c1")]
+
+
+def scene(**options: Any) -> Scene:
+    saver = InMemorySaver()
+    return Scene("agent", lambda: saver, plan=options.pop("plan", ONE), **options)
+
+
+def events(authz: RuntimeAuthz, name: str) -> list[dict[str, Any]]:
+    records = authz.audit.records  # type: ignore[attr-defined]
+    return [r for r in records if r["kind"] == "run" and r["event"] == name]
+
+
+def details(authz: RuntimeAuthz, name: str) -> list[dict[str, Any]]:
+    return [r["detail"] for r in events(authz, name)]
+
+
+ANSWERS = {
+    "approve": {"type": "approve"},
+    "edit": edit("ann", 5),
+    "reject": {"type": "reject", "message": "not today"},
+    "respond": {"type": "respond", "message": "ask me tomorrow"},
+    "malformed": {"type": "later"},
+}
+
+
+@pytest.mark.parametrize("verdict", ANSWERS)
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_question_and_its_answer(verdict: str, how: str) -> None:
+    """Who answered what, to which question of which decision; an answer that changes the task names its author."""
+    s = scene()
+    s.say(human(), how=how)
+    s.say(Command(resume={"decisions": [ANSWERS[verdict]]}), how=how)
+    (asked,) = details(s.authz, "asked")
+    (question,) = asked["questions"]
+    (answer,) = details(s.authz, "approval")
+    asks = [r for r in s.authz.audit.records if r.get("outcome") == "approval_required"]  # type: ignore[attr-defined]
+    assert (asked["source"], question["tool"]) == ("interrupt", "pay")
+    assert question["decision_id"] == asks[0]["decision_id"]
+    assert {k: answer[k] for k in ("approval", "call_key", "args_digest")} == {
+        k: question[k] for k in ("approval", "call_key", "args_digest")
+    }
+    assert (answer["verdict"], answer["approver"], answer["authenticated"]) == (verdict, "user:alice", True)
+    assert "message" not in answer
+    assert ("message_digest" in answer) is (verdict in ("reject", "respond"))
+    rotates = verdict in ("edit", "reject", "respond")
+    assert [d["author"] for d in details(s.authz, "corrected")] == ["user:alice"] * rotates
+    for rotated in events(s.authz, "rotated"):
+        assert (rotated["detail"]["from_epoch"], rotated["epoch"]) == (1, 2)
+        assert rotated["detail"]["from_jti"] != rotated["jti"]
+    assert len(events(s.authz, "rotated")) == rotates
+
+
+@pytest.mark.parametrize(("act", "verdict"), [("approve", "approve"), ("deny_approval", "deny")])
+def test_an_answer_outside_the_graph(act: str, verdict: str) -> None:
+    s = scene()
+    state = s.say(human())
+    (ask,) = state["__interrupt__"][0].value["action_requests"]
+    getattr(s.authz, act)(ask["approval_id"], by="bob")
+    (answer,) = details(s.authz, "approval")
+    assert (answer["approval"], answer["approver"], answer["verdict"]) == (ask["approval_id"], "user:bob", verdict)
+
+
+def test_an_answer_that_does_not_count_is_refused_on_record() -> None:
+    """Also where somebody answers in the graph who may not."""
+    terms = {"id": "a", "type": "require_approval", "properties": {"approvers": {"distinct_from_subject": True}}}
+    ask = {"decision": False, "context": {"reasons": [{"code": "effect"}], "obligations": [terms]}}
+    s = scene(pdp=StaticPDP(lambda r: ask if r.action.name == "tools/call" and not r.context.approval else True))
+    s.say(human())
+    with pytest.raises(AuthzDenied):
+        s.say(Command(resume={"decisions": [{"type": "approve"}]}))
+    (answer,) = details(s.authz, "approval")
+    assert (answer["verdict"], answer["refused"]) == ("approve", "approval_not_distinct")
+
+
+def test_a_plan_is_on_record_once() -> None:
+    s = scene(plan=FIVE)
+    s.say(human())
+    s.say(Command(resume={"decisions": [{"type": "approve"}] * 3}))
+    (planned,) = details(s.authz, "planned")
+    assert planned["source"] == "model"
+    assert planned["tools"] == ["pay", "write", "pay", "write", "pay"]
+
+
+def test_what_the_task_orders_is_on_record() -> None:
+    """By the application or by the user's words; its values only with contents."""
+    ordered = {"steps": [{"id": "rent", "tool": "pay", "args": {"to": "ann", "amount": 10}}]}
+    for content in (False, True):
+        authz = RuntimeAuthz(audit=MemorySink(content=content))
+        authz.session(subject="alice", mandate=Mandate.model_validate(ordered)).close()
+        (kept,) = details(authz, "mandate")
+        assert (kept["source"], kept["steps"]) == ("application", [{"id": "rent", "tool": "pay"}])
+        assert ("mandate" in kept, "ann" in str(kept)) == (content, content)
+
+
+def test_changes_of_the_task_and_delegation() -> None:
+    """With their author, the epoch before and the child's lease."""
+    authz = RuntimeAuthz(pdp=StaticPDP(permit=True))
+    session = authz.session(subject="alice", task="x", thread="t")
+    session.delegate("child")
+    authz.correct("t", "pay less", graph="session", by="bob")
+    authz.revoke("t", graph="session", by="user:carol", reason="incident 42")
+    authz.reinstate("t", graph="session", by="user:carol")
+    (delegated,) = events(authz, "delegated")
+    assert delegated["agent"] == ["session"]
+    assert {k: delegated["detail"][k] for k in ("to", "kind")} == {"to": "child", "kind": "subgraph"}
+    assert delegated["detail"]["jti"] != delegated["jti"]
+    (corrected,) = events(authz, "corrected")
+    assert (corrected["epoch"], corrected["detail"]) == (
+        2, {"source": "correct", "author": "user:bob", "texts": 1, "from_epoch": 1},
+    )
+    assert details(authz, "revoked") == [{"author": "user:carol", "reason": "incident 42"}]
+    assert details(authz, "reinstated") == [{"author": "user:carol", "reason": ""}]
+
+
+def test_a_revocation_by_policy_names_its_decision() -> None:
+    revoke = {"id": "r", "type": "revoke", "properties": {}}
+    no = {"decision": False, "context": {"reasons": [{"code": "anomaly"}], "obligations": [revoke]}}
+    authz = RuntimeAuthz(pdp=StaticPDP(lambda r: no if r.action.name == "tools/call" else True))
+    denied = authz.session(subject="alice", task="x").decide("pay", {})
+    (revoked,) = details(authz, "revoked")
+    assert (revoked["reason"], revoked["decision_id"]) == ("anomaly", denied.decision_id)
+
+
+def test_an_event_that_cannot_be_recorded_denies() -> None:
+    """As audit failure, not as the ledger's."""
+
+    class Full:
+        content = False
+
+        def write(self, record: dict[str, Any]) -> None:
+            raise OSError(28, "no space left")
+
+    with pytest.raises(AuthzError) as denied:
+        RuntimeAuthz(audit=Full(), pdp=StaticPDP(permit=True)).session(subject="alice")
+    assert denied.value.code == "audit_unavailable"
+
+
+def test_every_event_is_documented() -> None:
+    from langchain_runtime_authz.audit import record
+
+    table = [line for line in (record.__doc__ or "").splitlines() if line.startswith("| `")]
+    assert set(get_args(Event)) <= {name.strip("` ") for line in table for name in line.split("|")[1].split(",")}
