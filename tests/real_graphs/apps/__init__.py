@@ -1,0 +1,1 @@
+"""The apps. Nothing in them knows the package, the stubs or the scripted model."""
