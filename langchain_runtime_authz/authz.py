@@ -21,6 +21,7 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.static import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.effect import effect
 from langchain_runtime_authz.langgraph.protect import Protection, guarded_tools, protect
 from langchain_runtime_authz.langgraph.root_entry import RootEntry
 from langchain_runtime_authz.langgraph.run_context import RunHandle, SubjectLike
@@ -274,6 +275,8 @@ class RuntimeAuthz:
         if not isinstance(tools, Sequence) or not all(isinstance(t, BaseTool) for t in tools):
             raise wrong("tools", "a LangChain tool, or several", tools)
         return [guard_tool(t, self.profiles) for t in tools]
+
+    effect = effect
 
     def _session(
         self,

@@ -178,6 +178,7 @@ class PlanContext(_Model):
     """The recorded plan that holds the step, if one does.
 
     `changed`: its message announced another call in this place, or none. `resource` and `call` are those that would run.
+    A call that code makes by itself (`RuntimeAuthz.effect`) is its own plan: no `id`, source `code`.
     """
 
     id: str | None = None

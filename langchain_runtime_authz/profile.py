@@ -148,6 +148,11 @@ class ToolProfile(BaseModel):
             raise ValueError(f"`resource` names `{{{wrong[0]}}}`; put an argument's name in the braces")
         return fields
 
+    def named(self) -> dict[str, Sequence[str]]:
+        """Return the arguments that the profile names, as paths, by the field that names them."""
+        fields = {field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}
+        return {**fields, "resource": self._arguments_of_resource()}
+
     _chain: tuple[tuple[str, ToolProfile], ...] = PrivateAttr(())
 
     def link(self, found: Mapping[str, ToolProfile]) -> None:
@@ -287,8 +292,7 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
     Raises:
         ConfigError: `profile_invalid`: the profile names an argument that the tool does not take.
     """
-    facts = {fact: getattr(declared, fact) for fact in ("critical", "when", "text", "free")}
-    for fact, named in {**facts, "resource": declared._arguments_of_resource()}.items():  # noqa: SLF001
+    for fact, named in declared.named().items():
         for path in sorted(named):
             first, *inner = path.split(".")
             if first not in arguments:

@@ -15,7 +15,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-__all__ = ["Match", "PlanRecord", "PlannedCall", "authority", "call_key", "calls_digest", "carry", "idempotency_key"]
+__all__ = [
+    "BY_CODE",
+    "Match",
+    "PlanRecord",
+    "PlannedCall",
+    "authority",
+    "call_key",
+    "calls_digest",
+    "carry",
+    "idempotency_key",
+]
 __all__ += ["intent_of", "locate", "match", "plan_calls"]
 
 
@@ -78,6 +88,9 @@ class Match(NamedTuple):
     model: str | None = None
     prompt: str | None = None
 
+
+BY_CODE: Final = Match(True, False, False, 0, 1, "code")
+"""How a call stands that code makes by itself (`RuntimeAuthz.effect`): the code is its plan."""
 
 _quoted: Final = json.encoder.encode_basestring_ascii
 

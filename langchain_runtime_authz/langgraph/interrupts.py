@@ -183,7 +183,10 @@ def _asked(
     unrepeatable = {j.key for j in asked if not _askable(j)}
     fresh = [j for j in asked if j.key not in unrepeatable and not _asked_before(j, me)]
     # What is asked late would come before a tool's own question, and take the answer to it.
-    late = answers_left(config, rounds + sum(_reviewed_by(j, me) for j in judged))
+    # A call that code makes by itself and that never ran comes after every question that was answered.
+    late = any(j.row is not None or not j.call.by_code for j in fresh) and answers_left(
+        config, rounds + sum(_reviewed_by(j, me) for j in judged)
+    )
     refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
     if fresh and can_ask(config) and not late:
         yield from record_asks(run, fresh)

@@ -52,6 +52,7 @@ class Call:
         place: which of several equal calls this is, if no message is known.
         amend: give the call that an approver put in this one's place (tool, arguments).
         amends: key of the approval that says so.
+        by_code: code makes it by itself, and no model plans it.
         reviewed: a review between here and the tool asks an approver about it.
     """
 
@@ -77,6 +78,7 @@ class Call:
     amend: Callable[[str, dict[str, Any]], Call] | None = None
     amends: str = ""
     reviewed: bool = False
+    by_code: bool = False
 
     @property
     def given(self) -> frozenset[str]:

@@ -164,7 +164,8 @@ def _described(
     `ahead` counts, by counter, what the calls before it in the message use up.
     """
     counter, mandate, binding = compared
-    row, match = snapshot.calls.get(key), plan.match(snapshot.plan, run.epoch, call)
+    row = snapshot.calls.get(key)
+    match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, call)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
     # A side effect that happened is not decided again: its recorded result stands.
     replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect

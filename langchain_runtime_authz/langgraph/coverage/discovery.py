@@ -29,6 +29,7 @@ from langchain_runtime_authz.langgraph._private import (
 )
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, CoverageReport, Row
 from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
+from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool
 from langchain_runtime_authz.langgraph.model_calls import held_by_model
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.object_graph import (
@@ -300,7 +301,8 @@ class _Look:
     def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Row]:
         """Yield the rows of a tool. `node`: the gates of its tool node; `None` if plain code holds it."""
         guarded = is_guarded(tool)
-        layers = (*(node or ()), *(("tool guard",) if guarded else ()))
+        own = LAYER if isinstance(tool, EffectTool) else "tool guard"
+        layers = (*(node or ()), *((own,) if guarded else ()))
         note = _UNPROTECTED
         if layers:
             profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)

@@ -1,0 +1,370 @@
+"""Declared effects: functions, nodes and blocks that act without a tool, decided and recorded like a tool call.
+
+An effect is a guarded tool of which only the name is given. Its arguments are those of the function, or those that the
+block names. Code makes the call and no model plans it. So the request says `context.plan.source: code`, and the mandate
+decides: a side effect that it does not cover asks, wherever the arguments came from.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar, get_origin, get_type_hints
+
+from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.runnables import RunnableConfig, ensure_config
+from langchain_core.tools import BaseTool, StructuredTool
+from langgraph.prebuilt import ToolRuntime
+from langgraph.runtime import Runtime
+from langgraph.store.base import BaseStore
+from langgraph.types import StreamWriter
+from pydantic import TypeAdapter
+
+from langchain_runtime_authz._validate import checked_text, wrong
+from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.credential.current_call import CurrentCall, current_call
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.langgraph._private import task_id
+from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned
+from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Conclude, Outcome, ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_guard import guard_of, guard_tool
+from langchain_runtime_authz.langgraph.tool_profiles import Profiles, facts_of
+from langchain_runtime_authz.pep.call import Call, Denial, Replay
+from langchain_runtime_authz.pep.engine import Engine, Flow, adrive, drive
+from langchain_runtime_authz.profile import METADATA_KEY, ToolProfile, load_profiles
+
+__all__ = [
+    "LAYER",
+    "DeclaredEffect",
+    "EffectTool",
+    "arrive",
+    "begin_together",
+    "declared_tool",
+    "effect",
+    "end_together",
+]
+
+LAYER: Final = "declared effect"
+_SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # values that LangGraph gives
+_SUPPLIED_TYPES: Final = (RunnableConfig, RunnableConfig | None, StreamWriter)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class EffectTool(StructuredTool):
+    """Stands for a declared effect wherever a tool is looked at. It runs nothing."""
+
+
+class _Parts(Protocol):
+    @property
+    def profiles(self) -> Profiles: ...
+
+
+def effect(
+    authz: _Parts,
+    name: str,
+    /,
+    *,
+    profile: ToolProfile | Mapping[str, Any] | None = None,
+    arguments: Callable[..., Mapping[str, Any]] | None = None,
+    **given: Any,
+) -> DeclaredEffect:
+    """Declare what a function or a block does, so that it is decided like a tool call.
+
+    ```python
+    @authz.effect("send_mail", profile={"effect": "send", "critical": {"to": "principal"}, "text": ["body"]})
+    def send(to: str, body: str) -> str: ...
+
+    with authz.effect("send_mail", to=to, body=body) as call:
+        smtp.send(to, body, key=call.idempotency_key)
+    ```
+
+    Args:
+        authz: the instance.
+        name: names the effect in policies, mandates, grants and records.
+        profile: its facts; the default is the profile of this name, and without one each call asks.
+        arguments: gives the call's arguments from the function's, for a node: `lambda state: {"code": state["code"]}`.
+        **given: the arguments of a block.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+    checked_text("name", name)
+    declared = load_profiles({name: profile})[name] if profile is not None else None
+    return DeclaredEffect(authz.profiles, name, declared, arguments, given)
+
+
+def declared_tool(
+    profiles: Profiles, name: str, declared: ToolProfile | None, description: str, properties: Mapping[str, Any]
+) -> BaseTool:
+    """Return the guarded tool that stands for an effect."""
+    schema = {"type": "object", "properties": dict(properties)}
+    held = {METADATA_KEY: declared} if declared is not None else None
+    tool = EffectTool(name=name, description=description or name, args_schema=schema, metadata=held)
+    return guard_tool(tool, profiles)
+
+
+def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
+    """Return the arrival of a call that code makes with exactly these arguments.
+
+    Raises:
+        AuthzDenied: it is outside every run.
+    """
+    found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
+    if found.engine is None:
+        found.refuse()
+    found.call, found.layer = replace(found.call, by_code=True), LAYER
+    return found
+
+
+class DeclaredEffect:
+    """Decorates a function, synchronous or asynchronous, or guards a block by `with` and `async with`.
+
+    A denial is `AuthzDenied`. A function that ran before and whose node runs again gives its first result.
+    A block cannot be skipped: if it ran before, entering it again is denied.
+    """
+
+    __slots__ = ("_arguments", "_declared", "_engine", "_given", "_name", "_profiles", "_running")
+
+    def __init__(
+        self,
+        profiles: Profiles,
+        name: str,
+        declared: ToolProfile | None,
+        arguments: Callable[..., Mapping[str, Any]] | None,
+        given: Mapping[str, Any],
+    ) -> None:
+        self._profiles, self._name, self._declared = profiles, name, declared
+        self._arguments, self._given = arguments, given
+
+    # --- a function ---
+
+    def __call__(self, function: F) -> F:
+        """Return the function, decided at each call.
+
+        Raises:
+            ConfigError: it is a tool, a generator or not callable, or the profile names what it does not take.
+        """
+        if not callable(function) or isinstance(function, type | BaseTool):
+            raise wrong(f"effect `{self._name}`", "a function", function)
+        if self._given:
+            raise ConfigError(f"effect `{self._name}`: a function brings its own arguments; leave {[*self._given]} out")
+        if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
+            raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
+        named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
+        properties = _properties(function, signature, left_out) if named is None else self._named()
+        tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
+
+        def arrived(args: Any, kwargs: Any) -> Arrival:
+            if named is not None:
+                return arrive(tool, dict(named(*args, **kwargs)))
+            return arrive(tool, _bound(signature, left_out, args, kwargs))
+
+        made: Any
+        if _is(inspect.iscoroutinefunction, function):
+
+            @functools.wraps(function)
+            async def made(*args: Any, **kwargs: Any) -> Any:
+                one, own = arrived(args, kwargs), functools.partial(function, *args, **kwargs)
+                return _outcome(await adrive(_engine(one), _flow(tool, one, lambda e: _run(e, own, acleaned))))
+
+        else:
+
+            @functools.wraps(function)
+            def made(*args: Any, **kwargs: Any) -> Any:
+                one, own = arrived(args, kwargs), functools.partial(function, *args, **kwargs)
+                return _outcome(drive(_engine(one), _flow(tool, one, lambda e: _run(e, own, cleaned))))
+
+        made.__runtime_authz_effect__ = tool
+        return made  # type: ignore[no-any-return]  # of the function's own signature
+
+    def _named(self) -> dict[str, Any]:
+        """Return the arguments that the profile names, where nothing else says which there are."""
+        found = self._profiles.declared.get(self._name) or self._declared
+        paths = [path for named in found.named().values() for path in named] if found is not None else []
+        return {path.split(".")[0]: {} for path in sorted(paths)}
+
+    # --- a block ---
+
+    def _arrived(self) -> Arrival:
+        tool = declared_tool(self._profiles, self._name, self._declared, "", self._named())
+        one = arrive(tool, self._given)
+        self._engine = _engine(one)
+        return one
+
+    def _opened(self, begun: Sequence[ToolExecution | Replay]) -> CurrentCall:
+        (one,) = begun
+        if isinstance(one, Replay):
+            raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+        self._running = one
+        return current_call()
+
+    def _failed(self, exc: BaseException | None) -> BaseException | None:
+        return self._running.clean_error(exc) if exc is not None else None
+
+    def __enter__(self) -> CurrentCall:
+        one = self._arrived()
+        return self._opened(drive(self._engine, begin_together([one])))
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        failed = self._failed(exc)
+        drive(self._engine, end_together([self._running], failed))
+        if failed is not None and failed is not exc:
+            raise failed from None
+
+    async def __aenter__(self) -> CurrentCall:
+        one = self._arrived()
+        return self._opened(await adrive(self._engine, begin_together([one])))
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        failed = self._failed(exc)
+        await adrive(self._engine, end_together([self._running], failed))
+        if failed is not None and failed is not exc:
+            raise failed from None
+
+
+# --- the road of a call -----------------------------------------------------------------------------------
+
+
+def _engine(one: Arrival) -> Engine:
+    engine: Any = one.engine
+    return engine  # type: ignore[no-any-return]  # `arrive` refuses without
+
+
+def _flow(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+    verdict = yield from arrived.decide()
+    if isinstance(verdict, Replay):
+        return _returned_before(verdict), None
+    execution = arrived.execution(guard_of(tool), verdict)
+    return (answer(verdict, None), None) if execution is None else (yield from execution.flow(code))
+
+
+def _returned_before(replay: Replay) -> Any:
+    """Return what the function returned when it ran.
+
+    Raises:
+        AuthzDenied: it was not JSON, and was not kept.
+    """
+    result: dict[str, Any] = json.loads(replay.result) if replay.result else {}
+    if "content" not in result:
+        raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+    return result["content"]
+
+
+def _run(execution: ToolExecution, code: Callable[[], Any], run: Callable[..., Any]) -> Any:
+    """Run the function by `cleaned`, or by `acleaned` if it is asynchronous."""
+    execution.admits(FUNCTION)
+    return run(code, execution.clean, execution.clean_error)
+
+
+def _outcome(outcome: Outcome) -> Any:
+    output, failed = outcome
+    try:
+        if failed is not None:
+            raise failed
+    finally:
+        del failed, outcome  # its traceback holds this frame
+    return output
+
+
+def begin_together(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
+    """Decide calls of one piece of code in one question, and begin all of them or none.
+
+    Raises:
+        AuthzDenied: one of them is denied.
+    """
+    first = arrivals[0]
+    run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
+    calls: list[Call] = []
+    ahead: dict[str, int] = {}
+    for one in arrivals:
+        number = (one.counts or {}).get(one.equal, 0) + ahead.get(one.equal, 0)
+        ahead[one.equal] = ahead.get(one.equal, 0) + 1
+        calls.append(replace(one.call, place=f"{task_id(one.config)}:{number}"))
+    if run is None:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    waiting = yield from decide_together(run, calls, first.config)
+    for one, pending in zip(arrivals, waiting, strict=True):
+        run.engine.tally.decided(run, "tool", one.call.tool, LAYER)
+        one.run, one.call, one.verdict = run, pending.call, pending.verdict
+    denied = next((pending.verdict for pending in waiting if isinstance(pending.verdict, Denial)), None)
+    if denied is not None:
+        for pending in waiting:
+            yield from pending.give_back()
+        answer(denied, None)  # raises
+    begun: list[ToolExecution | Replay] = []
+    for one in arrivals:
+        tool: Any = one.call.tool_ref
+        if isinstance(one.verdict, Replay):
+            one.settle()
+            begun.append(one.verdict)
+        elif one.verdict is not None and (execution := one.execution(guard_of(tool), one.verdict)) is not None:
+            execution.begin()
+            execution.admits(FUNCTION)
+            begun.append(execution)
+    return begun
+
+
+def end_together(begun: Sequence[ToolExecution | Replay], failed: BaseException | None) -> Flow[None]:
+    """End the calls that `begin_together` began."""
+    for one in reversed(begun):
+        if isinstance(one, ToolExecution) and (over := one.end(failed, None)) is not None:
+            yield (Conclude, over)
+
+
+# --- the arguments of a function --------------------------------------------------------------------------
+
+
+def _bound(
+    signature: inspect.Signature, left_out: frozenset[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments by name as the function receives them, without what the framework supplies."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            given |= value
+        elif name not in left_out and not isinstance(value, _SUPPLIED):
+            given[name] = list(value) if isinstance(value, tuple) else value
+    return given
+
+
+def _is(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Return True if a function, or the `__call__` of an object, is of a kind."""
+    return kind(function) or kind(getattr(type(function), "__call__", None))  # noqa: B004  (its own, not whether)
+
+
+def _left_out(function: Any) -> frozenset[str]:
+    """Return the parameters that no caller chooses: the object of a method, a config, a stream writer, a runtime."""
+    first = next(iter(inspect.signature(function).parameters), "")
+    hints = {name for name, hint in _hints(function).items() if hint in _SUPPLIED_TYPES or _supplies(hint)}
+    return frozenset(hints | ({first} & {"self", "cls"}))
+
+
+def _supplies(hint: Any) -> bool:
+    return isinstance(kind := get_origin(hint) or hint, type) and issubclass(kind, _SUPPLIED)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
+    except Exception:  # noqa: BLE001  (an annotation that nobody can resolve says nothing)
+        return {}
+
+
+def _properties(function: Any, signature: inspect.Signature, left_out: frozenset[str]) -> dict[str, Any]:
+    """Return the JSON schema of each argument, empty where the annotation has none."""
+    hints, found = _hints(function), dict[str, Any]()
+    for name in signature.parameters:
+        if name not in left_out:
+            try:
+                found[name] = TypeAdapter(hints[name]).json_schema() if name in hints else {}
+            except Exception:  # noqa: BLE001  (a class without a schema)
+                found[name] = {}
+    return found

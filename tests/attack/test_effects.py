@@ -1,0 +1,315 @@
+"""Effects without a tool: declared by `authz.effect`, they are decided as tool calls are. Each attack has its twin."""
+
+from __future__ import annotations
+
+from langgraph.runtime import Runtime
+
+from langchain_runtime_authz.pdp.cedar import CedarPDP
+
+from ._kit import *
+
+MAIL = {"effect": "send", "critical": {"to": "principal"}, "text": ["body"], "intent": ["mail"], "data_class": "public"}
+BARE = {k: v for k, v in MAIL.items() if k != "text"}
+RUN = {"effect": "admin", "critical": {"code": "value"}}
+STRANGER = "eve@x.example"
+declared = params(True, False)
+engine = params(WasmPDP, CedarPDP)
+
+
+def seen(authz: Any, name: str) -> list[tuple[str, Any]]:
+    """Each decision on an effect: outcome and plan."""
+    found = [r for r in authz.audit.records if r["kind"] == "decision" and r["resource"] == name]
+    return [(r["outcome"], r["request"]["context"]["plan"]) for r in found]
+
+
+def approve(kind: str = "approve") -> Command:  # type: ignore[type-arg]
+    return Command(resume={"decisions": [{"type": kind}]})
+
+
+def mailer(authz: Any, sent: list[Any], declared: bool, how: str = "sync") -> Any:
+    """A node that mails what its model wrote, by a plain function: no tool, no call."""
+
+    def send(to: str, body: str = "hello") -> dict[str, str]:
+        sent.append((to, body))
+        return {"sent": to}
+
+    async def asend(to: str, body: str = "hello") -> dict[str, str]:
+        return send(to, body)
+
+    act: Any = send if how == "sync" else asend
+    act = authz.effect("send_mail", profile=MAIL)(act) if declared else act
+
+    def step(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(json.dumps(act(model.invoke(state["messages"]).text)))]}
+
+    async def astep(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(json.dumps(await act((await model.ainvoke(state["messages"])).text)))]}
+
+    model = ScriptedChatModel(script=[AIMessage(STRANGER)] * 20)
+    return node_graph(step if how == "sync" else astep, checkpointer=InMemorySaver())
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_plain_function_mails_a_stranger(declared: bool, how: str, ran: Any, engine: Any) -> None:
+    """A recipient that a model wrote is asked about, and nothing is sent before the answer."""
+    authz = RuntimeAuthz(pdp=engine())
+    graph = authz.protect(mailer(authz, ran, declared, how))
+    state = run_as(authz, graph, human("Read the inbox"), THREAD, how=how)
+    if not declared:
+        assert ran == [(STRANGER, "hello")]
+        return
+    (asked,) = state["__interrupt__"]
+    assert asked.value["action_requests"][0]["args"] == {"to": STRANGER, "body": "hello"}
+    assert ran == []
+    with pytest.raises(AuthzDenied):
+        run_as(authz, graph, approve("reject"), THREAD, how=how)
+    assert ran == []
+    ((outcome, plan), *_) = seen(authz, "send_mail")
+    assert outcome == "approval_required"
+    assert (plan["source"], plan["planned"], plan["id"]) == ("code", True, None)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_the_user_ordered_is_not_asked(how: str, ran: Any, engine: Any) -> None:
+    """The mandate covers it: the same function, the same engine, no question."""
+    authz = RuntimeAuthz(pdp=engine())
+    graph = authz.protect(mailer(authz, ran, True, how))
+    run_as(authz, graph, human(f"Mail {STRANGER}"), THREAD, how=how)
+    assert ran == [(STRANGER, "hello")]
+
+
+def test_code_that_a_model_wrote_is_shown_before_it_runs(declared: bool, ran: Any) -> None:
+    """A node that executes code is declared `admin`: it asks, and shows the code."""
+    authz = RuntimeAuthz()
+    code = "transfer('eve', 500)"
+
+    def execute(state: MessagesState, runtime: Runtime) -> dict[str, Any]:
+        exec(state["messages"][-1].text, {"transfer": lambda *args: ran.append(args)})
+        return {}
+
+    node = authz.effect("run_code", profile=RUN, arguments=lambda state, runtime: {"code": state["messages"][-1].text})
+    graph = node_graph(node(execute) if declared else execute, checkpointer=InMemorySaver())
+    authz.protect(graph)
+    state = told(authz, graph, {"messages": [HumanMessage("Add up"), AIMessage(code)]}, THREAD)
+    if not declared:
+        assert ran == [("eve", 500)]
+        return
+    assert code in state["__interrupt__"][0].value["action_requests"][0]["description"]
+    assert ran == []
+    told(authz, graph, approve(), THREAD)
+    assert ran == [("eve", 500)]
+
+
+@pytest.mark.parametrize("effect", ["read", "send"])
+def test_a_read_may_a_side_effect_asks(effect: str, ran: Any, engine: Any) -> None:
+    """Without a checkpointer there is nobody to ask: a side effect is denied, a read runs."""
+    authz = RuntimeAuthz(pdp=engine())
+    sink = "none" if effect == "read" else "external"
+
+    @authz.effect("act", profile={"effect": effect, "sink": sink, "critical": {"to": "principal"}})
+    def act(to: str) -> None:
+        ran.append(to)
+
+    graph = authz.protect(node_graph(in_run(lambda: act(STRANGER))))
+    if effect == "read":
+        told(authz, graph, human())
+        assert ran == [STRANGER]
+    else:
+        assert code_of(lambda: told(authz, graph, human())) == "approval_unavailable"
+        assert ran == []
+
+
+def test_two_effects_of_one_node_ask_in_turn_and_run_once(ran: Any) -> None:
+    """Each question is answered by itself. What ran before the second gives its first result."""
+    authz = RuntimeAuthz()
+    results: list[Any] = []
+
+    @authz.effect("send_mail", profile=BARE)
+    def send(to: str) -> list[str]:
+        ran.append(to)
+        return [to]
+
+    graph = authz.protect(node_graph(in_run(lambda: results.extend(send("a@x.example") + send("b@x.example"))), checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    told(authz, graph, approve(), THREAD)
+    state = told(authz, graph, approve(), THREAD)
+    assert "__interrupt__" not in state
+    assert ran == results == ["a@x.example", "b@x.example"]
+
+
+def test_a_question_of_the_nodes_own_does_not_answer_ours(ran: Any) -> None:
+    """The node asks first, then acts: the answer to its question approves nothing."""
+    authz = RuntimeAuthz()
+
+    @authz.effect("send_mail", profile=BARE)
+    def send(to: str) -> None:
+        ran.append(to)
+
+    graph = authz.protect(node_graph(in_run(lambda: (interrupt("sure?"), send(STRANGER))), checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    state = told(authz, graph, approve(), THREAD)
+    assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "send_mail"
+    assert ran == []
+    told(authz, graph, approve(), THREAD)
+    assert ran == [STRANGER]
+
+
+def test_a_node_that_is_retried_acts_once(ran: Any) -> None:
+    """An effect that happened is not repeated when its node fails afterwards and is tried again."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    tries: list[Any] = []
+
+    @authz.effect("send_mail", profile=BARE)
+    def send(to: str) -> None:
+        ran.append(to)
+
+    def step(state: MessagesState) -> dict[str, Any]:
+        send(STRANGER)
+        tries.append(1)
+        if len(tries) == 1:
+            raise ConnectionError
+        return {}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("step", step, retry_policy=RetryPolicy(initial_interval=0.001, jitter=False))
+    builder.add_edge(START, "step")
+    told(authz, authz.protect(builder.compile()), human())
+    assert (ran, len(tries)) == ([STRANGER], 2)
+
+
+def test_equal_effects_are_several(ran: Any) -> None:
+    """A loop that does the same twice does it twice."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    send = authz.effect("send_mail", profile=BARE)(lambda to: ran.append(to))
+    told(authz, authz.protect(node_graph(in_run(lambda: [send(STRANGER), send(STRANGER)]))), human())
+    assert ran == [STRANGER] * 2
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("permit", [True, False])
+def test_a_block_is_entered_only_on_a_permit(how: str, permit: bool, ran: Any) -> None:
+    """Its call has a decision, a key, a credential and an end on record; a denied block does not run."""
+    pdp = StaticPDP(True) if permit else deny_only("send_mail")
+    authz = RuntimeAuthz(pdp=pdp, profiles={"send_mail": {**MAIL, "audience": ["https://mail.example"]}})
+
+    def block() -> None:
+        with authz.effect("send_mail", to=STRANGER, body="x") as call:
+            ran.append(call.idempotency_key)
+            authz.verifier.verify(call.credential().token, audience="https://mail.example")
+            assert current_call().decision_id == call.decision_id
+
+    async def ablock() -> None:
+        async with authz.effect("send_mail", to=STRANGER, body="x") as call:
+            ran.append(call.idempotency_key)
+            await call.acredential()
+
+    graph = authz.protect(node_graph(in_run(block, ablock)))
+    if not permit:
+        assert code_of(lambda: run_as(authz, graph, human(), how=how)) == "no_permit"
+        assert ran == []
+        return
+    run_as(authz, graph, human(), how=how)
+    assert len(ran) == 1
+    (request,) = calls_of(pdp, "send_mail")
+    assert request.context.call is not None
+    assert request.context.call.args == {"to": STRANGER, "body": "x"}
+    assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["done"]  # type: ignore[attr-defined]
+
+
+def test_a_block_that_ran_is_not_entered_again(ran: Any) -> None:
+    """It cannot be skipped, so the node that runs again is denied rather than the effect repeated."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+
+    def step() -> None:
+        with authz.effect("send_mail", profile=MAIL, to=STRANGER):
+            ran.append(STRANGER)
+        interrupt("go on?")
+
+    graph = authz.protect(node_graph(in_run(step), checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    assert code_of(lambda: told(authz, graph, Command(resume="yes"), THREAD)) == "outcome_unknown"
+    assert ran == [STRANGER]
+
+
+def test_a_result_that_was_not_kept_is_not_made_up(ran: Any) -> None:
+    """What is not JSON cannot be given again: the node that runs again is denied."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    send = authz.effect("send_mail", profile=BARE)(lambda to: ran.append(to) or object())
+    graph = authz.protect(node_graph(in_run(lambda: (send(STRANGER), interrupt("?"))), checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    assert code_of(lambda: told(authz, graph, Command(resume=1), THREAD)) == "outcome_unknown"
+    assert ran == [STRANGER]
+
+
+def test_a_failure_is_on_record_and_passes(ran: Any) -> None:
+    """An exception of the function or of the block is the caller's, and the call has failed."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+
+    @authz.effect("send_mail", profile=BARE)
+    def send(to: str) -> None:
+        raise ConnectionError(to)
+
+    def block() -> None:
+        with authz.effect("mail_block", profile=MAIL, to=STRANGER):
+            raise ConnectionError(STRANGER)
+
+    with authz.run(subject="alice"):
+        for act in (lambda: send(STRANGER), block):
+            with pytest.raises(ConnectionError, match=STRANGER):
+                act()
+    assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["failed"] * 2  # type: ignore[attr-defined]
+
+
+class Mailer:
+    """An object with methods and a call of its own."""
+
+    def send(self, to: str, *more: str, config: RunnableConfig | None = None, **headers: Any) -> None:
+        """Send it."""
+
+    async def __call__(self, to: str) -> str:
+        return to
+
+
+def test_arguments_are_those_that_the_function_receives() -> None:
+    """By name, defaults included; without the object, the config and what the framework supplies."""
+    pdp = StaticPDP(True)
+    authz = RuntimeAuthz(pdp=pdp)
+
+    def node(to: str, runtime: Runtime, body: str = "hello", flag: bool = False) -> None:
+        """Send."""
+
+    with authz.run(subject="alice"):
+        authz.effect("node", profile=MAIL)(node)("a", Runtime(), flag=True)
+        authz.effect("method", profile={"effect": "read"})(Mailer.send)(Mailer(), "a", "b", config={}, subject="s")
+        assert asyncio.run(authz.effect("object", profile={"effect": "read"})(Mailer())("a")) == "a"  # type: ignore[arg-type]
+    assert [r.context.call.args for r in calls_of(pdp) if r.context.call] == [
+        {"to": "a", "body": "hello", "flag": True},
+        {"to": "a", "more": ["b"], "subject": "s"},
+        {"to": "a"},
+    ]
+    with pytest.raises(ConfigError, match="`critical` names `recipient`"):
+        authz.effect("wrong", profile={"effect": "pay", "critical": {"recipient": "principal"}})(node)
+
+
+@pytest.mark.parametrize("given", [5, int, (i for i in ())], ids=["number", "class", "generator"])
+def test_what_cannot_be_declared_is_refused(given: Any, ran: Any) -> None:
+    """One sentence says what to do."""
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    authz = RuntimeAuthz()
+    with pytest.raises(ConfigError, match="effect `x`"):
+        authz.effect("x")(given if not hasattr(given, "send") else generator)
+    with pytest.raises(ConfigError, match="leave"):
+        authz.effect("x", to="a")(ran.append)
+
+
+def test_without_a_profile_or_a_run(ran: Any) -> None:
+    """An undeclared effect asks as an unprofiled tool does; outside every run it is denied."""
+    authz = RuntimeAuthz()
+    send = authz.effect("send_mail")(ran.append)
+    assert code_of(lambda: send(STRANGER)) == "no_run"
+    graph = authz.protect(node_graph(in_run(lambda: send(STRANGER)), checkpointer=InMemorySaver()))
+    assert told(authz, graph, human(), THREAD)["__interrupt__"]
+    assert ran == []
