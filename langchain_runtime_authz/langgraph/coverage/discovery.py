@@ -27,6 +27,7 @@ from langchain_runtime_authz.langgraph._private import (
     imports_anything,
     is_task_function,
 )
+from langchain_runtime_authz.langgraph.coverage.provider_tools import provider_rows, tools_in
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, CoverageReport, Row
 from langchain_runtime_authz.langgraph.coverage.secrets import secrets_of
 from langchain_runtime_authz.langgraph.effect import LAYER, EffectTool
@@ -59,18 +60,6 @@ _CLIENTS = (
     "subprocess urllib urllib3"
 )
 REACHING_OUT: Final = frozenset(_CLIENTS.split())
-# Descriptions of tools that run here, in the forms that LangChain's model integrations accept.
-_RUN_HERE: Final = frozenset(("function", "custom"))
-_DESCRIBES_A_FUNCTION: Final = frozenset(
-    ("input_schema", "inputSchema", "function_declarations", "toolSpec", "parameters", "properties"),
-)
-# Types of content blocks, messages and JSON schemas, which stand in lists of their own.
-_BLOCKS = (
-    "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
-    "number object reasoning string system text thinking tool_call tool_result tool_use user"
-)
-_NO_TOOL: Final = frozenset(_BLOCKS.split())
-_GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps"))
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
     ("middleware",): "models that middleware before ours calls are not seen: call `authz.protect` on the root graph",
@@ -276,14 +265,14 @@ class _Look:
         if isinstance(value, MODELS):
             layers = self._model_layers(gated, around)
             yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
-            yield from _provider_rows(held_by_model(value), label, route, strict=False)
+            yield from provider_rows(held_by_model(value), label, route, strict=False)
         elif isinstance(value, dict) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str):
             # An agent of another server by its description: deepagents' `AsyncSubAgent`.
             yield Row("remote graph", value["name"], label, (), _ELSEWHERE, route)
         elif isinstance(value, Mapping):
-            yield from _provider_rows(_tools_in(value), label, route, strict=False)
+            yield from provider_rows(tools_in(value), label, route, strict=False)
         elif isinstance(value, list | tuple):
-            yield from _provider_rows(value, label, route, strict=True)
+            yield from provider_rows(value, label, route, strict=True)
         elif isinstance(value, StateGraph):
             layers = ("protected builder",) if owner_of(value) is self.protection else ()
             note = "" if layers else "a builder that is compiled at run time: call `authz.protect` on the builder"
@@ -352,47 +341,6 @@ def _package(value: Any) -> str:
     else:
         name = (value if isinstance(value, type) else type(value)).__module__
     return str(name or "").split(".", 1)[0]
-
-
-def _tools_in(bound: Any) -> list[Any]:
-    """Return the tools among the arguments that a model is bound to, with the servers that its provider calls."""
-    if not isinstance(bound, dict):  # other mappings may refuse a string
-        return []
-    tools, servers = bound.get("tools"), bound.get("mcp_servers")
-    listed = list(tools) if isinstance(tools, list | tuple) else []
-    addressed = isinstance(servers, list) and any(isinstance(s, Mapping) and "url" in s for s in servers)
-    return [*listed, {"type": "mcp_servers"}] if addressed else listed
-
-
-def _provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Yield the tools that run at the model provider. `strict` for a list that may be anything."""
-    tools = list(tools)
-    if strict and not all(isinstance(t, BaseTool | FunctionType) or _is_tool(t) for t in tools):
-        return
-    for tool in tools:
-        if (name := _provider_tool(tool)) is not None:
-            yield Row("provider tool", name, label, (), "runs at the model provider, unseen", route)
-
-
-def _is_tool(tool: Any) -> bool:
-    if _provider_tool(tool) is not None:
-        return True
-    if not isinstance(tool, dict):  # other mappings may refuse a string
-        return False
-    kind = tool.get("type")  # of some other mapping it may be anything
-    return (isinstance(kind, str) and kind in _RUN_HERE) or not _DESCRIBES_A_FUNCTION.isdisjoint(tool)
-
-
-def _provider_tool(tool: Any) -> str | None:
-    """Return the name of a tool that the provider runs; `None` for anything else."""
-    if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
-        return None
-    kind = tool.get("type")
-    if isinstance(kind, str):
-        return None if kind in _RUN_HERE | _NO_TOOL or not _DESCRIBES_A_FUNCTION.isdisjoint(tool) else kind
-    # Google names the tool by its only key.
-    (key, *more) = tool
-    return key if not more and key in _GOOGLE else None
 
 
 def _unpickles(saver: Any) -> str:
