@@ -50,7 +50,6 @@ __all__ = ["RuntimeAuthz", "TaskSources"]
 
 MAX_NAMED = 5  # tools named in the warning
 G = TypeVar("G")
-
 GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
